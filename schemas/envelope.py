@@ -1,0 +1,153 @@
+"""The envelope: CloudEvents 1.0 in Kafka binary mode (ce_* headers, JSON body), to bytes and back.
+
+Spec: CloudEvents 1.0.2, Kafka protocol binding section 3.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar, TypeVar
+
+from pydantic import Field, JsonValue, ValidationError
+
+from schemas.values import DEFAULT_OWNER, ID_PATTERN, OWNER_PATTERN, Profile, Value, job_id_of
+
+CONTENT_TYPE = "application/json"
+SPEC_VERSION = "1.0"
+# The namespace of every event id: uuid5(NAMESPACE, "image|generation|stage|parameters").
+NAMESPACE = uuid.UUID("6d1b3d9e-6f2c-5d53-9a9b-1c5a3fd1e0aa")
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+def now() -> str:
+    """Return the time as RFC 3339 text in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class NotAnEvent(ValueError):
+    """These bytes and headers are not an event we know. `unknown` tells a foreign type from a broken body."""
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
+
+
+class Event(Value):
+    """What every event says: of which image, whose, which run, which stages it must pass."""
+
+    type: ClassVar[str]
+    stage: ClassVar[str] = ""
+
+    image_id: str = Field(pattern=ID_PATTERN, description="UUIDv7 as text; the Kafka key")
+    owner: str = Field(default=DEFAULT_OWNER, pattern=OWNER_PATTERN, description="the tenant")
+    generation: int = Field(default=1, ge=1, description="the fence: anything of a lower generation is dropped")
+    profile: Profile = Field(default_factory=Profile)
+    occurred_at: str = Field(default_factory=now, description="RFC 3339, UTC")
+
+    @property
+    def job_id(self) -> str:
+        """The id of this run of this image."""
+        return job_id_of(self.image_id, self.generation)
+
+    def key(self) -> bytes:
+        """Return the Kafka key."""
+        return self.image_id.encode()
+
+    def producing_stage(self) -> str:
+        """Return the name of the stage whose work this event says; part of the event's id."""
+        return self.stage
+
+    def identity(self) -> str:
+        """Return what sets this event apart among those its stage says of one generation, '' if it says one."""
+        return ""
+
+    @property
+    def id(self) -> str:
+        """Return the deterministic ce_id: the same work says the same id, however often it is done."""
+        parts = (self.image_id, str(self.generation), self.type, self.producing_stage(), self.identity())
+        return str(uuid.uuid5(NAMESPACE, "|".join(parts)))
+
+    def body(self) -> bytes:
+        """Return the JSON body."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    def headers(self, *, source: str, traceparent: str | None = None) -> Headers:
+        """Return the CloudEvents headers of Kafka binary mode."""
+        headers = [
+            ("ce_specversion", SPEC_VERSION),
+            ("ce_id", self.id),
+            ("ce_type", self.type),
+            ("ce_source", source),
+            ("ce_subject", self.image_id),
+            ("ce_time", self.occurred_at),
+            ("content-type", CONTENT_TYPE),
+        ]
+        if traceparent:
+            headers.append(("traceparent", traceparent))
+        return tuple((name, value.encode()) for name, value in headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message of a log, before anybody has looked inside."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    timestamp_ms: int = 0
+
+    def header(self, name: str) -> str | None:
+        """Return the last header of that name as text, or None."""
+        for found, value in reversed(self.headers):
+            if found == name:
+                return value.decode("utf-8", "replace") if value is not None else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to be produced; topic is the logical name, without the prefix."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = field(default=())
+
+
+def parameters_hash(parameters: Mapping[str, JsonValue]) -> str:
+    """Return 16 hex digits that name a set of parameters: equal sets, equal names."""
+    canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+E = TypeVar("E", bound=Event)
+
+
+def decode(record: Record, accepted: Iterable[type[E]]) -> E:
+    """Return the event a record carries. Raises NotAnEvent, whatever the bytes are."""
+    wanted = record.header("ce_type")
+    if wanted is None:
+        raise NotAnEvent("the message has no ce_type header")
+    for kind in accepted:
+        if kind.type == wanted:
+            break
+    else:
+        raise NotAnEvent(f"nobody here reads events of type {wanted[:200]!r}", unknown=True)
+    if not record.value:
+        raise NotAnEvent("the message has no body")
+    try:
+        event = kind.model_validate_json(record.value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise NotAnEvent(f"{place}: {first['msg']}") from error
+    return event

@@ -1,0 +1,115 @@
+"""What a stage computes: the body of the stored result, and of the fact that announces it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field
+
+from schemas.values import DetectedObject, ModelRef, ObjectRef, Rendition, TextSpan, Value, Vector
+
+
+class StageResult(Value):
+    """A computed result. Subclasses that wrote objects name them, so that the runtime can rehome them."""
+
+    def objects(self) -> Mapping[str, ObjectRef]:
+        """Return the objects the stage wrote for this result, by file name within the image's folder."""
+        return {}
+
+    def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
+        """Return the same result pointing at other copies of its objects."""
+        return self
+
+    def models(self) -> tuple[ModelRef, ...]:
+        """Return the weights that answered."""
+        return ()
+
+
+class FetchedOriginal(StageResult):
+    """Bytes brought from a URL."""
+
+    original: ObjectRef
+    final_url: str
+    http_status: int
+
+
+class Colour(Value):
+    """One colour of the palette."""
+
+    hex: str = Field(pattern=r"^#[0-9A-F]{6}$")
+    share: float = Field(ge=0, le=1, description="share of the image's pixels")
+
+
+class CaptureDetails(Value):
+    """Private: kept only when the sanitizer is told to."""
+
+    captured_at: str | None = None
+    camera: str | None = None
+
+
+class SanitizedImage(StageResult):
+    """A safe, upright, metadata-free sRGB image, and what is known of it."""
+
+    master: ObjectRef
+    width: int = Field(gt=0, description="pixels, upright")
+    height: int = Field(gt=0, description="pixels, upright")
+    source_format: str = Field(examples=["jpeg"])
+    frames: int = Field(ge=1)
+    has_alpha: bool = False
+    perceptual_hash: str = Field(description="64-bit pHash, 16 hex digits")
+    dominant_colour: str = Field(pattern=r"^#[0-9A-F]{6}$")
+    palette: tuple[Colour, ...] = ()
+    thumbhash: str = Field(description="ThumbHash, base64")
+    capture: CaptureDetails | None = None
+
+    def objects(self) -> Mapping[str, ObjectRef]:
+        return {self.master.key.rsplit("/", 1)[-1]: self.master}
+
+    def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
+        return self.model_copy(update={"master": next(iter(objects.values()))})
+
+
+class ResizedImage(StageResult):
+    """The renditions of an image, largest last."""
+
+    renditions: tuple[Rendition, ...]
+
+    def objects(self) -> Mapping[str, ObjectRef]:
+        return {r.object.key.rsplit("/", 1)[-1]: r.object for r in self.renditions}
+
+    def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
+        moved = (r.model_copy(update={"object": objects[r.object.key.rsplit("/", 1)[-1]]}) for r in self.renditions)
+        return self.model_copy(update={"renditions": tuple(moved)})
+
+
+class ReadText(StageResult):
+    """The text of an image in reading order. No spans means no text was found, which is a result."""
+
+    content: str
+    spans: tuple[TextSpan, ...]
+    policy: str = Field(examples=["auto"])
+    engines: tuple[ModelRef, ...] = ()
+
+    def models(self) -> tuple[ModelRef, ...]:
+        return self.engines
+
+
+class DetectedObjects(StageResult):
+    """The objects of an image, most confident first."""
+
+    objects_found: tuple[DetectedObject, ...]
+    model: ModelRef
+
+    def models(self) -> tuple[ModelRef, ...]:
+        return (self.model,)
+
+
+class ImageEmbedding(StageResult):
+    """The L2-normalised CLIP vector of an image."""
+
+    vector: Vector
+    model: ModelRef
+
+    def models(self) -> tuple[ModelRef, ...]:
+        return (self.model,)

@@ -1,0 +1,157 @@
+"""Every metric, each with its meaning and what to do about it. Dashboards and alerts are tested against this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What an operator needs to know of a metric."""
+
+    name: str
+    meaning: str
+    action: str
+
+
+ADVICE: list[Advice] = []
+
+
+def _noted(name: str, meaning: str, action: str) -> tuple[str, str]:
+    ADVICE.append(Advice(name, meaning, action))
+    return name, meaning
+
+
+EVENTS = Counter(
+    *_noted(
+        "darkroom_events_total",
+        "Events finished by a stage, by how they ended (emitted, skipped, rejected, retried, dead, ignored, gone).",
+        "A rising share of `retried` names a slow dependency; of `dead`, a bug: see the dead letters.",
+    ),
+    ["stage", "outcome"],
+)
+STAGE_SECONDS = Histogram(
+    *_noted(
+        "darkroom_stage_duration_seconds",
+        "Time from taking an event to its outputs being delivered.",
+        "Scale the stage, or look which part of it grew.",
+    ),
+    ["stage"],
+    buckets=_SECONDS,
+)
+COMPUTE_SECONDS = Histogram(
+    *_noted("darkroom_compute_duration_seconds", "Time of the stage's own work, one try.", "Compare with the bench."),
+    ["stage"],
+    buckets=_SECONDS,
+)
+EVENT_AGE_SECONDS = Histogram(
+    *_noted(
+        "darkroom_event_age_seconds",
+        "Age of an event when its stage takes it: the time it waited.",
+        "Grows with lag: scale the stage.",
+    ),
+    ["stage"],
+    buckets=_SECONDS,
+)
+BATCH_SIZE = Histogram(
+    *_noted("darkroom_batch_size", "Events per call of a batched stage.", "Always 1 under load: raise batch_wait_s."),
+    ["stage"],
+    buckets=_BATCH,
+)
+IN_FLIGHT = Gauge(
+    *_noted("darkroom_in_flight_events", "Events taken and not yet done.", "At its bound: the stage is saturated."),
+    ["stage"],
+)
+LAG = Gauge(
+    *_noted(
+        "darkroom_consumer_lag_events",
+        "Events on the topic's partitions this worker owns, not yet committed.",
+        "The scaling signal; if it grows while replicas are at their maximum, add partitions or capacity.",
+    ),
+    ["stage", "topic", "partition"],
+)
+RESULTS_REUSED = Counter(
+    *_noted(
+        "darkroom_results_reused_total",
+        "Results found instead of computed.",
+        "None during a replay: a stage version or a parameter changed.",
+    ),
+    ["stage"],
+)
+RETRIES = Counter(
+    *_noted(
+        "darkroom_retries_total",
+        "Tries that failed in a way that may pass, by where the next one happens (in-place, or the delay's name).",
+        "Look at the named dependency.",
+    ),
+    ["stage", "where"],
+)
+DEAD_LETTERS = Counter(
+    *_noted(
+        "darkroom_dead_letters_total",
+        "Events given up on, by stable code.",
+        "`darkroom dead-letters list`; mend the cause, then replay.",
+    ),
+    ["stage", "code"],
+)
+REJECTIONS = Counter(
+    *_noted("darkroom_rejections_total", "Images refused, by stable code.", "Normal; a jump names a bad sender."),
+    ["stage", "code"],
+)
+MODEL_AVAILABLE = Gauge(
+    *_noted(
+        "darkroom_model_available",
+        "1 if the stage's model is loaded and answered its golden image rightly, 0 if the stage skips.",
+        "0: `darkroom models verify` says why.",
+    ),
+    ["stage", "model"],
+)
+WATCHDOG_LAG = Gauge(
+    *_noted("darkroom_event_loop_lag_seconds", "How late the event loop is.", "Above 1: something blocks the loop."),
+    ["process"],
+)
+HTTP_REQUESTS = Counter(
+    *_noted("darkroom_http_requests_total", "HTTP requests by route and status.", "5xx: see the log by trace id."),
+    ["app", "route", "method", "status"],
+)
+HTTP_SECONDS = Histogram(
+    *_noted("darkroom_http_request_duration_seconds", "Time to answer.", "Uploads: storage or Kafka is slow."),
+    ["app", "route"],
+    buckets=_SECONDS,
+)
+UPLOAD_BYTES = Counter(
+    *_noted("darkroom_upload_bytes_total", "Bytes accepted by the ingest gateway.", "For capacity planning."),
+    ["app"],
+)
+IMAGES = Counter(
+    *_noted("darkroom_images_total", "Images that ended, by state.", "`failed` above zero: see the dead letters."),
+    ["state"],
+)
+IMAGE_SECONDS = Histogram(
+    *_noted(
+        "darkroom_image_duration_seconds",
+        "Time from an image's acceptance to its end.",
+        "The promise to users; find the slow stage in darkroom_event_age_seconds.",
+    ),
+    ["state"],
+    buckets=_SECONDS,
+)
+
+
+def names() -> set[str]:
+    """Return every series name the registry can expose, as Prometheus spells it."""
+    found: set[str] = set()
+    for metric in REGISTRY.collect():
+        if not metric.name.startswith("darkroom_"):
+            continue
+        found.add(metric.name)
+        if metric.type == "counter":
+            found.add(metric.name + "_total")
+        if metric.type == "histogram":
+            found |= {metric.name + suffix for suffix in ("_bucket", "_count", "_sum")}
+    return found

@@ -1,0 +1,127 @@
+"""The stage contract: what an agent is, said without Kafka.
+
+A stage is a pure description. Its function turns events into results; the runtime decodes, looks whether the
+result is already there, retries, stores, announces, counts, dead-letters and acks. A stage never retries,
+counts, logs-and-continues, or sees offsets, headers, Faust or the dead letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import Field, JsonValue
+
+from schemas.envelope import Event
+from schemas.results import StageResult
+from schemas.values import ErrorCode, ObjectRef, StageReport
+from streams.files import FileStore
+from streams.settings import Group, Settings
+from streams.topics import Topic
+
+
+class StageSettings(Group):
+    """Settings every stage has. Subclasses add their own limits."""
+
+    concurrency: int = Field(4, ge=1, description="events worked on at once")
+    buffer: int = Field(32, ge=1, description="events fetched ahead (Faust's buffer and max.poll.records)")
+    deadline_s: float = Field(60.0, gt=0, description="seconds one try may take")
+    batch_size: int = Field(1, ge=1, description="most events per call of a batched stage")
+    batch_wait_s: float = Field(0.02, ge=0, description="seconds to wait for a batch to fill")
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Say these events, in this order. `(topic, event)`; the runtime awaits their delivery."""
+
+    events: tuple[tuple[Topic, Event], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Not done, and that is fine. A `reported` skip becomes a fact on the image; else it is only counted."""
+
+    code: ErrorCode
+    message: str = ""
+    reported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The image is bad: final, public, nobody is paged."""
+
+    code: ErrorCode
+    message: str
+
+
+Outcome = Emit | Skip | Reject
+
+I = TypeVar("I", bound=Event)  # noqa: E741 - the stage's input
+T = TypeVar("T")  # the stage's tools
+R = TypeVar("R", bound=StageResult)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What the runtime knows when a result is there: for the stage to put into its events."""
+
+    report: StageReport
+    result: ObjectRef  # where the result is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Once(Generic[I, T, R]):
+    """Compute once: how a result is named, stored, and turned into events.
+
+    `input` names the bytes the result depends on; `parameters` everything else that changes it (settings of the
+    stage, weights, the event's own profile parameters). Equal owner, input, stage, version and parameters: equal
+    result, so it is looked up before work and stored after it.
+    """
+
+    result: type[R]
+    input: Callable[[I], ObjectRef]
+    parameters: Callable[[I, T], Mapping[str, JsonValue]]
+    announce: Callable[[I, R, Announcement], Emit]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the runtime lends a stage when it opens: shared clients, already connected."""
+
+    settings: Settings
+    files: FileStore
+
+
+ProcessBatch = Callable[[Sequence[I], T], Awaitable[Sequence["R | Emit | Skip | Reject | Exception"]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Generic[I, T, R]):
+    """One agent. `name` is also consumer group, metric label, log field and Kubernetes name.
+
+    Exactly one of `process` (one event) and `process_batch` (a list of events; one answer each, in the same order,
+    an exception standing for a failed item) is given. With `once`, the answers are results; without, outcomes.
+    `failed` and `refused` say what to tell the world when an event is given up on or an image refused; the runtime
+    has defaults for them (streams.reports).
+    """
+
+    name: str
+    version: str
+    consumes: tuple[Topic, ...]
+    emits: tuple[Topic, ...]
+    settings: type[StageSettings]
+    open: Callable[[Any, Resources], AbstractAsyncContextManager[T]]
+    process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
+    process_batch: ProcessBatch[I, T, R] | None = None
+    once: Once[I, T, R] | None = None
+    needs_vectors: bool = field(default=False)  # opens the read model, which is in process by default
+
+    def __post_init__(self) -> None:
+        if (self.process is None) == (self.process_batch is None):
+            raise ValueError(f"stage {self.name}: give either process or process_batch")
+
+    def accepts(self) -> tuple[type[Event], ...]:
+        """Return the event types of the topics this stage consumes."""
+        return tuple(kind for topic in self.consumes for kind in topic.events)

@@ -1,0 +1,111 @@
+"""The one table of topics: creation, AsyncAPI, scaling triggers and the docs come from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from schemas import facts, intake, outcomes
+from schemas.envelope import Event
+
+DELAY_TIERS: dict[str, float] = {"30s": 30.0, "5m": 300.0, "30m": 1800.0}  # name -> seconds
+AGENTS = ("fetcher", "sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
+
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic: its logical name (the configured prefix comes before it) and its contract."""
+
+    name: str
+    key: str
+    events: tuple[type[Event], ...]
+    retention: timedelta
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    purpose: str
+    keyed: bool = field(default=True)  # keyed topics all have the same number of partitions
+
+    def settings(self) -> dict[str, str]:
+        """Return the broker's topic settings. 256 KiB a message enforces the claim check."""
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+            "max.message.bytes": "262144",
+        }
+
+
+UPLOADED = Topic(
+    "image.uploaded", "image id", (intake.ImageUploaded,), 7 * _DAY,
+    ("gateway", "any service"), ("sanitizer",), "An original is in the object store: make it safe.",
+)  # fmt: skip
+FETCH_REQUESTED = Topic(
+    "image.fetch-requested", "source host", (intake.FetchRequested,), 7 * _DAY,
+    ("gateway", "any service"), ("fetcher",), "Bring an image from a URL.",
+)  # fmt: skip
+FETCHED = Topic(
+    "image.fetched", "image id", (intake.ImageFetched,), 7 * _DAY,
+    ("fetcher",), ("sanitizer",), "The original came from a URL: make it safe.",
+)  # fmt: skip
+SANITIZED = Topic(
+    "image.sanitized", "image id", (facts.ImageSanitized,), 7 * _DAY,
+    ("sanitizer",), ("resizer", "ocr", "detector", "embedder"), "The safe master is stored: analyse it.",
+)  # fmt: skip
+FACTS = Topic(
+    "image.facts", "image id", facts.FACTS, 7 * _DAY,
+    ("every agent", "gateway"), ("indexer",), "Everything that is now true of an image.",
+)  # fmt: skip
+OUTCOMES = Topic(
+    "image.outcomes", "image id", outcomes.OUTCOMES, 3 * _DAY,
+    ("indexer",), ("any service",), "How an image ended, once per generation.",
+)  # fmt: skip
+
+PIPELINE: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED, FETCHED, SANITIZED, FACTS, OUTCOMES)
+
+
+def delay_topic(agent: str, tier: str) -> str:
+    """Return the logical name of an agent's delay topic."""
+    return f"{agent}.delay.{tier}"
+
+
+def retry_topic(agent: str) -> str:
+    """Return the logical name of the topic an agent reads beside its main ones."""
+    return f"{agent}.retry"
+
+
+def dead_topic(agent: str) -> str:
+    """Return the logical name of an agent's dead letters."""
+    return f"{agent}.dead"
+
+
+def _consumed_by(agent: str) -> tuple[type[Event], ...]:
+    return tuple(kind for topic in PIPELINE if agent in topic.readers for kind in topic.events)
+
+
+def agent_topics(agent: str) -> tuple[Topic, ...]:
+    """Return the topics that belong to one consumer group: delays, retry, dead letters."""
+    events = _consumed_by(agent)
+    delays = (
+        Topic(
+            delay_topic(agent, tier), "as the original", events, timedelta(seconds=seconds) + 3 * _DAY,
+            (agent,), ("router",), f"Events {agent} tries again {tier} later.",
+        )
+        for tier, seconds in DELAY_TIERS.items()
+    )  # fmt: skip
+    return (
+        *delays,
+        Topic(
+            retry_topic(agent), "as the original", events, 7 * _DAY,
+            ("router", "dead-letters replay"), (agent,), f"Events whose delay is over, for {agent} alone.",
+        ),
+        Topic(
+            dead_topic(agent), "as the original", events, 30 * _DAY,
+            (agent,), ("dead-letters",), f"Events {agent} gave up on, byte for byte, with the reason in headers.",
+        ),
+    )  # fmt: skip
+
+
+def all_topics() -> tuple[Topic, ...]:
+    """Return every topic Darkroom uses."""
+    return (*PIPELINE, *(topic for agent in AGENTS for topic in agent_topics(agent)))

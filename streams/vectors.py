@@ -1,0 +1,133 @@
+"""The read model: one Qdrant collection of images, written by facts, read by queries.
+
+Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import Field, JsonValue
+
+from schemas.results import CaptureDetails, Colour
+from schemas.values import DetectedObject, ImageState, ObjectRef, Rendition, StageState, Value
+from streams.settings import QdrantSettings
+
+VECTOR = "clip"
+DIMENSIONS = 512
+
+
+class StageRecord(Value):
+    """What is known of one stage of one image."""
+
+    state: StageState
+    version: str = ""
+    attempts: int = 1
+    duration_ms: int = 0
+    reused: bool = False
+    reason: str | None = None  # an ErrorCode, when skipped, rejected or failed
+    message: str | None = None
+    result: ObjectRef | None = None
+    finished_at: str | None = None
+
+
+class ImageRecord(Value):
+    """One image as the read model knows it."""
+
+    image_id: str
+    owner: str
+    generation: int
+    state: ImageState = ImageState.PROCESSING
+    deleted: bool = False
+    required: tuple[str, ...] = ()
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+    bucket: str = "default"
+    filename: str | None = None
+    source_url: str | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict)
+    original: ObjectRef | None = None
+    master: ObjectRef | None = None
+    width: int | None = None
+    height: int | None = None
+    source_format: str | None = None
+    frames: int | None = None
+    has_alpha: bool | None = None
+    perceptual_hash: str | None = None
+    dominant_colour: str | None = None
+    palette: tuple[Colour, ...] = ()
+    thumbhash: str | None = None
+    capture: CaptureDetails | None = None
+    renditions: tuple[Rendition, ...] = ()
+    text: str | None = None
+    text_confidence: float | None = None
+    objects: tuple[DetectedObject, ...] = ()
+    labels: tuple[str, ...] = ()
+    has_vector: bool = False
+    error_code: str | None = None
+    error_message: str | None = None
+    submitted_at: str | None = None
+    updated_at: str | None = None
+    finished_at: str | None = None
+    finished_by: str | None = None  # ce_id of the fact that completed it: only that fact says the outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer of a search."""
+
+    record: ImageRecord
+    score: float
+    matched: tuple[str, ...]  # of: "meaning", "text", "label"
+
+
+class ReadModel(Protocol):
+    """The images as queries see them. Every read is within one owner. Calls raise streams.errors.DependencyAway."""
+
+    async def get(self, image_id: str) -> ImageRecord | None:
+        """Return one image, whoever owns it (the indexer's view), tombstones included."""
+
+    async def begin(self, record: ImageRecord) -> None:
+        """Make sure a point of at least this generation exists: insert the stub, or raise an older generation."""
+
+    async def merge(
+        self,
+        image_id: str,
+        generation: int,
+        patch: Mapping[str, JsonValue],
+        *,
+        stages: Mapping[str, StageRecord] | None = None,
+        vector: Sequence[float] | None = None,
+    ) -> None:
+        """Write top-level keys, single stages and the vector, only if the point is of exactly this generation.
+
+        Update-only and conditional: a point that is missing, newer or deleted stays as it is.
+        """
+
+    async def bury(self, image_id: str, owner: str, generation: int) -> None:
+        """Leave only a tombstone (owner, generation, deleted): no personal data, no vector. Lower facts bounce off."""
+
+    async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
+        """Return those images that exist and belong to the owner, in the order asked, without tombstones."""
+
+    async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
+        """Return the nearest images by cosine."""
+
+    async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
+        """Return images whose text holds all the words, or that carry a label named in the words."""
+
+    async def vector_of(self, image_id: str) -> list[float] | None:
+        """Return the stored vector of an image."""
+
+    async def count(self, owner: str | None = None) -> dict[str, int]:
+        """Return the number of images by state."""
+
+    async def check(self) -> None:
+        """Prove that the collection exists with the right vectors and answers."""
+
+
+def open_read_model(settings: QdrantSettings) -> AbstractAsyncContextManager[ReadModel]:
+    """Open the read model: a Qdrant server when a URL is given, else in this process. Creates what is missing."""
+    raise NotImplementedError  # the adapter lands next
