@@ -86,6 +86,19 @@ class WorkerSettings(Group):
     stuck_fetch_s: float = Field(120.0, gt=0, description="watchdog: lag but no fetch this long = exit")
 
 
+class ModelsSettings(Group):
+    """Where weights are looked for and how they are run."""
+
+    dir: Path | None = Field(None, description="an operator's own folder of weights, looked at first")
+    cache: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "darkroom" / "models",
+        description="downloaded and converted weights",
+    )
+    download: bool = Field(True, description="download what is missing from its official source, verified")
+    backend: str = Field("auto", description="auto (OpenVINO on CPU, torch on CUDA), openvino or torch")
+    threads: int = Field(0, ge=0, description="CPU threads one model may use; 0 = all cores")
+
+
 class TelemetrySettings(Group):
     """Logs."""
 
@@ -105,4 +118,5 @@ class Settings(BaseSettings):
     qdrant: QdrantSettings = QdrantSettings()
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
+    models: ModelsSettings = ModelsSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -18,6 +18,7 @@ from schemas.envelope import Event
 from schemas.results import StageResult
 from schemas.values import ErrorCode, ObjectRef, StageReport
 from streams.files import FileStore
+from streams.health import HealthBoard
 from streams.settings import Group, Settings
 from streams.topics import Topic
 
@@ -92,6 +93,7 @@ class Resources:
 
     settings: Settings
     files: FileStore
+    health: HealthBoard
 
 
 ProcessBatch = Callable[[Sequence[I], T], Awaitable[Sequence["R | Emit | Skip | Reject | Exception"]]]

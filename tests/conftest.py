@@ -1,0 +1,30 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of real images and models: DARKROOM_TEST_DATA, or shared/data beside the checkout."""
+    named = os.environ.get("DARKROOM_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "images").is_dir():
+        pytest.fail(f"no test data at {folder}: set DARKROOM_TEST_DATA to a folder with images/ and models/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images_dir(data_dir: Path) -> Path:
+    """Return the folder of test images."""
+    return data_dir / "images"
+
+
+@pytest.fixture(scope="session")
+def models_dir(data_dir: Path) -> Path:
+    """Return the folder of test models."""
+    return data_dir / "models"
