@@ -118,6 +118,8 @@ class Stage(Generic[I, T, R]):
     process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
     process_batch: ProcessBatch[I, T, R] | None = None
     once: Once[I, T, R] | None = None
+    in_profile: bool = field(default=True)  # an image's profile may leave this stage out
+    reports_failures: bool = field(default=True)  # a dead letter is also a `failed` fact
     needs_vectors: bool = field(default=False)  # opens the read model, which is in process by default
 
     def __post_init__(self) -> None:

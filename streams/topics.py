@@ -11,6 +11,9 @@ from schemas.envelope import Event
 DELAY_TIERS: dict[str, float] = {"30s": 30.0, "5m": 300.0, "30m": 1800.0}  # name -> seconds
 AGENTS = ("fetcher", "sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
 
+MAX_MESSAGE_BYTES = 262_144  # of a pipeline event: enforces the claim check
+MAX_LETTER_BYTES = 1_000_000  # of delayed and dead events: the original and the reason
+
 _DAY = timedelta(days=1)
 
 
@@ -26,13 +29,18 @@ class Topic:
     readers: tuple[str, ...]
     purpose: str
     keyed: bool = field(default=True)  # keyed topics all have the same number of partitions
+    max_bytes: int = MAX_MESSAGE_BYTES
+
+    def partitions(self, configured: int) -> int:
+        """Return how many partitions the topic has when keyed topics have `configured`."""
+        return configured if self.keyed else min(configured, 4)
 
     def settings(self) -> dict[str, str]:
-        """Return the broker's topic settings. 256 KiB a message enforces the claim check."""
+        """Return the broker's topic settings."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(int(self.retention.total_seconds() * 1000)),
-            "max.message.bytes": "262144",
+            "max.message.bytes": str(self.max_bytes),
         }
 
 
@@ -90,6 +98,7 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
         Topic(
             delay_topic(agent, tier), "as the original", events, timedelta(seconds=seconds) + 3 * _DAY,
             (agent,), ("router",), f"Events {agent} tries again {tier} later.",
+            keyed=False, max_bytes=MAX_LETTER_BYTES,
         )
         for tier, seconds in DELAY_TIERS.items()
     )  # fmt: skip
@@ -98,10 +107,12 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
         Topic(
             retry_topic(agent), "as the original", events, 7 * _DAY,
             ("router", "dead-letters replay"), (agent,), f"Events whose delay is over, for {agent} alone.",
+            max_bytes=MAX_LETTER_BYTES,
         ),
         Topic(
             dead_topic(agent), "as the original", events, 30 * _DAY,
             (agent,), ("dead-letters",), f"Events {agent} gave up on, byte for byte, with the reason in headers.",
+            keyed=False, max_bytes=MAX_LETTER_BYTES,
         ),
     )  # fmt: skip
 

@@ -1,0 +1,266 @@
+"""Dead letters: written by the runner byte for byte with the reason in headers; listed, replayed, discarded by people.
+
+Every act on a letter leaves a mark in the object store (who, when, what), so that replaying again is idempotent and
+discarding is never silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+
+from schemas.envelope import Outgoing, Record, now
+from schemas.values import ErrorCode
+from streams.errors import DependencyAway
+from streams.files import FileStore
+from streams.producer import Deliverer
+from streams.retry import ORIGIN_HEADERS, number_header
+from streams.settings import KafkaSettings
+from streams.topics import dead_topic, retry_topic
+
+SCHEMA = "1"
+MAX_MESSAGE = 1024  # bytes of the error's message that are kept
+MAX_STACK = 8192  # bytes of the tail of the traceback that are kept
+REPLAY_LIMIT = 3  # a letter that died this often after replay is not replayed again
+_OURS = ("dlq.", "retry.", "replay.")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the runner gave up."""
+
+    code: ErrorCode
+    error: BaseException
+    attempts: int
+    retriable: bool
+    first_failure: str  # RFC 3339
+
+
+def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> Outgoing:
+    """Return the dead letter of a record: key, value and headers as they came, plus `dlq.*` headers."""
+    topic, partition, offset = origin_of(record)
+    stack = "".join(traceback.format_exception(failure.error))
+    added = {
+        "dlq.schema": SCHEMA,
+        "dlq.agent": agent,
+        "dlq.agent.version": version,
+        "dlq.original.topic": topic,
+        "dlq.original.partition": partition,
+        "dlq.original.offset": offset,
+        "dlq.original.timestamp": str(record.timestamp_ms),
+        "dlq.first-failure.ts": failure.first_failure,
+        "dlq.last-failure.ts": now(),
+        "dlq.attempt": str(failure.attempts),
+        "dlq.error.class": type(failure.error).__name__,
+        "dlq.error.code": failure.code.value,
+        "dlq.error.message": str(failure.error)[:MAX_MESSAGE],
+        "dlq.error.stack": stack[-MAX_STACK:],
+        "dlq.retriable": str(failure.retriable).lower(),
+    }
+    kept = tuple((n, v) for n, v in record.headers if not n.startswith(("dlq.", "retry.")))
+    return Outgoing(dead_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added.items())))
+
+
+def origin_of(record: Record) -> tuple[str, str, str]:
+    """Return topic, partition and offset where the event was first, through all its delays."""
+    found = tuple(record.header(name) for name in ORIGIN_HEADERS)
+    topic, partition, offset = found
+    if topic is not None and partition is not None and offset is not None:
+        return topic, partition, offset
+    return record.topic, str(record.partition), str(record.offset)
+
+
+def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
+    """Return the message that gives a dead letter another life: the original, with fresh tries."""
+    count = number_header(record, "replay.count") + 1
+    kept = tuple((n, v) for n, v in record.headers if not n.startswith(_OURS))
+    topic, partition, offset = (
+        record.header(f"dlq.original.{part}") or "" for part in ("topic", "partition", "offset")
+    )
+    added = (
+        ("replay.id", replay_id),
+        ("replay.count", str(count)),
+        *zip(ORIGIN_HEADERS, (topic, partition, offset), strict=True),
+    )
+    return Outgoing(retry_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added)))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter, as people see it."""
+
+    agent: str
+    record: Record
+    handled: str | None  # "replayed" or "discarded", when somebody dealt with it
+
+    @property
+    def id(self) -> str:
+        """The letter's name within its agent: partition and offset."""
+        return f"{self.record.partition}-{self.record.offset}"
+
+    @property
+    def code(self) -> str:
+        """The stable error code."""
+        return self.record.header("dlq.error.code") or ""
+
+    @property
+    def message(self) -> str:
+        """The error's message, for operators."""
+        return self.record.header("dlq.error.message") or ""
+
+    @property
+    def image_id(self) -> str:
+        """The image it is about, '' when that cannot be told."""
+        return self.record.header("ce_subject") or ""
+
+    @property
+    def died_at(self) -> str:
+        """When the runner gave up, RFC 3339."""
+        return self.record.header("dlq.last-failure.ts") or ""
+
+    @property
+    def replays(self) -> int:
+        """How often it was replayed before it died this time."""
+        return number_header(self.record, "replay.count")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters are meant; empty fields mean any."""
+
+    code: str | None = None
+    image_id: str | None = None
+    letter_id: str | None = None
+    since: str | None = None  # RFC 3339
+
+    def matches(self, letter: Letter) -> bool:
+        """Say whether a letter is meant."""
+        return (
+            (self.code is None or letter.code == self.code)
+            and (self.image_id is None or letter.image_id == self.image_id)
+            and (self.letter_id is None or letter.id == self.letter_id)
+            and (self.since is None or letter.died_at >= self.since)
+        )
+
+
+class DeadLetterOffice:
+    """Reads and acts on the dead letters of all agents."""
+
+    def __init__(self, kafka: KafkaSettings, files: FileStore, deliverer: Deliverer) -> None:
+        self._kafka = kafka
+        self._files = files
+        self._deliverer = deliverer
+
+    async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[Letter]:
+        """Walk an agent's letters from the oldest; those already dealt with only if `handled`."""
+        marks = {
+            found.key.rsplit("/", 1)[-1].removesuffix(".json"): found.key
+            async for found in self._files.list(f"dead-letters/{agent}/")
+        }
+        for record in await asyncio.to_thread(self._read, agent):
+            name = f"{record.partition}-{record.offset}"
+            act: str | None = None
+            if name in marks:
+                if not handled:
+                    continue
+                act = str(json.loads(await self._files.get(marks[name])).get("act"))
+            letter = Letter(agent, record, act)
+            if selection.matches(letter):
+                yield letter
+
+    async def replay(
+        self,
+        agent: str,
+        selection: Selection,
+        *,
+        dry_run: bool = True,
+        per_second: float = 20.0,
+        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+    ) -> int:
+        """Send letters to the agent's retry topic, oldest first, rate-limited; return how many.
+
+        `seen` hears of each letter with "would-replay", "replayed", or "replay-limit".
+        """
+        count = 0
+        async for letter in self.letters(agent, selection):
+            if letter.replays >= REPLAY_LIMIT:
+                seen(letter, "replay-limit")
+                continue
+            count += 1
+            if dry_run:
+                seen(letter, "would-replay")
+                continue
+            await self._deliverer.deliver([replay_of(letter.record, agent, f"{agent}/{letter.id}")])
+            await self._mark(letter, "replayed")
+            seen(letter, "replayed")
+            await asyncio.sleep(1 / per_second)
+        return count
+
+    async def discard(
+        self,
+        agent: str,
+        selection: Selection,
+        *,
+        reason: str,
+        dry_run: bool = True,
+        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+    ) -> int:
+        """Set letters aside for good, leaving an audit record; return how many."""
+        count = 0
+        async for letter in self.letters(agent, selection):
+            count += 1
+            if not dry_run:
+                await self._mark(letter, "discarded", reason=reason)
+            seen(letter, "would-discard" if dry_run else "discarded")
+        return count
+
+    async def _mark(self, letter: Letter, act: str, *, reason: str = "") -> None:
+        body = {"act": act, "at": now(), "reason": reason, "code": letter.code, "image_id": letter.image_id}
+        key = f"dead-letters/{letter.agent}/{letter.id}.json"
+        await self._files.put(key, json.dumps(body).encode(), content_type="application/json")
+
+    def _read(self, agent: str) -> list[Record]:
+        """Read the whole topic. Blocking. Raises DependencyAway."""
+        topic = self._kafka.topic(dead_topic(agent))
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._kafka.bootstrap,
+                "group.id": self._kafka.group("dead-letters"),
+                "enable.auto.commit": False,
+                "enable.partition.eof": False,
+            }
+        )
+        try:
+            described = consumer.list_topics(topic, timeout=10).topics[topic]
+            ends = {}
+            for number in described.partitions:
+                low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
+                if high > low:
+                    ends[number] = high
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in ends])
+            return sorted(_read_until(consumer, topic, ends), key=lambda record: record.timestamp_ms)
+        except KafkaException as error:
+            raise DependencyAway(f"cannot read the dead letters of {agent}: {error}") from error
+        finally:
+            consumer.close()
+
+
+def _read_until(consumer: Consumer, topic: str, ends: dict[int, int]) -> list[Record]:
+    found: list[Record] = []
+    while ends:
+        message = consumer.poll(10.0)
+        if message is None:
+            raise DependencyAway(f"{topic}: the broker stopped answering before the end was read")
+        if message.error():
+            raise KafkaException(message.error())
+        headers = tuple((name, value) for name, value in message.headers() or ())
+        partition, offset = message.partition(), message.offset()
+        found.append(Record(topic, partition, offset, message.key(), message.value(), headers, message.timestamp()[1]))
+        if offset + 1 >= ends.get(partition, 0):
+            ends.pop(partition, None)
+    return found

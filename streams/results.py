@@ -1,0 +1,90 @@
+"""Compute once: where a result is kept, with its lineage, and how an image gets its own copies of its objects."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+from pydantic import JsonValue, ValidationError
+
+from schemas.envelope import Event
+from schemas.results import StageResult
+from schemas.values import Lineage, ObjectRef, Value
+from streams.files import FileStore, ObjectMissing, image_key
+
+R = TypeVar("R", bound=StageResult)
+
+log = structlog.get_logger(__name__)
+
+
+class StoredResult(Value):
+    """The stored form of a result."""
+
+    result: JsonValue
+    lineage: Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[R]):
+    """A result that was already there."""
+
+    value: R
+    lineage: Lineage
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStore:
+    """Results by everything they depend on, in the object store."""
+
+    files: FileStore
+
+    async def find(self, key: str, kind: type[R], event: Event) -> Found[R] | None:
+        """Return the stored result with its objects in the event's image, or None: then it must be computed.
+
+        A result of equal bytes of another image is adopted by copying its objects, inside the store. If one of
+        them is gone (that image was deleted, or somebody cleaned up), the result counts as absent.
+        """
+        try:
+            raw = await self.files.get(key)
+        except ObjectMissing:
+            return None
+        try:
+            stored = StoredResult.model_validate_json(raw)
+            value = kind.model_validate(stored.result)
+        except ValidationError as error:
+            log.warning("stored result is unreadable and will be computed again", key=key, error=str(error)[:300])
+            return None
+        adopted = await self._adopt(value, event)
+        return None if adopted is None else Found(adopted, stored.lineage, self._ref(key, raw))
+
+    async def save(self, key: str, value: StageResult, lineage: Lineage) -> ObjectRef:
+        """Store a result; writing the same one twice is harmless."""
+        stored = StoredResult(result=value.model_dump(mode="json", exclude_none=True), lineage=lineage)
+        return await self.files.put(key, stored.model_dump_json().encode(), content_type="application/json")
+
+    def _ref(self, key: str, raw: bytes) -> ObjectRef:
+        return ObjectRef(
+            bucket=self.files.bucket,
+            key=key,
+            sha256=hashlib.sha256(raw).hexdigest(),
+            size=len(raw),
+            content_type="application/json",
+        )
+
+    async def _adopt(self, value: R, event: Event) -> R | None:
+        own: dict[str, ObjectRef] = {}
+        for name, ref in value.objects().items():
+            target = image_key(event.image_id, event.generation, name)
+            known = await self.files.stat(target)
+            if known is None or known.size != ref.size:
+                if ref.key == target:
+                    return None
+                try:
+                    await self.files.copy(ref.key, target)
+                except ObjectMissing:
+                    return None
+            own[name] = ref.model_copy(update={"key": target})
+        return value.with_objects(own) if own else value

@@ -1,0 +1,25 @@
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/): one trace per image, one span per piece of work."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_TRACEPARENT = re.compile(r"^00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})$")
+
+
+def new_traceparent() -> str:
+    """Start a trace."""
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+
+
+def child_of(traceparent: str | None) -> str:
+    """Return a new span in the given trace, or a new trace if there is none or it is malformed."""
+    trace = trace_id(traceparent)
+    return f"00-{trace}-{os.urandom(8).hex()}-01" if trace else new_traceparent()
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """Return the 32 hex digits of the trace id, None when malformed."""
+    found = _TRACEPARENT.match(traceparent or "")
+    return found.group(1) if found else None

@@ -1,0 +1,170 @@
+"""One event's work: look whether the result is there, else compute it with a deadline and a few tries, and store it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydantic import JsonValue
+
+from schemas.envelope import Event, Record, now, parameters_hash
+from schemas.results import StageResult
+from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
+from streams import metrics
+from streams.batcher import Batcher
+from streams.errors import DarkroomError, Retryable
+from streams.files import result_key
+from streams.retry import ATTEMPT_HEADER, number_header
+from streams.stage import Announcement, Emit, Once, Reject, Skip, Stage, StageSettings
+from streams.tracing import trace_id
+
+if TYPE_CHECKING:
+    from streams.runner import Services
+
+log = structlog.get_logger(__name__)
+
+Answer = StageResult | Emit | Skip | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """How the work on one event ended: an outcome, or the exception that ended the last try."""
+
+    answer: Emit | Skip | Reject | Exception
+    report: StageReport
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the report will say."""
+
+    attempts: int
+    started: float
+    reused: bool = False
+    computed_ms: int = 0
+
+
+async def perform(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    settings: StageSettings,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+) -> Worked:
+    """Work on one event until it has an outcome or trying again here is no use. Never raises but CancelledError."""
+    tally = _Tally(attempts=number_header(record, ATTEMPT_HEADER), started=time.monotonic())
+    tries = 0
+    while True:
+        tries += 1
+        tally.attempts += 1
+        answer = await _one_try(stage, tools, settings, services, batcher, record, event, tally)
+        if isinstance(answer, Retryable):
+            pause = services.retry.pause_in_place(tries, time.monotonic() - tally.started, answer.after_s)
+            if pause is not None:
+                metrics.RETRIES.labels(stage.name, "in-place").inc()
+                log.info("trying again here", error=repr(answer)[:300], tries=tries)
+                await asyncio.sleep(pause)
+                continue
+        return Worked(answer, _report(stage, services, tally))
+
+
+async def _one_try(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    settings: StageSettings,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Emit | Skip | Reject | Exception:
+    try:
+        async with asyncio.timeout(settings.deadline_s):
+            once = stage.once
+            if once is None:
+                return _outcome(stage, await _compute(stage, tools, batcher, event, tally))
+            return await _once(stage, once, tools, services, batcher, record, event, tally)
+    except TimeoutError:
+        return Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
+    except DarkroomError as error:
+        return error
+    except Exception as error:  # whatever a stage raises is its bug, and becomes a dead letter
+        return error
+
+
+async def _once(
+    stage: Stage[Any, Any, Any],
+    once: Once[Any, Any, Any],
+    tools: Any,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Emit | Skip | Reject:
+    source: ObjectRef = once.input(event)
+    parameters: Mapping[str, JsonValue] = once.parameters(event, tools)
+    digest = parameters_hash(parameters)
+    key = result_key(event.owner, source.sha256, stage.name, stage.version, digest)
+    found = await services.results.find(key, once.result, event)
+    if found is not None:
+        metrics.RESULTS_REUSED.labels(stage.name).inc()
+        tally.reused = True
+        return once.announce(event, found.value, Announcement(_report(stage, services, tally), found.ref))
+    answer = await _compute(stage, tools, batcher, event, tally)
+    if not isinstance(answer, StageResult):
+        return answer
+    await services.hook("after-object", record)
+    lineage = Lineage(
+        input_sha256=source.sha256,
+        stage=stage.name,
+        stage_version=stage.version,
+        code_version=services.code_version,
+        models=answer.models(),
+        parameters=dict(parameters),
+        parameters_hash=digest,
+        duration_ms=tally.computed_ms,
+        event_id=record.header("ce_id") or "",
+        trace_id=trace_id(record.header("traceparent")),
+        computed_at=now(),
+    )
+    ref = await services.results.save(key, answer, lineage)
+    return once.announce(event, answer, Announcement(_report(stage, services, tally), ref))
+
+
+async def _compute(
+    stage: Stage[Any, Any, Any], tools: Any, batcher: Batcher[Event, Answer] | None, event: Event, tally: _Tally
+) -> Answer:
+    begun = time.monotonic()
+    if batcher is not None:
+        answer: Answer = await batcher.ask(event)
+    else:
+        assert stage.process is not None  # noqa: S101 - Stage.__post_init__ holds it
+        answer = await stage.process(event, tools)
+    seconds = time.monotonic() - begun
+    tally.computed_ms = int(seconds * 1000)
+    metrics.COMPUTE_SECONDS.labels(stage.name).observe(seconds)
+    return answer
+
+
+def _outcome(stage: Stage[Any, Any, Any], answer: Answer) -> Emit | Skip | Reject:
+    if isinstance(answer, StageResult):
+        raise TypeError(f"stage {stage.name} answered a result but does not say how to announce it")
+    return answer
+
+
+def _report(stage: Stage[Any, Any, Any], services: Services, tally: _Tally) -> StageReport:
+    return StageReport(
+        stage=stage.name,
+        version=stage.version,
+        attempts=tally.attempts,
+        duration_ms=int((time.monotonic() - tally.started) * 1000),
+        reused=tally.reused,
+        worker=services.worker,
+    )
