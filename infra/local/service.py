@@ -1,0 +1,188 @@
+"""What Kafka and MinIO have in common as local services: a folder of their own, one process, start until it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from infra.local.process import Child, PidFile
+from infra.local.tools import Say, say_to_stderr
+
+_POLL_S = 0.1
+_LOG_TAIL = 2000
+
+
+class ServiceFailed(RuntimeError):
+    """A service ended or stayed silent; the message ends with the last lines of its log."""
+
+
+class FolderInUse(RuntimeError):
+    """Another living process runs this service in the same folder."""
+
+
+class LocalService:
+    """A server process with its data and log in `folder`.
+
+    `async with` starts it, returns when it answers, and stops it. A start recovers what a crash left in the folder.
+    Start it from a thread that lives as long as the service should.
+    """
+
+    name: str
+    grace_s: float = 20.0  # between SIGTERM and SIGKILL
+    start_timeout_s: float = 90.0
+    port_tries: int = 3  # a port may be taken between choosing and listening
+
+    def __init__(self, folder: Path, *, say: Say = say_to_stderr) -> None:
+        self.folder = folder.resolve()
+        self.log_file = self.folder / f"{self.name}.log"
+        self._say = say
+        self._pid_file = PidFile(self.folder / f"{self.name}.pid")
+        self._child: Child | None = None
+        self._lock: IO[str] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._child.pid if self._child and self._child.exit_code is None else None
+
+    async def start(self) -> None:
+        """Install, recover the folder, choose ports, start and wait until it answers.
+
+        Raises MissingTool, InstallFailed, FolderInUse or ServiceFailed; then nothing runs and nothing is locked.
+        """
+        await asyncio.to_thread(self._install)
+        self._take_folder()
+        try:
+            if await self._pid_file.end_leftover():
+                self._say(f"Ended a {self.name} that an earlier run had left in {self.folder}")
+            self._recover()
+            for chance in reversed(range(self.port_tries)):
+                self._choose_ports()
+                await self._prepare()
+                try:
+                    await self._launch()
+                except ServiceFailed as failure:
+                    if chance == 0 or "address already in use" not in str(failure).lower():
+                        raise
+                else:
+                    return
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End it: SIGTERM, then SIGKILL after `grace_s` seconds. Stopping twice is harmless."""
+        if self._child is not None:
+            await self._child.stop(self.grace_s)
+            self._child = None
+            self._pid_file.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL); `restart` brings it back with its data."""
+        if self._child is not None:
+            self._child.kill()
+
+    async def restart(self) -> None:
+        """End it in good order if it still runs, and start it at the same address with the same data."""
+        if self._child is not None:
+            await self._child.stop(self.grace_s)
+        await self._launch()
+
+    async def wait(self) -> int:
+        """Return the exit code once its process ended."""
+        if self._child is None:
+            raise ServiceFailed(f"{self.name} was not started")
+        return await self._child.wait()
+
+    def log_tail(self) -> str:
+        """Return the end of the log."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log_file.read_text(errors="replace")[-_LOG_TAIL:]
+        return ""
+
+    def _install(self) -> None:
+        """Make sure the programs are there; may take minutes; runs in a thread."""
+        raise NotImplementedError
+
+    def _recover(self) -> None:
+        """Set aside what a crash left half done in the folder."""
+
+    def _choose_ports(self) -> None:
+        """Choose the ports of this run."""
+        raise NotImplementedError
+
+    async def _prepare(self) -> None:
+        """Write settings and format storage."""
+
+    def _command(self) -> list[str]:
+        """Return the command that starts it."""
+        raise NotImplementedError
+
+    def _environment(self) -> Mapping[str, str]:
+        """Return the environment of its process."""
+        return os.environ
+
+    async def _answers(self) -> bool:
+        """Return whether it does its work now."""
+        raise NotImplementedError
+
+    async def _launch(self) -> None:
+        written = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self._child = Child(self._command(), log_file=self.log_file, env=self._environment(), cwd=self.folder)
+        self._pid_file.write(self._child.pid)
+        deadline = time.monotonic() + self.start_timeout_s
+        while not await self._answers():
+            code = self._child.exit_code
+            if code is None and time.monotonic() < deadline:
+                await asyncio.sleep(_POLL_S)
+                continue
+            self._child.kill()
+            what = f"did not answer within {self.start_timeout_s:g} s" if code is None else f"ended with {code}"
+            with self.log_file.open("rb") as log:
+                log.seek(max(written, log.seek(0, os.SEEK_END) - _LOG_TAIL))
+                tail = log.read().decode(errors="replace")
+            raise ServiceFailed(f"{self.name} {what}. {self.log_file} ends:\n{tail}")
+
+    def _take_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The kernel drops a flock with its owner, so a crash leaves no stale lock behind.
+        lock = (self.folder / f"{self.name}.lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            lock.close()
+            raise FolderInUse(
+                f"another {self.name} runs in {self.folder}: stop it, or choose another folder"
+            ) from taken
+        self._lock = lock
+
+
+async def listens(host: str, port: int) -> bool:
+    """Return whether something accepts connections there."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
