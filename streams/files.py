@@ -1,6 +1,7 @@
-"""Objects: the FileStore protocol, the key scheme, and its adapters (S3 through the minio SDK; a directory).
+"""Objects: the FileStore protocol, the key scheme, and which adapter serves it.
 
-Keys are deterministic, so writing twice is harmless.
+Keys are deterministic, so writing twice is harmless. The adapters are `streams.files_s3` (any S3 server, through
+the minio SDK) and `streams.files_directory` (a folder); one contract suite holds both to what is said here.
 """
 
 from __future__ import annotations
@@ -8,10 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
 from schemas.values import ObjectRef
+from streams.settings import FilesSettings
+
+KEY_BYTES = 1024  # S3's limit for a whole key
+SEGMENT_BYTES = 200  # below every file system's 255
 
 
 class ObjectMissing(Exception):
@@ -20,17 +26,20 @@ class ObjectMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store knows of an object."""
+    """What the store knows of an object. A listing knows neither content type ("") nor sha256 (None); `stat` does."""
 
     key: str
     size: int
     content_type: str
     etag: str
     modified: float  # unix seconds
+    sha256: str | None = None
 
 
 class FileStore(Protocol):
-    """An object store. Calls raise ObjectMissing, or DependencyAway when the store does not answer in time."""
+    """An object store. Calls raise ObjectMissing, DependencyAway when the store does not answer in time or is full,
+    and ValueError for a key that `check_key` refuses or a Path that cannot be read.
+    """
 
     bucket: str
 
@@ -96,6 +105,48 @@ def receipt_key(job_id: str) -> str:
     return f"jobs/{job_id}.json"
 
 
-def open_files(settings: object) -> AbstractAsyncContextManager[FileStore]:
-    """Open the adapter the settings name: S3 when an endpoint is given, else a directory."""
-    raise NotImplementedError  # the adapters land next
+def check_key(key: str) -> str:
+    """Return the key, or raise ValueError if it could leave the store or mean two things.
+
+    Relative, of segments none of which is empty, "." or "..", without control characters and backslashes.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError("an object key must be valid Unicode") from None
+    segments = key.split("/")
+    if not key or size > KEY_BYTES or any(s in ("", ".", "..") for s in segments):
+        raise ValueError(f"not an object key: {key[:80]!r}")
+    if any(len(s.encode()) > SEGMENT_BYTES for s in segments) or any(c < " " or c in "\\\x7f" for c in key):
+        raise ValueError(f"not an object key: {key[:80]!r}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return the prefix of a listing (any beginning of a key, or nothing), or raise ValueError."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
+
+
+def open_source(path: Path) -> BufferedReader:
+    """Open a file that is to become an object; ValueError if it cannot be read, for that is not the store's fault."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ValueError(f"cannot read {path.name}: {error.strerror}") from error
+
+
+def open_files(settings: FilesSettings) -> AbstractAsyncContextManager[FileStore]:
+    """Open the adapter the settings name: S3 when an endpoint is given, else a directory.
+
+    Creates the bucket when it is missing. Entering raises DependencyAway when the store does not answer, NotReady
+    when it refuses our credentials.
+    """
+    if settings.endpoint:
+        from streams.files_s3 import open_s3_files  # noqa: PLC0415 - the directory needs no S3 SDK
+
+        return open_s3_files(settings)
+    from streams.files_directory import open_directory_files  # noqa: PLC0415
+
+    return open_directory_files(settings)

@@ -1,0 +1,443 @@
+"""What every object store promises, held by the folder and by a real MinIO alike."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from streams.errors import DependencyAway, NotReady
+from streams.files import FileStore, ObjectMissing, delete_prefix, image_key, image_prefix, open_files
+from streams.settings import FilesSettings
+
+HOSTILE = (
+    "", "/", "/etc/passwd", "a//b", "a/", "..", "a/../b", "../x", "./a", "a/.", "a\\b", "a\nb", "a\x00b", "a\ud800",
+    "x" * 2000, "y" * 250,
+)  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FilesSettings]:
+    """Return settings of a MinIO server started for these tests."""
+    binary = Path.home() / ".cache" / "darkroom" / "bin" / "minio"
+    port = _free_port()
+    where = f"127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [binary, "server", "--quiet", "--address", where, tmp_path_factory.mktemp("minio")],
+        env={**os.environ, "MINIO_ROOT_USER": "darkroom", "MINIO_ROOT_PASSWORD": "darkroom-tests"},
+    )
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://{where}/minio/health/ready", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield FilesSettings(
+            endpoint=where, access_key="darkroom", secret_key=SecretStr("darkroom-tests"), bucket="tests"
+        )
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> FilesSettings:
+    """Return the settings of each adapter in turn."""
+    if request.param == "s3":
+        found: FilesSettings = request.getfixturevalue("s3")
+        return found
+    return FilesSettings(directory=tmp_path / "objects", bucket="tests")
+
+
+@pytest.fixture
+async def files(settings: FilesSettings) -> AsyncIterator[FileStore]:
+    """Return an empty open store."""
+    async with open_files(settings) as store:
+        await delete_prefix(store, "")
+        yield store
+
+
+async def keys(files: FileStore, prefix: str) -> list[str]:
+    return [found.key async for found in files.list(prefix)]
+
+
+async def read(files: FileStore, key: str, start: int = 0, length: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in files.stream(key, start=start, length=length)])
+
+
+async def test_what_is_written_can_be_read(files: FileStore) -> None:
+    """An object comes back as it was written, and its claim check says what it is."""
+    ref = await files.put("images/a/1/x.webp", b"hello", content_type="image/webp")
+    assert await files.get("images/a/1/x.webp") == b"hello"
+    assert (ref.bucket, ref.key, ref.size, ref.content_type) == (files.bucket, "images/a/1/x.webp", 5, "image/webp")
+    assert ref.sha256 == hashlib.sha256(b"hello").hexdigest()
+
+
+async def test_stat_knows_type_size_and_hash(files: FileStore) -> None:
+    """Asking for an object gives its size, type and sha256; asking for none gives None."""
+    await files.put("a/b.bin", b"1234", content_type="image/png", sha256="ab" * 32)
+    found = await files.stat("a/b.bin")
+    assert found is not None
+    assert (found.key, found.size, found.content_type, found.sha256) == ("a/b.bin", 4, "image/png", "ab" * 32)
+    assert found.etag
+    assert found.modified > 1.6e9
+    assert await files.stat("a/none") is None
+    assert await files.stat("a") is None
+
+
+async def test_an_empty_object_is_an_object(files: FileStore) -> None:
+    """Zero bytes can be written, read and streamed."""
+    await files.put("empty", b"", content_type="text/plain")
+    assert await files.get("empty") == b""
+    assert await read(files, "empty") == b""
+
+
+async def test_writing_again_replaces(files: FileStore) -> None:
+    """Writing the same key twice leaves one object: the last."""
+    first = await files.put("k", b"same", content_type="text/plain")
+    assert await files.put("k", b"same", content_type="text/plain") == first
+    await files.put("k", b"other, longer", content_type="text/html")
+    assert await files.get("k") == b"other, longer"
+    assert await keys(files, "") == ["k"]
+    found = await files.stat("k")
+    assert found is not None
+    assert found.content_type == "text/html"
+
+
+async def test_concurrent_writers_leave_one_whole_object(files: FileStore) -> None:
+    """However many write one key at once, a reader sees one of the versions whole."""
+    versions = [bytes([n]) * 300_000 for n in range(8)]
+    await files.put("race/k", versions[0], content_type="x/0")
+
+    async def look() -> None:
+        for _ in range(10):
+            assert await files.get("race/k") in versions
+
+    await asyncio.gather(*(files.put("race/k", v, content_type=f"x/{v[0]}") for v in versions), look())
+    last = await files.get("race/k")
+    found = await files.stat("race/k")
+    assert found is not None
+    assert found.content_type == f"x/{last[0]}"
+    assert found.sha256 == hashlib.sha256(last).hexdigest()
+
+
+async def test_missing_is_said(files: FileStore) -> None:
+    """Reading, streaming or copying what is not there raises ObjectMissing; so does a folder."""
+    await files.put("folder/k", b"x", content_type="text/plain")
+    for key in ("none", "folder", "folder/k/deeper"):
+        with pytest.raises(ObjectMissing):
+            await files.get(key)
+        with pytest.raises(ObjectMissing):
+            await read(files, key)
+        with pytest.raises(ObjectMissing):
+            await read(files, key, length=0)
+        with pytest.raises(ObjectMissing):
+            await files.copy(key, "target")
+    with pytest.raises(ObjectMissing):
+        await files.copy("none", "none")
+
+
+async def test_limit_is_kept(files: FileStore) -> None:
+    """An object larger than the limit is refused, one of just that size is not."""
+    await files.put("k", b"12345", content_type="text/plain")
+    assert await files.get("k", limit=5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4"):
+        await files.get("k", limit=4)
+    assert await files.get("k") == b"12345"
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(0, None), (0, 10), (5, None), (5, 7), (999_990, 100), (1_000_000, None), (2_000_000, 5), (3, 0)],
+)
+async def test_ranges(files: FileStore, start: int, length: int | None) -> None:
+    """A range gives what slicing gives, past the end included."""
+    data = bytes(range(250)) * 4000
+    await files.put("k", data, content_type="x/y")
+    assert await read(files, "k", start, length) == data[start:][:length]
+
+
+async def test_a_stream_may_be_left_early(files: FileStore) -> None:
+    """Whoever stops reading half-way leaves the store usable."""
+    await files.put("k", os.urandom(2_000_000), content_type="x/y")
+    for _ in range(40):
+        stream = files.stream("k")
+        async for chunk in stream:
+            assert chunk
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+    assert len(await files.get("k")) == 2_000_000
+
+
+async def test_copies_are_independent(files: FileStore) -> None:
+    """A copy keeps type and bytes, whatever happens to its source afterwards."""
+    await files.put("a/1", b"first", content_type="image/webp")
+    await files.copy("a/1", "b/2")
+    await files.copy("a/1", "b/2")
+    await files.put("a/1", b"second", content_type="text/plain")
+    await files.delete("a/1")
+    found = await files.stat("b/2")
+    assert await files.get("b/2") == b"first"
+    assert found is not None
+    assert (found.content_type, found.sha256) == ("image/webp", hashlib.sha256(b"first").hexdigest())
+    await files.copy("b/2", "b/2")
+    assert await files.get("b/2") == b"first"
+
+
+async def test_deleting_is_idempotent(files: FileStore) -> None:
+    """Deleting twice, or what never was, is no error, and neighbours stay."""
+    await files.put("f/a", b"1", content_type="x/y")
+    await files.put("f/b", b"2", content_type="x/y")
+    await files.delete("f/a")
+    await files.delete("f/a")
+    await files.delete("f/never/was")
+    assert await keys(files, "") == ["f/b"]
+    await files.delete("f/b")
+    assert await keys(files, "") == []
+    await files.put("f", b"now a file where a folder was", content_type="x/y")
+    assert await keys(files, "") == ["f"]
+
+
+async def test_listing_is_by_prefix_in_key_order(files: FileStore) -> None:
+    """A listing gives every key that begins with the prefix, sorted, wherever the prefix ends."""
+    wanted = ["a-b", "a.json", "a/1", "a/2/x", "a/20", "ab/c", "b", "jobs/i.1.json", "jobs/i.2.json", "jobs/j.1.json"]
+    for key in reversed(wanted):
+        await files.put(key, key.encode(), content_type="x/y")
+    for prefix in ("", "a", "a/", "a/2", "a/2/", "ab", "jobs/i.", "none", "none/", "b/"):
+        assert await keys(files, prefix) == [key for key in wanted if key.startswith(prefix)], prefix
+    sizes = {found.key: found.size async for found in files.list("")}
+    assert sizes == {key: len(key) for key in wanted}
+
+
+async def test_an_image_is_removed_whole(files: FileStore) -> None:
+    """Removing an image's folder takes all generations and nothing of its neighbour."""
+    one, other = "0190a1b2-0000-7000-8000-00000000000a", "0190a1b2-0000-7000-8000-00000000001a"
+    for image in (one, other):
+        for generation in (1, 2):
+            await files.put(image_key(image, generation, "master.webp"), b"x", content_type="image/webp")
+    assert await delete_prefix(files, image_prefix(one)) == 2
+    assert await keys(files, "") == [image_key(other, 1, "master.webp"), image_key(other, 2, "master.webp")]
+
+
+@pytest.mark.parametrize("key", HOSTILE, ids=[repr(key[:12]) for key in HOSTILE])
+async def test_hostile_keys_are_refused(files: FileStore, key: str) -> None:
+    """A key that could leave the store, or mean two things, is refused by every call before anything happens."""
+    await files.put("fine", b"x", content_type="x/y")
+    with pytest.raises(ValueError, match="object key"):
+        await files.put(key, b"x", content_type="x/y")
+    with pytest.raises(ValueError, match="object key"):
+        await files.get(key)
+    with pytest.raises(ValueError, match="object key"):
+        await files.delete(key)
+    with pytest.raises(ValueError, match="object key"):
+        await files.stat(key)
+    with pytest.raises(ValueError, match="object key"):
+        await files.copy("fine", key)
+    with pytest.raises(ValueError, match="object key"):
+        await files.copy(key, "other")
+    with pytest.raises(ValueError, match="object key"):
+        await read(files, key)
+    with pytest.raises(ValueError, match="object key"):
+        await files.presign_get(key, expires_s=60)
+    assert await keys(files, "") == ["fine"]
+
+
+async def test_odd_but_honest_keys_work(files: FileStore) -> None:
+    """Spaces, percent signs, plus signs and any language are just characters."""
+    odd = ["a b/c+d", "a%2Fb", "été/写真.jpg", "q?x=1&y=2", "#hash", "..hidden"]
+    for key in odd:
+        await files.put(key, key.encode(), content_type="x/y")
+        assert await files.get(key) == key.encode()
+    assert await keys(files, "") == sorted(odd, key=str.encode)
+
+
+async def test_a_large_file_is_streamed_from_disk(files: FileStore, tmp_path: Path) -> None:
+    """A file of 96 MB passes in and out without ever being in memory whole."""
+    block, path = os.urandom(1 << 20), tmp_path / "large"
+    with path.open("wb") as file:
+        for _ in range(96):
+            file.write(block)
+    tracemalloc.start()
+    try:
+        ref = await files.put("large", path, content_type="x/y")
+        digest = hashlib.sha256()
+        async for chunk in files.stream("large"):
+            digest.update(chunk)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (ref.size, ref.sha256) == (96 << 20, digest.hexdigest())
+    assert peak < 40 << 20
+
+
+async def test_a_source_that_cannot_be_read_is_the_callers_fault(files: FileStore, tmp_path: Path) -> None:
+    """A Path that is not there is a ValueError, never a missing object or a store that is away."""
+    with pytest.raises(ValueError, match="cannot read"):
+        await files.put("k", tmp_path / "none", content_type="x/y")
+    assert await files.stat("k") is None
+
+
+async def test_a_link_reads_without_us(files: FileStore, settings: FilesSettings) -> None:
+    """S3 gives a link that downloads under the asked name; a folder has no such thing."""
+    await files.put("k", b"linked", content_type="image/webp")
+    link = await files.presign_get("k", expires_s=60, filename='naïve "name".webp')
+    if settings.endpoint is None:
+        assert link is None
+        return
+    assert link is not None
+
+    def fetch() -> tuple[bytes, str]:
+        with urllib.request.urlopen(link, timeout=10) as answer:
+            return answer.read(), answer.headers["content-disposition"]
+
+    body, disposition = await asyncio.to_thread(fetch)
+    assert body == b"linked"
+    assert disposition == "attachment; filename*=UTF-8''na%C3%AFve%20%22name%22.webp"
+
+
+async def test_the_check_leaves_nothing(files: FileStore) -> None:
+    """Proving that the store works leaves no object behind."""
+    await files.check()
+    assert await keys(files, "") == []
+
+
+async def test_a_store_that_is_away_says_so_quickly() -> None:
+    """Nobody listening on the endpoint is DependencyAway, when opening and when reading."""
+    away = FilesSettings(endpoint=f"127.0.0.1:{_free_port()}", access_key="a", secret_key=SecretStr("secret-key"))
+    with pytest.raises(DependencyAway):
+        async with open_files(away):
+            pass
+
+
+async def test_a_store_that_goes_away_says_so(s3: FilesSettings) -> None:
+    """A connection cut off in the middle of the work is DependencyAway."""
+    host, port = str(s3.endpoint).split(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, up_writer))
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+
+        await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    proxy = s3.model_copy(update={"endpoint": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+    async with open_files(proxy) as files:
+        await files.put("k", b"x" * 20_000_000, content_type="x/y")
+        stream = files.stream("k")
+        await anext(stream)
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        with pytest.raises(DependencyAway):
+            async for _ in stream:
+                pass
+        with pytest.raises(DependencyAway):
+            await files.get("k")
+        with pytest.raises(DependencyAway):
+            await files.check()
+
+
+async def test_a_silent_store_times_out() -> None:
+    """A server that accepts and never answers is DependencyAway after the timeout of the settings."""
+
+    async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3600)
+
+    server = await asyncio.start_server(nothing, "127.0.0.1", 0)
+    endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    silent = FilesSettings(endpoint=endpoint, access_key="a", secret_key=SecretStr("secret-key"), timeout_s=0.2)
+    with pytest.raises(DependencyAway):
+        async with open_files(silent):
+            pass
+    server.close()
+
+
+async def test_wrong_credentials_stop_the_start(s3: FilesSettings) -> None:
+    """A store that refuses our credentials is a reason not to start, and the message names the settings."""
+    wrong = s3.model_copy(update={"secret_key": SecretStr("not-the-secret")})
+    with pytest.raises(NotReady, match="DARKROOM_FILES__SECRET_KEY"):
+        async with open_files(wrong):
+            pass
+
+
+async def test_stale_writes_are_cleaned_at_open(tmp_path: Path) -> None:
+    """What a writer that died left behind goes at the next open; a write in progress stays."""
+    settings = FilesSettings(directory=tmp_path, bucket="b")
+    async with open_files(settings):
+        pass
+    old, young = tmp_path / "b" / "tmp" / "old", tmp_path / "b" / "tmp" / "young"
+    old.write_bytes(b"x")
+    young.write_bytes(b"x")
+    os.utime(old, (time.time() - 7200,) * 2)
+    async with open_files(settings):
+        assert not old.exists()
+        assert young.exists()
+
+
+async def test_a_full_disk_is_a_dependency_away(tmp_path: Path) -> None:
+    """A write that finds no room is DependencyAway, leaves the object before it, and no partial file."""
+    settings = FilesSettings(directory=tmp_path, bucket="b")
+    async with open_files(settings) as files:
+        await files.put("k", b"before", content_type="x/y")
+    script = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from streams.errors import DependencyAway
+from streams.files import open_files
+from streams.settings import FilesSettings
+async def main():
+    async with open_files(FilesSettings(directory=Path(sys.argv[1]), bucket="b")) as files:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # EFBIG stands for ENOSPC
+        try:
+            await files.put("k", bytes(1_000_000), content_type="x/y")
+        except DependencyAway as error:
+            print("away", error)
+asyncio.run(main())
+"""
+    done = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(tmp_path), stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    said, _ = await done.communicate()
+    assert said.startswith(b"away")
+    async with open_files(settings) as files:
+        assert await files.get("k") == b"before"
+    assert list((tmp_path / "b" / "tmp").iterdir()) == []
+
+
+async def test_an_object_cannot_be_a_folder(tmp_path: Path) -> None:
+    """Where a key would be both object and folder, the later one is refused and the earlier stays."""
+    async with open_files(FilesSettings(directory=tmp_path, bucket="b")) as files:
+        await files.put("a/b", b"1", content_type="x/y")
+        with pytest.raises(ValueError, match="both"):
+            await files.put("a", b"2", content_type="x/y")
+        with pytest.raises(ValueError, match="both"):
+            await files.put("a/b/c", b"2", content_type="x/y")
+        assert await files.get("a/b") == b"1"
+        found = await files.stat("a/b")
+        assert found is not None
+        assert found.content_type == "x/y"
