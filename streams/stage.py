@@ -21,6 +21,7 @@ from streams.files import FileStore
 from streams.health import HealthBoard
 from streams.settings import Group, Settings
 from streams.topics import Topic
+from streams.vectors import ReadModel
 
 
 class StageSettings(Group):
@@ -94,6 +95,7 @@ class Resources:
     settings: Settings
     files: FileStore
     health: HealthBoard
+    vectors: ReadModel | None = None  # shared in the embedded system, where the read model is in process
 
 
 ProcessBatch = Callable[[Sequence[I], T], Awaitable[Sequence["R | Emit | Skip | Reject | Exception"]]]

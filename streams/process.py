@@ -1,0 +1,202 @@
+"""A worker process: opens what a stage needs, runs it until SIGTERM, drains, and says by its exit code how it ended.
+
+Exit codes: 0 drained; 1 drained not in time (Kafka redelivers the rest); 2 the settings are wrong or something
+required is missing; 70 an output could not be delivered; 71 the watchdog saw it stuck; 72 Faust stopped by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+
+from schemas.envelope import Record
+from streams.errors import DependencyAway, NotReady
+from streams.files import FileStore, open_files
+from streams.health import Condition, HealthBoard
+from streams.intake import Intake
+from streams.producer import open_producer
+from streams.results import ResultStore
+from streams.retry import RetryPolicy
+from streams.runner import Hook, Runner, Services
+from streams.serving import serving_health
+from streams.settings import Settings
+from streams.stage import Resources, Stage, StageSettings
+from streams.vectors import ReadModel
+from streams.watchdog import Watchdog, WatchdogSettings
+from streams.worker import EXIT_UNDELIVERABLE, FaustWorker, Subscription, check_poll_interval
+
+EXIT_NOT_DRAINED = 1
+EXIT_NOT_READY = 2
+EXIT_FAUST_STOPPED = 72
+LAG_INTERVAL_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+def code_version() -> str:
+    """Return the version of the code that runs."""
+    try:
+        return version("darkroom")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStage:
+    """A stage that consumes."""
+
+    worker: FaustWorker
+    intake: Intake
+    health: HealthBoard
+
+
+@asynccontextmanager
+async def running_stage(
+    stage: Stage[Any, Any, Any],
+    stage_settings: StageSettings,
+    settings: Settings,
+    *,
+    health: HealthBoard,
+    files: FileStore,
+    vectors: ReadModel | None = None,
+) -> AsyncIterator[RunningStage]:
+    """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
+    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry.in_place_tries)
+    check_poll_interval(subscription, settings.worker)
+    hook = strike_hook()
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
+        resources = Resources(settings=settings, files=files, health=health, vectors=vectors)
+        tools = await stack.enter_async_context(stage.open(stage_settings, resources))
+        services = Services(
+            deliverer=producer,
+            results=ResultStore(files),
+            retry=RetryPolicy(settings.retry),
+            fatal=leave_undeliverable,
+            worker=f"{socket.gethostname()}/{os.getpid()}",
+            code_version=code_version(),
+            hook=hook,
+        )
+        runner = Runner(stage, tools, stage_settings, services)
+        stack.push_async_callback(runner.close)
+        intake = Intake(runner)
+
+        async def before_commit(record: Record) -> None:
+            await hook("before-commit", record)
+
+        worker = FaustWorker(
+            subscription,
+            intake,
+            kafka=settings.kafka,
+            worker=settings.worker,
+            health=health,
+            before_commit=before_commit,
+        )
+        overdue_s = 2 * subscription.slowest_s + settings.retry.in_place_total_s
+
+        def overdue() -> str | None:
+            oldest = runner.oldest_s()
+            return f"work is in flight for {oldest:.0f} s" if oldest > overdue_s else None
+
+        limits = WatchdogSettings(stage.name, loop_lag_s=settings.worker.loop_lag_s)
+        await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
+        await worker.start()
+        try:
+            yield RunningStage(worker, intake, health)
+        finally:
+            drained = await worker.stop()
+            log.info("stopped", stage=stage.name, drained=drained)
+            if not drained:
+                # Work that ignores its deadline holds threads; only an exit frees them, and loses nothing.
+                sys.stderr.flush()
+                os._exit(EXIT_NOT_DRAINED)
+
+
+def leave_undeliverable(error: BaseException) -> None:
+    """Exit at once: going on would lose an event. Kafka redelivers to whoever comes next."""
+    log.critical("exiting, so that Kafka redelivers", error=repr(error))
+    sys.stderr.flush()
+    os._exit(EXIT_UNDELIVERABLE)
+
+
+def strike_hook() -> Hook:
+    """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
+
+    Points: before-work, after-object, after-produce, before-commit.
+    """
+    point, _, count = os.environ.get("DARKROOM_STRIKE", "").partition(":")
+    left = int(count or "1") if point else 0
+
+    async def hook(passed: str, _record: Record) -> None:
+        nonlocal left
+        if passed != point or left <= 0:
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+async def until_signal() -> None:
+    """Return on the first SIGTERM or SIGINT."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+async def keep_lag(worker: FaustWorker) -> None:
+    """Refresh the lag metric, for scrapers that cannot wait for a computation."""
+    while True:
+        await asyncio.sleep(LAG_INTERVAL_S)
+        try:
+            worker.lag()
+        except Exception as error:  # during a rebalance Faust's consumer has no assignment to ask
+            log.debug("lag is not known now", error=repr(error))
+
+
+async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, settings: Settings) -> int:
+    """Run one stage as this process; return the exit code."""
+    health = HealthBoard()
+    health.say("stage", Condition.UNREADY, "opening")
+    signalled = asyncio.create_task(until_signal())
+    try:
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(serving_health(health, settings.worker, lambda: None))
+            log.info("health and metrics", url=f"http://{settings.worker.http_host}:{port}")
+            files = await stack.enter_async_context(open_files(settings.files))
+            running = await stack.enter_async_context(
+                running_stage(stage, stage_settings, settings, health=health, files=files)
+            )
+            health.say("stage", Condition.OK, "")
+            lag = asyncio.create_task(keep_lag(running.worker))
+            stopped = asyncio.create_task(running.worker.until_stopped())
+            await asyncio.wait({signalled, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            lag.cancel()
+            if stopped.done():
+                log.critical("Faust stopped by itself", stage=stage.name)
+                sys.stderr.flush()
+                os._exit(EXIT_FAUST_STOPPED)
+            stopped.cancel()
+            log.info("stopping: finishing what is in flight", stage=stage.name)
+    except NotReady as error:
+        log.critical("cannot start", reason=str(error))
+        return EXIT_NOT_READY
+    except DependencyAway as error:
+        log.critical("a dependency is away", reason=str(error))
+        return EXIT_UNDELIVERABLE
+    finally:
+        signalled.cancel()
+    return 0
