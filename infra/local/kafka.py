@@ -119,7 +119,7 @@ class LocalKafka(LocalService):
         config = self.folder / "format.properties"
         _write_properties(config, self._properties(self._unformatted))
         cluster_id = self._cluster_id or urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        arguments = ["format", "--cluster-id", cluster_id, "--config", str(config)]
+        arguments = ["format", f"--cluster-id={cluster_id}", "--config", str(config)]
         child = Child(
             self._run_java("128m", "kafka.tools.StorageTool", *arguments), log_file=self.log_file, cwd=self.folder
         )

@@ -78,7 +78,7 @@ class LocalService:
                 try:
                     await self._launch()
                 except ServiceFailed as failure:
-                    if chance == 0 or "address already in use" not in str(failure).lower():
+                    if chance == 0 or "already in use" not in str(failure).lower():
                         raise
                 else:
                     return
