@@ -1,0 +1,263 @@
+"""Accepting: stored, receipt written, delivery confirmed by Kafka; only then is a request accepted.
+
+When a step fails, the receipt is taken back and the client hears 503. The bytes of an original may stay: they are
+kept under their own hash, private to the owner, and a second upload of the same bytes may already stand on them;
+taking them away could pull an accepted image's original from under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import JsonValue, ValidationError
+
+from gateway.ports import EventSink
+from gateway.problems import Problem, away
+from gateway.settings import GatewaySettings
+from gateway.uploads import SpooledFile
+from schemas.envelope import Event, now
+from schemas.facts import DeletionRequested
+from schemas.http_api import MAX_URL_LENGTH, ProblemCode
+from schemas.intake import FetchRequested, ImageUploaded
+from schemas.receipts import Receipt, ReceiptKind
+from schemas.values import ObjectRef, Owner, job_id_of, new_image_id
+from streams import topics
+from streams.errors import DependencyAway
+from streams.files import FileStore, ObjectMissing, original_key, receipt_key
+from streams.metrics import UPLOAD_BYTES
+from streams.topics import Topic
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_RECEIPT_BYTES = 256 * 1024
+_MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
+
+
+@dataclass(frozen=True, slots=True)
+class Accepting:
+    """What accepting needs: where objects go, where events go, and how long either may take."""
+
+    settings: GatewaySettings
+    files: FileStore
+    events: EventSink
+
+    async def upload(
+        self,
+        file: SpooledFile,
+        *,
+        owner: Owner,
+        bucket: str,
+        context: dict[str, JsonValue],
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """Accept an uploaded file. Raises Problem (503), and then there is no job."""
+        original = await self._store(file, owner)
+        image_id = new_image_id()
+        receipt = Receipt(
+            job_id=job_id_of(image_id, 1),
+            image_id=image_id,
+            owner=owner,
+            generation=1,
+            kind=ReceiptKind.UPLOAD,
+            submitted_at=now(),
+            bucket=bucket,
+            filename=file.filename,
+            context=context,
+            original=original,
+        )
+        event = ImageUploaded(
+            image_id=image_id,
+            owner=owner,
+            generation=1,
+            profile=receipt.profile,
+            bucket=bucket,
+            filename=file.filename,
+            context=context,
+            submitted_at=receipt.submitted_at,
+            original=original,
+        )
+        await self._promise(receipt, topics.UPLOADED, event, traceparent)
+        UPLOAD_BYTES.labels("ingest").inc(file.size)
+        return receipt
+
+    async def fetch(
+        self, url: str, *, owner: Owner, bucket: str, context: dict[str, JsonValue], traceparent: str | None = None
+    ) -> Receipt:
+        """Accept a URL to be fetched. Raises Problem (503), and then there is no job."""
+        image_id = new_image_id()
+        receipt = Receipt(
+            job_id=job_id_of(image_id, 1),
+            image_id=image_id,
+            owner=owner,
+            generation=1,
+            kind=ReceiptKind.FETCH,
+            submitted_at=now(),
+            bucket=bucket,
+            context=context,
+            url=url,
+        )
+        event = FetchRequested(
+            image_id=image_id,
+            owner=owner,
+            generation=1,
+            profile=receipt.profile,
+            bucket=bucket,
+            context=context,
+            submitted_at=receipt.submitted_at,
+            url=url,
+        )
+        await self._promise(receipt, topics.FETCH_REQUESTED, event, traceparent)
+        return receipt
+
+    async def delete(self, image_id: str, generation: int, *, owner: Owner, traceparent: str | None = None) -> Receipt:
+        """Accept the deletion of an image now at `generation`. Its receipt hides the image at once.
+
+        Asking twice is harmless: the same generation, the same event id. Raises Problem (503), and then the image
+        is as it was.
+        """
+        while True:
+            event = DeletionRequested(image_id=image_id, owner=owner, generation=generation + 1)
+            known = await read_receipt(self.files, event.job_id, timeout_s=self.settings.storage_timeout_s)
+            if known is None or known.kind is ReceiptKind.DELETE:
+                break
+            generation += 1  # a newer run was accepted that the read model has not seen yet
+        receipt = known or Receipt(
+            job_id=event.job_id,
+            image_id=image_id,
+            owner=owner,
+            generation=event.generation,
+            kind=ReceiptKind.DELETE,
+            submitted_at=event.occurred_at,
+        )
+        await self._promise(receipt, topics.FACTS, event, traceparent, fresh=known is None)
+        return receipt
+
+    async def _store(self, file: SpooledFile, owner: Owner) -> ObjectRef:
+        key = original_key(owner, file.sha256)
+        async with self._bounded("The object store"):
+            found = await self.files.stat(key)
+            if found is not None and found.size == file.size:
+                return ObjectRef(
+                    bucket=self.files.bucket,
+                    key=key,
+                    sha256=file.sha256,
+                    size=file.size,
+                    content_type=file.content_type,
+                )
+            return await self.files.put(key, file.path, content_type=file.content_type, sha256=file.sha256)
+
+    async def _promise(
+        self, receipt: Receipt, topic: Topic, event: Event, traceparent: str | None, *, fresh: bool = True
+    ) -> None:
+        key = receipt_key(receipt.job_id)
+        try:
+            async with self._bounded("The object store"):
+                await self.files.put(key, receipt.model_dump_json().encode(), content_type="application/json")
+            async with self._bounded("Kafka", self.settings.delivery_timeout_s):
+                await self.events.send(topic, event, traceparent=traceparent)
+        except BaseException:
+            if fresh:
+                # Shielded: a client that hangs up must not leave a receipt for what was never delivered.
+                await asyncio.shield(self._take_back(key))
+            raise
+
+    async def _take_back(self, key: str) -> None:
+        try:
+            async with asyncio.timeout(self.settings.storage_timeout_s):
+                await self.files.delete(key)
+        except (DependencyAway, TimeoutError) as error:
+            log.warning("a receipt could not be taken back", extra={"key": key, "error": repr(error)})
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, what: str, seconds: float | None = None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds or self.settings.storage_timeout_s):
+                yield
+        except (DependencyAway, TimeoutError) as error:
+            log.warning("not accepted: %s does not answer", what, extra={"error": repr(error)})
+            raise away(what, retry_after_s=self.settings.retry_after_s) from error
+
+
+async def read_receipt(files: FileStore, job_id: str, *, timeout_s: float) -> Receipt | None:
+    """Return the receipt of a job, None if there is none. Raises DependencyAway or TimeoutError."""
+    try:
+        raw = await bounded(files.get(receipt_key(job_id), limit=_MAX_RECEIPT_BYTES), timeout_s)
+        return Receipt.model_validate_json(raw)
+    except ObjectMissing:
+        return None
+    except ValidationError as error:
+        log.warning("a receipt is unreadable", extra={"job_id": job_id, "error": str(error)[:300]})
+        return None
+
+
+async def bounded(call: Awaitable[T], timeout_s: float) -> T:
+    """Await a call for so long at most. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        return await call
+
+
+def read_metadata(text: str | None, *, max_bytes: int) -> dict[str, JsonValue]:
+    """Return the client's metadata. Raises Problem unless it is a JSON object of at most `max_bytes`."""
+    if text is None or not text.strip():
+        return {}
+    if len(text.encode()) > max_bytes:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise Problem(ProblemCode.INVALID_METADATA, "The metadata is not JSON.") from None
+    if not isinstance(value, dict):
+        raise Problem(ProblemCode.INVALID_METADATA, "The metadata must be a JSON object.")
+    return check_metadata(value, max_bytes=max_bytes)
+
+
+def check_metadata(value: dict[str, JsonValue], *, max_bytes: int) -> dict[str, JsonValue]:
+    """Return the metadata. Raises Problem if it is too large, too deep, or JSON that others could not read."""
+    if _depth(value) > _MAX_DEPTH:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may be nested {_MAX_DEPTH} levels deep at most.")
+    try:
+        # Python reads 1e999 and lone surrogates; neither can be written again.
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
+    except ValueError:
+        detail = "The metadata has a number or a character that JSON cannot carry."
+        raise Problem(ProblemCode.INVALID_METADATA, detail) from None
+    if size > max_bytes:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
+    return value
+
+
+def read_url(url: str) -> str:
+    """Return the URL. Raises Problem if it cannot be one to fetch; whether it may be is the fetcher's to say."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise Problem(ProblemCode.INVALID_URL, "This is not a URL.") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise Problem(ProblemCode.INVALID_URL, "Give an absolute URL that begins with http:// or https://.")
+    if len(url) > MAX_URL_LENGTH or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise Problem(ProblemCode.INVALID_URL, "The URL is too long or has white space in it.")
+    return url
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # NaN and Infinity are Python's, not RFC 8259's
+
+
+def _depth(value: JsonValue) -> int:
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        found, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        waiting.extend((item, depth + 1) for item in inside if isinstance(item, dict | list))
+    return deepest

@@ -1,0 +1,128 @@
+"""The edge of every app: correlation ids, metrics, safe headers, and an answer to our own bugs."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.problems import bug, describe_problems, handle_problems
+from gateway.settings import GatewaySettings
+from schemas.values import DEFAULT_OWNER, Owner
+from streams.metrics import HTTP_REQUESTS, HTTP_SECONDS
+from streams.tracing import child_of
+
+_CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
+
+
+def owner_of(request: Request) -> Owner:
+    """Return whose request this is. Everybody is the default owner."""
+    return DEFAULT_OWNER
+
+
+Caller = Annotated[Owner, Depends(owner_of)]
+
+
+class Edge:
+    """ASGI middleware around an app; streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp, *, name: str) -> None:
+        self._app = app
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-correlation-id", "")
+        correlation_id = asked if _CORRELATION_ID.match(asked) else str(uuid.uuid4())
+        state = scope.setdefault("state", {})
+        state["correlation_id"] = correlation_id
+        state["traceparent"] = child_of(headers.get("traceparent"))
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                found = MutableHeaders(scope=message)
+                found["X-Correlation-ID"] = correlation_id
+                found.setdefault("X-Content-Type-Options", "nosniff")
+                found.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
+            try:
+                await self._app(scope, receive, send_on)
+            except Exception as error:
+                answer = bug(Request(scope), error)
+                if status:
+                    raise  # too late to answer: the server cuts the connection, which the client notices
+                await answer(scope, receive, send_on)
+            finally:
+                # The route's template, never the path: no ids in labels.
+                route = getattr(scope.get("route"), "path", "unmatched")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                HTTP_REQUESTS.labels(self._name, route, method, str(status or 499)).inc()
+                HTTP_SECONDS.labels(self._name, route).observe(time.perf_counter() - started)
+
+
+class GatewayApp(FastAPI):
+    """FastAPI whose OpenAPI document tells the truth about errors."""
+
+    def openapi(self) -> dict[str, object]:
+        """Return the OpenAPI document."""
+        if not self.openapi_schema:
+            describe_problems(super().openapi())
+        return self.openapi_schema or {}
+
+
+def new_app(name: str, title: str, description: str, settings: GatewaySettings) -> FastAPI:
+    """Return an app without routes that behaves as all of ours do."""
+    app = GatewayApp(title=title, description=description, version=version(), redoc_url=None)
+    app.add_middleware(Edge, name=name)
+    handle_problems(app, retry_after_s=settings.retry_after_s)
+    app.include_router(_metrics_routes())
+    return app
+
+
+def version() -> str:
+    """Return the installed version of Darkroom."""
+    try:
+        return installed_version("darkroom")
+    except PackageNotFoundError:
+        return "0"
+
+
+def base_url(request: Request, settings: GatewaySettings) -> str:
+    """Return what the URLs in answers begin with, without a slash at the end."""
+    return (settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def traceparent_of(request: Request) -> str:
+    """Return the trace this request belongs to."""
+    return str(request.state.traceparent)
+
+
+def _metrics_routes() -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    def metrics() -> Response:
+        """Every metric of this process."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

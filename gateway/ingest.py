@@ -1,0 +1,125 @@
+"""Ingest: images come in. Needs Kafka and the object store, nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from gateway.accept import Accepting, check_metadata, read_metadata, read_url
+from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.ports import EventSink, Readiness
+from gateway.problems import Problem, documented
+from gateway.readiness import health_routes
+from gateway.settings import GatewaySettings
+from gateway.uploads import receive_form
+from schemas.http_api import BUCKET_PATTERN, FetchImage, ProblemCode, Submitted
+from schemas.receipts import Receipt
+from streams.files import FileStore
+
+_FIELDS = frozenset({"bucket", "metadata"})
+_BUCKET = re.compile(BUCKET_PATTERN)
+_UPLOAD_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN},
+                        "metadata": {"type": "string", "description": "a JSON object, returned as it is"},
+                    },
+                },
+                "encoding": {"metadata": {"contentType": "application/json"}},
+            }
+        },
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """The endpoints that accept images."""
+
+    settings: GatewaySettings
+    accepting: Accepting
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
+        away = ProblemCode.DEPENDENCY_UNAVAILABLE
+        router.add_api_route(
+            "/upload",
+            self.upload,
+            methods=["POST"],
+            status_code=202,
+            summary="Upload an image",
+            openapi_extra=_UPLOAD_FORM,
+            responses=documented(
+                ProblemCode.MISSING_FILE,
+                ProblemCode.EMPTY_FILE,
+                ProblemCode.INVALID_METADATA,
+                ProblemCode.INVALID_BUCKET,
+                ProblemCode.UNKNOWN_FIELD,
+                ProblemCode.UPLOAD_TOO_SLOW,
+                ProblemCode.FILE_TOO_LARGE,
+                ProblemCode.UNSUPPORTED_FORMAT,
+                away,
+            ),
+        )
+        router.add_api_route(
+            "/fetch",
+            self.fetch,
+            methods=["POST"],
+            status_code=202,
+            summary="Have an image fetched from a URL",
+            responses=documented(
+                ProblemCode.INVALID_URL, ProblemCode.INVALID_METADATA, ProblemCode.INVALID_FIELD, away
+            ),
+        )
+        return router
+
+    async def upload(self, request: Request, response: Response, owner: Caller) -> Submitted:
+        """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
+        limit = self.settings.max_upload_bytes
+        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
+            bucket = form.fields.get("bucket") or "default"
+            if not _BUCKET.match(bucket):
+                detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
+                raise Problem(ProblemCode.INVALID_BUCKET, detail)
+            context = read_metadata(form.fields.get("metadata"), max_bytes=self.settings.max_metadata_bytes)
+            receipt = await self.accepting.upload(
+                form.file, owner=owner, bucket=bucket, context=context, traceparent=traceparent_of(request)
+            )
+        return submitted(receipt, request, response, self.settings)
+
+    async def fetch(self, asked: FetchImage, request: Request, response: Response, owner: Caller) -> Submitted:
+        """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
+        url = read_url(asked.url)
+        context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
+        receipt = await self.accepting.fetch(
+            url, owner=owner, bucket=asked.bucket, context=context, traceparent=traceparent_of(request)
+        )
+        return submitted(receipt, request, response, self.settings)
+
+
+def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:
+    """Return the body of a 202, and say in its headers where to look and when."""
+    status_url = f"{base_url(request, settings)}/api/v1/images/jobs/{receipt.job_id}"
+    response.headers["Location"] = status_url
+    response.headers["Retry-After"] = str(settings.poll_after_s)
+    return Submitted(
+        job_id=receipt.job_id, image_id=receipt.image_id, status_url=status_url, result_url=f"{status_url}/result"
+    )
+
+
+def ingest_app(settings: GatewaySettings, *, files: FileStore, events: EventSink, readiness: Readiness) -> FastAPI:
+    """Return the ingest app, for a deployment of its own."""
+    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings)
+    app.include_router(Ingest(settings, Accepting(settings, files, events)).routes())
+    app.include_router(health_routes(readiness))
+    return app

@@ -1,0 +1,35 @@
+"""What the gateway needs from the outside, said as small protocols; the composition root plugs the real ones in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from schemas.envelope import Event
+from streams.topics import Topic
+
+
+class EventSink(Protocol):
+    """Whoever delivers events (streams.producer.EventProducer)."""
+
+    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+        """Return when the log holds the event safely. Raises streams.errors.DependencyAway if it does not."""
+
+
+class Readiness(Protocol):
+    """Whoever knows whether an upload would be carried to its end."""
+
+    async def check(self) -> dict[str, tuple[bool, str]]:
+        """Return, by part, whether it works and a sentence about it that may be shown to anybody."""
+
+
+class TextEncoder(Protocol):
+    """CLIP, for queries: text and images into the space of the stored vectors (512 floats, L2-normalised)."""
+
+    def available(self) -> tuple[bool, str]:
+        """Return whether it can encode now, and if not, why, in words that may be shown to anybody."""
+
+    async def encode_text(self, text: str) -> list[float]:
+        """Return the vector of a text."""
+
+    async def encode_image(self, data: bytes) -> list[float]:
+        """Return the vector of an encoded image, which is untrusted. Raises ValueError if it cannot be decoded."""

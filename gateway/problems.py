@@ -1,0 +1,162 @@
+"""Refusals: every error leaves as RFC 9457 `application/problem+json`, with a stable code and nothing internal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from schemas.http_api import ProblemBody, ProblemCode, ProblemItem
+from streams.errors import DependencyAway
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+TITLES: dict[ProblemCode, tuple[int, str]] = {
+    ProblemCode.BAD_REQUEST: (400, "The request cannot be read"),
+    ProblemCode.INVALID_FIELD: (422, "A parameter or field is not as it must be"),
+    ProblemCode.UNKNOWN_FIELD: (400, "The form has a field nobody reads"),
+    ProblemCode.MISSING_FILE: (400, "The form has no file"),
+    ProblemCode.EMPTY_FILE: (400, "The file is empty"),
+    ProblemCode.INVALID_METADATA: (400, "The metadata is not a small JSON object"),
+    ProblemCode.INVALID_BUCKET: (400, "The bucket's name is not allowed"),
+    ProblemCode.INVALID_URL: (400, "The URL is not one that can be fetched"),
+    ProblemCode.NOT_FOUND: (404, "There is no such thing"),
+    ProblemCode.NO_SUCH_SIZE: (404, "The image has no such size"),
+    ProblemCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
+    ProblemCode.UPLOAD_TOO_SLOW: (408, "The upload took too long"),
+    ProblemCode.NOT_FINISHED: (409, "The job has not ended yet"),
+    ProblemCode.GONE: (410, "The image was deleted"),
+    ProblemCode.SUPERSEDED: (410, "A newer job has taken over"),
+    ProblemCode.FILE_TOO_LARGE: (413, "The file is too large"),
+    ProblemCode.UNSUPPORTED_FORMAT: (415, "The file is not an image of a known format"),
+    ProblemCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body is not of a type that is read here"),
+    ProblemCode.CORRUPT_IMAGE: (422, "The image cannot be decoded"),
+    ProblemCode.NO_VECTOR: (409, "The image cannot be compared by meaning"),
+    ProblemCode.INTERNAL_ERROR: (500, "Something is wrong here, not with the request"),
+    ProblemCode.DEPENDENCY_UNAVAILABLE: (503, "A part of the system does not answer"),
+    ProblemCode.MODEL_UNAVAILABLE: (503, "The model for this is not there"),
+}
+_BY_STATUS = {
+    400: ProblemCode.BAD_REQUEST,
+    404: ProblemCode.NOT_FOUND,
+    405: ProblemCode.METHOD_NOT_ALLOWED,
+    413: ProblemCode.FILE_TOO_LARGE,
+    415: ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+}
+
+
+@dataclass(slots=True)
+class Problem(Exception):
+    """Refuse the request. `detail` is read by the client: never an internal name, address or trace."""
+
+    code: ProblemCode
+    detail: str
+    errors: tuple[ProblemItem, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that goes with the code."""
+        return TITLES[self.code][0]
+
+
+def away(what: str, *, retry_after_s: int) -> Problem:
+    """Return the refusal for a dependency that does not answer; nothing of the request has been kept."""
+    return Problem(
+        ProblemCode.DEPENDENCY_UNAVAILABLE,
+        f"{what} does not answer at the moment. Nothing was accepted or changed; try again.",
+        headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def respond(request: Request, problem: Problem, *, status: int | None = None) -> JSONResponse:
+    """Return a problem as a response."""
+    body = ProblemBody(
+        type=f"urn:darkroom:problem:{problem.code}",
+        code=problem.code,
+        title=TITLES[problem.code][1],
+        status=status or problem.status,
+        detail=problem.detail,
+        instance=request.url.path,
+        correlation_id=getattr(request.state, "correlation_id", None),
+        errors=problem.errors,
+    )
+    content = body.model_dump(mode="json", exclude_none=True)
+    if not problem.errors:
+        del content["errors"]
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return JSONResponse(content, status_code=body.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def handle_problems(app: FastAPI, *, retry_after_s: int) -> None:
+    """Make an app answer every refusal as a problem, also the framework's own. Bugs are answered by gateway.edge."""
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)  # noqa: S101 - registered for this type below
+        return respond(request, error)
+
+    async def dependency_away(request: Request, error: Exception) -> JSONResponse:
+        log.warning("a dependency did not answer", extra={"path": request.url.path, "error": repr(error)})
+        return respond(request, away("A part of the system", retry_after_s=retry_after_s))
+
+    async def framework(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        code = _BY_STATUS.get(error.status_code, ProblemCode.BAD_REQUEST)
+        detail = {404: "Nothing is at this path.", 405: "See the Allow header."}.get(error.status_code, error.detail)
+        problem = Problem(code, str(detail), headers=dict(error.headers or {}))
+        return respond(request, problem, status=error.status_code)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        items = tuple(
+            ProblemItem(field=_place(found["loc"]), detail=str(found["msg"])) for found in error.errors()[:20]
+        )
+        detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
+        return respond(request, Problem(ProblemCode.INVALID_FIELD, detail, errors=items))
+
+    app.add_exception_handler(Problem, refused)
+    app.add_exception_handler(DependencyAway, dependency_away)
+    app.add_exception_handler(TimeoutError, dependency_away)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(RequestValidationError, invalid)
+
+
+def bug(request: Request, error: Exception) -> JSONResponse:
+    """Log our own mistake with its traceback; tell the client nothing but where to look."""
+    log.error("a request failed", exc_info=error, extra={"path": request.url.path})
+    return respond(request, Problem(ProblemCode.INTERNAL_ERROR, "It was logged under the correlation id."))
+
+
+def documented(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of these refusals, by status."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, title = TITLES[code]
+        text = f"`{code}`: {title}"
+        known = found.get(status)
+        found[status] = {"model": ProblemBody, "description": f"{known['description']}; {text}" if known else text}
+    return found
+
+
+def describe_problems(schema: dict[str, Any]) -> dict[str, Any]:
+    """Correct an OpenAPI document: errors are problem+json, which FastAPI cannot be told."""
+    for path in schema.get("paths", {}).values():
+        for operation in path.values():
+            for status, response in operation.get("responses", {}).items():
+                content = response.get("content", {})
+                if status >= "400" and "application/json" in content:
+                    content[MEDIA_TYPE] = content.pop("application/json")
+    return schema
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
+    return ".".join(parts) or str(location[0])

@@ -1,0 +1,37 @@
+"""Settings of the HTTP gateways, read from DARKROOM_GATEWAY__* at the composition root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from streams.settings import Group
+
+
+class GatewaySettings(Group):
+    """What bounds a request, and where the gateway listens."""
+
+    host: str = Field("127.0.0.1", description="address to listen on (0.0.0.0 in containers)")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 = any free one")
+    public_url: str | None = Field(None, description="base of the URLs in answers; empty = as the request came in")
+    max_upload_bytes: int = Field(50_000_000, ge=1, description="bytes of one uploaded file")
+    max_metadata_bytes: int = Field(16_384, ge=2, description="bytes of the metadata JSON")
+    max_query_image_bytes: int = Field(10_000_000, ge=1, description="bytes of an image to search by")
+    spool_dir: Path | None = Field(
+        None, description="where uploads wait on disk; empty = the system's temporary folder"
+    )
+    upload_idle_s: float = Field(30.0, gt=0, description="seconds a client may send nothing while uploading")
+    upload_total_s: float = Field(600.0, gt=0, description="seconds one upload may take to arrive")
+    storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")
+    delivery_timeout_s: float = Field(15.0, gt=0, description="seconds Kafka may take to confirm an event")
+    query_timeout_s: float = Field(10.0, gt=0, description="seconds one call of the read model may take")
+    encode_timeout_s: float = Field(20.0, gt=0, description="seconds the CLIP encoder may take for one query")
+    readiness_timeout_s: float = Field(3.0, gt=0, description="seconds one part may take to prove that it works")
+    readiness_cache_s: float = Field(1.0, ge=0, description="seconds a readiness answer is reused")
+    retry_after_s: int = Field(5, ge=1, description="Retry-After of a 503, in seconds")
+    poll_after_s: int = Field(1, ge=1, description="Retry-After of a 202 and of a job not finished, in seconds")
+    search_limit: int = Field(20, ge=1, description="answers of a search that names no limit")
+    max_search_limit: int = Field(100, ge=1, description="answers of one search at most")
+    max_query_length: int = Field(500, ge=1, description="characters of a search query")
+    snippet_length: int = Field(240, ge=20, description="characters of text shown with a search answer")

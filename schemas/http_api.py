@@ -1,0 +1,272 @@
+"""What is said over HTTP: the bodies of requests and responses, shared by the gateway and its Python client."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from schemas.values import Box, ImageState, StageState, Value
+
+BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_BATCH = 50  # images one batch request may name
+MAX_URL_LENGTH = 4096  # characters
+
+
+class ProblemCode(StrEnum):
+    """Every reason a request is refused. Part of the problem's `type`; never changes its meaning."""
+
+    BAD_REQUEST = "bad-request"
+    INVALID_FIELD = "invalid-field"
+    UNKNOWN_FIELD = "unknown-field"
+    MISSING_FILE = "missing-file"
+    EMPTY_FILE = "empty-file"
+    INVALID_METADATA = "invalid-metadata"
+    INVALID_BUCKET = "invalid-bucket"
+    INVALID_URL = "invalid-url"
+    NOT_FOUND = "not-found"
+    NO_SUCH_SIZE = "no-such-size"
+    METHOD_NOT_ALLOWED = "method-not-allowed"
+    UPLOAD_TOO_SLOW = "upload-too-slow"
+    NOT_FINISHED = "not-finished"
+    GONE = "gone"
+    SUPERSEDED = "superseded"
+    FILE_TOO_LARGE = "file-too-large"
+    UNSUPPORTED_FORMAT = "unsupported-format"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
+    CORRUPT_IMAGE = "corrupt-image"
+    NO_VECTOR = "no-vector"
+    INTERNAL_ERROR = "internal-error"
+    DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
+    MODEL_UNAVAILABLE = "model-unavailable"
+
+
+class ProblemItem(Value):
+    """One of several things wrong with a request."""
+
+    field: str = Field(description="where: a form field, a parameter, or a path in the JSON body")
+    detail: str
+
+
+class ProblemBody(Value):
+    """An error: RFC 9457, application/problem+json."""
+
+    type: str = Field(examples=["urn:darkroom:problem:not-found"])
+    code: str = Field(description="one of ProblemCode; the end of `type`")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="the path that was asked")
+    correlation_id: str | None = None
+    errors: tuple[ProblemItem, ...] = ()
+
+
+class FetchImage(BaseModel):
+    """Ask the pipeline to bring an image from a URL."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(min_length=1, max_length=MAX_URL_LENGTH, examples=["https://example.org/cat.jpg"])
+    bucket: str = Field("default", pattern=BUCKET_PATTERN)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+
+
+class Submitted(Value):
+    """The request is accepted: stored, and confirmed by Kafka."""
+
+    job_id: str
+    image_id: str
+    status: ImageState = ImageState.PROCESSING
+    status_url: str
+    result_url: str
+
+
+class StageView(Value):
+    """Where one stage of one image stands."""
+
+    state: StageState
+    attempts: int | None = None
+    duration_ms: int | None = None
+    version: str | None = None
+    reused: bool | None = Field(None, description="the result was already there; nothing was computed")
+    reason: str | None = Field(None, description="a stable code, when skipped, rejected or failed")
+    message: str | None = None
+
+
+class JobError(Value):
+    """Why an image was refused or could not be processed."""
+
+    code: str
+    message: str
+
+
+class JobStatus(Value):
+    """Where a job stands."""
+
+    job_id: str
+    image_id: str
+    status: ImageState
+    stages: dict[str, StageView]
+    urls: dict[str, str] = Field(default_factory=dict, description="by size, as far as they are there")
+    created_at: str | None = None
+    completed_at: str | None = None
+    error: JobError | None = None
+
+
+class Dimensions(Value):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+class VariantView(Value):
+    """What is known of one size of an image."""
+
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    aspect_ratio: float = Field(description="width / height")
+    format: str
+    size_bytes: int
+
+
+class ImageMetadata(Value):
+    """What is known of an image beside what it shows."""
+
+    dominant_color: str | None = None
+    palette: tuple[str, ...] = ()
+    thumbhash: str | None = None
+    perceptual_hash: str | None = None
+    original_dimensions: Dimensions | None = Field(None, description="upright")
+    source_format: str | None = None
+    frames: int | None = None
+    filename: str | None = None
+    bucket: str = "default"
+    source_url: str | None = None
+    variants: dict[str, VariantView] = Field(default_factory=dict)
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="what the client sent as metadata")
+
+
+class SpanView(Value):
+    """One piece of text; the polygon is in pixels of the upright image, clockwise from the text's top left."""
+
+    text: str
+    confidence: float
+    polygon: tuple[tuple[float, float], ...]
+    engine: str
+    language: str
+
+
+class TextView(Value):
+    """The text of an image in reading order."""
+
+    content: str
+    spans: tuple[SpanView, ...] = ()
+
+
+class ObjectView(Value):
+    """One object found in an image."""
+
+    label: str
+    confidence: float
+    box: Box = Field(description="fractions of the upright image's width and height")
+    pixels: Box = Field(description="pixels of the upright image")
+
+
+class JobResult(Value):
+    """Everything known of an image whose job has ended."""
+
+    image_id: str
+    job_id: str
+    status: ImageState
+    urls: dict[str, str] = Field(default_factory=dict)
+    metadata: ImageMetadata = Field(default_factory=ImageMetadata)
+    text: TextView | None = Field(None, description="absent when no text stage was done")
+    objects: tuple[ObjectView, ...] | None = Field(None, description="absent when no detection was done")
+    stages: dict[str, StageView] = Field(default_factory=dict)
+    error: JobError | None = None
+    created_at: str | None = None
+    completed_at: str | None = None
+
+
+class ImageView(Value):
+    """One size of one image."""
+
+    image_id: str
+    size: str
+    url: str
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    aspect_ratio: float
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+class ImageSizes(Value):
+    """Every size of one image."""
+
+    image_id: str
+    sizes: dict[str, ImageView]
+
+
+class BatchError(Value):
+    """Why one image of a batch is not in the answer."""
+
+    image_id: str
+    code: str
+    detail: str
+
+
+class ImageBatch(Value):
+    """Several images in one size, in the order asked, without those that have an error."""
+
+    images: tuple[ImageView, ...]
+    errors: tuple[BatchError, ...] = ()
+
+
+class SearchItem(Value):
+    """One image a search found."""
+
+    image_id: str
+    score: float = Field(ge=0, le=1, description="rank over all ways of searching; 1 = first in each")
+    similarity: float | None = Field(None, description="cosine to the query, when found by meaning")
+    matched: tuple[str, ...] = Field(description="of: meaning, text, label")
+    urls: dict[str, str] = Field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    text: str | None = Field(None, description="the beginning of the image's text, or where the words are")
+    context: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class SearchAnswer(Value):
+    """What a search found, best first."""
+
+    query: str
+    by_meaning: bool = Field(description="whether images were compared by meaning (CLIP)")
+    reason: str | None = Field(None, description="why not by meaning")
+    items: tuple[SearchItem, ...]
+
+
+class SearchLike(BaseModel):
+    """Search images like one that is already there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_id: str
+    limit: int | None = Field(None, ge=1)
+
+
+class PartHealth(Value):
+    """How one part of the system does."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Health(Value):
+    """How the system does. `ready` = an upload would be carried to its end."""
+
+    status: str = Field(examples=["ok", "degraded", "unready"])
+    ready: bool
+    version: str
+    parts: dict[str, PartHealth]

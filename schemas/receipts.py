@@ -1,0 +1,34 @@
+"""The gateway's receipt: what was accepted, kept in the object store before the client hears 202."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field, JsonValue
+
+from schemas.values import ID_PATTERN, OWNER_PATTERN, ObjectRef, Profile, Value
+
+
+class ReceiptKind(StrEnum):
+    """What the client asked for."""
+
+    UPLOAD = "upload"
+    FETCH = "fetch"
+    DELETE = "delete"
+
+
+class Receipt(Value):
+    """One accepted request: the answer to every question about a job until the read model knows of it."""
+
+    job_id: str
+    image_id: str = Field(pattern=ID_PATTERN)
+    owner: str = Field(pattern=OWNER_PATTERN)
+    generation: int = Field(ge=1)
+    kind: ReceiptKind
+    submitted_at: str = Field(description="RFC 3339, UTC")
+    bucket: str = "default"
+    filename: str | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict)
+    profile: Profile = Field(default_factory=Profile)
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, of an upload")
+    url: str | None = Field(default=None, description="the source, of a fetch")
