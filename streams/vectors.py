@@ -1,6 +1,8 @@
 """The read model: one Qdrant collection of images, written by facts, read by queries.
 
-Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does.
+Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does. The adapters are
+`streams.vectors_server` and `streams.vectors_local` (in this process); one contract suite holds both to what is
+said here.
 """
 
 from __future__ import annotations
@@ -90,7 +92,10 @@ class ReadModel(Protocol):
         """Return one image, whoever owns it (the indexer's view), tombstones included."""
 
     async def begin(self, record: ImageRecord) -> None:
-        """Make sure a point of at least this generation exists: insert the stub, or raise an older generation."""
+        """Make sure a point of at least this generation exists: insert the stub, or raise an older generation.
+
+        Raising forgets what the older generation knew, vector included. Nothing happens to another owner's point.
+        """
 
     async def merge(
         self,
@@ -103,31 +108,52 @@ class ReadModel(Protocol):
     ) -> None:
         """Write top-level keys, single stages and the vector, only if the point is of exactly this generation.
 
-        Update-only and conditional: a point that is missing, newer or deleted stays as it is.
+        Update-only and conditional: a point that is missing, newer or deleted stays as it is. A None removes its key.
         """
 
     async def bury(self, image_id: str, owner: str, generation: int) -> None:
-        """Leave only a tombstone (owner, generation, deleted): no personal data, no vector. Lower facts bounce off."""
+        """Leave only a tombstone (owner, generation, deleted): no personal data, no vector. Lower facts bounce off.
+
+        Of equal generations the tombstone wins. It is made even if there is no point yet, never of another owner's.
+        """
 
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
         """Return those images that exist and belong to the owner, in the order asked, without tombstones."""
 
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
-        """Return the nearest images by cosine."""
+        """Return the nearest images by cosine, nearest first; the score is the cosine."""
 
     async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
-        """Return images whose text holds all the words, or that carry a label named in the words."""
+        """Return images whose text holds all the words, or that carry a label named in the words.
+
+        Words are runs of letters and digits, whatever their case. The score is the share of the words that matched:
+        1.0 when the text holds them all, else how many of them name labels. Best first, then newest.
+        """
 
     async def vector_of(self, image_id: str) -> list[float] | None:
         """Return the stored vector of an image."""
 
+    async def uses_of(self, owner: str, sha256: str) -> int:
+        """Return how many images of this owner have these bytes as their original or master; tombstones have none."""
+
     async def count(self, owner: str | None = None) -> dict[str, int]:
-        """Return the number of images by state."""
+        """Return the number of images by state, tombstones apart."""
 
     async def check(self) -> None:
         """Prove that the collection exists with the right vectors and answers."""
 
 
 def open_read_model(settings: QdrantSettings) -> AbstractAsyncContextManager[ReadModel]:
-    """Open the read model: a Qdrant server when a URL is given, else in this process. Creates what is missing."""
-    raise NotImplementedError  # the adapter lands next
+    """Open the read model: a Qdrant server when a URL is given, else in this process. Creates what is missing.
+
+    Entering raises DependencyAway when the server does not answer, NotReady when the collection does not fit or
+    another process has the folder open.
+    """
+    # Imported late: the adapters import this module, and a process without a read model needs no Qdrant client.
+    if settings.url:
+        from streams.vectors_server import open_server_read_model  # noqa: PLC0415
+
+        return open_server_read_model(settings)
+    from streams.vectors_local import open_local_read_model  # noqa: PLC0415
+
+    return open_local_read_model(settings)

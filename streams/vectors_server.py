@@ -1,0 +1,270 @@
+"""The read model on a Qdrant server (1.17 or later, for insert-only upserts and conditional vectors).
+
+Every write is conditional on the server, so two indexers that meet during a rebalance cannot undo each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar, cast
+
+from pydantic import JsonValue
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from schemas.values import ID_PATTERN, ImageState
+from streams.errors import DependencyAway
+from streams.settings import QdrantSettings
+from streams.vectors import VECTOR, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors_schema import (
+    LABEL_KEYS,
+    QUERY_WORDS,
+    SEQUENCE,
+    Payload,
+    away_as_such,
+    fits,
+    labels_in,
+    prepare,
+    share,
+    to_payload,
+    to_record,
+    tombstone,
+    with_derived,
+    words_of,
+)
+
+CONNECTIONS = 16
+CANDIDATES = 1000  # the newest images a word search ranks
+
+R = TypeVar("R")
+Operation = (
+    models.UpsertOperation
+    | models.SetPayloadOperation
+    | models.OverwritePayloadOperation
+    | models.UpdateVectorsOperation
+    | models.DeleteVectorsOperation
+)
+
+
+class ServerReadModel:
+    """A ReadModel on a server. `client` is any QdrantClient whose calls may come from several threads."""
+
+    def __init__(self, client: QdrantClient, settings: QdrantSettings, *, threads: int = CONNECTIONS) -> None:
+        self._qdrant = client
+        self._settings = settings
+        self._name = settings.collection
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="qdrant")
+
+    async def open(self) -> None:
+        """Create what is missing."""
+        await self._call(lambda: prepare(self._qdrant, self._settings, indexes=True))
+
+    def close(self) -> None:
+        """Let connections and threads go."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._qdrant.close()
+
+    async def get(self, image_id: str) -> ImageRecord | None:
+        found = await self._retrieve([image_id])
+        return found.get(image_id)
+
+    async def begin(self, record: ImageRecord) -> None:
+        older = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[record.image_id]),
+                _equals("owner", record.owner),
+                models.FieldCondition(key="generation", range=models.Range(lt=record.generation)),
+            ]
+        )
+        await self._write(_replace(record.image_id, to_payload(record), older))
+
+    async def merge(
+        self,
+        image_id: str,
+        generation: int,
+        patch: Mapping[str, JsonValue],
+        *,
+        stages: Mapping[str, StageRecord] | None = None,
+        vector: Sequence[float] | None = None,
+    ) -> None:
+        fence = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                _equals("generation", generation),
+                _equals("deleted", False),
+            ]
+        )
+        operations: list[Operation] = []
+        if patch:
+            operations.append(_set(with_derived(patch), fence))
+        if stages:
+            records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in stages.items()}
+            operations.append(_set(records, fence, key="stages"))
+        if vector is not None:  # last: the only one that answers "no such point", after the others were applied
+            update = models.UpdateVectors(
+                points=[models.PointVectors(id=image_id, vector={VECTOR: list(vector)})], update_filter=fence
+            )
+            operations.append(models.UpdateVectorsOperation(update_vectors=update))
+        if operations:
+            await self._write(operations)
+
+    async def bury(self, image_id: str, owner: str, generation: int) -> None:
+        alive = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                _equals("owner", owner),
+                models.FieldCondition(key="generation", range=models.Range(lte=generation)),
+            ],
+            must_not=[models.Filter(must=[_equals("generation", generation), _equals("deleted", True)])],
+        )
+        await self._write(_replace(image_id, tombstone(image_id, owner, generation), alive))
+
+    async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
+        found = await self._retrieve(list(dict.fromkeys(image_ids)))
+        records = (found[image_id] for image_id in image_ids if image_id in found)
+        return [record for record in records if record.owner == owner and not record.deleted]
+
+    async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
+        def search() -> list[Hit]:
+            answer = self._qdrant.query_points(
+                self._name, query=list(vector), using=VECTOR, query_filter=_owned(owner), limit=limit, with_payload=True
+            )
+            return [Hit(to_record(point.payload or {}), point.score, ("meaning",)) for point in answer.points]
+
+        return await self._call(search)
+
+    async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
+        wanted = words_of(words)[:QUERY_WORDS]
+        if not wanted:
+            return []
+        # Of the text only the word tokenizer's own words are asked for, so that both adapters cut alike.
+        holds = models.FieldCondition(key="text", match=models.MatchText(text=" ".join(wanted)))
+        carries = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=labels_in(wanted)))
+        by_text, by_label = await asyncio.gather(self._newest(owner, holds), self._newest(owner, carries))
+        texts = {str(point.id) for point in by_text}
+        shares = {str(point.id): share(wanted, _label_keys(point)) for point in by_label}
+        scores = {image_id: 1.0 if image_id in texts else shares[image_id] for image_id in texts | shares.keys()}
+        ranked = sorted(sorted(scores, reverse=True), key=lambda image_id: -scores[image_id])[:limit]
+        records = {record.image_id: record for record in await self.find(owner, ranked)}
+        return [
+            Hit(records[i], scores[i], ("text",) * (i in texts) + ("label",) * (i in shares))
+            for i in ranked
+            if i in records
+        ]
+
+    async def vector_of(self, image_id: str) -> list[float] | None:
+        def read() -> list[float] | None:
+            found = self._qdrant.retrieve(self._name, [image_id], with_payload=False, with_vectors=[VECTOR])
+            vectors = found[0].vector if found else None
+            vector = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+            return cast("list[float]", vector) if vector else None
+
+        return await self._call(read)
+
+    async def uses_of(self, owner: str, sha256: str) -> int:
+        either = [_equals("original.sha256", sha256), _equals("master.sha256", sha256)]
+        same = models.Filter(must=[_equals("owner", owner), _equals("deleted", False)], should=either)
+        return await self._call(lambda: self._qdrant.count(self._name, same, exact=True).count)
+
+    async def count(self, owner: str | None = None) -> dict[str, int]:
+        living = _owned(owner) if owner is not None else models.Filter(must=[_equals("deleted", False)])
+
+        def facet() -> dict[str, int]:
+            answer = self._qdrant.facet(self._name, "state", facet_filter=living, limit=len(ImageState), exact=True)
+            return {str(hit.value): hit.count for hit in answer.hits}
+
+        return await self._call(facet)
+
+    async def check(self) -> None:
+        if not await self._call(lambda: fits(self._qdrant, self._name)):
+            raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")
+
+    async def _call(self, work: Callable[[], R]) -> R:
+        def guarded() -> R:
+            with away_as_such():
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+
+    async def _write(self, operations: Sequence[Operation]) -> None:
+        def write() -> None:
+            try:
+                self._qdrant.batch_update_points(
+                    self._name, operations, wait=True, ordering=models.WriteOrdering.STRONG
+                )
+            except KeyError:  # a vector for a point that is not there, said by the in-process client
+                return
+            except UnexpectedResponse as error:  # the same, said by a server
+                if error.status_code != 404 or not self._qdrant.collection_exists(self._name):
+                    raise
+
+        await self._call(write)
+
+    async def _retrieve(self, image_ids: Sequence[str]) -> dict[str, ImageRecord]:
+        ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id)]  # others would fail the whole call
+        if not ids:
+            return {}
+        points = await self._call(
+            lambda: self._qdrant.retrieve(
+                self._name, ids, with_payload=True, consistency=models.ReadConsistencyType.MAJORITY
+            )
+        )
+        return {str(point.id): to_record(point.payload or {}) for point in points}
+
+    async def _newest(self, owner: str, condition: models.FieldCondition) -> list[models.Record]:
+        wanted = _owned(owner, condition)
+        order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
+        return await self._call(
+            lambda: self._qdrant.scroll(
+                self._name, wanted, limit=CANDIDATES, order_by=order, with_payload=[LABEL_KEYS], with_vectors=False
+            )[0]
+        )
+
+
+def _equals(key: str, value: bool | int | str) -> models.FieldCondition:
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def _owned(owner: str, *more: models.FieldCondition) -> models.Filter:
+    return models.Filter(must=[_equals("owner", owner), _equals("deleted", False), *more])
+
+
+def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Operation:
+    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
+
+
+def _replace(image_id: str, payload: Payload, where: models.Filter) -> list[Operation]:
+    """Insert a point; if one is there and the filter holds, forget its vector, then all it knew.
+
+    The vector goes first: a crash in between leaves the filter true, so that the repeated fact finishes the work.
+    """
+    point = models.PointStruct(id=image_id, vector={}, payload=dict(payload))
+    insert = models.PointsList(points=[point], update_mode=models.UpdateMode.INSERT_ONLY)
+    return [
+        models.UpsertOperation(upsert=insert),
+        models.DeleteVectorsOperation(delete_vectors=models.DeleteVectors(vector=[VECTOR], filter=where)),
+        models.OverwritePayloadOperation(overwrite_payload=models.SetPayload(payload=dict(payload), filter=where)),
+    ]
+
+
+def _label_keys(point: models.Record) -> list[str]:
+    return [str(key) for key in (point.payload or {}).get(LABEL_KEYS, [])]
+
+
+@asynccontextmanager
+async def open_server_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
+    """Open the collection on a server; DependencyAway when it does not answer, NotReady when it does not fit."""
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    client = QdrantClient(
+        url=settings.url, api_key=key, timeout=max(1, round(settings.timeout_s)), check_compatibility=False
+    )
+    model = ServerReadModel(client, settings)
+    try:
+        await model.open()
+        yield model
+    finally:
+        await asyncio.to_thread(model.close)

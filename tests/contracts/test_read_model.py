@@ -1,0 +1,413 @@
+"""What the read model promises, held by local mode, by the server adapter's own calls, and by a real server.
+
+The server's calls run against Qdrant's in-process client; with DARKROOM_TEST_QDRANT_URL set, against that server too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import JsonValue
+from qdrant_client import QdrantClient, models
+
+from schemas.values import ImageState, ObjectRef, StageState, new_image_id
+from streams.errors import DependencyAway, NotReady
+from streams.settings import QdrantSettings
+from streams.vectors import DIMENSIONS, ImageRecord, ReadModel, StageRecord, open_read_model
+from streams.vectors_server import ServerReadModel
+
+SERVER = os.environ.get("DARKROOM_TEST_QDRANT_URL")
+
+
+@pytest.fixture(params=["local", "calls", *(["server"] if SERVER else [])])
+async def model(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReadModel]:
+    """Return an empty read model of each kind in turn."""
+    name = f"test-{uuid.uuid4().hex}"
+    if request.param == "calls":
+        calls = ServerReadModel(QdrantClient(":memory:"), QdrantSettings(collection=name), threads=1)
+        await calls.open()
+        yield calls
+        calls.close()
+    elif request.param == "local":
+        async with open_read_model(QdrantSettings(path=tmp_path / "qdrant", collection=name)) as local:
+            yield local
+    else:
+        async with open_read_model(QdrantSettings(url=SERVER, collection=name)) as server:
+            yield server
+        QdrantClient(url=SERVER).delete_collection(name)
+
+
+def stub(image_id: str | None = None, owner: str = "anna", generation: int = 1, **more: object) -> ImageRecord:
+    return ImageRecord(
+        image_id=image_id or new_image_id(), owner=owner, generation=generation, required=("sanitizer", "ocr")
+    ).model_copy(update=more)
+
+
+def vector(seed: int) -> list[float]:
+    chance = random.Random(seed)
+    values = [chance.gauss(0, 1) for _ in range(DIMENSIONS)]
+    norm = math.sqrt(sum(value * value for value in values))
+    return [value / norm for value in values]
+
+
+def ref(letter: str) -> ObjectRef:
+    return ObjectRef(bucket="b", key=f"k/{letter}", sha256=letter * 64, size=1)
+
+
+async def added(model: ReadModel, owner: str = "anna", seed: int | None = None, **patch: JsonValue) -> str:
+    record = stub(owner=owner)
+    await model.begin(record)
+    await model.merge(record.image_id, 1, patch, vector=None if seed is None else vector(seed))
+    return record.image_id
+
+
+async def test_a_stub_comes_back_as_it_was(model: ReadModel) -> None:
+    """A record that began is there at once, before any vector, and beginning again changes nothing."""
+    record = stub(bucket="holiday", filename="x.jpg", context={"a": [1, {"b": None}], "c": "d"})
+    assert await model.get(record.image_id) is None
+    await model.begin(record)
+    assert await model.get(record.image_id) == record
+    await model.merge(record.image_id, 1, {"width": 7})
+    await model.begin(record)
+    assert await model.get(record.image_id) == record.model_copy(update={"width": 7})
+    assert await model.vector_of(record.image_id) is None
+
+
+async def test_each_writer_writes_only_its_own(model: ReadModel) -> None:
+    """Merging keys, stages and the vector leaves everything else as it was."""
+    record = stub()
+    done = StageRecord(state=StageState.DONE, version="1", duration_ms=3, result=ref("a"))
+    skipped = StageRecord(state=StageState.SKIPPED, reason="model-unavailable", message="no weights")
+    await model.begin(record)
+    await model.merge(record.image_id, 1, {"text": "Hello", "text_confidence": 0.5}, stages={"ocr": done})
+    await model.merge(record.image_id, 1, {"width": 10}, stages={"detector": skipped})
+    await model.merge(record.image_id, 1, {"has_vector": True}, vector=vector(1))
+    await model.merge(record.image_id, 1, {})
+    found = await model.get(record.image_id)
+    assert found is not None
+    assert (found.text, found.text_confidence, found.width, found.has_vector) == ("Hello", 0.5, 10, True)
+    assert found.stages == {"ocr": done, "detector": skipped}
+    stored = await model.vector_of(record.image_id)
+    assert stored == pytest.approx(vector(1), abs=1e-5)
+
+
+async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
+    """A stage that failed and then is done keeps nothing of its failure."""
+    record = stub()
+    await model.begin(record)
+    failed = StageRecord(state=StageState.FAILED, reason="internal-error", message="boom", attempts=3)
+    await model.merge(record.image_id, 1, {"error_code": "internal-error"}, stages={"ocr": failed})
+    done = StageRecord(state=StageState.DONE, version="2")
+    await model.merge(record.image_id, 1, {"error_code": None}, stages={"ocr": done})
+    found = await model.get(record.image_id)
+    assert found is not None
+    assert found.stages == {"ocr": done}
+    assert found.error_code is None
+
+
+async def test_other_generations_bounce_off(model: ReadModel) -> None:
+    """Writes of a lower or higher generation, or for a point that is not there, change nothing."""
+    record = stub(generation=3)
+    await model.merge(record.image_id, 3, {"width": 1}, stages={"ocr": StageRecord(state=StageState.DONE)})
+    await model.merge(record.image_id, 3, {"width": 1}, vector=vector(1))
+    assert await model.get(record.image_id) is None
+    await model.begin(record)
+    for generation in (1, 2, 4):
+        stage = {"ocr": StageRecord(state=StageState.DONE)}
+        await model.merge(record.image_id, generation, {"width": 1}, stages=stage, vector=vector(1))
+    await model.begin(stub(record.image_id, generation=2))
+    assert await model.get(record.image_id) == record
+    assert await model.vector_of(record.image_id) is None
+
+
+async def test_a_newer_generation_starts_afresh(model: ReadModel) -> None:
+    """Raising the generation forgets stages, text and vector of the older one."""
+    image_id = await added(model, seed=1, text="old", has_vector=True)
+    newer = stub(image_id, generation=2)
+    await model.begin(newer)
+    assert await model.get(image_id) == newer
+    assert await model.vector_of(image_id) is None
+    assert await model.search_vector("anna", vector(1), limit=5) == []
+    assert await model.search_words("anna", "old", limit=5) == []
+    await model.merge(image_id, 2, {"text": "new"}, vector=vector(2))
+    assert [hit.record.text for hit in await model.search_vector("anna", vector(2), limit=5)] == ["new"]
+
+
+async def test_nobody_takes_over_anothers_image(model: ReadModel) -> None:
+    """Another owner's newer stub or deletion of the same id does nothing."""
+    image_id = await added(model, owner="anna", text="mine")
+    before = await model.get(image_id)
+    await model.begin(stub(image_id, owner="bert", generation=9))
+    await model.bury(image_id, "bert", 9)
+    assert await model.get(image_id) == before
+
+
+async def test_a_tombstone_holds_nothing_personal(model: ReadModel) -> None:
+    """After a deletion there is no name, text, label, vector or context left, and no read but `get` sees it."""
+    image_id = await added(
+        model, seed=1, text="secret", labels=["person"], filename="me.jpg", context={"a": 1}, has_vector=True,
+        original=ref("a").model_dump(),
+    )  # fmt: skip
+    await model.bury(image_id, "anna", 2)
+    found = await model.get(image_id)
+    assert found is not None
+    assert found.updated_at is not None
+    expected = ImageRecord(
+        image_id=image_id, owner="anna", generation=2, deleted=True, state=ImageState.DELETED,
+        updated_at=found.updated_at,
+    )  # fmt: skip
+    assert found == expected
+    assert await model.vector_of(image_id) is None
+    assert await model.find("anna", [image_id]) == []
+    assert await model.search_vector("anna", vector(1), limit=5) == []
+    assert await model.search_words("anna", "secret", limit=5) == []
+    assert await model.search_words("anna", "person", limit=5) == []
+    assert await model.uses_of("anna", "a" * 64) == 0
+    assert await model.count("anna") == {}
+
+
+async def test_a_tombstone_wins(model: ReadModel) -> None:
+    """Whatever comes after a deletion with no higher generation bounces off; deleting again changes nothing."""
+    image_id = new_image_id()
+    await model.bury(image_id, "anna", 2)
+    buried = await model.get(image_id)
+    assert buried is not None
+    assert buried.deleted
+    for generation in (1, 2):
+        await model.begin(stub(image_id, generation=generation))
+        await model.merge(image_id, generation, {"text": "late"}, vector=vector(1))
+        await model.bury(image_id, "anna", generation)
+    assert await model.get(image_id) == buried
+    assert await model.vector_of(image_id) is None
+
+
+async def test_a_deletion_of_the_same_generation_wins(model: ReadModel) -> None:
+    """If an image of that very generation is already there, the deletion still takes it."""
+    image_id = await added(model, text="here")
+    await model.bury(image_id, "anna", 1)
+    found = await model.get(image_id)
+    assert found is not None
+    assert found.deleted
+
+
+async def test_a_deletion_of_an_older_generation_does_nothing(model: ReadModel) -> None:
+    """A deletion that was overtaken by a newer run does not take it."""
+    record = stub(generation=5)
+    await model.begin(record)
+    await model.bury(record.image_id, "anna", 4)
+    assert await model.get(record.image_id) == record
+
+
+async def test_find_keeps_order_and_owner(model: ReadModel) -> None:
+    """Images come in the order asked, without those of others, unknown ones, or things that are no ids."""
+    first, second, other = await added(model), await added(model), await added(model, owner="bert")
+    asked = [second, other, new_image_id(), "not-an-id", first]
+    assert [record.image_id for record in await model.find("anna", asked)] == [second, first]
+    assert await model.find("anna", []) == []
+    assert await model.get("not-an-id") is None
+
+
+async def test_the_nearest_come_first(model: ReadModel) -> None:
+    """Search by meaning ranks by cosine, within one owner, whatever is near of others."""
+    for seed in range(40):
+        await added(model, owner="bert", seed=100 + seed)
+    ids = {seed: await added(model, seed=seed) for seed in range(6)}
+    await added(model)  # no vector yet
+    near = [a + 0.02 * b for a, b in zip(vector(3), vector(99), strict=True)]
+    hits = await model.search_vector("anna", near, limit=3)
+    cosines = sorted((sum(a * b for a, b in zip(near, vector(s), strict=True)) for s in range(6)), reverse=True)
+    norm = math.sqrt(sum(a * a for a in near))
+    assert hits[0].record.image_id == ids[3]
+    assert hits[0].matched == ("meaning",)
+    assert [hit.score for hit in hits] == pytest.approx([c / norm for c in cosines[:3]], abs=1e-4)
+    assert len(await model.search_vector("anna", near, limit=50)) == 6
+    assert len(await model.search_vector("bert", near, limit=50)) == 40
+
+
+async def test_words_are_found_whatever_their_case(model: ReadModel) -> None:
+    """All words must be in the text, as words: no parts of words, no partial matches."""
+    sign = await added(model, text="STOP! Ahead: road-works (till 18:00), Zürich")
+    await added(model, text="ahead of its time")
+    await added(model, owner="bert", text="stop ahead")
+    await added(model, text=None)
+    for words in ("stop", "ahead stop", "ROAD works", "18", "zürich", " stop...AHEAD "):
+        hits = await model.search_words("anna", words, limit=9)
+        assert [(hit.record.image_id, hit.matched, hit.score) for hit in hits] == [(sign, ("text",), 1.0)], words
+    for words in ("sto", "stop nothing", "", "  ", "!?", "stopahead"):
+        assert await model.search_words("anna", words, limit=9) == [], words
+    assert len(await model.search_words("anna", "ahead", limit=9)) == 2
+
+
+async def test_labels_are_found_by_name(model: ReadModel) -> None:
+    """A label of several words is found only whole; the more words matched, the better the score."""
+    light = await added(model, labels=["traffic light", "Person"])
+    person = await added(model, labels=["person"])
+    both = await added(model, labels=["bus"], text="a person waits for the bus")
+    hits = await model.search_words("anna", "person", limit=9)
+    assert [(hit.record.image_id, hit.matched) for hit in hits] == [
+        (both, ("text",)), (person, ("label",)), (light, ("label",)),
+    ]  # fmt: skip
+    hits = await model.search_words("anna", "traffic light person", limit=9)
+    assert [(hit.record.image_id, hit.score) for hit in hits] == [(light, 1.0), (person, pytest.approx(1 / 3))]
+    assert await model.search_words("anna", "light", limit=9) == []
+    hits = await model.search_words("anna", "BUS", limit=9)
+    assert [(hit.record.image_id, hit.matched) for hit in hits] == [(both, ("text", "label"))]
+
+
+async def test_equal_scores_are_ordered_by_age(model: ReadModel) -> None:
+    """Of equally good answers the newest comes first, and the limit cuts the oldest."""
+    ids = [f"01900000-000{n}-7000-8000-000000000000" for n in range(5)]
+    for image_id in random.Random(1).sample(ids, 5):
+        await model.begin(stub(image_id))
+        await model.merge(image_id, 1, {"text": "same"})
+    hits = await model.search_words("anna", "same", limit=3)
+    assert [hit.record.image_id for hit in hits] == [ids[4], ids[3], ids[2]]
+
+
+async def test_images_are_counted_by_state(model: ReadModel) -> None:
+    """Counting is by state, of one owner or of all, without tombstones."""
+    for state in ("completed", "completed", "failed"):
+        await added(model, state=state)
+    await added(model, owner="bert")
+    await model.bury(await added(model), "anna", 2)
+    assert await model.count("anna") == {"completed": 2, "failed": 1}
+    assert await model.count() == {"completed": 2, "failed": 1, "processing": 1}
+    assert await model.count("nobody") == {}
+
+
+async def test_uses_of_bytes_are_counted(model: ReadModel) -> None:
+    """The images of one owner with the same original or master are counted, each once."""
+    a, b = ref("a").model_dump(), ref("b").model_dump()
+    await added(model, original=a, master=b)
+    await added(model, original=a, master=a)
+    await added(model, owner="bert", original=a)
+    assert await model.uses_of("anna", "a" * 64) == 2
+    assert await model.uses_of("anna", "b" * 64) == 1
+    assert await model.uses_of("anna", "c" * 64) == 0
+
+
+async def test_check_is_quiet_when_all_is_well(model: ReadModel) -> None:
+    """The check of a working read model says nothing."""
+    await model.check()
+
+
+Write = tuple[str, int]
+WRITES: list[Write] = [(name, generation) for name in ("text", "labels", "vector", "size") for generation in (1, 2)]
+
+
+async def _apply(model: ReadModel, image_id: str, write: Write) -> None:
+    name, generation = write
+    stage = {name: StageRecord(state=StageState.DONE, version=str(generation))}
+    if name == "bury":
+        await model.bury(image_id, "anna", generation)
+        return
+    await model.begin(stub(image_id, generation=generation))
+    if name == "text":
+        await model.merge(image_id, generation, {"text": f"text of {generation}"}, stages=stage)
+    elif name == "labels":
+        await model.merge(image_id, generation, {"labels": [f"label{generation}"]}, stages=stage)
+    elif name == "size":
+        await model.merge(image_id, generation, {"width": generation, "height": generation}, stages=stage)
+    else:
+        await model.merge(image_id, generation, {"has_vector": True}, stages=stage, vector=vector(generation))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(WRITES),
+    repeats=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 16))),
+    buried=st.booleans(),
+)
+async def test_writes_commute_and_repeat(
+    model: ReadModel, order: list[Write], repeats: list[tuple[int, int]], buried: bool
+) -> None:
+    """The same facts in any order, any of them repeated at any time, leave the same record and vector."""
+
+    async def after(writes: list[Write]) -> tuple[ImageRecord, list[float] | None]:
+        image_id = new_image_id()
+        for write in writes:
+            await _apply(model, image_id, write)
+        found = await model.get(image_id)
+        assert found is not None
+        return found.model_copy(update={"image_id": "", "updated_at": None}), await model.vector_of(image_id)
+
+    ordered = [*WRITES, ("bury", 2)] if buried else WRITES
+    shuffled = list(order)
+    for what, where in repeats:
+        shuffled.insert(where, order[what])
+    if buried:
+        shuffled.insert(len(repeats), ("bury", 2))
+    assert await after(shuffled) == await after(ordered)
+
+
+async def test_what_was_written_survives_a_restart(tmp_path: Path) -> None:
+    """The in-process read model answers after closing and opening as it did before."""
+    where = QdrantSettings(path=tmp_path)
+    async with open_read_model(where) as model:
+        image_id = await added(model, seed=1, text="kept", labels=["bus"], original=ref("a").model_dump())
+        gone = await added(model, seed=2, text="gone")
+        await model.bury(gone, "anna", 2)
+        before = await model.get(image_id)
+    async with open_read_model(where) as model:
+        assert await model.get(image_id) == before
+        assert [hit.record.image_id for hit in await model.search_words("anna", "kept", limit=5)] == [image_id]
+        assert [hit.record.image_id for hit in await model.search_words("anna", "bus", limit=5)] == [image_id]
+        assert [hit.record.image_id for hit in await model.search_vector("anna", vector(1), limit=5)] == [image_id]
+        assert await model.uses_of("anna", "a" * 64) == 1
+        await model.merge(gone, 1, {"text": "late"})
+        assert await model.search_words("anna", "late", limit=5) == []
+
+
+async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
+    """Opening the folder of a read model another process has open is NotReady and names the setting to use."""
+    script = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom streams.settings import QdrantSettings\n"
+        "from streams.vectors import open_read_model\n"
+        "async def main():\n"
+        "    async with open_read_model(QdrantSettings(path=Path(sys.argv[1]))):\n"
+        "        print('open', flush=True)\n        sys.stdin.read()\n"
+        "asyncio.run(main())\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(NotReady, match="DARKROOM_QDRANT__URL"):
+            async with open_read_model(QdrantSettings(path=tmp_path)):
+                pass
+    finally:
+        other.communicate()
+
+
+async def test_a_collection_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """A collection whose vectors are not ours is NotReady, never silently written to."""
+    client = QdrantClient(path=str(tmp_path))
+    client.create_collection("images", vectors_config=models.VectorParams(size=3, distance=models.Distance.DOT))
+    client.close()
+    with pytest.raises(NotReady, match="DARKROOM_QDRANT__COLLECTION"):
+        async with open_read_model(QdrantSettings(path=tmp_path)):
+            pass
+
+
+async def test_a_server_that_is_away_says_so() -> None:
+    """Nobody listening at the URL is DependencyAway."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(DependencyAway):
+        async with open_read_model(QdrantSettings(url=f"http://127.0.0.1:{port}", timeout_s=2)):
+            pass
