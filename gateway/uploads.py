@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -25,6 +25,9 @@ from gateway.problems import Problem
 from gateway.settings import GatewaySettings
 from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
 from schemas.http_api import ProblemCode, ProblemItem
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
 _FORM_OVERHEAD = 64 * 1024  # bytes a form may have beside its file: metadata, part headers, boundaries
@@ -144,7 +147,7 @@ class _FormReader:
         self._size = 0
         self._hash = hashlib.sha256()
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> MultipartCallbacks:
         """Return what MultipartParser calls."""
         return {
             "on_part_begin": self._begin_part,

@@ -1,0 +1,159 @@
+"""Looking up: what the read model knows of an image, and the receipt until it knows. Every look is one owner's.
+
+An image is hidden from the moment its deletion is accepted: the receipt of the deletion is there before the indexer
+has seen the event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gateway.accept import bounded, read_receipt
+from gateway.problems import Problem
+from gateway.settings import GatewaySettings
+from schemas.http_api import ProblemCode
+from schemas.receipts import Receipt, ReceiptKind
+from schemas.values import ID_PATTERN, ImageState, Owner, job_id_of, split_job_id
+from streams.files import FileStore
+from streams.vectors import Hit, ImageRecord, ReadModel
+
+_ID = re.compile(ID_PATTERN)
+_PARALLEL = 16  # looks at the object store at once, for one request
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one image: the record if the read model has seen this run, else the receipt."""
+
+    job_id: str
+    image_id: str
+    record: ImageRecord | None
+    receipt: Receipt | None
+
+    @property
+    def state(self) -> ImageState:
+        """Where the run stands."""
+        if self.record is None:
+            return ImageState.PROCESSING
+        return ImageState.DELETED if self.record.deleted else self.record.state
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The owner's images and jobs. Calls raise Problem, DependencyAway or TimeoutError."""
+
+    settings: GatewaySettings
+    files: FileStore
+    vectors: ReadModel
+
+    async def image(self, image_id: str, owner: Owner) -> ImageRecord:
+        """Return an image. Refused: unknown, deleted (410), or accepted but not seen by the indexer yet (409)."""
+        record = await self.known(image_id, owner)
+        if isinstance(record, Receipt):
+            await self._refuse_deleted(image_id, record.generation)
+            raise self.not_finished("The image was accepted and is not processed yet.")
+        await self._refuse_deleted(image_id, record.generation)
+        return record
+
+    async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
+        """Return several images, each or why not, in the order asked."""
+        wanted = [image_id for image_id in image_ids if _ID.match(image_id)]
+        found = await bounded(self.vectors.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
+        by_id = {record.image_id: record for record in found}
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def one(image_id: str) -> ImageRecord | Problem:
+            async with gate:
+                try:
+                    if image_id not in by_id:
+                        return await self.image(image_id, owner)
+                    await self._refuse_deleted(image_id, by_id[image_id].generation)
+                except Problem as problem:
+                    return problem
+                return by_id[image_id]
+
+        return list(await asyncio.gather(*(one(image_id) for image_id in image_ids)))
+
+    async def visible(self, hits: Iterable[Hit]) -> list[Hit]:
+        """Return the hits whose image nobody has asked to delete."""
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def one(hit: Hit) -> Hit | None:
+            async with gate:
+                deleted = await self._is_deleted(hit.record.image_id, hit.record.generation)
+                return None if deleted or hit.record.deleted else hit
+
+        return [hit for hit in await asyncio.gather(*map(one, hits)) if hit is not None]
+
+    async def job(self, job_id: str, owner: Owner) -> Job:
+        """Return a job. Refused: unknown, its image deleted since, or a newer run has taken over (410)."""
+        try:
+            image_id, generation = split_job_id(job_id)
+        except ValueError:
+            raise _no_job() from None
+        if not _ID.match(image_id) or job_id != job_id_of(image_id, generation):
+            raise _no_job()
+        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        if record is not None and record.owner != owner:
+            raise _no_job()
+        if record is not None and record.generation > generation:
+            if record.deleted:
+                raise _gone()
+            newer = job_id_of(image_id, record.generation)
+            raise Problem(ProblemCode.SUPERSEDED, f"The job {newer} has taken over.")
+        if record is not None and record.generation == generation:
+            if not record.deleted:
+                await self._refuse_deleted(image_id, generation)
+            return Job(job_id, image_id, record, None)
+        receipt = await self._receipt(job_id)
+        if receipt is None or receipt.owner != owner:
+            raise _no_job()
+        if receipt.kind is not ReceiptKind.DELETE:
+            await self._refuse_deleted(image_id, generation)
+        return Job(job_id, image_id, None, receipt)
+
+    async def known(self, image_id: str, owner: Owner) -> ImageRecord | Receipt:
+        """Return an image's record, or its first receipt; also when its deletion was asked for but not done."""
+        if not _ID.match(image_id):
+            raise _no_image()
+        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        if record is None:
+            receipt = await self._receipt(job_id_of(image_id, 1))
+            if receipt is None or receipt.owner != owner:
+                raise _no_image()
+            return receipt
+        if record.owner != owner:
+            raise _no_image()
+        if record.deleted or record.state is ImageState.DELETED:
+            raise _gone()
+        return record
+
+    def not_finished(self, detail: str) -> Problem:
+        """Return the refusal of what is not there yet."""
+        return Problem(ProblemCode.NOT_FINISHED, detail, headers={"Retry-After": str(self.settings.poll_after_s)})
+
+    async def _receipt(self, job_id: str) -> Receipt | None:
+        return await read_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
+
+    async def _is_deleted(self, image_id: str, generation: int) -> bool:
+        receipt = await self._receipt(job_id_of(image_id, generation + 1))
+        return receipt is not None and receipt.kind is ReceiptKind.DELETE
+
+    async def _refuse_deleted(self, image_id: str, generation: int) -> None:
+        if await self._is_deleted(image_id, generation):
+            raise _gone()
+
+
+def _no_image() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no image of that id.")
+
+
+def _no_job() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no job of that id.")
+
+
+def _gone() -> Problem:
+    return Problem(ProblemCode.GONE, "The image was deleted.")

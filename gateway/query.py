@@ -1,0 +1,259 @@
+"""Query: what became of an image. Needs the read model and the object store; Kafka only to delete."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+from gateway.accept import Accepting, bounded
+from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
+from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.ingest import submitted
+from gateway.lookup import Lookup
+from gateway.ports import EventSink, Readiness, TextEncoder
+from gateway.problems import Problem, documented
+from gateway.readiness import health_routes
+from gateway.search import Search
+from gateway.settings import GatewaySettings
+from schemas.http_api import (
+    MAX_BATCH,
+    BatchError,
+    ImageBatch,
+    ImageSizes,
+    ImageView,
+    JobResult,
+    JobStatus,
+    ProblemCode,
+    ProblemItem,
+    Submitted,
+)
+from schemas.results import ReadText
+from schemas.values import ImageState, Rendition, StageState
+from streams.files import FileStore, ObjectMissing
+from streams.results import StoredResult
+from streams.vectors import ImageRecord, ReadModel
+
+log = logging.getLogger(__name__)
+
+Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
+
+_MAX_RESULT_BYTES = 32_000_000  # a stored OCR result; a page of dense text has about 0.3 MB
+_CONTENT_POLICY = "default-src 'none'; sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The endpoints that tell of images and jobs."""
+
+    settings: GatewaySettings
+    files: FileStore
+    lookup: Lookup
+    accepting: Accepting
+
+    def routes(self) -> APIRouter:
+        """Return the routes; fixed paths before those with an id."""
+        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        lost = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        early = documented(ProblemCode.NOT_FINISHED)
+        sized = {**lost, **early, **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE)}
+
+        router.add_api_route(
+            "/jobs/{job_id}",
+            self.status,
+            summary="Where a job stands",
+            response_model_exclude_none=True,
+            responses=lost,
+        )
+        router.add_api_route(
+            "/jobs/{job_id}/result",
+            self.result,
+            summary="What a job found",
+            response_model_exclude_none=True,
+            responses={**lost, **early},
+        )
+        router.add_api_route(
+            "/batch",
+            self.batch,
+            summary="Several images in one size",
+            responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
+        )
+        router.add_api_route("/{image_id}", self.image, summary="One size of an image", responses=sized)
+        router.add_api_route("/{image_id}/all", self.sizes, summary="Every size", responses={**lost, **early})
+        router.add_api_route(
+            "/{image_id}/direct",
+            self.direct,
+            summary="The bytes of one size",
+            response_class=StreamingResponse,
+            responses={
+                200: {"content": {"image/webp": {}}, "description": "the image"},
+                304: {"description": "you have it already"},
+                **sized,
+            },
+        )
+        router.add_api_route(
+            "/{image_id}", self.delete, methods=["DELETE"], status_code=202, summary="Delete an image", responses=lost
+        )
+        return router
+
+    async def status(self, job_id: str, request: Request, response: Response, owner: Caller) -> JobStatus:
+        """Right from the moment of the 202, whether or not the pipeline has begun."""
+        job = await self.lookup.job(job_id, owner)
+        if job.state is ImageState.PROCESSING:
+            response.headers["Retry-After"] = str(self.settings.poll_after_s)
+        return job_status(job, base_url(request, self.settings))
+
+    async def result(self, job_id: str, request: Request, owner: Caller) -> JobResult:
+        """409 until the job has ended; then also of an image that was rejected or failed, with the reason."""
+        job = await self.lookup.job(job_id, owner)
+        if job.record is None or job.state is ImageState.PROCESSING:
+            raise self.lookup.not_finished("The job has not ended yet; see its status.")
+        text = await self._read_text(job.record)
+        return job_result(job, job.record, text, base_url(request, self.settings))
+
+    async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
+        """Width, height, bytes, hash and URL of one size."""
+        record = await self.lookup.image(image_id, owner)
+        return image_view(record, self._rendition(record, size), base_url(request, self.settings))
+
+    async def sizes(self, image_id: str, request: Request, owner: Caller) -> ImageSizes:
+        """Every size that is there. 409 until the resizer is done."""
+        record = await self.lookup.image(image_id, owner)
+        if not record.renditions:
+            raise self._no_sizes(record)
+        base = base_url(request, self.settings)
+        return ImageSizes(image_id=image_id, sizes={r.name: image_view(record, r, base) for r in record.renditions})
+
+    async def batch(
+        self,
+        request: Request,
+        owner: Caller,
+        image_ids: Annotated[list[str], Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most")],
+        size: Size = "medium",
+    ) -> ImageBatch:
+        """The images that are there in the order asked; of the others, why they are not."""
+        wanted = list(dict.fromkeys(name for given in image_ids for name in given.split(",") if name))
+        if not 1 <= len(wanted) <= MAX_BATCH:
+            detail = f"Name 1 to {MAX_BATCH} images."
+            raise Problem(ProblemCode.INVALID_FIELD, detail, (ProblemItem(field="image_ids", detail=detail),))
+        base = base_url(request, self.settings)
+        images: list[ImageView] = []
+        errors: list[BatchError] = []
+        for image_id, found in zip(wanted, await self.lookup.images(wanted, owner), strict=True):
+            try:
+                if isinstance(found, Problem):
+                    raise found
+                images.append(image_view(found, self._rendition(found, size), base))
+            except Problem as problem:
+                errors.append(BatchError(image_id=image_id[:64], code=problem.code, detail=problem.detail))
+        return ImageBatch(images=tuple(images), errors=tuple(errors))
+
+    async def direct(
+        self, image_id: str, request: Request, owner: Caller, size: Size = "medium", v: str | None = None
+    ) -> Response:
+        """Stream the bytes. `v`, as in the URLs of answers, names the bytes, so that they may be cached for good."""
+        record = await self.lookup.image(image_id, owner)
+        rendition = self._rendition(record, size)
+        stored = rendition.object
+        named = v is not None and v == stored.sha256[:VERSION_DIGITS]
+        headers = {
+            "ETag": f'"{stored.sha256}"',
+            "Cache-Control": "private, max-age=31536000, immutable" if named else "private, no-cache",
+            "Content-Security-Policy": _CONTENT_POLICY,
+        }
+        if _matches(request.headers.get("if-none-match"), headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        chunks = aiter(self.files.stream(stored.key))
+        try:
+            first = await bounded(anext(chunks, b""), self.settings.storage_timeout_s)
+        except ObjectMissing:
+            log.warning("a rendition is missing", extra={"image_id": image_id, "key": stored.key})
+            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size are not there any more.") from None
+        headers["Content-Length"] = str(stored.size)
+        body = _all_chunks(first, chunks, self.settings.storage_timeout_s)
+        return StreamingResponse(body, media_type=stored.content_type, headers=headers)
+
+    async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> Submitted:
+        """Hidden at once, gone soon: the job says when. Asking again is harmless."""
+        known = await self.lookup.known(image_id, owner)
+        receipt = await self.accepting.delete(
+            image_id, known.generation, owner=owner, traceparent=traceparent_of(request)
+        )
+        return submitted(receipt, request, response, self.settings)
+
+    def _rendition(self, record: ImageRecord, size: str) -> Rendition:
+        for rendition in record.renditions:
+            if rendition.name == size:
+                return rendition
+        if not record.renditions:
+            raise self._no_sizes(record)
+        known = ", ".join(rendition.name for rendition in record.renditions)
+        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image has these sizes: {known}.")
+
+    def _no_sizes(self, record: ImageRecord) -> Problem:
+        if record.state is ImageState.PROCESSING:
+            return self.lookup.not_finished("The image's sizes are not made yet.")
+        return Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
+
+    async def _read_text(self, record: ImageRecord) -> ReadText | None:
+        stage = record.stages.get("ocr")
+        if stage is None or stage.state is not StageState.DONE or stage.result is None:
+            return None
+        key = stage.result.key
+        try:
+            raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
+            return ReadText.model_validate(StoredResult.model_validate_json(raw).result)
+        except ObjectMissing:
+            log.warning("a stored text is missing", extra={"image_id": record.image_id, "key": key})
+        except ValidationError as error:
+            log.warning("a stored text is unreadable", extra={"key": key, "error": str(error)[:300]})
+        return None
+
+
+def query_routes(
+    settings: GatewaySettings,
+    *,
+    files: FileStore,
+    events: EventSink,
+    vectors: ReadModel,
+    encoder: TextEncoder | None,
+) -> APIRouter:
+    """Return every route of the query app but health."""
+    lookup = Lookup(settings, files, vectors)
+    router = APIRouter()
+    router.include_router(Images(settings, files, lookup, Accepting(settings, files, events)).routes())
+    router.include_router(Search(settings, vectors, lookup, encoder).routes())
+    return router
+
+
+def query_app(
+    settings: GatewaySettings,
+    *,
+    files: FileStore,
+    events: EventSink,
+    vectors: ReadModel,
+    encoder: TextEncoder | None,
+    readiness: Readiness,
+) -> FastAPI:
+    """Return the query app, for a deployment of its own."""
+    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings)
+    app.include_router(query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder))
+    app.include_router(health_routes(readiness, encoder))
+    return app
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    """Say whether an If-None-Match header names the entity (RFC 9110 section 13.1.2, weak comparison)."""
+    given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in given or etag in given
+
+
+async def _all_chunks(first: bytes, rest: AsyncIterator[bytes], timeout_s: float) -> AsyncIterator[bytes]:
+    yield first
+    while chunk := await bounded(anext(rest, b""), timeout_s):
+        yield chunk
