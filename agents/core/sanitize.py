@@ -1,0 +1,115 @@
+"""Make an image safe: decode it within limits, write its pixels anew, keep nothing else. Runs in a sandboxed child."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+
+from PIL import Image
+from pydantic import JsonValue
+
+from agents.core.colour import to_upright_srgb
+from agents.core.decode import Decoded, Limits, decode
+from agents.core.fingerprint import Fingerprint, fingerprint
+
+JPEG_QUALITY = 95
+# Lossless copies of larger opaque images are written as JPEG: PNG took 6 times as long and 7 times the bytes.
+PNG_MAX_PIXELS = 25_000_000
+_PNG_EFFORT = 1  # zlib level
+
+_MAKE, _MODEL, _EXIF, _TAKEN = 0x010F, 0x0110, 0x8769, 0x9003  # EXIF 2.32 tags
+
+
+@dataclass(frozen=True, slots=True)
+class Sanitized:
+    """A safe master and what is known of it."""
+
+    master: bytes
+    extension: str  # jpg or png
+    content_type: str
+    width: int  # pixels, upright
+    height: int
+    source_format: str
+    frames: int
+    has_alpha: bool
+    fingerprint: Fingerprint
+    captured_at: str | None
+    camera: str | None
+
+
+def sanitize(data: bytes, limits: Limits, *, keep_capture_details: bool = False) -> Sanitized:
+    """Return the safe form of an image: upright, sRGB, first frame, no metadata; the same bytes give the same bytes.
+
+    Opaque images from a lossy format become JPEG (quality 95, 4:4:4), all others PNG. Raises Refusal or MemoryError.
+    """
+    decoded = decode(data, limits)
+    captured_at, camera = _capture(decoded.image) if keep_capture_details else (None, None)
+    image = to_upright_srgb(decoded.image)
+    source_format, frames = decoded.format, decoded.frames
+    as_jpeg = _as_jpeg(decoded, image)
+    del decoded  # its pixels are no longer needed; at 100 megapixels that is 400 MB
+    return Sanitized(
+        master=_encoded(image, as_jpeg=as_jpeg),
+        extension="jpg" if as_jpeg else "png",
+        content_type="image/jpeg" if as_jpeg else "image/png",
+        width=image.width,
+        height=image.height,
+        source_format=source_format,
+        frames=frames,
+        has_alpha=image.mode == "RGBA",
+        fingerprint=fingerprint(image),
+        captured_at=captured_at,
+        camera=camera,
+    )
+
+
+def sanitize_in_child(args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
+    """The sandbox's way in. In: limits as JSON. Out: what is known of the image, as JSON, and its master."""
+    keep = args.get("keep_capture_details") is True
+    limits = Limits(**{name: int(str(args[name])) for name in ("max_bytes", "max_side", "max_pixels", "max_frames")})
+    made = sanitize(data, limits, keep_capture_details=keep)
+    palette: list[JsonValue] = [{"hex": colour, "share": share} for colour, share in made.fingerprint.palette]
+    return {
+        "extension": made.extension,
+        "content_type": made.content_type,
+        "width": made.width,
+        "height": made.height,
+        "source_format": made.source_format,
+        "frames": made.frames,
+        "has_alpha": made.has_alpha,
+        "perceptual_hash": made.fingerprint.perceptual_hash,
+        "dominant_colour": made.fingerprint.palette[0][0],
+        "palette": palette,
+        "thumbhash": made.fingerprint.thumbhash,
+        "capture": {"captured_at": made.captured_at, "camera": made.camera} if keep else None,
+    }, [made.master]
+
+
+def _as_jpeg(decoded: Decoded, image: Image.Image) -> bool:
+    return image.mode != "RGBA" and (decoded.lossy or image.width * image.height > PNG_MAX_PIXELS)
+
+
+def _encoded(image: Image.Image, *, as_jpeg: bool) -> bytes:
+    out = io.BytesIO()
+    if as_jpeg:
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(out, "PNG", compress_level=_PNG_EFFORT)
+    return out.getvalue()
+
+
+def _capture(image: Image.Image) -> tuple[str | None, str | None]:
+    """Return when and with what the photo was taken, as far as its EXIF says so in a form we trust."""
+    try:
+        exif = image.getexif()
+        taken = str(exif.get_ifd(_EXIF).get(_TAKEN, ""))
+        camera = " ".join(_plain(str(exif.get(tag, ""))) for tag in (_MAKE, _MODEL)).strip()
+    except Exception:  # hostile EXIF fails in as many ways as there are parsers
+        return None, None
+    found = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)", taken)
+    return ("{}-{}-{}T{}".format(*found.groups()) if found else None), camera or None
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable()).strip()[:64]
