@@ -1,0 +1,208 @@
+"""EasyOCR: CRAFT finds where text is, a CRNN reads it there. CRAFT is nearly all the time, so it runs on OpenVINO.
+
+The image is first looked at small (`probe_side`): that shows whether there is text at all. Only when the text found
+there is small is it looked at again large. CRAFT runs over horizontal bands whose score maps are put together again,
+so its memory does not grow with the image's height. Boxes are then read at full resolution.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import JsonValue
+
+from agents.core.read_text import Polygon, frame_of, in_reading_order
+from agents.models.converted import OPENVINO, CompiledModel, backend_of, converted, use_threads
+from agents.models.weights import Unavailable, Weights, find
+from schemas.values import TextSpan
+from streams.settings import ModelsSettings
+
+ENGINE = "easyocr"
+DETECTOR, RECOGNISER = "easyocr-craft", "easyocr-english"
+_BAND, _OVERLAP = 768, 128  # rows of CRAFT's input; its receptive field reaches less than the overlap
+_LARGE_SIDE = 2560  # EasyOCR's own canvas_size
+_SMALL_LINE = 20.0  # probe pixels: text lower than this is looked at again, large
+
+Box = tuple[int, int, int, int] | tuple[tuple[float, float], ...]
+
+
+def find_easyocr(settings: ModelsSettings, languages: Sequence[str]) -> tuple[Weights, Weights]:
+    """Return CRAFT's and the recogniser's weights. Raises Unavailable, also for languages no weights are known for."""
+    if set(languages) != {"en"}:
+        raise Unavailable(f"EasyOCR's known weights read en, not {', '.join(languages)}")
+    return find(DETECTOR, settings), find(RECOGNISER, settings)
+
+
+class EasyocrReader:
+    """Reads lines wherever they are, as in photos of signs. Safe to call from several threads: one reads at a time."""
+
+    def __init__(self, craft: Weights, recogniser: Weights, settings: ModelsSettings, *, probe_side: int = 736) -> None:
+        """Load CRAFT and the recogniser. Raises Unavailable for weights that do not load."""
+        import easyocr  # noqa: PLC0415
+        from easyocr.detection import get_textbox  # noqa: PLC0415
+
+        use_threads(settings)
+        self.backend = backend_of(settings)
+        self.weights = (craft, recogniser)
+        self._probe_side = probe_side
+        self._lock = threading.Lock()
+        networks = settings.cache / "easyocr"  # EasyOCR insists on a folder for its users' own networks
+        try:
+            self._reader: Any = easyocr.Reader(
+                ["en"],
+                gpu=_device(self.backend),
+                detector=False,
+                download_enabled=False,
+                quantize=False,
+                verbose=False,
+                model_storage_directory=str(recogniser.path.parent),
+                user_network_directory=str(networks),
+            )
+            self._reader.get_textbox = get_textbox
+            self._reader.detector = _craft(craft, settings, self.backend)
+        except (OSError, RuntimeError) as error:
+            raise Unavailable(f"EasyOCR does not load: {str(error)[:300]}") from error
+
+    def find(self, image: Image.Image) -> list[Polygon]:
+        """Return where there is text, by a look at the small image and, if its text is small, at the large one."""
+        pixels = np.asarray(image.convert("RGB"))
+        with self._lock:
+            found = self._detect(pixels, self._probe_side)
+            largest = max(image.size)
+            if found and largest > self._probe_side * 1.2:
+                shrunk = self._probe_side / largest
+                heights = [(frame_of(box).bottom - frame_of(box).top) * shrunk for box in found]
+                if median(heights) < _SMALL_LINE:
+                    return self._detect(pixels, _LARGE_SIDE)
+            return found
+
+    def read_at(self, image: Image.Image, places: Sequence[Polygon]) -> list[TextSpan]:
+        """Return the text at the places `find` gave; a place with nothing legible gives nothing."""
+        if not places:
+            return []
+        grey = np.asarray(image.convert("L"))
+        straight = [_straight(place) for place in places if _is_straight(place)]
+        slanted = [[list(point) for point in place] for place in places if not _is_straight(place)]
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pinned memory and quantisation we do not use
+            answers = self._reader.recognize(grey, straight, slanted, reformat=False)
+        spans = [_span(box, text, confidence) for box, text, confidence in answers if text.strip()]
+        return in_reading_order(spans)
+
+    def read(self, image: Image.Image) -> list[TextSpan]:
+        """Return all the text of an image in reading order."""
+        return self.read_at(image, self.find(image))
+
+    def _detect(self, pixels: npt.NDArray[np.uint8], canvas: int) -> list[Polygon]:
+        straight, slanted = self._reader.detect(pixels, canvas_size=canvas, reformat=False)
+        boxes = [
+            ((float(left), float(top)), (float(right), float(top)), (float(right), float(bottom)),
+             (float(left), float(bottom)))
+            for left, right, top, bottom in straight[0]
+        ]  # fmt: skip
+        quads = [tuple((float(x), float(y)) for x, y in box) for box in slanted[0]]
+        return [*boxes, *quads]
+
+
+def _device(backend: str) -> str:
+    if backend == OPENVINO:
+        return "cpu"
+    import torch  # noqa: PLC0415
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_straight(place: Polygon) -> bool:
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = place
+    return ay == by and bx == cx and cy == dy and dx == ax
+
+
+def _straight(place: Polygon) -> list[int]:
+    frame = frame_of(place)
+    return [int(frame.left), int(frame.right), int(frame.top), int(frame.bottom)]
+
+
+def _span(box: Sequence[Sequence[float]], text: str, confidence: float) -> TextSpan:
+    polygon = tuple((float(x), float(y)) for x, y in box)
+    sure = float(confidence) if math.isfinite(confidence) else 0.0
+    return TextSpan(
+        text=text.strip(), confidence=min(max(sure, 0.0), 1.0), polygon=polygon, engine=ENGINE, language="en"
+    )
+
+
+def _load_craft(weights: Weights) -> Any:
+    import torch  # noqa: PLC0415
+    from easyocr.craft import CRAFT  # noqa: PLC0415
+    from easyocr.detection import copyStateDict  # noqa: PLC0415
+
+    net = CRAFT(pretrained=False)
+    net.load_state_dict(copyStateDict(torch.load(weights.path, map_location="cpu", weights_only=True)))
+    return net.eval()
+
+
+def _convert(weights: Weights, folder: Path) -> dict[str, JsonValue]:
+    import openvino as ov  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    class Scores(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+        """CRAFT's score maps alone: the features beside them are only used for training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _load_craft(weights)
+
+        def forward(self, x: Any) -> Any:
+            return self.net(x)[0]
+
+    with torch.no_grad():
+        model = ov.convert_model(Scores().eval(), example_input=torch.zeros(1, 3, 64, 96))
+    model.reshape([1, 3, -1, -1])
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return {"part": "craft"}
+
+
+def _craft(weights: Weights, settings: ModelsSettings, backend: str) -> Any:
+    """Return CRAFT as EasyOCR calls it: (1, 3, h, w) tensor in, (score maps (1, h/2, w/2, 2), None) out."""
+    import torch  # noqa: PLC0415
+
+    if backend == OPENVINO:
+        folder = converted(settings, weights, "craft", lambda to: _convert(weights, to))
+        run: Any = CompiledModel(folder / "model.xml", settings)
+    else:
+        device = _device(backend)
+        net = _load_craft(weights).to(device)
+
+        def run(band: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            scores: npt.NDArray[np.float32] = net(torch.from_numpy(band).to(device))[0].cpu().numpy()
+            return scores
+
+    def answer(x: Any) -> tuple[Any, None]:
+        with torch.inference_mode():
+            return torch.from_numpy(_in_bands(x.cpu().numpy(), run)), None
+
+    return answer
+
+
+def _in_bands(x: npt.NDArray[np.float32], run: Any) -> npt.NDArray[np.float32]:
+    """Return a network's maps of half the input's size, computed band by band with overlaps thrown away."""
+    rows = x.shape[2]
+    if rows <= _BAND:
+        whole: npt.NDArray[np.float32] = run(x)
+        return whole
+    step = _BAND - 2 * _OVERLAP
+    parts: list[npt.NDArray[np.float32]] = []
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        low, high = max(start - _OVERLAP, 0), min(stop + _OVERLAP, rows)
+        scores = run(np.ascontiguousarray(x[:, :, low:high]))
+        parts.append(scores[:, (start - low) // 2 : (start - low) // 2 + (stop - start) // 2])
+    return np.concatenate(parts, axis=1)

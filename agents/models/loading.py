@@ -1,0 +1,79 @@
+"""Load a stage's model when the stage opens: outside import, warmed up, proven on a golden image, or said to be away.
+
+Every master the analysis stages read is opened here too: it is ours (re-encoded by the sanitizer), so Pillow may
+decode it in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+from PIL import Image
+
+from agents.models.weights import Unavailable
+from schemas.values import ErrorCode
+from streams import metrics
+from streams.errors import NotReady
+from streams.health import Condition
+from streams.stage import Resources, Skip
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[M]):
+    """A model that answered its golden image, or None and the reason the stage skips."""
+
+    model: M | None
+    reason: str = ""
+
+    def skips(self, count: int) -> Sequence[Skip]:
+        """Return what to answer for events nobody can work on: reported on each image."""
+        return [Skip(ErrorCode.MODEL_UNAVAILABLE, self.reason, reported=True)] * count
+
+
+async def load(stage: str, name: str, build: Callable[[], M], resources: Resources, *, required: bool) -> Loaded[M]:
+    """Build a model in a thread (`build` loads, warms up and proves it) and say on health, metric and log how it went.
+
+    Raises NotReady when the model is required and unavailable, when the settings do not fit it, and when it answers
+    its golden image wrongly.
+    """
+    gauge = metrics.MODEL_AVAILABLE.labels(stage, name)
+    log = structlog.get_logger().bind(stage=stage, model=name)
+    try:
+        model = await asyncio.to_thread(build)
+    except Unavailable as error:
+        gauge.set(0)
+        reason = f"{name} is unavailable: {error}"
+        if required:
+            resources.health.say(stage, Condition.UNREADY, reason)
+            raise NotReady(f"{stage} requires its model. {reason}") from error
+        resources.health.say(stage, Condition.DEGRADED, reason)
+        log.warning("model unavailable, the stage skips", reason=str(error))
+        return Loaded(None, reason)
+    except ValueError as error:  # WrongAnswer, Collapsed, or a setting the model knows nothing of
+        gauge.set(0)
+        resources.health.say(stage, Condition.UNREADY, str(error))
+        raise NotReady(f"{stage}: {error}") from error
+    gauge.set(1)
+    resources.health.say(stage, Condition.OK, name)
+    log.info("model ready")
+    return Loaded(model)
+
+
+def open_master(data: bytes) -> Image.Image:
+    """Return a master's pixels as RGB; what is transparent is shown on white, as a viewer would.
+
+    Raises OSError for bytes that are not an image.
+    """
+    image = Image.open(io.BytesIO(data))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

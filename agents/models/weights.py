@@ -1,0 +1,258 @@
+"""Weights: which file answers for a model, and proof that it is the one we mean.
+
+Looked for in the operator's folder (`models.dir`), in installed packages, in the cache, then downloaded from the
+official source and verified. A file of the manifest counts only with the manifest's sha256. An operator's own file is
+accepted when a setting names it; its hash is recorded with every result. Where a stage allows it (`own_patterns`), a
+file of the operator's folder that fits a pattern is taken without being named: by pattern, then by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import httpx
+
+from streams.settings import ModelsSettings
+
+Progress = Callable[[str, int, int | None], None]  # model name, bytes so far, bytes in all if known
+_CONNECT_S = 3.0  # a machine without network must learn so at once, not after minutes
+_READ_S = 20.0
+_CHUNK = 1 << 20
+
+# What is taken from an operator's folder without being named. Weights that torch loads come before fixed graphs.
+OWN_DETECTORS = ("*yolo*.pt", "*yolo*.onnx")
+
+
+class Unavailable(Exception):
+    """There are no weights to use; the message says where they were looked for and why each place failed."""
+
+
+class Mismatch(Unavailable):
+    """A file is there, but it is not the one the manifest means."""
+
+
+class WrongAnswer(ValueError):
+    """A model's answer to its golden image is not one its weights can have given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One line of the manifest."""
+
+    name: str
+    stage: str
+    file: str
+    sha256: str
+    licence: str
+    source: str
+    package: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A file to load, and what it hashes to. `own`: an operator's, not the manifest's."""
+
+    name: str
+    path: Path
+    sha256: str
+    own: bool = False
+
+
+class ModelState(StrEnum):
+    """Whether a model of the manifest can be used here, without downloading."""
+
+    AVAILABLE = "available"
+    UNAVAILABLE = "unavailable"
+    MISMATCH = "mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What `darkroom models` prints of one model."""
+
+    name: str
+    stage: str
+    state: ModelState
+    where: Path | None
+    sha256: str | None  # of the file that was found
+    licence: str
+    reason: str = ""
+
+
+@cache
+def manifest() -> tuple[Model, ...]:
+    """Return the models Darkroom knows."""
+    text = Path(__file__).with_name("manifest.toml").read_text(encoding="utf-8")
+    return tuple(Model(**entry) for entry in tomllib.loads(text)["model"])
+
+
+def model_named(name: str) -> Model:
+    """Return one model of the manifest. Raises KeyError when it knows no such name."""
+    for model in manifest():
+        if model.name == name:
+            return model
+    raise KeyError(name)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(
+    name: str,
+    settings: ModelsSettings,
+    *,
+    own: str | None = None,
+    own_patterns: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Weights:
+    """Return the weights for a model, downloading them if that is allowed and nothing else has them.
+
+    `own` is the file name of an operator's own weights in `settings.dir`. Raises Unavailable, or Mismatch when a file
+    of the right name has the wrong hash and no other place has the right one.
+    """
+    if own is not None:
+        return _named_by_operator(own, settings)
+    model = model_named(name)
+    found = _look(model, settings)
+    if isinstance(found, Weights):
+        return found
+    for path in _own_files(settings, own_patterns):
+        return Weights(path.stem, path, sha256_of(path), own=True)
+    if not settings.download:
+        raise type(found)(f"{found}; downloads are off (DARKROOM_MODELS__DOWNLOAD)")
+    try:
+        return _download(model, settings.cache, progress)
+    except Unavailable as error:
+        raise type(found)(f"{found}; {error}") from error
+
+
+def status(settings: ModelsSettings) -> list[ModelStatus]:
+    """Say of every model of the manifest whether it can be used here. Downloads nothing, hashes what it finds."""
+    answers: list[ModelStatus] = []
+    for model in manifest():
+        found = _look(model, settings)
+        if isinstance(found, Weights):
+            state, where, digest, reason = ModelState.AVAILABLE, found.path, found.sha256, ""
+        elif isinstance(found, Mismatch):
+            where = next(path for path in _places(model, settings) if path.is_file())
+            state, digest, reason = ModelState.MISMATCH, sha256_of(where), str(found)
+        else:
+            state, where, digest, reason = ModelState.UNAVAILABLE, None, None, str(found)
+        answers.append(ModelStatus(model.name, model.stage, state, where, digest, model.licence, reason))
+    return answers
+
+
+def fetch(
+    settings: ModelsSettings, names: Iterable[str] = (), *, progress: Progress | None = None
+) -> list[ModelStatus]:
+    """Download and verify the named models (all, if none is named) that are not there yet; return what came of it.
+
+    Asking is permission: `settings.download` is not looked at. Raises KeyError for a name the manifest does not know.
+    """
+    wanted = [model_named(name) for name in names] or list(manifest())
+    failures: dict[str, str] = {}
+    for model in wanted:
+        if isinstance(_look(model, settings), Weights):
+            continue
+        try:
+            _download(model, settings.cache, progress)
+        except Unavailable as error:
+            failures[model.name] = str(error)
+    chosen = {model.name for model in wanted}
+    return [
+        ModelStatus(s.name, s.stage, s.state, s.where, s.sha256, s.licence, failures.get(s.name, s.reason))
+        for s in status(settings)
+        if s.name in chosen
+    ]
+
+
+def _named_by_operator(own: str, settings: ModelsSettings) -> Weights:
+    if settings.dir is None:
+        raise Unavailable(f"weights {own!r} are named, but DARKROOM_MODELS__DIR is not set")
+    folder = settings.dir.resolve()
+    path = (folder / own).resolve()
+    if not path.is_relative_to(folder):
+        raise Unavailable(f"weights {own!r} lie outside {settings.dir}")
+    if not path.is_file():
+        raise Unavailable(f"there is no {own} in {settings.dir}")
+    return Weights(path.stem, path, sha256_of(path), own=True)
+
+
+def _places(model: Model, settings: ModelsSettings) -> Iterator[Path]:
+    if settings.dir is not None:
+        yield settings.dir / model.file
+    if model.package is not None:
+        spec = importlib.util.find_spec(model.package)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            yield Path(folder) / "models" / model.file
+            yield Path(folder) / model.file
+    yield settings.cache / model.file
+
+
+def _look(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
+    wrong: list[str] = []
+    looked: list[str] = []
+    for path in _places(model, settings):
+        looked.append(str(path.parent))
+        if path.is_file():
+            digest = sha256_of(path)
+            if digest == model.sha256:
+                return Weights(model.name, path, digest)
+            wrong.append(f"{path} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
+    if wrong:
+        return Mismatch("; ".join(wrong))
+    return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(looked))}")
+
+
+def _own_files(settings: ModelsSettings, patterns: Sequence[str]) -> Iterator[Path]:
+    if settings.dir is None or not settings.dir.is_dir():
+        return
+    for pattern in patterns:
+        yield from sorted(path for path in settings.dir.glob(pattern) if path.is_file())
+
+
+def _download(model: Model, folder: Path, progress: Progress | None) -> Weights:
+    """Bring the file into the cache, whole and verified or not at all."""
+    target = folder / model.file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+            got = _stream(model, Path(scratch), progress)
+            digest = sha256_of(got)
+            if digest != model.sha256:
+                raise Mismatch(f"what {model.source} sent has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
+            os.replace(got, target)  # noqa: PTH105 - Path.replace is the same; os.replace says atomic
+    except (httpx.HTTPError, OSError, zipfile.BadZipFile, KeyError) as error:
+        raise Unavailable(f"download from {model.source} failed: {str(error) or type(error).__name__}") from error
+    return Weights(model.name, target, digest)
+
+
+def _stream(model: Model, scratch: Path, progress: Progress | None) -> Path:
+    got = scratch / "body"
+    timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+    with httpx.stream("GET", model.source, follow_redirects=True, timeout=timeout) as answer:
+        answer.raise_for_status()
+        length = answer.headers.get("content-length")
+        done = 0
+        with got.open("wb") as file:
+            for chunk in answer.iter_bytes(_CHUNK):
+                done += file.write(chunk)
+                if progress is not None:
+                    progress(model.name, done, int(length) if length else None)
+    if model.source.endswith(".zip"):
+        with zipfile.ZipFile(got) as archive:
+            return Path(archive.extract(model.file, scratch))
+    return got
