@@ -162,7 +162,7 @@ class DeadLetterOffice:
             found.key.rsplit("/", 1)[-1].removesuffix(".json"): found.key
             async for found in self._files.list(f"dead-letters/{agent}/")
         }
-        for record in await asyncio.to_thread(self._read, agent):
+        for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
             name = f"{record.partition}-{record.offset}"
             act: str | None = None
             if name in marks:
@@ -224,30 +224,31 @@ class DeadLetterOffice:
         key = f"dead-letters/{letter.agent}/{letter.id}.json"
         await self._files.put(key, json.dumps(body).encode(), content_type="application/json")
 
-    def _read(self, agent: str) -> list[Record]:
-        """Read the whole topic. Blocking. Raises DependencyAway."""
-        topic = self._kafka.topic(dead_topic(agent))
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self._kafka.bootstrap,
-                "group.id": self._kafka.group("dead-letters"),
-                "enable.auto.commit": False,
-                "enable.partition.eof": False,
-            }
-        )
-        try:
-            described = consumer.list_topics(topic, timeout=10).topics[topic]
-            ends = {}
-            for number in described.partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
-                if high > low:
-                    ends[number] = high
-            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in ends])
-            return sorted(_read_until(consumer, topic, ends), key=lambda record: record.timestamp_ms)
-        except KafkaException as error:
-            raise DependencyAway(f"cannot read the dead letters of {agent}: {error}") from error
-        finally:
-            consumer.close()
+
+def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:
+    """Return all records of a logical topic, oldest first. Blocking. Raises DependencyAway."""
+    name = kafka.topic(topic)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": kafka.group("reader"),
+            "enable.auto.commit": False,
+            "enable.partition.eof": False,
+        }
+    )
+    try:
+        ends = {}
+        for number in consumer.list_topics(name, timeout=10).topics[name].partitions:
+            low, high = consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
+            if high > low:
+                ends[number] = high
+        consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in ends])
+        found = _read_until(consumer, topic, ends)
+    except KafkaException as error:
+        raise DependencyAway(f"cannot read {name}: {error}") from error
+    finally:
+        consumer.close()
+    return sorted(found, key=lambda record: (record.timestamp_ms, record.partition, record.offset))
 
 
 def _read_until(consumer: Consumer, topic: str, ends: dict[int, int]) -> list[Record]:

@@ -31,8 +31,7 @@ class Intake:
             for ready in self._ledger.finish(where, record.offset):
                 await ready()
 
-        await self.runner.submit(record, finished)
-        return True
+        return await self.runner.submit(record, finished)
 
     @property
     def closed(self) -> bool:

@@ -33,7 +33,7 @@ from streams.settings import Settings
 from streams.stage import Resources, Stage, StageSettings
 from streams.vectors import ReadModel
 from streams.watchdog import Watchdog, WatchdogSettings
-from streams.worker import EXIT_UNDELIVERABLE, FaustWorker, Subscription, check_poll_interval
+from streams.worker import EXIT_UNDELIVERABLE, FaustWorker, Subscription
 
 EXIT_NOT_DRAINED = 1
 EXIT_NOT_READY = 2
@@ -71,8 +71,7 @@ async def running_stage(
     vectors: ReadModel | None = None,
 ) -> AsyncIterator[RunningStage]:
     """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
-    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry.in_place_tries)
-    check_poll_interval(subscription, settings.worker)
+    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry)
     hook = strike_hook()
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
@@ -102,7 +101,7 @@ async def running_stage(
             health=health,
             before_commit=before_commit,
         )
-        overdue_s = 2 * subscription.slowest_s + settings.retry.in_place_total_s
+        overdue_s = 2 * subscription.slowest_s + 30
 
         def overdue() -> str | None:
             oldest = runner.oldest_s()

@@ -88,6 +88,7 @@ class Runner:
         self._lanes: dict[bytes, deque[_Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Job] = {}
+        self._draining = False
         self._batcher: Batcher[Event, Answer] | None = None
         if stage.process_batch is not None:
             batch = stage.process_batch
@@ -99,9 +100,12 @@ class Runner:
                 observe=metrics.BATCH_SIZE.labels(stage.name).observe,
             )
 
-    async def submit(self, record: Record, finished: Finished) -> None:
-        """Take a record; returns as soon as there is room for it, which is the back-pressure."""
+    async def submit(self, record: Record, finished: Finished) -> bool:
+        """Take a record; returns as soon as there is room for it, which is the back-pressure. False while draining."""
         await self._room.acquire()
+        if self._draining:
+            self._room.release()
+            return False
         job = _Job(record, finished)
         self._open[id(job)] = job
         metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
@@ -112,11 +116,12 @@ class Runner:
         lane = self._lanes.get(lane_key)
         if lane is not None:
             lane.append(job)
-            return
+            return True
         self._lanes[lane_key] = deque([job])
         task = asyncio.create_task(self._work_lane(lane_key), name=f"{self._stage.name}-lane")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     def in_flight(self) -> int:
         """Return how many records were taken and are not finished."""
@@ -127,7 +132,8 @@ class Runner:
         return max((time.monotonic() - job.taken_at for job in self._open.values()), default=0.0)
 
     async def drain(self, seconds: float) -> bool:
-        """Wait for what is in flight; False if time ran out."""
+        """Take nothing more and wait for what is in flight; False if time ran out."""
+        self._draining = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
         return not self._tasks
@@ -186,7 +192,9 @@ class Runner:
                 _check_size(message)
         except Exception as error:
             # A bug of ours around the stage; as poison as one within it, and treated alike.
-            return self._die(record, None, Failure(ErrorCode.INTERNAL_ERROR, error, 1, retriable=False, first_failure=now()))
+            return self._die(
+                record, None, Failure(ErrorCode.INTERNAL_ERROR, error, 1, retriable=False, first_failure=now())
+            )
         return kind, messages
 
     async def _settle(self, record: Record) -> tuple[str, list[Outgoing]]:

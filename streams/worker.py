@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -26,12 +27,13 @@ from streams import metrics
 from streams.errors import NotReady
 from streams.health import Condition, HealthBoard
 from streams.intake import Intake
-from streams.settings import KafkaSettings, WorkerSettings
+from streams.settings import KafkaSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
 from streams.topics import Topic, retry_topic
 
 FAUST_VERSION = "0.15.3"
 EXIT_UNDELIVERABLE = 70
+LONGEST_POLL_INTERVAL_S = 3600.0
 log = structlog.get_logger(__name__)
 
 
@@ -46,10 +48,10 @@ class Subscription:
     parallel: int  # events worked on at once
 
     @classmethod
-    def of(cls, stage: str, topics: tuple[Topic, ...], settings: StageSettings, tries: int) -> Subscription:
-        """Derive it from a stage's settings."""
+    def of(cls, stage: str, topics: tuple[Topic, ...], settings: StageSettings, retry: RetrySettings) -> Subscription:
+        """Derive it from a stage's settings: one last try may begin just before the time for tries is over."""
         parallel = settings.concurrency * settings.batch_size
-        return cls(stage, topics, settings.buffer, settings.deadline_s * tries, parallel)
+        return cls(stage, topics, settings.buffer, settings.deadline_s + retry.in_place_total_s, parallel)
 
 
 def check_faust() -> None:
@@ -66,20 +68,21 @@ def check_faust() -> None:
         ) from error
 
 
-def check_poll_interval(subscription: Subscription, settings: WorkerSettings) -> None:
-    """Refuse settings under which a worker would be thrown out of its group while it works. Raises NotReady.
+def poll_interval_s(subscription: Subscription, settings: WorkerSettings) -> float:
+    """Return the max.poll.interval under which a working worker is never thrown out of its group. Raises NotReady.
 
-    max.poll.interval >= 2 x (buffer + max poll records) x slowest event / events at once, both being the buffer.
+    At least 2 x (buffer + max poll records) x slowest event / events at once, both of the first being the buffer.
+    A worker that is truly stuck is the watchdog's business, so a long interval costs nothing; past an hour the
+    settings are refused, because then a single partition's backlog could hold a rebalance for as long.
     """
-    prefetched = 2 * subscription.buffer
-    needed = 2 * prefetched * subscription.slowest_s / subscription.parallel
-    if needed > settings.max_poll_interval_s and subscription.buffer > 2 * subscription.parallel:
+    needed = 2 * 2 * subscription.buffer * subscription.slowest_s / subscription.parallel
+    if needed > LONGEST_POLL_INTERVAL_S:
         raise NotReady(
-            f"{subscription.stage}: {prefetched} fetched events of up to {subscription.slowest_s:.0f} s, "
-            f"{subscription.parallel} at once, need a poll interval of {needed:.0f} s; "
-            f"DARKROOM_WORKER__MAX_POLL_INTERVAL_S is {settings.max_poll_interval_s:.0f}. "
-            f"Lower DARKROOM_{subscription.stage.upper()}__BUFFER or __DEADLINE_S, or raise it."
+            f"{subscription.stage}: {subscription.buffer} events fetched ahead of up to {subscription.slowest_s:.0f} s "
+            f"each, {subscription.parallel} at once, could take {needed:.0f} s between polls. "
+            f"Lower DARKROOM_{subscription.stage.upper()}__BUFFER or DARKROOM_{subscription.stage.upper()}__DEADLINE_S."
         )
+    return max(settings.max_poll_interval_s, needed)
 
 
 class FaustWorker:
@@ -167,12 +170,13 @@ class FaustWorker:
             autodiscover=False,
             web_enabled=False,
             store="memory://",
-            datadir=os.devnull,
+            datadir=Path(tempfile.gettempdir())
+            / "darkroom-faust",  # Faust insists on one; without tables it stays empty
             stream_buffer_maxsize=subscription.buffer,
             stream_wait_empty=True,
             stream_publish_on_commit=False,
             broker_max_poll_records=subscription.buffer,
-            broker_max_poll_interval=worker.max_poll_interval_s,
+            broker_max_poll_interval=poll_interval_s(subscription, worker),
             broker_session_timeout=worker.session_timeout_s,
             broker_heartbeat_interval=min(3.0, worker.session_timeout_s / 3),
             broker_request_timeout=max(60.0, worker.session_timeout_s + 5),

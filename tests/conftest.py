@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from streams.logs import configure_logs
+from streams.settings import TelemetrySettings
+
 pytest_plugins = ["tests.services"]
 
 
@@ -30,3 +33,9 @@ def images_dir(data_dir: Path) -> Path:
 def models_dir(data_dir: Path) -> Path:
     """Return the folder of test models."""
     return data_dir / "models"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logs() -> None:
+    """Log as the services do."""
+    configure_logs(TelemetrySettings(log_level="WARNING"), process="tests")

@@ -1,0 +1,153 @@
+"""The same handle on two logs: the one in memory, and a real Kafka with a worker process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from schemas.envelope import Outgoing, Record
+from streams.admin import KafkaAdmin
+from streams.dead_letters import read_topic
+from streams.errors import DependencyAway
+from streams.files import open_files
+from streams.memory import MemoryLog, MemoryWorker
+from streams.producer import open_producer
+from streams.settings import FilesSettings, KafkaSettings
+from streams.topics import FACTS, FETCHED, UPLOADED, agent_topics
+from tests.contracts.obedient import SETTINGS, STAGE
+from tests.unit.stage_kit import bench
+
+TOPICS = ["image.uploaded", "image.fetched", "sanitizer.retry"]
+
+
+class LogUnderTest(Protocol):
+    """What the contract suite does to a log."""
+
+    async def send(self, messages: Sequence[Outgoing]) -> None:
+        """Deliver messages."""
+
+    async def start(self) -> None:
+        """Start a worker of the obedient stage."""
+
+    async def kill(self) -> None:
+        """End the newest worker as kill -9 does."""
+
+    async def stop(self) -> None:
+        """End the newest worker as SIGTERM does; it must drain."""
+
+    async def until_idle(self, patience_s: float = 60) -> None:
+        """Wait until nothing of the stage's topics is uncommitted."""
+
+    async def records(self, topic: str) -> list[Record]:
+        """Return all records of a topic."""
+
+    async def close(self) -> None:
+        """End everything."""
+
+
+class InMemory:
+    """The in-memory log, its worker in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = MemoryLog()
+        self._folder = folder
+        self._workers: list[MemoryWorker] = []
+
+    async def send(self, messages: Sequence[Outgoing]) -> None:
+        await self.log.deliver(messages)
+
+    async def start(self) -> None:
+        async with open_files(FilesSettings(directory=self._folder)) as files:
+            on = bench(STAGE, files, self.log, settings=SETTINGS)
+        self._workers.append(MemoryWorker(self.log, "sanitizer", TOPICS, on.intake))
+
+    async def kill(self) -> None:
+        await self._workers.pop().kill()
+
+    async def stop(self) -> None:
+        assert await self._workers.pop().stop()
+
+    async def until_idle(self, patience_s: float = 60) -> None:
+        await self._workers[-1].until_idle(patience_s=patience_s)
+
+    async def records(self, topic: str) -> list[Record]:
+        return self.log.records(topic)
+
+    async def close(self) -> None:
+        for worker in self._workers:
+            await worker.kill()
+
+
+class OnKafka:
+    """A real Kafka; each worker a process."""
+
+    def __init__(self, bootstrap: str, folder: Path, **environment: str) -> None:
+        self.settings = KafkaSettings(bootstrap=bootstrap, prefix=f"t{uuid.uuid4().hex[:8]}.")
+        self.folder = folder
+        self.admin = KafkaAdmin(self.settings)
+        self.workers: list[asyncio.subprocess.Process] = []
+        self.environment = environment
+
+    async def prepare(self) -> OnKafka:
+        """Create the topics."""
+        await self.admin.create_topics([UPLOADED, FETCHED, FACTS, *agent_topics("sanitizer")])
+        return self
+
+    async def send(self, messages: Sequence[Outgoing]) -> None:
+        async with open_producer(self.settings, source="test") as producer:
+            await producer.deliver(messages)
+
+    async def start(self, **environment: str) -> None:
+        env = {
+            **os.environ,
+            "DARKROOM_KAFKA__BOOTSTRAP": self.settings.bootstrap,
+            "DARKROOM_KAFKA__PREFIX": self.settings.prefix,
+            "DARKROOM_FILES__DIRECTORY": str(self.folder),
+            "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",
+            "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.2",
+            **self.environment,
+            **environment,
+        }
+        log = (self.folder / f"worker-{len(self.workers)}.log").open("ab")
+        self.workers.append(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.contracts.obedient", env=env, stderr=log, stdout=log
+            )
+        )
+
+    async def kill(self) -> None:
+        worker = self.workers.pop()
+        worker.send_signal(signal.SIGKILL)
+        await worker.wait()
+
+    async def stop(self) -> None:
+        worker = self.workers.pop()
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 60) == 0
+
+    async def until_idle(self, patience_s: float = 60) -> None:
+        async with asyncio.timeout(patience_s):
+            while await self._lag():
+                assert all(worker.returncode is None for worker in self.workers), "a worker died"
+                await asyncio.sleep(0.1)
+
+    async def _lag(self) -> int:
+        try:
+            return await self.admin.lag("sanitizer", TOPICS)
+        except DependencyAway:  # the coordinator of a new group may still be loading
+            return 1
+
+    async def records(self, topic: str) -> list[Record]:
+        return await asyncio.to_thread(read_topic, self.settings, topic)
+
+    async def close(self) -> None:
+        for worker in self.workers:
+            if worker.returncode is None:
+                worker.kill()
+                await worker.wait()

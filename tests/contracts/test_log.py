@@ -1,0 +1,150 @@
+"""One contract for every log: the in-memory one and a real Kafka behave alike, killed workers included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from infra.local.kafka import LocalKafka
+from schemas.envelope import Outgoing
+from schemas.values import new_image_id
+from tests.contracts.logs import InMemory, LogUnderTest, OnKafka
+from tests.unit.stage_kit import message, uploaded
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def bootstrap(request: pytest.FixtureRequest) -> str | None:
+    """Where the log of this run is; None: in memory."""
+    if request.param == "memory":
+        return None
+    kafka: LocalKafka = request.getfixturevalue("kafka")
+    return kafka.bootstrap
+
+
+@pytest.fixture
+async def log(bootstrap: str | None, tmp_path: Path) -> AsyncIterator[LogUnderTest]:
+    """Each log in turn."""
+    under_test: LogUnderTest
+    under_test = await OnKafka(bootstrap, tmp_path).prepare() if bootstrap else InMemory(tmp_path)
+    yield under_test
+    await under_test.close()
+
+
+async def ids(log: LogUnderTest, topic: str = "image.facts") -> list[str | None]:
+    return [record.header("ce_id") for record in await log.records(topic)]
+
+
+async def test_every_event_is_answered_once_and_committed(log: LogUnderTest) -> None:
+    """A calm run: as many answers as events, nothing left."""
+    await log.send([message(uploaded()) for _ in range(200)])
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    found = await ids(log)
+    assert len(found) == len(set(found)) == 200
+
+
+async def test_events_of_a_key_are_answered_in_order(log: LogUnderTest) -> None:
+    """One image's events are worked on one after the other, however slow the first is."""
+    image = new_image_id()
+    await log.send(
+        [
+            message(uploaded(image, generation=g, context={"sleep_s": 0.3 if g == 1 else 0, "note": str(g)}))
+            for g in range(1, 6)
+        ]
+    )
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    notes = [(r.value or b"").split(b'"message":"')[1].split(b'"')[0] for r in await log.records("image.facts")]
+    assert notes == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_a_slow_event_holds_back_the_commit_of_what_finished_after_it(log: LogUnderTest) -> None:
+    """Killed while the first event of a partition runs, all of its partition are delivered again: none is lost."""
+    first = uploaded(context={"sleep_s": 30, "note": "slow"})
+    await log.send([message(first)])
+    await log.send([message(uploaded()) for _ in range(40)])
+    await log.start()
+    async with asyncio.timeout(60):
+        while len(set(await ids(log))) < 40:
+            await asyncio.sleep(0.2)
+    await asyncio.sleep(1)
+    await log.kill()
+    with pytest.raises(TimeoutError):
+        await _idle_without_worker(log)
+
+
+async def _idle_without_worker(log: LogUnderTest) -> None:
+    if isinstance(log, InMemory):
+        if log.log.lag("sanitizer", "image.uploaded"):
+            raise TimeoutError
+        return
+    await log.until_idle(2)
+
+
+async def test_a_killed_worker_s_events_are_answered_by_the_next(log: LogUnderTest) -> None:
+    """Three kills in mid-work; in the end every event has its answer, under one id."""
+    await log.send([message(uploaded(context={"sleep_s": 0.05})) for _ in range(150)])
+    for _ in range(3):
+        await log.start()
+        before = len(set(await ids(log)))
+        async with asyncio.timeout(60):
+            while len(set(await ids(log))) < min(before + 20, 150):
+                await asyncio.sleep(0.05)
+        await log.kill()
+    await log.start()
+    await log.until_idle(90)
+    await log.stop()
+    assert len(set(await ids(log))) == 150
+
+
+async def test_stopping_in_mid_work_finishes_what_is_in_flight(log: LogUnderTest) -> None:
+    """SIGTERM: what was begun is answered and committed, so that nothing of it is repeated."""
+    await log.send([message(uploaded(context={"sleep_s": 0.2})) for _ in range(60)])
+    await log.start()
+    async with asyncio.timeout(60):
+        while not await ids(log):
+            await asyncio.sleep(0.05)
+    await log.stop()
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    found = await ids(log)
+    assert len(found) == len(set(found)) == 60
+
+
+async def test_poison_is_set_aside_and_the_queue_moves_on(log: LogUnderTest) -> None:
+    """Bytes that are no event, and events that break the stage, become dead letters byte for byte."""
+    poison = Outgoing("image.uploaded", b"k", b"\x00\xff", (("ce_type", b"darkroom.image.uploaded.v1"),))
+    bug = message(uploaded(context={"act": "raise"}))
+    await log.send([poison, bug, *(message(uploaded()) for _ in range(10))])
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    letters = {r.value: r.header("dlq.error.code") for r in await log.records("sanitizer.dead")}
+    assert letters == {poison.value: "malformed-event", bug.value: "internal-error"}
+    assert len(await ids(log)) == 11
+
+
+async def test_a_dependency_that_is_away_sends_the_event_to_the_delay_topic(log: LogUnderTest) -> None:
+    """After the tries in place the event waits elsewhere, and the queue moves on."""
+    await log.send([message(uploaded(context={"act": "retry"})), message(uploaded())])
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    assert len(await log.records("sanitizer.delay.30s")) == 1
+    assert len(await ids(log)) == 1
+
+
+async def test_null_keys_and_empty_headers_do_no_harm(log: LogUnderTest) -> None:
+    """Whatever another producer leaves out, the worker goes on."""
+    await log.send([Outgoing("image.uploaded", None, b"{}", ()), message(uploaded())])
+    await log.start()
+    await log.until_idle()
+    await log.stop()
+    assert len(await log.records("sanitizer.dead")) == 1
+    assert len(await ids(log)) == 1
