@@ -97,6 +97,48 @@ class ErrorCode(StrEnum):
     SUPERSEDED = "superseded"
 
 
+# How each code ends an event -> the code -> what it means and what helps; docs/errors.md is made of it.
+ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
+    "The image is refused": {
+        ErrorCode.UNSUPPORTED_FORMAT: "By its first bytes the file is of no format that is taken.",
+        ErrorCode.EMPTY_FILE: "The file has no bytes.",
+        ErrorCode.FILE_TOO_LARGE: "The file has more bytes than the stage's `max_bytes`.",
+        ErrorCode.DIMENSIONS_TOO_LARGE: "The image is wider or higher than `max_side` pixels.",
+        ErrorCode.TOO_MANY_PIXELS: "All frames together have more pixels than `max_pixels`, or are too many.",
+        ErrorCode.TRUNCATED_IMAGE: "The file ends before the image does: send it again, whole.",
+        ErrorCode.CORRUPT_IMAGE: "The file cannot be decoded.",
+        ErrorCode.DECODE_TIMEOUT: "Decoding took longer than it may: the file is built to be slow, or is too complex.",
+        ErrorCode.DECODE_MEMORY: "Decoding needs more memory than it may: the file is built to explode, or too large.",
+        ErrorCode.DECODER_CRASHED: "The decoder died on the file; its process was a throw-away, nothing else suffered.",
+    },
+    "The source of a fetch is refused": {
+        ErrorCode.URL_NOT_ALLOWED: "The URL, or an address it leads to, is none that is fetched from: not http(s), "
+        "with credentials, or not public. An operator allows an intranet with `allowed_networks`.",
+        ErrorCode.SOURCE_NOT_FOUND: "The source has no such file, or there is no such host.",
+        ErrorCode.SOURCE_REFUSED: "The source does not give the file to us, or not in a way we can take.",
+        ErrorCode.NOT_AN_IMAGE: "What the source sent is, by its first bytes, no image that is taken; a page, perhaps.",
+        ErrorCode.TOO_MANY_REDIRECTS: "The source redirects more often than `max_redirects`.",
+    },
+    "The event is refused": {
+        ErrorCode.MALFORMED_EVENT: "The message is not a readable event: its producer must be mended, then replay.",
+        ErrorCode.UNKNOWN_EVENT: "No such event is read here: a producer is newer than its readers.",
+    },
+    "Processing failed": {
+        ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was away for longer than all retries: when it is back, replay.",
+        ErrorCode.SOURCE_UNAVAILABLE: "The source of a fetch did not answer, however often it was asked: replay later.",
+        ErrorCode.DEADLINE_EXCEEDED: "The stage took longer than its `deadline_s`: raise it or scale, then replay.",
+        ErrorCode.OBJECT_CHANGED: "The stored bytes are not those the event speaks of: somebody writes to the store.",
+        ErrorCode.INTERNAL_ERROR: "A bug of ours: the dead letter has the stack; when it is mended, replay.",
+    },
+    "The stage was skipped": {
+        ErrorCode.MODEL_UNAVAILABLE: "The stage's model is not there; the image goes on without it.",
+        ErrorCode.NOT_IN_PROFILE: "The image's profile leaves the stage out.",
+        ErrorCode.GONE: "The image was deleted meanwhile, with its objects.",
+        ErrorCode.SUPERSEDED: "A newer generation of the image has taken over.",
+    },
+}
+
+
 class StageState(StrEnum):
     """Where one stage of one image stands."""
 
