@@ -1,86 +1,51 @@
-"""Small real parts for the gateway's tests: a store and a read model in memory, a sink that keeps or refuses."""
+"""Small real parts for the gateway's tests, and what several of them ask."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
 from gateway.settings import GatewaySettings
 from schemas.envelope import Event
-from schemas.values import ObjectRef
+from schemas.http_api import ProblemBody
 from streams.errors import DependencyAway
-from streams.files import ObjectInfo, ObjectMissing
+from streams.files import FileStore
 from streams.topics import Topic
 
 BASE = "http://darkroom.test"
+UPLOAD = "/api/v1/images/upload"
+JPEG = b"\xff\xd8\xff\xe0" + b"\x00" * 200
 
 
-@dataclass
-class KeptFiles:
-    """Objects in a dict. `away` makes every call fail as an absent store does."""
+class FrailFiles:
+    """The real store in a folder; with `away` every call fails as that of an absent store does."""
 
-    bucket: str = "darkroom"
-    objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
-    away: bool = False
+    def __init__(self, files: FileStore) -> None:
+        self._files = files
+        self.away = False
 
-    def _answer(self) -> None:
+    def __getattr__(self, name: str) -> Any:
         if self.away:
             raise DependencyAway("no store at 10.0.0.7:9000")
+        return getattr(self._files, name)
 
-    async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
-        self._answer()
-        raw = data.read_bytes() if isinstance(data, Path) else data
-        self.objects[key] = (raw, content_type)
-        digest = hashlib.sha256(raw).hexdigest()
-        assert sha256 in (None, digest)
-        return ObjectRef(bucket=self.bucket, key=key, sha256=digest, size=len(raw), content_type=content_type)
+    async def objects(self) -> dict[str, tuple[bytes, str]]:
+        """Return every object there is: its bytes and content type."""
+        found = {}
+        for prefix in ("originals/", "jobs/", "images/", "results/"):
+            async for info in self._files.list(prefix):
+                known = await self._files.stat(info.key)  # a listing tells no content type
+                found[info.key] = (await self._files.get(info.key), known.content_type if known else "")
+        return found
 
-    async def get(self, key: str, *, limit: int | None = None) -> bytes:
-        self._answer()
-        if key not in self.objects:
-            raise ObjectMissing(key)
-        raw = self.objects[key][0]
-        if limit is not None and len(raw) > limit:
-            raise ValueError(f"{key} has {len(raw)} bytes")
-        return raw
-
-    async def stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        raw = await self.get(key)
-        end = len(raw) if length is None else start + length
-        for at in range(start, end, 65536):
-            yield raw[at : min(at + 65536, end)]
-
-    async def stat(self, key: str) -> ObjectInfo | None:
-        self._answer()
-        if key not in self.objects:
-            return None
-        raw, kind = self.objects[key]
-        return ObjectInfo(key, len(raw), kind, hashlib.md5(raw).hexdigest(), time.time())
-
-    async def copy(self, source: str, target: str) -> None:
-        self.objects[target] = (await self.get(source), self.objects[source][1])
-
-    async def delete(self, key: str) -> None:
-        self._answer()
-        self.objects.pop(key, None)
-
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        for key in sorted(self.objects):
-            if key.startswith(prefix) and (info := await self.stat(key)):
-                yield info
-
-    async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
-        return None
-
-    async def check(self) -> None:
-        self._answer()
+    async def receipts(self) -> list[str]:
+        """Return the keys of all receipts."""
+        return [key for key in await self.objects() if key.startswith("jobs/")]
 
 
 @dataclass
@@ -143,3 +108,14 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
         yield client
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> ProblemBody:
+    """Check that an answer is a problem of that status and code, and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = ProblemBody.model_validate_json(answer.content)
+    assert (problem.code, problem.status) == (code, status)
+    assert problem.type == f"urn:darkroom:problem:{code}"
+    assert problem.title and problem.detail and problem.instance.startswith("/")
+    return problem

@@ -12,24 +12,26 @@ import httpx
 import pytest
 
 from gateway.ingest import ingest_app
-from schemas.http_api import ProblemBody, Submitted
+from schemas.envelope import Event
+from schemas.http_api import Submitted
 from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import split_job_id
 from streams import topics
-from streams.files import receipt_key
-from tests.unit.gateway_parts import BASE, Answers, KeptFiles, Sink, client_of, settings
+from streams.files import open_files, receipt_key
+from streams.settings import FilesSettings
+from streams.topics import Topic
+from tests.unit.gateway_parts import BASE, JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
 
-UPLOAD = "/api/v1/images/upload"
 FETCH = "/api/v1/images/fetch"
-JPEG = b"\xff\xd8\xff\xe0" + b"\x00" * 200
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 LONG = json.dumps({"a": "x" * 17_000})
 
 
 @pytest.fixture
-def files() -> KeptFiles:
-    return KeptFiles()
+async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+    async with open_files(FilesSettings(directory=tmp_path)) as found:
+        yield FrailFiles(found)
 
 
 @pytest.fixture
@@ -38,25 +40,14 @@ def sink() -> Sink:
 
 
 @pytest.fixture
-async def client(files: KeptFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
     app = ingest_app(settings(max_upload_bytes=200_000), files=files, events=sink, readiness=Answers())
     async with client_of(app) as found:
         yield found
 
 
-def refused(answer: httpx.Response, status: int, code: str) -> ProblemBody:
-    """Check that an answer is a problem of that status and code, and return it."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = ProblemBody.model_validate_json(answer.content)
-    assert (problem.code, problem.status) == (code, status)
-    assert problem.type == f"urn:darkroom:problem:{code}"
-    assert problem.title and problem.detail and problem.instance.startswith("/")
-    return problem
-
-
 async def test_an_upload_is_stored_noted_and_announced_before_202(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """A 202 means: the bytes are stored under their hash, the receipt is written, the event is delivered."""
     answer = await client.post(
@@ -67,8 +58,8 @@ async def test_an_upload_is_stored_noted_and_announced_before_202(
     assert split_job_id(body.job_id) == (body.image_id, 1)
     assert answer.headers["location"] == body.status_url == f"{BASE}/api/v1/images/jobs/{body.job_id}"
     digest = hashlib.sha256(JPEG).hexdigest()
-    assert files.objects[f"originals/default/{digest[:2]}/{digest}"] == (JPEG, "image/jpeg")
-    receipt = Receipt.model_validate_json(files.objects[receipt_key(body.job_id)][0])
+    assert (await files.objects())[f"originals/default/{digest[:2]}/{digest}"] == (JPEG, "image/jpeg")
+    receipt = Receipt.model_validate_json((await files.objects())[receipt_key(body.job_id)][0])
     assert (receipt.kind, receipt.bucket, receipt.filename) == (ReceiptKind.UPLOAD, "pets", "cat.jpg")
     assert receipt.context == {"album": None, "n": [1]}
     ((topic, event),) = sink.sent
@@ -79,8 +70,22 @@ async def test_an_upload_is_stored_noted_and_announced_before_202(
     assert ImageUploaded.model_validate_json(event.body()) == event
 
 
+async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -> None:
+    """At the moment the event goes to Kafka, the original and the receipt are already stored."""
+    seen: list[set[str]] = []
+
+    class Watching(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+            seen.append({key.split("/")[0] for key in await files.objects()})
+
+    app = ingest_app(settings(), files=files, events=Watching(), readiness=Answers())
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+    assert seen == [{"originals", "jobs"}]
+
+
 async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
-    client: httpx.AsyncClient, sink: Sink, images_dir: Path
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
 ) -> None:
     """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are taken by magic bytes, under any file name and type."""
     wanted = {
@@ -94,7 +99,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
     }
     for name, kind in wanted.items():
         data = (images_dir / name).read_bytes()
-        app = ingest_app(settings(), files=KeptFiles(), events=sink, readiness=Answers())
+        app = ingest_app(settings(), files=files, events=sink, readiness=Answers())
         async with client_of(app) as roomy:
             answer = await roomy.post(UPLOAD, files={"file": ("x.txt", data, "text/plain")})
         assert answer.status_code == 202, (name, answer.text)
@@ -106,7 +111,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
 
 
 async def test_what_is_no_image_is_refused_with_415(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink, images_dir: Path
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
 ) -> None:
     """Text, SVG, JPEG 2000 and a JPEG's name on other bytes are refused, and leave nothing behind."""
     for data in (
@@ -118,7 +123,7 @@ async def test_what_is_no_image_is_refused_with_415(
     ):
         answer = await client.post(UPLOAD, files={"file": ("cat.jpg", data, "image/jpeg")})
         refused(answer, 415, "unsupported-format")
-    assert not files.objects
+    assert not await files.objects()
     assert not sink.sent
 
 
@@ -153,11 +158,11 @@ async def test_what_is_no_image_is_refused_with_415(
     ],
 )  # fmt: skip
 async def test_a_bad_form_is_refused_and_leaves_nothing(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink, form: dict[str, object], status: int, code: str
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, form: dict[str, object], status: int, code: str
 ) -> None:
     """Every way a form can be wrong has its own code, and leaves neither object nor receipt nor event."""
     refused(await client.post(UPLOAD, **form), status, code)  # type: ignore[arg-type]
-    assert not files.objects
+    assert not await files.objects()
     assert not sink.sent
 
 
@@ -182,7 +187,7 @@ async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(cli
 
 
 async def test_too_much_without_a_length_is_cut_off_at_once(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """A body of unknown length is read until the limit and not further."""
     taken = 0
@@ -197,11 +202,11 @@ async def test_too_much_without_a_length_is_cut_off_at_once(
     headers = {"content-type": "multipart/form-data; boundary=x"}
     refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
     assert taken <= 220_000
-    assert not files.objects
+    assert not await files.objects()
     assert not sink.sent
 
 
-async def test_a_client_that_stops_sending_is_let_go(files: KeptFiles, sink: Sink) -> None:
+async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Sink) -> None:
     """An upload in which nothing comes for longer than allowed ends with 408."""
 
     async def body() -> AsyncIterator[bytes]:
@@ -212,7 +217,7 @@ async def test_a_client_that_stops_sending_is_let_go(files: KeptFiles, sink: Sin
     async with client_of(app) as client:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         refused(await client.post(UPLOAD, content=body(), headers=headers), 408, "upload-too-slow")
-    assert not files.objects
+    assert not await files.objects()
 
 
 async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -> None:
@@ -223,7 +228,7 @@ async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -
 
 
 async def test_kafka_away_is_503_and_no_receipt_is_left(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """Without Kafka's confirmation there is no job: 503 with Retry-After, and the receipt is taken back."""
     sink.away = True
@@ -234,12 +239,12 @@ async def test_kafka_away_is_503_and_no_receipt_is_left(
         problem = refused(answer, 503, "dependency-unavailable")
         assert int(answer.headers["retry-after"]) > 0
         assert "Kafka" in problem.detail
-    assert not [key for key in files.objects if key.startswith("jobs/")]
+    assert not await files.receipts()
     sink.away = False
     assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
 
 
-async def test_kafka_that_never_answers_is_503_in_bounded_time(files: KeptFiles) -> None:
+async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles) -> None:
     """A confirmation that does not come is not waited for without end, and leaves no receipt."""
 
     class Silent(Sink):
@@ -249,10 +254,12 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: KeptFiles)
     app = ingest_app(settings(delivery_timeout_s=0.05), files=files, events=Silent(), readiness=Answers())
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
-    assert not [key for key in files.objects if key.startswith("jobs/")]
+    assert not await files.receipts()
 
 
-async def test_storage_away_is_503_and_nothing_is_sent(client: httpx.AsyncClient, files: KeptFiles, sink: Sink) -> None:
+async def test_storage_away_is_503_and_nothing_is_sent(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
     """Without the object store nothing is accepted, nothing announced, and no address of ours is told."""
     files.away = True
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)})
@@ -263,16 +270,16 @@ async def test_storage_away_is_503_and_nothing_is_sent(client: httpx.AsyncClient
 
 
 async def test_equal_bytes_are_stored_once_and_are_two_images(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """Two uploads of the same bytes share one original; each is its own image."""
     ids = {(await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()["image_id"] for _ in range(2)}
     assert len(ids) == 2
-    assert len([key for key in files.objects if key.startswith("originals/")]) == 1
+    assert len([key for key in await files.objects() if key.startswith("originals/")]) == 1
 
 
 async def test_a_fetch_is_noted_and_announced_by_its_host(
-    client: httpx.AsyncClient, files: KeptFiles, sink: Sink
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """A URL is accepted as an event keyed by its host, so that one fetcher owns a source."""
     asked = {"url": "https://Example.org:8443/a.jpg", "bucket": "b", "metadata": {"k": "v"}}
@@ -282,7 +289,7 @@ async def test_a_fetch_is_noted_and_announced_by_its_host(
     assert topic is topics.FETCH_REQUESTED
     assert isinstance(event, FetchRequested)
     assert (event.url, event.bucket, event.context, event.key()) == (asked["url"], "b", {"k": "v"}, b"example.org")
-    receipt = Receipt.model_validate_json(files.objects[receipt_key(event.job_id)][0])
+    receipt = Receipt.model_validate_json((await files.objects())[receipt_key(event.job_id)][0])
     assert (receipt.kind, receipt.url) == (ReceiptKind.FETCH, asked["url"])
 
 
@@ -312,7 +319,7 @@ async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncCli
     assert answer.headers["allow"] == "POST"
 
 
-async def test_our_own_bug_is_a_500_that_tells_nothing(files: KeptFiles) -> None:
+async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> None:
     """An unforeseen error is answered with its correlation id and not with what it was."""
 
     class Broken(Sink):
@@ -325,7 +332,7 @@ async def test_our_own_bug_is_a_500_that_tells_nothing(files: KeptFiles) -> None
     problem = refused(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-correlation-id"] == problem.correlation_id == "abc-1"
-    assert not [key for key in files.objects if key.startswith("jobs/")]
+    assert not await files.receipts()
 
 
 async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink: Sink) -> None:
@@ -339,7 +346,7 @@ async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink:
     assert answer.headers["x-correlation-id"] != "a b<script>"
 
 
-async def test_ready_only_when_every_part_works(files: KeptFiles, sink: Sink) -> None:
+async def test_ready_only_when_every_part_works(files: FrailFiles, sink: Sink) -> None:
     """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
     readiness = Answers({"kafka": (True, "answers"), "ocr": (False, "no worker")})
     app = ingest_app(settings(), files=files, events=sink, readiness=readiness)

@@ -1,0 +1,371 @@
+"""The Python client: `Darkroom` and its asyncio twin `AsyncDarkroom`. Needs httpx and the wire models, nothing else.
+
+    with Darkroom("http://127.0.0.1:8080") as darkroom:
+        job = darkroom.submit("cat.jpg", metadata={"album": "pets"})
+        result = darkroom.wait(job.job_id, timeout_s=60)
+        print(result.urls["thumbnail"], [found.label for found in result.objects or ()])
+
+A call the server refuses for the moment (429, 503) is tried again after the time it asks for: the server promises
+that nothing of it was accepted. A submission whose connection broke is not, since it may have been.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from schemas.http_api import (
+    Health,
+    ImageBatch,
+    ImageSizes,
+    JobResult,
+    JobStatus,
+    ProblemBody,
+    SearchAnswer,
+    Submitted,
+)
+from schemas.values import ImageState
+
+M = TypeVar("M", bound=BaseModel)
+
+Source = str | Path | bytes
+"""An image: a path, the bytes themselves, or (a str that begins with http:// or https://) a URL to be fetched."""
+
+API = "/api/v1"
+LONGEST_PAUSE_S = 30.0  # between tries, whatever the server asks for
+FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
+AGAIN = frozenset({429, 503})  # the server says that nothing was accepted, and when to come back
+
+
+class Refused(Exception):
+    """The server refused. `code` is stable (schemas.http_api.ProblemCode); `status` is the HTTP status."""
+
+    def __init__(self, problem: ProblemBody, retry_after_s: float | None) -> None:
+        super().__init__(f"{problem.status} {problem.code}: {problem.detail}")
+        self.problem = problem
+        self.code = problem.code
+        self.status = problem.status
+        self.retry_after_s = retry_after_s
+
+
+class Unreachable(Exception):
+    """The server could not be reached, or did not answer in time."""
+
+
+class NotFinished(TimeoutError):
+    """The job had not ended when the time to wait was over; it goes on. `status` is the last one seen."""
+
+    def __init__(self, status: JobStatus, timeout_s: float) -> None:
+        super().__init__(f"job {status.job_id} has not ended after {timeout_s:g} s")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request, not yet sent; the same for both clients."""
+
+    method: str
+    path: str
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    json: Any = None
+    file: Path | bytes | None = None
+    filename: str | None = None
+    form: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def arguments(self) -> Iterator[dict[str, Any]]:
+        """Yield what httpx is called with; a file is open meanwhile, and is streamed."""
+        found: dict[str, Any] = {"method": self.method, "url": self.path, "params": dict(self.params)}
+        if self.json is not None:
+            found["json"] = self.json
+        if self.file is None:
+            yield found
+            return
+        content: IO[bytes] | bytes = self.file.open("rb") if isinstance(self.file, Path) else self.file
+        try:
+            found["files"] = {"file": (self.filename or "image", content)}
+            found["data"] = dict(self.form)
+            yield found
+        finally:
+            if not isinstance(content, bytes):
+                content.close()
+
+
+def _submission(source: Source, bucket: str, metadata: Mapping[str, JsonValue] | None, filename: str | None) -> _Call:
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _Call(
+            "POST", f"{API}/images/fetch", json={"url": source, "bucket": bucket, "metadata": dict(metadata or {})}
+        )
+    form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {}))}
+    file = source if isinstance(source, bytes) else Path(source)
+    name = filename or (file.name if isinstance(file, Path) else None)
+    return _Call("POST", f"{API}/images/upload", file=file, filename=name, form=form)
+
+
+def _likeness(image: Source, limit: int | None) -> _Call:
+    path = f"{API}/search/image"
+    if isinstance(image, str) and not Path(image).is_file():
+        return _Call("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
+    file = image if isinstance(image, bytes) else Path(image)
+    return _Call("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
+
+
+def _search(query: str, limit: int | None) -> _Call:
+    return _Call("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
+
+
+def _job(job_id: str, end: str = "") -> _Call:
+    return _Call("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
+
+
+def _image(image_id: str, end: str = "", method: str = "GET", **params: str) -> _Call:
+    return _Call(method, f"{API}/images/{quote(image_id, safe='')}{end}", params)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
+def _refusal(response: httpx.Response) -> Refused:
+    try:
+        problem = ProblemBody.model_validate_json(response.content)
+    except ValidationError:  # somebody between us and the server
+        problem = ProblemBody(
+            type="about:blank",
+            code="unknown",
+            title=response.reason_phrase,
+            status=response.status_code,
+            detail=response.text[:500],
+            instance=response.request.url.path,
+        )
+    return Refused(problem, _retry_after(response))
+
+
+def _pause(response: httpx.Response, attempt: int) -> float:
+    return min(_retry_after(response) or 0.5 * 2**attempt, LONGEST_PAUSE_S)
+
+
+class Darkroom:
+    """A blocking client. Calls raise Refused or Unreachable. Safe to share between threads."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8080",
+        *,
+        timeout_s: float = 60.0,
+        tries: int = 3,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(base_url=base_url, timeout=timeout_s, transport=transport)
+        self._tries = tries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def submit(
+        self,
+        source: Source,
+        *,
+        bucket: str = "default",
+        metadata: Mapping[str, JsonValue] | None = None,
+        filename: str | None = None,
+    ) -> Submitted:
+        """Send an image, or have one fetched. When this returns, the image will be carried to its end."""
+        return self._ask(_submission(source, bucket, metadata, filename), Submitted)
+
+    def status(self, job_id: str) -> JobStatus:
+        """Return where a job stands."""
+        return self._ask(_job(job_id), JobStatus)
+
+    def result(self, job_id: str) -> JobResult:
+        """Return what a job found. Refused with `not-finished` until it has ended."""
+        return self._ask(_job(job_id, "/result"), JobResult)
+
+    def wait(self, job_id: str, *, timeout_s: float = 120.0) -> JobResult:
+        """Wait until a job has ended, however it ended, and return its result. Raises NotFinished."""
+        deadline, pause = time.monotonic() + timeout_s, FIRST_POLL_S
+        while (status := self.status(job_id)).status is ImageState.PROCESSING:
+            if time.monotonic() + pause > deadline:
+                raise NotFinished(status, timeout_s)
+            time.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_POLL_S)
+        return self.result(job_id)
+
+    def sizes(self, image_id: str) -> ImageSizes:
+        """Return every size of an image."""
+        return self._ask(_image(image_id, "/all"), ImageSizes)
+
+    def batch(self, image_ids: list[str], *, size: str = "medium") -> ImageBatch:
+        """Return up to 50 images in one size, and why others are not there."""
+        return self._ask(_image("batch", size=size, image_ids=",".join(image_ids)), ImageBatch)
+
+    def search(self, query: str, *, limit: int | None = None) -> SearchAnswer:
+        """Find images by meaning, text and labels."""
+        return self._ask(_search(query, limit), SearchAnswer)
+
+    def search_like(self, image: Source, *, limit: int | None = None) -> SearchAnswer:
+        """Find images like one: an image id, a path, or bytes."""
+        return self._ask(_likeness(image, limit), SearchAnswer)
+
+    def delete(self, image_id: str) -> Submitted:
+        """Delete an image: hidden when this returns, gone when the job has ended."""
+        return self._ask(_image(image_id, method="DELETE"), Submitted)
+
+    def download(self, image_id: str, *, size: str = "medium") -> bytes:
+        """Return the bytes of one size."""
+        return self._send(_image(image_id, "/direct", size=size)).content
+
+    def save(self, image_id: str, path: str | Path, *, size: str = "medium") -> Path:
+        """Write the bytes of one size to a file, whole or not at all; return its path."""
+        return _write(Path(path), self.download(image_id, size=size))
+
+    def health(self) -> Health:
+        """Return how the system does."""
+        return self._ask(_Call("GET", f"{API}/health"), Health)
+
+    def _ask(self, call: _Call, kind: type[M]) -> M:
+        return kind.model_validate_json(self._send(call).content)
+
+    def _send(self, call: _Call) -> httpx.Response:
+        for attempt in range(self._tries):
+            try:
+                with call.arguments() as arguments:
+                    response = self._http.request(**arguments)
+            except httpx.TransportError as error:
+                raise Unreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
+            if response.is_success:
+                return response
+            if response.status_code not in AGAIN or attempt + 1 == self._tries:
+                break
+            time.sleep(_pause(response, attempt))
+        raise _refusal(response)
+
+
+class AsyncDarkroom:
+    """The same for asyncio."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8080",
+        *,
+        timeout_s: float = 60.0,
+        tries: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, transport=transport)
+        self._tries = tries
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def submit(
+        self,
+        source: Source,
+        *,
+        bucket: str = "default",
+        metadata: Mapping[str, JsonValue] | None = None,
+        filename: str | None = None,
+    ) -> Submitted:
+        """See Darkroom.submit."""
+        return await self._ask(_submission(source, bucket, metadata, filename), Submitted)
+
+    async def status(self, job_id: str) -> JobStatus:
+        """See Darkroom.status."""
+        return await self._ask(_job(job_id), JobStatus)
+
+    async def result(self, job_id: str) -> JobResult:
+        """See Darkroom.result."""
+        return await self._ask(_job(job_id, "/result"), JobResult)
+
+    async def wait(self, job_id: str, *, timeout_s: float = 120.0) -> JobResult:
+        """See Darkroom.wait."""
+        deadline, pause = time.monotonic() + timeout_s, FIRST_POLL_S
+        while (status := await self.status(job_id)).status is ImageState.PROCESSING:
+            if time.monotonic() + pause > deadline:
+                raise NotFinished(status, timeout_s)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_POLL_S)
+        return await self.result(job_id)
+
+    async def sizes(self, image_id: str) -> ImageSizes:
+        """See Darkroom.sizes."""
+        return await self._ask(_image(image_id, "/all"), ImageSizes)
+
+    async def batch(self, image_ids: list[str], *, size: str = "medium") -> ImageBatch:
+        """See Darkroom.batch."""
+        return await self._ask(_image("batch", size=size, image_ids=",".join(image_ids)), ImageBatch)
+
+    async def search(self, query: str, *, limit: int | None = None) -> SearchAnswer:
+        """See Darkroom.search."""
+        return await self._ask(_search(query, limit), SearchAnswer)
+
+    async def search_like(self, image: Source, *, limit: int | None = None) -> SearchAnswer:
+        """See Darkroom.search_like."""
+        return await self._ask(_likeness(image, limit), SearchAnswer)
+
+    async def delete(self, image_id: str) -> Submitted:
+        """See Darkroom.delete."""
+        return await self._ask(_image(image_id, method="DELETE"), Submitted)
+
+    async def download(self, image_id: str, *, size: str = "medium") -> bytes:
+        """See Darkroom.download."""
+        return (await self._send(_image(image_id, "/direct", size=size))).content
+
+    async def save(self, image_id: str, path: str | Path, *, size: str = "medium") -> Path:
+        """See Darkroom.save."""
+        return await asyncio.to_thread(_write, Path(path), await self.download(image_id, size=size))
+
+    async def health(self) -> Health:
+        """See Darkroom.health."""
+        return await self._ask(_Call("GET", f"{API}/health"), Health)
+
+    async def _ask(self, call: _Call, kind: type[M]) -> M:
+        return kind.model_validate_json((await self._send(call)).content)
+
+    async def _send(self, call: _Call) -> httpx.Response:
+        for attempt in range(self._tries):
+            try:
+                with call.arguments() as arguments:
+                    response = await self._http.request(**arguments)
+            except httpx.TransportError as error:
+                raise Unreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
+            if response.is_success:
+                return response
+            if response.status_code not in AGAIN or attempt + 1 == self._tries:
+                break
+            await asyncio.sleep(_pause(response, attempt))
+        raise _refusal(response)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    return part.replace(path)

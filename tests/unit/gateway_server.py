@@ -1,0 +1,36 @@
+"""A gateway in its own process, on a free port of this machine: `python -m tests.unit.gateway_server FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from gateway.app import embedded_app
+from gateway.readiness import Parts, files_part, vectors_part
+from streams.files import open_files
+from streams.settings import FilesSettings, QdrantSettings
+from streams.vectors import open_read_model
+from tests.unit.gateway_parts import Encoder, Sink, settings
+
+
+async def serve(folder: Path) -> None:
+    """Serve until killed; the first line on stdout is the port."""
+    async with (
+        open_files(FilesSettings(directory=folder / "objects")) as files,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+    ):
+        readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
+        app = embedded_app(
+            settings(), files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness
+        )
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            print(listener.getsockname()[1], flush=True)  # noqa: T201 - read by whoever started us
+            await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

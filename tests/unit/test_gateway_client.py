@@ -1,0 +1,145 @@
+"""The Python client against a gateway in its own process, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.client import AsyncDarkroom, Darkroom, NotFinished, Refused, Unreachable
+from schemas.values import ImageState
+from tests.unit.gateway_parts import JPEG, UPLOAD
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway."""
+
+    url: str
+    pid: int
+
+    def peak_memory(self) -> int:
+        """Return the most bytes the process ever had resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway in its own process, gone with the module's last test."""
+    command = [sys.executable, "-m", "tests.unit.gateway_server", str(tmp_path_factory.mktemp("gateway"))]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Gateway(f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid)
+        finally:
+            process.kill()
+
+
+def test_uploads_are_never_whole_in_memory(gateway: Gateway, tmp_path: Path) -> None:
+    """Three uploads of 40 MB at once raise the gateway's resident memory by less than one of them."""
+    path = tmp_path / "large.jpg"
+    path.write_bytes(JPEG + bytes(range(256)) * (40 * MEBIBYTE // 256))
+    with Darkroom(gateway.url) as darkroom:
+        darkroom.submit(JPEG)
+        before = gateway.peak_memory()
+
+        async def all_at_once() -> None:
+            async with AsyncDarkroom(gateway.url) as client:
+                await asyncio.gather(*(client.submit(path, bucket=f"b{number}") for number in range(3)))
+
+        asyncio.run(all_at_once())
+        grown = gateway.peak_memory() - before
+    print(f"grew by {grown / MEBIBYTE:.1f} MiB from {before / MEBIBYTE:.0f} MiB")
+    assert grown < 30 * MEBIBYTE, f"grew by {grown / MEBIBYTE:.1f} MiB"
+
+
+def test_an_upload_without_a_length_is_cut_off_over_a_socket(gateway: Gateway) -> None:
+    """A chunked upload over the limit is answered 413 while it is still being sent, or the connection is cut."""
+
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
+        for _ in range(200):
+            yield bytes(MEBIBYTE)
+        pytest.fail("two hundred megabytes were taken")
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    try:
+        answer = httpx.post(gateway.url + UPLOAD, content=endless(), headers=headers, timeout=60)
+    except httpx.TransportError:
+        return  # the server had answered and closed; the client was still sending
+    assert answer.status_code == 413
+
+
+def test_the_client_carries_metadata_and_reads_status(gateway: Gateway, tmp_path: Path) -> None:
+    """What is submitted by path or bytes can be asked after; a job that does not end is not waited for without end."""
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(JPEG)
+    with Darkroom(gateway.url) as darkroom:
+        job = darkroom.submit(path, bucket="pets", metadata={"album": None})
+        assert darkroom.status(job.job_id).status is ImageState.PROCESSING
+        with pytest.raises(NotFinished) as waited:
+            darkroom.wait(job.job_id, timeout_s=0.05)
+        assert waited.value.status.job_id == job.job_id
+        with pytest.raises(Refused) as early:
+            darkroom.result(job.job_id)
+        assert (early.value.code, early.value.status, early.value.retry_after_s) == ("not-finished", 409, 1)
+        assert darkroom.submit("https://example.org/a.jpg").job_id != job.job_id
+        assert darkroom.health().ready
+        deletion = darkroom.delete(job.image_id)
+        assert darkroom.status(deletion.job_id).status is ImageState.PROCESSING
+        assert not darkroom.search("cat", limit=3).items
+
+
+def test_a_refusal_names_its_code(gateway: Gateway, tmp_path: Path) -> None:
+    """What the server refuses is raised with its stable code and sentence."""
+    with Darkroom(gateway.url) as darkroom:
+        for call, code in (
+            (lambda: darkroom.submit(b"no image at all"), "unsupported-format"),
+            (lambda: darkroom.submit(JPEG, bucket="a b"), "invalid-bucket"),
+            (lambda: darkroom.status("x"), "not-found"),
+            (lambda: darkroom.download("x"), "not-found"),
+            (lambda: darkroom.search_like("x"), "not-found"),
+        ):
+            with pytest.raises(Refused) as refused:
+                call()
+            assert refused.value.code == code
+        with pytest.raises(FileNotFoundError):
+            darkroom.submit(tmp_path / "nothing.jpg")
+
+
+def test_a_server_that_is_not_there_is_unreachable() -> None:
+    """A refused connection is told as such, with the address."""
+    with Darkroom("http://127.0.0.1:9") as darkroom, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+        darkroom.health()
+
+
+async def test_what_is_refused_for_the_moment_is_tried_again_with_its_file() -> None:
+    """After a 503 the same file is sent again, whole; after the last try the refusal is raised."""
+    bodies: list[int] = []
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        bodies.append(len(await request.aread()))
+        if len(bodies) < 2:
+            return httpx.Response(503, headers={"retry-after": "0"}, text="away")
+        accepted = {"job_id": "j.1", "image_id": "j", "status_url": "s", "result_url": "r"}
+        return httpx.Response(202, json=accepted)
+
+    async with AsyncDarkroom("http://d", transport=httpx.MockTransport(serve)) as darkroom:
+        assert (await darkroom.submit(JPEG)).job_id == "j.1"
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1] > len(JPEG)
+    bodies.clear()
+    async with AsyncDarkroom("http://d", tries=1, transport=httpx.MockTransport(serve)) as darkroom:
+        with pytest.raises(Refused) as refused:
+            await darkroom.submit(JPEG)
+    assert (refused.value.status, refused.value.problem.detail) == (503, "away")
