@@ -134,7 +134,10 @@ class ReadModel(Protocol):
         """Return the stored vector of an image."""
 
     async def uses_of(self, owner: str, sha256: str) -> int:
-        """Return how many images of this owner have these bytes as their original or master; tombstones have none."""
+        """Return how many images of this owner have these bytes as their original or master.
+
+        Those in the state `deleted`, tombstone or on the way there, do not count.
+        """
 
     async def count(self, owner: str | None = None) -> dict[str, int]:
         """Return the number of images by state, tombstones apart."""

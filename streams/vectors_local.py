@@ -20,6 +20,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
 
+from schemas.values import ImageState
 from streams.errors import DependencyAway, NotReady
 from streams.settings import QdrantSettings
 from streams.vectors import VECTOR, Hit, ImageRecord, ReadModel, StageRecord
@@ -27,6 +28,7 @@ from streams.vectors_schema import (
     QUERY_WORDS,
     away_as_such,
     fits,
+    labels_in,
     prepare,
     share,
     to_payload,
@@ -159,7 +161,7 @@ class LocalReadModel:
         wanted = words_of(words)[:QUERY_WORDS]
         if not wanted:
             return []
-        whole = [f" {word} " for word in wanted]
+        whole, names = [f" {word} " for word in wanted], frozenset(labels_in(wanted))
 
         def search() -> list[Hit]:
             matches: dict[str, tuple[float, tuple[str, ...]]] = {}
@@ -167,7 +169,7 @@ class LocalReadModel:
                 if entry.owner != owner or entry.deleted:
                     continue
                 holds = all(word in entry.text for word in whole)
-                named = share(wanted, entry.label_keys) if entry.label_keys else 0.0
+                named = share(wanted, names.intersection(entry.label_keys))
                 if holds or named:
                     matches[image_id] = (1.0 if holds else named, ("text",) * holds + ("label",) * (named > 0))
             ranked = sorted(sorted(matches, reverse=True), key=lambda image_id: -matches[image_id][0])[:limit]
@@ -186,7 +188,10 @@ class LocalReadModel:
 
     async def uses_of(self, owner: str, sha256: str) -> int:
         return await self._call(
-            lambda: sum(entry.owner == owner and sha256 in entry.hashes for entry in self._catalogue.values())
+            lambda: sum(
+                entry.owner == owner and sha256 in entry.hashes and entry.state != ImageState.DELETED
+                for entry in self._catalogue.values()
+            )
         )
 
     async def count(self, owner: str | None = None) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pydantic import JsonValue
@@ -131,18 +131,16 @@ def words_of(text: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[^\W_]+", text)]
 
 
-def labels_in(words: Sequence[str]) -> list[str]:
+def labels_in(words: Sequence[str]) -> frozenset[str]:
     """Return every run of words that could name a label."""
-    spans = {
+    return frozenset(
         " ".join(words[start : start + size])
         for size in range(1, LABEL_WORDS + 1)
         for start in range(len(words) - size + 1)
-    }
-    return sorted(spans)
+    )
 
 
-def share(words: Sequence[str], label_keys: Sequence[str]) -> float:
-    """Return which part of the words names labels: 0 to 1."""
-    named = set(labels_in(words)) & set(label_keys)
+def share(words: Sequence[str], named: Collection[str]) -> float:
+    """Return which part of the words is in the labels they name: 0 to 1."""
     covered = {word for key in named for word in key.split()}
-    return len(covered) / len(set(words)) if words else 0.0
+    return len(covered) / len(set(words))

@@ -143,10 +143,11 @@ class ServerReadModel:
             return []
         # Of the text only the word tokenizer's own words are asked for, so that both adapters cut alike.
         holds = models.FieldCondition(key="text", match=models.MatchText(text=" ".join(wanted)))
-        carries = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=labels_in(wanted)))
+        names = labels_in(wanted)
+        carries = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=sorted(names)))
         by_text, by_label = await asyncio.gather(self._newest(owner, holds), self._newest(owner, carries))
         texts = {str(point.id) for point in by_text}
-        shares = {str(point.id): share(wanted, _label_keys(point)) for point in by_label}
+        shares = {str(point.id): share(wanted, names.intersection(_label_keys(point))) for point in by_label}
         scores = {image_id: 1.0 if image_id in texts else shares[image_id] for image_id in texts | shares.keys()}
         ranked = sorted(sorted(scores, reverse=True), key=lambda image_id: -scores[image_id])[:limit]
         records = {record.image_id: record for record in await self.find(owner, ranked)}
@@ -167,7 +168,8 @@ class ServerReadModel:
 
     async def uses_of(self, owner: str, sha256: str) -> int:
         either = [_equals("original.sha256", sha256), _equals("master.sha256", sha256)]
-        same = models.Filter(must=[_equals("owner", owner), _equals("deleted", False)], should=either)
+        going = [_equals("state", ImageState.DELETED.value)]
+        same = models.Filter(must=[_equals("owner", owner)], must_not=going, should=either)
         return await self._call(lambda: self._qdrant.count(self._name, same, exact=True).count)
 
     async def count(self, owner: str | None = None) -> dict[str, int]:

@@ -11,12 +11,13 @@ import sys
 import time
 import tracemalloc
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
+from infra.local.minio import LocalMinio
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, ObjectMissing, delete_prefix, image_key, image_prefix, open_files
 from streams.settings import FilesSettings
@@ -33,29 +34,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FilesSettings]:
-    """Return settings of a MinIO server started for these tests."""
-    binary = Path.home() / ".cache" / "darkroom" / "bin" / "minio"
-    port = _free_port()
-    where = f"127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [binary, "server", "--quiet", "--address", where, tmp_path_factory.mktemp("minio")],
-        env={**os.environ, "MINIO_ROOT_USER": "darkroom", "MINIO_ROOT_PASSWORD": "darkroom-tests"},
+@pytest.fixture
+def s3(minio: LocalMinio) -> FilesSettings:
+    """Return settings of a bucket of our own on a real MinIO."""
+    return FilesSettings(
+        endpoint=minio.endpoint,
+        access_key=minio.access_key,
+        secret_key=SecretStr(minio.secret_key),
+        bucket="contract-tests",
     )
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://{where}/minio/health/ready", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield FilesSettings(
-            endpoint=where, access_key="darkroom", secret_key=SecretStr("darkroom-tests"), bucket="tests"
-        )
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(params=["directory", "s3"])

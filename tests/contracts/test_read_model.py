@@ -292,6 +292,7 @@ async def test_uses_of_bytes_are_counted(model: ReadModel) -> None:
     await added(model, original=a, master=b)
     await added(model, original=a, master=a)
     await added(model, owner="bert", original=a)
+    await added(model, original=a, state="deleted")
     assert await model.uses_of("anna", "a" * 64) == 2
     assert await model.uses_of("anna", "b" * 64) == 1
     assert await model.uses_of("anna", "c" * 64) == 0
