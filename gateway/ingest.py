@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from gateway.accept import Accepting, check_metadata, read_metadata, read_url
+from gateway.bodies import described, read_json
 from gateway.edge import Caller, base_url, new_app, traceparent_of
 from gateway.ports import EventSink, Readiness
 from gateway.problems import Problem, documented
@@ -77,8 +78,13 @@ class Ingest:
             methods=["POST"],
             status_code=202,
             summary="Have an image fetched from a URL",
+            openapi_extra=described(FetchImage),
             responses=documented(
-                ProblemCode.INVALID_URL, ProblemCode.INVALID_METADATA, ProblemCode.INVALID_FIELD, away
+                ProblemCode.INVALID_URL,
+                ProblemCode.INVALID_METADATA,
+                ProblemCode.INVALID_FIELD,
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                away,
             ),
         )
         return router
@@ -97,8 +103,9 @@ class Ingest:
             )
         return submitted(receipt, request, response, self.settings)
 
-    async def fetch(self, asked: FetchImage, request: Request, response: Response, owner: Caller) -> Submitted:
+    async def fetch(self, request: Request, response: Response, owner: Caller) -> Submitted:
         """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
+        asked = await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
         context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
         receipt = await self.accepting.fetch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,13 @@ def away(what: str, *, retry_after_s: int) -> Problem:
     )
 
 
+def invalid_fields(errors: Sequence[Any]) -> Problem:
+    """Return the refusal of fields that pydantic found not as they must be, naming the first twenty."""
+    items = tuple(ProblemItem(field=_place(found["loc"]), detail=str(found["msg"])) for found in errors[:20])
+    detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
+    return Problem(ProblemCode.INVALID_FIELD, detail, items)
+
+
 def respond(request: Request, problem: Problem, *, status: int | None = None) -> JSONResponse:
     """Return a problem as a response."""
     body = ProblemBody(
@@ -116,11 +123,7 @@ def handle_problems(app: FastAPI, *, retry_after_s: int) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        items = tuple(
-            ProblemItem(field=_place(found["loc"]), detail=str(found["msg"])) for found in error.errors()[:20]
-        )
-        detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
-        return respond(request, Problem(ProblemCode.INVALID_FIELD, detail, errors=items))
+        return respond(request, invalid_fields(error.errors()))
 
     app.add_exception_handler(Problem, refused)
     app.add_exception_handler(DependencyAway, dependency_away)
@@ -159,4 +162,4 @@ def describe_problems(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _place(location: tuple[int | str, ...]) -> str:
     parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
-    return ".".join(parts) or str(location[0])
+    return ".".join(parts)[:200] or "body"

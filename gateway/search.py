@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import ValidationError
 
 from gateway.accept import bounded
 from gateway.answers import search_item
+from gateway.bodies import described, media_type, read_json
 from gateway.edge import Caller, base_url
 from gateway.lookup import Lookup
 from gateway.ports import TextEncoder
@@ -32,21 +32,12 @@ log = logging.getLogger(__name__)
 
 RANK_CONSTANT = 60
 _WAYS = ("meaning", "text", "label")
-_MAX_JSON_BYTES = 16_384
 _NO_ENCODER = "no CLIP encoder is set up here"
-_IMAGE_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": SearchLike.model_json_schema()},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "limit": {"type": "integer"}},
-                }
-            },
-        },
+_FILE_FORM: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "string", "format": "binary"}, "limit": {"type": "integer"}},
     }
 }
 
@@ -96,6 +87,8 @@ class Search:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/search", tags=["search"])
         away = ProblemCode.DEPENDENCY_UNAVAILABLE
+        body = described(SearchLike)
+        body["requestBody"]["content"]["multipart/form-data"] = _FILE_FORM
         router.add_api_route(
             "",
             self.by_words,
@@ -109,7 +102,7 @@ class Search:
             methods=["POST"],
             summary="Search images like another",
             response_model_exclude_none=True,
-            openapi_extra=_IMAGE_FORM,
+            openapi_extra=body,
             responses=documented(
                 ProblemCode.MISSING_FILE,
                 ProblemCode.NOT_FOUND,
@@ -146,8 +139,7 @@ class Search:
 
     async def by_image(self, request: Request, owner: Caller) -> SearchAnswer:
         """Find images that look or mean alike: send a file, or JSON that names an image that is already there."""
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind == "application/json":
+        if media_type(request) == "application/json":
             return await self._like_known(request, owner)
         encoder = self._encoder()
         limit = self.settings.max_query_image_bytes
@@ -162,17 +154,7 @@ class Search:
         return SearchAnswer(query="image", by_meaning=True, items=items)
 
     async def _like_known(self, request: Request, owner: Owner) -> SearchAnswer:
-        raw = bytearray()
-        async with asyncio.timeout(self.settings.upload_idle_s):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > _MAX_JSON_BYTES:
-                    raise Problem(ProblemCode.FILE_TOO_LARGE, f"The JSON may have {_MAX_JSON_BYTES} bytes at most.")
-        try:
-            asked = SearchLike.model_validate_json(bytes(raw))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise _invalid(".".join(map(str, first["loc"])) or "body", first["msg"]) from None
+        asked = await read_json(request, SearchLike, self.settings)
         count = self._limit(asked.limit)
         record = await self.lookup.image(asked.image_id, owner)
         vector = await bounded(self.vectors.vector_of(record.image_id), self.settings.query_timeout_s)

@@ -17,6 +17,7 @@ class GatewaySettings(Group):
     public_url: str | None = Field(None, description="base of the URLs in answers; empty = as the request came in")
     max_upload_bytes: int = Field(50_000_000, ge=1, description="bytes of one uploaded file")
     max_metadata_bytes: int = Field(16_384, ge=2, description="bytes of the metadata JSON")
+    max_json_bytes: int = Field(65_536, ge=1024, description="bytes of a JSON request body")
     max_query_image_bytes: int = Field(10_000_000, ge=1, description="bytes of an image to search by")
     spool_dir: Path | None = Field(
         None, description="where uploads wait on disk; empty = the system's temporary folder"
@@ -24,7 +25,11 @@ class GatewaySettings(Group):
     upload_idle_s: float = Field(30.0, gt=0, description="seconds a client may send nothing while uploading")
     upload_total_s: float = Field(600.0, gt=0, description="seconds one upload may take to arrive")
     storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")
-    delivery_timeout_s: float = Field(15.0, gt=0, description="seconds Kafka may take to confirm an event")
+    delivery_timeout_s: float = Field(
+        40.0,
+        gt=0,
+        description="seconds Kafka may take to confirm an event; above the producer's own limit, whose no is final",
+    )
     query_timeout_s: float = Field(10.0, gt=0, description="seconds one call of the read model may take")
     encode_timeout_s: float = Field(20.0, gt=0, description="seconds the CLIP encoder may take for one query")
     readiness_timeout_s: float = Field(3.0, gt=0, description="seconds one part may take to prove that it works")

@@ -1,7 +1,7 @@
 """Uploads: a multipart body read as a stream; the file goes to disk while it is hashed and counted.
 
 At no time is more than a write buffer of the file in memory. What is too large is cut off at the byte that is one
-too many, also when the client did not say how much it would send. The spool file has no name and is gone with us.
+too many, also when the client did not say how much it would send. The file is gone when the request is over.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,13 +22,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from gateway.problems import Problem
+from gateway.problems import Problem, away
 from gateway.settings import GatewaySettings
 from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
 from schemas.http_api import ProblemCode, ProblemItem
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+
+log = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
 _FORM_OVERHEAD = 64 * 1024  # bytes a form may have beside its file: metadata, part headers, boundaries
@@ -65,8 +68,12 @@ async def receive_form(
     """Receive a form of one `file` and the allowed text fields. Raises Problem; the file is gone on exit."""
     boundary = _boundary(request)
     _refuse_by_length(request, max_bytes)
-    with tempfile.TemporaryDirectory(prefix="darkroom-upload-", dir=settings.spool_dir) as folder:
-        path = Path(folder) / "original"
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="darkroom-upload-", dir=settings.spool_dir)
+    except OSError as error:
+        raise _no_room(error, settings) from error
+    with folder as name:
+        path = Path(name) / "original"
         with path.open("wb", buffering=0) as spool:
             reader = _FormReader(
                 spool, allowed=allowed, max_bytes=max_bytes, max_field_bytes=settings.max_metadata_bytes
@@ -95,8 +102,14 @@ def _too_large(max_bytes: int) -> Problem:
     return Problem(ProblemCode.FILE_TOO_LARGE, f"A file may have {max_bytes} bytes at most.", headers=_CLOSE)
 
 
+def _no_room(error: OSError, settings: GatewaySettings) -> Problem:
+    log.error("uploads cannot wait on disk", extra={"error": repr(error)})
+    return away("The gateway's own disk", retry_after_s=settings.retry_after_s)
+
+
 async def _read_body(request: Request, settings: GatewaySettings, boundary: bytes, reader: _FormReader) -> None:
     body = aiter(request.stream())
+    received = 0
     try:
         parser = MultipartParser(boundary, reader.callbacks())
         async with asyncio.timeout(settings.upload_total_s):
@@ -106,6 +119,9 @@ async def _read_body(request: Request, settings: GatewaySettings, boundary: byte
                         chunk = await anext(body)
                 except StopAsyncIteration:
                     break
+                received += len(chunk)  # also counts what surrounds the parts
+                if received > reader.max_bytes + _FORM_OVERHEAD:
+                    raise _too_large(reader.max_bytes)
                 parser.write(chunk)
                 await reader.settle()
         parser.finalize()
@@ -117,6 +133,8 @@ async def _read_body(request: Request, settings: GatewaySettings, boundary: byte
         raise Problem(ProblemCode.BAD_REQUEST, "The body is not a whole multipart form.", headers=_CLOSE) from None
     except ClientDisconnect:
         raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the upload did.", headers=_CLOSE) from None
+    except OSError as error:
+        raise _no_room(error, settings) from error
 
 
 @dataclass(slots=True)
@@ -133,7 +151,7 @@ class _FormReader:
     def __init__(self, spool: IO[bytes], *, allowed: frozenset[str], max_bytes: int, max_field_bytes: int) -> None:
         self._spool = spool
         self._allowed = allowed
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._max_field_bytes = max_field_bytes
         self._part = _Part()
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
@@ -225,8 +243,8 @@ class _FormReader:
                 raise Problem(code, detail, headers=_CLOSE)
             return
         self._size += end - start
-        if self._size > self._max_bytes:
-            raise _too_large(self._max_bytes)
+        if self._size > self.max_bytes:
+            raise _too_large(self.max_bytes)
         self._gathered.extend(memoryview(data)[start:end])
         if self._format is None:
             self._head += data[start : min(end, start + SNIFF_BYTES - len(self._head))]

@@ -59,7 +59,6 @@ def test_uploads_are_never_whole_in_memory(gateway: Gateway, tmp_path: Path) -> 
 
         asyncio.run(all_at_once())
         grown = gateway.peak_memory() - before
-    print(f"grew by {grown / MEBIBYTE:.1f} MiB from {before / MEBIBYTE:.0f} MiB")
     assert grown < 30 * MEBIBYTE, f"grew by {grown / MEBIBYTE:.1f} MiB"
 
 

@@ -206,6 +206,40 @@ async def test_too_much_without_a_length_is_cut_off_at_once(
     assert not sink.sent
 
 
+async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.AsyncClient) -> None:
+    """Bytes after the last boundary count too: a whole form with an endless tail is cut off."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG + b"\r\n--x--\r\n"
+        for _ in range(40):
+            yield b" " * 10_000
+        pytest.fail("the tail was taken")
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
+
+
+async def test_a_gateway_without_room_on_disk_says_503(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+    """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
+    app = ingest_app(settings(spool_dir=tmp_path / "nowhere"), files=files, events=sink, readiness=Answers())
+    async with client_of(app) as client:
+        refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
+    assert not sink.sent
+
+
+async def test_no_upload_is_left_on_disk(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+    """However an upload ends, nothing of it stays where it waited."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    app = ingest_app(settings(spool_dir=spool), files=files, events=sink, readiness=Answers())
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+        refused(await client.post(UPLOAD, files={"file": ("a", b"x" * 100)}), 415, "unsupported-format")
+        sink.away = True
+        refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
+    assert not list(spool.iterdir())
+
+
 async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Sink) -> None:
     """An upload in which nothing comes for longer than allowed ends with 408."""
 
@@ -309,6 +343,19 @@ async def test_a_bad_fetch_body_names_every_field(client: httpx.AsyncClient) -> 
     refused(await client.post(FETCH, content=b"{", headers={"content-type": "application/json"}), 422, "invalid-field")
     deep = {"url": "https://a.example/", "metadata": {"a": "x" * 20_000}}
     refused(await client.post(FETCH, json=deep), 400, "invalid-metadata")
+
+
+async def test_a_json_body_is_read_under_a_limit(client: httpx.AsyncClient) -> None:
+    """A JSON body without end is cut off, and one of another type is not read."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 10_000
+        pytest.fail("the body was taken whole")
+
+    headers = {"content-type": "application/json"}
+    refused(await client.post(FETCH, content=body(), headers=headers), 413, "file-too-large")
+    refused(await client.post(FETCH, data={"url": "https://a.example/"}), 415, "unsupported-media-type")
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:

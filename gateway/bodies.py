@@ -1,0 +1,50 @@
+"""JSON bodies, read under a limit: the framework would take whatever is sent into memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from gateway.problems import Problem, invalid_fields
+from gateway.settings import GatewaySettings
+from schemas.http_api import ProblemCode
+
+M = TypeVar("M", bound=BaseModel)
+
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
+
+
+async def read_json(request: Request, kind: type[M], settings: GatewaySettings) -> M:
+    """Return the body as a model. Raises Problem: not JSON, too large, too slow, or not as the model says."""
+    if media_type(request) != "application/json":
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send application/json.", headers=_CLOSE)
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(settings.upload_idle_s):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > settings.max_json_bytes:
+                    detail = f"The JSON may have {settings.max_json_bytes} bytes at most."
+                    raise Problem(ProblemCode.FILE_TOO_LARGE, detail, headers=_CLOSE)
+    except TimeoutError:
+        raise Problem(ProblemCode.UPLOAD_TOO_SLOW, "The body did not come in time.", headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the body did.", headers=_CLOSE) from None
+    try:
+        return kind.model_validate_json(bytes(raw))
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
+
+
+def media_type(request: Request) -> str:
+    """Return the media type a request says its body has, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def described(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI description of a JSON body that is read here."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
