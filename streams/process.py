@@ -128,6 +128,13 @@ def leave_undeliverable(error: BaseException) -> None:
     os._exit(EXIT_UNDELIVERABLE)
 
 
+def leave_stopped(stage: str) -> None:
+    """Exit at once: Faust stopped by itself, and a worker that consumes nothing must not look alive."""
+    log.critical("Faust stopped by itself", stage=stage)
+    sys.stderr.flush()
+    os._exit(EXIT_FAUST_STOPPED)
+
+
 def strike_hook() -> Hook:
     """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
 
@@ -185,9 +192,7 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
             await asyncio.wait({signalled, stopped}, return_when=asyncio.FIRST_COMPLETED)
             lag.cancel()
             if stopped.done():
-                log.critical("Faust stopped by itself", stage=stage.name)
-                sys.stderr.flush()
-                os._exit(EXIT_FAUST_STOPPED)
+                leave_stopped(stage.name)
             stopped.cancel()
             log.info("stopping: finishing what is in flight", stage=stage.name)
     except NotReady as error:

@@ -84,7 +84,7 @@ class Runner:
         self._tools = tools
         self._settings = settings
         self._services = services
-        self._room = asyncio.Semaphore(settings.concurrency * settings.batch_size)
+        self._room = asyncio.Semaphore(settings.in_flight)
         self._lanes: dict[bytes, deque[_Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Job] = {}
@@ -96,7 +96,7 @@ class Runner:
                 lambda events: batch(events, tools),
                 size=settings.batch_size,
                 wait_s=settings.batch_wait_s,
-                parallel=settings.concurrency,
+                parallel=max(1, settings.in_flight // (2 * settings.batch_size)),
                 observe=metrics.BATCH_SIZE.labels(stage.name).observe,
             )
 

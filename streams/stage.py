@@ -33,6 +33,11 @@ class StageSettings(Group):
     batch_size: int = Field(1, ge=1, description="most events per call of a batched stage")
     batch_wait_s: float = Field(0.02, ge=0, description="seconds to wait for a batch to fill")
 
+    @property
+    def in_flight(self) -> int:
+        """The most events taken and not finished: enough that a batch can fill."""
+        return max(self.concurrency, self.batch_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Emit:

@@ -50,8 +50,8 @@ class Subscription:
     @classmethod
     def of(cls, stage: str, topics: tuple[Topic, ...], settings: StageSettings, retry: RetrySettings) -> Subscription:
         """Derive it from a stage's settings: one last try may begin just before the time for tries is over."""
-        parallel = settings.concurrency * settings.batch_size
-        return cls(stage, topics, settings.buffer, settings.deadline_s + retry.in_place_total_s, parallel)
+        slowest_s = settings.deadline_s + retry.in_place_total_s
+        return cls(stage, topics, settings.buffer, slowest_s, settings.in_flight)
 
 
 def check_faust() -> None:

@@ -1,0 +1,59 @@
+"""`darkroom models`: which weights are there, whether they are the right ones, and how to get them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from agents.models.weights import ModelState, ModelStatus, fetch, status
+from streams.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="The weights.")
+
+
+def _show(found: list[ModelStatus]) -> None:
+    table = Table("model", "stage", "state", "where", "sha256", "licence", "reason")
+    for model in found:
+        where = str(model.where or "-")
+        table.add_row(
+            model.name, model.stage, model.state.value, where, (model.sha256 or "-")[:12], model.licence, model.reason
+        )
+    Console().print(table)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show every model of the manifest."""
+    _show(status(Settings().models))
+
+
+@app.command()
+def verify() -> None:
+    """Check every file's hash; exit 1 if one is missing or is not what the manifest says."""
+    found = status(Settings().models)
+    _show(found)
+    raise typer.Exit(0 if all(model.state is ModelState.AVAILABLE for model in found) else 1)
+
+
+@app.command("fetch")
+def fetch_(names: Annotated[list[str] | None, typer.Argument(help="Models to fetch; none means all.")] = None) -> None:
+    """Download what is missing from its official source and verify it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, int] = {}
+
+        def moved(name: str, done: int, total: int | None) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done, total=total)  # type: ignore[arg-type]
+
+        try:
+            found = fetch(Settings().models, names or (), progress=moved)
+        except KeyError as error:
+            raise SystemExit(f"there is no model {error}; `darkroom models list` names them") from error
+    _show(found)
+    raise typer.Exit(0 if all(model.state is ModelState.AVAILABLE for model in found) else 1)

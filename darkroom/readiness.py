@@ -1,0 +1,41 @@
+"""Would an upload be carried to its end? The parts of that answer that Kafka knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.readiness import Part, Parts, files_part, vectors_part
+from gateway.settings import GatewaySettings
+from streams.admin import KafkaAdmin
+from streams.files import FileStore
+from streams.topics import AGENTS
+from streams.vectors import ReadModel
+
+
+def agents_part(admin: KafkaAdmin, agents: tuple[str, ...] = AGENTS) -> Part:
+    """Return the part that proves that every agent's group has a member with partitions.
+
+    A worker joins its group only when its tools and models are loaded and answered rightly, so membership says more
+    than a heartbeat would, and it needs no connection from here to any agent.
+    """
+
+    async def check() -> tuple[bool, str]:
+        members = await admin.members()
+        away = [agent for agent in agents if not members.get(agent)]
+        if away:
+            return False, f"no worker of {', '.join(away)}"
+        return True, "every agent has a worker"
+
+    return check
+
+
+def readiness(
+    settings: GatewaySettings, admin: KafkaAdmin, *, files: FileStore, vectors: ReadModel | None = None
+) -> Parts:
+    """Return the readiness of a gateway process."""
+    parts: Mapping[str, Part] = {
+        "files": files_part(files),
+        "agents": agents_part(admin),
+        **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
+    }
+    return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s)

@@ -1,0 +1,132 @@
+"""`darkroom submit` and `darkroom search`: the HTTP client on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from darkroom.show import Shown, answer_lines, results_table, stage_progress
+from gateway.client import AsyncDarkroom, Darkroom, Refused
+from schemas.http_api import JobStatus
+from schemas.values import ImageState
+
+Url = Annotated[str, typer.Option("--url", help="Where Darkroom is.", envvar="DARKROOM_URL")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+AT_ONCE = 8
+POLL_S = 0.5
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif"}
+
+
+def sources_of(given: Sequence[str]) -> list[str]:
+    """Return files and URLs; a folder stands for the images in it. Raises FileNotFoundError."""
+    found: list[str] = []
+    for source in given:
+        if source.startswith(("http://", "https://")):
+            found.append(source)
+        elif Path(source).is_dir():
+            found += sorted(str(p) for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif Path(source).is_file():
+            found.append(source)
+        else:
+            raise FileNotFoundError(source)
+    return found
+
+
+async def send_all(
+    client: AsyncDarkroom,
+    sources: Sequence[str],
+    *,
+    bucket: str,
+    patience_s: float,
+    moved: Callable[[str, int, int], None],
+) -> tuple[list[Shown], dict[str, str]]:
+    """Send, then wait until every image ended; return results and refusals by source.
+
+    `moved` hears of progress: a line, images ended, images in all. Raises TimeoutError.
+    """
+    gate = asyncio.Semaphore(AT_ONCE)
+    jobs: dict[str, tuple[str, float]] = {}
+    refused: dict[str, str] = {}
+
+    async def send(source: str) -> None:
+        async with gate:
+            try:
+                submitted = await client.submit(source, bucket=bucket)
+            except Refused as refusal:
+                refused[source] = str(refusal)
+            else:
+                jobs[submitted.job_id] = (source, time.monotonic())
+
+    await asyncio.gather(*(send(source) for source in sources))
+    ended: dict[str, float] = {}
+    statuses: dict[str, JobStatus] = {}
+    async with asyncio.timeout(patience_s):
+        while len(ended) < len(jobs):
+            for job_id in [job for job in jobs if job not in ended]:
+                statuses[job_id] = await client.status(job_id)
+                if statuses[job_id].status is not ImageState.PROCESSING:
+                    ended[job_id] = time.monotonic() - jobs[job_id][1]
+            moved(stage_progress(statuses.values(), len(jobs)), len(ended), len(jobs))
+            await asyncio.sleep(POLL_S)
+    names = {job: Path(source).name or source for job, (source, _) in jobs.items()}
+    shown = [Shown(names[job], await client.result(job), ended[job]) for job in jobs]
+    return shown, refused
+
+
+def submit(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, URLs.")],
+    bucket: Annotated[str, typer.Option(help="The bucket the images are filed under.")] = "default",
+    patience_s: Annotated[float, typer.Option(help="Seconds to wait for all of them.")] = 600.0,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Send images, wait until each has ended, show what came out; exit 1 if one failed or was refused."""
+    try:
+        wanted = sources_of(sources)
+    except FileNotFoundError as error:
+        raise SystemExit(f"there is no file or folder {error}") from error
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("sending", total=len(wanted))
+
+        async def run() -> tuple[list[Shown], dict[str, str]]:
+            def moved(line: str, done: int, total: int) -> None:
+                progress.update(bar, description=line, completed=done, total=total)
+
+            async with AsyncDarkroom(url) as client:
+                return await send_all(client, wanted, bucket=bucket, patience_s=patience_s, moved=moved)
+
+        try:
+            shown, refused = asyncio.run(run())
+        except httpx.HTTPError as error:
+            raise SystemExit(f"Darkroom at {url} does not answer: {error!r}. Is it up? `make up`") from error
+        except TimeoutError as error:
+            raise SystemExit(f"not all images ended within {patience_s:.0f} s") from error
+    Console().print(results_table(shown))
+    for source, reason in refused.items():
+        print(f"refused: {source}: {reason}")
+    bad = refused or any(row.result.status is not ImageState.COMPLETED for row in shown)
+    raise typer.Exit(1 if bad else 0)
+
+
+def search(
+    words: Annotated[list[str], typer.Argument(help="What to look for.")],
+    limit: Annotated[int, typer.Option(help="Most answers.")] = 10,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Search images by meaning (when CLIP is there), by their text, and by what is on them."""
+    try:
+        with Darkroom(url) as client:
+            answer = client.search(" ".join(words), limit=limit)
+    except httpx.HTTPError as error:
+        raise SystemExit(f"Darkroom at {url} does not answer: {error!r}. Is it up? `make up`") from error
+    except Refused as refusal:
+        raise SystemExit(str(refusal)) from refusal
+    print("\n".join(answer_lines(answer, {})))
