@@ -70,7 +70,14 @@ def _build(settings: DetectorSettings, resources: Resources) -> YoloDetector:
 @asynccontextmanager
 async def open_tools(settings: DetectorSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the detector and prove it on drawn images and, with COCO's classes, on a known photo."""
-    detector = await load("detector", MODEL, lambda: _build(settings, resources), resources, required=settings.required)
+    detector = await load(
+        "detector",
+        MODEL,
+        lambda: _build(settings, resources),
+        resources,
+        required=settings.required,
+        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+    )
     thresholds = settings.model_dump(mode="json", include={"confidence", "iou", "classes", "image_size", "max_objects"})
     with ThreadPoolExecutor(settings.decoders, thread_name_prefix="detector") as threads:
         yield Tools(resources.files, detector, thresholds, threads)

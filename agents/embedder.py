@@ -59,7 +59,14 @@ def _build(settings: EmbedderSettings, resources: Resources) -> ClipEncoder:
 @asynccontextmanager
 async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the encoder and prove it on two drawn images."""
-    encoder = await load("embedder", MODEL, lambda: _build(settings, resources), resources, required=settings.required)
+    encoder = await load(
+        "embedder",
+        MODEL,
+        lambda: _build(settings, resources),
+        resources,
+        required=settings.required,
+        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+    )
     with ThreadPoolExecutor(settings.decoders, thread_name_prefix="embedder") as threads:
         yield Tools(resources.files, encoder, threads)
 

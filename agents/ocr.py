@@ -36,7 +36,7 @@ class OcrSettings(StageSettings):
     deadline_s: float = Field(180.0, gt=0, description="seconds one try may take")
     policy: Literal["auto", "hybrid", "tesseract", "easyocr"] = Field("auto", description="which engines read what")
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes, or Tesseract's names")
-    min_confidence: float = Field(0.2, ge=0, le=1, description="lines an engine is less sure of are dropped")
+    min_confidence: float = Field(0.3, ge=0, le=1, description="lines an engine is less sure of are dropped")
     sure: float = Field(0.6, ge=0, le=1, description="auto: Tesseract's lines below this may be read again")
     max_side: int = Field(4096, ge=256, description="pixels; a larger image is read scaled down to this")
     probe_side: int = Field(736, ge=256, description="pixels of the longest side EasyOCR looks for text at first")

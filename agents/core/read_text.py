@@ -166,10 +166,17 @@ def in_reading_order(spans: Sequence[TextSpan]) -> list[TextSpan]:
     """Return spans as a person reads them: columns left to right, lines top to bottom, within a line left to right."""
     if not spans:
         return []
-    frames = [frame_of(span.polygon) for span in spans]
+    frames = [_core_of(span.polygon) for span in spans]
     heights = sorted(frame.bottom - frame.top for frame in frames)
     line = heights[len(heights) // 2] or 1.0
     return [spans[index] for index in _cut(list(range(len(spans))), frames, line)]
+
+
+def _core_of(polygon: Polygon) -> Frame:
+    """Return a box without its margins: detectors draw boxes so tall that those of neighbouring lines overlap."""
+    frame = frame_of(polygon)
+    margin = 0.2 * (frame.bottom - frame.top)
+    return Frame(frame.left, frame.top + margin, frame.right, frame.bottom - margin)
 
 
 def _cut(indexes: list[int], frames: Sequence[Frame], line: float) -> list[int]:

@@ -36,7 +36,7 @@ def _load(path: Path, architecture: str) -> Any:
     import torch  # noqa: PLC0415
 
     try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     except RuntimeError:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)

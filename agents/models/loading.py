@@ -23,6 +23,8 @@ from streams.health import Condition
 from streams.stage import Resources, Skip
 
 M = TypeVar("M")
+_open = Image.open  # ultralytics replaces Image.open when it is imported, with one that fails differently
+_MASTERS = ("PNG", "JPEG", "WEBP")  # no other decoder is even asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,15 @@ class Loaded(Generic[M]):
         return [Skip(ErrorCode.MODEL_UNAVAILABLE, self.reason, reported=True)] * count
 
 
-async def load(stage: str, name: str, build: Callable[[], M], resources: Resources, *, required: bool) -> Loaded[M]:
+async def load(
+    stage: str,
+    name: str,
+    build: Callable[[], M],
+    resources: Resources,
+    *,
+    required: bool,
+    describe: Callable[[M], str] = lambda _: "",
+) -> Loaded[M]:
     """Build a model in a thread (`build` loads, warms up and proves it) and say on health, metric and log how it went.
 
     Raises NotReady when the model is required and unavailable, when the settings do not fit it, and when it answers
@@ -61,8 +71,8 @@ async def load(stage: str, name: str, build: Callable[[], M], resources: Resourc
         resources.health.say(stage, Condition.UNREADY, str(error))
         raise NotReady(f"{stage}: {error}") from error
     gauge.set(1)
-    resources.health.say(stage, Condition.OK, name)
-    log.info("model ready")
+    resources.health.say(stage, Condition.OK, describe(model) or name)
+    log.info("model ready", found=describe(model))
     return Loaded(model)
 
 
@@ -71,9 +81,8 @@ def open_master(data: bytes) -> Image.Image:
 
     Raises OSError for bytes that are not an image.
     """
-    image = Image.open(io.BytesIO(data))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    with _open(io.BytesIO(data), formats=_MASTERS) as image:
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        shown = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")

@@ -25,7 +25,7 @@ class Rules:
 
     policy: str
     languages: tuple[str, ...] = ("en",)
-    min_confidence: float = 0.2
+    min_confidence: float = 0.3
     sure: float = 0.6
     max_side: int = 4096
     probe_side: int = 736

@@ -34,7 +34,7 @@ OWN_DETECTORS = ("*yolo*.pt", "*yolo*.onnx")
 
 
 class Unavailable(Exception):
-    """There are no weights to use; the message says where they were looked for and why each place failed."""
+    """There are no weights to use; the message, fit for clients, says where we looked and what failed."""
 
 
 class Mismatch(Unavailable):
@@ -147,7 +147,7 @@ def status(settings: ModelsSettings) -> list[ModelStatus]:
         if isinstance(found, Weights):
             state, where, digest, reason = ModelState.AVAILABLE, found.path, found.sha256, ""
         elif isinstance(found, Mismatch):
-            where = next(path for path in _places(model, settings) if path.is_file())
+            where = next(path for _, path in _places(model, settings) if path.is_file())
             state, digest, reason = ModelState.MISMATCH, sha256_of(where), str(found)
         else:
             state, where, digest, reason = ModelState.UNAVAILABLE, None, None, str(found)
@@ -185,33 +185,34 @@ def _named_by_operator(own: str, settings: ModelsSettings) -> Weights:
     folder = settings.dir.resolve()
     path = (folder / own).resolve()
     if not path.is_relative_to(folder):
-        raise Unavailable(f"weights {own!r} lie outside {settings.dir}")
+        raise Unavailable(f"weights {own!r} lie outside models.dir")
     if not path.is_file():
-        raise Unavailable(f"there is no {own} in {settings.dir}")
+        raise Unavailable(f"there is no {own} in models.dir")
     return Weights(path.stem, path, sha256_of(path), own=True)
 
 
-def _places(model: Model, settings: ModelsSettings) -> Iterator[Path]:
+def _places(model: Model, settings: ModelsSettings) -> Iterator[tuple[str, Path]]:
+    """Name each place a model may be in. The names, not the paths, are what images and clients are told."""
     if settings.dir is not None:
-        yield settings.dir / model.file
+        yield "models.dir", settings.dir / model.file
     if model.package is not None:
         spec = importlib.util.find_spec(model.package)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-            yield Path(folder) / "models" / model.file
-            yield Path(folder) / model.file
-    yield settings.cache / model.file
+            yield f"package {model.package}", Path(folder) / "models" / model.file
+            yield f"package {model.package}", Path(folder) / model.file
+    yield "models.cache", settings.cache / model.file
 
 
 def _look(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
     wrong: list[str] = []
     looked: list[str] = []
-    for path in _places(model, settings):
-        looked.append(str(path.parent))
+    for place, path in _places(model, settings):
+        looked.append(place)
         if path.is_file():
             digest = sha256_of(path)
             if digest == model.sha256:
                 return Weights(model.name, path, digest)
-            wrong.append(f"{path} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
+            wrong.append(f"{model.file} in {place} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
     if wrong:
         return Mismatch("; ".join(wrong))
     return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(looked))}")

@@ -77,7 +77,7 @@ class YoloDetector:
         try:
             graph = _open(weights, settings, self.backend)
         except (OSError, RuntimeError, ValueError, AttributeError, ModuleNotFoundError) as error:
-            raise Unavailable(f"{weights.path} does not load: {str(error)[:300]}") from error
+            raise Unavailable(f"{weights.path.name} does not load: {type(error).__name__}") from error
         self._graph = graph
         self.labels = tuple(graph.names.values())
         unknown = sorted(set(classes) - set(self.labels))
@@ -129,10 +129,10 @@ class YoloDetector:
         photo = Path(ultralytics.__file__).parent / "assets" / "bus.jpg"
         drawn = self.prepare(Image.linear_gradient("L").resize((320, 240)).convert("RGB"))
         other = self.prepare(Image.effect_mandelbrot((320, 240), (-3, -2.5, 2, 2.5), 100).convert("RGB"))
-        answers = [self.raw(drawn), self.raw(other)]
-        if not all(np.isfinite(answer).all() for answer in answers):
+        first, second = self.raw(drawn), self.raw(other)
+        if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise WrongAnswer(f"{self.weights.name} answers NaN or infinity")
-        if np.array_equal(*answers):
+        if np.array_equal(first, second):
             raise WrongAnswer(f"{self.weights.name} answers the same to different images")
         if {"person", "bus"} <= set(self.labels) and self._classes is None and photo.is_file():
             with Image.open(photo) as image:
