@@ -15,7 +15,16 @@ from typing import TypeVar
 
 from pydantic import Field, JsonValue
 
-from agents.core.resize import WEBP_EFFORT, WEBP_QUALITY, Shrunk, encode, shrink
+from agents.core.resize import (
+    LARGE_PIXELS,
+    WEBP_EFFORT,
+    WEBP_EFFORT_LARGE,
+    WEBP_QUALITY,
+    Size,
+    fitted,
+    open_master,
+    render,
+)
 from agents.pixel_budget import PixelBudget
 from schemas.facts import ImageResized, ImageSanitized
 from schemas.results import ResizedImage
@@ -63,24 +72,28 @@ async def open_tools(settings: ResizerSettings, resources: Resources) -> AsyncIt
 
 async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
     """Store one rendition per side; the same master always gives the same bytes under the same keys."""
-    async with tools.budget.hold(event.image.width * event.image.height):
-        shrunk = await tools.work(shrink, await _read(event.image.master, tools), tools.sides)
-        images = {made.image.size: made.image for made in shrunk}
-        encoded = await asyncio.gather(*(tools.work(encode, image) for image in reversed(images.values())))
-    bodies = dict(zip(reversed(images), encoded, strict=True))
-    ratio = round(event.image.width / event.image.height, 4)
-    return ResizedImage(
-        renditions=await asyncio.gather(
-            *(_store(event, made, bodies[made.image.size], ratio, tools.files) for made in shrunk)
+    full = (event.image.width, event.image.height)
+    sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
+    async with tools.budget.hold(full[0] * full[1]):
+        image = await tools.work(open_master, await _read(event.image.master, tools), tuple(tools.sides.values()))
+        wanted = sorted(set(sizes.values()), reverse=True)  # the largest first: one thread encodes it, others the rest
+        bodies = dict(
+            zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True)
         )
+    stored = (_store(event, name, size, bodies[size], tools.files) for name, size in sizes.items())
+    return ResizedImage(renditions=tuple(await asyncio.gather(*stored)))
+
+
+async def _store(event: ImageSanitized, name: str, size: Size, body: bytes, files: FileStore) -> Rendition:
+    key = image_key(event.image_id, event.generation, f"{name}.webp")
+    return Rendition(
+        name=name,
+        object=await files.put(key, body, content_type="image/webp"),
+        width=size[0],
+        height=size[1],
+        aspect_ratio=round(event.image.width / event.image.height, 4),
+        format="webp",
     )
-
-
-async def _store(event: ImageSanitized, made: Shrunk, body: bytes, ratio: float, files: FileStore) -> Rendition:
-    key = image_key(event.image_id, event.generation, f"{made.name}.webp")
-    stored = await files.put(key, body, content_type="image/webp")
-    width, height = made.image.size
-    return Rendition(name=made.name, object=stored, width=width, height=height, aspect_ratio=ratio, format="webp")
 
 
 async def _read(master: ObjectRef, tools: Tools) -> bytes:
@@ -94,7 +107,8 @@ async def _read(master: ObjectRef, tools: Tools) -> bytes:
 
 
 def _parameters(_: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
-    return {"sides": dict(tools.sides), "quality": WEBP_QUALITY, "effort": WEBP_EFFORT}
+    encoding: dict[str, JsonValue] = {"quality": WEBP_QUALITY, "effort": [WEBP_EFFORT, WEBP_EFFORT_LARGE, LARGE_PIXELS]}
+    return {"sides": dict(tools.sides), "webp": encoding}
 
 
 def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announcement) -> Emit:

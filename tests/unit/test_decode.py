@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from agents.core.decode import Limits, Refusal, decode, sniff
+from agents.core.frames import gif_frames
+from schemas.values import ErrorCode
+
+LIMITS = Limits()
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def _refused(data: bytes, limits: Limits = LIMITS) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        decode(data, limits)
+    return caught.value
+
+
+HOSTILE = {
+    "65536-uint32-limit.png": ErrorCode.DIMENSIONS_TOO_LARGE,
+    "broken.png": ErrorCode.CORRUPT_IMAGE,
+    "broken_data_stream.png": ErrorCode.CORRUPT_IMAGE,
+    "corrupt-header.jpg": ErrorCode.TRUNCATED_IMAGE,
+    "decompression_bomb.gif": ErrorCode.DIMENSIONS_TOO_LARGE,
+    "giant-image.jpg": ErrorCode.DIMENSIONS_TOO_LARGE,
+    "png_decompression_dos.png": ErrorCode.CORRUPT_IMAGE,
+    "reallybig.bmp": ErrorCode.DIMENSIONS_TOO_LARGE,
+    "truncated.jpg": ErrorCode.TRUNCATED_IMAGE,
+    "xcrn0g04.png": ErrorCode.CORRUPT_IMAGE,
+}
+
+
+def test_every_hostile_image_is_refused_for_its_own_reason(images_dir: Path) -> None:
+    """Each hostile file is refused with the code that fits it and a sentence."""
+    seen = {path.name: _refused(path.read_bytes()) for path in (images_dir / "hostile").iterdir()}
+    assert {name: refusal.code for name, refusal in seen.items()} == HOSTILE
+    assert all(refusal.message.endswith(".") and len(refusal.message) > 20 for refusal in seen.values())
+
+
+@pytest.mark.parametrize("name", ["formats/check.svg", "formats/relax.jp2"])
+def test_formats_we_do_not_take_are_named_so(images_dir: Path, name: str) -> None:
+    """SVG and JPEG 2000 are unsupported, by policy."""
+    assert _refused((images_dir / name).read_bytes()).code == ErrorCode.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "frames", "lossy"),
+    [
+        ("formats/hopper.avif", "avif", 1, True),
+        ("formats/hopper_lzw.tif", "tiff", 1, False),
+        ("formats/multipage.tiff", "tiff", 3, False),
+        ("formats/rotating-squares.gif", "gif", 30, False),
+        ("formats/rotating-squares.webp", "webp", 9, True),
+        ("formats/basn2c16.png", "png", 1, False),
+        ("formats/cat.jpg", "jpeg", 1, True),
+        ("formats/gain-map.jpg", "jpeg", 1, True),
+        ("photos/grace_hopper.bmp", "bmp", 1, False),
+        ("exif/samplefilehub.heif", "heif", 1, True),
+    ],
+)
+def test_formats_are_told_by_their_bytes(images_dir: Path, name: str, found: str, frames: int, lossy: bool) -> None:
+    """Format, number of frames and whether detail was already lost are read from the file itself."""
+    decoded = decode((images_dir / name).read_bytes(), LIMITS)
+    assert (decoded.format, decoded.frames, decoded.lossy) == (found, frames, lossy)
+
+
+def test_an_empty_and_an_oversized_file_are_refused_unread() -> None:
+    """No byte and too many bytes have their own codes."""
+    assert _refused(b"").code == ErrorCode.EMPTY_FILE
+    assert _refused(b"\xff\xd8\xff" + bytes(100), Limits(max_bytes=50)).code == ErrorCode.FILE_TOO_LARGE
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_a_file_cut_short_is_refused(images_dir: Path, kind: str) -> None:
+    """An image of which the second half is missing is refused in every format, as truncated or as damaged."""
+    photo = Image.open(images_dir / "photos" / "cat_720p.jpg")
+    data = _saved(photo, kind)
+    code = _refused(data[: len(data) // 2]).code
+    assert code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
+
+
+def test_a_heic_cut_short_is_refused(images_dir: Path) -> None:
+    """The same for HEIC."""
+    data = (images_dir / "exif" / "samplefilehub.heif").read_bytes()
+    assert _refused(data[: len(data) // 2]).code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_the_pixels_of_all_frames_count(kind: str) -> None:
+    """An animation is measured over all its frames, from its headers."""
+    first, *others = (Image.new("RGB", (40, 30), (shade, 90, 255 - shade)) for shade in range(0, 250, 25))
+    data = _saved(first, kind, save_all=True, append_images=others, duration=50)
+    assert decode(data, Limits(max_pixels=12_000)).frames == 10
+    assert _refused(data, Limits(max_pixels=11_999)).code == ErrorCode.TOO_MANY_PIXELS
+    assert _refused(data, Limits(max_frames=9)).code == ErrorCode.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_the_limit_of_a_side_is_inclusive(kind: str) -> None:
+    """An image of exactly the longest side is accepted, one pixel more is not."""
+    data = _saved(Image.new("RGB", (64, 20)), kind)
+    assert decode(data, Limits(max_side=64)).image.size == (64, 20)
+    assert _refused(data, Limits(max_side=63)).code == ErrorCode.DIMENSIONS_TOO_LARGE
+
+
+def test_a_png_that_lies_about_its_size_is_refused_by_its_header() -> None:
+    """A 60-byte PNG that claims 100 000 x 1 pixels never reaches the decoder."""
+    header = struct.pack(">IIBBBBB", 100_000, 1, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    end = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    assert _refused(data + end).code == ErrorCode.DIMENSIONS_TOO_LARGE
+
+
+def test_a_webp_that_lies_about_its_canvas_is_refused_before_one_is_allocated() -> None:
+    """The extended header's 24-bit sizes are checked before the decoder allocates two canvases of them."""
+    big = (16_383).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + big + big
+    assert _refused(b"RIFF" + struct.pack("<I", len(body)) + body).code == ErrorCode.DIMENSIONS_TOO_LARGE
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_no_fragment_of_a_header_escapes_as_another_error(images_dir: Path, cut: int) -> None:
+    """Whatever fragment arrives, the answer is a refusal."""
+    for path in sorted((images_dir / "formats").iterdir()):
+        _refused(path.read_bytes()[:cut])
+
+
+def test_sniffing_wants_magic_bytes_not_names() -> None:
+    """Text, HTML, archives and brands that are not images are none of ours."""
+    for data in (b"", b"hello", b"<svg xmlns=", b"%PDF-1.7", b"PK\x03\x04", b"\x00\x00\x00\x18ftypisom" + bytes(12)):
+        assert sniff(data) is None
+
+
+def test_a_gif_of_a_million_frames_is_counted_no_further_than_the_limit() -> None:
+    """Counting stops behind the limit, however long the file goes on."""
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    data = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame * 100_000 + b";"
+    assert gif_frames(data, 50).count == 51
+    assert _refused(data).code == ErrorCode.TOO_MANY_PIXELS
