@@ -73,7 +73,8 @@ async def _delete(event: DeletionRequested, tools: Tools) -> Emit | Skip:
     known = await tools.vectors.get(event.image_id)
     if known is not None and (known.owner != event.owner or known.generation > event.generation):
         return _SUPERSEDED
-    await erase(event, known, tools.vectors, tools.files)
+    if not await erase(event, known, tools.vectors, tools.files):
+        return _SUPERSEDED
     if known is None or not known.deleted:
         metrics.IMAGES.labels(ImageState.DELETED.value).inc()
     gone = ImageDeleted(image_id=event.image_id, owner=event.owner, generation=event.generation, profile=event.profile)

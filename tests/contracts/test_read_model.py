@@ -5,6 +5,7 @@ The server's calls run against Qdrant's in-process client; with DARKROOM_TEST_QD
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,7 +38,9 @@ async def model(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     name = f"test-{uuid.uuid4().hex}"
     if request.param == "calls":
         calls = ServerReadModel(QdrantClient(":memory:"), QdrantSettings(collection=name), threads=1)
-        await calls.open()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the in-process client says that it needs no indexes
+            await calls.open()
         yield calls
         calls.close()
     elif request.param == "local":
@@ -412,3 +416,39 @@ async def test_a_server_that_is_away_says_so() -> None:
     with pytest.raises(DependencyAway):
         async with open_read_model(QdrantSettings(url=f"http://127.0.0.1:{port}", timeout_s=2)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("status", "after_s"),
+    [("503 Service Unavailable", None), ("429 Too Many Requests", 7.0), ("502 Bad Gateway", None)],
+)
+async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None) -> None:
+    """A server that answers but cannot work is DependencyAway, with the patience it asks for."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with pytest.raises(DependencyAway) as caught:
+        async with open_read_model(QdrantSettings(url=url, timeout_s=2)):
+            pass
+    server.close()
+    assert caught.value.after_s == after_s
+
+
+async def test_a_server_that_is_silent_times_out() -> None:
+    """A server that accepts and never answers is DependencyAway after the timeout of the settings."""
+
+    async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3600)
+
+    server = await asyncio.start_server(nothing, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with pytest.raises(DependencyAway):
+        async with open_read_model(QdrantSettings(url=url, timeout_s=1)):
+            pass
+    server.close()

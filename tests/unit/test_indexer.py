@@ -304,6 +304,21 @@ async def test_a_deletion_knows_the_original_of_an_image_never_seen(tools: Tools
     assert await superseded(Facts(image).sanitized(), tools)
 
 
+async def test_a_deletion_of_anothers_image_on_its_way_does_nothing(tools: Tools) -> None:
+    """Before the read model knows an image, its receipt says whose it is: nobody else can delete it."""
+    image = new_image_id()
+    receipt = Receipt(
+        job_id=f"{image}.1", image_id=image, owner="bert", generation=1, kind=ReceiptKind.UPLOAD,
+        submitted_at="2026-01-01T00:00:00Z", original=ref("b"),
+    )  # fmt: skip
+    await tools.files.put(receipt_key(f"{image}.1"), receipt.model_dump_json().encode(), content_type="x/y")
+    await put(tools.files, original_key("bert", "b" * 64))
+    before = await keys(tools)
+    assert await superseded(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
+    assert await keys(tools) == before
+    assert await tools.vectors.get(image) is None
+
+
 async def test_a_deletion_trusts_no_foreign_key(tools: Tools) -> None:
     """An original kept elsewhere, by whoever sent the event, is not ours to remove."""
     image = new_image_id()
