@@ -47,4 +47,17 @@ def media_type(request: Request) -> str:
 
 def described(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the OpenAPI description of a JSON body that is read here."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+    schema = kind.model_json_schema()
+    whole = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    # A reference in a route's own schema would be looked for at the root of the whole document.
+    if isinstance(schema, list):
+        return [_inlined(inside, definitions) for inside in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(schema.get("$ref"), str):
+        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+    return {name: _inlined(inside, definitions) for name, inside in schema.items()}

@@ -153,10 +153,12 @@ def describe_problems(schema: dict[str, Any]) -> dict[str, Any]:
     """Correct an OpenAPI document: errors are problem+json, which FastAPI cannot be told."""
     for path in schema.get("paths", {}).values():
         for operation in path.values():
-            for status, response in operation.get("responses", {}).items():
-                content = response.get("content", {})
-                if status >= "400" and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
+            for response in operation.get("responses", {}).values():
+                found = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
+                if found.rsplit("/", 1)[-1] in ("ProblemBody", "HTTPValidationError"):
+                    response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schema.get("components", {}).get("schemas", {}).pop(unused, None)
     return schema
 
 

@@ -28,6 +28,8 @@ async def serve(folder: Path) -> None:
             settings(), files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness
         )
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            # Or answers wait 40 ms for a delayed ACK: asyncio knows only sockets made with IPPROTO_TCP as TCP.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             print(listener.getsockname()[1], flush=True)  # noqa: T201 - read by whoever started us
             await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listener])
 

@@ -451,3 +451,32 @@ async def test_one_address_has_everything(house: House) -> None:
         paths
     )
     assert (await house.client.get("/health/ready")).json()["status"] == "ok"
+
+
+async def test_the_openapi_document_holds_together(house: House) -> None:
+    """Every reference in the OpenAPI document leads somewhere, and every 4xx of a route is a problem."""
+    document = (await house.client.get("/openapi.json")).json()
+    references: list[str] = []
+
+    def walk(value: object) -> None:
+        if isinstance(value, dict):
+            references.extend([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+
+    walk(document)
+    assert references
+    for reference in references:
+        place: object = document
+        for step in reference.removeprefix("#/").split("/"):
+            assert isinstance(place, dict)
+            assert step in place, reference
+            place = place[step]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status.startswith("4"):
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
