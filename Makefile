@@ -59,12 +59,13 @@ e2e: setup ## only the tests of the whole pipeline, every agent its own process
 faults: setup ## only the tests that break things: kills, duplicates, poison, brokers restarted
 	$(RUN) pytest tests/faults $(ARGS)
 
-check: setup ## format, lint, types, import rules, deployment files
+check: setup ## format, lint, types, import rules, deployment files, generated documents
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) python -m infra.validate
+	$(RUN) python -m darkroom.docs --check
 
 format: setup ## format the code and mend what ruff can
 	$(RUN) ruff check --fix .
@@ -74,7 +75,7 @@ bench: setup ## measure, against a baseline in the same run; prints and saves a 
 	$(RUN) python -m bench $(ARGS)
 
 docs: setup ## write the generated documents again (schemas, events, settings)
-	$(RUN) python -m schemas.docs
+	$(RUN) python -m darkroom.docs
 
 clean: ## remove data, logs and caches of this checkout (not the cache shared by all)
 	rm -rf .darkroom .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

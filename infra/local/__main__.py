@@ -13,7 +13,7 @@ from pathlib import Path
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from infra.local.service import FolderInUse, LocalService, ServiceFailed
-from infra.local.supervisor import Backoff
+from infra.local.supervisor import keep_running
 from infra.local.tools import InstallFailed, MissingTool, kafka_jars, minio_binary, say_to_stderr
 
 
@@ -49,23 +49,6 @@ async def up(folder: Path, *, with_minio: bool, kafka_port: int, minio_port: int
         for watcher in watchers:
             watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
-
-
-async def keep_running(service: LocalService, backoff: Backoff | None = None) -> None:
-    """Restart a service whenever its process ends, until cancelled."""
-    backoff = backoff or Backoff()
-    loop = asyncio.get_running_loop()
-    pause_s, started = 0.0, loop.time()
-    while True:
-        code = await service.wait()
-        pause_s = backoff.after(0.0 if loop.time() - started >= backoff.healthy_s else pause_s)
-        say_to_stderr(f"{service.name} ended with {code}; starting it again in {pause_s:g} s")
-        await asyncio.sleep(pause_s)
-        started = loop.time()
-        try:
-            await service.restart()
-        except ServiceFailed as failure:
-            say_to_stderr(str(failure))
 
 
 async def _started(service: LocalService, running: contextlib.AsyncExitStack, stopping: asyncio.Event) -> bool:

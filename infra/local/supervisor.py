@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from infra.local.process import Child
+from infra.local.service import LocalService, ServiceFailed
+from infra.local.tools import Say, say_to_stderr
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
@@ -193,3 +195,22 @@ class Supervisor:
         self._states[name] = new
         if self._on_change and new != old:
             self._on_change(new)
+
+
+async def keep_running(
+    service: LocalService, *, backoff: Backoff | None = None, say: Say = say_to_stderr, sleep: Sleep = asyncio.sleep
+) -> None:
+    """Restart a started service, at its address and with its data, whenever its process ends; until cancelled."""
+    backoff = backoff or Backoff()
+    loop = asyncio.get_running_loop()
+    pause_s, started = 0.0, loop.time()
+    while True:
+        code = await service.wait()
+        pause_s = backoff.after(0.0 if loop.time() - started >= backoff.healthy_s else pause_s)
+        say(f"{service.name} ended with {code}; starting it again in {pause_s:g} s")
+        await sleep(pause_s)
+        started = loop.time()
+        try:
+            await service.restart()
+        except ServiceFailed as failure:
+            say(str(failure))

@@ -23,7 +23,7 @@ from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from infra.local.process import Child, PidFile, started_at
 from infra.local.service import FolderInUse, ServiceFailed
-from infra.local.supervisor import Backoff, ChildState, Supervisor
+from infra.local.supervisor import Backoff, ChildState, Supervisor, keep_running
 
 
 async def until_gone(pids: list[int]) -> None:
@@ -285,6 +285,21 @@ async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
     assert [state.state for state in heard] == ["running", "backoff", "backoff", "running", "stopped"]
     assert heard[1].exit_code == -signal.SIGKILL
+
+
+async def test_a_killed_service_comes_back(tmp_path: Path) -> None:
+    """A service that is kept running is started again after kill -9, at its address and with its data."""
+    async with LocalMinio(tmp_path, port=0) as minio:
+        address, first = minio.endpoint, minio.pid
+        client_of(minio).put_object(minio.bucket, "kept", io.BytesIO(b"bytes"), 5)
+        keeping = asyncio.create_task(keep_running(minio, backoff=Backoff(first_s=0.01)))
+        minio.kill()
+        while minio.pid in {None, first}:
+            await asyncio.sleep(0.05)
+        assert minio.endpoint == address
+        assert client_of(minio).get_object(minio.bucket, "kept").data == b"bytes"  # the client tries again by itself
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
