@@ -75,13 +75,16 @@ async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
     full = (event.image.width, event.image.height)
     sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
     async with tools.budget.hold(full[0] * full[1]):
-        image = await tools.work(open_master, await _read(event.image.master, tools), tuple(tools.sides.values()))
-        wanted = sorted(set(sizes.values()), reverse=True)  # the largest first: one thread encodes it, others the rest
-        bodies = dict(
-            zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True)
-        )
+        bodies = await _render(event.image.master, set(sizes.values()), tools)
     stored = (_store(event, name, size, bodies[size], tools.files) for name, size in sizes.items())
     return ResizedImage(renditions=tuple(await asyncio.gather(*stored)))
+
+
+async def _render(master: ObjectRef, sizes: set[Size], tools: Tools) -> dict[Size, bytes]:
+    """Decode once, render every size; the largest first, so that one thread encodes it while others do the rest."""
+    image = await tools.work(open_master, await _read(master, tools), tuple(tools.sides.values()))
+    wanted = sorted(sizes, reverse=True)
+    return dict(zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True))
 
 
 async def _store(event: ImageSanitized, name: str, size: Size, body: bytes, files: FileStore) -> Rendition:

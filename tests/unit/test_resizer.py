@@ -5,6 +5,7 @@ import hashlib
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -60,8 +61,9 @@ async def test_alpha_is_kept(images_dir: Path, tmp_path: Path) -> None:
         thumbnail, *_ = (await resize_image(event, tools)).renditions
         image = Image.open(io.BytesIO(await files.get(thumbnail.object.key)))
     assert image.mode == "RGBA"
-    low, high = image.getchannel("A").getextrema()
-    assert (low, high) == (0, pytest.approx(174, abs=15))  # the source is nowhere more opaque; Lanczos overshoots
+    seen = np.asarray(image)[..., 3]
+    assert seen.min() == 0
+    assert 160 <= seen.max() <= 190  # the source is nowhere more opaque than 174; Lanczos overshoots a little
 
 
 async def test_a_missing_or_changed_master_is_told_apart(images_dir: Path, tmp_path: Path) -> None:
