@@ -29,6 +29,7 @@ class DetectorSettings(StageSettings):
     """Limits of the detector; DARKROOM_DETECTOR__…"""
 
     concurrency: int = Field(16, ge=1, description="events worked on at once; at least batch_size")
+    buffer: int = Field(64, ge=1, description="events fetched ahead")
     batch_size: int = Field(8, ge=1, description="most images per call of the model")
     weights: str | None = Field(
         None, description="file in models.dir to use; empty = yolov8n.pt, else the first *yolo*.pt or .onnx there"

@@ -31,6 +31,7 @@ class EmbedderSettings(StageSettings):
     """Limits of the embedder; DARKROOM_EMBEDDER__…"""
 
     concurrency: int = Field(16, ge=1, description="events worked on at once; at least batch_size")
+    buffer: int = Field(64, ge=1, description="events fetched ahead")
     batch_size: int = Field(8, ge=1, description="most images per call of the model")
     weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
     architecture: str = Field(ARCHITECTURE, description="open_clip's name of the weights' architecture (512-d)")

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from darkroom.show import Shown, answer_lines, results_table, stage_progress
-from gateway.client import AsyncDarkroom, Darkroom, Refused
+from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http_api import JobStatus
 from schemas.values import ImageState
 
@@ -105,8 +104,8 @@ def submit(
 
         try:
             shown, refused = asyncio.run(run())
-        except httpx.HTTPError as error:
-            raise SystemExit(f"Darkroom at {url} does not answer: {error!r}. Is it up? `make up`") from error
+        except Unreachable as error:
+            raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error
         except TimeoutError as error:
             raise SystemExit(f"not all images ended within {patience_s:.0f} s") from error
     Console().print(results_table(shown))
@@ -125,8 +124,8 @@ def search(
     try:
         with Darkroom(url) as client:
             answer = client.search(" ".join(words), limit=limit)
-    except httpx.HTTPError as error:
-        raise SystemExit(f"Darkroom at {url} does not answer: {error!r}. Is it up? `make up`") from error
+    except Unreachable as error:
+        raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error
     except Refused as refusal:
         raise SystemExit(str(refusal)) from refusal
     print("\n".join(answer_lines(answer, {})))

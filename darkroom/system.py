@@ -15,9 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
-from gateway.client import AsyncDarkroom
+from gateway.client import AsyncDarkroom, Unreachable
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from infra.local.ports import choose
@@ -65,7 +63,7 @@ class RunningSystem:
                     if health.ready:
                         return
                     detail = ", ".join(f"{name}: {part.detail}" for name, part in health.parts.items() if not part.ok)
-                except httpx.HTTPError:
+                except Unreachable:
                     detail = "the gateway is starting"
                 broken = [s for s in self.supervisor.states().values() if s.exit_code == NOT_READY_EXIT]
                 if broken:

@@ -28,7 +28,7 @@ class StageSettings(Group):
     """Settings every stage has. Subclasses add their own limits."""
 
     concurrency: int = Field(4, ge=1, description="events worked on at once")
-    buffer: int = Field(32, ge=1, description="events fetched ahead (Faust's buffer and max.poll.records)")
+    buffer: int = Field(16, ge=1, description="events fetched ahead; caps the rate near six times this a second")
     deadline_s: float = Field(60.0, gt=0, description="seconds one try may take")
     batch_size: int = Field(1, ge=1, description="most events per call of a batched stage")
     batch_wait_s: float = Field(0.02, ge=0, description="seconds to wait for a batch to fill")
