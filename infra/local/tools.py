@@ -89,7 +89,7 @@ def kafka_jars(say: Say = say_to_stderr) -> Path:
             _run(
                 [maven, "-B", "-q", "-C", "-f", str(work / "pom.xml"), "dependency:copy-dependencies",
                  "-DincludeScope=runtime", f"-DoutputDirectory={jars}"],
-                f"Maven could not download Apache Kafka {KAFKA_VERSION}", work / "log",
+                f"Maven could not download Apache Kafka {KAFKA_VERSION}", work / "log", say,
             )  # fmt: skip
             jars.rename(folder)
         say("Apache Kafka is there.")
@@ -109,7 +109,7 @@ def minio_binary(say: Say = say_to_stderr) -> Path:
         with _workplace(binary) as work:
             _run(
                 [go, "install", f"github.com/minio/minio@{MINIO_VERSION}"],
-                f"Go could not build MinIO {MINIO_VERSION}", work / "log",
+                f"Go could not build MinIO {MINIO_VERSION}", work / "log", say,
                 env={**os.environ, "GOBIN": str(work), "GOFLAGS": "", "CGO_ENABLED": "0"},
             )  # fmt: skip
             (work / "minio").rename(binary)
@@ -147,7 +147,7 @@ def _output(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def _run(command: list[str], failure: str, log: Path, env: dict[str, str] | None = None) -> None:
+def _run(command: list[str], failure: str, log: Path, say: Say, env: dict[str, str] | None = None) -> None:
     child = Child(command, log_file=log, env=env)
     try:
         while True:
@@ -155,7 +155,7 @@ def _run(command: list[str], failure: str, log: Path, env: dict[str, str] | None
                 code = child.wait_blocking(30.0)
                 break
             except TimeoutError:
-                say_to_stderr("  …still at it")
+                say("  …still at it")
     finally:
         child.kill()
     if code != 0:
@@ -174,7 +174,12 @@ def _only_one(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """Give a folder on the target's own file system, so that the last step is an atomic rename."""
+    """Give a folder on the target's own file system, so that the last step is an atomic rename.
+
+    The caller holds the lock: a folder that is already there was left by one that was killed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         yield Path(work)

@@ -369,13 +369,14 @@ def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_failed_install_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download that breaks says what Maven said, and the next try starts from nothing."""
+    """A download that breaks says what Maven said; the next one starts from nothing, also after a kill."""
     broken = tmp_path / "mvn"
     broken.write_text("#!/bin/sh\necho no network here\nexit 1\n")
     broken.chmod(0o755)
     cache = tmp_path / "cache"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
     monkeypatch.setenv("DARKROOM_CACHE", str(cache))
+    (cache / ".kafka-4.1.0-killed" / "jars").mkdir(parents=True)
     with pytest.raises(tools.InstallFailed, match="no network here"):
         tools.kafka_jars()
     assert [file.name for file in cache.iterdir()] == ["kafka.lock"]
