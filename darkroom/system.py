@@ -19,7 +19,8 @@ from gateway.client import AsyncDarkroom, Unreachable
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from infra.local.ports import choose
-from infra.local.supervisor import ChildState, Supervisor
+from infra.local.service import LocalService
+from infra.local.supervisor import ChildState, Supervisor, keep_running
 from streams.admin import KafkaAdmin
 from streams.errors import NotReady
 from streams.settings import KafkaSettings
@@ -132,6 +133,7 @@ async def _kafka(stack: AsyncExitStack, environment: dict[str, str], folder: Pat
     say("Starting Kafka")
     kafka = await stack.enter_async_context(LocalKafka(folder / "kafka", say=say))
     environment["DARKROOM_KAFKA__BOOTSTRAP"] = kafka.bootstrap
+    _kept_running(stack, kafka, say)
     say(f"Kafka answers at {kafka.bootstrap}")
     return kafka
 
@@ -143,8 +145,13 @@ async def _minio(stack: AsyncExitStack, environment: dict[str, str], folder: Pat
     environment["DARKROOM_FILES__ACCESS_KEY"] = minio.access_key
     environment["DARKROOM_FILES__SECRET_KEY"] = minio.secret_key
     environment["DARKROOM_FILES__BUCKET"] = minio.bucket
+    _kept_running(stack, minio, say)
     say(f"MinIO answers at {minio.endpoint}")
     return minio
+
+
+def _kept_running(stack: AsyncExitStack, service: LocalService, say: Say) -> None:
+    stack.callback(asyncio.create_task(keep_running(service, say=say)).cancel)
 
 
 def _commands(plan: SystemPlan, environment: Mapping[str, str]) -> list[tuple[str, list[str]]]:

@@ -27,12 +27,13 @@ from streams.intake import Intake
 from streams.producer import open_producer
 from streams.results import ResultStore
 from streams.retry import RetryPolicy
-from streams.runner import Hook, Runner, Services
+from streams.runner import Runner
 from streams.serving import serving_health
 from streams.settings import Settings
 from streams.stage import Resources, Stage, StageSettings
 from streams.vectors import ReadModel
 from streams.watchdog import Watchdog, WatchdogSettings
+from streams.work import Hook, Services
 from streams.worker import EXIT_UNDELIVERABLE, FaustWorker, Subscription
 
 EXIT_NOT_DRAINED = 1

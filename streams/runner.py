@@ -23,8 +23,7 @@ from streams import metrics, reports
 from streams.batcher import Batcher
 from streams.dead_letters import Failure, dead_letter, origin_of
 from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable
-from streams.producer import Deliverer, outgoing
-from streams.results import ResultStore
+from streams.producer import outgoing
 from streams.retry import (
     ATTEMPT_HEADER,
     DELAYS_HEADER,
@@ -32,35 +31,16 @@ from streams.retry import (
     FIRST_FAILURE_HEADER,
     ORIGIN_HEADERS,
     Delay,
-    RetryPolicy,
     number_header,
 )
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 from streams.tracing import child_of, trace_id
-from streams.work import Answer, Worked, perform
+from streams.work import Answer, Services, Worked, perform
 
 log = structlog.get_logger(__name__)
 
 Finished = Callable[[], Awaitable[None]]
-Hook = Callable[[str, Record], Awaitable[None]]
-
-
-async def _no_hook(_point: str, _record: Record) -> None:
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a runner works with. `hook` is called at named points, so that fault tests can strike there."""
-
-    deliverer: Deliverer
-    results: ResultStore
-    retry: RetryPolicy
-    fatal: Callable[[BaseException], None]
-    worker: str = ""
-    code_version: str = ""
-    hook: Hook = _no_hook
 
 
 def _check_size(message: Outgoing) -> None:

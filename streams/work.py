@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from pydantic import JsonValue
@@ -18,16 +18,35 @@ from streams import metrics
 from streams.batcher import Batcher
 from streams.errors import DarkroomError, Retryable
 from streams.files import result_key
-from streams.retry import ATTEMPT_HEADER, number_header
+from streams.producer import Deliverer
+from streams.results import ResultStore
+from streams.retry import ATTEMPT_HEADER, RetryPolicy, number_header
 from streams.stage import Announcement, Emit, Once, Reject, Skip, Stage, StageSettings
 from streams.tracing import trace_id
-
-if TYPE_CHECKING:
-    from streams.runner import Services
 
 log = structlog.get_logger(__name__)
 
 Answer = StageResult | Emit | Skip | Reject
+
+
+Hook = Callable[[str, Record], Awaitable[None]]
+
+
+async def _no_hook(_point: str, _record: Record) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a runner works with. `hook` is called at named points, so that fault tests can strike there."""
+
+    deliverer: Deliverer
+    results: ResultStore
+    retry: RetryPolicy
+    fatal: Callable[[BaseException], None]
+    worker: str = ""
+    code_version: str = ""
+    hook: Hook = _no_hook
 
 
 @dataclass(frozen=True, slots=True)

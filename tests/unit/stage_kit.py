@@ -19,9 +19,10 @@ from streams.memory import MemoryLog
 from streams.producer import outgoing
 from streams.results import ResultStore
 from streams.retry import RetryPolicy
-from streams.runner import Hook, Runner, Services
+from streams.runner import Runner
 from streams.settings import RetrySettings
 from streams.stage import Emit, Outcome, Resources, Stage, StageSettings
+from streams.work import Hook, Services
 
 SHA = "a" * 64
 
