@@ -1,8 +1,8 @@
 """Accepting: stored, receipt written, delivery confirmed by Kafka; only then is a request accepted.
 
-When a step fails, the receipt is taken back and the client hears 503. The bytes of an original may stay: they are
-kept under their own hash, private to the owner, and a second upload of the same bytes may already stand on them;
-taking them away could pull an accepted image's original from under it.
+When a step fails, everything is taken back and the client hears 503: the receipt, the claim on the original, and the
+original if this request brought it and nobody else claims it. Should Kafka deliver such an event after all, the
+sanitizer finds no original and drops it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from schemas.facts import DeletionRequested
 from schemas.http_api import MAX_URL_LENGTH, ProblemCode
 from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import ObjectRef, Owner, job_id_of, new_image_id
+from schemas.values import ImageId, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
 from streams.errors import DependencyAway
 from streams.files import FileStore, ObjectMissing, original_key, receipt_key
 from streams.metrics import UPLOAD_BYTES
+from streams.originals import claim, release, withdraw
 from streams.topics import Topic
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,33 @@ class Accepting:
         traceparent: str | None = None,
     ) -> Receipt:
         """Accept an uploaded file. Raises Problem (503), and then there is no job."""
-        original = await self._store(file, owner)
         image_id = new_image_id()
+        brought = False
+        try:
+            async with self._bounded("The object store"):
+                # The claim comes first: from here on nobody removes the bytes from under this image.
+                await claim(self.files, owner, file.sha256, image_id)
+                brought = not await self._is_stored(file, owner)
+                original = await self._store(file, owner, write=brought)
+            receipt = await self._announce_upload(image_id, file, original, owner, bucket, context, traceparent)
+        except BaseException:
+            # Shielded: a client that hangs up must not leave half an acceptance.
+            await asyncio.shield(self._withdraw(image_id, owner, file.sha256, brought=brought))
+            raise
+        await self._make_sure(file, owner)
+        UPLOAD_BYTES.labels("ingest").inc(file.size)
+        return receipt
+
+    async def _announce_upload(
+        self,
+        image_id: ImageId,
+        file: SpooledFile,
+        original: ObjectRef,
+        owner: Owner,
+        bucket: str,
+        context: dict[str, JsonValue],
+        traceparent: str | None,
+    ) -> Receipt:
         receipt = Receipt(
             job_id=job_id_of(image_id, 1),
             image_id=image_id,
@@ -86,7 +112,6 @@ class Accepting:
             original=original,
         )
         await self._promise(receipt, topics.UPLOADED, event, traceparent)
-        UPLOAD_BYTES.labels("ingest").inc(file.size)
         return receipt
 
     async def fetch(
@@ -141,19 +166,32 @@ class Accepting:
         await self._promise(receipt, topics.FACTS, event, traceparent, fresh=known is None)
         return receipt
 
-    async def _store(self, file: SpooledFile, owner: Owner) -> ObjectRef:
+    async def _is_stored(self, file: SpooledFile, owner: Owner) -> bool:
+        found = await self.files.stat(original_key(owner, file.sha256))
+        return found is not None and found.size == file.size
+
+    async def _store(self, file: SpooledFile, owner: Owner, *, write: bool) -> ObjectRef:
         key = original_key(owner, file.sha256)
-        async with self._bounded("The object store"):
-            found = await self.files.stat(key)
-            if found is not None and found.size == file.size:
-                return ObjectRef(
-                    bucket=self.files.bucket,
-                    key=key,
-                    sha256=file.sha256,
-                    size=file.size,
-                    content_type=file.content_type,
-                )
+        if write:
             return await self.files.put(key, file.path, content_type=file.content_type, sha256=file.sha256)
+        bucket, kind = self.files.bucket, file.content_type
+        return ObjectRef(bucket=bucket, key=key, sha256=file.sha256, size=file.size, content_type=kind)
+
+    async def _make_sure(self, file: SpooledFile, owner: Owner) -> None:
+        """Put the original back if somebody who had not seen our claim removed it at the very moment it was made."""
+        try:
+            async with asyncio.timeout(self.settings.storage_timeout_s):
+                if not await self._is_stored(file, owner):
+                    await self._store(file, owner, write=True)
+        except (DependencyAway, TimeoutError) as error:  # accepted all the same: it was there when we claimed it
+            log.warning("an original could not be looked at again", extra={"error": repr(error)})
+
+    async def _withdraw(self, image_id: str, owner: Owner, sha256: str, *, brought: bool) -> None:
+        try:
+            async with asyncio.timeout(self.settings.storage_timeout_s):
+                await (withdraw if brought else release)(self.files, owner, sha256, image_id)
+        except (DependencyAway, TimeoutError) as error:
+            log.warning("a claim could not be taken back", extra={"sha256": sha256, "error": repr(error)})
 
     async def _promise(
         self, receipt: Receipt, topic: Topic, event: Event, traceparent: str | None, *, fresh: bool = True
@@ -166,7 +204,6 @@ class Accepting:
                 await self.events.send(topic, event, traceparent=traceparent)
         except BaseException:
             if fresh:
-                # Shielded: a client that hangs up must not leave a receipt for what was never delivered.
                 await asyncio.shield(self._take_back(key))
             raise
 

@@ -37,7 +37,7 @@ class FrailFiles:
     async def objects(self) -> dict[str, tuple[bytes, str]]:
         """Return every object there is: its bytes and content type."""
         found = {}
-        for prefix in ("originals/", "jobs/", "images/", "results/"):
+        for prefix in ("originals/", "claims/", "jobs/", "images/", "results/"):
             async for info in self._files.list(prefix):
                 known = await self._files.stat(info.key)  # a listing tells no content type
                 found[info.key] = (await self._files.get(info.key), known.content_type if known else "")

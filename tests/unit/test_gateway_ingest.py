@@ -18,6 +18,7 @@ from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import split_job_id
 from streams import topics
+from streams.errors import DependencyAway
 from streams.files import open_files, receipt_key
 from streams.settings import FilesSettings
 from streams.topics import Topic
@@ -71,7 +72,7 @@ async def test_an_upload_is_stored_noted_and_announced_before_202(
 
 
 async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -> None:
-    """At the moment the event goes to Kafka, the original and the receipt are already stored."""
+    """At the moment the event goes to Kafka, the original, the claim on it and the receipt are already stored."""
     seen: list[set[str]] = []
 
     class Watching(Sink):
@@ -81,7 +82,7 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -
     app = ingest_app(settings(), files=files, events=Watching(), readiness=Answers())
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
-    assert seen == [{"originals", "jobs"}]
+    assert seen == [{"originals", "claims", "jobs"}]
 
 
 async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
@@ -261,10 +262,8 @@ async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -
     refused(await client.post(UPLOAD, files={"file": ("a", whole + b"\x00")}), 413, "file-too-large")
 
 
-async def test_kafka_away_is_503_and_no_receipt_is_left(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
-) -> None:
-    """Without Kafka's confirmation there is no job: 503 with Retry-After, and the receipt is taken back."""
+async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+    """Without Kafka's confirmation there is no job: 503 with Retry-After, and everything is taken back."""
     sink.away = True
     for answer in (
         await client.post(UPLOAD, files={"file": ("a", JPEG)}),
@@ -273,9 +272,63 @@ async def test_kafka_away_is_503_and_no_receipt_is_left(
         problem = refused(answer, 503, "dependency-unavailable")
         assert int(answer.headers["retry-after"]) > 0
         assert "Kafka" in problem.detail
-    assert not await files.receipts()
+    assert not await files.objects()
     sink.away = False
     assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+
+
+async def test_a_failed_upload_leaves_the_bytes_others_stand_on(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """A second upload of the same bytes that is not accepted takes nothing from the first, which was."""
+    first = (await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()
+    before = await files.objects()
+    sink.away = True
+    refused(await client.post(UPLOAD, files={"file": ("b", JPEG)}), 503, "dependency-unavailable")
+    assert await files.objects() == before
+    assert receipt_key(first["job_id"]) in before
+
+
+async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_other(files: FrailFiles) -> None:
+    """Of two uploads of the same bytes at once, the one that stored them fails: the accepted one keeps them."""
+    brought, accepted = asyncio.Event(), asyncio.Event()
+
+    class Split(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+            if not brought.is_set():
+                brought.set()
+                await accepted.wait()
+                raise DependencyAway("the first is not confirmed")
+            accepted.set()
+
+    app = ingest_app(settings(), files=files, events=Split(), readiness=Answers())
+    async with client_of(app) as client:
+
+        async def second() -> httpx.Response:
+            await brought.wait()
+            return await client.post(UPLOAD, files={"file": ("b", JPEG)})
+
+        failed, taken = await asyncio.gather(client.post(UPLOAD, files={"file": ("a", JPEG)}), second())
+    refused(failed, 503, "dependency-unavailable")
+    assert taken.status_code == 202
+    receipt = Receipt.model_validate_json(await files.get(receipt_key(taken.json()["job_id"])))
+    assert receipt.original is not None
+    assert await files.get(receipt.original.key) == JPEG
+    assert len(await files.receipts()) == 1
+
+
+async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: FrailFiles) -> None:
+    """An original that goes while its event is being delivered is there again before the 202."""
+
+    class Removing(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+            assert isinstance(event, ImageUploaded)
+            await files.delete(event.original.key)
+
+    app = ingest_app(settings(), files=files, events=Removing(), readiness=Answers())
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+    assert JPEG in [data for data, _ in (await files.objects()).values()]
 
 
 async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles) -> None:
