@@ -20,9 +20,17 @@ from schemas.intake import ImageFetched, ImageUploaded
 from schemas.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Gone, Malformed
+from streams.errors import Gone, Malformed, Retryable
 from streams.files import FileStore, ObjectMissing, image_key
-from streams.sandbox import Limits, Sandbox, SandboxCrashed, SandboxMemory, SandboxRefused, SandboxTimeout
+from streams.sandbox import (
+    Limits,
+    Sandbox,
+    SandboxCrashed,
+    SandboxMemory,
+    SandboxRefused,
+    SandboxTimeout,
+    SandboxUnavailable,
+)
 from streams.stage import Announcement, Emit, Once, Outcome, Reject, Resources, Stage, StageSettings
 
 Arrival = ImageUploaded | ImageFetched
@@ -82,6 +90,8 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
         return Reject(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than one image may take.")
     except SandboxCrashed:
         return Reject(ErrorCode.DECODER_CRASHED, "The image is built in a way that makes its decoder crash.")
+    except SandboxUnavailable as error:
+        raise Retryable(str(error)) from error
     extension = str(facts["extension"])
     key = image_key(event.image_id, event.generation, f"master.{extension}")
     stored = await tools.files.put(key, master, content_type=_CONTENT_TYPES[extension])
@@ -94,7 +104,9 @@ async def _read(original: ObjectRef, tools: Tools) -> bytes:
     except ObjectMissing as error:
         raise Gone(f"the original {original.key} is not there") from error
     except ValueError as error:
-        raise Malformed(f"the original cannot be read as its event says: {error}", code=ErrorCode.OBJECT_CHANGED) from error
+        raise Malformed(
+            f"the original cannot be read as its event says: {error}", code=ErrorCode.OBJECT_CHANGED
+        ) from error
     if (await asyncio.to_thread(hashlib.sha256, data)).hexdigest() != original.sha256:
         raise Malformed(f"the original {original.key} is not what its event says", code=ErrorCode.OBJECT_CHANGED)
     return data

@@ -20,7 +20,7 @@ from skimage.metrics import structural_similarity
 from agents.core.resize import fitted, open_master, render
 
 SIDES = {"thumbnail": 150, "medium": 600, "large": 1200, "original": 4096}
-ROUNDS = 3
+ROUNDS = 5
 TARGET = 1.9
 # Resized to 12 MP and saved at about 2 MB. The first is a camera's picture at nearly its own scale; the second,
 # enlarged three times, has ringing on every edge: the harder case for an encoder of little effort.
@@ -74,7 +74,7 @@ def _likeness(ours: bytes, reference: bytes) -> float:
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
-    """Return one row per photo: the best of three rounds of each way, taken in turn."""
+    """Return one row per photo: the best of five rounds of each way, taken in turn."""
     rows: list[dict[str, object]] = []
     with ThreadPoolExecutor(2) as threads:
         for what, name, quality in PHOTOS:

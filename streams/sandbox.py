@@ -58,6 +58,10 @@ class SandboxMemory(SandboxError):
     """The task needed more memory than it may have."""
 
 
+class SandboxUnavailable(SandboxError):
+    """No child could be had, or the sandbox is closing: nothing is known of the input, trying again may help."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one child may use."""
@@ -85,7 +89,7 @@ class Sandbox:
         self._closed = False
 
     async def __aenter__(self) -> Sandbox:
-        """Start all children and wait until each has imported the function. Raises SandboxFailed if one cannot."""
+        """Start all children and wait until each has imported the function. Raises SandboxUnavailable if one cannot."""
         try:
             children = [self._start() for _ in range(self._workers)]
             for child in children:
@@ -100,7 +104,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Kill every child; tasks that still run end with SandboxCrashed or SandboxMemory."""
+        """Kill every child; tasks that still run end with SandboxUnavailable."""
         self._closed = True
         for child in self._children:
             child.kill()
@@ -115,11 +119,15 @@ class Sandbox:
     async def run(self, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
         """Run the function on one input. Raises a SandboxError; cancelling kills the child that was at it."""
         if self._closed:
-            raise SandboxFailed("the sandbox is closed")
+            raise SandboxUnavailable("the sandbox is closed")
         child = await self._idle.get()
         try:
             child = child or self._start()
             return await child.run(args, data)
+        except SandboxError as error:
+            if self._closed:  # we ended the child ourselves: the input is not to blame
+                raise SandboxUnavailable("the sandbox is closing") from error
+            raise
         finally:
             self._idle.put_nowait(self._renewed(child))
 
@@ -134,11 +142,14 @@ class Sandbox:
             return None
         try:
             return self._start()
-        except OSError:  # no process to be had now: the next task tries again
+        except SandboxUnavailable:  # the next task tries again
             return None
 
     def _start(self) -> _Child:
-        child = _Child(self._function, self._limits)
+        try:
+            child = _Child(self._function, self._limits)
+        except OSError as error:
+            raise SandboxUnavailable(f"no process to be had: {error}") from error
         self._children.add(child)
         return child
 
@@ -162,6 +173,7 @@ class _Child:
                 env=_environment(),
                 cwd="/",
                 close_fds=True,
+                start_new_session=True,  # Ctrl-C in a terminal is for the parent, which lets running tasks finish
             )
         self.pid = self._process.pid
 
@@ -176,7 +188,7 @@ class _Child:
         self._socket.close()
 
     async def ready(self) -> None:
-        """Wait until the function is imported. Raises SandboxFailed with the child's own words if it cannot be."""
+        """Wait until the function is imported. Raises SandboxUnavailable with the child's own words if it cannot be."""
         if self._is_ready:
             return
         try:
@@ -184,10 +196,10 @@ class _Child:
                 header, _ = await self._receive()
         except (TimeoutError, OSError, EOFError, ValueError) as error:
             self.spent = True
-            raise SandboxFailed(f"the child did not start: {error or type(error).__name__}") from error
+            raise SandboxUnavailable(f"the child did not start: {error or type(error).__name__}") from error
         if header.get("status") != "ready":
             self.spent = True
-            raise SandboxFailed(f"the child did not start: {header.get('message')}")
+            raise SandboxUnavailable(f"the child did not start: {header.get('message')}")
         self._is_ready = True
 
     async def run(self, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:

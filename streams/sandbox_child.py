@@ -104,6 +104,8 @@ def main() -> None:
     link = socket.socket(fileno=os.dup(0))
     os.close(0)  # a decoder that reads standard input must not meet our socket
     os.open(os.devnull, os.O_RDONLY)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # the parent ends us, after our task
+        signal.signal(sent, signal.SIG_IGN)
     try:
         bound(limits)
         module, _, attribute = name.partition(":")

@@ -21,6 +21,7 @@ from streams.sandbox import (
     SandboxMemory,
     SandboxRefused,
     SandboxTimeout,
+    SandboxUnavailable,
 )
 
 SMALL = Limits(memory_mb=256, cpu_s=20, wall_s=60.0, answer_mb=32)
@@ -181,12 +182,25 @@ async def test_cancelling_kills_the_child_at_work() -> None:
 
 
 async def test_closing_ends_a_task_at_work() -> None:
-    """A sandbox that closes under a running task ends it with an error instead of leaving it waiting for ever."""
+    """A sandbox that closes under a task ends it, and says that the input is not to blame."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         task = asyncio.create_task(sandbox.run({"do": "sleep"}, b""))
         await asyncio.sleep(0.2)
-    with pytest.raises((SandboxCrashed, SandboxMemory)):
+    with pytest.raises(SandboxUnavailable):
         await task
+    with pytest.raises(SandboxUnavailable):
+        await sandbox.run({}, b"")
+
+
+async def test_a_stop_signal_to_everybody_does_not_end_a_task() -> None:
+    """Ctrl-C and SIGTERM are the parent's to act on: a child that gets one too finishes its task."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        (pid,) = sandbox.pids()
+        assert os.getpgid(pid) != os.getpgid(0)
+        for sent in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, sent)
+        answer, _ = await sandbox.run({}, b"ab")
+    assert answer["pid"] == pid
 
 
 async def test_a_child_has_no_secrets_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +218,7 @@ async def test_a_child_has_no_secrets_and_no_files(tmp_path: Path, monkeypatch: 
 
 async def test_a_function_that_is_not_there_is_said_at_the_start() -> None:
     """A wrong path fails when the sandbox opens, with the reason."""
-    with pytest.raises(SandboxFailed, match="no_such_module"):
+    with pytest.raises(SandboxUnavailable, match="no_such_module"):
         async with Sandbox("no_such_module:f", limits=SMALL):
             pass
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from schemas.intake import ImageFetched
 from schemas.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Gone, Malformed
+from streams.errors import Gone, Malformed, Retryable
 from streams.sandbox import Limits, Sandbox
 from streams.stage import Announcement, Reject
 from tests.unit import test_sandbox
@@ -136,6 +137,37 @@ async def test_a_decompression_bomb_meets_the_childs_memory_limit(tmp_path: Path
         small = io.BytesIO()
         Image.new("RGB", (9, 9)).save(small, "PNG")
         assert isinstance(await sanitize_image(await uploaded(files, small.getvalue()), tools), SanitizedImage)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "formats/hopper.avif", "formats/hopper_lzw.tif", "formats/rotating-squares.gif", "formats/cat.jpg",
+        "formats/rotating-squares.webp", "formats/basi3p08.png", "exif/samplefilehub.heif", "exif/hopper_bad_exif.jpg",
+    ],
+)  # fmt: skip
+async def test_no_damage_gets_another_answer_than_a_verdict(name: str, images_dir: Path, tmp_path: Path) -> None:
+    """Whatever bytes are changed, the image is accepted or rejected; nothing becomes an error of ours."""
+    data = (images_dir / name).read_bytes()
+    chance = random.Random(name)
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        for _ in range(12):
+            damaged = bytearray(data)
+            for _ in range(chance.choice((1, 3, 30))):
+                damaged[chance.randrange(min(len(data), chance.choice((64, 600, len(data)))))] = chance.randrange(256)
+            answer = await sanitize_image(await uploaded(files, bytes(damaged)), tools)
+            assert isinstance(answer, SanitizedImage | Reject)
+
+
+async def test_a_worker_that_closes_blames_nobody(tmp_path: Path) -> None:
+    """An image whose child is ended because the worker stops is not rejected: it is tried again elsewhere."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, b"sleep")
+        async with Sandbox(f"{__name__}:misbehave_as_told", limits=Limits(memory_mb=256)) as sandbox:
+            task = asyncio.create_task(sanitize_image(event, Tools(files, sandbox, tools.settings)))
+            await asyncio.sleep(0.3)
+        with pytest.raises(Retryable):
+            await task
 
 
 async def test_several_images_at_once_get_their_own_answers(images_dir: Path, tmp_path: Path) -> None:
