@@ -65,6 +65,7 @@ class YoloDetector:
         classes: Sequence[str] = (),
         image_size: int = 640,
         max_objects: int = 300,
+        exact: bool = False,
     ) -> None:
         """Load and compile. Raises Unavailable for weights that do not load, ValueError for classes unknown to them."""
         os.environ.update(_QUIET)
@@ -75,8 +76,8 @@ class YoloDetector:
         self.weights = weights
         self.backend = OPENVINO if weights.path.suffix == ".onnx" else backend_of(settings)
         try:
-            graph = _open(weights, settings, self.backend)
-        except (OSError, RuntimeError, ValueError, AttributeError, ModuleNotFoundError) as error:
+            graph = _open(weights, settings, self.backend, exact=exact)
+        except (OSError, RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
             raise Unavailable(f"{weights.path.name} does not load: {type(error).__name__}") from error
         self._graph = graph
         self.labels = tuple(graph.names.values())
@@ -142,19 +143,19 @@ class YoloDetector:
                 raise WrongAnswer(f"{self.weights.name} finds {sorted(found)} where a person and a bus are")
 
 
-def _open(weights: Weights, settings: ModelsSettings, backend: str) -> _Graph:
+def _open(weights: Weights, settings: ModelsSettings, backend: str, *, exact: bool) -> _Graph:
     if weights.path.suffix == ".onnx":
-        return _open_onnx(weights, settings)
+        return _open_onnx(weights, settings, exact=exact)
     if backend == OPENVINO:
         folder = converted(settings, weights, "yolo", lambda to: _convert(weights, to))
         known = about(folder)
         names = {int(index): str(name) for index, name in known["names"].items()}
-        run = CompiledModel(folder / "model.xml", settings)
+        run = CompiledModel(folder / "model.xml", settings, exact=exact)
         return _Graph(run, names, int(known["stride"]), bool(known["end2end"]), None)
     return _open_torch(weights)
 
 
-def _open_onnx(weights: Weights, settings: ModelsSettings) -> _Graph:
+def _open_onnx(weights: Weights, settings: ModelsSettings, *, exact: bool) -> _Graph:
     """ultralytics writes names and stride into an export's metadata; OpenVINO reads the graph itself."""
     import openvino as ov  # noqa: PLC0415
 
@@ -163,7 +164,7 @@ def _open_onnx(weights: Weights, settings: ModelsSettings) -> _Graph:
     if task != "detect":
         raise ValueError(f"its task is {task}, not detect")
     end2end = "end2end" in info and str(info["end2end"].value) == "True"
-    run = CompiledModel(weights.path, settings)
+    run = CompiledModel(weights.path, settings, exact=exact)
     height, width = run.shape[2:]
     shape = (height, width) if height is not None and width is not None else None
     known: dict[int, str] = ast.literal_eval(names)
