@@ -10,6 +10,7 @@ from schemas.facts import DeletionRequested
 from schemas.receipts import Receipt
 from schemas.values import ImageState, split_job_id
 from streams.files import FileStore, ObjectMissing, delete_prefix, image_prefix, original_key
+from streams.originals import claimed_by_others, release
 from streams.vectors import ImageRecord, ReadModel
 
 RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
@@ -36,9 +37,12 @@ async def erase(event: DeletionRequested, known: ImageRecord | None, vectors: Re
     refs += [receipt.original for receipt in receipts.values() if receipt is not None]
     for sha256 in sorted({ref.sha256 for ref in refs if ref is not None}):
         if await vectors.uses_of(event.owner, sha256) == 0:
-            # Only ever at our own key: an event may name any object as its original, its owner's or not.
-            await files.delete(original_key(event.owner, sha256))
+            # The read model learns of an image long after it was accepted; its claim is there from the start.
+            if not await claimed_by_others(files, event.owner, sha256, event.image_id):
+                # Only ever at our own key: an event may name any object as its original, its owner's or not.
+                await files.delete(original_key(event.owner, sha256))
             await delete_prefix(files, f"results/{event.owner}/{sha256}/")
+        await release(files, event.owner, sha256, event.image_id)
     await vectors.bury(event.image_id, event.owner, event.generation)
     for key in receipts:
         await files.delete(key)

@@ -24,6 +24,7 @@ from schemas.intake import FetchRequested, ImageFetched
 from schemas.results import FetchedOriginal
 from streams import topics
 from streams.files import FileStore, original_key
+from streams.originals import claim
 from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
 
 
@@ -56,6 +57,7 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
             found = await tools.source.download(event.url, spool.file)
         except Refused as refused:
             return Reject(refused.code, str(refused))
+        await claim(tools.files, event.owner, found.sha256, event.image_id)
         original = await tools.files.put(
             original_key(event.owner, found.sha256),
             Path(spool.name),

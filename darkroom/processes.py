@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
@@ -33,7 +33,7 @@ from streams.process import (
     running_stage,
     until_signal,
 )
-from streams.producer import open_producer
+from streams.producer import EventProducer, open_producer
 from streams.router import Router
 from streams.serving import serving, serving_health
 from streams.settings import Settings
@@ -140,10 +140,16 @@ async def _serve_until_signal(app: FastAPI, own: GatewaySettings) -> None:
         await until_signal()
 
 
+def _gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
+    """A gateway starts, and answers 503, while Kafka is away; and it tells its clients so soon."""
+    kafka = settings.kafka.model_copy(update={"request_timeout_s": min(settings.kafka.request_timeout_s, 10.0)})
+    return open_producer(kafka, source="darkroom/gateway", now=False)
+
+
 async def _ingest(settings: Settings, own: GatewaySettings) -> None:
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(settings.files))
-        events = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/gateway"))
+        events = await stack.enter_async_context(_gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
         await _serve_until_signal(ingest_app(own, files=files, events=events, readiness=ready), own)
@@ -152,7 +158,7 @@ async def _ingest(settings: Settings, own: GatewaySettings) -> None:
 async def _query(settings: Settings, own: GatewaySettings) -> None:
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(settings.files))
-        events = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/gateway"))
+        events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant))
         encoder = await stack.enter_async_context(open_encoder(settings.models))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, vectors=vectors)
@@ -165,7 +171,7 @@ async def _core(settings: Settings, own: GatewaySettings) -> None:
     """Ingest and query on one address; with the read model in process, the indexer too: it has one owner."""
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(settings.files))
-        events = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/gateway"))
+        events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant))
         encoder = await stack.enter_async_context(open_encoder(settings.models))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, vectors=vectors)

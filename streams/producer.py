@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -30,19 +30,48 @@ def outgoing(topic: Topic, event: Event, *, source: str, traceparent: str | None
 
 
 class EventProducer:
-    """Kafka, with awaited delivery. Acks from all in-sync replicas; idempotent, so a retry never duplicates."""
+    """Kafka, with awaited delivery. Acks from all in-sync replicas; idempotent, so a retry never duplicates.
 
-    def __init__(self, producer: AIOKafkaProducer, settings: KafkaSettings, source: str) -> None:
-        self._producer = producer
+    A delivery that was not confirmed in time is given up for good: the connection is dropped with everything it still
+    holds, so that nothing is delivered after its sender was told that it was not. The next delivery connects anew.
+    """
+
+    def __init__(self, settings: KafkaSettings, source: str) -> None:
         self._settings = settings
         self._source = source
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def connect(self) -> AIOKafkaProducer:
+        """Return the connected producer. Raises DependencyAway when Kafka is away."""
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._settings.bootstrap,
+                    client_id=self._source.rsplit("/", 1)[-1] or "darkroom",
+                    enable_idempotence=True,
+                    acks="all",
+                    compression_type="lz4",
+                    linger_ms=2,
+                    max_request_size=1_048_576,
+                    request_timeout_ms=int(self._settings.request_timeout_s * 1000),
+                )
+                try:
+                    await producer.start()
+                except KafkaError as error:
+                    await producer.stop()
+                    raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+                self._producer = producer
+            return self._producer
 
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
         """See Deliverer."""
+        producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
+                producer = await self.connect()
                 futures = [
-                    await self._producer.send(
+                    await producer.send(
                         self._settings.topic(message.topic),
                         key=message.key,
                         value=message.value,
@@ -53,32 +82,38 @@ class EventProducer:
                 for future in futures:
                     await future
         except (KafkaError, TimeoutError) as error:
+            await self._abandon(producer)
             raise DependencyAway(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
         """Deliver one event. Raises DependencyAway when it was not acknowledged in time."""
         await self.deliver([outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))])
 
+    async def close(self) -> None:
+        """Deliver what is under way and disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def _abandon(self, producer: Any) -> None:
+        if producer is None or producer is not self._producer:
+            return
+        self._producer = None
+        # stop() would first deliver what is left; here it must not be.
+        producer._closed = True
+        await producer._sender.close()
+        await producer.client.close()
+
 
 @asynccontextmanager
-async def open_producer(settings: KafkaSettings, *, source: str) -> AsyncIterator[EventProducer]:
-    """Connect a producer; `source` is the ce_source of what it sends. Raises DependencyAway when Kafka is away."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap,
-        client_id=source.rsplit("/", 1)[-1] or "darkroom",
-        enable_idempotence=True,
-        acks="all",
-        compression_type="lz4",
-        linger_ms=2,
-        max_request_size=1_048_576,
-        request_timeout_ms=int(settings.request_timeout_s * 1000),
-    )
+async def open_producer(settings: KafkaSettings, *, source: str, now: bool = True) -> AsyncIterator[EventProducer]:
+    """Open a producer; `source` is the ce_source of what it sends.
+
+    With `now`, raises DependencyAway when Kafka is away; without, it connects when there is something to deliver.
+    """
+    producer = EventProducer(settings, source)
+    if now:
+        await producer.connect()
     try:
-        await producer.start()
-    except KafkaError as error:
-        await producer.stop()
-        raise DependencyAway(f"Kafka at {settings.bootstrap} does not answer: {error!r}") from error
-    try:
-        yield EventProducer(producer, settings, source)
+        yield producer
     finally:
-        await producer.stop()
+        await producer.close()

@@ -1,0 +1,50 @@
+"""Delivery, on a real Kafka that goes away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.local.kafka import LocalKafka
+from streams import topics
+from streams.admin import KafkaAdmin
+from streams.dead_letters import read_topic
+from streams.errors import DependencyAway
+from streams.producer import open_producer
+from streams.settings import KafkaSettings
+from tests.unit.stage_kit import uploaded
+
+
+async def test_what_was_not_confirmed_is_never_delivered_later(tmp_path: Path) -> None:
+    """A send that failed stays failed when Kafka comes back, and the same producer then delivers again."""
+    async with LocalKafka(tmp_path / "kafka", port=0) as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap, request_timeout_s=5)
+        await KafkaAdmin(settings).create_topics([topics.UPLOADED])
+        before, lost, after = uploaded(), uploaded(), uploaded()
+        async with open_producer(settings, source="test") as producer:
+            await producer.send(topics.UPLOADED, before)
+            kafka.kill()
+            await kafka.wait()
+            with pytest.raises(DependencyAway):
+                await producer.send(topics.UPLOADED, lost)
+            await kafka.restart()
+            await producer.send(topics.UPLOADED, after)
+        found = [record.header("ce_subject") for record in read_topic(settings, "image.uploaded")]
+        assert sorted(filter(None, found)) == sorted([before.image_id, after.image_id])
+
+
+async def test_a_gateway_s_producer_opens_while_kafka_is_away() -> None:
+    """Opening without connecting succeeds; delivering says clearly that Kafka is away."""
+    settings = KafkaSettings(bootstrap="127.0.0.1:9", request_timeout_s=2)
+    async with open_producer(settings, source="test", now=False) as producer:
+        with pytest.raises(DependencyAway, match="Kafka"):
+            await producer.send(topics.UPLOADED, uploaded())
+
+
+async def test_an_agent_s_producer_refuses_to_open_while_kafka_is_away() -> None:
+    """An agent without Kafka ends at once, and its supervisor tries again."""
+    settings = KafkaSettings(bootstrap="127.0.0.1:9", request_timeout_s=2)
+    with pytest.raises(DependencyAway, match="does not answer"):
+        async with open_producer(settings, source="test"):
+            pass
