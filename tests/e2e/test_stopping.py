@@ -1,0 +1,52 @@
+"""Stopping the whole system in the middle of its work, and going on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from schemas.values import ImageState
+from tests.e2e.whole import Whole, started, stop
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_sigterm_leaves_nothing_running_and_nothing_is_lost(tmp_path: Path, models_dir: Path, images_dir: Path) -> None:
+    """SIGTERM in the middle of work ends every process with exit code 0; started again, the images are completed."""
+    sources = sorted((images_dir / "clip_golden").glob("*.jpg"))
+    with started(tmp_path, models_dir) as system:
+        jobs = [system.client.submit(source).job_id for source in sources]
+        before = system.processes()
+        assert _names(before) >= {"up", "core", "router", "sanitizer", "resizer", "ocr", "detector", "embedder"}
+        assert stop(system.process) == 0
+    left = [process for process in psutil.process_iter(["cmdline"]) if _belongs(process, tmp_path)]
+    assert not left, left
+    assert not [process for process in before if process.is_running()]
+    with started(tmp_path, models_dir) as system:
+        ends = [system.client.wait(job_id, timeout_s=240).status for job_id in jobs]
+        assert ends == [ImageState.COMPLETED] * len(jobs)
+
+
+def _names(processes: list[psutil.Process]) -> set[str]:
+    lines = [process.cmdline() for process in processes]
+    return {
+        line[line.index("darkroom") + 1 :][-1] if "up" not in line else "up" for line in lines if "darkroom" in line
+    }
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    """Say whether a process has to do with a folder: by its command, its directory or its environment."""
+    try:
+        return str(folder) in " ".join([*process.cmdline(), process.cwd(), *process.environ().values()])
+    except psutil.Error:
+        return False
+
+
+def test_a_taken_port_is_said(whole: Whole, tmp_path: Path) -> None:
+    """A second system on a port that is taken does not start, and says how to choose another."""
+    port = whole.url.rsplit(":", 1)[-1]
+    refused = whole.command("up", "--port", port, "--folder", str(tmp_path))
+    assert refused.returncode == 2
+    assert f"Port {port}" in refused.stderr

@@ -1,0 +1,249 @@
+"""The whole system as a person runs it: `darkroom up --minio`, Kafka, MinIO and every agent a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+from confluent_kafka import Producer
+from minio import Minio
+
+from gateway.client import Darkroom, Refused, Unreachable
+from infra.local.ports import choose
+from schemas.http_api import JobResult
+from schemas.values import ImageState, job_id_of
+
+PATIENCE_S = 240.0  # for anything that happens in the end, on a slow and busy machine
+
+
+def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
+    """Wait until something happened; fail naming it."""
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+@dataclass(slots=True)
+class Whole:
+    """A running system, and the ways into it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    folder: Path
+    environment: Mapping[str, str]  # what another process needs to reach its Kafka and its MinIO
+    client: Darkroom
+
+    @property
+    def bootstrap(self) -> str:
+        """Where its Kafka answers."""
+        return self.environment["DARKROOM_KAFKA__BOOTSTRAP"]
+
+    def objects(self) -> Minio:
+        """Return a plain S3 client on its MinIO."""
+        named = self.environment
+        return Minio(
+            named["DARKROOM_FILES__ENDPOINT"],
+            access_key=named["DARKROOM_FILES__ACCESS_KEY"],
+            secret_key=named["DARKROOM_FILES__SECRET_KEY"],
+            secure=False,
+        )
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys of all objects."""
+        return [str(found.object_name) for found in self.objects().list_objects("darkroom", prefix, recursive=True)]
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `darkroom …` beside the system, as an operator would."""
+        environment = {**self.environment, "DARKROOM_URL": self.url, "COLUMNS": "240"}
+        return subprocess.run(
+            [sys.executable, "-m", "darkroom", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def agent(self, name: str) -> psutil.Process:
+        """Return the process of one agent: the supervised one, not the children it decodes in."""
+        for child in psutil.Process(self.process.pid).children():
+            if child.cmdline()[-2:] == ["agent", name]:
+                return child
+        raise AssertionError(f"no process of {name}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the system's process and everything it started."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def tell(self, data: bytes, content_type: str = "image/jpeg") -> str:
+        """Be another service: store bytes, produce `image.uploaded` with its own Kafka client; return the image id."""
+        digest, image_id = hashlib.sha256(data).hexdigest(), _uuid7()
+        key = f"originals/default/{digest[:2]}/{digest}"
+        store = self.objects()
+        with _Reader(data) as body:
+            store.put_object("darkroom", key, body, len(data), content_type=content_type)
+        original = {"bucket": "darkroom", "key": key, "sha256": digest, "size": len(data), "content_type": content_type}
+        event = {"image_id": image_id, "original": original, "filename": "from-elsewhere", "bucket": "elsewhere"}
+        producer = Producer({"bootstrap.servers": self.bootstrap, "partitioner": "murmur2_random"})
+        producer.produce(
+            "darkroom.image.uploaded",
+            key=image_id,
+            value=json.dumps(event),
+            headers={
+                "ce_specversion": "1.0",
+                "ce_id": str(uuid.uuid4()),
+                "ce_type": "darkroom.image.uploaded.v1",
+                "ce_source": "another-service",
+                "content-type": "application/json",
+            },
+        )
+        assert producer.flush(30) == 0, "Kafka did not take the event"
+        return image_id
+
+    def ended(self, image_id: str) -> JobResult:
+        """Wait until an image has ended, also one that the gateway has not heard of yet."""
+        job_id = job_id_of(image_id, 1)
+
+        def final() -> bool:
+            try:
+                return self.client.status(job_id).status is not ImageState.PROCESSING
+            except Refused as refused:
+                assert refused.code == "not-found"
+                return False
+
+        until(final, f"the end of {image_id}")
+        return self.client.result(job_id)
+
+
+def _uuid7() -> str:
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | uuid.uuid4().int & ((1 << 80) - 1)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+class _Reader:
+    """Bytes as a file object, for the S3 client."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._left.release()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        taken = bytes(self._left if size < 0 else self._left[:size])
+        self._left = self._left[len(taken) :]
+        return taken
+
+
+@contextmanager
+def started(folder: Path, models: Path, **more: str) -> Iterator[Whole]:
+    """Start the system, wait until it is ready, and stop it at the end with SIGTERM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    environment = {
+        **own,
+        "DARKROOM_MODELS__DIR": str(models),
+        "DARKROOM_MODELS__DOWNLOAD": "false",
+        "DARKROOM_MODELS__CACHE": str(folder / "models"),  # empty: whatever this machine has fetched is not there
+        **more,
+    }
+    port = choose(0)
+    said = folder / "up.log"
+    with said.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "darkroom", "up", "--port", str(port), "--folder", str(folder), "--minio"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with Darkroom(url, timeout_s=60) as client:
+            until(lambda: _ready(process, client, said), "readiness")
+            yield Whole(process, url, folder, {**environment, **_addresses(folder, said)}, client)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Stop the system as an operator would; return its exit code. Stopping twice is harmless."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _ready(process: subprocess.Popen[bytes], client: Darkroom, said: Path) -> bool:
+    assert process.poll() is None, said.read_text()
+    try:
+        return client.health().ready
+    except (Unreachable, Refused):
+        return False
+
+
+def _addresses(folder: Path, said: Path) -> dict[str, str]:
+    text = said.read_text()
+    keys = json.loads((folder / "minio" / "minio.keys.json").read_text())
+    return {
+        "DARKROOM_KAFKA__BOOTSTRAP": re.findall(r"Kafka answers at (\S+)", text)[-1],
+        "DARKROOM_FILES__ENDPOINT": re.findall(r"MinIO answers at (\S+)", text)[-1],
+        "DARKROOM_FILES__ACCESS_KEY": keys["access_key"],
+        "DARKROOM_FILES__SECRET_KEY": keys["secret_key"],
+    }
+
+
+@dataclass(slots=True)
+class MemoryWatch:
+    """Samples one process's resident memory until it is left."""
+
+    find: Callable[[], psutil.Process]
+    pids: set[int] = field(default_factory=set)
+    peak: int = 0  # bytes
+    samples: int = 0
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            try:
+                process = self.find()
+                self.peak = max(self.peak, process.memory_info().rss)
+            except (AssertionError, psutil.Error):  # between a crash and the restart, whose pid will tell
+                continue
+            self.pids.add(process.pid)
+            self.samples += 1
