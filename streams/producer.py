@@ -94,14 +94,15 @@ class EventProducer:
         if self._producer is not None:
             await self._producer.stop()
 
-    async def _abandon(self, producer: Any) -> None:
+    async def _abandon(self, producer: AIOKafkaProducer | None) -> None:
         if producer is None or producer is not self._producer:
             return
         self._producer = None
         # stop() would first deliver what is left; here it must not be.
-        producer._closed = True
-        await producer._sender.close()
-        await producer.client.close()
+        abandoned: Any = producer
+        abandoned._closed = True
+        await abandoned._sender.close()
+        await abandoned.client.close()
 
 
 @asynccontextmanager

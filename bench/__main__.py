@@ -1,0 +1,66 @@
+"""`python -m bench [NAME…]`: measure, print a table, save it in bench/results. It reports; it never fails a build."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from streams.logs import configure_logs
+from streams.settings import TelemetrySettings
+
+PARTS = ("renditions", "clip", "detection", "noop", "pipeline")
+
+
+def _data_dir() -> Path:
+    named = os.environ.get("DARKROOM_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "images").is_dir():
+        raise SystemExit(f"no test data at {folder}: set DARKROOM_TEST_DATA to a folder with images/ and models/")
+    return folder
+
+
+def _table(rows: list[dict[str, object]]) -> Table:
+    table = Table("work", "baseline s", "ours s", "reached", "target", "notes")
+    for row in rows:
+        timed = row["baseline_s"] is not None
+        seconds = (f"{row['baseline_s']:.2f}", f"{row['ours_s']:.2f}") if timed else ("", "")
+        reached = f"{row['ratio']:.2f}×" if timed else f"{row['ratio']:.0f} MB"
+        target = f"≥ {row['target']}×" if timed else f"≤ {row['target']} MB"
+        table.add_row(str(row["work"]), *seconds, reached, target, str(row["notes"]))
+    return table
+
+
+def main() -> None:
+    """Run the named parts, or all."""
+    configure_logs(TelemetrySettings(log_level="ERROR"), process="bench")
+    console = Console(width=160)
+    data_dir = _data_dir()
+    rows: list[dict[str, object]] = []
+    for name in sys.argv[1:] or PARTS:
+        if name not in PARTS:
+            raise SystemExit(f"there is no bench {name}; there are {', '.join(PARTS)}")
+        console.print(f"{time.strftime('%H:%M:%S')}  measuring {name}")
+        rows += import_module(f"bench.{name}").run(data_dir)
+    console.print(_table(rows))
+    results = Path(__file__).with_name("results")
+    results.mkdir(exist_ok=True)
+    about = {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cores": os.cpu_count(),
+        "cpu": platform.machine(),
+    }
+    saved = results / "latest.json"
+    saved.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    console.print(f"saved in bench/results/{saved.name}")
+
+
+if __name__ == "__main__":
+    main()

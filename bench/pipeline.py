@@ -1,0 +1,187 @@
+"""Images per second from upload to completed, all agents, against our own engines called in a row by one script.
+
+The script opens the same stages in one process, every core its own, and calls sanitize, resize, read, detect, embed for
+each photo in turn. The pipeline is the embedded system: Kafka, gateway, and each agent a process. CLIP runs with seeded
+random weights in both, where the official ones are not at hand. Models are loaded and warm in both before the clock
+starts. The second part samples resident memory of every process while it works on 12-megapixel images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agents import pipeline
+from bench.photos import random_clip, twelve_megapixels, varied
+from darkroom.system import RunningSystem, SystemPlan, running_system
+from gateway.client import AsyncDarkroom
+from schemas.facts import ImageSanitized
+from schemas.intake import ImageUploaded
+from schemas.values import ImageState, StageReport, new_image_id
+from streams.files import open_files, original_key
+from streams.health import HealthBoard
+from streams.logs import configure_logs
+from streams.settings import FilesSettings, Settings, TelemetrySettings
+from streams.stage import Resources
+
+PHOTOS = 100
+LARGE = 12
+AT_ONCE = 8
+ANALYSES = ("resizer", "ocr", "detector", "embedder")
+SLIM = ("core", "router", "fetcher", "sanitizer", "resizer")
+SLIM_MB, ML_MB = 250, 1500
+
+
+def _environment(scratch: Path, data_dir: Path) -> dict[str, str]:
+    models = scratch / "models"
+    models.mkdir()
+    for weights in (data_dir / "models").glob("*yolo*.pt"):
+        (models / weights.name).symlink_to(weights)
+    return {
+        "DARKROOM_MODELS__DIR": str(models),
+        "DARKROOM_EMBEDDER__WEIGHTS": random_clip(models).name,
+        "DARKROOM_TELEMETRY__LOG_LEVEL": "WARNING",
+    }
+
+
+async def in_a_row(data_dir: Path, folder: Path) -> float:
+    """Return the seconds the script takes for all photos."""
+    settings = Settings()
+    configure_logs(settings.telemetry, process="bench")
+    report = StageReport(stage="sanitizer", version="1", attempts=1, duration_ms=0)
+    async with AsyncExitStack() as stack:
+        files = await stack.enter_async_context(open_files(FilesSettings(directory=folder)))
+        resources = Resources(settings=settings, files=files, health=HealthBoard())
+        opened: dict[str, tuple[Any, Any]] = {}
+        for name in ("sanitizer", *ANALYSES):
+            stage = pipeline.stage(name)
+            tools = await stack.enter_async_context(stage.open(pipeline.settings_of(stage), resources))
+            opened[name] = (stage, tools)
+
+        async def call(name: str, event: Any) -> Any:
+            stage, tools = opened[name]
+            if stage.process_batch is not None:
+                return (await stage.process_batch([event], tools))[0]
+            return await stage.process(event, tools)
+
+        photos = varied(data_dir, PHOTOS)
+        began = time.perf_counter()
+        for photo in photos:
+            digest = hashlib.sha256(photo).hexdigest()
+            ref = await files.put(original_key("default", digest), photo, content_type="image/jpeg", sha256=digest)
+            event = ImageUploaded(image_id=new_image_id(), original=ref)
+            master = await call("sanitizer", event)
+            safe = ImageSanitized(image_id=event.image_id, original=ref, image=master, report=report)
+            for name in ANALYSES:
+                answer = await call(name, safe)
+                if isinstance(answer, Exception):
+                    raise answer
+        return time.perf_counter() - began
+
+
+async def _send(client: AsyncDarkroom, photos: list[bytes]) -> None:
+    """Upload all, wait until each is completed."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int, photo: bytes) -> str:
+        async with gate:
+            return (await client.submit(photo, filename=f"{number}.jpg")).job_id
+
+    open_jobs = set(await asyncio.gather(*(one(number, photo) for number, photo in enumerate(photos))))
+    while open_jobs:
+        for job in list(open_jobs):
+            status = await client.status(job)
+            if status.status is ImageState.PROCESSING:
+                break  # mostly in order: the others of this round would be asked in vain
+            if status.status is not ImageState.COMPLETED:
+                raise RuntimeError(f"{job} ended {status.status}")
+            open_jobs.discard(job)
+        await asyncio.sleep(0.1)
+
+
+async def _sampled(system: RunningSystem, peaks: dict[str, float]) -> None:
+    while True:
+        for name, state in system.supervisor.states().items():
+            if state.pid is None:
+                continue
+            try:
+                resident = psutil.Process(state.pid).memory_info().rss / 1e6
+            except psutil.NoSuchProcess:
+                continue
+            peaks[name] = max(peaks.get(name, 0.0), resident)
+        await asyncio.sleep(0.1)
+
+
+async def _through(data_dir: Path, scratch: Path, environment: Mapping[str, str]) -> tuple[float, dict[str, float]]:
+    """Return the seconds the pipeline takes for all photos, and each process's peak resident MB at large images."""
+    plan = SystemPlan(scratch / "system", port=0, environment=environment)
+    async with running_system(plan, lambda _line: None) as system:
+        await system.until_ready(lambda _line: None)
+        async with AsyncDarkroom(system.url, timeout_s=120) as client:
+            await _send(client, varied(data_dir, PHOTOS + 3)[-3:])
+            photos = varied(data_dir, PHOTOS)
+            began = time.perf_counter()
+            await _send(client, photos)
+            seconds = time.perf_counter() - began
+            peaks: dict[str, float] = {}
+            sampling = asyncio.create_task(_sampled(system, peaks))
+            await _send(client, twelve_megapixels(data_dir, LARGE))
+            sampling.cancel()
+    return seconds, peaks
+
+
+async def _measure(data_dir: Path) -> tuple[float, float, dict[str, float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        environment = _environment(scratch, data_dir)
+        arguments = [sys.executable, "-m", "bench.pipeline", str(data_dir), str(scratch / "objects")]
+        script = await asyncio.create_subprocess_exec(
+            *arguments, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await script.communicate()
+        plain = float(said.split()[-1])
+        ours, peaks = await _through(data_dir, scratch, environment)
+    return plain, ours, peaks
+
+
+def run(data_dir: Path) -> list[dict[str, object]]:
+    """Return the throughput row and one memory row per process."""
+    plain, ours, peaks = asyncio.run(_measure(data_dir))
+    rows: list[dict[str, object]] = [
+        {
+            "work": f"{PHOTOS} photos, upload to completed, all agents",
+            "baseline_s": plain,
+            "ours_s": ours,
+            "ratio": plain / ours,
+            "target": 0.7,
+            "notes": f"in a row {PHOTOS / plain:.2f} images/s, pipeline {PHOTOS / ours:.2f} images/s",
+        }
+    ]
+    for name, megabytes in sorted(peaks.items()):
+        limit = SLIM_MB if name in SLIM else ML_MB
+        rows.append(
+            {
+                "work": f"resident memory of {name}, {LARGE} images of 12 MP",
+                "baseline_s": None,
+                "ours_s": None,
+                "ratio": megabytes,
+                "target": limit,
+                "notes": f"peak {megabytes:.0f} MB, at most {limit} MB wanted",
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    configure_logs(TelemetrySettings(log_level="WARNING"), process="bench")
+    print(asyncio.run(in_a_row(Path(sys.argv[1]), Path(sys.argv[2]))))
