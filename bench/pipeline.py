@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from agents import pipeline
-from bench.photos import random_clip, twelve_megapixels, varied
+from bench.uploads import random_clip, twelve_megapixels, varied
 from darkroom.system import RunningSystem, SystemPlan, running_system
 from gateway.client import AsyncDarkroom
 from schemas.facts import ImageSanitized
