@@ -1,0 +1,104 @@
+"""A real dead letter, and what an operator does with it on the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from darkroom.demo import draw_sign
+from infra.local.kafka import LocalKafka
+from schemas.intake import ImageUploaded
+from schemas.values import ImageState
+from streams import topics
+from tests.faults.processes import Plant, planted, until
+
+AGENTS = ("sanitizer", "resizer", "indexer")
+
+
+@pytest.fixture(scope="module")
+def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Return the light agents at work."""
+    with planted(kafka.bootstrap, tmp_path_factory.mktemp("letters")) as plant:
+        plant.start("sanitizer", "resizer", "core")
+        plant.until_ready(*AGENTS)
+        yield plant
+
+
+def _command(plant: Plant, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "darkroom", "dead-letters", *arguments],
+        env={**plant.environment, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _spoilt(plant: Plant, data: bytes) -> ImageUploaded:
+    """Produce the upload of an original that somebody overwrites; wait until its image has failed."""
+    event = plant.uploaded(data)
+    plant.put(event.original.key, b"not what it was"[: len(data)])
+    plant.say(topics.UPLOADED, event)
+    plant.until_ended([event.image_id], ImageState.FAILED)
+    return event
+
+
+def test_a_mended_cause_and_a_replay_complete_the_image(plant: Plant) -> None:
+    """A dead letter is listed and shown; mended and replayed, its image completes; a rerun does nothing."""
+    data = draw_sign()
+    event = _spoilt(plant, data)
+    listed = _command(plant, "list")
+    assert event.image_id in listed
+    assert "object-changed" in listed
+    (letter,) = plant.records(topics.dead_topic("sanitizer"))
+    name = f"{letter.partition}-{letter.offset}"
+    shown = _command(plant, "show", "sanitizer", name)
+    assert "dlq.error.code: object-changed" in shown
+    assert "dlq.original.topic: image.uploaded" in shown
+    assert event.body().decode() in shown
+    plant.put(event.original.key, data)
+
+    assert f"would-replay: sanitizer {name}" in _command(plant, "replay", "--agent", "sanitizer")
+    assert not plant.records(topics.retry_topic("sanitizer")), "a dry run replays nothing"
+    assert f"replayed: sanitizer {name}" in _command(plant, "replay", "--image", event.image_id, "--yes")
+    until(lambda: plant.result(event.image_id).status is ImageState.COMPLETED, "the image being mended")
+    assert len(plant.objects(event.image_id)) == 5
+
+    assert "replayed" not in _command(plant, "replay", "--yes")
+    assert len(plant.records(topics.retry_topic("sanitizer"))) == 1
+    assert event.image_id not in _command(plant, "list")
+    assert "replayed" in _command(plant, "list", "--all")
+    kinds = sorted(kind for _, kind in plant.outcomes()[event.image_id])
+    assert kinds == ["darkroom.image.completed.v1", "darkroom.image.failed.v1"]
+
+
+def test_a_replay_without_mending_dies_again(plant: Plant) -> None:
+    """A letter replayed while its cause is there dies again with its count of replays, and the image stays failed."""
+    event = _spoilt(plant, draw_sign() + b"more")
+    assert "replayed" in _command(plant, "replay", "--image", event.image_id, "--yes")
+    plant.until_idle(*AGENTS)
+    again = [r for r in plant.records(topics.dead_topic("sanitizer")) if r.header("ce_subject") == event.image_id]
+    assert [r.header("replay.count") for r in again] == [None, "1"]
+    assert {r.value for r in again} == {event.body()}
+    assert {r.header("dlq.original.topic") for r in again} == {"image.uploaded"}
+    assert plant.result(event.image_id).status is ImageState.FAILED
+
+
+def test_a_discarded_letter_is_never_replayed(plant: Plant) -> None:
+    """A discarded letter leaves the list, keeps its reason on record, and no replay touches it."""
+    event = _spoilt(plant, draw_sign() + b"still more")
+    before = len(plant.records(topics.retry_topic("sanitizer")))
+    assert "would-discard" in _command(plant, "discard", "--reason", "a test", "--image", event.image_id)
+    assert event.image_id in _command(plant, "list")
+    assert "discarded" in _command(plant, "discard", "--reason", "a test", "--image", event.image_id, "--yes")
+    assert event.image_id not in _command(plant, "list")
+    assert event.image_id not in _command(plant, "replay", "--image", event.image_id, "--yes")
+    assert len(plant.records(topics.retry_topic("sanitizer"))) == before
+    assert "discarded" in _command(plant, "list", "--all", "--image", event.image_id)

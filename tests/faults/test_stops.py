@@ -1,0 +1,60 @@
+"""SIGTERM in the middle of work: what was taken is finished, what was not is left to the next."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from infra.local.kafka import LocalKafka
+from schemas.facts import ObjectsDetected
+from streams import topics
+from tests.faults.processes import WITH_OBJECTS, planted, until
+
+COUNT = 24
+BATCH = 4
+
+
+def _pictures() -> list[bytes]:
+    found = []
+    for number in range(COUNT):
+        stream = io.BytesIO()
+        Image.new("RGB", (320, 240), (number * 10, 128, 255 - number * 10)).save(stream, "PNG")
+        found.append(stream.getvalue())
+    return found
+
+
+def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, tmp_path: Path) -> None:
+    """A detector told to stop in mid-batch finishes its batch, commits it, exits 0, and leaves the rest to the next."""
+    agents = ("sanitizer", "detector", "indexer")
+    settings = {
+        "DARKROOM_MODELS__DIR": str(models_dir),
+        "DARKROOM_DETECTOR__BATCH_SIZE": str(BATCH),
+        "DARKROOM_DETECTOR__CONCURRENCY": str(BATCH),
+        "DARKROOM_DETECTOR__BUFFER": "4",
+    }
+    with planted(kafka.bootstrap, tmp_path, agents=agents, settings=settings) as plant:
+        events = [plant.uploaded(data, profile=WITH_OBJECTS) for data in _pictures()]
+        plant.say(topics.UPLOADED, *events)
+        plant.start("sanitizer", "core")
+        until(lambda: len(plant.records(topics.SANITIZED)) == COUNT, "all images being sanitized")
+        plant.start("detector")
+
+        def detected() -> list[str | None]:
+            facts = plant.records(topics.FACTS)
+            return [f.header("ce_subject") for f in facts if f.header("ce_type") == ObjectsDetected.type]
+
+        until(lambda: len(detected()) > 0, "the first batch")
+        assert plant.terminate("detector") == 0
+        done = detected()
+        assert len(done) == len(set(done))
+        assert plant.lag("detector") == COUNT - len(done), "what was finished is committed, and nothing else"
+        plant.start("detector")
+        ids = [event.image_id for event in events]
+        plant.until_ended(ids)
+        plant.until_idle(*agents)
+        plant.check_ended_once(ids)
+        assert sorted(map(str, detected())) == sorted(ids), "no image was detected twice"
+        assert plant.terminate("core") == 0
+        assert plant.terminate("sanitizer") == 0
