@@ -61,12 +61,13 @@ def text_of(spans: list[TextSpan]) -> str:
 def error_rate(read: str, truth: str) -> float:
     """Return the character error rate in points: edits (Levenshtein 1966) per 100 characters, white space as one."""
     one, two = " ".join(read.split()), " ".join(truth.split())
-    row = list(range(len(two) + 1))
-    for i, a in enumerate(one, 1):
-        above, row = row, [i]
-        for j, b in enumerate(two, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (a != b)))
-    return 100 * row[-1] / len(two)
+    letters, steps = np.frombuffer(two.encode("utf-32-le"), np.uint32), np.arange(len(two) + 1)
+    row = steps
+    for i, letter in enumerate(one, 1):
+        swapped = row[:-1] + (letters != ord(letter))
+        without = np.concatenate(([i], np.minimum(row[1:] + 1, swapped)))
+        row = np.minimum.accumulate(without - steps) + steps  # the cheapest run of insertions up to each place
+    return 100 * int(row[-1]) / len(two)
 
 
 @pytest.mark.parametrize(
