@@ -87,4 +87,5 @@ STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
     settings=FetcherSettings,
     open=open_tools,
     process=fetch_image,
+    in_profile=False,  # whoever asks for a fetch wants it, whatever else the image must pass
 )
