@@ -35,6 +35,12 @@ def models_dir(data_dir: Path) -> Path:
     return data_dir / "models"
 
 
+@pytest.fixture(scope="session")
+def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache of models for the processes of this session, without what this machine may have fetched."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _logs() -> None:
     """Log as the services do."""

@@ -17,10 +17,10 @@ GIVEN_UP_S = 3 * PATIENCE_S  # all images together, on a busy machine
 
 
 @pytest.fixture(scope="package")
-def whole(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Whole]:
+def whole(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, models_cache: Path) -> Iterator[Whole]:
     """Return a running system: real Kafka, real MinIO, every agent its own process."""
     allowed = {"DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
-    with started(tmp_path_factory.mktemp("whole"), models_dir, **allowed) as system:
+    with started(tmp_path_factory.mktemp("whole"), models_dir, models_cache, **allowed) as system:
         yield system
 
 

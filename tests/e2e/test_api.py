@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from pydantic import JsonValue
 
 from darkroom.demo import DRAWN_TEXT, draw_sign, draw_turned
 from gateway.client import Refused
@@ -33,8 +34,8 @@ def _noise() -> bytes:
     return stream.getvalue()
 
 
-def _submitted(whole: Whole, source: Path | bytes | str, **more: object) -> JobResult:
-    job = whole.client.submit(source, metadata=more)  # type: ignore[arg-type]
+def _submitted(whole: Whole, source: Path | bytes | str, **metadata: JsonValue) -> JobResult:
+    job = whole.client.submit(source, metadata=metadata)
     return whole.client.wait(job.job_id, timeout_s=PATIENCE_S)
 
 
@@ -172,7 +173,7 @@ def test_a_deleted_image_is_gone(whole: Whole) -> None:
     """A deleted image is hidden at once, and in the end the object store holds nothing of it."""
     noise = _noise()
     result = _submitted(whole, noise)
-    before = whole.keys()
+    before = whole.stored()
     assert [key for key in before if result.image_id in key]
     digest = next(key.rsplit("/", 1)[-1] for key in before if key.startswith("originals/") and _is(whole, key, noise))
     gone = whole.client.delete(result.image_id)
@@ -182,13 +183,13 @@ def test_a_deleted_image_is_gone(whole: Whole) -> None:
         whole.client.result(result.job_id)
     assert refused.value.status in {404, 410}
     until(lambda: whole.client.status(gone.job_id).status is ImageState.DELETED, "the deletion")
-    until(lambda: not [key for key in whole.keys() if result.image_id in key or digest in key], "an empty store")
+    until(lambda: not [key for key in whole.stored() if result.image_id in key or digest in key], "an empty store")
 
 
 def _is(whole: Whole, key: str, data: bytes) -> bool:
     answer = whole.objects().get_object("darkroom", key)
     try:
-        return answer.read() == data
+        return bool(answer.read() == data)
     finally:
         answer.close()
         answer.release_conn()
@@ -211,10 +212,10 @@ def _web(folder: Path) -> Iterator[str]:
 def test_an_image_is_fetched_by_url(whole: Whole, images_dir: Path) -> None:
     """An image named by URL is brought, and ends completed with the URL and the client's metadata on it."""
     with _web(images_dir) as web:
-        result = _submitted(whole, f"{web}/photos/owl.jpg", source="web")
+        result = _submitted(whole, f"{web}/photos/owl.jpg", brought="by URL")
     assert (result.status, result.error) == (ImageState.COMPLETED, None)
     assert result.metadata.source_url == f"{web}/photos/owl.jpg"
-    assert result.metadata.context == {"source": "web"}
+    assert result.metadata.context == {"brought": "by URL"}
     assert result.stages["fetcher"].state is StageState.DONE
 
 

@@ -83,7 +83,7 @@ def test_the_source_of_the_orientations_differs(images_dir: Path) -> None:
 def test_nothing_stored_tells_more_than_pixels(sent: Sent, whole: Whole, images_dir: Path) -> None:
     """No master and no rendition of any image carries EXIF, GPS, XMP, IPTC, an ICC profile or a comment."""
     assert Image.open(images_dir / "exif/DSCN0010.jpg").getexif().get_ifd(0x8825), "the photo has no GPS position"
-    store, keys = whole.objects(), whole.keys("images/")
+    store, keys = whole.objects(), whole.stored("images/")
     assert len(keys) >= 5 * len([result for result in sent.results.values() if result.urls])
     for key in keys:
         answer = store.get_object("darkroom", key)

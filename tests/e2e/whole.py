@@ -64,7 +64,7 @@ class Whole:
             secure=False,
         )
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def stored(self, prefix: str = "") -> list[str]:
         """Return the keys of all objects."""
         return [str(found.object_name) for found in self.objects().list_objects("darkroom", prefix, recursive=True)]
 
@@ -158,15 +158,18 @@ class _Reader:
 
 
 @contextmanager
-def started(folder: Path, models: Path, **more: str) -> Iterator[Whole]:
-    """Start the system, wait until it is ready, and stop it at the end with SIGTERM."""
+def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[Whole]:
+    """Start the system, wait until it is ready, and stop it at the end with SIGTERM.
+
+    `models` are weights to be found; `cache` is where they are converted to, and must hold no others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     environment = {
         **own,
         "DARKROOM_MODELS__DIR": str(models),
         "DARKROOM_MODELS__DOWNLOAD": "false",
-        "DARKROOM_MODELS__CACHE": str(folder / "models"),  # empty: whatever this machine has fetched is not there
+        "DARKROOM_MODELS__CACHE": str(cache),
         **more,
     }
     port = choose(0)

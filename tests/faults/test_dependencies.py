@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -12,17 +10,11 @@ from pydantic import SecretStr
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from infra.local.supervisor import Backoff, Supervisor
-from schemas.values import ImageState
 from streams import topics
 from streams.settings import FilesSettings
-from tests.faults.processes import Plant, planted, until
+from tests.faults.processes import planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
-
-
-@contextmanager
-def _restarting(kafka: LocalKafka, supervisor: Supervisor) -> Iterator[None]:
-    yield
 
 
 async def test_a_broker_that_restarts_loses_nothing(
@@ -46,3 +38,39 @@ async def test_a_broker_that_restarts_loses_nothing(
             await asyncio.to_thread(plant.check_ended_once, ids)
             for name, event in events:
                 assert await asyncio.to_thread(plant.objects, event.image_id) == calm[name]
+
+
+def test_a_store_that_comes_back_loses_nothing(
+    kafka: LocalKafka, minio: LocalMinio, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    """While MinIO is away events wait in delay topics; when it is back the router returns them and each image ends."""
+    files = FilesSettings(
+        endpoint=minio.endpoint,
+        access_key=minio.access_key,
+        secret_key=SecretStr(minio.secret_key),
+        bucket="faults",
+        timeout_s=3,
+    )
+    # The last tier is long enough for a MinIO that starts slowly; the first two are what a test waits for.
+    settings = {"DARKROOM_RETRY__TIERS": '{"30s": 2, "5m": 6, "30m": 60}', "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1"}
+    with planted(kafka.bootstrap, tmp_path, files=files, settings=settings) as plant:
+        events = {name: plant.uploaded(data) for name, data in images.items()}
+        ids = [event.image_id for event in events.values()]
+        plant.start("sanitizer", "resizer", "core", "router")
+        plant.until_ready(*AGENTS, "router")
+        minio.kill()
+        try:
+            plant.say(topics.UPLOADED, *events.values())
+            delayed = topics.delay_topic("sanitizer", "30s")
+            until(lambda: {r.header("ce_subject") for r in plant.records(delayed)} == set(ids), "all events waiting")
+            assert not plant.records(topics.SANITIZED)
+        finally:
+            asyncio.run(minio.restart())
+        plant.until_ended(ids)
+        plant.check_ended_once(ids)
+        assert {name: plant.objects(event.image_id) for name, event in events.items()} == calm
+        returned = plant.records(topics.retry_topic("sanitizer"))
+        assert {(r.key, r.value) for r in returned} == {(event.key(), event.body()) for event in events.values()}
+        attempts = {plant.result(image_id).stages["sanitizer"].attempts or 0 for image_id in ids}
+        assert min(attempts) > 1, "an image shows how often it was tried"
+        assert not [letter for agent in AGENTS for letter in plant.records(topics.dead_topic(agent))]

@@ -25,10 +25,13 @@ WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZE
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def plant(
+    kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Plant]:
     """Return all seven agents at work."""
     folder = tmp_path_factory.mktemp("repeats")
-    with planted(kafka.bootstrap, folder, settings={"DARKROOM_MODELS__DIR": str(models_dir)}) as plant:
+    settings = {"DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
+    with planted(kafka.bootstrap, folder, settings=settings) as plant:
         plant.start("core", *(agent for agent in AGENTS if agent != "indexer"))
         plant.until_ready(*AGENTS)
         yield plant

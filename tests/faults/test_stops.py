@@ -25,11 +25,12 @@ def _pictures() -> list[bytes]:
     return found
 
 
-def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, tmp_path: Path) -> None:
+def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path: Path) -> None:
     """A detector told to stop in mid-batch finishes its batch, commits it, exits 0, and leaves the rest to the next."""
     agents = ("sanitizer", "detector", "indexer")
     settings = {
         "DARKROOM_MODELS__DIR": str(models_dir),
+        "DARKROOM_MODELS__CACHE": str(models_cache),
         "DARKROOM_DETECTOR__BATCH_SIZE": str(BATCH),
         "DARKROOM_DETECTOR__CONCURRENCY": str(BATCH),
         "DARKROOM_DETECTOR__BUFFER": "4",
