@@ -57,7 +57,7 @@ async def load(
     log = structlog.get_logger().bind(stage=stage, model=name)
     try:
         model = await asyncio.to_thread(build)
-    except Unavailable as error:
+    except (Unavailable, ModuleNotFoundError) as error:  # the weights, or the library that runs them, are not here
         gauge.set(0)
         reason = f"{name} is unavailable: {error}"
         if required:

@@ -76,21 +76,21 @@ def open_engines(models: ModelsSettings, rules: Rules) -> Reading:
             tesseract = TesseractReader(rules.languages, timeout_s=rules.page_timeout_s)
             engines.append(_tesseract_ref(tesseract))
             _prove("tesseract", tesseract)
-        except Unavailable as error:
+        except (Unavailable, ModuleNotFoundError) as error:
             missing.append(_away("tesseract", error))
     if rules.policy != "tesseract":
         try:
             easyocr = EasyocrReader(*find_easyocr(models, rules.languages), models, probe_side=rules.probe_side)
             engines += [ModelRef(name=w.name, sha256=w.sha256, backend=easyocr.backend) for w in easyocr.weights]
             _prove("easyocr", easyocr)
-        except Unavailable as error:
+        except (Unavailable, ModuleNotFoundError) as error:
             missing.append(_away("easyocr", error))
     if not engines or (missing and rules.all_engines):
         raise Unavailable("; ".join(missing))
     return Reading(rules, tesseract, easyocr, tuple(engines), tuple(missing))
 
 
-def _away(engine: str, error: Unavailable) -> str:
+def _away(engine: str, error: Exception) -> str:
     metrics.MODEL_AVAILABLE.labels("ocr", engine).set(0)
     structlog.get_logger().warning("OCR engine unavailable", stage="ocr", model=engine, reason=str(error))
     return f"{engine}: {error}"

@@ -25,6 +25,7 @@ def test_preprocessing_equals_the_golden_tensors_to_the_bit(data_dir: Path) -> N
 def test_preprocessing_equals_open_clips_for_any_shape(size: tuple[int, int], mode: str) -> None:
     """Odd shapes and grey images come out as open_clip's own transform has them, to the bit."""
     import open_clip  # noqa: PLC0415 - seconds, which the other tests need not wait
+
     pixels = np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     theirs = open_clip.image_transform(224, is_train=False)(image).numpy()
