@@ -103,9 +103,12 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         created = await KafkaAdmin(_kafka_settings(environment)).create_topics()
         say(f"{len(created)} topics created" if created else "Topics are there")
 
+        seen: dict[str, str] = {}
+
         def changed(state: ChildState) -> None:
-            if state.state == "backoff":
+            if state.state == "backoff" and seen.get(state.name) == "running":
                 say(f"{state.name} ended (exit code {state.exit_code}); starting it again; log: {state.log_file}")
+            seen[state.name] = state.state
 
         supervisor = await stack.enter_async_context(Supervisor(on_change=changed))
         for number, (name, command) in enumerate(_commands(plan, environment)):

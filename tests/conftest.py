@@ -10,7 +10,7 @@ import pytest
 from streams.logs import configure_logs
 from streams.settings import TelemetrySettings
 
-pytest_plugins = ["tests.services"]
+pytest_plugins = ["tests.services", "tests.sentences"]
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,15 @@ async def test_a_result_whose_objects_are_gone_is_computed_again(files: FileStor
     assert await files.get(image_key(second.image_id, 1, "master.jpg")) == b"the master"
 
 
+async def test_an_object_overwritten_by_another_version_is_not_taken_for_the_result(files: FileStore) -> None:
+    """Bytes of equal length under the same name do not pass for the ones the result speaks of."""
+    lab, first, second = Lab(files), uploaded(), uploaded()
+    await lab.run(first)
+    await files.put(image_key(first.image_id, 1, "master.jpg"), b"not master", content_type="image/jpeg")
+    await lab.run(second)
+    assert lab.computed == [first.image_id, second.image_id]
+
+
 @pytest.mark.parametrize("change", [{"version": "2"}, {"quality": 80}])
 async def test_a_new_version_or_parameter_computes_anew(files: FileStore, change: dict[str, Any]) -> None:
     """What changes the result changes its name."""
