@@ -205,6 +205,11 @@ class Plant:
             except (Refused, Unreachable):
                 return None
 
+    def state(self, image_id: str) -> ImageState | None:
+        """Return the state of an image, None while it is not known."""
+        status = self.status(image_id)
+        return status.status if status is not None else None
+
     def result(self, image_id: str) -> JobResult:
         """Return what is known of an image that has ended."""
         with self.client() as client:

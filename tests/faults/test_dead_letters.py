@@ -67,7 +67,7 @@ def test_a_mended_cause_and_a_replay_complete_the_image(plant: Plant) -> None:
     assert f"would-replay: sanitizer {name}" in _command(plant, "replay", "--agent", "sanitizer")
     assert not plant.records(topics.retry_topic("sanitizer")), "a dry run replays nothing"
     assert f"replayed: sanitizer {name}" in _command(plant, "replay", "--image", event.image_id, "--yes")
-    until(lambda: plant.result(event.image_id).status is ImageState.COMPLETED, "the image being mended")
+    until(lambda: plant.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
     assert len(plant.objects(event.image_id)) == 5
 
     assert "replayed" not in _command(plant, "replay", "--yes")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
 from infra.local.kafka import LocalKafka
@@ -12,32 +14,46 @@ from infra.local.minio import LocalMinio
 from infra.local.supervisor import Backoff, Supervisor
 from streams import topics
 from streams.settings import FilesSettings
-from tests.faults.processes import planted, until
+from tests.faults.processes import Plant, planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 
-async def test_a_broker_that_restarts_loses_nothing(
-    kafka: LocalKafka, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
-    """The broker is restarted with events in mid-stream: workers that left are started again, each image ends once."""
+@pytest.fixture
+def plant(kafka: LocalKafka, tmp_path: Path) -> Iterator[Plant]:
+    """Return the topics and the store for processes that a supervisor starts."""
     with planted(kafka.bootstrap, tmp_path, agents=AGENTS) as plant:
-        async with Supervisor(backoff=Backoff(first_s=0.5, most_s=4)) as supervisor:
-            for name in ("sanitizer", "resizer", "core"):
-                supervisor.start(name, plant.command(name), log_file=plant.log_file(name), env=plant.environment)
-            await asyncio.to_thread(plant.until_ready, *AGENTS)
-            events = [(name, plant.uploaded(data)) for _ in range(6) for name, data in images.items()]
-            ids = [event.image_id for _, event in events]
-            await asyncio.to_thread(plant.say, topics.UPLOADED, *(event for _, event in events))
-            await asyncio.to_thread(until, lambda: len(plant.records(topics.FACTS)) > 5, "work being under way")
-            kafka.kill()
-            await kafka.restart()
-            assert len(await asyncio.to_thread(plant.records, topics.UPLOADED)) == len(events)
-            await asyncio.to_thread(plant.until_ended, ids)
-            await asyncio.to_thread(plant.until_idle, *AGENTS)
-            await asyncio.to_thread(plant.check_ended_once, ids)
-            for name, event in events:
-                assert await asyncio.to_thread(plant.objects, event.image_id) == calm[name]
+        yield plant
+
+
+async def test_a_broker_that_restarts_loses_nothing(
+    kafka: LocalKafka, plant: Plant, images: dict[str, bytes], calm: dict[str, dict[str, str]]
+) -> None:
+    """The broker is killed and comes back with events in mid-stream: whoever left is started again, nothing is lost."""
+
+    def begin() -> list[tuple[str, str]]:
+        plant.until_ready(*AGENTS)
+        events = [(name, plant.uploaded(data)) for _ in range(6) for name, data in images.items()]
+        plant.say(topics.UPLOADED, *(event for _, event in events))
+        until(lambda: len(plant.records(topics.FACTS)) > 5, "work being under way")
+        return [(name, event.image_id) for name, event in events]
+
+    def check(sent: list[tuple[str, str]]) -> None:
+        ids = [image_id for _, image_id in sent]
+        plant.until_ended(ids)
+        plant.until_idle(*AGENTS)
+        plant.check_ended_once(ids)
+        for name, image_id in sent:
+            assert plant.objects(image_id) == calm[name]
+
+    async with Supervisor(backoff=Backoff(first_s=0.5, most_s=4)) as supervisor:
+        for name in ("sanitizer", "resizer", "core"):
+            supervisor.start(name, plant.command(name), log_file=plant.log_file(name), env=plant.environment)
+        sent = await asyncio.to_thread(begin)
+        assert len(plant.outcomes()) < len(sent), "all was over before the restart"
+        kafka.kill()
+        await kafka.restart()
+        await asyncio.to_thread(check, sent)
 
 
 def test_a_store_that_comes_back_loses_nothing(
