@@ -29,14 +29,13 @@ async def stay_up(plan: SystemPlan) -> int:
         say(f"Port {plan.port} of {plan.host} is taken. Choose another: `make up PORT=8081`.")
         return 2
     signalled = asyncio.create_task(until_signal())
-    serving = asyncio.create_task(_serve(plan, signalled))
+    is_up = asyncio.Event()
+    serving = asyncio.create_task(_serve(plan, signalled, is_up))
     await asyncio.wait({signalled, serving}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        if not serving.done():
-            # Starting may be waiting for something slow; a signal ends that too.
-            await asyncio.wait({serving}, timeout=0.2)
-            if not serving.done():
-                serving.cancel()
+        # Starting may be waiting for something slow, and a signal ends that; stopping must be let to its end.
+        if not is_up.is_set():
+            serving.cancel()
         await serving
     except asyncio.CancelledError:
         return 0
@@ -46,9 +45,10 @@ async def stay_up(plan: SystemPlan) -> int:
     return 0
 
 
-async def _serve(plan: SystemPlan, signalled: asyncio.Task[None]) -> None:
+async def _serve(plan: SystemPlan, signalled: asyncio.Task[None], is_up: asyncio.Event) -> None:
     async with running_system(plan, say) as system:
         await system.until_ready(say)
+        is_up.set()
         say(
             f"Darkroom is up at {system.url}; docs: {system.url}/docs; logs: {system.folder / 'logs'}. Ctrl-C stops it."
         )
