@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from darkroom import letters_cli, models_cli, submit_cli, topics_cli
+from darkroom import agents_cli, letters_cli, models_cli, submit_cli, topics_cli
 from streams.topics import AGENTS
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     help="An image pipeline on Kafka: every image made safe, resized, read, detected, embedded and searchable.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(agents_cli.app, name="agents")
 app.add_typer(letters_cli.app, name="dead-letters")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(topics_cli.app, name="topics")

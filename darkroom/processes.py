@@ -27,10 +27,9 @@ from streams.health import Condition, HealthBoard
 from streams.logs import configure_logs
 from streams.process import (
     EXIT_NOT_READY,
-    keep_lag,
-    leave_stopped,
+    consume,
+    leave_undeliverable,
     run_stage,
-    running_stage,
     until_signal,
 )
 from streams.producer import EventProducer, open_producer
@@ -184,15 +183,26 @@ async def _core(settings: Settings, own: GatewaySettings) -> None:
 
 @asynccontextmanager
 async def _indexer_beside(settings: Settings, files: FileStore, vectors: ReadModel) -> AsyncIterator[None]:
-    """Run the indexer in this process; if Faust stops by itself, the whole process goes."""
+    """Run the indexer in this process. If it cannot go on, the whole process goes, and is started again."""
     stage = pipeline.stage("indexer")
     own = pipeline.settings_of(stage)
-    async with running_stage(stage, own, settings, health=HealthBoard(), files=files, vectors=vectors) as running:
-        stopped = asyncio.create_task(running.worker.until_stopped())
-        stopped.add_done_callback(lambda task: None if task.cancelled() else leave_stopped(stage.name))
-        lag = asyncio.create_task(keep_lag(running.worker))
-        try:
-            yield
-        finally:
-            lag.cancel()
-            stopped.cancel()
+    leaving = asyncio.Event()
+    until = asyncio.create_task(_until(leaving))
+    consuming = asyncio.create_task(
+        consume(stage, own, settings, health=HealthBoard(), files=files, vectors=vectors, until=until)
+    )
+    consuming.add_done_callback(lambda task: None if leaving.is_set() else leave_undeliverable(_why(task)))
+    try:
+        yield
+    finally:
+        leaving.set()
+        await consuming
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _why(task: asyncio.Task[None]) -> BaseException:
+    error = None if task.cancelled() else task.exception()
+    return error or RuntimeError("the indexer ended")

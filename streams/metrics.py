@@ -111,6 +111,14 @@ MODEL_AVAILABLE = Gauge(
     ),
     ["stage", "model"],
 )
+PAUSED = Gauge(
+    *_noted(
+        "darkroom_agent_paused",
+        "1 while the agent does not consume: it stopped itself at the dead-letter limit, or somebody paused it.",
+        "`darkroom agents list` says why; mend the cause, then `darkroom agents resume`.",
+    ),
+    ["stage"],
+)
 WATCHDOG_LAG = Gauge(
     *_noted("darkroom_event_loop_lag_seconds", "How late the event loop is.", "Above 1: something blocks the loop."),
     ["process"],

@@ -20,16 +20,19 @@ from typing import Any
 import structlog
 
 from schemas.envelope import Record
+from streams import metrics
+from streams.control import Control
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
 from streams.health import Condition, HealthBoard
 from streams.intake import Intake
+from streams.limit import DeadLetterLimit
 from streams.producer import open_producer
 from streams.results import ResultStore
 from streams.retry import RetryPolicy
 from streams.runner import Runner
 from streams.serving import serving_health
-from streams.settings import Settings
+from streams.settings import Settings, WorkerSettings
 from streams.stage import Resources, Stage, StageSettings
 from streams.vectors import ReadModel
 from streams.watchdog import Watchdog, WatchdogSettings
@@ -52,6 +55,19 @@ def code_version() -> str:
         return "unknown"
 
 
+class Halted:
+    """Whether a stage stopped itself, and why."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.event = asyncio.Event()
+
+    def stop(self, reason: str) -> None:
+        """Stop; the first reason counts."""
+        self.reason = self.reason or reason
+        self.event.set()
+
+
 @dataclass(frozen=True, slots=True)
 class RunningStage:
     """A stage that consumes."""
@@ -59,6 +75,7 @@ class RunningStage:
     worker: FaustWorker
     intake: Intake
     health: HealthBoard
+    halted: Halted
 
 
 @asynccontextmanager
@@ -72,6 +89,7 @@ async def running_stage(
     vectors: ReadModel | None = None,
 ) -> AsyncIterator[RunningStage]:
     """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
+    halted = Halted()
     subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry)
     hook = strike_hook()
     async with AsyncExitStack() as stack:
@@ -83,6 +101,8 @@ async def running_stage(
             results=ResultStore(files),
             retry=RetryPolicy(settings.retry),
             fatal=leave_undeliverable,
+            limit=DeadLetterLimit(settings.limit),
+            halt=halted.stop,
             worker=f"{socket.gethostname()}/{os.getpid()}",
             code_version=code_version(),
             hook=hook,
@@ -112,7 +132,7 @@ async def running_stage(
         await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
         await worker.start()
         try:
-            yield RunningStage(worker, intake, health)
+            yield RunningStage(worker, intake, health, halted)
         finally:
             drained = await worker.stop()
             log.info("stopped", stage=stage.name, drained=drained)
@@ -184,18 +204,7 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
             port = await stack.enter_async_context(serving_health(health, settings.worker, lambda: None))
             log.info("health and metrics", url=f"http://{settings.worker.http_host}:{port}")
             files = await stack.enter_async_context(open_files(settings.files))
-            running = await stack.enter_async_context(
-                running_stage(stage, stage_settings, settings, health=health, files=files)
-            )
-            health.say("stage", Condition.OK, "")
-            lag = asyncio.create_task(keep_lag(running.worker))
-            stopped = asyncio.create_task(running.worker.until_stopped())
-            await asyncio.wait({signalled, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            lag.cancel()
-            if stopped.done():
-                leave_stopped(stage.name)
-            stopped.cancel()
-            log.info("stopping: finishing what is in flight", stage=stage.name)
+            await consume(stage, stage_settings, settings, health=health, files=files, until=signalled)
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
@@ -205,3 +214,67 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
     finally:
         signalled.cancel()
     return 0
+
+
+async def consume(
+    stage: Stage[Any, Any, Any],
+    stage_settings: StageSettings,
+    settings: Settings,
+    *,
+    health: HealthBoard,
+    files: FileStore,
+    until: asyncio.Task[None],
+    vectors: ReadModel | None = None,
+) -> None:
+    """Consume until `until` is done; leave the group while the agent is paused, and come back when it is resumed.
+
+    Raises NotReady and DependencyAway. If Faust stops by itself, the process goes.
+    """
+    control = Control(files)
+    while not until.done():
+        if await _held(stage.name, control, health, settings.worker, until):
+            continue
+        opened = running_stage(stage, stage_settings, settings, health=health, files=files, vectors=vectors)
+        async with opened as running:
+            health.say("stage", Condition.OK, "")
+            lag = asyncio.create_task(keep_lag(running.worker))
+            stopped = asyncio.create_task(running.worker.until_stopped())
+            halted = asyncio.create_task(running.halted.event.wait())
+            paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
+            await asyncio.wait({until, stopped, halted, paused}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (lag, halted, paused):
+                task.cancel()
+            if stopped.done():
+                leave_stopped(stage.name)
+            stopped.cancel()
+            log.info("stopping: finishing what is in flight", stage=stage.name)
+            if running.halted.reason:
+                health.say("stage", Condition.UNREADY, f"stopped itself: {running.halted.reason}")
+                log.critical("stopping: something is broken", stage=stage.name, reason=running.halted.reason)
+                await control.pause(stage.name, running.halted.reason, by=f"{socket.gethostname()}/{os.getpid()}")
+
+
+async def _held(
+    agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, until: asyncio.Task[None]
+) -> bool:
+    """Wait one interval if the agent is paused; say whether it is."""
+    mark = await control.paused(agent)
+    if mark is None:
+        metrics.PAUSED.labels(agent).set(0)
+        return False
+    metrics.PAUSED.labels(agent).set(1)
+    health.say("stage", Condition.UNREADY, f"paused by {mark.by} since {mark.at}: {mark.reason}")
+    log.error("paused; `darkroom agents resume` lets it go on", stage=agent, reason=mark.reason, by=mark.by)
+    await asyncio.wait({until}, timeout=settings.control_interval_s)
+    return True
+
+
+async def _until_paused(agent: str, control: Control, settings: WorkerSettings) -> None:
+    """Return when somebody paused the agent. A store that is away pauses nobody."""
+    while True:
+        await asyncio.sleep(settings.control_interval_s)
+        try:
+            if await control.paused(agent) is not None:
+                return
+        except DependencyAway as error:
+            log.warning("cannot see whether the agent is paused", error=str(error))

@@ -43,6 +43,14 @@ log = structlog.get_logger(__name__)
 Finished = Callable[[], Awaitable[None]]
 
 
+def _lane(record: Record) -> bytes:
+    """Return what orders a record: its image, which on some topics is not the key; else the key; else nothing does."""
+    subject = record.header("ce_subject")
+    if subject:
+        return subject.encode()
+    return record.key if record.key is not None else f"{record.topic}/{record.partition}/{record.offset}".encode()
+
+
 def _check_size(message: Outgoing) -> None:
     size = len(message.value or b"") + sum(len(name) + len(value) for name, value in message.headers)
     if size > MAX_MESSAGE_BYTES and not message.topic.endswith((".dead", ".retry")) and ".delay." not in message.topic:
@@ -54,6 +62,7 @@ class _Job:
     record: Record
     finished: Finished
     taken_at: float = field(default_factory=time.monotonic)
+    begun_at: float | None = None  # None while others of its image are before it
 
 
 class Runner:
@@ -89,10 +98,7 @@ class Runner:
         job = _Job(record, finished)
         self._open[id(job)] = job
         metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
-        # Without a key there is no order to keep.
-        lane_key = (
-            record.key if record.key is not None else f"{record.topic}/{record.partition}/{record.offset}".encode()
-        )
+        lane_key = _lane(record)
         lane = self._lanes.get(lane_key)
         if lane is not None:
             lane.append(job)
@@ -108,8 +114,9 @@ class Runner:
         return len(self._open)
 
     def oldest_s(self) -> float:
-        """Return for how many seconds the oldest record in flight has been worked on."""
-        return max((time.monotonic() - job.taken_at for job in self._open.values()), default=0.0)
+        """Return for how many seconds the record that is worked on the longest has been."""
+        begun = [job.begun_at for job in self._open.values() if job.begun_at is not None]
+        return time.monotonic() - min(begun) if begun else 0.0
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing more and wait for what is in flight; False if time ran out."""
@@ -142,6 +149,7 @@ class Runner:
 
     async def _work(self, job: _Job) -> None:
         record = job.record
+        job.begun_at = time.monotonic()
         with structlog.contextvars.bound_contextvars(
             stage=self._stage.name,
             image=(record.header("ce_subject") or "")[:64],
@@ -153,6 +161,8 @@ class Runner:
                 await self._deliver(messages)
             await self._services.hook("after-produce", record)
             await job.finished()
+        if reason := self._services.limit.note(died=kind == "dead"):
+            self._services.halt(reason)
         metrics.EVENTS.labels(self._stage.name, kind).inc()
         metrics.STAGE_SECONDS.labels(self._stage.name).observe(time.monotonic() - job.taken_at)
         self._open.pop(id(job), None)

@@ -72,6 +72,14 @@ class RetrySettings(Group):
     tiers: dict[str, float] = Field(DELAY_TIERS, description="delay topic name -> seconds; names are fixed")
 
 
+class LimitSettings(Group):
+    """When an agent stops itself, because its dead letters say that something is broken."""
+
+    window: int = Field(100, ge=1, description="events looked back on")
+    share: float = Field(0.2, gt=0, le=1, description="of the window; more dead letters than this stop the agent")
+    in_a_row: int = Field(50, ge=1, description="dead letters one after the other that stop the agent")
+
+
 class WorkerSettings(Group):
     """What bounds one worker process."""
 
@@ -83,6 +91,7 @@ class WorkerSettings(Group):
     max_poll_interval_s: float = Field(600.0, gt=0, description="Kafka max.poll.interval")
     commit_interval_s: float = Field(1.0, gt=0, description="seconds between offset commits")
     loop_lag_s: float = Field(10.0, gt=0, description="watchdog: event loop stuck this long = exit")
+    control_interval_s: float = Field(3.0, gt=0, description="seconds between looks whether the agent may consume")
     stuck_fetch_s: float = Field(120.0, gt=0, description="watchdog: lag but no fetch this long = exit")
 
 
@@ -117,6 +126,7 @@ class Settings(BaseSettings):
     files: FilesSettings = FilesSettings()
     qdrant: QdrantSettings = QdrantSettings()
     retry: RetrySettings = RetrySettings()
+    limit: LimitSettings = LimitSettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelsSettings = ModelsSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -18,6 +18,7 @@ from streams import metrics
 from streams.batcher import Batcher
 from streams.errors import DarkroomError, Retryable
 from streams.files import result_key
+from streams.limit import DeadLetterLimit
 from streams.producer import Deliverer
 from streams.results import ResultStore
 from streams.retry import ATTEMPT_HEADER, RetryPolicy, number_header
@@ -44,6 +45,8 @@ class Services:
     results: ResultStore
     retry: RetryPolicy
     fatal: Callable[[BaseException], None]
+    limit: DeadLetterLimit
+    halt: Callable[[str], None]  # too many dead letters: stop consuming, and say why
     worker: str = ""
     code_version: str = ""
     hook: Hook = _no_hook

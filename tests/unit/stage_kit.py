@@ -15,12 +15,13 @@ from schemas.values import ErrorCode, ObjectRef, StageReport, new_image_id
 from streams import topics
 from streams.files import FileStore
 from streams.intake import Intake
+from streams.limit import DeadLetterLimit
 from streams.memory import MemoryLog
 from streams.producer import outgoing
 from streams.results import ResultStore
 from streams.retry import RetryPolicy
 from streams.runner import Runner
-from streams.settings import RetrySettings
+from streams.settings import LimitSettings, RetrySettings
 from streams.stage import Emit, Outcome, Resources, Stage, StageSettings
 from streams.work import Hook, Services
 
@@ -124,6 +125,7 @@ class Bench:
     log: MemoryLog
     intake: Intake
     fatal: list[BaseException]
+    halted: list[str]
 
 
 def bench(
@@ -135,19 +137,23 @@ def bench(
     retry: RetrySettings | None = None,
     hook: Hook | None = None,
     tools: Any = None,
+    limit: LimitSettings | None = None,
 ) -> Bench:
     """Put a stage on an in-memory log."""
     fatal: list[BaseException] = []
+    halted: list[str] = []
     extra = {"hook": hook} if hook else {}
     services = Services(
         deliverer=log,
         results=ResultStore(files),
         retry=RetryPolicy(retry or RetrySettings(backoff_s=0.001), chance=lambda: 1.0),
         fatal=fatal.append,
+        limit=DeadLetterLimit(limit or LimitSettings()),
+        halt=halted.append,
         **extra,
     )
     runner = Runner(stage, tools, settings or StageSettings(), services)
-    return Bench(log, Intake(runner), fatal)
+    return Bench(log, Intake(runner), fatal, halted)
 
 
 __all__ = ["SHA", "Bench", "Seen", "batch_stage", "bench", "echo_stage", "message", "outgoing", "said", "uploaded"]

@@ -1,0 +1,71 @@
+"""Pausing, on a real Kafka: an agent that is stopped, by itself or by a person, loses nothing and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from infra.local.kafka import LocalKafka
+from streams.control import Control
+from streams.files import open_files
+from streams.settings import FilesSettings
+from tests.contracts.logs import OnKafka
+from tests.unit.stage_kit import message, uploaded
+
+QUICK = {"DARKROOM_WORKER__CONTROL_INTERVAL_S": "0.2", "DARKROOM_LIMIT__IN_A_ROW": "5"}
+
+
+async def _until(log: OnKafka, members: int) -> None:
+    async with asyncio.timeout(60):
+        while (await log.admin.members()).get("sanitizer", 0) != members:
+            await asyncio.sleep(0.2)
+
+
+async def test_a_broken_agent_stops_itself_and_goes_on_when_resumed(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Most of the topic stays in Kafka instead of the dead letters; the mark says why; resuming loses nothing."""
+    log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
+    try:
+        await log.send([message(uploaded(context={"act": "raise", "sleep_s": 0.05})) for _ in range(60)])
+        await log.start()
+        async with open_files(FilesSettings(directory=tmp_path)) as files:
+            control = Control(files)
+            async with asyncio.timeout(60):
+                while (mark := await control.paused("sanitizer")) is None:
+                    await asyncio.sleep(0.1)
+            assert "in a row went to the dead letters" in mark.reason
+            await _until(log, 0)
+            dead = len(await log.records("sanitizer.dead"))
+            assert 5 <= dead < 40
+            await log.send([message(uploaded())])
+            while await control.paused("sanitizer") or await log._lag():
+                await control.resume("sanitizer")
+                await asyncio.sleep(0.5)
+        await log.stop()
+        assert len(await log.records("sanitizer.dead")) == 60
+        assert len(await log.records("image.facts")) == 61
+    finally:
+        await log.close()
+
+
+async def test_a_paused_agent_takes_nothing_and_says_so(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Paused before it starts: the worker lives, is not in the group, and begins when it is resumed."""
+    log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
+    try:
+        async with open_files(FilesSettings(directory=tmp_path)) as files:
+            control = Control(files)
+            await control.pause("sanitizer", "maintenance", by="operator")
+            await log.send([message(uploaded())])
+            await log.start()
+            async with asyncio.timeout(60):
+                while b"paused" not in (tmp_path / "worker-0.log").read_bytes():
+                    await asyncio.sleep(0.1)
+            assert (await log.admin.members()).get("sanitizer", 0) == 0
+            assert await log.records("image.facts") == []
+            assert await control.resume("sanitizer")
+            await log.until_idle()
+            await control.pause("sanitizer", "maintenance again", by="operator")
+            await _until(log, 0)
+        await log.stop()
+        assert len(await log.records("image.facts")) == 1
+    finally:
+        await log.close()
