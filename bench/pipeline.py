@@ -3,7 +3,7 @@
 The script opens the same stages in one process, every core its own, and calls sanitize, resize, read, detect, embed for
 each photo in turn. The pipeline is the embedded system: Kafka, gateway, and each agent a process. CLIP runs with seeded
 random weights in both, where the official ones are not at hand. Models are loaded and warm in both before the clock
-starts. The second part samples resident memory of every process while it works on 12-megapixel images.
+starts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from agents import pipeline
-from bench.uploads import random_clip, twelve_megapixels, varied
-from darkroom.system import RunningSystem, SystemPlan, running_system
+from bench.uploads import random_clip, varied
+from darkroom.system import SystemPlan, running_system
 from gateway.client import AsyncDarkroom
 from schemas.facts import ImageSanitized
 from schemas.intake import ImageUploaded
@@ -35,14 +33,12 @@ from streams.settings import FilesSettings, Settings, TelemetrySettings
 from streams.stage import Resources
 
 PHOTOS = 100
-LARGE = 12
 AT_ONCE = 8
 ANALYSES = ("resizer", "ocr", "detector", "embedder")
-SLIM = ("core", "router", "fetcher", "sanitizer", "resizer")
-SLIM_MB, ML_MB = 250, 1500
 
 
-def _environment(scratch: Path, data_dir: Path) -> dict[str, str]:
+def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
+    """Return settings under which every model is there: the test detector, and CLIP with random weights."""
     models = scratch / "models"
     models.mkdir()
     for weights in (data_dir / "models").glob("*yolo*.pt"):
@@ -89,7 +85,7 @@ async def in_a_row(data_dir: Path, folder: Path) -> float:
         return time.perf_counter() - began
 
 
-async def _send(client: AsyncDarkroom, photos: list[bytes]) -> None:
+async def send(client: AsyncDarkroom, photos: list[bytes]) -> None:
     """Upload all, wait until each is completed."""
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -109,55 +105,35 @@ async def _send(client: AsyncDarkroom, photos: list[bytes]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _sampled(system: RunningSystem, peaks: dict[str, float]) -> None:
-    while True:
-        for name, state in system.supervisor.states().items():
-            if state.pid is None:
-                continue
-            try:
-                resident = psutil.Process(state.pid).memory_info().rss / 1e6
-            except psutil.NoSuchProcess:
-                continue
-            peaks[name] = max(peaks.get(name, 0.0), resident)
-        await asyncio.sleep(0.1)
-
-
-async def _through(data_dir: Path, scratch: Path, environment: Mapping[str, str]) -> tuple[float, dict[str, float]]:
-    """Return the seconds the pipeline takes for all photos, and each process's peak resident MB at large images."""
+async def _through(data_dir: Path, scratch: Path, environment: Mapping[str, str]) -> float:
+    """Return the seconds the pipeline takes for all photos."""
     plan = SystemPlan(scratch / "system", port=0, environment=environment)
     async with running_system(plan, lambda _line: None) as system:
         await system.until_ready(lambda _line: None)
         async with AsyncDarkroom(system.url, timeout_s=120) as client:
-            await _send(client, varied(data_dir, PHOTOS + 3)[-3:])
+            await send(client, varied(data_dir, PHOTOS + 3)[-3:])
             photos = varied(data_dir, PHOTOS)
             began = time.perf_counter()
-            await _send(client, photos)
-            seconds = time.perf_counter() - began
-            peaks: dict[str, float] = {}
-            sampling = asyncio.create_task(_sampled(system, peaks))
-            await _send(client, twelve_megapixels(data_dir, LARGE))
-            sampling.cancel()
-    return seconds, peaks
+            await send(client, photos)
+            return time.perf_counter() - began
 
 
-async def _measure(data_dir: Path) -> tuple[float, float, dict[str, float]]:
+async def _measure(data_dir: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        environment = _environment(scratch, data_dir)
+        environment = models_of(scratch, data_dir)
         arguments = [sys.executable, "-m", "bench.pipeline", str(data_dir), str(scratch / "objects")]
         script = await asyncio.create_subprocess_exec(
             *arguments, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE
         )
         said, _ = await script.communicate()
-        plain = float(said.split()[-1])
-        ours, peaks = await _through(data_dir, scratch, environment)
-    return plain, ours, peaks
+        return float(said.split()[-1]), await _through(data_dir, scratch, environment)
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
-    """Return the throughput row and one memory row per process."""
-    plain, ours, peaks = asyncio.run(_measure(data_dir))
-    rows: list[dict[str, object]] = [
+    """Return the one row."""
+    plain, ours = asyncio.run(_measure(data_dir))
+    return [
         {
             "work": f"{PHOTOS} photos, upload to completed, all agents",
             "baseline_s": plain,
@@ -167,19 +143,6 @@ def run(data_dir: Path) -> list[dict[str, object]]:
             "notes": f"in a row {PHOTOS / plain:.2f} images/s, pipeline {PHOTOS / ours:.2f} images/s",
         }
     ]
-    for name, megabytes in sorted(peaks.items()):
-        limit = SLIM_MB if name in SLIM else ML_MB
-        rows.append(
-            {
-                "work": f"resident memory of {name}, {LARGE} images of 12 MP",
-                "baseline_s": None,
-                "ours_s": None,
-                "ratio": megabytes,
-                "target": limit,
-                "notes": f"peak {megabytes:.0f} MB, at most {limit} MB wanted",
-            }
-        )
-    return rows
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from gateway.ingest import ingest_app
 from gateway.query import query_app
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
+from streams.allocation import give_memory_back
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
 from streams.health import Condition, HealthBoard
@@ -54,7 +55,8 @@ class GatewayEnvironment(BaseSettings):
 
 
 def read_settings(process: str) -> Settings:
-    """Read the shared settings and set up logging; exit 2 naming what is wrong."""
+    """Read the shared settings, set up logging and memory; exit 2 naming what is wrong."""
+    give_memory_back()
     try:
         settings = Settings()
     except ValidationError as error:
