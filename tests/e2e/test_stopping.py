@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import psutil
 import pytest
 
 from schemas.values import ImageState
+from streams.topics import AGENTS
 from tests.e2e.whole import Whole, started, stop
 
 pytestmark = pytest.mark.timeout(900)
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
     tmp_path: Path, models_dir: Path, models_cache: Path, images_dir: Path
 ) -> None:
-    """SIGTERM in the middle of work ends every process with exit code 0; started again, the images are completed."""
+    """SIGTERM in the middle of work drains every agent and ends every process; started again, all is completed."""
     sources = sorted((images_dir / "clip_golden").glob("*.jpg"))
     with started(tmp_path, models_dir, models_cache) as system:
         jobs = [system.client.submit(source).job_id for source in sources]
@@ -26,9 +28,18 @@ def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
     left = [process for process in psutil.process_iter(["cmdline"]) if _belongs(process, tmp_path)]
     assert not left, left
     assert not [process for process in before if _runs(process)]
+    assert _drained(tmp_path / "logs") == set(AGENTS), "who did not finish its work before Kafka went"
     with started(tmp_path, models_dir, models_cache) as system:
         ends = [system.client.wait(job_id, timeout_s=240).status for job_id in jobs]
         assert ends == [ImageState.COMPLETED] * len(jobs)
+
+
+def _drained(logs: Path) -> set[str]:
+    """Return the agents whose log says that they finished what was in flight."""
+    lines = [
+        json.loads(line) for log in logs.glob("*.log") for line in log.read_text().splitlines() if "drained" in line
+    ]
+    return {str(line["stage"]) for line in lines if line["drained"] is True}
 
 
 def _names(processes: list[psutil.Process]) -> set[str]:
