@@ -43,22 +43,20 @@ def main() -> None:
     configure_logs(TelemetrySettings(log_level="ERROR"), process="bench")
     console = Console(width=160)
     data_dir = _data_dir()
+    saved = Path(__file__).with_name("results") / "latest.json"
+    kept = json.loads(saved.read_text()) if saved.is_file() else {}
     rows: list[dict[str, object]] = []
     for name in sys.argv[1:] or PARTS:
         if name not in PARTS:
             raise SystemExit(f"there is no bench {name}; there are {', '.join(PARTS)}")
         console.print(f"{time.strftime('%H:%M:%S')}  measuring {name}")
-        rows += import_module(f"bench.{name}").run(data_dir)
+        found = import_module(f"bench.{name}").run(data_dir)
+        rows += found
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        kept[name] = {"when": when, "cores": os.cpu_count(), "machine": platform.machine(), "rows": found}
     console.print(_table(rows))
-    results = Path(__file__).with_name("results")
-    results.mkdir(exist_ok=True)
-    about = {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cores": os.cpu_count(),
-        "cpu": platform.machine(),
-    }
-    saved = results / "latest.json"
-    saved.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    saved.parent.mkdir(exist_ok=True)
+    saved.write_text(json.dumps(kept, indent=1) + "\n")
     console.print(f"saved in bench/results/{saved.name}")
 
 
