@@ -95,6 +95,7 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         minio = await _minio(stack, environment, folder, say) if plan.minio else None
         environment.setdefault("DARKROOM_FILES__DIRECTORY", str(folder / "objects"))
         environment.setdefault("DARKROOM_QDRANT__PATH", str(folder / "qdrant"))
+        environment.setdefault("DARKROOM_WORKER__STATE_DIR", str(folder / "state"))
         environment["DARKROOM_GATEWAY__HOST"] = plan.host
         environment.setdefault("DARKROOM_TELEMETRY__LOG_FORMAT", "json")
         port = plan.port or choose(0)

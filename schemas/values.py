@@ -89,6 +89,7 @@ class ErrorCode(StrEnum):
     SOURCE_UNAVAILABLE = "source-unavailable"
     DEADLINE_EXCEEDED = "deadline-exceeded"
     OBJECT_CHANGED = "object-changed"
+    WORKER_CRASHED = "worker-crashed"
     INTERNAL_ERROR = "internal-error"
     # A stage was skipped (not a failure).
     MODEL_UNAVAILABLE = "model-unavailable"
@@ -126,6 +127,7 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
     "Processing failed": {
         ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was away for longer than all retries: when it is back, replay.",
         ErrorCode.SOURCE_UNAVAILABLE: "The source of a fetch did not answer, however often it was asked: replay later.",
+        ErrorCode.WORKER_CRASHED: "Its worker died twice while it worked on this, the second time on nothing else.",
         ErrorCode.DEADLINE_EXCEEDED: "The stage took longer than its `deadline_s`: raise it or scale, then replay.",
         ErrorCode.OBJECT_CHANGED: "The stored bytes are not those the event speaks of: somebody writes to the store.",
         ErrorCode.INTERNAL_ERROR: "A bug of ours: the dead letter has the stack; when it is mended, replay.",

@@ -6,6 +6,7 @@
     ├── Malformed          these bytes are not our event: dead letter at once
     ├── Gone               the object was deleted under us: drop the event, count it
     ├── NotReady           a worker refuses to start: bad settings, missing topic, required model missing
+    ├── WorkerCrashed      an event killed its worker, twice: dead letter, without touching it again
     └── Undeliverable      an output could not be delivered: exit, the supervisor restarts, Kafka redelivers
 
 Anything else that a stage raises is our bug: dead letter, error metric, traceback in the log.
@@ -54,3 +55,10 @@ class NotReady(DarkroomError):
 
 class Undeliverable(DarkroomError):
     """An output could not be delivered to Kafka; continuing would lose it."""
+
+
+class WorkerCrashed(DarkroomError):
+    """A worker died twice while this event was in flight, the second time alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker died while this event was in flight, and again while it alone was")

@@ -7,6 +7,7 @@ required is missing; 70 an output could not be delivered; 71 the watchdog saw it
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +24,7 @@ import structlog
 from schemas.envelope import Record
 from streams import metrics
 from streams.control import Control
+from streams.crashes import CrashMarkers, crash_markers
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
 from streams.health import Condition, HealthBoard
@@ -96,16 +99,18 @@ async def running_stage(
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
         resources = Resources(settings=settings, files=files, health=health, vectors=vectors)
         tools = await stack.enter_async_context(stage.open(stage_settings, resources))
+        markers = _markers(stack, stage.name, settings)
         services = Services(
             deliverer=producer,
             results=ResultStore(files),
             retry=RetryPolicy(settings.retry),
-            fatal=leave_undeliverable,
+            fatal=partial(_leave_blameless, markers),
             limit=DeadLetterLimit(settings.limit),
             halt=halted.stop,
             worker=f"{socket.gethostname()}/{os.getpid()}",
             code_version=code_version(),
             hook=hook,
+            markers=markers,
         )
         runner = Runner(stage, tools, stage_settings, services)
         stack.push_async_callback(runner.close)
@@ -138,8 +143,28 @@ async def running_stage(
             log.info("stopped", stage=stage.name, drained=drained)
             if not drained:
                 # Work that ignores its deadline holds threads; only an exit frees them, and loses nothing.
+                markers.forgive()
                 sys.stderr.flush()
                 os._exit(EXIT_NOT_DRAINED)
+
+
+def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> CrashMarkers:
+    """Take a slot for crash markers; offsets mean something only within one cluster and prefix."""
+    kafka = settings.kafka
+    cluster = hashlib.sha256(f"{kafka.bootstrap} {kafka.prefix}".encode()).hexdigest()[:12]
+    folder = settings.worker.state_dir / cluster
+    try:
+        markers = stack.enter_context(crash_markers(folder, agent, limit=settings.worker.crash_limit))
+    except OSError as error:
+        raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} cannot be used: {error}") from error
+    if suspects := markers.suspects():
+        log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)
+    return markers
+
+
+def _leave_blameless(markers: CrashMarkers, error: BaseException) -> None:
+    markers.forgive()
+    leave_undeliverable(error)
 
 
 def leave_undeliverable(error: BaseException) -> None:

@@ -13,6 +13,7 @@ PUBLIC_FAILURE = {
     ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs was away for too long.",
     ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image, however often it was asked.",
     ErrorCode.DEADLINE_EXCEEDED: "This step took longer than it may.",
+    ErrorCode.WORKER_CRASHED: "This step ended its worker, twice.",
     ErrorCode.OBJECT_CHANGED: "The stored bytes are not those the event speaks of.",
     ErrorCode.GONE: "The stored bytes this step needs are not there any more.",
     ErrorCode.MALFORMED_EVENT: "The event that asked for this step could not be read.",

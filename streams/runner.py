@@ -18,11 +18,12 @@ from typing import Any
 import structlog
 
 from schemas.envelope import Event, NotAnEvent, Outgoing, Record, decode, now
-from schemas.values import ErrorCode
+from schemas.values import ErrorCode, StageReport
 from streams import metrics, reports
 from streams.batcher import Batcher
+from streams.crashes import Verdict
 from streams.dead_letters import Failure, dead_letter, origin_of
-from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable
+from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable, WorkerCrashed
 from streams.producer import outgoing
 from streams.retry import (
     ATTEMPT_HEADER,
@@ -36,6 +37,7 @@ from streams.retry import (
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 from streams.tracing import child_of, trace_id
+from streams.turns import Turns
 from streams.work import Answer, Services, Worked, perform
 
 log = structlog.get_logger(__name__)
@@ -78,6 +80,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Job] = {}
         self._draining = False
+        self._turns = Turns()
         self._batcher: Batcher[Event, Answer] | None = None
         if stage.process_batch is not None:
             batch = stage.process_batch
@@ -155,12 +158,7 @@ class Runner:
             image=(record.header("ce_subject") or "")[:64],
             trace=trace_id(record.header("traceparent")),
         ):
-            await self._services.hook("before-work", record)
-            kind, messages = await self._settle_surely(record)
-            if messages:
-                await self._deliver(messages)
-            await self._services.hook("after-produce", record)
-            await job.finished()
+            kind = await self._in_its_turn(job)
         if reason := self._services.limit.note(died=kind == "dead"):
             self._services.halt(reason)
         metrics.EVENTS.labels(self._stage.name, kind).inc()
@@ -168,6 +166,39 @@ class Runner:
         self._open.pop(id(job), None)
         metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
         self._room.release()
+
+    async def _in_its_turn(self, job: _Job) -> str:
+        """Work on a record beside others; alone if it may have killed the worker before this one."""
+        markers = self._services.markers
+        if markers is None:
+            return await self._finish(job, self._settle_surely)
+        verdict = markers.verdict(job.record)
+        async with self._turns.together() if verdict is Verdict.FREE else self._turns.alone():
+            markers.begin(job.record)
+            kind = await self._finish(job, self._condemn if verdict is Verdict.GUILTY else self._settle_surely)
+            markers.end(job.record)
+            return kind
+
+    async def _finish(self, job: _Job, settle: Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]) -> str:
+        """Settle a record, deliver what follows from it, ack it; return how it ended."""
+        await self._services.hook("before-work", job.record)
+        kind, messages = await settle(job.record)
+        if messages:
+            await self._deliver(messages)
+        await self._services.hook("after-produce", job.record)
+        await job.finished()
+        return kind
+
+    async def _condemn(self, record: Record) -> tuple[str, list[Outgoing]]:
+        """Give up on an event that killed its worker; it is not touched again."""
+        crash = WorkerCrashed()
+        failure = Failure(ErrorCode.WORKER_CRASHED, crash, 1, retriable=False, first_failure=now())
+        try:
+            event = decode(record, self._stage.accepts())
+        except NotAnEvent:
+            return self._die(record, None, failure)
+        report = StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
+        return self._die(record, event, failure, Worked(crash, report))
 
     async def _deliver(self, messages: list[Outgoing]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -91,6 +92,11 @@ class WorkerSettings(Group):
     max_poll_interval_s: float = Field(600.0, gt=0, description="Kafka max.poll.interval")
     commit_interval_s: float = Field(1.0, gt=0, description="seconds between offset commits")
     loop_lag_s: float = Field(10.0, gt=0, description="watchdog: event loop stuck this long = exit")
+    state_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / "darkroom-state",
+        description="folder for crash markers; must outlive the process, need not outlive the machine",
+    )
+    crash_limit: int = Field(2, ge=2, description="deaths of its worker that make an event a dead letter")
     control_interval_s: float = Field(3.0, gt=0, description="seconds between looks whether the agent may consume")
     stuck_fetch_s: float = Field(120.0, gt=0, description="watchdog: lag but no fetch this long = exit")
 

@@ -16,6 +16,7 @@ from schemas.results import StageResult
 from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams import metrics
 from streams.batcher import Batcher
+from streams.crashes import CrashMarkers
 from streams.errors import DarkroomError, Retryable
 from streams.files import result_key
 from streams.limit import DeadLetterLimit
@@ -50,6 +51,7 @@ class Services:
     worker: str = ""
     code_version: str = ""
     hook: Hook = _no_hook
+    markers: CrashMarkers | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,8 @@ class OnKafka:
             "DARKROOM_FILES__DIRECTORY": str(self.folder),
             "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",
             "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.2",
+            "DARKROOM_WORKER__STATE_DIR": str(self.folder / "state"),
+            "DARKROOM_WORKER__CRASH_LIMIT": "10",  # the kills of these tests are nobody's fault
             **self.environment,
             **environment,
         }

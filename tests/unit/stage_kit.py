@@ -13,6 +13,7 @@ from schemas.facts import StageSkipped
 from schemas.intake import ImageUploaded
 from schemas.values import ErrorCode, ObjectRef, StageReport, new_image_id
 from streams import topics
+from streams.crashes import CrashMarkers
 from streams.files import FileStore
 from streams.intake import Intake
 from streams.limit import DeadLetterLimit
@@ -138,6 +139,7 @@ def bench(
     hook: Hook | None = None,
     tools: Any = None,
     limit: LimitSettings | None = None,
+    markers: CrashMarkers | None = None,
 ) -> Bench:
     """Put a stage on an in-memory log."""
     fatal: list[BaseException] = []
@@ -150,6 +152,7 @@ def bench(
         fatal=fatal.append,
         limit=DeadLetterLimit(limit or LimitSettings()),
         halt=halted.append,
+        markers=markers,
         **extra,
     )
     runner = Runner(stage, tools, settings or StageSettings(), services)

@@ -1,0 +1,96 @@
+"""Crash markers: an event that kills its worker twice becomes a dead letter, instead of killing every worker for ever.
+
+Attempt headers cannot count a crash, so a file does: there while an event is worked on, gone when it is done. What a
+worker finds at its start was in flight when the one before it died. The first time, any of them may have done it: each
+is then worked on alone. One that was alone at the second death is the one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+from schemas.envelope import Record
+
+SUFFIX = ".at-work"
+
+
+class Verdict(Enum):
+    """How an event may be worked on."""
+
+    FREE = "free"
+    ALONE = "alone"  # it was in flight at a death; so were perhaps others
+    GUILTY = "guilty"  # it was alone at the last one
+
+
+class CrashMarkers:
+    """The markers of one worker's slot. `limit` deaths make an event guilty; all but the first of them were its own."""
+
+    def __init__(self, folder: Path, *, limit: int = 2) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._deaths: dict[str, int] = {}
+        for path in folder.iterdir():
+            if path.suffix == SUFFIX:
+                text = path.read_text(errors="replace").strip()
+                self._deaths[path.stem] = (int(text) if text.isdigit() else 0) + 1
+
+    def suspects(self) -> int:
+        """Return how many events were in flight when a worker before this one died, and are not done since."""
+        return len(self._deaths)
+
+    def verdict(self, record: Record) -> Verdict:
+        """Say how an event may be worked on."""
+        deaths = self._deaths.get(_name(record), 0)
+        if deaths >= self._limit:
+            return Verdict.GUILTY
+        return Verdict.ALONE if deaths else Verdict.FREE
+
+    def begin(self, record: Record) -> None:
+        """Mark an event as worked on; a suspect only once it truly is alone."""
+        (self._folder / (_name(record) + SUFFIX)).write_text(str(self._deaths.get(_name(record), 0)))
+
+    def end(self, record: Record) -> None:
+        """Take the mark away: the event is done."""
+        self._deaths.pop(_name(record), None)
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / (_name(record) + SUFFIX)).unlink()
+
+    def forgive(self) -> None:
+        """Take all marks away: this process ends for a reason that no event is to blame for."""
+        for path in self._folder.glob("*" + SUFFIX):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _name(record: Record) -> str:
+    return f"{record.topic}_{record.partition}_{record.offset}"
+
+
+@contextmanager
+def crash_markers(folder: Path, agent: str, *, limit: int) -> Iterator[CrashMarkers]:
+    """Take the first free slot of an agent on this machine; a worker that died left its slot free, markers and all.
+
+    Raises OSError when the folder cannot be written.
+    """
+    slot = 0
+    while True:
+        place = folder / agent / str(slot)
+        place.mkdir(parents=True, exist_ok=True)
+        lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            slot += 1
+            continue
+        try:
+            yield CrashMarkers(place, limit=limit)
+        finally:
+            os.close(lock)
+        return
