@@ -23,8 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """Print no dots: the sentence says it."""
-    if report.when == "call" and report.passed:
-        return "passed", "", "PASSED"
+    if report.when == "call" and report.outcome in ("passed", "failed"):
+        return report.outcome, "", report.outcome.upper()
     return None
 
 

@@ -95,6 +95,10 @@ ROWS = (
                 (Query('sum by (stage) (darkroom_in_flight_events{stage=~"$stage"})', "{{stage}}"),),
             ),
             Panel(
+                "Paused", "1 while the agent does not consume; `darkroom agents list` says why.", "short",
+                (Query('max by (stage) (darkroom_agent_paused{stage=~"$stage"})', "{{stage}}"),),
+            ),
+            Panel(
                 "Batch size, mean", "Always 1 under load: raise batch_wait_s.", "short",
                 (Query("sum by (stage) (rate(darkroom_batch_size_sum[$__rate_interval]))"
                        " / sum by (stage) (rate(darkroom_batch_size_count[$__rate_interval]))", "{{stage}}"),),
