@@ -1,17 +1,31 @@
-"""Topics and groups on the broker: made, compared with the table, and looked at (confluent-kafka's admin client)."""
+"""Topics and groups on the broker: made, compared with the table, and looked at.
+
+Topics through confluent-kafka's admin client. Groups through aiokafka: librdkafka's admin calls to a group's
+coordinator can end the process when the coordinator moves or loads (librdkafka issue 5040, pull request 5397), and a
+gateway asks them every second.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streams.errors import DependencyAway
 from streams.settings import KafkaSettings
-from streams.topics import Topic, all_topics
+from streams.topics import AGENTS, Topic, all_topics
+
+# aiokafka 0.14.0 reads the answer to version 3 as one of version 2, and fails on its added field.
+DescribeGroupsRequest_v3.RESPONSE_TYPE = DescribeGroupsResponse_v3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +55,53 @@ class KafkaAdmin:
         """Compare the broker with the table."""
         return await asyncio.to_thread(self._states)
 
-    async def members(self) -> dict[str, int]:
-        """Return how many members each of our consumer groups has, by agent."""
-        return await asyncio.to_thread(self._members)
+    async def members(self, agents: Iterable[str] = AGENTS) -> dict[str, int]:
+        """Return how many members with partitions each agent's group has."""
+        async with self._groups() as client:
+            groups = [self._settings.group(agent) for agent in agents]
+            found: dict[str, int] = {}
+            for response in await client.describe_consumer_groups(groups):
+                for _error, name, _state, _type, _protocol, members in (group[:6] for group in response.groups):
+                    found[self._settings.logical(name)] = sum(1 for member in members if _has_partitions(member[4]))
+            return found
 
     async def lag(self, agent: str, topics: Iterable[str]) -> int:
-        """Return how many events of the logical topics a group has not committed."""
-        return await asyncio.to_thread(self._lag, agent, tuple(topics))
+        """Return how many events of the logical topics an agent's group has not committed."""
+        names = [self._settings.topic(name) for name in topics]
+        group = self._settings.group(agent)
+        async with self._groups() as client:
+            described = await client.describe_topics(names)
+            places = [
+                TopicPartition(topic["topic"], partition["partition"])
+                for topic in described
+                for partition in topic["partitions"]
+            ]
+            committed = await client.list_consumer_group_offsets(group, partitions=places)
+        async with self._reader() as consumer:
+            ends = await consumer.end_offsets(places)
+        return sum(end - max(committed[place].offset if place in committed else 0, 0) for place, end in ends.items())
+
+    @asynccontextmanager
+    async def _groups(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        client = AIOKafkaAdminClient(bootstrap_servers=self._settings.bootstrap, request_timeout_ms=10_000)
+        try:
+            await client.start()
+            yield client
+        except KafkaError as error:
+            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+        finally:
+            await client.close()
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.bootstrap, enable_auto_commit=False)
+        try:
+            await consumer.start()
+            yield consumer
+        except KafkaError as error:
+            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+        finally:
+            await consumer.stop()
 
     def _create(self, topics: tuple[Topic, ...]) -> list[str]:
         try:
@@ -99,37 +153,7 @@ class KafkaAdmin:
             states.append(TopicState(topic, name, have, problem))
         return states
 
-    def _members(self) -> dict[str, int]:
-        try:
-            listed = self._client.list_consumer_groups(request_timeout=10).result()
-            ours = [g.group_id for g in listed.valid if g.group_id.startswith(self._settings.prefix)]
-            if not ours:
-                return {}
-            described = self._client.describe_consumer_groups(ours, request_timeout=10)
-            return {
-                self._settings.logical(name): len([m for m in future.result().members if m.assignment.topic_partitions])
-                for name, future in described.items()
-            }
-        except KafkaException as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
 
-    def _lag(self, agent: str, topics: tuple[str, ...]) -> int:
-        try:
-            found = self._client.list_topics(timeout=10).topics
-            places = [
-                TopicPartition(self._settings.topic(name), number)
-                for name in topics
-                for number in found[self._settings.topic(name)].partitions
-            ]
-            group = self._settings.group(agent)
-            futures = self._client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)])
-            committed = {
-                (p.topic, p.partition): max(p.offset, 0) for p in futures[group].result().topic_partitions or []
-            }
-            ends = self._client.list_offsets({place: OffsetSpec.latest() for place in places})
-            return sum(
-                future.result().offset - committed.get((place.topic, place.partition), 0)
-                for place, future in ends.items()
-            )
-        except KafkaException as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
+def _has_partitions(assignment: bytes) -> bool:
+    """Say whether a member's assignment, as the group's protocol encodes it, names any partition."""
+    return bool(assignment) and bool(ConsumerProtocolMemberAssignment.decode(assignment).partitions())
