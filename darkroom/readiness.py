@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from gateway.readiness import Part, Parts, files_part, vectors_part
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
+from streams.control import Control
 from streams.files import FileStore
 from streams.topics import AGENTS
 from streams.vectors import ReadModel
 
 
-def agents_part(admin: KafkaAdmin, agents: tuple[str, ...] = AGENTS) -> Part:
-    """Return the part that proves that every agent's group has a member with partitions.
+def agents_part(admin: KafkaAdmin, control: Control, agents: tuple[str, ...] = AGENTS) -> Part:
+    """Return the part that proves that every agent's group has a member with partitions, or says why not.
 
     A worker joins its group only when its tools and models are loaded and answered rightly, so membership says more
     than a heartbeat would, and it needs no connection from here to any agent.
@@ -23,7 +24,8 @@ def agents_part(admin: KafkaAdmin, agents: tuple[str, ...] = AGENTS) -> Part:
         members = await admin.members()
         away = [agent for agent in agents if not members.get(agent)]
         if away:
-            return False, f"no worker of {', '.join(away)}"
+            paused = {mark.agent: f"{mark.agent} (paused: {mark.reason})" for mark in await control.all()}
+            return False, f"no worker of {', '.join(paused.get(agent, agent) for agent in away)}"
         return True, "every agent has a worker"
 
     return check
@@ -35,7 +37,7 @@ def readiness(
     """Return the readiness of a gateway process."""
     parts: Mapping[str, Part] = {
         "files": files_part(files),
-        "agents": agents_part(admin),
+        "agents": agents_part(admin, Control(files)),
         **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
     }
     return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s)

@@ -8,6 +8,7 @@ gateway asks them every second.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResp
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyAway, NotReady
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
+
+LEADERS_PATIENCE_S = 30.0
 
 # aiokafka 0.14.0 reads the answer to version 3 as one of version 2, and fails on its added field.
 DescribeGroupsRequest_v3.RESPONSE_TYPE = DescribeGroupsResponse_v3
@@ -51,9 +54,15 @@ class KafkaAdmin:
         """Create what is missing; return the names created."""
         return await asyncio.to_thread(self._create, tuple(topics if topics is not None else all_topics()))
 
-    async def topic_states(self) -> list[TopicState]:
+    async def topic_states(self, topics: Iterable[Topic] | None = None) -> list[TopicState]:
         """Compare the broker with the table."""
-        return await asyncio.to_thread(self._states)
+        return await asyncio.to_thread(self._states, tuple(topics if topics is not None else all_topics()))
+
+    async def check_topics(self, topics: Iterable[Topic]) -> None:
+        """Refuse to go on without these topics, or with other settings than the table's. Raises NotReady."""
+        wrong = [state for state in await self.topic_states(topics) if state.problem]
+        if wrong:
+            raise NotReady("; ".join(f"topic {state.name} {state.problem}" for state in wrong))
 
     async def members(self, agents: Iterable[str] = AGENTS) -> dict[str, int]:
         """Return how many members with partitions each agent's group has."""
@@ -104,6 +113,7 @@ class KafkaAdmin:
             await consumer.stop()
 
     def _create(self, topics: tuple[Topic, ...]) -> list[str]:
+        created: list[str] = []
         try:
             existing = set(self._client.list_topics(timeout=10).topics)
             wanted = [
@@ -121,27 +131,45 @@ class KafkaAdmin:
             for name, future in self._client.create_topics(wanted, request_timeout=30).items():
                 try:
                     future.result()
+                    created.append(name)
                 except KafkaException as error:
                     if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                         raise DependencyAway(f"cannot create topic {name}: {error}") from error
+            self._wait_for_leaders({topic.topic for topic in wanted})
         except KafkaException as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
-        return [topic.topic for topic in wanted]
+        return created
 
-    def _states(self) -> list[TopicState]:
+    def _wait_for_leaders(self, names: set[str]) -> None:
+        """Return when the broker itself knows the topics: the controller creates them, brokers learn of it later."""
+        until = time.monotonic() + LEADERS_PATIENCE_S
+        while time.monotonic() < until:
+            found = self._client.list_topics(timeout=10).topics
+            ready = {
+                name
+                for name in names & set(found)
+                if found[name].partitions and all(part.leader >= 0 for part in found[name].partitions.values())
+            }
+            if ready == names:
+                return
+            time.sleep(0.1)
+        raise DependencyAway(f"no leader for {', '.join(sorted(names - ready))} after {LEADERS_PATIENCE_S:.0f} s")
+
+    def _states(self, topics: tuple[Topic, ...]) -> list[TopicState]:
         try:
             found = self._client.list_topics(timeout=10).topics
-            names = {topic: self._settings.topic(topic.name) for topic in all_topics()}
+            names = {topic: self._settings.topic(topic.name) for topic in topics}
             resources = [ConfigResource("topic", name) for name in names.values() if name in found]
             configs = {
-                resource.name: future.result() for resource, future in self._client.describe_configs(resources).items()
+                resource.name: future.result()
+                for resource, future in (self._client.describe_configs(resources) if resources else {}).items()
             }
         except KafkaException as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
         states = []
         for topic, name in names.items():
             if name not in found:
-                states.append(TopicState(topic, name, None, "missing: run `darkroom topics create`"))
+                states.append(TopicState(topic, name, None, "is missing: run `darkroom topics create`"))
                 continue
             have = len(found[name].partitions)
             want = topic.partitions(self._settings.partitions)
@@ -149,7 +177,7 @@ class KafkaAdmin:
             for key, value in topic.settings().items():
                 actual = configs[name][key].value
                 if problem is None and actual != value:
-                    problem = f"{key} is {actual}, the table says {value}"
+                    problem = f"has {key} {actual}, the table says {value}"
             states.append(TopicState(topic, name, have, problem))
         return states
 

@@ -23,6 +23,7 @@ import structlog
 
 from schemas.envelope import Record
 from streams import metrics
+from streams.admin import KafkaAdmin
 from streams.control import Control
 from streams.crashes import CrashMarkers, crash_markers
 from streams.errors import DependencyAway, NotReady
@@ -37,6 +38,7 @@ from streams.runner import Runner
 from streams.serving import serving_health
 from streams.settings import Settings, WorkerSettings
 from streams.stage import Resources, Stage, StageSettings
+from streams.topics import FACTS, agent_topics
 from streams.vectors import ReadModel
 from streams.watchdog import Watchdog, WatchdogSettings
 from streams.work import Hook, Services
@@ -95,6 +97,8 @@ async def running_stage(
     halted = Halted()
     subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry)
     hook = strike_hook()
+    needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
+    await KafkaAdmin(settings.kafka).check_topics(needed)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
         resources = Resources(settings=settings, files=files, health=health, vectors=vectors)

@@ -1,0 +1,75 @@
+"""Topics and groups on a real Kafka, compared with the table."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+
+from infra.local.kafka import LocalKafka
+from streams import topics
+from streams.admin import KafkaAdmin
+from streams.errors import DependencyAway, NotReady
+from streams.settings import KafkaSettings
+from tests.contracts.logs import OnKafka
+from tests.unit.stage_kit import message, uploaded
+
+
+def settings(kafka: LocalKafka, **changes: int) -> KafkaSettings:
+    """Return settings with a prefix of their own."""
+    return KafkaSettings.model_validate(
+        {"bootstrap": kafka.bootstrap, "prefix": f"a{uuid.uuid4().hex[:8]}.", **changes}
+    )
+
+
+async def test_topics_are_created_as_the_table_says_and_only_once(kafka: LocalKafka) -> None:
+    """Partitions, retention and sizes are the table's; a second run creates nothing."""
+    admin = KafkaAdmin(settings(kafka))
+    assert len(await admin.create_topics()) == len(topics.all_topics())
+    assert await admin.create_topics() == []
+    states = await admin.topic_states()
+    assert [state.problem for state in states] == [None] * len(states)
+
+
+async def test_a_topic_that_is_missing_or_different_is_named(kafka: LocalKafka) -> None:
+    """Whoever needs it refuses to start and says what to do."""
+    few = settings(kafka)
+    admin = KafkaAdmin(few)
+    await admin.create_topics([topics.UPLOADED])
+    with pytest.raises(NotReady, match=r"image\.facts is missing: run `darkroom topics create`"):
+        await admin.check_topics([topics.UPLOADED, topics.FACTS])
+    more = KafkaAdmin(few.model_copy(update={"partitions": 12}))
+    with pytest.raises(NotReady, match=r"image\.uploaded has 4 partitions, the settings say 12"):
+        await more.check_topics([topics.UPLOADED])
+
+
+async def test_a_worker_without_its_topics_exits_2_and_names_them(kafka: LocalKafka, tmp_path: Path) -> None:
+    """A forgotten `topics create` is seen at once, not as silence."""
+    log = OnKafka(kafka.bootstrap, tmp_path)
+    await log.start()
+    assert await asyncio.wait_for(log.workers[0].wait(), 60) == 2
+    assert b"is missing" in (tmp_path / "worker-0.log").read_bytes()
+
+
+async def test_a_group_nobody_is_in_has_no_members_and_all_the_lag(kafka: LocalKafka) -> None:
+    """An agent that never ran is seen as away, and what waits for it is counted."""
+    log = await OnKafka(kafka.bootstrap, Path()).prepare()
+    await log.send([message(uploaded()) for _ in range(3)])
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                found = await log.admin.members(["sanitizer"]), await log.admin.lag("sanitizer", ["image.uploaded"])
+                break
+            except DependencyAway:  # a new broker first makes the topic that groups are kept in
+                await asyncio.sleep(0.2)
+    assert found == ({"sanitizer": 0}, 3)
+
+
+async def test_a_broker_that_is_away_is_said_to_be() -> None:
+    """No call hangs, and each raises the error the runtime knows."""
+    admin = KafkaAdmin(KafkaSettings(bootstrap="127.0.0.1:9"))
+    for call in (admin.members(), admin.lag("ocr", ["image.sanitized"]), admin.topic_states(), admin.create_topics()):
+        with pytest.raises(DependencyAway):
+            await call
