@@ -20,7 +20,8 @@ def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
 ) -> None:
     """SIGTERM in the middle of work drains every agent and ends every process; started again, all is completed."""
     sources = sorted((images_dir / "clip_golden").glob("*.jpg"))
-    with started(tmp_path, models_dir, models_cache) as system:
+    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR takes long to load, and adds nothing here
+    with started(tmp_path, models_dir, models_cache, **quick) as system:
         jobs = [system.client.submit(source).job_id for source in sources]
         before = system.processes()
         assert _names(before) >= {"up", "core", "router", "sanitizer", "resizer", "ocr", "detector", "embedder"}
@@ -29,7 +30,7 @@ def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
     assert not left, left
     assert not [process for process in before if _runs(process)]
     assert _drained(tmp_path / "logs") == set(AGENTS), "who did not finish its work before Kafka went"
-    with started(tmp_path, models_dir, models_cache) as system:
+    with started(tmp_path, models_dir, models_cache, **quick) as system:
         ends = [system.client.wait(job_id, timeout_s=240).status for job_id in jobs]
         assert ends == [ImageState.COMPLETED] * len(jobs)
 

@@ -33,6 +33,9 @@ def test_a_killed_worker_loses_and_doubles_nothing(
         plant.until_ended(ids)
         plant.until_idle(*AGENTS)
         plant.check_ended_once(ids)
+        if point in {"after-produce", "before-commit"}:
+            said = [record.header("ce_id") for record in plant.records(topics.FACTS)]
+            assert len(said) > len(set(said)), "nothing was said twice: the strike hit nothing"
         assert {name: plant.objects(event.image_id) for name, event in events.items()} == calm
         assert not [letter for agent in AGENTS for letter in plant.records(topics.dead_topic(agent))]
 

@@ -12,7 +12,7 @@ from schemas.facts import ObjectsDetected
 from streams import topics
 from tests.faults.processes import WITH_OBJECTS, planted, until
 
-COUNT = 24
+COUNT = 48
 BATCH = 4
 
 
@@ -20,7 +20,7 @@ def _pictures() -> list[bytes]:
     found = []
     for number in range(COUNT):
         stream = io.BytesIO()
-        Image.new("RGB", (320, 240), (number * 10, 128, 255 - number * 10)).save(stream, "PNG")
+        Image.new("RGB", (320, 240), (number * 5, 128, 255 - number * 5)).save(stream, "PNG")
         found.append(stream.getvalue())
     return found
 
@@ -50,6 +50,7 @@ def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, models
         assert plant.terminate("detector") == 0
         done = detected()
         assert len(done) == len(set(done))
+        assert len(done) < COUNT, "all was over before the signal"
         assert plant.lag("detector") == COUNT - len(done), "what was finished is committed, and nothing else"
         plant.start("detector")
         ids = [event.image_id for event in events]
