@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from darkroom.show import answer_lines, results_table
+from darkroom.show import answer_lines, reason_lines, results_table
 from darkroom.submit_cli import send_all, sources_of
 from darkroom.system import RunningSystem, SystemPlan, running_system
 from darkroom.up import CANNOT_START, say
@@ -122,12 +122,16 @@ async def _show(system: RunningSystem, sources: list[str]) -> int:
             say(f"Not every image ended within {PATIENCE_S:.0f} s; logs are in {system.folder / 'logs'}")
             return 1
         console.print(results_table(shown))
+        print("\n".join(reason_lines(shown)))
         for source, reason in refused.items():
             print(f"refused at the door: {Path(source).name}: {reason}")
         names = {row.result.image_id: row.name for row in shown}
         print("\nSearches:")
         for words in SEARCHES:
-            print("\n".join(answer_lines(await client.search(words), names)))
+            answer = await client.search(words)
+            print("\n".join(answer_lines(answer, names)))
+        if not answer.by_meaning:
+            print(f"   (by text and label only; not by meaning: {answer.reason})")
         away = {
             name: stage.message or stage.reason or ""
             for row in shown

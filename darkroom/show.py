@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from schemas.http_api import JobResult, JobStatus, SearchAnswer
@@ -33,27 +34,35 @@ def stage_progress(statuses: Iterable[JobStatus], total: int) -> str:
     return "  ".join(f"{stage} {counts[stage]}/{total}" for stage in REQUIRED_STAGES)
 
 
-def results_table(shown: Iterable[Shown]) -> Table:
+def results_table(shown: Sequence[Shown]) -> Table:
     """Return the table of results."""
-    table = Table("image", "state", "variants", "objects", "text", "skipped", "seconds")
+    table = Table("image", "state", "variants", "objects", "text", "skipped", "seconds", box=SIMPLE_HEAD)
     for row in shown:
         result = row.result
-        variants = ", ".join(f"{n} {v.width}×{v.height}" for n, v in result.metadata.variants.items())
+        sizes = result.metadata.variants.values()
+        largest = max(sizes, key=lambda size: size.width, default=None)
+        variants = f"{len(sizes)}, up to {largest.width}×{largest.height}" if largest else ""
         labels = Counter(found.label for found in result.objects or ())
         objects = ", ".join(f"{count} {label}" if count > 1 else label for label, count in labels.most_common())
         text = " ".join((result.text.content if result.text else "").split())
         skipped = ", ".join(name for name, stage in result.stages.items() if stage.state is StageState.SKIPPED)
-        state = result.status.value
-        if result.error is not None:
-            state += f" ({result.error.code}: {result.error.message})"
         cut = text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1] + "…"
-        table.add_row(row.name, state, variants, objects, cut, skipped, f"{row.seconds:.1f}")
+        table.add_row(row.name, result.status.value, variants, objects, cut, skipped, f"{row.seconds:.1f}")
     return table
 
 
+def reason_lines(shown: Sequence[Shown]) -> list[str]:
+    """Return one line for each image that was refused or failed."""
+    return [
+        f"{row.name}: {row.result.error.code}: {row.result.error.message}"
+        for row in shown
+        if row.result.error is not None
+    ]
+
+
 def answer_lines(answer: SearchAnswer, names: Mapping[str, str]) -> list[str]:
-    """Return a search's answer as lines."""
-    lines = [f"“{answer.query}”" + ("" if answer.by_meaning else f"   (not by meaning: {answer.reason})")]
+    """Return a search's answer as lines; without a name, an image is its id."""
+    lines = [f"“{answer.query}”"]
     lines += [
         f"   {item.score:.2f}  {names.get(item.image_id, item.image_id)}  by {', '.join(item.matched)}"
         for item in answer.items[:5]

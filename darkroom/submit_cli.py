@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from darkroom.show import Shown, answer_lines, results_table, stage_progress
+from darkroom.show import Shown, answer_lines, reason_lines, results_table, stage_progress
 from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http_api import JobStatus
 from schemas.values import ImageState
@@ -109,6 +109,7 @@ def submit(
         except TimeoutError as error:
             raise SystemExit(f"not all images ended within {patience_s:.0f} s") from error
     Console().print(results_table(shown))
+    print("\n".join(reason_lines(shown)))
     for source, reason in refused.items():
         print(f"refused: {source}: {reason}")
     bad = refused or any(row.result.status is not ImageState.COMPLETED for row in shown)
@@ -129,3 +130,5 @@ def search(
     except Refused as refusal:
         raise SystemExit(str(refusal)) from refusal
     print("\n".join(answer_lines(answer, {})))
+    if not answer.by_meaning:
+        print(f"(not by meaning: {answer.reason})")
