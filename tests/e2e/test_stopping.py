@@ -10,7 +10,7 @@ import pytest
 
 from schemas.values import ImageState
 from streams.topics import AGENTS
-from tests.e2e.whole import Whole, started, stop
+from tests.e2e.whole import Whole, launch, started, stop, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -26,13 +26,28 @@ def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
         before = system.processes()
         assert _names(before) >= {"up", "core", "router", "sanitizer", "resizer", "ocr", "detector", "embedder"}
         assert stop(system.process) == 0
-    left = [process for process in psutil.process_iter(["cmdline"]) if _belongs(process, tmp_path)]
-    assert not left, left
+    assert not _left(tmp_path)
     assert not [process for process in before if _runs(process)]
     assert _drained(tmp_path / "logs") == set(AGENTS), "who did not finish its work before Kafka went"
     with started(tmp_path, models_dir, models_cache, **quick) as system:
         ends = [system.client.wait(job_id, timeout_s=240).status for job_id in jobs]
         assert ends == [ImageState.COMPLETED] * len(jobs)
+
+
+def test_sigterm_while_it_starts_leaves_nothing_running(tmp_path: Path, models_dir: Path, models_cache: Path) -> None:
+    """SIGTERM before the system is up ends what was started so far, and is no failure."""
+    launched = launch(tmp_path, models_dir, models_cache)
+    try:
+        until(lambda: "Creating topics" in launched.said.read_text(), "Kafka and MinIO being up")
+    finally:
+        code = stop(launched.process)
+    assert code == 0, launched.said.read_text()
+    assert not _left(tmp_path)
+
+
+def _left(folder: Path) -> list[psutil.Process]:
+    """Return the processes that have to do with a folder."""
+    return [process for process in psutil.process_iter() if _belongs(process, folder)]
 
 
 def _drained(logs: Path) -> set[str]:

@@ -157,12 +157,18 @@ class _Reader:
         return taken
 
 
-@contextmanager
-def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[Whole]:
-    """Start the system, wait until it is ready, and stop it at the end with SIGTERM.
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A system that is starting."""
 
-    `models` are weights to be found; `cache` is where they are converted to, and must hold no others.
-    """
+    process: subprocess.Popen[bytes]
+    url: str
+    said: Path  # what `darkroom up` says
+    environment: Mapping[str, str]
+
+
+def launch(folder: Path, models: Path, cache: Path, **more: str) -> Launched:
+    """Start the system. `models` are weights to be found; `cache` is where they are converted to."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     environment = {
@@ -181,11 +187,18 @@ def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[Wh
             stdout=log,
             stderr=log,
         )
-    url = f"http://127.0.0.1:{port}"
+    return Launched(process, f"http://127.0.0.1:{port}", said, environment)
+
+
+@contextmanager
+def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[Whole]:
+    """Start the system, wait until it is ready, and stop it at the end with SIGTERM."""
+    launched = launch(folder, models, cache, **more)
+    process, said = launched.process, launched.said
     try:
-        with Darkroom(url, timeout_s=60) as client:
+        with Darkroom(launched.url, timeout_s=60) as client:
             until(lambda: _ready(process, client, said), "readiness")
-            yield Whole(process, url, folder, {**environment, **_addresses(folder, said)}, client)
+            yield Whole(process, launched.url, folder, {**launched.environment, **_addresses(folder, said)}, client)
     finally:
         stop(process)
 
