@@ -26,7 +26,8 @@ def agents_part(admin: KafkaAdmin, control: Control, agents: tuple[str, ...] = A
         if away:
             paused = {mark.agent: f"{mark.agent} (paused: {mark.reason})" for mark in await control.all()}
             return False, f"no worker of {', '.join(paused.get(agent, agent) for agent in away)}"
-        return True, "every agent has a worker"
+        lesser = [f"{agent} skips: {reason}" for agent, reason in (await control.degraded()).items()]
+        return True, "; ".join(["every agent has a worker", *lesser])
 
     return check
 

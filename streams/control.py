@@ -14,6 +14,7 @@ from schemas.values import Value
 from streams.files import FileStore, ObjectMissing
 
 _PREFIX = "control/paused/"
+_LESSER = "control/degraded/"
 
 
 class Paused(Value):
@@ -56,3 +57,21 @@ class Control:
         """Return every agent that is stopped."""
         agents = [found.key.removeprefix(_PREFIX) async for found in self.files.list(_PREFIX)]
         return [mark for agent in sorted(agents) if (mark := await self.paused(agent)) is not None]
+
+    async def say_degraded(self, agent: str, reason: str | None) -> None:
+        """Note that an agent does without something (a model: its stage skips); None: it has all."""
+        if reason is None:
+            await self.files.delete(_LESSER + agent)
+        else:
+            await self.files.put(_LESSER + agent, reason.encode(), content_type="text/plain")
+
+    async def degraded(self) -> dict[str, str]:
+        """Return what each agent that is degraded said of it."""
+        agents = [found.key.removeprefix(_LESSER) async for found in self.files.list(_LESSER)]
+        said: dict[str, str] = {}
+        for agent in sorted(agents):
+            try:
+                said[agent] = (await self.files.get(_LESSER + agent)).decode("utf-8", "replace")
+            except ObjectMissing:
+                continue
+        return said

@@ -48,3 +48,9 @@ class HealthBoard:
         """Return the board as plain values."""
         with self._lock:
             return {part: {"state": note.condition.value, "detail": note.detail} for part, note in self.notes.items()}
+
+    def degraded(self) -> str | None:
+        """Return what the degraded parts say, None when there is none."""
+        with self._lock:
+            said = [note.detail for note in self.notes.values() if note.condition is Condition.DEGRADED]
+        return "; ".join(said) or None

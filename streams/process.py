@@ -266,6 +266,7 @@ async def consume(
         opened = running_stage(stage, stage_settings, settings, health=health, files=files, vectors=vectors)
         async with opened as running:
             health.say("stage", Condition.OK, "")
+            await control.say_degraded(stage.name, health.degraded())
             lag = asyncio.create_task(keep_lag(running.worker))
             stopped = asyncio.create_task(running.worker.until_stopped())
             halted = asyncio.create_task(running.halted.event.wait())

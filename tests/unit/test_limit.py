@@ -75,3 +75,12 @@ async def test_a_pause_is_kept_with_its_first_reason_until_it_is_resumed(files: 
     assert await control.resume("ocr")
     assert not await control.resume("ocr")
     assert await control.paused("ocr") is None
+
+
+async def test_an_agent_without_its_model_is_seen_until_it_has_it(files: FileStore) -> None:
+    """What an agent does without is known to whoever asks, and forgotten when it is there."""
+    control = Control(files)
+    await control.say_degraded("embedder", "no weights")
+    assert await control.degraded() == {"embedder": "no weights"}
+    await control.say_degraded("embedder", None)
+    assert await control.degraded() == {}
