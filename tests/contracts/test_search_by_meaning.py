@@ -1,0 +1,92 @@
+"""Search by meaning, with vectors the official CLIP ViT-B/32 once gave: the whole way from HTTP to the read model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from gateway.query import query_app
+from schemas.values import ImageState, new_image_id
+from streams.files import open_files
+from streams.settings import FilesSettings, QdrantSettings
+from streams.vectors import ImageRecord, open_read_model
+from tests.unit.gateway_parts import Answers, Sink, client_of, settings
+
+
+@dataclass
+class Recorded:
+    """An encoder that knows the recorded vectors of class names."""
+
+    vectors: dict[str, list[float]]
+
+    def available(self) -> tuple[bool, str]:
+        return True, "recorded"
+
+    async def encode_text(self, text: str) -> list[float]:
+        return self.vectors[text]
+
+    async def encode_image(self, data: bytes) -> list[float]:
+        raise ValueError(f"{len(data)} bytes that were never recorded")
+
+
+def recorded(folder: Path) -> Recorded:
+    """Return the encoder of LVIS class names."""
+    names = json.loads((folder / "lvis_v1_names.json").read_text())
+    texts = np.load(folder / "lvis_v1_clip_a+cname.npy").astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    return Recorded({name: row.tolist() for name, row in zip(names, texts, strict=True)})
+
+
+@pytest.fixture
+async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, str]]]:
+    """A query gateway over the seven photos' recorded vectors; and their names by image id."""
+    folder = models_dir / "clip_vitb32_golden"
+    photos = np.load(folder / "image_embs_7.npz")
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+    ):
+        names: dict[str, str] = {}
+        for name, vector in zip(photos["names"], photos["embs"].astype(np.float32), strict=True):
+            image_id = new_image_id()
+            names[image_id] = str(name)
+            await vectors.begin(ImageRecord(image_id=image_id, owner="default", generation=1))
+            patch = {"state": ImageState.COMPLETED.value, "has_vector": True}
+            await vectors.merge(image_id, 1, patch, vector=vector.tolist())
+        app = query_app(
+            settings(), files=files, events=Sink(), vectors=vectors, encoder=recorded(folder), readiness=Answers()
+        )
+        async with client_of(app) as client:
+            yield client, names
+
+
+@pytest.mark.parametrize(
+    ("words", "photo"),
+    [
+        ("kitten", "456_123"),
+        ("cat", "123_456"),
+        ("street_sign", "389_535"),
+        ("billboard", "389_535"),
+        ("diving_board", "208_495"),
+        ("surfboard", "208_495"),
+        ("coconut", "321_421"),
+        ("flower_arrangement", "416_264"),
+    ],
+)
+async def test_a_class_name_ranks_the_right_photo_first(
+    searching: tuple[httpx.AsyncClient, dict[str, str]], words: str, photo: str
+) -> None:
+    """With the official model's vectors loaded, what is on a photo finds it."""
+    client, names = searching
+    answer = await client.get("/api/v1/search", params={"q": words})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["by_meaning"] is True
+    assert names[body["items"][0]["image_id"]] == photo
+    assert "meaning" in body["items"][0]["matched"]
