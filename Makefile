@@ -24,7 +24,7 @@ ifneq ($(wildcard ../shared/data),)
 export DARKROOM_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo up test test-unit check format bench e2e faults docs clean
+.PHONY: help setup services demo up test test-unit check format bench e2e faults docs clean
 
 help: ## print this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,16 +47,19 @@ else
 	DARKROOM_PORT=$(PORT) docker compose -f infra/compose.yaml up --build $(ARGS)
 endif
 
-test: setup ## all tests: on real Kafka, real MinIO, real images
+services: setup ## download Kafka and build MinIO into the cache, once
+	@$(RUN) python -m infra.local install --minio
+
+test: setup services ## all tests: on real Kafka, real MinIO, real images
 	$(RUN) pytest $(ARGS)
 
 test-unit: setup ## the tests that start no service
 	$(RUN) pytest tests/unit $(ARGS)
 
-e2e: setup ## only the tests of the whole pipeline, every agent its own process
+e2e: setup services ## only the tests of the whole pipeline, every agent its own process
 	$(RUN) pytest tests/e2e $(ARGS)
 
-faults: setup ## only the tests that break things: kills, duplicates, poison, brokers restarted
+faults: setup services ## only the tests that break things: kills, duplicates, poison, brokers restarted
 	$(RUN) pytest tests/faults $(ARGS)
 
 check: setup ## format, lint, types, import rules, deployment files, generated documents
