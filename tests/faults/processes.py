@@ -93,7 +93,7 @@ class Plant:
         def joined() -> bool:
             self.check_alive()
             try:
-                members = asyncio.run(admin.members())
+                members = asyncio.run(admin.members(agents))
             except DependencyAway:
                 return False
             return all(members.get(agent) for agent in agents)
