@@ -81,6 +81,7 @@ class RunningStage:
     intake: Intake
     health: HealthBoard
     halted: Halted
+    markers: CrashMarkers
 
 
 @asynccontextmanager
@@ -141,7 +142,7 @@ async def running_stage(
         await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
         await worker.start()
         try:
-            yield RunningStage(worker, intake, health, halted)
+            yield RunningStage(worker, intake, health, halted, markers)
         finally:
             drained = await worker.stop()
             log.info("stopped", stage=stage.name, drained=drained)
@@ -275,6 +276,7 @@ async def consume(
             for task in (lag, halted, paused):
                 task.cancel()
             if stopped.done():
+                running.markers.forgive()
                 leave_stopped(stage.name)
             stopped.cancel()
             log.info("stopping: finishing what is in flight", stage=stage.name)
