@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -445,7 +446,12 @@ async def test_one_address_has_everything(house: House) -> None:
     """The embedded gateway has a landing page, the docs, the OpenAPI document and is ready."""
     landing = (await house.client.get("/")).json()
     assert landing["upload"] == f"{BASE}{UPLOAD}"
-    assert (await house.client.get("/docs")).status_code == 200
+    page = (await house.client.get("/docs")).text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(loaded) >= 3
+    for place in loaded:
+        assert place.startswith("/"), "the page must not load anything from elsewhere"
+        assert (await house.client.get(place)).status_code == 200
     paths = (await house.client.get("/openapi.json")).json()["paths"]
     assert {UPLOAD, f"{IMAGES}/jobs/{{job_id}}/result", "/api/v1/search/image", "/health/ready", "/metrics"} <= set(
         paths
