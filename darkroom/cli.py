@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from darkroom import agents_cli, letters_cli, models_cli, submit_cli, topics_cli
 from streams.topics import AGENTS
 
 app = typer.Typer(
@@ -18,12 +17,20 @@ app = typer.Typer(
     help="An image pipeline on Kafka: every image made safe, resized, read, detected, embedded and searchable.",
     pretty_exceptions_enable=False,
 )
-app.add_typer(agents_cli.app, name="agents")
-app.add_typer(letters_cli.app, name="dead-letters")
-app.add_typer(models_cli.app, name="models")
-app.add_typer(topics_cli.app, name="topics")
-app.command("submit")(submit_cli.submit)
-app.command("search")(submit_cli.search)
+PROCESSES = frozenset({"agent", "core", "gateway", "query", "router"})
+
+
+def _add_tools() -> None:
+    """Add the commands for people: a worker process must not carry what only they need."""
+    from darkroom import agents_cli, letters_cli, models_cli, submit_cli, topics_cli  # noqa: PLC0415
+
+    app.add_typer(agents_cli.app, name="agents")
+    app.add_typer(letters_cli.app, name="dead-letters")
+    app.add_typer(models_cli.app, name="models")
+    app.add_typer(topics_cli.app, name="topics")
+    app.command("submit")(submit_cli.submit)
+    app.command("search")(submit_cli.search)
+
 
 Folder = Annotated[Path, typer.Option(help="Where data and logs are kept.", envvar="DARKROOM_FOLDER")]
 
@@ -61,7 +68,7 @@ def agent(names: Annotated[list[str], typer.Argument(help=f"Of: {', '.join(AGENT
     if unknown:
         raise typer.BadParameter(f"there is no agent {', '.join(unknown)}; there are {', '.join(AGENTS)}")
     if len(names) == 1:
-        from darkroom.processes import run_agent  # noqa: PLC0415
+        from darkroom.workers import run_agent  # noqa: PLC0415
 
         raise typer.Exit(run_agent(names[0]))
     from darkroom.up import stay_up_agents  # noqa: PLC0415
@@ -70,9 +77,13 @@ def agent(names: Annotated[list[str], typer.Argument(help=f"Of: {', '.join(AGENT
 
 
 def _process(part: str) -> None:
-    from darkroom.processes import run_gateway, run_router  # noqa: PLC0415
+    if part == "router":
+        from darkroom.workers import run_router  # noqa: PLC0415
 
-    raise typer.Exit(run_router() if part == "router" else run_gateway(part))
+        raise typer.Exit(run_router())
+    from darkroom.gateways import run_gateway  # noqa: PLC0415
+
+    raise typer.Exit(run_gateway(part))
 
 
 @app.command()
@@ -101,6 +112,8 @@ def router() -> None:
 
 def main() -> None:
     """Run the command; a broken pipe (`| head`) is not an error."""
+    if sys.argv[1:2] == [] or sys.argv[1] not in PROCESSES:
+        _add_tools()
     try:
         app()
     except BrokenPipeError:
