@@ -26,6 +26,12 @@ from streams.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from streams.tracing import child_of
 
 _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+_TAGS = [
+    {"name": "ingest", "description": "Images in: by upload or by URL."},
+    {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
+    {"name": "search", "description": "By meaning, by text, by what is on them, by likeness."},
+    {"name": "operation", "description": "How the system does."},
+]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 
 
@@ -96,7 +102,9 @@ class GatewayApp(FastAPI):
 
 def new_app(name: str, title: str, description: str, settings: GatewaySettings) -> FastAPI:
     """Return an app without routes that behaves as all of ours do."""
-    app = GatewayApp(title=title, description=description, version=version(), docs_url=None, redoc_url=None)
+    app = GatewayApp(
+        title=title, description=description, version=version(), docs_url=None, redoc_url=None, openapi_tags=_TAGS
+    )
     _serve_docs(app)
     app.add_middleware(Edge, name=name)
     handle_problems(app, retry_after_s=settings.retry_after_s)
