@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -93,7 +92,7 @@ class WorkerSettings(Group):
     commit_interval_s: float = Field(1.0, gt=0, description="seconds between offset commits")
     loop_lag_s: float = Field(10.0, gt=0, description="watchdog: event loop stuck this long = exit")
     state_dir: Path = Field(
-        default_factory=lambda: Path(tempfile.gettempdir()) / "darkroom-state",
+        Path("/tmp/darkroom-state"),  # noqa: S108 - asking for the temporary folder would write, where one may not
         description="folder for crash markers; must outlive the process, need not outlive the machine",
     )
     crash_limit: int = Field(2, ge=2, description="deaths of its worker that make an event a dead letter")
