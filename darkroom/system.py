@@ -96,6 +96,8 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         environment.setdefault("DARKROOM_FILES__DIRECTORY", str(folder / "objects"))
         environment.setdefault("DARKROOM_QDRANT__PATH", str(folder / "qdrant"))
         environment.setdefault("DARKROOM_WORKER__STATE_DIR", str(folder / "state"))
+        # On one machine no network hides a worker: a killed one's partitions may go to the next one soon.
+        environment.setdefault("DARKROOM_WORKER__SESSION_TIMEOUT_S", "12")
         environment["DARKROOM_GATEWAY__HOST"] = plan.host
         environment.setdefault("DARKROOM_TELEMETRY__LOG_FORMAT", "json")
         port = plan.port or choose(0)
