@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.demo import draw_turned
-from tests.e2e.whole import Whole
+from tests.e2e.whole import Whole, until
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the system
 
@@ -63,3 +63,19 @@ def test_models_are_listed(whole: Whole) -> None:
     lines = [line for line in listed.stdout.splitlines() if "embedder" in line]
     assert lines
     assert all("unavailable" in line for line in lines)
+
+
+def test_an_agent_is_paused_and_goes_on_when_resumed(whole: Whole, images_dir: Path) -> None:
+    """`darkroom agents pause` lets the agent's events wait, health says why; after `resume` the image is completed."""
+    paused = whole.command("agents", "pause", "resizer", "--reason", "new presets")
+    assert paused.returncode == 0, paused.stderr
+    until(lambda: "new presets" in whole.client.health().parts["agents"].detail, "health to name the pause")
+    assert not whole.client.health().ready
+    listed = whole.command("agents", "list")
+    assert "new presets (by operator" in listed.stdout
+    job = whole.client.submit(images_dir / "photos" / "owl.jpg")
+    until(lambda: whole.client.status(job.job_id).stages["sanitizer"].state == "done", "the sanitizer")
+    assert whole.client.status(job.job_id).stages["resizer"].state == "pending"
+    assert "consumes again" in whole.command("agents", "resume", "resizer").stdout
+    assert whole.client.wait(job.job_id, timeout_s=180).status == "completed"
+    until(lambda: whole.client.health().ready, "the system to be whole again")
