@@ -25,6 +25,8 @@ COPY infra/docker/healthy.py /app/healthy.py
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     DARKROOM_WORKER__HTTP_HOST=0.0.0.0 DARKROOM_WORKER__HTTP_PORT=9100 \
     DARKROOM_GATEWAY__HOST=0.0.0.0 DARKROOM_GATEWAY__PORT=8080 DARKROOM_TELEMETRY__LOG_FORMAT=json
+# A volume mounted here belongs to who runs.
+RUN install -d -o 10001 -g 10001 /var/lib/darkroom/state
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080 9100
