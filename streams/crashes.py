@@ -33,6 +33,7 @@ class CrashMarkers:
 
     def __init__(self, folder: Path, *, limit: int = 2) -> None:
         self._folder = folder
+        self._place = str(folder)
         self._limit = limit
         self._deaths: dict[str, int] = {}
         for path in folder.iterdir():
@@ -53,13 +54,21 @@ class CrashMarkers:
 
     def begin(self, record: Record) -> None:
         """Mark an event as worked on; a suspect only once it truly is alone."""
-        (self._folder / (_name(record) + SUFFIX)).write_text(str(self._deaths.get(_name(record), 0)))
+        name = _name(record)
+        # Twice per event and in the event loop: plain calls, and nothing is written of an event without a past.
+        file = os.open(f"{self._place}/{name}{SUFFIX}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if deaths := self._deaths.get(name, 0):
+                os.write(file, str(deaths).encode())
+        finally:
+            os.close(file)
 
     def end(self, record: Record) -> None:
         """Take the mark away: the event is done."""
-        self._deaths.pop(_name(record), None)
+        name = _name(record)
+        self._deaths.pop(name, None)
         with contextlib.suppress(FileNotFoundError):
-            (self._folder / (_name(record) + SUFFIX)).unlink()
+            os.unlink(f"{self._place}/{name}{SUFFIX}")  # noqa: PTH108 - see begin
 
     def forgive(self) -> None:
         """Take all marks away: this process ends for a reason that no event is to blame for."""
