@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,7 +174,9 @@ class Runner:
         if markers is None:
             return await self._finish(job, self._settle_surely)
         verdict = markers.verdict(job.record)
-        async with self._turns.together() if verdict is Verdict.FREE else self._turns.alone():
+        # Suspects only become fewer: without any, nobody will ever have to be alone.
+        turn = nullcontext() if not markers.suspects() else self._turns.together()
+        async with turn if verdict is Verdict.FREE else self._turns.alone():
             markers.begin(job.record)
             kind = await self._finish(job, self._condemn if verdict is Verdict.GUILTY else self._settle_surely)
             markers.end(job.record)
