@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
+import secrets
 import struct
+import threading
 import time
 import uuid
 from enum import StrEnum
@@ -28,12 +29,26 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+_id_lock = threading.Lock()
+_last_id = (0, 0)  # milliseconds, and the 74 bits after them
+
+
 def new_image_id() -> ImageId:
-    """Return a UUIDv7 (RFC 9562 section 5.7) as text: 48 bits of unix milliseconds, then random bits."""
+    """Return a UUIDv7 as text, greater than every one this process made before.
+
+    RFC 9562, sections 5.7 and 6.2 (method 2): 48 bits of unix milliseconds, then 74 random bits; within a millisecond,
+    or when the clock went back, the ones before plus a random step.
+    """
+    global _last_id  # noqa: PLW0603 - what was given out is a fact of the process
     milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64
-    value |= 0b10 << 62 | random & (1 << 62) - 1
+    with _id_lock:
+        if milliseconds > _last_id[0]:
+            _last_id = (milliseconds, secrets.randbits(73))  # one bit less leaves room to count up
+        else:
+            _last_id = (_last_id[0], _last_id[1] + 1 + secrets.randbits(32))
+        milliseconds, rest = _last_id
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest >> 62 & 0xFFF) << 64
+    value |= 0b10 << 62 | rest & (1 << 62) - 1
     return ImageId(str(uuid.UUID(int=value)))
 
 

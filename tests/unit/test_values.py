@@ -117,3 +117,12 @@ def test_values_do_not_change() -> None:
     """A wire value is frozen."""
     with pytest.raises(ValidationError):
         ObjectRef(bucket="b", key="k", sha256="0" * 64, size=0).size = 1  # type: ignore[misc]
+
+
+def test_ids_of_one_process_grow() -> None:
+    """Of two images, the one accepted later has the greater id, even within a millisecond."""
+    ids = [new_image_id() for _ in range(5000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 5000
+    assert {uuid.UUID(image_id).version for image_id in ids} == {7}
+    assert {uuid.UUID(image_id).variant for image_id in ids} == {uuid.RFC_4122}
