@@ -42,11 +42,13 @@ def new_image_id() -> ImageId:
     global _last_id  # noqa: PLW0603 - what was given out is a fact of the process
     milliseconds = time.time_ns() // 1_000_000
     with _id_lock:
-        if milliseconds > _last_id[0]:
-            _last_id = (milliseconds, secrets.randbits(73))  # one bit less leaves room to count up
+        last, rest = _last_id
+        rest += 1 + secrets.randbits(32)
+        if milliseconds > last or rest >> 74:
+            milliseconds, rest = max(milliseconds, last + 1), secrets.randbits(74)
         else:
-            _last_id = (_last_id[0], _last_id[1] + 1 + secrets.randbits(32))
-        milliseconds, rest = _last_id
+            milliseconds = last
+        _last_id = (milliseconds, rest)
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest >> 62 & 0xFFF) << 64
     value |= 0b10 << 62 | rest & (1 << 62) - 1
     return ImageId(str(uuid.UUID(int=value)))
