@@ -39,6 +39,7 @@ class TopicState:
     name: str
     partitions: int | None  # None: it does not exist
     problem: str | None
+    unsafe: bool = False  # events could be lost or refused: nothing may start on it
 
 
 class KafkaAdmin:
@@ -59,8 +60,11 @@ class KafkaAdmin:
         return await asyncio.to_thread(self._states, tuple(topics if topics is not None else all_topics()))
 
     async def check_topics(self, topics: Iterable[Topic]) -> None:
-        """Refuse to go on without these topics, or with other settings than the table's. Raises NotReady."""
-        wrong = [state for state in await self.topic_states(topics) if state.problem]
+        """Refuse to go on without these topics, or on ones that could lose events. Raises NotReady.
+
+        How long a topic keeps its events is the operator's affair; a difference there is only shown.
+        """
+        wrong = [state for state in await self.topic_states(topics) if state.unsafe]
         if wrong:
             raise NotReady("; ".join(f"topic {state.name} {state.problem}" for state in wrong))
 
@@ -169,17 +173,29 @@ class KafkaAdmin:
         states = []
         for topic, name in names.items():
             if name not in found:
-                states.append(TopicState(topic, name, None, "is missing: run `darkroom topics create`"))
+                states.append(TopicState(topic, name, None, "is missing: run `darkroom topics create`", unsafe=True))
                 continue
-            have = len(found[name].partitions)
-            want = topic.partitions(self._settings.partitions)
-            problem = f"has {have} partitions, the settings say {want}" if have != want else None
-            for key, value in topic.settings().items():
-                actual = configs[name][key].value
-                if problem is None and actual != value:
-                    problem = f"has {key} {actual}, the table says {value}"
-            states.append(TopicState(topic, name, have, problem))
+            actual = {key: configs[name][key].value for key in topic.settings()}
+            states.append(self._compared(topic, len(found[name].partitions), actual))
         return states
+
+    def _compared(self, topic: Topic, partitions: int, actual: dict[str, str]) -> TopicState:
+        name, wanted = self._settings.topic(topic.name), topic.partitions(self._settings.partitions)
+        if partitions != wanted:
+            problem = f"has {partitions} partitions, the settings say {wanted}"
+            return TopicState(topic, name, partitions, problem, unsafe=True)
+        differing = [key for key, value in topic.settings().items() if actual[key] != value]
+        if not differing:
+            return TopicState(topic, name, partitions, None)
+        unsafe = [key for key in differing if _is_unsafe(key, actual[key], topic.settings()[key])]
+        key = (unsafe or differing)[0]
+        problem = f"has {key} {actual[key]}, the table says {topic.settings()[key]}"
+        return TopicState(topic, name, partitions, problem, bool(unsafe))
+
+
+def _is_unsafe(key: str, actual: str, wanted: str) -> bool:
+    """Say whether a topic's setting could lose events: compaction drops all but a key's last, a small limit refuses."""
+    return key == "cleanup.policy" or (key == "max.message.bytes" and int(actual) < int(wanted))
 
 
 def _has_partitions(assignment: bytes) -> bool:

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from infra.local.kafka import LocalKafka
 from streams import topics
@@ -43,6 +44,32 @@ async def test_a_topic_that_is_missing_or_different_is_named(kafka: LocalKafka) 
     more = KafkaAdmin(few.model_copy(update={"partitions": 12}))
     with pytest.raises(NotReady, match=r"image\.uploaded has 4 partitions, the settings say 12"):
         await more.check_topics([topics.UPLOADED])
+
+
+async def test_an_operator_s_retention_is_shown_and_an_unsafe_topic_is_refused(kafka: LocalKafka) -> None:
+    """Keeping events longer stops nobody; a compacted topic, which would drop them, is refused by name."""
+    own = settings(kafka)
+    admin = KafkaAdmin(own)
+    await admin.create_topics([topics.UPLOADED, topics.FACTS])
+    client = AdminClient({"bootstrap.servers": own.bootstrap})
+
+    def alter(topic: str, key: str, value: str) -> None:
+        entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource("topic", own.topic(topic), incremental_configs=[entry])
+        for future in client.incremental_alter_configs([resource]).values():
+            future.result()
+
+    alter("image.uploaded", "retention.ms", "9999999999")
+    async with asyncio.timeout(20):
+        while not (await admin.topic_states([topics.UPLOADED]))[0].problem:
+            await asyncio.sleep(0.1)
+    await admin.check_topics([topics.UPLOADED])
+    alter("image.facts", "cleanup.policy", "compact")
+    async with asyncio.timeout(20):
+        while not (await admin.topic_states([topics.FACTS]))[0].problem:
+            await asyncio.sleep(0.1)
+    with pytest.raises(NotReady, match=r"image\.facts has cleanup\.policy compact"):
+        await admin.check_topics([topics.FACTS])
 
 
 async def test_a_worker_without_its_topics_exits_2_and_names_them(kafka: LocalKafka, tmp_path: Path) -> None:
