@@ -91,5 +91,4 @@ STAGE: Stage[Event, Tools, StageResult] = Stage(
     process=index,
     in_profile=False,
     reports_failures=False,
-    needs_vectors=True,
 )

@@ -81,7 +81,7 @@ async def _router(settings: Settings) -> None:
     health.say("kafka", Condition.UNREADY, "joining")
     signalled = asyncio.create_task(until_signal())
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving_health(health, settings.worker, lambda: None))
+        await stack.enter_async_context(serving_health(health, settings.worker))
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))
         router = Router(settings.kafka, producer)

@@ -60,6 +60,11 @@ def code_version() -> str:
         return "unknown"
 
 
+def worker_name() -> str:
+    """Return what this process is called in reports and marks."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
 class Halted:
     """Whether a stage stopped itself, and why."""
 
@@ -78,8 +83,6 @@ class RunningStage:
     """A stage that consumes."""
 
     worker: FaustWorker
-    intake: Intake
-    health: HealthBoard
     halted: Halted
     markers: CrashMarkers
 
@@ -112,7 +115,7 @@ async def running_stage(
             fatal=partial(_leave_blameless, markers),
             limit=DeadLetterLimit(settings.limit),
             halt=halted.stop,
-            worker=f"{socket.gethostname()}/{os.getpid()}",
+            worker=worker_name(),
             code_version=code_version(),
             hook=hook,
             markers=markers,
@@ -121,16 +124,13 @@ async def running_stage(
         stack.push_async_callback(runner.close)
         intake = Intake(runner)
 
-        async def before_commit(record: Record) -> None:
-            await hook("before-commit", record)
-
         worker = FaustWorker(
             subscription,
             intake,
             kafka=settings.kafka,
             worker=settings.worker,
             health=health,
-            before_commit=before_commit,
+            before_commit=partial(hook, "before-commit"),
         )
         overdue_s = 2 * subscription.slowest_s + 30
 
@@ -142,7 +142,7 @@ async def running_stage(
         await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
         await worker.start()
         try:
-            yield RunningStage(worker, intake, health, halted, markers)
+            yield RunningStage(worker, halted, markers)
         finally:
             drained = await worker.stop()
             log.info("stopped", stage=stage.name, drained=drained)
@@ -231,7 +231,7 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
     signalled = asyncio.create_task(until_signal())
     try:
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serving_health(health, settings.worker, lambda: None))
+            port = await stack.enter_async_context(serving_health(health, settings.worker))
             log.info("health and metrics", url=f"http://{settings.worker.http_host}:{port}")
             files = await stack.enter_async_context(open_files(settings.files))
             await consume(stage, stage_settings, settings, health=health, files=files, until=signalled)
@@ -283,7 +283,7 @@ async def consume(
             if running.halted.reason:
                 health.say("stage", Condition.UNREADY, f"stopped itself: {running.halted.reason}")
                 log.critical("stopping: something is broken", stage=stage.name, reason=running.halted.reason)
-                await control.pause(stage.name, running.halted.reason, by=f"{socket.gethostname()}/{os.getpid()}")
+                await control.pause(stage.name, running.halted.reason, by=worker_name())
 
 
 async def _held(

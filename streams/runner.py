@@ -1,7 +1,7 @@
 """The runner: decode → known already? → work (deadline, tries) → deliver → done. No Faust, no Kafka client.
 
 It promises: `finished` is called for a record only when everything that follows from it is in the log (its events,
-its delay, or its dead letter); records of one key are worked on in the order they came; never more than the
+its delay, or its dead letter); records of one image are worked on in the order they came; never more than the
 settings' bound are in flight; whatever a stage raises, the loop goes on. If something cannot be delivered, `fatal` is
 called instead, and the process must exit so that Kafka redelivers.
 """
@@ -230,7 +230,7 @@ class Runner:
         try:
             event = decode(record, self._stage.accepts())
         except NotAnEvent as error:
-            # On a shared topic, types we do not read are others' business; on ours they are a mistake.
+            # A topic carries only the types of its table: another one is somebody's mistake, and must be seen.
             code = ErrorCode.UNKNOWN_EVENT if error.unknown else ErrorCode.MALFORMED_EVENT
             return self._die(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
         if not self._concerns(event):

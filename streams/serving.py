@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -20,8 +20,8 @@ from streams.health import Condition, HealthBoard
 from streams.settings import WorkerSettings
 
 
-def health_app(board: HealthBoard, before_scrape: Callable[[], object] = lambda: None) -> Starlette:
-    """Return the app; `before_scrape` refreshes metrics that are read rather than counted."""
+def health_app(board: HealthBoard) -> Starlette:
+    """Return the app of a worker's health and metrics."""
 
     async def live(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -32,8 +32,6 @@ def health_app(board: HealthBoard, before_scrape: Callable[[], object] = lambda:
         return JSONResponse(body, status_code=503 if condition is Condition.UNREADY else 200)
 
     async def metrics(_request: Request) -> Response:
-        with contextlib.suppress(Exception):  # a scrape must answer even while the consumer is being rebuilt
-            before_scrape()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/health/live", live), Route("/health/ready", ready), Route("/metrics", metrics)])
@@ -63,8 +61,6 @@ async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[int]:
         listener.close()
 
 
-def serving_health(
-    board: HealthBoard, settings: WorkerSettings, before_scrape: Callable[[], object]
-) -> contextlib.AbstractAsyncContextManager[int]:
+def serving_health(board: HealthBoard, settings: WorkerSettings) -> contextlib.AbstractAsyncContextManager[int]:
     """Serve a worker's health and metrics where its settings say."""
-    return serving(health_app(board, before_scrape), settings.http_host, settings.http_port)
+    return serving(health_app(board), settings.http_host, settings.http_port)

@@ -127,7 +127,6 @@ class Stage(Generic[I, T, R]):
     once: Once[I, T, R] | None = None
     in_profile: bool = field(default=True)  # an image's profile may leave this stage out
     reports_failures: bool = field(default=True)  # a dead letter is also a `failed` fact
-    needs_vectors: bool = field(default=False)  # opens the read model, which is in process by default
 
     def __post_init__(self) -> None:
         if (self.process is None) == (self.process_batch is None):

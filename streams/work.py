@@ -17,7 +17,7 @@ from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams import metrics
 from streams.batcher import Batcher
 from streams.crashes import CrashMarkers
-from streams.errors import DarkroomError, Retryable
+from streams.errors import Retryable
 from streams.files import result_key
 from streams.limit import DeadLetterLimit
 from streams.producer import Deliverer
@@ -116,9 +116,7 @@ async def _one_try(
             return await _once(stage, once, tools, services, batcher, record, event, tally)
     except TimeoutError:
         return Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
-    except DarkroomError as error:
-        return error
-    except Exception as error:  # whatever a stage raises is its bug, and becomes a dead letter
+    except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
         return error
 
 
