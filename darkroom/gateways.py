@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
@@ -75,28 +75,27 @@ async def _ingest(settings: Settings, own: GatewaySettings) -> None:
 
 
 async def _query(settings: Settings, own: GatewaySettings) -> None:
-    async with AsyncExitStack() as stack:
-        files = await stack.enter_async_context(open_files(settings.files))
-        events = await stack.enter_async_context(_gateway_events(settings))
-        vectors = await stack.enter_async_context(open_read_model(settings.qdrant))
-        encoder = await stack.enter_async_context(open_encoder(settings.models))
-        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, vectors=vectors)
-        await stack.enter_async_context(Watchdog(WatchdogSettings("query", settings.worker.loop_lag_s)))
-        app = query_app(own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready)
-        await _serve_until_signal(app, own)
+    await _answer("query", query_app, settings, own, with_indexer=False)
 
 
 async def _core(settings: Settings, own: GatewaySettings) -> None:
     """Ingest and query on one address; with the read model in process, the indexer too: it has one owner."""
+    await _answer("core", embedded_app, settings, own, with_indexer=settings.qdrant.url is None)
+
+
+async def _answer(
+    process: str, make: Callable[..., FastAPI], settings: Settings, own: GatewaySettings, *, with_indexer: bool
+) -> None:
+    """Open what answers need, and serve the app that `make` builds of it."""
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(settings.files))
         events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant))
         encoder = await stack.enter_async_context(open_encoder(settings.models))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, vectors=vectors)
-        await stack.enter_async_context(Watchdog(WatchdogSettings("core", settings.worker.loop_lag_s)))
-        app = embedded_app(own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready)
-        if settings.qdrant.url is None:
+        await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
+        app = make(own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready)
+        if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, vectors))
         await _serve_until_signal(app, own)
 
