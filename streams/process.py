@@ -267,13 +267,13 @@ async def consume(
         opened = running_stage(stage, stage_settings, settings, health=health, files=files, vectors=vectors)
         async with opened as running:
             health.say("stage", Condition.OK, "")
-            await control.say_degraded(stage.name, health.degraded())
             lag = asyncio.create_task(keep_lag(running.worker))
+            told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker))
             stopped = asyncio.create_task(running.worker.until_stopped())
             halted = asyncio.create_task(running.halted.event.wait())
             paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
             await asyncio.wait({until, stopped, halted, paused}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (lag, halted, paused):
+            for task in (lag, told, halted, paused):
                 task.cancel()
             if stopped.done():
                 running.markers.forgive()
@@ -289,8 +289,15 @@ async def consume(
 async def _held(
     agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, until: asyncio.Task[None]
 ) -> bool:
-    """Wait one interval if the agent is paused; say whether it is."""
-    mark = await control.paused(agent)
+    """Wait one interval if the agent is paused, or nobody can say whether it is; say whether it waited."""
+    try:
+        mark = await control.paused(agent)
+    except DependencyAway as error:
+        # Without the store no stage can work either: wait here for it, and do not consume what would only fail.
+        health.say("stage", Condition.UNREADY, "the object store is away")
+        log.warning("cannot see whether the agent is paused", stage=agent, error=str(error))
+        await asyncio.wait({until}, timeout=settings.control_interval_s)
+        return True
     if mark is None:
         metrics.PAUSED.labels(agent).set(0)
         return False
@@ -299,6 +306,18 @@ async def _held(
     log.error("paused; `darkroom agents resume` lets it go on", stage=agent, reason=mark.reason, by=mark.by)
     await asyncio.wait({until}, timeout=settings.control_interval_s)
     return True
+
+
+async def _tell_degraded(agent: str, control: Control, health: HealthBoard, settings: WorkerSettings) -> None:
+    """Tell the other processes what this agent does without, as soon as the store takes it."""
+    while True:
+        try:
+            await control.say_degraded(agent, health.degraded())
+        except DependencyAway as error:
+            log.warning("cannot tell whether the agent is degraded", stage=agent, error=str(error))
+            await asyncio.sleep(settings.control_interval_s)
+        else:
+            return
 
 
 async def _until_paused(agent: str, control: Control, settings: WorkerSettings) -> None:

@@ -69,7 +69,14 @@ OUTCOMES = Topic(
     ("indexer",), ("any service",), "How an image ended, once per generation.",
 )  # fmt: skip
 
-PIPELINE: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED, FETCHED, SANITIZED, FACTS, OUTCOMES)
+BULK = Topic(
+    "image.bulk", "as the event it holds", (intake.ImageUploaded, intake.FetchRequested, facts.ImageSanitized), 7 * _DAY,
+    ("gateway", "reconciler", "any service"), ("scheduler",),
+    "The bulk lane: events that wait until the pipeline has room; the header `lane.target` names their topic.",
+)  # fmt: skip
+
+PIPELINE: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED, FETCHED, SANITIZED, FACTS, OUTCOMES, BULK)
+LANE_TARGET_HEADER = "lane.target"  # on events in the bulk lane: the logical topic they go to when there is room
 
 
 def delay_topic(agent: str, tier: str) -> str:
