@@ -86,7 +86,7 @@ class Hit:
 
 
 class ReadModel(Protocol):
-    """The images as queries see them. Every read is within one owner. Calls raise streams.errors.DependencyAway."""
+    """The images. Every read is within one owner but for `get` and `scan`. Calls raise streams.errors.DependencyAway."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
         """Return one image, whoever owns it (the indexer's view), tombstones included."""
@@ -141,6 +141,18 @@ class ReadModel(Protocol):
 
     async def count(self, owner: str | None = None) -> dict[str, int]:
         """Return the number of images by state, tombstones apart."""
+
+    async def scan(
+        self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
+    ) -> list[ImageRecord]:
+        """Return a page of all owners' images, oldest first, from the first whose id is greater than `after`.
+
+        This is the operator's view. Ordered by id, which begins with the time. Tombstones come only when the state
+        asked for is `deleted`. A page shorter than the limit is the last.
+        """
+
+    async def purge(self, image_id: str, generation: int) -> None:
+        """Remove a tombstone of at most this generation for good. What is no tombstone, or newer, stays as it is."""
 
     async def check(self) -> None:
         """Prove that the collection exists with the right vectors and answers."""

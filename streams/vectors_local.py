@@ -205,6 +205,29 @@ class LocalReadModel:
             )
         )
 
+    async def scan(
+        self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
+    ) -> list[ImageRecord]:
+        def read() -> list[ImageRecord]:
+            page = sorted(
+                image_id
+                for image_id, entry in self._catalogue.items()
+                if (after is None or image_id > after)
+                and (not entry.deleted if state is None else entry.state == state)
+            )[:limit]
+            return sorted(self._records(page), key=lambda record: record.image_id)
+
+        return await self._call(read)
+
+    async def purge(self, image_id: str, generation: int) -> None:
+        def write() -> None:
+            known = self._get(image_id)
+            if known is not None and known.deleted and known.generation <= generation:
+                self._qdrant.delete(self._name, [image_id])
+                del self._catalogue[image_id]
+
+        await self._call(write)
+
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
             raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")

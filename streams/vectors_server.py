@@ -47,6 +47,7 @@ Operation = (
     | models.OverwritePayloadOperation
     | models.UpdateVectorsOperation
     | models.DeleteVectorsOperation
+    | models.DeleteOperation
 )
 
 
@@ -180,6 +181,29 @@ class ServerReadModel:
             return {str(hit.value): hit.count for hit in answer.hits}
 
         return await self._call(facet)
+
+    async def scan(
+        self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
+    ) -> list[ImageRecord]:
+        wanted = _equals("deleted", False) if state is None else _equals("state", state.value)
+
+        def read() -> list[ImageRecord]:  # Qdrant scrolls by id, from the offset on: so one more, and without that one
+            points, _ = self._qdrant.scroll(
+                self._name, models.Filter(must=[wanted]), limit=limit + 1, offset=after, with_payload=True
+            )
+            return [to_record(point.payload or {}) for point in points if point.id != after][:limit]
+
+        return await self._call(read)
+
+    async def purge(self, image_id: str, generation: int) -> None:
+        buried = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                _equals("deleted", True),
+                models.FieldCondition(key="generation", range=models.Range(lte=generation)),
+            ]
+        )
+        await self._write([models.DeleteOperation(delete=models.FilterSelector(filter=buried))])
 
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):

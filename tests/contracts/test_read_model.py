@@ -302,6 +302,49 @@ async def test_uses_of_bytes_are_counted(model: ReadModel) -> None:
     assert await model.uses_of("anna", "c" * 64) == 0
 
 
+async def test_all_images_are_scanned_by_age(model: ReadModel) -> None:
+    """The operator's view goes over the images of all owners once, oldest first, page by page."""
+    ids = [await added(model, owner=owner) for owner in ("anna", "bert", "carl", "anna", "bert")]
+    pages: list[list[str]] = []
+    after = None
+    while page := await model.scan(after=after, limit=2):
+        pages.append([record.image_id for record in page])
+        after = pages[-1][-1]
+    assert pages == [ids[:2], ids[2:4], ids[4:]]
+    assert [record.image_id for record in await model.scan()] == ids
+
+
+async def test_a_scan_may_be_of_one_state(model: ReadModel) -> None:
+    """A scan of one state returns nothing else, and a tombstone only if deleted images are asked for."""
+    done, waiting, buried = await added(model, state="completed"), await added(model), await added(model)
+    await model.bury(buried, "anna", 2)
+    going = await added(model, state="deleted")
+
+    async def found(state: ImageState | None = None, after: str | None = None) -> list[str]:
+        return [record.image_id for record in await model.scan(state=state, after=after)]
+
+    assert await found() == [done, waiting, going]
+    assert await found(ImageState.PROCESSING) == [waiting]
+    assert await found(ImageState.COMPLETED, after=done) == []
+    assert await found(ImageState.DELETED) == [buried, going]
+    assert await found(ImageState.DELETED, after=buried) == [going]
+
+
+async def test_only_tombstones_are_purged(model: ReadModel) -> None:
+    """A tombstone of at most the generation named is gone for good; a living image and a newer tombstone stay."""
+    alive, buried = await added(model, seed=1), await added(model, seed=2)
+    await model.bury(buried, "anna", 2)
+    await model.purge(buried, 1)
+    await model.purge(alive, 9)
+    await model.purge(new_image_id(), 9)
+    assert [record.image_id for record in await model.scan(state=ImageState.DELETED)] == [buried]
+    await model.purge(buried, 2)
+    assert await model.get(buried) is None
+    assert await model.scan(state=ImageState.DELETED) == []
+    assert [record.image_id for record in await model.scan()] == [alive]
+    assert await model.vector_of(alive) is not None
+
+
 async def test_check_is_quiet_when_all_is_well(model: ReadModel) -> None:
     """The check of a working read model says nothing."""
     await model.check()
@@ -372,6 +415,10 @@ async def test_what_was_written_survives_a_restart(tmp_path: Path) -> None:
         assert await model.uses_of("anna", "a" * 64) == 1
         await model.merge(gone, 1, {"text": "late"})
         assert await model.search_words("anna", "late", limit=5) == []
+        await model.purge(gone, 2)
+    async with open_read_model(where) as model:
+        assert await model.get(gone) is None
+        assert [record.image_id for record in await model.scan()] == [image_id]
 
 
 async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
