@@ -86,7 +86,7 @@ class Hit:
 
 
 class ReadModel(Protocol):
-    """The images. Every read is within one owner but for `get` and `scan`. Calls raise streams.errors.DependencyAway."""
+    """The images. Each read but `get` and `scan` is within one owner. Calls raise streams.errors.DependencyAway."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
         """Return one image, whoever owns it (the indexer's view), tombstones included."""
