@@ -7,6 +7,7 @@ required is missing; 70 an output could not be delivered; 71 the watchdog saw it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -17,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -189,9 +191,13 @@ def leave_stopped(stage: str) -> None:
 def strike_hook() -> Hook:
     """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
 
-    Points: before-work, after-object, after-produce, before-commit.
+    Points: before-work, after-object, after-produce, before-commit. DARKROOM_STRIKE=@FILE reads the point from that
+    file once it is there, and removes it: so a process is struck that runs already.
     """
-    point, _, count = os.environ.get("DARKROOM_STRIKE", "").partition(":")
+    asked = os.environ.get("DARKROOM_STRIKE", "")
+    if asked.startswith("@"):
+        return _strike_on_demand(Path(asked[1:]))
+    point, _, count = asked.partition(":")
     left = int(count or "1") if point else 0
 
     async def hook(passed: str, _record: Record) -> None:
@@ -201,6 +207,17 @@ def strike_hook() -> Hook:
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def _strike_on_demand(file: Path) -> Hook:
+    async def hook(passed: str, _record: Record) -> None:
+        # Between the look and the removal another worker of the agent may have been struck: then this one is spared.
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_text().strip() == passed:
+                file.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
 
