@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from schemas.facts import ImageSanitized
 from schemas.intake import ImageFetched, ImageUploaded
@@ -36,6 +37,7 @@ from streams.stage import Announcement, Emit, Once, Outcome, Reject, Resources, 
 Arrival = ImageUploaded | ImageFetched
 
 _CHILD = "agents.core.sanitize:sanitize_in_child"
+TRIES = 2  # children an image is given, if the first one ends without saying why
 _CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all that a master may be, whatever the child says
 
 
@@ -43,6 +45,7 @@ class SanitizerSettings(StageSettings):
     """What an image may be, and what finding out may cost."""
 
     concurrency: int = Field(2, ge=1, description="images decoded at once, each in a child process of its own")
+    deadline_s: float = Field(100.0, gt=0, description="seconds one try may take: an image may be decoded twice in it")
     max_bytes: int = Field(50_000_000, ge=1, description="bytes of an original")
     max_side: int = Field(10_000, ge=1, description="pixels of width or height")
     max_pixels: int = Field(100_000_000, ge=1, description="width x height, over all frames")
@@ -50,7 +53,13 @@ class SanitizerSettings(StageSettings):
     keep_capture_details: bool = Field(False, description="keep, privately, when and with what a photo was taken")
     decode_memory_mb: int = Field(2048, ge=256, description="memory of one decoding child")
     decode_cpu_s: int = Field(30, ge=1, description="CPU seconds one image may take")
-    decode_wall_s: float = Field(45.0, gt=0, description="seconds one image may take; less than deadline_s")
+    decode_wall_s: float = Field(45.0, gt=0, description="seconds one decode may take; less than half of deadline_s")
+
+    @model_validator(mode="after")
+    def _decodes_twice(self) -> Self:
+        if TRIES * self.decode_wall_s >= self.deadline_s:
+            raise ValueError(f"deadline_s must be more than {TRIES} x decode_wall_s: a decode may be tried again")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
         size, most = event.original.size / 1e6, tools.settings.max_bytes / 1e6
         return Reject(ErrorCode.FILE_TOO_LARGE, f"The file has {size:.1f} MB; at most {most:g} MB are accepted.")
     try:
-        facts, (master,) = await tools.sandbox.run(tools.limits(), await _read(event.original, tools))
+        facts, (master,) = await tools.sandbox.run(tools.limits(), await _read(event.original, tools), tries=TRIES)
     except SandboxRefused as refused:
         return Reject(ErrorCode(refused.code), refused.message[:500])
     except SandboxMemory:
@@ -93,7 +102,7 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
     except SandboxUnavailable as error:
         raise Retryable(str(error)) from error
     extension = str(facts["extension"])
-    key = image_key(event.image_id, event.generation, f"master.{extension}")
+    key = image_key(event.image_id, event.generation, f"master.{extension}", run=event.run)
     stored = await tools.files.put(key, master, content_type=_CONTENT_TYPES[extension])
     return SanitizedImage.model_validate({**facts, "master": stored})
 
@@ -121,6 +130,7 @@ def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement)
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         bucket=event.bucket,
         filename=event.filename,

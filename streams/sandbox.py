@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from streams.sandbox_child import frame_header
 
 if TYPE_CHECKING:
@@ -28,9 +30,18 @@ HEADER_LIMIT = 1 << 20  # bytes of JSON one frame may carry
 _KILLED_BY_TIME = (-signal.SIGXCPU,)
 _KILLED_BY_MEMORY = (-signal.SIGKILL,)  # not by us: then it is the kernel's out-of-memory killer
 
+log = structlog.get_logger(__name__)
+
 
 class SandboxError(Exception):
-    """The task gave no result. The sandbox itself is well: the next task gets a fresh child if it needs one."""
+    """The task gave no result. The sandbox itself is well: the next task gets a fresh child if it needs one.
+
+    `doubtful`: the child said nothing, so perhaps something else ended or held it: short memory, a stray signal.
+    """
+
+    def __init__(self, message: str, *, doubtful: bool = False) -> None:
+        super().__init__(message)
+        self.doubtful = doubtful
 
 
 class SandboxRefused(SandboxError):
@@ -116,18 +127,29 @@ class Sandbox:
         """Return the process ids of the children."""
         return tuple(child.pid for child in self._children)
 
-    async def run(self, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
-        """Run the function on one input. Raises a SandboxError; cancelling kills the child that was at it."""
+    async def run(
+        self, args: dict[str, JsonValue], data: bytes, *, tries: int = 1
+    ) -> tuple[dict[str, JsonValue], list[bytes]]:
+        """Run the function on one input. Raises a SandboxError; cancelling kills the child that was at it.
+
+        What a child answers is final; after a doubtful end a fresh child is given the input, `tries` in all.
+        """
         if self._closed:
             raise SandboxUnavailable("the sandbox is closed")
         child = await self._idle.get()
         try:
-            child = child or self._start()
-            return await child.run(args, data)
-        except SandboxError as error:
-            if self._closed:  # we ended the child ourselves: the input is not to blame
-                raise SandboxUnavailable("the sandbox is closing") from error
-            raise
+            while True:
+                tries -= 1
+                child = child or self._start()
+                try:
+                    return await child.run(args, data)
+                except SandboxError as error:
+                    if self._closed:  # we ended the child ourselves: the input is not to blame
+                        raise SandboxUnavailable("the sandbox is closing") from error
+                    if tries <= 0 or not error.doubtful:
+                        raise
+                    log.warning("a child ended without a word; its input goes to a fresh one", error=str(error))
+                child = self._renewed(child)
         finally:
             self._idle.put_nowait(self._renewed(child))
 
@@ -210,7 +232,7 @@ class _Child:
                 header, blobs = await self._exchange(args, data)
         except TimeoutError as error:
             self.spent = True
-            raise SandboxTimeout(f"no answer within {self._limits.wall_s:g} s") from error
+            raise SandboxTimeout(f"no answer within {self._limits.wall_s:g} s", doubtful=True) from error
         except (EOFError, ConnectionError) as error:
             raise await self._post_mortem() from error
         except ValueError as error:
@@ -276,8 +298,9 @@ class _Child:
         if status in _KILLED_BY_TIME:
             return SandboxTimeout(f"more than {self._limits.cpu_s} s of CPU time used")
         if status in _KILLED_BY_MEMORY:
-            return SandboxMemory("the system killed the child, most likely for its memory")
-        return SandboxCrashed("the child closed its socket" if ours else f"the child ended with status {status}")
+            return SandboxMemory("the system killed the child, most likely for its memory", doubtful=True)
+        how = "the child closed its socket" if ours else f"the child ended with status {status}"
+        return SandboxCrashed(how, doubtful=True)
 
 
 def _environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,8 +36,14 @@ class TooUgly(Exception):
 def misbehave(  # noqa: PLR0912
     args: dict[str, JsonValue], data: bytes
 ) -> tuple[dict[str, JsonValue], list[bytes]]:
-    """Do in the child what the test asks for."""
+    """Do in the child what the test asks for; with `traces`, leave one there first, and behave the second time."""
+    if traces := args.get("traces"):
+        tempfile.mkdtemp(dir=str(traces))  # a folder: files are forbidden here
+        if args.get("once") and len(os.listdir(str(traces))) > 1:  # noqa: PTH208
+            return {"pid": os.getpid()}, [data[::-1]]
     match args.get("do"):
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
             ctypes.string_at(0)
         case "bomb":
@@ -113,6 +120,38 @@ async def test_a_bad_task_costs_itself_only(what: str, error: type[Exception]) -
         after, blobs = await sandbox.run({}, b"ab")
     assert blobs == [b"ba"]
     assert after["pid"] != before["pid"]
+
+
+@pytest.mark.parametrize("what", ["segfault", "exit", "killed", "sleep"])
+async def test_a_child_that_ends_without_a_word_is_doubted_once(what: str, tmp_path: Path) -> None:
+    """An input whose child crashed, was killed or fell silent has its answer from a fresh child."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, wall_s=5.0)) as sandbox:
+        before, _ = await sandbox.run({}, b"")
+        after, blobs = await sandbox.run({"do": what, "traces": str(tmp_path), "once": True}, b"ab", tries=2)
+        again, _ = await sandbox.run({}, b"")
+    assert blobs == [b"ba"]
+    assert after["pid"] == again["pid"] != before["pid"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "children"),
+    [
+        ("segfault", SandboxCrashed, 2),
+        ("killed", SandboxMemory, 2),
+        ("bomb", SandboxMemory, 1),
+        ("spin", SandboxTimeout, 1),
+        ("refuse", SandboxRefused, 1),
+        ("fail", SandboxFailed, 1),
+    ],
+)
+async def test_what_a_child_says_is_final(what: str, error: type[Exception], children: int, tmp_path: Path) -> None:
+    """An end the input is to blame for costs one child, a doubtful one that comes again two, and never more."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, cpu_s=1, wall_s=250.0)) as sandbox:
+        with pytest.raises(error):
+            await sandbox.run({"do": what, "traces": str(tmp_path)}, b"", tries=2)
+        assert (await sandbox.run({}, b"ab"))[1] == [b"ba"]
+    assert len(list(tmp_path.iterdir())) == children
 
 
 async def test_cpu_time_is_bounded_per_task() -> None:

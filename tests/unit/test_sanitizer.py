@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from agents import sanitizer
 from agents.sanitizer import STAGE, SanitizerSettings, Tools, sanitize_image
@@ -120,6 +122,24 @@ async def test_a_decoder_that_dies_rejects_the_image(what: str, code: ErrorCode,
         limits = Limits(memory_mb=256, wall_s=1.0)
         async with Sandbox(f"{__name__}:misbehave_as_told", limits=limits) as sandbox:
             assert (await _rejected(Tools(files, sandbox, tools.settings), event)).code == code
+
+
+async def test_an_image_whose_child_was_ended_is_not_refused_for_it(images_dir: Path, tmp_path: Path) -> None:
+    """A good image whose decoder somebody kills in the middle becomes the same master, from a fresh child."""
+    data = (images_dir / "formats" / "cat.jpg").read_bytes()
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, data)
+        expected = await sanitize_image(event, tools)
+        (pid,) = tools.sandbox.pids()
+        os.kill(pid, signal.SIGKILL)
+        assert await sanitize_image(event, tools) == expected
+    assert isinstance(expected, SanitizedImage)
+
+
+def test_time_for_a_second_decode_is_required() -> None:
+    """Settings under which the second child could not finish before the deadline are refused."""
+    with pytest.raises(ValidationError, match="2 x decode_wall_s"):
+        SanitizerSettings(deadline_s=60, decode_wall_s=30)
 
 
 def misbehave_as_told(_: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
