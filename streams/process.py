@@ -212,12 +212,15 @@ def strike_hook() -> Hook:
 
 
 def _strike_on_demand(file: Path) -> Hook:
-    async def hook(passed: str, _record: Record) -> None:
+    def strike(passed: str) -> None:
         # Between the look and the removal another worker of the agent may have been struck: then this one is spared.
         with contextlib.suppress(FileNotFoundError):
             if file.read_text().strip() == passed:
                 file.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    async def hook(passed: str, _record: Record) -> None:
+        strike(passed)
 
     return hook
 
