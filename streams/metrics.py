@@ -119,6 +119,22 @@ PAUSED = Gauge(
     ),
     ["stage"],
 )
+BREAKER_STATE = Gauge(
+    *_noted(
+        "darkroom_breaker_state",
+        "What a process does with calls to a dependency: 0 makes them, 1 asks once whether it is back, 2 makes none.",
+        "2: the dependency failed several times in a row; /health/ready and the log name its last error.",
+    ),
+    ["dependency"],
+)
+BREAKER_OPENED = Counter(
+    *_noted(
+        "darkroom_breaker_opened_total",
+        "Times a dependency was left alone because it failed several times in a row.",
+        "Often, and soon over: the dependency is slow or overloaded rather than away.",
+    ),
+    ["dependency"],
+)
 WATCHDOG_LAG = Gauge(
     *_noted("darkroom_event_loop_lag_seconds", "How late the event loop is.", "Above 1: something blocks the loop."),
     ["process"],

@@ -72,6 +72,17 @@ class RetrySettings(Group):
     tiers: dict[str, float] = Field(DELAY_TIERS, description="delay topic name -> seconds; names are fixed")
 
 
+class BreakerSettings(Group):
+    """When a dependency that fails is left alone, and how long work waits for it."""
+
+    failures: int = Field(5, ge=1, description="failures in a row after which a dependency is left alone")
+    open_s: float = Field(30.0, gt=0, description="seconds it is left alone, before one call asks it again")
+    slow_s: float = Field(10.0, gt=0, description="a call given up after so many seconds counts as a failure")
+    gate_s: float = Field(
+        45.0, ge=0, description="seconds an event waits for a dependency that is left alone, before it is tried anyway"
+    )
+
+
 class LimitSettings(Group):
     """When an agent stops itself, because its dead letters say that something is broken."""
 
@@ -113,6 +124,21 @@ class ModelsSettings(Group):
     threads: int = Field(0, ge=0, description="CPU threads one model may use; 0 = all cores")
 
 
+class LaneSettings(Group):
+    """How many images of the bulk lane are let into the pipeline, beside those that are waited for."""
+
+    target_delay_s: float = Field(
+        1.5, gt=0, description="seconds of work the bulk lane keeps in the pipeline: what a single upload waits"
+    )
+    max_in_flight: int = Field(200, ge=2, description="bulk images in the pipeline at most, whatever its rate")
+    beside_interactive: int = Field(1, ge=1, description="the same, while interactive images came lately")
+    quiet_s: float = Field(10.0, ge=0, description="seconds without an interactive image after which none is expected")
+    starve_s: float = Field(5.0, gt=0, description="seconds after which one bulk image goes on whatever else there is")
+    slot_s: float = Field(60.0, gt=0, description="seconds after which an image counts as no longer in the pipeline")
+    read_ahead: int = Field(20_000, ge=1, description="events read ahead to find the next owner's")
+    read_ahead_bytes: int = Field(64_000_000, ge=1_000_000, description="bytes of them at most")
+
+
 class TelemetrySettings(Group):
     """Logs."""
 
@@ -131,7 +157,9 @@ class Settings(BaseSettings):
     files: FilesSettings = FilesSettings()
     qdrant: QdrantSettings = QdrantSettings()
     retry: RetrySettings = RetrySettings()
+    breaker: BreakerSettings = BreakerSettings()
     limit: LimitSettings = LimitSettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelsSettings = ModelsSettings()
+    lanes: LaneSettings = LaneSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
