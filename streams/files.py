@@ -61,8 +61,8 @@ class FileStore(Protocol):
     async def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
-    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """Walk the objects under a prefix."""
+    def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
+        """Walk the objects under a prefix by key, from the first whose key is greater than `after`."""
 
     async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
         """Return a URL that reads the object without us, None where the store has no such thing."""
@@ -90,9 +90,12 @@ def image_prefix(image_id: str) -> str:
     return f"images/{image_id[-2:]}/{image_id}/"
 
 
-def image_key(image_id: str, generation: int, name: str) -> str:
-    """Return where one file of one generation of an image is kept."""
-    return f"{image_prefix(image_id)}{generation}/{name}"
+def image_key(image_id: str, generation: int, name: str, *, run: int = 0) -> str:
+    """Return where one file of one generation of an image is kept.
+
+    A rerun of a stage has a folder of its own: until its fact is recorded, the record names the files of the one before.
+    """
+    return f"{image_prefix(image_id)}{generation}/{f'r{run}/' if run else ''}{name}"
 
 
 def result_key(owner: str, input_sha256: str, stage: str, version: str, parameters: str) -> str:

@@ -101,10 +101,10 @@ class DirectoryFiles:
         with suppress(ObjectMissing):
             await self._call(key, lambda: self._delete(check_key(key)))
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+    async def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
         check_prefix(prefix)
         folder = self._data / prefix.rpartition("/")[0]
-        walk = self._walk(folder, prefix)
+        walk = self._walk(folder, prefix, (after or "").encode())
 
         def page() -> list[ObjectInfo]:
             return [found for _, found in zip(range(PAGE), walk, strict=False)]
@@ -241,7 +241,7 @@ class DirectoryFiles:
                     except OSError:
                         break
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectInfo]:
+    def _walk(self, folder: Path, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
         try:
             with os.scandir(folder) as entries:
                 # A folder sorts as its keys do: "a-b" comes before "a/b".
@@ -252,9 +252,10 @@ class DirectoryFiles:
         for name, entry in found:
             key = name if at == "." else f"{at}/{name}"
             if name.endswith("/"):
-                if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(Path(entry.path), prefix)
-            elif key.startswith(prefix):
+                behind = key.encode() < after and not after.startswith(key.encode())  # and so is all that is in it
+                if not behind and (key.startswith(prefix) or prefix.startswith(key)):
+                    yield from self._walk(Path(entry.path), prefix, after)
+            elif key.startswith(prefix) and key.encode() > after:
                 with suppress(FileNotFoundError):
                     known = entry.stat()
                     yield ObjectInfo(key, known.st_size, "", _etag(known), known.st_mtime)

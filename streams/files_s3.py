@@ -138,8 +138,10 @@ class S3Files:
         with suppress(ObjectMissing):
             await self._call(key, lambda: self._s3.remove_object(self.bucket, check_key(key)))
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        walk = self._s3.list_objects(self.bucket, prefix=check_prefix(prefix) or None, recursive=True)
+    async def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
+        walk = self._s3.list_objects(
+            self.bucket, prefix=check_prefix(prefix) or None, recursive=True, start_after=after or None
+        )
         while found := await self._call(prefix, lambda: list(islice(walk, PAGE))):
             for item in found:
                 modified = item.last_modified.timestamp() if item.last_modified else 0.0

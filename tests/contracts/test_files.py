@@ -214,6 +214,17 @@ async def test_listing_is_by_prefix_in_key_order(files: FileStore) -> None:
     assert sizes == {key: len(key) for key in wanted}
 
 
+async def test_a_listing_begins_after_a_key(files: FileStore) -> None:
+    """A listing that begins after a key gives what a whole listing gives from there on, be the key there or not."""
+    known = ["a-b", "a.json", "a/1", "a/2/x", "a/20", "ab/c", "b", "é/1", "é/2"]
+    for key in known:
+        await files.put(key, b"x", content_type="x/y")
+    for after in (*known, "a", "a/", "a/10", "a/2", "a/2/", "a/2/y", "aa", "c", "z"):
+        for prefix in ("", "a", "a/", "a/2", "b", "é/"):
+            wanted = [k for k in known if k.startswith(prefix) and k.encode() > after.encode()]
+            assert [found.key async for found in files.list(prefix, after=after)] == wanted, (prefix, after)
+
+
 async def test_an_image_is_removed_whole(files: FileStore) -> None:
     """Removing an image's folder takes all generations and nothing of its neighbour."""
     one, other = "0190a1b2-0000-7000-8000-00000000000a", "0190a1b2-0000-7000-8000-00000000001a"
