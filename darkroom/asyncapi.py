@@ -19,7 +19,8 @@ Object = dict[str, JsonValue]
 
 BINDING = "0.5.0"
 SCHEMA_FORMAT = "application/schema+json;version=2020-12"
-SERVICES = (*AGENTS, "gateway", "router")  # what writes and reads by itself; others are people or other services
+# What writes and reads by itself; others are people or other services.
+SERVICES = (*AGENTS, "gateway", "router", "scheduler")
 
 
 def asyncapi(kafka: KafkaSettings) -> Object:

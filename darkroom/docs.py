@@ -26,7 +26,7 @@ from schemas.values import ERROR_MEANINGS
 from streams.metrics import ADVICE
 from streams.settings import KafkaSettings, Settings
 from streams.stage import Stage
-from streams.topics import AGENTS, Topic, all_topics
+from streams.topics import AGENTS, SCHEDULER, Topic, all_topics
 
 ROOT = Path(__file__).resolve().parents[1] / "docs"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -65,6 +65,7 @@ def events_page() -> str:
     """Return the readable reference of topics and events."""
     pipeline = [topic for topic in all_topics() if topic.name.startswith("image.")]
     per_agent = [topic for topic in all_topics() if topic.name.startswith(f"{AGENTS[0]}.")]
+    scheduler = [topic for topic in all_topics() if topic.name.startswith(f"{SCHEDULER}.")]
     text = [
         "# Events\n\n" + MADE,
         "CloudEvents 1.0 in Kafka binary mode: the attributes are headers (`ce_id`, `ce_type`, `ce_source`, "
@@ -75,6 +76,8 @@ def events_page() -> str:
         _table(("Topic", "Says", "Key", "Written by", "Read by", "Kept"), map(_topic_row, pipeline)),
         f"\nEvery agent has five of its own, here those of `{AGENTS[0]}`:\n\n",
         _table(("Topic", "Holds", "Key", "Written by", "Read by", "Kept"), map(_topic_row, per_agent)),
+        "\nThe scheduler of the bulk lane has only:\n\n",
+        _table(("Topic", "Holds", "Key", "Written by", "Read by", "Kept"), map(_topic_row, scheduler)),
     ]
     for kind in event_types():
         where = ", ".join(f"`{topic.name}`" for topic in pipeline if kind in topic.events)

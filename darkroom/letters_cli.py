@@ -16,11 +16,11 @@ from streams.errors import DependencyAway
 from streams.files import open_files
 from streams.producer import open_producer
 from streams.settings import Settings
-from streams.topics import AGENTS
+from streams.topics import GIVES_UP
 
 app = typer.Typer(no_args_is_help=True, help="Events that were given up on.")
 
-Agent = Annotated[str, typer.Option("--agent", help=f"Of: {', '.join(AGENTS)}; empty means all.")]
+Agent = Annotated[str, typer.Option("--agent", help=f"Of: {', '.join(GIVES_UP)}; empty means all.")]
 Code = Annotated[str | None, typer.Option("--code", help="Only with this error code.")]
 Image = Annotated[str | None, typer.Option("--image", help="Only of this image id.")]
 Since = Annotated[str | None, typer.Option("--since", help="Only that died since (RFC 3339).")]
@@ -28,9 +28,9 @@ Really = Annotated[bool, typer.Option("--yes", help="Do it; without this, only s
 
 
 def _agents(agent: str) -> tuple[str, ...]:
-    if agent and agent not in AGENTS:
-        raise typer.BadParameter(f"there is no agent {agent}; there are {', '.join(AGENTS)}")
-    return (agent,) if agent else AGENTS
+    if agent and agent not in GIVES_UP:
+        raise typer.BadParameter(f"there is no agent {agent}; there are {', '.join(GIVES_UP)}")
+    return (agent,) if agent else GIVES_UP
 
 
 def _with_office(work: Callable[[DeadLetterOffice], Awaitable[None]]) -> None:

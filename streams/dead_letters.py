@@ -21,7 +21,7 @@ from streams.files import FileStore
 from streams.producer import Deliverer
 from streams.retry import ORIGIN_HEADERS, number_header
 from streams.settings import KafkaSettings
-from streams.topics import dead_topic, retry_topic
+from streams.topics import dead_topic, replay_topic
 
 SCHEMA = "1"
 MAX_MESSAGE = 1024  # bytes of the error's message that are kept
@@ -87,7 +87,7 @@ def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
         ("replay.count", str(count)),
         *zip(ORIGIN_HEADERS, (topic, partition, offset), strict=True),
     )
-    return Outgoing(retry_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added)))
+    return Outgoing(replay_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added)))
 
 
 @dataclass(frozen=True, slots=True)

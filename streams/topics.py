@@ -70,12 +70,14 @@ OUTCOMES = Topic(
 )  # fmt: skip
 
 BULK = Topic(
-    "image.bulk", "as the event it holds", (intake.ImageUploaded, intake.FetchRequested, facts.ImageSanitized), 7 * _DAY,
+    "image.bulk", "as the event it holds",
+    (intake.ImageUploaded, intake.FetchRequested, facts.ImageSanitized), 7 * _DAY,
     ("gateway", "reconciler", "any service"), ("scheduler",),
     "The bulk lane: events that wait until the pipeline has room; the header `lane.target` names their topic.",
 )  # fmt: skip
 
 PIPELINE: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED, FETCHED, SANITIZED, FACTS, OUTCOMES, BULK)
+SCHEDULER = "scheduler"  # part of the router: forwards the bulk lane; no agent, but it has dead letters
 LANE_TARGET_HEADER = "lane.target"  # on events in the bulk lane: the logical topic they go to when there is room
 
 
@@ -92,6 +94,11 @@ def retry_topic(agent: str) -> str:
 def dead_topic(agent: str) -> str:
     """Return the logical name of an agent's dead letters."""
     return f"{agent}.dead"
+
+
+def replay_topic(agent: str) -> str:
+    """Return the logical name of the topic a dead letter goes to when it is given another life."""
+    return BULK.name if agent == SCHEDULER else retry_topic(agent)
 
 
 def _consumed_by(agent: str) -> tuple[type[Event], ...]:
@@ -116,14 +123,22 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
             ("router", "dead-letters replay"), (agent,), f"Events whose delay is over, for {agent} alone.",
             max_bytes=MAX_LETTER_BYTES,
         ),
-        Topic(
-            dead_topic(agent), "as the original", events, 30 * _DAY,
-            (agent,), ("dead-letters",), f"Events {agent} gave up on, byte for byte, with the reason in headers.",
-            keyed=False, max_bytes=MAX_LETTER_BYTES,
-        ),
+        _dead(agent),
     )  # fmt: skip
+
+
+def _dead(agent: str) -> Topic:
+    return Topic(
+        dead_topic(agent), "as the original", _consumed_by(agent), 30 * _DAY,
+        (agent,), ("dead-letters",), f"Events {agent} gave up on, byte for byte, with the reason in headers.",
+        keyed=False, max_bytes=MAX_LETTER_BYTES,
+    )  # fmt: skip
+
+
+SCHEDULER_DEAD = _dead(SCHEDULER)
+GIVES_UP = (*AGENTS, SCHEDULER)  # whoever has dead letters
 
 
 def all_topics() -> tuple[Topic, ...]:
     """Return every topic Darkroom uses."""
-    return (*PIPELINE, *(topic for agent in AGENTS for topic in agent_topics(agent)))
+    return (*PIPELINE, *(topic for agent in AGENTS for topic in agent_topics(agent)), SCHEDULER_DEAD)

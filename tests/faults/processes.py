@@ -286,7 +286,7 @@ def planted(
         "DARKROOM_TELEMETRY__LOG_FORMAT": "json",
         **(settings or {}),
     }
-    wanted = [*topics.PIPELINE, *(topic for agent in agents for topic in agent_topics(agent))]
+    wanted = [*topics.PIPELINE, topics.SCHEDULER_DEAD, *(topic for agent in agents for topic in agent_topics(agent))]
     asyncio.run(KafkaAdmin(kafka).create_topics(wanted))
     plant = Plant(kafka, files, folder, environment, port)
     try:
