@@ -131,6 +131,7 @@ def _announce(event: ImageSanitized, result: DetectedObjects, known: Announcemen
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         report=known.report,
         objects=result.objects_found,

@@ -114,6 +114,7 @@ def _announce(event: ImageSanitized, result: ImageEmbedding, known: Announcement
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         report=known.report,
         vector=result.vector,

@@ -68,6 +68,7 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         bucket=event.bucket,
         filename=event.filename,

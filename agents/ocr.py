@@ -113,6 +113,7 @@ def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> E
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         report=known.report,
         content=result.content[:TEXT_LIMIT],

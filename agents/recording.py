@@ -32,7 +32,7 @@ async def record(fact: Fact, vectors: ReadModel) -> ImageRecord | None:
     if known is None or not _writable(fact, known):
         return None
     old = known.stages.get(learned.stage)
-    if outranks(learned.state, old.state if old else None):
+    if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
         patch: dict[str, JsonValue] = {**learned.keys, "updated_at": now()}
         stages = _stages(fact, learned, known)
         await vectors.merge(fact.image_id, fact.generation, patch, stages=stages, vector=learned.vector)
@@ -104,6 +104,7 @@ def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, Stage
     }
     found[learned.stage] = StageRecord(
         state=learned.state,
+        run=fact.run,
         version=fact.report.version,
         attempts=fact.report.attempts,
         duration_ms=fact.report.duration_ms,

@@ -88,7 +88,7 @@ async def _render(master: ObjectRef, sizes: set[Size], tools: Tools) -> dict[Siz
 
 
 async def _store(event: ImageSanitized, name: str, size: Size, body: bytes, files: FileStore) -> Rendition:
-    key = image_key(event.image_id, event.generation, f"{name}.webp")
+    key = image_key(event.image_id, event.generation, f"{name}.webp", run=event.run)
     return Rendition(
         name=name,
         object=await files.put(key, body, content_type="image/webp"),
@@ -119,6 +119,7 @@ def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announ
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
+        run=event.run,
         profile=event.profile,
         report=announcement.report,
         renditions=resized.renditions,

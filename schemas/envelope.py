@@ -47,6 +47,11 @@ class Event(Value):
     image_id: str = Field(pattern=ID_PATTERN, description="UUIDv7 as text; the Kafka key")
     owner: str = Field(default=DEFAULT_OWNER, pattern=OWNER_PATTERN, description="the tenant")
     generation: int = Field(default=1, ge=1, description="the fence: anything of a lower generation is dropped")
+    run: int = Field(
+        default=0,
+        ge=0,
+        description="which rerun of one stage this belongs to: when it was asked for, unix milliseconds",
+    )
     profile: Profile = Field(default_factory=Profile)
     occurred_at: str = Field(default_factory=now, description="RFC 3339, UTC")
 
@@ -71,7 +76,8 @@ class Event(Value):
     def id(self) -> str:
         """Return the deterministic ce_id: the same work says the same id, however often it is done."""
         parts = (self.image_id, str(self.generation), self.type, self.producing_stage(), self.identity())
-        return str(uuid.uuid5(NAMESPACE, "|".join(parts)))
+        rerun = (f"run {self.run}",) if self.run else ()  # the ids of first runs are as they always were
+        return str(uuid.uuid5(NAMESPACE, "|".join((*parts, *rerun))))
 
     def body(self) -> bytes:
         """Return the JSON body."""

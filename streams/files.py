@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from schemas.values import ObjectRef
+from streams.breaker import Breakers
 from streams.settings import FilesSettings
 
 KEY_BYTES = 1024  # S3's limit for a whole key
@@ -93,7 +94,7 @@ def image_prefix(image_id: str) -> str:
 def image_key(image_id: str, generation: int, name: str, *, run: int = 0) -> str:
     """Return where one file of one generation of an image is kept.
 
-    A rerun of a stage has a folder of its own: until its fact is recorded, the record names the files of the one before.
+    A rerun of a stage has a folder of its own: until its fact is recorded, the record names the files before it.
     """
     return f"{image_prefix(image_id)}{generation}/{f'r{run}/' if run else ''}{name}"
 
@@ -140,12 +141,16 @@ def open_source(path: Path) -> BufferedReader:
         raise ValueError(f"cannot read {path.name}: {error.strerror}") from error
 
 
-def open_files(settings: FilesSettings) -> AbstractAsyncContextManager[FileStore]:
-    """Open the adapter the settings name: S3 when an endpoint is given, else a directory.
+def open_files(settings: FilesSettings, breakers: Breakers | None = None) -> AbstractAsyncContextManager[FileStore]:
+    """Open the adapter the settings name: S3 when an endpoint is given, else a directory; behind breakers, if given.
 
     Creates the bucket when it is missing. Entering raises DependencyAway when the store does not answer, NotReady
     when it refuses our credentials.
     """
+    if breakers is not None:
+        from streams.files_breaking import open_breaking  # noqa: PLC0415 - it imports this module
+
+        return open_breaking(open_files(settings), breakers)
     if settings.endpoint:
         from streams.files_s3 import open_s3_files  # noqa: PLC0415 - the directory needs no S3 SDK
 

@@ -25,6 +25,7 @@ def _common(event: Event) -> dict[str, object]:
         "image_id": event.image_id,
         "owner": event.owner,
         "generation": event.generation,
+        "run": event.run,
         "profile": event.profile,
     }
 

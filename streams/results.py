@@ -44,8 +44,9 @@ class ResultStore:
     async def find(self, key: str, kind: type[R], event: Event) -> Found[R] | None:
         """Return the stored result with its objects in the event's image, or None: then it must be computed.
 
-        A result of equal bytes of another image is adopted by copying its objects, inside the store. If one of
-        them is gone (that image was deleted, or somebody cleaned up), the result counts as absent.
+        A result of equal bytes of another image, or of another run of this one, is adopted by copying its objects,
+        inside the store. If one of them is gone (that image was deleted, or somebody cleaned up), the result counts as
+        absent.
         """
         try:
             raw = await self.files.get(key)
@@ -58,7 +59,12 @@ class ResultStore:
             log.warning("stored result is unreadable and will be computed again", key=key, error=str(error)[:300])
             return None
         adopted = await self._adopt(value, event)
-        return None if adopted is None else Found(adopted, stored.lineage, self._ref(key, raw))
+        if adopted is None:
+            return None
+        if event.run and adopted != value:
+            # The objects of the run before are removed in time; the result must not go with them.
+            return Found(adopted, stored.lineage, await self.save(key, adopted, stored.lineage))
+        return Found(adopted, stored.lineage, self._ref(key, raw))
 
     async def save(self, key: str, value: StageResult, lineage: Lineage) -> ObjectRef:
         """Store a result; writing the same one twice is harmless."""
@@ -77,7 +83,7 @@ class ResultStore:
     async def _adopt(self, value: R, event: Event) -> R | None:
         own: dict[str, ObjectRef] = {}
         for name, ref in value.objects().items():
-            target = image_key(event.image_id, event.generation, name)
+            target = image_key(event.image_id, event.generation, name, run=event.run)
             if not await self._holds(target, ref):
                 # Another version of the stage may have written other bytes under the same name since.
                 if ref.key == target or not await self._holds(ref.key, ref):

@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue
 
 from schemas.results import CaptureDetails, Colour
 from schemas.values import DetectedObject, ImageState, ObjectRef, Rendition, StageState, Value
+from streams.breaker import Breakers
 from streams.settings import QdrantSettings
 
 VECTOR = "clip"
@@ -26,6 +27,7 @@ class StageRecord(Value):
     """What is known of one stage of one image."""
 
     state: StageState
+    run: int = 0  # the rerun that said this; 0 = the first run
     version: str = ""
     attempts: int = 1
     duration_ms: int = 0
@@ -158,13 +160,19 @@ class ReadModel(Protocol):
         """Prove that the collection exists with the right vectors and answers."""
 
 
-def open_read_model(settings: QdrantSettings) -> AbstractAsyncContextManager[ReadModel]:
-    """Open the read model: a Qdrant server when a URL is given, else in this process. Creates what is missing.
+def open_read_model(
+    settings: QdrantSettings, breakers: Breakers | None = None
+) -> AbstractAsyncContextManager[ReadModel]:
+    """Open the read model: a Qdrant server when a URL is given, else in this process; behind breakers, if given.
 
-    Entering raises DependencyAway when the server does not answer, NotReady when the collection does not fit or
-    another process has the folder open.
+    Creates what is missing. Entering raises DependencyAway when the server does not answer, NotReady when the
+    collection does not fit or another process has the folder open.
     """
-    # Imported late: the adapters import this module, and a process without a read model needs no Qdrant client.
+    # Imported late: these modules import this one, and a process without a read model needs no Qdrant client.
+    if breakers is not None:
+        from streams.vectors_breaking import open_breaking  # noqa: PLC0415
+
+        return open_breaking(open_read_model(settings), breakers)
     if settings.url:
         from streams.vectors_server import open_server_read_model  # noqa: PLC0415
 

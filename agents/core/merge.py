@@ -24,7 +24,7 @@ from schemas.values import ErrorCode, ImageState, ObjectRef, Profile, StageState
 SANITIZER, FETCHER = "sanitizer", "fetcher"
 
 # Of two facts about one stage of one generation the better one stays, whichever comes last: work that was done is
-# done, and a dead letter that is replayed may only mend.
+# done, and a dead letter that is replayed may only mend. Of equally good ones that of the later run stays.
 _RANK = {
     StageState.PENDING: 0,
     StageState.FAILED: 1,
@@ -68,7 +68,9 @@ def learn(fact: Fact) -> Learned:
         case StageSkipped():
             learned = Learned(stage, StageState.SKIPPED, code=fact.reason, message=fact.message)
         case ImageRefused():
-            learned = Learned(stage, StageState.REJECTED, _submitted(fact), code=fact.code, message=fact.message)
+            first = stage in (SANITIZER, FETCHER)  # later ones were told by the sanitized image what its sender said
+            keys = _submitted(fact) if first else {}
+            learned = Learned(stage, StageState.REJECTED, keys, code=fact.code, message=fact.message)
         case StageFailed():
             learned = Learned(stage, StageState.FAILED, code=fact.code, message=fact.message)
         case _:
@@ -76,9 +78,12 @@ def learn(fact: Fact) -> Learned:
     return learned
 
 
-def outranks(new: StageState, known: StageState | None) -> bool:
-    """Say whether what is new of a stage replaces what is known of it; an equal repeats it."""
-    return known is None or _RANK[new] >= _RANK[known]
+def outranks(new: StageState, known: StageState | None, *, run: int = 0, known_run: int = 0) -> bool:
+    """Say whether what is new of a stage replaces what is known of it; an equal repeats it.
+
+    A rerun can mend and renew, but take nothing away: where it failed, was skipped or refused, older work stays.
+    """
+    return known is None or _standing(new, run) >= _standing(known, known_run)
 
 
 def required_stages(profile: Profile) -> tuple[str, ...]:
@@ -114,6 +119,12 @@ def to_blame(state: ImageState, required: Sequence[str], stages: Mapping[str, St
     guilty = {ImageState.REJECTED: StageState.REJECTED, ImageState.FAILED: StageState.FAILED}.get(state)
     order = (SANITIZER, FETCHER, *required) if SANITIZER in stages else (FETCHER, *required)
     return next((stage for stage in order if guilty is not None and stages.get(stage) is guilty), None)
+
+
+def _standing(state: StageState, run: int) -> tuple[int, int, int]:
+    # An image that was accepted is not refused after all: there, a refusal is a failure.
+    worth = StageState.FAILED if run and state is StageState.REJECTED else state
+    return _RANK[worth], run, _RANK[state]
 
 
 def _submitted(said: Submission) -> dict[str, JsonValue]:

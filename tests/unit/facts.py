@@ -44,11 +44,18 @@ class Facts:
     """Makes the facts of one generation of one image."""
 
     def __init__(
-        self, image_id: str, *, owner: str = "anna", generation: int = 1, stages: tuple[str, ...] | None = None
+        self,
+        image_id: str,
+        *,
+        owner: str = "anna",
+        generation: int = 1,
+        run: int = 0,
+        stages: tuple[str, ...] | None = None,
     ) -> None:
         profile = Profile() if stages is None else Profile(stages=stages)
         self._common = {
-            "image_id": image_id, "owner": owner, "generation": generation, "profile": profile, "occurred_at": WHEN,
+            "image_id": image_id, "owner": owner, "generation": generation, "run": run, "profile": profile,
+            "occurred_at": WHEN,
         }  # fmt: skip
 
     def sanitized(self, *, source_url: str | None = None, original: ObjectRef | None = None) -> Fact:
@@ -87,7 +94,7 @@ class Facts:
     def refused(self, stage: str = "sanitizer") -> Fact:
         return ImageRefused(
             **self._common, report=report(stage), code=ErrorCode.CORRUPT_IMAGE, message="The image is damaged.",
-            bucket="trip", filename="me.jpg", submitted_at=WHEN,
+            bucket="trip", filename="me.jpg", context={"note": "private"}, submitted_at=WHEN,
         )  # fmt: skip
 
     def failed(self, stage: str) -> Fact:

@@ -97,6 +97,49 @@ async def test_order_does_not_matter(tools: Tools, seed: int) -> None:
     assert await tools.vectors.vector_of(mixed) == await tools.vectors.vector_of(plain)
 
 
+async def test_a_rerun_renews_its_stage_and_nothing_else(tools: Tools) -> None:
+    """A completed image whose text is read again stays completed, says no outcome, and has the new text."""
+    image = new_image_id()
+    *_, ended = [outcome for fact in Facts(image).all() for outcome in await said(fact, tools)]
+    before = await record_of(image, tools)
+    again = Facts(image, run=7)
+    for fact in (
+        again.text("Good bye"),
+        Facts(image).text(),
+        again.failed("ocr"),
+        Facts(image, run=3).text("Too late"),
+    ):
+        repeats = await said(fact, tools)
+        assert {outcome.id for outcome in repeats} <= {ended.id}
+    after = await record_of(image, tools)
+    assert (after.text, after.stages["ocr"].run, after.state) == ("Good bye", 7, ImageState.COMPLETED)
+    assert (after.finished_by, after.finished_at) == (before.finished_by, before.finished_at)
+    assert {name: stage for name, stage in after.stages.items() if name != "ocr"} == {
+        name: stage for name, stage in before.stages.items() if name != "ocr"
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_reruns_come_in_any_order(tools: Tools, seed: int) -> None:
+    """Facts of three runs, shuffled and repeated, make the same record as in their order."""
+    plain, mixed = new_image_id(), new_image_id()
+
+    def story(image: str) -> list[Fact]:
+        sooner, later = Facts(image, run=5), Facts(image, run=9)
+        vector = [0.0, 1.0] + [0.0] * 510
+        return [*Facts(image).all(), sooner.text("sooner"), sooner.embedded(vector), later.text("later"),
+                later.failed("embedder"), later.skipped("resizer")]  # fmt: skip
+
+    for fact in story(plain):
+        await index(fact, tools)
+    facts = [*story(mixed), *story(mixed)[:4]]
+    random.Random(seed).shuffle(facts)
+    outcomes = [outcome for fact in facts for outcome in await said(fact, tools)]
+    assert len({outcome.id for outcome in outcomes if isinstance(outcome, ImageCompleted)}) == 1
+    assert timeless(await record_of(mixed, tools)) == timeless(await record_of(plain, tools))
+    assert await tools.vectors.vector_of(mixed) == await tools.vectors.vector_of(plain)
+
+
 async def test_the_outcome_is_said_again_only_by_its_own_fact(tools: Tools) -> None:
     """When everything is delivered twice, only the fact that ended the image repeats its outcome, with the same id."""
     facts = Facts(new_image_id()).all()

@@ -29,19 +29,33 @@ EVERY: list[Fact] = [
     *(FACTS.skipped(stage) for stage in ANALYSIS_STAGES),
 ]
 
+SOONER, LATER = Facts(IMAGE, run=5), Facts(IMAGE, run=9)
+RERUNS: list[Fact] = [
+    SOONER.text("sooner"), LATER.text("later"), SOONER.detected("cat"), LATER.embedded([0.0, 1.0] + [0.0] * 510),
+    *(facts.failed(stage) for facts in (SOONER, LATER) for stage in ANALYSIS_STAGES),
+    *(facts.skipped(stage) for facts in (SOONER, LATER) for stage in ANALYSIS_STAGES),
+    *(facts.refused(stage) for facts in (FACTS, SOONER, LATER) for stage in ANALYSIS_STAGES),
+]  # fmt: skip
 
-def fold(facts: list[Fact]) -> tuple[dict[str, JsonValue], dict[str, tuple[StageState, str | None]]]:
+Stages = dict[str, tuple[StageState, str | None, int]]
+
+
+def fold(facts: list[Fact]) -> tuple[dict[str, JsonValue], Stages]:
     """Merge facts as the indexer does."""
     keys: dict[str, JsonValue] = {}
-    stages: dict[str, tuple[StageState, str | None]] = {}
+    stages: Stages = {}
     for fact in facts:
         learned = learn(fact)
         old = stages.get(learned.stage)
-        if outranks(learned.state, old[0] if old else None):
+        if outranks(learned.state, old[0] if old else None, run=fact.run, known_run=old[2] if old else 0):
             keys.update(learned.keys)
-            stages[learned.stage] = (learned.state, learned.code)
-            stages.update(dict.fromkeys(learned.also_done, (DONE, None)))
+            stages[learned.stage] = (learned.state, learned.code, fact.run)
+            stages.update(dict.fromkeys(learned.also_done, (DONE, None, 0)))
     return keys, stages
+
+
+def states(stages: Stages) -> dict[str, StageState]:
+    return {name: found[0] for name, found in stages.items()}
 
 
 @given(
@@ -60,7 +74,46 @@ def test_order_and_repetition_do_not_matter(both: tuple[list[Fact], list[Fact]])
 def test_the_whole_story_always_completes(facts: list[Fact]) -> None:
     """However often stages failed or were skipped before, an image whose stages are all done in the end completes."""
     _, stages = fold(facts)
-    assert decide(REQUIRED_STAGES, {name: state for name, (state, _) in stages.items()}) is ImageState.COMPLETED
+    assert decide(REQUIRED_STAGES, states(stages)) is ImageState.COMPLETED
+
+
+@given(
+    st.lists(st.sampled_from([*EVERY[1:], *RERUNS]), min_size=1, max_size=16).flatmap(
+        lambda facts: st.tuples(st.just(facts), st.permutations([*facts, *facts[:3]]))
+    )
+)
+def test_reruns_commute_too(both: tuple[list[Fact], list[Fact]]) -> None:
+    """Facts of several runs add up to the same stages and keys, in any order and repeated."""
+    assert fold(both[0]) == fold(both[1])
+
+
+@given(
+    st.sampled_from([FACTS.all(), [*FACTS.all()[:-1], FACTS.skipped("embedder")]]),
+    st.lists(st.sampled_from(RERUNS).filter(lambda fact: fact.run > 0), max_size=12),
+)
+def test_a_rerun_takes_nothing_away(first: list[Fact], reruns: list[Fact]) -> None:
+    """An image that completed stays so at every step, however its stages fare when they are run again."""
+    for count in range(len(reruns) + 1):
+        keys, stages = fold([*first, *reruns[:count]])
+        assert decide(REQUIRED_STAGES, states(stages)) is ImageState.COMPLETED
+        assert keys["renditions"] == fold(first)[0]["renditions"]
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "run"),
+    [
+        ([FACTS.text("first"), SOONER.text("sooner")], "sooner", 5),
+        ([LATER.text("later"), SOONER.text("sooner"), FACTS.text("first")], "later", 9),
+        ([SOONER.text("sooner"), LATER.failed("ocr")], "sooner", 5),
+        ([FACTS.text("first"), LATER.skipped("ocr")], "first", 0),
+        ([LATER.failed("ocr"), FACTS.text("first")], "first", 0),
+        ([FACTS.failed("ocr"), LATER.failed("ocr")], None, 9),
+    ],
+)
+def test_which_run_stays(said: list[Fact], text: str | None, run: int) -> None:
+    """The latest run that did the work stays; one that did not never replaces one that did."""
+    keys, stages = fold(said)
+    assert (keys.get("text"), stages["ocr"][2]) == (text, run)
 
 
 def test_every_key_is_one_of_the_record() -> None:

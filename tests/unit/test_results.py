@@ -59,7 +59,7 @@ class Lab:
 
     async def _process(self, event: ImageUploaded, _tools: None) -> SanitizedImage:
         self.computed.append(event.image_id)
-        key = image_key(event.image_id, event.generation, "master.jpg")
+        key = image_key(event.image_id, event.generation, "master.jpg", run=event.run)
         master = await self.files.put(key, b"the master", content_type="image/jpeg")
         return SanitizedImage(
             master=master,
@@ -117,6 +117,33 @@ async def test_a_result_whose_objects_are_gone_is_computed_again(files: FileStor
     await delete_prefix(files, image_prefix(second.image_id))
     await lab.run(second)
     assert await files.get(image_key(second.image_id, 1, "master.jpg")) == b"the master"
+
+
+async def test_a_rerun_of_the_same_version_computes_nothing(files: FileStore) -> None:
+    """Asked for again and again, a stage takes its result each time, in objects of that run's own."""
+    lab, event = Lab(files), uploaded()
+    await lab.run(event)
+    for run in (7, 9):
+        await lab.run(event.model_copy(update={"run": run}))
+        assert await files.get(image_key(event.image_id, 1, "master.jpg", run=run)) == b"the master"
+        # What the run before left is the janitor's.
+        await files.delete(image_key(event.image_id, 1, "master.jpg", run=7 if run == 9 else 0))
+    assert lab.computed == [event.image_id]
+    assert [report.reused for report in lab.reports] == [False, True, True]
+
+
+async def test_a_rerun_of_another_version_leaves_the_objects_before_it_alone(files: FileStore) -> None:
+    """Until its fact is recorded the record names the old objects, so the new ones lie elsewhere."""
+    event = uploaded()
+    await Lab(files).run(event)
+    changed = Lab(files, version="2")
+    await changed.run(event.model_copy(update={"run": 7}))
+    assert changed.computed == [event.image_id]
+    found = [info.key async for info in files.list(image_prefix(event.image_id))]
+    assert sorted(found) == [
+        image_key(event.image_id, 1, "master.jpg"),
+        image_key(event.image_id, 1, "master.jpg", run=7),
+    ]
 
 
 async def test_an_object_overwritten_by_another_version_is_not_taken_for_the_result(files: FileStore) -> None:
