@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 import structlog
 
@@ -23,8 +24,17 @@ from streams.settings import BreakerSettings
 
 Ask = Callable[[], Awaitable[None]]
 
+T = TypeVar("T")
+
 LOOK_S = 0.25  # between looks at a probe that is under way
 log = structlog.get_logger(__name__)
+
+
+class _End:
+    """What comes after the last of a walk."""
+
+
+_END = _End()
 
 
 class State(Enum):
@@ -103,6 +113,19 @@ class Breaker:
         except (DependencyAway, TimeoutError) as error:
             self._failed(ticket, error)
             raise
+
+    async def steps(self, walk: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Walk on as one call: its first step may be refused, none after it."""
+        try:
+            with self.passing():
+                item = await anext(walk, _END)
+            while not isinstance(item, _End):
+                yield item
+                with self.going_on():
+                    item = await anext(walk, _END)
+        finally:
+            if isinstance(walk, AsyncGenerator):
+                await walk.aclose()
 
     def _followed(self, ticket: Ticket) -> Iterator[None]:
         try:
