@@ -54,6 +54,16 @@ def new_image_id() -> ImageId:
     return ImageId(str(uuid.UUID(int=value)))
 
 
+def made_at(image_id: str) -> float:
+    """Return when an image id was made, unix seconds: a UUIDv7 begins with its milliseconds."""
+    return (uuid.UUID(image_id).int >> 80) / 1000
+
+
+def earliest_id(at: float) -> ImageId:
+    """Return the least image id that can be made at a time, unix seconds: where a walk by age begins."""
+    return ImageId(str(uuid.UUID(int=max(0, min(int(at * 1000), (1 << 48) - 1)) << 80)))
+
+
 def job_id_of(image_id: str, generation: int) -> JobId:
     """Return the id of one run of one image: any producer can compute it, none needs to be asked."""
     return JobId(f"{image_id}.{generation}")
