@@ -25,6 +25,7 @@ from streams.batcher import Batcher
 from streams.crashes import Verdict
 from streams.dead_letters import Failure, dead_letter, origin_of
 from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable, WorkerCrashed
+from streams.gate import Gate
 from streams.producer import outgoing
 from streams.retry import (
     ATTEMPT_HEADER,
@@ -81,6 +82,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Job] = {}
         self._draining = False
+        self._gate = Gate(services.breakers)
         self._turns = Turns()
         self._batcher: Batcher[Event, Answer] | None = None
         if stage.process_batch is not None:
@@ -123,8 +125,9 @@ class Runner:
         return time.monotonic() - min(begun) if begun else 0.0
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing more and wait for what is in flight; False if time ran out."""
+        """Take nothing more and wait for what is in flight; False if time ran out. What waits at the gate is left."""
         self._draining = True
+        self._gate.close()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
         return not self._tasks
@@ -140,10 +143,11 @@ class Runner:
     async def _work_lane(self, lane_key: bytes) -> None:
         lane = self._lanes[lane_key]
         try:
-            while lane:
-                job = lane[0]
-                await self._work(job)
+            while lane and await self._gate.passed():
+                await self._work(lane[0])
                 lane.popleft()
+            for left in lane:  # not begun, never finished: Kafka redelivers
+                self._forget(left)
         except Exception as error:
             # Nothing of this lane may be acked any more: leave it to the next process.
             log.critical("the runner cannot go on", stage=self._stage.name, error=repr(error), exc_info=error)
@@ -164,6 +168,9 @@ class Runner:
             self._services.halt(reason)
         metrics.EVENTS.labels(self._stage.name, kind).inc()
         metrics.STAGE_SECONDS.labels(self._stage.name).observe(time.monotonic() - job.taken_at)
+        self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
         self._open.pop(id(job), None)
         metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
         self._room.release()

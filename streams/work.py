@@ -16,6 +16,7 @@ from schemas.results import StageResult
 from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams import metrics
 from streams.batcher import Batcher
+from streams.breaker import Breakers
 from streams.crashes import CrashMarkers
 from streams.errors import Retryable
 from streams.files import result_key
@@ -52,6 +53,7 @@ class Services:
     code_version: str = ""
     hook: Hook = _no_hook
     markers: CrashMarkers | None = None
+    breakers: Breakers | None = None  # events are not begun while one of them is open
 
 
 @dataclass(frozen=True, slots=True)
