@@ -111,6 +111,42 @@ MODEL_AVAILABLE = Gauge(
     ),
     ["stage", "model"],
 )
+BULK_WAITING = Gauge(
+    *_noted(
+        "darkroom_bulk_waiting_events",
+        "Events of the bulk lane that wait for room in the pipeline, of the partitions this router owns.",
+        "It shrinks at the rate the pipeline has to spare: if too slowly, scale the stage with the oldest events.",
+    )
+)
+BULK_IN_FLIGHT = Gauge(
+    *_noted(
+        "darkroom_bulk_in_flight_images",
+        "Images of the bulk lane in the pipeline.",
+        "Well below the window while events wait: interactive images take all there is.",
+    )
+)
+BULK_WINDOW = Gauge(
+    *_noted(
+        "darkroom_bulk_window_images",
+        "Images of the bulk lane that may be in the pipeline at once, as the router has found.",
+        "It stays at 2 although nobody waits: the pipeline takes long over each image; see the age of events.",
+    )
+)
+BULK_FORWARDED = Counter(
+    *_noted(
+        "darkroom_bulk_forwarded_total",
+        "Events let from the bulk lane into the pipeline, by the topic they went to.",
+        "None while events wait: see `scheduler` in the router's health.",
+    ),
+    ["target"],
+)
+INTERACTIVE_IN_FLIGHT = Gauge(
+    *_noted(
+        "darkroom_interactive_in_flight_images",
+        "Images in the pipeline that did not come through the bulk lane and have not ended, for a minute at most.",
+        "Never zero: there is no room for bulk but one image each few seconds; scale the slowest stage.",
+    )
+)
 PAUSED = Gauge(
     *_noted(
         "darkroom_agent_paused",
@@ -151,6 +187,29 @@ HTTP_SECONDS = Histogram(
 UPLOAD_BYTES = Counter(
     *_noted("darkroom_upload_bytes_total", "Bytes accepted by the ingest gateway.", "For capacity planning."),
     ["app"],
+)
+FENCED = Counter(
+    *_noted(
+        "darkroom_fenced_events_total",
+        "Events dropped because their image is deleted, before or after the work on them.",
+        "Normal after deletions; many at once: somebody replays or reprocesses what is deleted.",
+    ),
+    ["stage"],
+)
+LATE_REMOVED = Counter(
+    *_noted(
+        "darkroom_late_removed_total",
+        "What was stored for an image after its deletion and then removed, by kind (object, original, result).",
+        "Normal in ones; many: workers finish long after their deadline, see the watchdog.",
+    ),
+    ["kind"],
+)
+ERASURES_FINISHED = Counter(
+    *_noted(
+        "darkroom_erasures_finished_total",
+        "Deletions after which nothing can be written late any more.",
+        "If images are deleted and this stands still, the reconciler, which runs the janitor, does not.",
+    )
 )
 IMAGES = Counter(
     *_noted("darkroom_images_total", "Images that ended, by state.", "`failed` above zero: see the dead letters."),

@@ -15,6 +15,7 @@ MAX_MESSAGE_BYTES = 262_144  # of a pipeline event: enforces the claim check
 MAX_LETTER_BYTES = 1_000_000  # of delayed and dead events: the original and the reason
 
 _DAY = timedelta(days=1)
+SEGMENT = 7 * _DAY  # Kafka's default log.roll.hours: no segment takes records for longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +143,11 @@ GIVES_UP = (*AGENTS, SCHEDULER)  # whoever has dead letters
 def all_topics() -> tuple[Topic, ...]:
     """Return every topic Darkroom uses."""
     return (*PIPELINE, *(topic for agent in AGENTS for topic in agent_topics(agent)), SCHEDULER_DEAD)
+
+
+def longest_stay() -> timedelta:
+    """Return for how long a record written now may stay in the log: the longest retention, and its segment's time.
+
+    Kafka removes whole segments: a record stays until the last one of its segment is past the retention.
+    """
+    return max(topic.retention for topic in all_topics()) + SEGMENT
