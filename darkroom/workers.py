@@ -18,6 +18,7 @@ from streams.logs import configure_logs
 from streams.process import EXIT_NOT_READY, run_stage, until_signal
 from streams.producer import open_producer
 from streams.router import Router
+from streams.scheduler import Scheduler
 from streams.serving import serving_health
 from streams.settings import Settings
 from streams.watchdog import Watchdog, WatchdogSettings
@@ -85,13 +86,16 @@ async def _router(settings: Settings) -> None:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))
         router = Router(settings.kafka, producer)
-        running = asyncio.create_task(router.run())
+        scheduler = Scheduler(settings.kafka, settings.lanes, producer, health)
+        running = {asyncio.create_task(router.run()), asyncio.create_task(scheduler.run())}
         ready = asyncio.create_task(router.ready.wait())
-        await asyncio.wait({signalled, running, ready}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({signalled, ready, *running}, return_when=asyncio.FIRST_COMPLETED)
         health.say("kafka", Condition.OK, "routing")
-        await asyncio.wait({signalled, running}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({signalled, *running}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
-        if running.done():
-            await running
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        ended = [task for task in running if task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for task in ended:
+            await task

@@ -1,0 +1,143 @@
+"""Admission: how many bulk images may be in the pipeline now. Pure; the clock is an argument.
+
+Agents have no lanes: what is in their topics is worked on in its order. An interactive image is quick because bulk
+images wait in front of the pipeline, not in it, so that only few are ever ahead of it.
+
+- Interactive images are in the pipeline: nothing more is admitted.
+- One came lately: `beside_interactive` images at most, for the next will come soon.
+- Otherwise as many as keep the pipeline busy and no more: Little's law. In flight = rate x (time of an image that is
+  nearly alone + `target_delay_s`), so that whoever comes waits about `target_delay_s`.
+- None is in flight, and none was admitted for `starve_s`: one, whatever else is going on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streams.settings import LaneSettings
+
+WHOLE = ""  # instead of a stage: the image's outcome ends it
+FIRST_WINDOW = 2.0
+LEAST_WINDOW = 2.0
+ALONE = 2  # in flight, at most, for an image's time to say how long one takes that need not wait
+BASE_WEIGHT = 0.2  # of a new measurement in the mean of such times
+MOST_CHANGE = 2.0  # of the window at once, either way: one strange measurement must not open the gates
+REMEMBERED = 10_000  # interactive images kept in mind, those that ended too
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One bulk image in the pipeline: it ends with the fact of `stage`, or with the outcome (WHOLE)."""
+
+    image_id: str
+    stage: str = WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    admitted_at: float
+    alone: bool
+
+
+class Admission:
+    """The gate before the pipeline, as one router sees it."""
+
+    def __init__(self, settings: LaneSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._flights: OrderedDict[Slot, _Flight] = OrderedDict()
+        self._interactive: OrderedDict[str, float] = OrderedDict()  # image id -> when it was seen
+        self._ended: OrderedDict[str, float] = OrderedDict()  # outcomes may be seen before what they are of
+        self._interactive_at = -float("inf")
+        self._admitted_at = -float("inf")
+        self._window = FIRST_WINDOW
+        self._base_s: float | None = None
+        self._was_full = False
+        self._latencies: list[float] = []
+
+    @property
+    def in_flight(self) -> int:
+        """How many bulk images are in the pipeline."""
+        return len(self._flights)
+
+    @property
+    def interactive(self) -> int:
+        """How many interactive images are in the pipeline."""
+        return len(self._interactive)
+
+    @property
+    def window(self) -> int:
+        """How many bulk images may be in the pipeline at once; while interactive ones are, no new ones join."""
+        if self._clock() - self._interactive_at < self._settings.quiet_s:
+            return min(self._settings.beside_interactive, int(self._window))
+        return int(self._window)
+
+    def room(self) -> int:
+        """Return how many may be admitted now."""
+        now = self._clock()
+        self._forget(now)
+        if not self._flights and now - self._admitted_at >= self._settings.starve_s:
+            return 1
+        return 0 if self._interactive else max(0, self.window - len(self._flights))
+
+    def admit(self, slot: Slot) -> None:
+        """Note that an image enters the pipeline. Whoever admits more than there is room for is in error."""
+        self._flights.pop(slot, None)
+        now = self._admitted_at = self._clock()
+        self._flights[slot] = _Flight(now, alone=len(self._flights) < ALONE)
+        self._was_full = self._was_full or len(self._flights) >= int(self._window)
+
+    def free(self, slot: Slot) -> None:
+        """Note that an image has left the pipeline."""
+        flight = self._flights.pop(slot, None)
+        if flight is not None:
+            self._learn(self._clock() - flight.admitted_at, flight)
+
+    def interactive_seen(self, image_id: str) -> None:
+        """Note that an interactive image is in the pipeline."""
+        if image_id in self._ended:
+            return
+        self._interactive_at = self._clock()
+        self._interactive[image_id] = self._interactive_at
+        while len(self._interactive) > REMEMBERED:
+            self._interactive.popitem(last=False)
+
+    def outcome(self, image_id: str) -> None:
+        """Note that an image, whoever sent it, has ended."""
+        self.free(Slot(image_id))
+        now = self._ended[image_id] = self._clock()
+        if self._interactive.pop(image_id, None) is not None:
+            self._interactive_at = now
+        while len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _forget(self, now: float) -> None:
+        """Forget what has been in flight for too long: it is in a delay topic, or will never end."""
+        settings = self._settings
+        while self._flights and next(iter(self._flights.values())).admitted_at <= now - settings.slot_s:
+            self._flights.popitem(last=False)
+        for seen in (self._interactive, self._ended):
+            while seen and next(iter(seen.values())) <= now - settings.slot_s:
+                seen.popitem(last=False)
+
+    def _learn(self, took_s: float, flight: _Flight) -> None:
+        """Adapt the window once per windowful of images, if it was what held them back."""
+        if flight.admitted_at <= self._interactive_at:
+            return  # it shared the pipeline with others: says nothing of what bulk does to itself
+        if flight.alone:
+            base = self._base_s if self._base_s is not None else took_s
+            self._base_s = base + BASE_WEIGHT * (took_s - base)
+        self._latencies.append(took_s)
+        if len(self._latencies) < self._window:
+            return
+        mean_s = max(sum(self._latencies) / len(self._latencies), 1e-6)
+        was_full, self._was_full = self._was_full, False
+        self._latencies.clear()
+        if was_full:
+            # Rate = window / mean, so rate x wanted time is:
+            wanted_s = (self._base_s if self._base_s is not None else mean_s) + self._settings.target_delay_s
+            change = min(max(wanted_s / mean_s, 1 / MOST_CHANGE), MOST_CHANGE)
+            self._window = min(max(self._window * change, LEAST_WINDOW), self._settings.max_in_flight)
