@@ -52,7 +52,7 @@ async def open_tools(_settings: IndexerSettings, resources: Resources) -> AsyncI
     async with AsyncExitStack() as stack:
         vectors = resources.vectors
         if vectors is None:
-            vectors = await stack.enter_async_context(open_read_model(resources.settings.qdrant))
+            vectors = await stack.enter_async_context(open_read_model(resources.settings.qdrant, resources.breakers))
         yield Tools(vectors, resources.files)
 
 
@@ -91,4 +91,5 @@ STAGE: Stage[Event, Tools, StageResult] = Stage(
     process=index,
     in_profile=False,
     reports_failures=False,
+    fenced=False,  # the read model knows, and a deletion must pass
 )

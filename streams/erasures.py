@@ -2,7 +2,7 @@
 
 `erasures/{image id}.json` is the tombstone and the receipt of a deletion, and stays: a dead letter replayed much later
 finds it. The gateway writes it before the deletion is in the log; it is *certain* when the indexer has read it from
-there. Only then is work dropped for it: a deletion that Kafka did not take is taken back, and must have stopped nothing.
+there. Only then is work dropped for it: a deletion Kafka did not take is taken back, and must have stopped nothing.
 
 `erasing/{image id}/` is there until the erasure is finished: a mark, and a note of each sha256 under which results or
 an original could still be written late.

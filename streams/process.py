@@ -29,6 +29,7 @@ from streams.admin import KafkaAdmin
 from streams.control import Control
 from streams.crashes import CrashMarkers, crash_markers
 from streams.errors import DependencyAway, NotReady
+from streams.fence import TombstoneFence
 from streams.files import FileStore, open_files
 from streams.health import Condition, HealthBoard
 from streams.intake import Intake
@@ -121,6 +122,7 @@ async def running_stage(
             code_version=code_version(),
             hook=hook,
             markers=markers,
+            fence=TombstoneFence(files),
         )
         runner = Runner(stage, tools, stage_settings, services)
         stack.push_async_callback(runner.close)

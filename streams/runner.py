@@ -40,7 +40,7 @@ from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 from streams.tracing import child_of, trace_id
 from streams.turns import Turns
-from streams.work import Answer, Services, Worked, perform
+from streams.work import Answer, Services, Worked, perform, unless_deleted
 
 log = structlog.get_logger(__name__)
 
@@ -208,6 +208,9 @@ class Runner:
         except NotAnEvent:
             return self._die(record, None, failure)
         report = StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
+        answer = await unless_deleted(self._stage, self._services, event, crash)
+        if answer is not crash:
+            return self._conclude(record, event, Worked(answer, report))
         return self._die(record, event, failure, Worked(crash, report))
 
     async def _deliver(self, messages: list[Outgoing]) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue
 from schemas.envelope import Event
 from schemas.results import StageResult
 from schemas.values import ErrorCode, ObjectRef, StageReport
+from streams.breaker import Breakers
 from streams.files import FileStore
 from streams.health import HealthBoard
 from streams.settings import Group, Settings
@@ -100,6 +101,7 @@ class Resources:
     settings: Settings
     files: FileStore
     health: HealthBoard
+    breakers: Breakers | None = None  # for what a stage opens itself
     vectors: ReadModel | None = None  # shared in the embedded system, where the read model is in process
 
 
@@ -127,6 +129,7 @@ class Stage(Generic[I, T, R]):
     once: Once[I, T, R] | None = None
     in_profile: bool = field(default=True)  # an image's profile may leave this stage out
     reports_failures: bool = field(default=True)  # a dead letter is also a `failed` fact
+    fenced: bool = field(default=True)  # the runtime drops what concerns a deleted image; else the stage sees to it
 
     def __post_init__(self) -> None:
         if (self.process is None) == (self.process_batch is None):

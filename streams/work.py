@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -19,18 +19,20 @@ from streams.batcher import Batcher
 from streams.breaker import Breakers
 from streams.crashes import CrashMarkers
 from streams.errors import Retryable
+from streams.fence import Fence, OpenFence
 from streams.files import result_key
 from streams.limit import DeadLetterLimit
 from streams.producer import Deliverer
 from streams.results import ResultStore
 from streams.retry import ATTEMPT_HEADER, RetryPolicy, number_header
-from streams.stage import Announcement, Emit, Once, Reject, Skip, Stage, StageSettings
+from streams.stage import Announcement, Emit, Once, Outcome, Reject, Skip, Stage, StageSettings
 from streams.tracing import trace_id
 
 log = structlog.get_logger(__name__)
 
 Answer = StageResult | Emit | Skip | Reject
 
+_DELETED = Skip(ErrorCode.SUPERSEDED, "the image is deleted")
 
 Hook = Callable[[str, Record], Awaitable[None]]
 
@@ -54,6 +56,7 @@ class Services:
     hook: Hook = _no_hook
     markers: CrashMarkers | None = None
     breakers: Breakers | None = None  # events are not begun while one of them is open
+    fence: Fence = field(default_factory=OpenFence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +112,53 @@ async def _one_try(
     record: Record,
     event: Event,
     tally: _Tally,
-) -> Emit | Skip | Reject | Exception:
+) -> Outcome | Exception:
+    """Try once, between two looks whether the image is deleted."""
     try:
         async with asyncio.timeout(settings.deadline_s):
-            once = stage.once
-            if once is None:
-                return _outcome(stage, await _compute(stage, tools, batcher, event, tally))
-            return await _once(stage, once, tools, services, batcher, record, event, tally)
+            if await _dropped(stage, services, event):
+                return _DELETED
+            answer = await _answer(stage, tools, services, batcher, record, event, tally)
     except TimeoutError:
-        return Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
+        answer = Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
     except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
-        return error
+        answer = error
+    return await unless_deleted(stage, services, event, answer)
+
+
+async def unless_deleted(
+    stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception
+) -> Outcome | Exception:
+    """Return what came of the work; a silent skip if the image was deleted meanwhile; an error if nobody can tell."""
+    try:
+        return _DELETED if await _dropped(stage, services, event, answer) else answer
+    except Exception as error:  # as above; a failure to be tried again anyway says more than that of the look
+        return answer if isinstance(answer, Retryable) else error
+
+
+async def _dropped(
+    stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception | None = None
+) -> bool:
+    if not stage.fenced or not await services.fence.drops(event, answer):
+        return False
+    metrics.FENCED.labels(stage.name).inc()
+    log.info("dropped: the image is deleted", worked=answer is not None)
+    return True
+
+
+async def _answer(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Outcome | Exception:
+    once = stage.once
+    if once is None:
+        return _outcome(stage, await _compute(stage, tools, batcher, event, tally))
+    return await _once(stage, once, tools, services, batcher, record, event, tally)
 
 
 async def _once(
