@@ -79,9 +79,8 @@ class Admission:
         """Return how many may be admitted now."""
         now = self._clock()
         self._forget(now)
-        if not self._flights and now - self._admitted_at >= self._settings.starve_s:
-            return 1
-        return 0 if self._interactive else max(0, self.window - len(self._flights))
+        starved = not self._flights and now - self._admitted_at >= self._settings.starve_s
+        return max(int(starved), 0 if self._interactive else self.window - len(self._flights))
 
     def admit(self, slot: Slot) -> None:
         """Note that an image enters the pipeline. Whoever admits more than there is room for is in error."""
