@@ -4,7 +4,7 @@ In: `image.facts`. Out: `image.outcomes`. Refused: nothing; facts of a generatio
 deleted or another's, are dropped as superseded. Facts may come in any order and any number of times: the record is
 the same. The outcome is said by the fact that ended the image, and again only when that very fact comes again.
 A deletion removes the image's objects and receipts, its original and results unless the owner has the same bytes
-elsewhere, and leaves a tombstone.
+elsewhere, and leaves a tombstone here and one that the other agents can see.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from agents.erasing import erase
+from agents.erasing import Done, erase
 from agents.recording import conclude, record
 from schemas.envelope import Event
 from schemas.facts import DeletionRequested, Fact
@@ -23,6 +23,7 @@ from schemas.outcomes import ImageDeleted
 from schemas.results import StageResult
 from schemas.values import ErrorCode, ImageState
 from streams import metrics, topics
+from streams.erasures import Erasures
 from streams.errors import Malformed
 from streams.files import FileStore
 from streams.stage import Emit, Resources, Skip, Stage, StageSettings
@@ -62,7 +63,7 @@ async def index(event: Event, tools: Tools) -> Emit | Skip:
         return await _delete(event, tools)
     if not isinstance(event, Fact):
         raise Malformed(f"{event.type} is no fact")
-    known = await record(event, tools.vectors)
+    known = await record(event, tools.vectors, Erasures(tools.files))
     if known is None:
         return _SUPERSEDED
     outcome = await conclude(event, known, tools.vectors)
@@ -73,9 +74,10 @@ async def _delete(event: DeletionRequested, tools: Tools) -> Emit | Skip:
     known = await tools.vectors.get(event.image_id)
     if known is not None and (known.owner != event.owner or known.generation > event.generation):
         return _SUPERSEDED
-    if not await erase(event, known, tools.vectors, tools.files):
+    done = await erase(event, known, tools.vectors, tools.files)
+    if done is None:
         return _SUPERSEDED
-    if known is None or not known.deleted:
+    if done is Done.NOW:
         metrics.IMAGES.labels(ImageState.DELETED.value).inc()
     gone = ImageDeleted(image_id=event.image_id, owner=event.owner, generation=event.generation, profile=event.profile)
     return Emit(((topics.OUTCOMES, gone),))

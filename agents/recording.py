@@ -14,11 +14,12 @@ from schemas.facts import Fact
 from schemas.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
 from schemas.values import ErrorCode, ImageState, StageState
 from streams import metrics
+from streams.erasures import Erasures
 from streams.errors import Malformed
 from streams.vectors import DIMENSIONS, ImageRecord, ReadModel, StageRecord
 
 
-async def record(fact: Fact, vectors: ReadModel) -> ImageRecord | None:
+async def record(fact: Fact, vectors: ReadModel, erasures: Erasures) -> ImageRecord | None:
     """Write what a fact says; return the record as it then is.
 
     None if the fact is not to be written: its generation is over, the image is deleted, or it is another owner's.
@@ -27,6 +28,10 @@ async def record(fact: Fact, vectors: ReadModel) -> ImageRecord | None:
     learned = _learned(fact)
     known = await vectors.get(fact.image_id)
     if known is None or known.generation < fact.generation:
+        # The janitor has removed the tombstones of old deletions from the read model; a replayed fact is older still.
+        erasure = await erasures.get(fact.image_id)
+        if erasure is not None and erasure.covers(fact.owner, fact.generation):
+            return None
         await vectors.begin(_stub(fact))
         known = await vectors.get(fact.image_id)
     if known is None or not _writable(fact, known):
