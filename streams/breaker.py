@@ -211,6 +211,10 @@ class Breakers:
         """Forget a dependency that was closed."""
         self._all.pop(name, None)
 
+    def names(self) -> frozenset[str]:
+        """Return the dependencies that have a breaker."""
+        return frozenset(self._all)
+
     def shut(self) -> list[str]:
         """Return, of each dependency that is left alone or being asked, a sentence that may be shown to anybody."""
         return [

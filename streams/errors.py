@@ -3,6 +3,7 @@
     DarkroomError
     ├── Retryable          a dependency is away: try again here, then in a delay topic, then dead-letter
     │   └── DependencyAway     … Kafka, the object store or Qdrant did not answer
+    │       └── AccessRefused      … it answered, and does not let us in: at start the process refuses to start
     ├── Malformed          these bytes are not our event: dead letter at once
     ├── Gone               the object was deleted under us: drop the event, count it
     ├── NotReady           a worker refuses to start: bad settings, missing topic, required model missing
@@ -35,6 +36,10 @@ class Retryable(DarkroomError):
 
 class DependencyAway(Retryable):
     """A service we depend on did not answer."""
+
+
+class AccessRefused(DependencyAway):
+    """A service we depend on answered and does not let us do what we must: credentials, rights, read-only."""
 
 
 class Malformed(DarkroomError):

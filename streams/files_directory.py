@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from schemas.values import ObjectRef
-from streams.errors import DependencyAway
+from streams.errors import AccessRefused, DependencyAway, NotReady
 from streams.files import FileStore, ObjectInfo, ObjectMissing, check_key, check_prefix, open_source
 from streams.settings import FilesSettings
 
@@ -35,6 +35,7 @@ STALE_S = 3600.0  # a write in progress touches its file far more often
 R = TypeVar("R")
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class DirectoryFiles:
@@ -48,7 +49,7 @@ class DirectoryFiles:
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
-        """Make the folders and remove what writers that died left behind."""
+        """Make the folders and remove what writers that died left behind. NotReady where no folders can be made."""
         await self._call("", self._prepare)
 
     def close(self) -> None:
@@ -133,7 +134,8 @@ class DirectoryFiles:
         except OSError as error:
             if error.errno in _MISSING:
                 raise ObjectMissing(key) from error
-            raise DependencyAway(f"object store {self._data.parent}: {error.strerror or error}") from error
+            kind = AccessRefused if error.errno in _REFUSED else DependencyAway
+            raise kind(f"object store {self._data.parent}: {error.strerror or error}") from error
 
     def _path(self, key: str) -> Path:
         return self._data / check_key(key)
@@ -145,8 +147,14 @@ class DirectoryFiles:
             yield
 
     def _prepare(self) -> None:
-        for folder in (self._data, self._meta, self._tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self._data, self._meta, self._tmp):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in (*_REFUSED, errno.EEXIST, errno.ENOTDIR):
+                raise
+            where = f"{self._data.parent} (DARKROOM_FILES__DIRECTORY, DARKROOM_FILES__BUCKET)"
+            raise NotReady(f"no objects can be kept in {where}: {error}") from error
         for left in self._tmp.iterdir():
             with suppress(FileNotFoundError):
                 if left.stat().st_mtime < time.time() - STALE_S:
@@ -296,7 +304,7 @@ def _sync_folder(folder: Path) -> None:
 
 @asynccontextmanager
 async def open_directory_files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Open a folder as an object store; DependencyAway when it cannot be made."""
+    """Open a folder as an object store; NotReady when it cannot be one, DependencyAway when the disk fails."""
     files = DirectoryFiles(settings)
     try:
         await files.open()

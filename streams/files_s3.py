@@ -22,7 +22,7 @@ from minio.commonconfig import CopySource
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from schemas.values import ObjectRef
-from streams.errors import DependencyAway, NotReady
+from streams.errors import AccessRefused, DependencyAway, NotReady
 from streams.files import FileStore, ObjectInfo, ObjectMissing, check_key, check_prefix, open_source
 from streams.settings import FilesSettings
 
@@ -186,7 +186,7 @@ class S3Files:
         if error.code == "InvalidRange":
             return EOFError(key)
         if error.code in _REFUSED:
-            return DependencyAway(f"{self._where} refuses our credentials: {error.code}")
+            return AccessRefused(f"{self._where} refuses our credentials: {error.code}")
         if error.code in _AWAY or status >= 500 or status == 429:
             return DependencyAway(f"{self._where}: {error.code} {error.message}")
         return ValueError(f"{self._where} refuses {key[:80]!r}: {error.code} {error.message}")

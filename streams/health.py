@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -49,8 +50,12 @@ class HealthBoard:
         with self._lock:
             return {part: {"state": note.condition.value, "detail": note.detail} for part, note in self.notes.items()}
 
-    def degraded(self) -> str | None:
-        """Return what the degraded parts say, None when there is none."""
+    def degraded(self, *, without: Collection[str] = ()) -> str | None:
+        """Return what the degraded parts say, all `without` these, None when there is none."""
         with self._lock:
-            said = [note.detail for note in self.notes.values() if note.condition is Condition.DEGRADED]
+            said = [
+                note.detail
+                for part, note in self.notes.items()
+                if note.condition is Condition.DEGRADED and part not in without
+            ]
         return "; ".join(said) or None

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +26,7 @@ import structlog
 from schemas.envelope import Record
 from streams import metrics
 from streams.admin import KafkaAdmin
+from streams.breaker import Breakers
 from streams.control import Control
 from streams.crashes import CrashMarkers, crash_markers
 from streams.errors import DependencyAway, NotReady
@@ -38,9 +39,11 @@ from streams.producer import open_producer
 from streams.results import ResultStore
 from streams.retry import RetryPolicy
 from streams.runner import Runner
+from streams.safety import check_safe
 from streams.serving import serving_health
 from streams.settings import Settings, WorkerSettings
 from streams.stage import Resources, Stage, StageSettings
+from streams.starting import check_files
 from streams.topics import FACTS, agent_topics
 from streams.vectors import ReadModel
 from streams.watchdog import Watchdog, WatchdogSettings
@@ -98,6 +101,7 @@ async def running_stage(
     *,
     health: HealthBoard,
     files: FileStore,
+    breakers: Breakers | None = None,
     vectors: ReadModel | None = None,
 ) -> AsyncIterator[RunningStage]:
     """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
@@ -108,7 +112,7 @@ async def running_stage(
     await KafkaAdmin(settings.kafka).check_topics(needed)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
-        resources = Resources(settings=settings, files=files, health=health, vectors=vectors)
+        resources = Resources(settings=settings, files=files, health=health, breakers=breakers, vectors=vectors)
         tools = await stack.enter_async_context(stage.open(stage_settings, resources))
         markers = _markers(stack, stage.name, settings)
         services = Services(
@@ -122,6 +126,7 @@ async def running_stage(
             code_version=code_version(),
             hook=hook,
             markers=markers,
+            breakers=breakers,
             fence=TombstoneFence(files),
         )
         runner = Runner(stage, tools, stage_settings, services)
@@ -255,8 +260,13 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(serving_health(health, settings.worker))
             log.info("health and metrics", url=f"http://{settings.worker.http_host}:{port}")
-            files = await stack.enter_async_context(open_files(settings.files))
-            await consume(stage, stage_settings, settings, health=health, files=files, until=signalled)
+            check_safe(settings, stage.name, stage_settings)
+            breakers = Breakers(settings.breaker, health)
+            files = await stack.enter_async_context(open_files(settings.files, breakers))
+            await check_files(files, settings.files)
+            await consume(
+                stage, stage_settings, settings, health=health, files=files, breakers=breakers, until=signalled
+            )
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
@@ -276,6 +286,7 @@ async def consume(
     health: HealthBoard,
     files: FileStore,
     until: asyncio.Task[None],
+    breakers: Breakers | None = None,
     vectors: ReadModel | None = None,
 ) -> None:
     """Consume until `until` is done; leave the group while the agent is paused, and come back when it is resumed.
@@ -286,11 +297,13 @@ async def consume(
     while not until.done():
         if await _held(stage.name, control, health, settings.worker, until):
             continue
-        opened = running_stage(stage, stage_settings, settings, health=health, files=files, vectors=vectors)
+        opened = running_stage(
+            stage, stage_settings, settings, health=health, files=files, breakers=breakers, vectors=vectors
+        )
         async with opened as running:
             health.say("stage", Condition.OK, "")
             lag = asyncio.create_task(keep_lag(running.worker))
-            told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker))
+            told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker, breakers))
             stopped = asyncio.create_task(running.worker.until_stopped())
             halted = asyncio.create_task(running.halted.event.wait())
             paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
@@ -319,6 +332,8 @@ async def _held(
         health.say("stage", Condition.UNREADY, "the object store is away")
         log.warning("cannot see whether the agent is paused", stage=agent, error=str(error))
         await asyncio.wait({until}, timeout=settings.control_interval_s)
+        with suppress(DependencyAway):
+            await control.files.check()  # is not refused while the store is left alone, and ends that
         return True
     if mark is None:
         metrics.PAUSED.labels(agent).set(0)
@@ -330,11 +345,14 @@ async def _held(
     return True
 
 
-async def _tell_degraded(agent: str, control: Control, health: HealthBoard, settings: WorkerSettings) -> None:
-    """Tell the other processes what this agent does without, as soon as the store takes it."""
+async def _tell_degraded(
+    agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, breakers: Breakers | None
+) -> None:
+    """Tell the other processes what this agent does without, as soon as the store takes it; not what passes."""
+    passing = breakers.names() if breakers is not None else frozenset()
     while True:
         try:
-            await control.say_degraded(agent, health.degraded())
+            await control.say_degraded(agent, health.degraded(without=passing))
         except DependencyAway as error:
             log.warning("cannot tell whether the agent is degraded", stage=agent, error=str(error))
             await asyncio.sleep(settings.control_interval_s)
