@@ -15,6 +15,7 @@ class ReceiptKind(StrEnum):
     UPLOAD = "upload"
     FETCH = "fetch"
     DELETE = "delete"
+    REPROCESS = "reprocess"
 
 
 class Receipt(Value):
@@ -26,9 +27,10 @@ class Receipt(Value):
     generation: int = Field(ge=1)
     kind: ReceiptKind
     submitted_at: str = Field(description="RFC 3339, UTC")
+    first_submitted_at: str | None = Field(default=None, description="of a rerun: when the image itself was accepted")
     bucket: str = "default"
     filename: str | None = None
     context: dict[str, JsonValue] = Field(default_factory=dict)
     profile: Profile = Field(default_factory=Profile)
-    original: ObjectRef | None = Field(default=None, description="the bytes as received, of an upload")
-    url: str | None = Field(default=None, description="the source, of a fetch")
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, of an upload or a rerun")
+    url: str | None = Field(default=None, description="the source, of a fetch, or of a rerun of what was fetched")

@@ -72,7 +72,7 @@ OUTCOMES = Topic(
 
 BULK = Topic(
     "image.bulk", "as the event it holds",
-    (intake.ImageUploaded, intake.FetchRequested, facts.ImageSanitized), 7 * _DAY,
+    (intake.ImageUploaded, intake.FetchRequested, intake.ImageFetched, facts.ImageSanitized), 7 * _DAY,
     ("gateway", "reconciler", "any service"), ("scheduler",),
     "The bulk lane: events that wait until the pipeline has room; the header `lane.target` names their topic.",
 )  # fmt: skip
