@@ -225,6 +225,48 @@ IMAGE_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 
+UNFINISHED = Gauge(
+    *_noted(
+        "darkroom_unfinished_images",
+        "Images that have not ended, by the stage they wait for and by how that stands (waiting, overdue, queued, "
+        "paused, stuck).",
+        "`overdue`: an event was lost and is sent again; `stuck`: that had no effect, `darkroom reconcile --dry-run` "
+        "names them; `queued`, `paused`: look at that stage.",
+    ),
+    ["stage", "state"],
+)
+OLDEST_UNFINISHED = Gauge(
+    *_noted(
+        "darkroom_oldest_unfinished_seconds",
+        "Age of the unfinished image that was accepted first.",
+        "Above the longest retry: `darkroom reconcile --dry-run` says what it waits for.",
+    )
+)
+SENT_AGAIN = Counter(
+    *_noted(
+        "darkroom_sent_again_total",
+        "Events the reconciler sent again, because what should have followed from them was not there.",
+        "Above zero: something lost an event; look at that stage's log and at the broker.",
+    ),
+    ["stage"],
+)
+MISSING_OBJECTS = Counter(
+    *_noted(
+        "darkroom_missing_objects_total",
+        "Objects that completed images name and that were not there when they were looked for, by the stage that "
+        "makes them.",
+        "Somebody removes objects, or the store lost them; the stage makes them again if it can.",
+    ),
+    ["stage"],
+)
+RECONCILED_AT = Gauge(
+    *_noted(
+        "darkroom_reconciled_timestamp_seconds",
+        "When the reconciler last looked at all there is, unix time; 0 in processes that hold none.",
+        "Too long ago: see the reconciler's log.",
+    )
+)
+
 
 def names() -> set[str]:
     """Return every series name the registry can expose, as Prometheus spells it."""
