@@ -20,12 +20,16 @@ from gateway.ingest import ingest_app
 from gateway.query import query_app
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
+from streams.breaker import Breakers
+from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
-from streams.health import HealthBoard
 from streams.process import consume, leave_undeliverable, until_signal
 from streams.producer import EventProducer, open_producer
+from streams.safety import check_safe
 from streams.serving import serving
 from streams.settings import Settings
+from streams.starting import check_files
+from streams.topics import PIPELINE
 from streams.vectors import ReadModel, open_read_model
 from streams.watchdog import Watchdog, WatchdogSettings
 
@@ -59,17 +63,63 @@ async def _serve_until_signal(app: FastAPI, own: GatewaySettings) -> None:
         await until_signal()
 
 
+def _confirm_s(settings: Settings) -> float:
+    return min(settings.kafka.request_timeout_s, 10.0)
+
+
 def _gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
     """A gateway starts, and answers 503, while Kafka is away; and it tells its clients so soon."""
-    kafka = settings.kafka.model_copy(update={"request_timeout_s": min(settings.kafka.request_timeout_s, 10.0)})
+    kafka = settings.kafka.model_copy(update={"request_timeout_s": _confirm_s(settings)})
     return open_producer(kafka, source="darkroom/gateway", now=False)
+
+
+def check_gateway(settings: Settings, own: GatewaySettings) -> None:
+    """Refuse settings under which a gateway could answer what is not so. Raises NotReady naming all."""
+    problems = []
+    if own.delivery_timeout_s <= _confirm_s(settings):
+        # A 503 would be answered while Kafka may still be given the event: refused, and done all the same.
+        problems.append(
+            f"DARKROOM_GATEWAY__DELIVERY_TIMEOUT_S ({own.delivery_timeout_s:g}) must be more than the "
+            f"{_confirm_s(settings):g} s Kafka has to confirm"
+        )
+    if own.upload_idle_s > own.upload_total_s:
+        # The limit of a silent client could never be reached.
+        problems.append(
+            f"DARKROOM_GATEWAY__UPLOAD_IDLE_S ({own.upload_idle_s:g}) is more than DARKROOM_GATEWAY__UPLOAD_TOTAL_S "
+            f"({own.upload_total_s:g})"
+        )
+    for name, seconds in (("STORAGE", own.storage_timeout_s), ("QUERY", own.query_timeout_s)):
+        if seconds <= settings.breaker.slow_s:
+            # Every request would wait for a dependency that hangs: giving up so soon never counts as a failure.
+            problems.append(
+                f"DARKROOM_GATEWAY__{name}_TIMEOUT_S ({seconds:g}) must be more than DARKROOM_BREAKER__SLOW_S "
+                f"({settings.breaker.slow_s:g})"
+            )
+    if problems:
+        raise NotReady("unsafe settings: " + "; ".join(problems))
+
+
+async def _opened_files(
+    stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers
+) -> FileStore:
+    """Go through the start-up checks of a gateway; return its object store, which let us write and read."""
+    check_safe(settings)
+    check_gateway(settings, own)
+    try:
+        await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
+    except DependencyAway as error:
+        log.warning("Kafka is away; uploads are answered 503 until it is back", error=str(error))
+    files = await stack.enter_async_context(open_files(settings.files, breakers))
+    await check_files(files, settings.files)
+    return files
 
 
 async def _ingest(settings: Settings, own: GatewaySettings) -> None:
     async with AsyncExitStack() as stack:
-        files = await stack.enter_async_context(open_files(settings.files))
+        breakers = Breakers(settings.breaker)
+        files = await _opened_files(stack, settings, own, breakers)
         events = await stack.enter_async_context(_gateway_events(settings))
-        ready = readiness(own, KafkaAdmin(settings.kafka), files=files)
+        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
         await _serve_until_signal(ingest_app(own, files=files, events=events, readiness=ready), own)
 
@@ -88,27 +138,40 @@ async def _answer(
 ) -> None:
     """Open what answers need, and serve the app that `make` builds of it."""
     async with AsyncExitStack() as stack:
-        files = await stack.enter_async_context(open_files(settings.files))
+        breakers = Breakers(settings.breaker)
+        files = await _opened_files(stack, settings, own, breakers)
         events = await stack.enter_async_context(_gateway_events(settings))
-        vectors = await stack.enter_async_context(open_read_model(settings.qdrant))
+        vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         encoder = await stack.enter_async_context(open_encoder(settings.models))
-        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, vectors=vectors)
+        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors)
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
         app = make(own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready)
         if with_indexer:
-            await stack.enter_async_context(_indexer_beside(settings, files, vectors))
+            await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
         await _serve_until_signal(app, own)
 
 
 @asynccontextmanager
-async def _indexer_beside(settings: Settings, files: FileStore, vectors: ReadModel) -> AsyncIterator[None]:
+async def _indexer_beside(
+    settings: Settings, files: FileStore, breakers: Breakers, vectors: ReadModel
+) -> AsyncIterator[None]:
     """Run the indexer in this process. If it cannot go on, the whole process goes, and is started again."""
     stage = pipeline.stage("indexer")
     own = pipeline.settings_of(stage)
+    check_safe(settings, stage.name, own)
     leaving = asyncio.Event()
     until = asyncio.create_task(_until(leaving))
     consuming = asyncio.create_task(
-        consume(stage, own, settings, health=HealthBoard(), files=files, vectors=vectors, until=until)
+        consume(
+            stage,
+            own,
+            settings,
+            health=breakers.health,
+            files=files,
+            breakers=breakers,
+            vectors=vectors,
+            until=until,
+        )
     )
     consuming.add_done_callback(lambda task: None if leaving.is_set() else leave_undeliverable(_why(task)))
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gateway.readiness import Part, Parts, files_part, vectors_part
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
+from streams.breaker import Breakers
 from streams.control import Control
 from streams.files import FileStore
 from streams.topics import AGENTS
@@ -32,13 +33,29 @@ def agents_part(admin: KafkaAdmin, control: Control, agents: tuple[str, ...] = A
     return check
 
 
+def breakers_part(breakers: Breakers) -> Part:
+    """Return the part that says what is left alone: its calls are refused, whatever a single question found."""
+
+    async def check() -> tuple[bool, str]:
+        shut = breakers.shut()
+        return not shut, "; ".join(shut) or "nothing is left alone"
+
+    return check
+
+
 def readiness(
-    settings: GatewaySettings, admin: KafkaAdmin, *, files: FileStore, vectors: ReadModel | None = None
+    settings: GatewaySettings,
+    admin: KafkaAdmin,
+    *,
+    files: FileStore,
+    breakers: Breakers,
+    vectors: ReadModel | None = None,
 ) -> Parts:
     """Return the readiness of a gateway process."""
     parts: Mapping[str, Part] = {
         "files": files_part(files),
         "agents": agents_part(admin, Control(files)),
+        "breakers": breakers_part(breakers),
         **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
     }
     return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s)

@@ -11,6 +11,7 @@ import structlog
 from pydantic import ValidationError
 
 from agents import pipeline
+from streams.admin import KafkaAdmin
 from streams.allocation import give_memory_back
 from streams.errors import DependencyAway, NotReady
 from streams.health import Condition, HealthBoard
@@ -18,9 +19,11 @@ from streams.logs import configure_logs
 from streams.process import EXIT_NOT_READY, run_stage, until_signal
 from streams.producer import open_producer
 from streams.router import Router
+from streams.safety import check_safe
 from streams.scheduler import Scheduler
 from streams.serving import serving_health
 from streams.settings import Settings
+from streams.topics import AGENTS, agent_topics
 from streams.watchdog import Watchdog, WatchdogSettings
 from streams.worker import EXIT_UNDELIVERABLE
 
@@ -83,6 +86,10 @@ async def _router(settings: Settings) -> None:
     signalled = asyncio.create_task(until_signal())
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving_health(health, settings.worker))
+        check_safe(settings)
+        await KafkaAdmin(settings.kafka).check_topics(
+            topic for agent in AGENTS for topic in agent_topics(agent) if "router" in (*topic.readers, *topic.writers)
+        )
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))
         router = Router(settings.kafka, producer)

@@ -77,7 +77,7 @@ class BreakerSettings(Group):
 
     failures: int = Field(5, ge=1, description="failures in a row after which a dependency is left alone")
     open_s: float = Field(30.0, gt=0, description="seconds it is left alone, before one call asks it again")
-    slow_s: float = Field(10.0, gt=0, description="a call given up after so many seconds counts as a failure")
+    slow_s: float = Field(5.0, gt=0, description="a call given up after so many seconds counts as a failure")
     gate_s: float = Field(
         45.0, ge=0, description="seconds an event waits for a dependency that is left alone, before it is tried anyway"
     )
