@@ -27,8 +27,9 @@ from schemas.facts import DeletionRequested
 from schemas.http_api import MAX_URL_LENGTH, ProblemCode
 from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import ImageId, ObjectRef, Owner, job_id_of, new_image_id
+from schemas.values import ImageId, Lane, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
+from streams.erasures import Erasures
 from streams.errors import DependencyAway
 from streams.files import FileStore, ObjectMissing, original_key, receipt_key
 from streams.metrics import UPLOAD_BYTES
@@ -58,6 +59,7 @@ class Accepting:
         owner: Owner,
         bucket: str,
         context: dict[str, JsonValue],
+        lane: Lane = Lane.INTERACTIVE,
         traceparent: str | None = None,
     ) -> Receipt:
         """Accept an uploaded file. Raises Problem (503), and then there is no job."""
@@ -69,7 +71,7 @@ class Accepting:
                 await claim(self.files, owner, file.sha256, image_id)
                 brought = not await self._is_stored(file, owner)
                 original = await self._store(file, owner, write=brought)
-            receipt = await self._announce_upload(image_id, file, original, owner, bucket, context, traceparent)
+            receipt = await self._announce_upload(image_id, file, original, owner, bucket, context, lane, traceparent)
         except BaseException:
             # Shielded: a client that hangs up must not leave half an acceptance.
             await asyncio.shield(self._withdraw(image_id, owner, file.sha256, brought=brought))
@@ -86,6 +88,7 @@ class Accepting:
         owner: Owner,
         bucket: str,
         context: dict[str, JsonValue],
+        lane: Lane,
         traceparent: str | None,
     ) -> Receipt:
         receipt = Receipt(
@@ -95,6 +98,7 @@ class Accepting:
             generation=1,
             kind=ReceiptKind.UPLOAD,
             submitted_at=now(),
+            lane=lane,
             bucket=bucket,
             filename=file.filename,
             context=context,
@@ -115,7 +119,14 @@ class Accepting:
         return receipt
 
     async def fetch(
-        self, url: str, *, owner: Owner, bucket: str, context: dict[str, JsonValue], traceparent: str | None = None
+        self,
+        url: str,
+        *,
+        owner: Owner,
+        bucket: str,
+        context: dict[str, JsonValue],
+        lane: Lane = Lane.INTERACTIVE,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Accept a URL to be fetched. Raises Problem (503), and then there is no job."""
         image_id = new_image_id()
@@ -126,6 +137,7 @@ class Accepting:
             generation=1,
             kind=ReceiptKind.FETCH,
             submitted_at=now(),
+            lane=lane,
             bucket=bucket,
             context=context,
             url=url,
@@ -163,7 +175,15 @@ class Accepting:
             kind=ReceiptKind.DELETE,
             submitted_at=event.occurred_at,
         )
-        await self._promise(receipt, topics.FACTS, event, traceparent, fresh=known is None)
+        erasures, news = Erasures(self.files), True  # a request that broke off may have been written
+        try:
+            async with self._bounded("The object store"):
+                news = await erasures.request(image_id, owner, event.generation)
+            await self._promise(receipt, topics.FACTS, event, traceparent, fresh=known is None)
+        except BaseException:
+            if news:
+                await asyncio.shield(self._take_back_erasure(erasures, image_id, event.generation))
+            raise
         return receipt
 
     async def _is_stored(self, file: SpooledFile, owner: Owner) -> bool:
@@ -201,7 +221,7 @@ class Accepting:
             async with self._bounded("The object store"):
                 await self.files.put(key, receipt.model_dump_json().encode(), content_type="application/json")
             async with self._bounded("Kafka", self.settings.delivery_timeout_s):
-                await self.events.send(topic, event, traceparent=traceparent)
+                await self.events.send(topic, event, traceparent=traceparent, bulk=receipt.lane is Lane.BULK)
         except BaseException:
             if fresh:
                 await asyncio.shield(self._take_back(key))
@@ -213,6 +233,13 @@ class Accepting:
                 await self.files.delete(key)
         except (DependencyAway, TimeoutError) as error:
             log.warning("a receipt could not be taken back", extra={"key": key, "error": repr(error)})
+
+    async def _take_back_erasure(self, erasures: Erasures, image_id: str, generation: int) -> None:
+        try:
+            async with asyncio.timeout(self.settings.storage_timeout_s):
+                await erasures.take_back(image_id, generation)
+        except (DependencyAway, TimeoutError) as error:  # the janitor asks for the deletion again
+            log.warning("an erasure could not be taken back", extra={"image_id": image_id, "error": repr(error)})
 
     @contextlib.asynccontextmanager
     async def _bounded(self, what: str, seconds: float | None = None) -> AsyncIterator[None]:

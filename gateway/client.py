@@ -26,6 +26,8 @@ import httpx
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from schemas.http_api import (
+    DeletionSubmitted,
+    ErasureView,
     Health,
     ImageBatch,
     ImageSizes,
@@ -226,9 +228,13 @@ class Darkroom:
         """Find images like one: an image id, a path, or bytes."""
         return self._ask(_likeness(image, limit), SearchAnswer)
 
-    def delete(self, image_id: str) -> Submitted:
+    def delete(self, image_id: str) -> DeletionSubmitted:
         """Delete an image: hidden when this returns, gone when the job has ended."""
-        return self._ask(_image(image_id, method="DELETE"), Submitted)
+        return self._ask(_image(image_id, method="DELETE"), DeletionSubmitted)
+
+    def erasure(self, image_id: str) -> ErasureView:
+        """Return what a deletion has removed, and what is still stored of the image right now."""
+        return self._ask(_image(image_id, "/erasure"), ErasureView)
 
     def download(self, image_id: str, *, size: str = "medium") -> bytes:
         """Return the bytes of one size."""
@@ -331,9 +337,13 @@ class AsyncDarkroom:
         """See Darkroom.search_like."""
         return await self._ask(_likeness(image, limit), SearchAnswer)
 
-    async def delete(self, image_id: str) -> Submitted:
+    async def delete(self, image_id: str) -> DeletionSubmitted:
         """See Darkroom.delete."""
-        return await self._ask(_image(image_id, method="DELETE"), Submitted)
+        return await self._ask(_image(image_id, method="DELETE"), DeletionSubmitted)
+
+    async def erasure(self, image_id: str) -> ErasureView:
+        """See Darkroom.erasure."""
+        return await self._ask(_image(image_id, "/erasure"), ErasureView)
 
     async def download(self, image_id: str, *, size: str = "medium") -> bytes:
         """See Darkroom.download."""

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from gateway.accept import bounded, read_receipt
 from gateway.problems import Problem
 from gateway.settings import GatewaySettings
+from schemas.erasures import Erasure
 from schemas.http_api import ProblemCode
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ID_PATTERN, ImageState, Owner, job_id_of, split_job_id
+from streams.erasures import Erasures
 from streams.files import FileStore
 from streams.vectors import Hit, ImageRecord, ReadModel
 
@@ -96,7 +98,7 @@ class Lookup:
             raise _no_job() from None
         if not _ID.match(image_id) or job_id != job_id_of(image_id, generation):
             raise _no_job()
-        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        record = await self._record(image_id)
         if record is not None and record.owner != owner:
             raise _no_job()
         if record is not None and record.generation > generation:
@@ -119,7 +121,7 @@ class Lookup:
         """Return an image's record, or its first receipt; also when its deletion was asked for but not done."""
         if not _ID.match(image_id):
             raise _no_image()
-        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        record = await self._record(image_id)
         if record is None:
             receipt = await self._receipt(job_id_of(image_id, 1))
             if receipt is None or receipt.owner != owner:
@@ -135,6 +137,31 @@ class Lookup:
         """Return the refusal of what is not there yet."""
         return Problem(ProblemCode.NOT_FINISHED, detail, headers={"Retry-After": str(self.settings.poll_after_s)})
 
+    async def erasure(self, image_id: str, owner: Owner) -> Erasure:
+        """Return what is left of a deleted image. Refused: nobody asked to delete an image of that id."""
+        if not _ID.match(image_id):
+            raise _no_erasure()
+        found = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        if found is None or found.owner != owner:
+            raise _no_erasure()
+        return found
+
+    async def _record(self, image_id: str) -> ImageRecord | None:
+        """Return what the read model knows; of an image erased so long ago that it knows nothing more, a tombstone."""
+        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        if record is not None:
+            return record
+        erasure = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        if erasure is None or erasure.erased_at is None:
+            return None
+        return ImageRecord(
+            image_id=image_id,
+            owner=erasure.owner,
+            generation=erasure.generation,
+            state=ImageState.DELETED,
+            deleted=True,
+        )
+
     async def _receipt(self, job_id: str) -> Receipt | None:
         return await read_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
 
@@ -149,6 +176,10 @@ class Lookup:
 
 def _no_image() -> Problem:
     return Problem(ProblemCode.NOT_FOUND, "There is no image of that id.")
+
+
+def _no_erasure() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no deletion of an image of that id.")
 
 
 def _no_job() -> Problem:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from gateway.accept import Accepting, bounded
 from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
 from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.erasure import ErasureCheck
 from gateway.ingest import submitted
 from gateway.lookup import Lookup
 from gateway.ports import EventSink, Readiness, TextEncoder
@@ -24,6 +25,7 @@ from gateway.settings import GatewaySettings
 from schemas.http_api import (
     MAX_BATCH,
     BatchError,
+    DeletionSubmitted,
     ImageBatch,
     ImageSizes,
     ImageView,
@@ -31,7 +33,6 @@ from schemas.http_api import (
     JobStatus,
     ProblemCode,
     ProblemItem,
-    Submitted,
 )
 from schemas.results import ReadText
 from schemas.values import ImageState, Rendition, StageState
@@ -178,13 +179,15 @@ class Images:
         body = _all_chunks(first, chunks, self.settings.storage_timeout_s)
         return StreamingResponse(body, media_type=stored.content_type, headers=headers)
 
-    async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> Submitted:
+    async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> DeletionSubmitted:
         """Hidden at once, gone soon: the job says when. Asking again is harmless."""
         known = await self.lookup.known(image_id, owner)
         receipt = await self.accepting.delete(
             image_id, known.generation, owner=owner, traceparent=traceparent_of(request)
         )
-        return submitted(receipt, request, response, self.settings)
+        accepted = submitted(receipt, request, response, self.settings)
+        erasure_url = f"{base_url(request, self.settings)}/api/v1/images/{image_id}/erasure"
+        return DeletionSubmitted(**accepted.model_dump(), erasure_url=erasure_url)
 
     def _rendition(self, record: ImageRecord, size: str) -> Rendition:
         for rendition in record.renditions:
@@ -227,6 +230,7 @@ def query_routes(
     lookup = Lookup(settings, files, vectors)
     router = APIRouter()
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, events)).routes())
+    router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Search(settings, vectors, lookup, encoder).routes())
     return router
 

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from schemas.values import Box, ImageState, StageState, Value
+from schemas.erasures import ErasureState, Removed
+from schemas.values import Box, ImageState, Lane, StageState, Value
 
 BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_BATCH = 50  # images one batch request may name
@@ -69,6 +70,7 @@ class FetchImage(BaseModel):
     url: str = Field(min_length=1, max_length=MAX_URL_LENGTH, examples=["https://example.org/cat.jpg"])
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: when there is room, behind whoever waits")
 
 
 class Submitted(Value):
@@ -77,8 +79,30 @@ class Submitted(Value):
     job_id: str
     image_id: str
     status: ImageState = ImageState.PROCESSING
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk although it was not asked for: too many interactive ones")
     status_url: str
     result_url: str
+
+
+class DeletionSubmitted(Submitted):
+    """The deletion is accepted: confirmed by Kafka, the image hidden."""
+
+    erasure_url: str = Field(description="what has been removed, to be checked at any time")
+
+
+class ErasureView(Value):
+    """What is left of a deleted image. Times are RFC 3339, UTC."""
+
+    image_id: str
+    state: ErasureState = Field(description="requested, erased, or finished: nothing can be written late any more")
+    requested_at: str
+    erased_at: str | None = None
+    finished_at: str | None = None
+    removed: Removed
+    remaining: int = Field(
+        description="objects and receipts of the image that the store holds right now: 0 once erased"
+    )
+    leaves_log_by: str = Field(description="when the last event about it has left Kafka")
 
 
 class StageView(Value):
@@ -111,6 +135,7 @@ class JobStatus(Value):
     created_at: str | None = None
     completed_at: str | None = None
     error: JobError | None = None
+    lane: Lane | None = Field(None, description="where it waits, until the first agent has reported of it")
 
 
 class Dimensions(Value):

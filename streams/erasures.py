@@ -62,7 +62,7 @@ class Erasures:
         known = await self.get(image_id)
         if known is not None and (known.owner != owner or known.generation >= generation):
             return False
-        await self._write(_asked(image_id, owner, generation))
+        await self.say(_asked(image_id, owner, generation))
         return True
 
     async def take_back(self, image_id: str, generation: int) -> None:
@@ -80,13 +80,14 @@ class Erasures:
         if known is None or known.generation < generation:
             known = _asked(image_id, owner, generation)
         if known.certain_at is None:
-            known = known.model_copy(update={"certain_at": now(), "leaves_log_by": _leaves_log_by()})
-            await self._write(known)
+            known = await self.say(known, certain_at=now(), leaves_log_by=_leaves_log_by())
         return known
 
     async def say(self, erasure: Erasure, **changes: object) -> Erasure:
         """Write down how far an erasure is; return it so."""
         said = erasure.model_copy(update=changes)
+        # The mark first: an erasure nobody looks after would never be finished, a mark without one is found.
+        await self._put(_folder(erasure.image_id) + _OPEN, b"{}")
         await self._put(erasure_key(erasure.image_id), said.model_dump_json().encode())
         return said
 
@@ -119,11 +120,6 @@ class Erasures:
     async def forget_mark(self, image_id: str) -> None:
         """Remove what is left of a request that was never written whole."""
         await delete_prefix(self.files, _folder(image_id))
-
-    async def _write(self, erasure: Erasure) -> None:
-        # The mark first: an erasure nobody looks after would never be finished, a mark without one is found.
-        await self._put(_folder(erasure.image_id) + _OPEN, b"{}")
-        await self.say(erasure)
 
     async def _put(self, key: str, body: bytes) -> None:
         await self.files.put(key, body, content_type=_JSON)
