@@ -211,6 +211,14 @@ ERASURES_FINISHED = Counter(
         "If images are deleted and this stands still, the reconciler, which runs the janitor, does not.",
     )
 )
+REPROCESSED = Counter(
+    *_noted(
+        "darkroom_reprocessed_images_total",
+        "Images gone over by `darkroom reprocess`, by stage and by what came of it: `said`, or why not.",
+        "`original-gone` or `no-master`: these images cannot be made anew; upload them again.",
+    ),
+    ["stage", "result"],
+)
 IMAGES = Counter(
     *_noted("darkroom_images_total", "Images that ended, by state.", "`failed` above zero: see the dead letters."),
     ["state"],
