@@ -26,6 +26,7 @@ from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
 
 LEADERS_PATIENCE_S = 30.0
+OLDEST_PATIENCE_S = 5.0
 
 # aiokafka 0.14.0 reads the answer to version 3 as one of version 2, and fails on its added field.
 DescribeGroupsRequest_v3.RESPONSE_TYPE = DescribeGroupsResponse_v3
@@ -80,6 +81,30 @@ class KafkaAdmin:
 
     async def lag(self, agent: str, topics: Iterable[str]) -> int:
         """Return how many events of the logical topics an agent's group has not committed."""
+        return sum(end - begin for begin, end in (await self._uncommitted(agent, topics)).values())
+
+    async def oldest(self, agent: str, topics: Iterable[str]) -> float | None:
+        """Return when the oldest event came (unix seconds) that an agent's group has not committed, None without any.
+
+        What cannot be read within a few seconds is passed over.
+        """
+        waiting = {place: span for place, span in (await self._uncommitted(agent, topics)).items() if span[1] > span[0]}
+        if not waiting:
+            return None
+        times: dict[TopicPartition, float] = {}
+        async with self._reader() as consumer:
+            consumer.assign(list(waiting))
+            for place, (begin, _) in waiting.items():
+                consumer.seek(place, begin)
+            until = time.monotonic() + OLDEST_PATIENCE_S
+            while len(times) < len(waiting) and time.monotonic() < until:
+                for place, records in (await consumer.getmany(timeout_ms=500, max_records=len(waiting))).items():
+                    times.setdefault(place, records[0].timestamp / 1000)
+                    consumer.pause(place)
+        return min(times.values(), default=None)
+
+    async def _uncommitted(self, agent: str, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
+        """Return the offsets, from and to, of what a group has not committed of each partition."""
         names = [self._settings.topic(name) for name in topics]
         group = self._settings.group(agent)
         async with self._groups() as client:
@@ -92,7 +117,9 @@ class KafkaAdmin:
             committed = await client.list_consumer_group_offsets(group, partitions=places)
         async with self._reader() as consumer:
             ends = await consumer.end_offsets(places)
-        return sum(end - max(committed[place].offset if place in committed else 0, 0) for place, end in ends.items())
+            begins = await consumer.beginning_offsets(places)
+        at = {place: committed[place].offset if place in committed else 0 for place in places}
+        return {place: (min(max(at[place], begins[place]), end), end) for place, end in ends.items()}
 
     @asynccontextmanager
     async def _groups(self) -> AsyncIterator[AIOKafkaAdminClient]:

@@ -1,0 +1,232 @@
+"""Where unfinished and damaged images are found: among receipts, records and objects, a bounded part at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import Field
+
+from agents.core.merge import SANITIZER
+from agents.overdue import Waiting, accepted_at, lost, unfinished
+from schemas.erasures import Erasure
+from schemas.receipts import Receipt
+from schemas.values import ID_PATTERN, ImageState, earliest_id, job_id_of, made_at, split_job_id
+from streams.erasures import Erasures
+from streams.files import FileStore, ObjectMissing, image_prefix, receipt_key
+from streams.settings import Group
+from streams.vectors import ImageRecord, ReadModel
+
+RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
+SHARDS = 256  # folders of images/, by the last two hex digits of the id
+_JOBS = "jobs/"
+_AT_ONCE = 16
+_PAGE = 512
+_SETTLED = 500_000  # receipts remembered as settled; forgetting them costs a look each
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class InventorySettings(Group):
+    """How much is looked at in one pass."""
+
+    overdue_s: float = Field(
+        3600.0, gt=0, description="seconds without news that make an image overdue; above all delays"
+    )
+    window_s: float = Field(604_800.0, gt=0, description="receipts older than these seconds are not walked")
+    receipts_per_pass: int = Field(100_000, ge=1, description="receipts listed in one pass; the next one goes on")
+    records_per_pass: int = Field(20_000, ge=1, description="unfinished records read in one pass, the oldest first")
+    objects_per_pass: int = Field(100, ge=1, description="completed images whose objects are looked for in one pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of one image, what it waits for, and which of its objects are gone."""
+
+    image_id: str
+    record: ImageRecord | None
+    receipt: Receipt | None
+    erasure: Erasure | None = None
+    waiting: tuple[Waiting, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()  # (stage that makes it, key)
+
+    @property
+    def generation(self) -> int:
+        """The newest run that is known."""
+        known = (self.record, self.receipt, self.erasure)
+        return max((one.generation for one in known if one is not None), default=0)
+
+    @property
+    def accepted_at(self) -> float:
+        """When it was accepted, unix seconds."""
+        known = self.receipt or self.record
+        return accepted_at(known) if known is not None else made_at(self.image_id)
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Looks for images. Calls raise DependencyAway. Keeps, between passes, only where it stands."""
+
+    files: FileStore
+    vectors: ReadModel
+    settings: InventorySettings
+    complete: bool = False  # the last walk over receipts and records saw all of them
+    _receipt: str | None = None
+    _completed: str | None = None
+    _shard: int = 0
+    _settled: set[int] = field(default_factory=set)
+
+    async def unfinished(self, now: float) -> AsyncIterator[Found]:
+        """Return the images that have not ended: accepted and never heard of, in process, or going to be deleted."""
+        self.complete = True
+        async for found in self._accepted(now):
+            yield found
+        async for record in self._scan(ImageState.PROCESSING, self.settings.records_per_pass):
+            if SANITIZER in record.stages:
+                yield Found(record.image_id, record, None, waiting=unfinished(record, None))
+            else:  # only its receipt says whether it had to be fetched first
+                yield await self.examine(record.image_id)
+        async for image_id in Erasures(self.files).unfinished():
+            erasure = await Erasures(self.files).get(image_id)
+            if erasure is not None and erasure.erased_at is None:
+                yield await self.examine(image_id)
+
+    async def damaged(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
+        """Return the next completed images, or all of them, some of whose objects are gone."""
+        settled = now - self.settings.overdue_s
+        images = self._scan(ImageState.COMPLETED) if everything else self._next_completed()
+        async for found in _each(images, self._damage):
+            if found.missing and found.accepted_at < settled:
+                yield found
+
+    async def orphans(self, now: float, *, everything: bool) -> AsyncIterator[str]:
+        """Return the images of the next shard, or of all, of which there are objects and nothing else."""
+        shards = range(SHARDS) if everything else (self._shard,)
+        if not everything:
+            self._shard = (self._shard + 1) % SHARDS
+        for shard in shards:
+            async for image_id in _each(self._of_shard(shard, now - self.settings.overdue_s), self._unless_known):
+                if image_id is not None:
+                    yield image_id
+
+    async def examine(self, image_id: str) -> Found:
+        """Return all that is known of one image as it is now."""
+        record = await self.vectors.get(image_id)
+        newest = 0
+        async for info in self.files.list(f"{_JOBS}{image_id}."):
+            newest = max(newest, _generation(info.key))
+        receipt = await self._read(image_id, newest) if newest else None
+        erasure = await Erasures(self.files).get(image_id)
+        waiting = unfinished(record, receipt, erasure)
+        missing = (await self._damage(record)).missing if record is not None and not waiting else ()
+        return Found(image_id, record, receipt, erasure, waiting, missing)
+
+    async def _accepted(self, now: float) -> AsyncIterator[Found]:
+        """Walk the receipts, of which there is one per job, by age of the image; go on where the last walk ended."""
+        start = _JOBS + earliest_id(now - self.settings.window_s)
+        newest: dict[str, int] = {}
+        listed, last = 0, None
+        async for info in self.files.list(_JOBS, after=max(start, self._receipt or start)):
+            last, listed = info.key, listed + 1
+            if generation := _generation(info.key):
+                image_id = info.key.removeprefix(_JOBS).partition(".")[0]
+                newest[image_id] = max(newest.get(image_id, 0), generation)
+            if listed == self.settings.receipts_per_pass:
+                break
+        ended = listed < self.settings.receipts_per_pass
+        self.complete = ended and self._receipt is None
+        self._receipt = None if ended else last
+        if len(self._settled) > _SETTLED:
+            self._settled.clear()
+        async for found in _each(_aiter(newest.items()), self._look_at_job):
+            if found is not None:
+                yield found
+
+    async def _look_at_job(self, job: tuple[str, int]) -> Found | None:
+        image_id, generation = job
+        if hash(job) in self._settled:
+            return None
+        record = await self.vectors.get(image_id)
+        if record is not None and record.generation >= generation:  # what it waits for is found among the records
+            self._settled.add(hash(job))
+            return None
+        receipt = await self._read(image_id, generation)
+        return Found(image_id, record, receipt, waiting=unfinished(record, receipt)) if receipt is not None else None
+
+    async def _read(self, image_id: str, generation: int) -> Receipt | None:
+        try:
+            raw = await self.files.get(receipt_key(job_id_of(image_id, generation)), limit=RECEIPT_BYTES)
+            return Receipt.model_validate_json(raw)
+        except (ObjectMissing, ValueError):
+            return None
+
+    async def _damage(self, record: ImageRecord) -> Found:
+        prefix = image_prefix(record.image_id)
+        there = {info.key async for info in self.files.list(prefix)}
+        gone = [(stage, ref.key) for stage, refs in lost(record, there).items() for ref in refs]
+        # Another service's facts may name objects elsewhere.
+        missing = [(stage, key) for stage, key in gone if key.startswith(prefix) or not await self.files.stat(key)]
+        return Found(record.image_id, record, None, missing=tuple(missing))
+
+    async def _of_shard(self, shard: int, before: float) -> AsyncIterator[str]:
+        last = ""
+        async for info in self.files.list(f"images/{shard:02x}/"):
+            image_id = info.key.split("/")[2]
+            if image_id != last and re.match(ID_PATTERN, image_id) and made_at(image_id) < before:
+                yield image_id
+            last = image_id
+
+    async def _unless_known(self, image_id: str) -> str | None:
+        if await self.vectors.get(image_id) is not None or await Erasures(self.files).get(image_id) is not None:
+            return None
+        async for _ in self.files.list(f"{_JOBS}{image_id}."):
+            return None
+        return image_id
+
+    async def _scan(self, state: ImageState, most: int | None = None) -> AsyncIterator[ImageRecord]:
+        after, seen = None, 0
+        while page := await self.vectors.scan(state=state, after=after, limit=_PAGE):
+            for record in page:
+                yield record
+            after, seen = page[-1].image_id, seen + len(page)
+            if most is not None and seen >= most:
+                self.complete = False
+                return
+
+    async def _next_completed(self) -> AsyncIterator[ImageRecord]:
+        """Return the next page of completed images; after the last one comes the first again."""
+        limit = self.settings.objects_per_pass
+        page = await self.vectors.scan(state=ImageState.COMPLETED, after=self._completed, limit=limit)
+        self._completed = page[-1].image_id if len(page) == limit else None
+        for record in page:
+            yield record
+
+
+async def _each(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]]) -> AsyncIterator[B]:
+    """Do the work on each item, a few at once, and return the answers in order."""
+    batch: list[A] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == _AT_ONCE:
+            for answer in await asyncio.gather(*map(work, batch)):
+                yield answer
+            batch.clear()
+    for answer in await asyncio.gather(*map(work, batch)):
+        yield answer
+
+
+async def _aiter(items: Iterable[A]) -> AsyncIterator[A]:
+    for item in items:
+        yield item
+
+
+def _generation(key: str) -> int:
+    """Return the generation a receipt's key names, 0 if it is none."""
+    try:
+        return split_job_id(key.removeprefix(_JOBS).removesuffix(".json"))[1]
+    except ValueError:
+        return 0
