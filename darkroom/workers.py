@@ -92,7 +92,7 @@ async def _router(settings: Settings) -> None:
         )
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))
-        router = Router(settings.kafka, producer)
+        router = Router(settings.kafka, producer, tiers=settings.retry.tiers)
         scheduler = Scheduler(settings.kafka, settings.lanes, producer, health)
         running = {asyncio.create_task(router.run()), asyncio.create_task(scheduler.run())}
         ready = asyncio.create_task(router.ready.wait())

@@ -68,7 +68,11 @@ def test_a_store_that_comes_back_loses_nothing(
         timeout_s=3,
     )
     # The last tier is long enough for a MinIO that starts slowly; the first two are what a test waits for.
-    settings = {"DARKROOM_RETRY__TIERS": '{"30s": 2, "5m": 6, "30m": 60}', "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1"}
+    settings = {
+        "DARKROOM_RETRY__TIERS": '{"30s": 2, "5m": 6, "30m": 60}',
+        "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
+        "DARKROOM_BREAKER__FAILURES": "1000",  # here every event is to try for itself
+    }
     with planted(kafka.bootstrap, tmp_path, files=files, settings=settings) as plant:
         events = {name: plant.uploaded(data) for name, data in images.items()}
         ids = [event.image_id for event in events.values()]
