@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from darkroom.show import Shown, answer_lines, reason_lines, results_table, stage_progress
 from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http_api import JobStatus
-from schemas.values import ImageState
+from schemas.values import ImageState, Lane
 
 Url = Annotated[str, typer.Option("--url", help="Where Darkroom is.", envvar="DARKROOM_URL")]
 DEFAULT_URL = "http://127.0.0.1:8080"
 AT_ONCE = 8
+MANY = 20  # images sent at once that are a bulk import, unless somebody says otherwise
 POLL_S = 0.5
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif"}
 
@@ -46,6 +47,7 @@ async def send_all(
     bucket: str,
     patience_s: float,
     moved: Callable[[str, int, int], None],
+    lane: Lane = Lane.INTERACTIVE,
 ) -> tuple[list[Shown], dict[str, str]]:
     """Send, then wait until every image ended; return results and refusals by source.
 
@@ -58,7 +60,7 @@ async def send_all(
     async def send(source: str) -> None:
         async with gate:
             try:
-                submitted = await client.submit(source, bucket=bucket)
+                submitted = await client.submit(source, bucket=bucket, lane=lane)
             except Refused as refusal:
                 refused[source] = str(refusal)
             else:
@@ -84,6 +86,7 @@ def submit(
     sources: Annotated[list[str], typer.Argument(help="Files, folders, URLs.")],
     bucket: Annotated[str, typer.Option(help="The bucket the images are filed under.")] = "default",
     patience_s: Annotated[float, typer.Option(help="Seconds to wait for all of them.")] = 600.0,
+    bulk: Annotated[bool | None, typer.Option(help=f"Behind whoever waits; so anyway, if over {MANY}.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send images, wait until each has ended, show what came out; exit 1 if one failed or was refused."""
@@ -91,6 +94,7 @@ def submit(
         wanted = sources_of(sources)
     except FileNotFoundError as error:
         raise SystemExit(f"there is no file or folder {error}") from error
+    lane = Lane.BULK if (len(wanted) > MANY if bulk is None else bulk) else Lane.INTERACTIVE
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("sending", total=len(wanted))
@@ -100,7 +104,7 @@ def submit(
                 progress.update(bar, description=line, completed=done, total=total)
 
             async with AsyncDarkroom(url) as client:
-                return await send_all(client, wanted, bucket=bucket, patience_s=patience_s, moved=moved)
+                return await send_all(client, wanted, bucket=bucket, patience_s=patience_s, moved=moved, lane=lane)
 
         try:
             shown, refused = asyncio.run(run())

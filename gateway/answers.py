@@ -37,6 +37,7 @@ def job_status(job: Job, base: str) -> JobStatus:
             status=job.state,
             stages=_receipt_stages(receipt) if receipt else {},
             created_at=receipt.submitted_at if receipt else None,
+            lane=receipt.lane if receipt else None,
         )
     return JobStatus(
         job_id=job.job_id,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 
-from gateway.accept import Accepting
 from gateway.edge import base_url, new_app, version
-from gateway.ingest import Ingest
+from gateway.ingest import ingest
 from gateway.ports import EventSink, Readiness, TextEncoder
 from gateway.query import query_routes
 from gateway.readiness import health_routes
@@ -42,7 +41,7 @@ def embedded_app(
             "openapi": f"{base}/openapi.json",
         }
 
-    app.include_router(Ingest(settings, Accepting(settings, files, events)).routes())
+    app.include_router(ingest(settings, files=files, events=events).routes())
     app.include_router(query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder))
     app.include_router(health_routes(readiness, encoder))
     return app

@@ -10,16 +10,18 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from gateway.accept import Accepting, check_metadata, read_metadata, read_url
 from gateway.bodies import described, read_json
 from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.lanes import Lanes
 from gateway.ports import EventSink, Readiness
 from gateway.problems import Problem, documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
 from gateway.uploads import receive_form
-from schemas.http_api import BUCKET_PATTERN, FetchImage, ProblemCode, Submitted
+from schemas.http_api import BUCKET_PATTERN, FetchImage, ProblemCode, ProblemItem, Submitted
 from schemas.receipts import Receipt
+from schemas.values import Lane
 from streams.files import FileStore
 
-_FIELDS = frozenset({"bucket", "metadata"})
+_FIELDS = frozenset({"bucket", "lane", "metadata"})
 _BUCKET = re.compile(BUCKET_PATTERN)
 _UPLOAD_FORM = {
     "requestBody": {
@@ -33,6 +35,12 @@ _UPLOAD_FORM = {
                         "file": {"type": "string", "format": "binary"},
                         "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN},
                         "metadata": {"type": "string", "description": "a JSON object, returned as it is"},
+                        "lane": {
+                            "type": "string",
+                            "enum": list(Lane),
+                            "default": Lane.INTERACTIVE,
+                            "description": "bulk: when there is room, behind whoever waits",
+                        },
                     },
                 },
                 "encoding": {"metadata": {"contentType": "application/json"}},
@@ -48,6 +56,7 @@ class Ingest:
 
     settings: GatewaySettings
     accepting: Accepting
+    lanes: Lanes
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -65,6 +74,7 @@ class Ingest:
                 ProblemCode.EMPTY_FILE,
                 ProblemCode.INVALID_METADATA,
                 ProblemCode.INVALID_BUCKET,
+                ProblemCode.INVALID_FIELD,
                 ProblemCode.UNKNOWN_FIELD,
                 ProblemCode.UPLOAD_TOO_SLOW,
                 ProblemCode.FILE_TOO_LARGE,
@@ -98,8 +108,9 @@ class Ingest:
                 detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
                 raise Problem(ProblemCode.INVALID_BUCKET, detail)
             context = read_metadata(form.fields.get("metadata"), max_bytes=self.settings.max_metadata_bytes)
+            lane = self.lanes.choose(_read_lane(form.fields.get("lane")), owner)
             receipt = await self.accepting.upload(
-                form.file, owner=owner, bucket=bucket, context=context, traceparent=traceparent_of(request)
+                form.file, owner=owner, bucket=bucket, context=context, lane=lane, traceparent=traceparent_of(request)
             )
         return submitted(receipt, request, response, self.settings)
 
@@ -108,10 +119,24 @@ class Ingest:
         asked = await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
         context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
+        lane = self.lanes.choose(asked.lane, owner)
         receipt = await self.accepting.fetch(
-            url, owner=owner, bucket=asked.bucket, context=context, traceparent=traceparent_of(request)
+            url, owner=owner, bucket=asked.bucket, context=context, lane=lane, traceparent=traceparent_of(request)
         )
         return submitted(receipt, request, response, self.settings)
+
+
+def ingest(settings: GatewaySettings, *, files: FileStore, events: EventSink) -> Ingest:
+    """Return the endpoints that accept images, with what they need."""
+    return Ingest(settings, Accepting(settings, files, events), Lanes(settings.interactive_per_minute))
+
+
+def _read_lane(text: str | None) -> Lane:
+    try:
+        return Lane(text or Lane.INTERACTIVE)
+    except ValueError:
+        item = ProblemItem(field="lane", detail=f"not one of: {', '.join(Lane)}")
+        raise Problem(ProblemCode.INVALID_FIELD, f"{item.field}: {item.detail}", (item,)) from None
 
 
 def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:
@@ -120,13 +145,17 @@ def submitted(receipt: Receipt, request: Request, response: Response, settings: 
     response.headers["Location"] = status_url
     response.headers["Retry-After"] = str(settings.poll_after_s)
     return Submitted(
-        job_id=receipt.job_id, image_id=receipt.image_id, status_url=status_url, result_url=f"{status_url}/result"
+        job_id=receipt.job_id,
+        image_id=receipt.image_id,
+        lane=receipt.lane,
+        status_url=status_url,
+        result_url=f"{status_url}/result",
     )
 
 
 def ingest_app(settings: GatewaySettings, *, files: FileStore, events: EventSink, readiness: Readiness) -> FastAPI:
     """Return the ingest app, for a deployment of its own."""
     app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings)
-    app.include_router(Ingest(settings, Accepting(settings, files, events)).routes())
+    app.include_router(ingest(settings, files=files, events=events).routes())
     app.include_router(health_routes(readiness))
     return app

@@ -11,8 +11,11 @@ from streams.topics import Topic
 class EventSink(Protocol):
     """Whoever delivers events (streams.producer.EventProducer)."""
 
-    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
-        """Return when the log holds the event safely. Raises streams.errors.DependencyAway if it does not."""
+    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+        """Return when the log holds the event safely; with `bulk`, in the bulk lane, for the topic when there is room.
+
+        Raises streams.errors.DependencyAway if it does not.
+        """
 
 
 class Readiness(Protocol):

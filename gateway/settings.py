@@ -30,6 +30,9 @@ class GatewaySettings(Group):
         gt=0,
         description="seconds Kafka may take to confirm an event; above the producer's own limit, whose no is final",
     )
+    interactive_per_minute: int = Field(
+        120, ge=0, description="images of one owner a minute that may be interactive; what is more goes into bulk"
+    )
     query_timeout_s: float = Field(10.0, gt=0, description="seconds one call of the read model may take")
     encode_timeout_s: float = Field(20.0, gt=0, description="seconds the CLIP encoder may take for one query")
     readiness_timeout_s: float = Field(3.0, gt=0, description="seconds one part may take to prove that it works")

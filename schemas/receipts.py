@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
-from schemas.values import ID_PATTERN, OWNER_PATTERN, ObjectRef, Profile, Value
+from schemas.values import ID_PATTERN, OWNER_PATTERN, Lane, ObjectRef, Profile, Value
 
 
 class ReceiptKind(StrEnum):
@@ -28,6 +28,7 @@ class Receipt(Value):
     kind: ReceiptKind
     submitted_at: str = Field(description="RFC 3339, UTC")
     first_submitted_at: str | None = Field(default=None, description="of a rerun: when the image itself was accepted")
+    lane: Lane = Lane.INTERACTIVE
     bucket: str = "default"
     filename: str | None = None
     context: dict[str, JsonValue] = Field(default_factory=dict)

@@ -192,6 +192,13 @@ ANALYSIS_STAGES = ("resizer", "ocr", "detector", "embedder")
 REQUIRED_STAGES = ("sanitizer", *ANALYSIS_STAGES)
 
 
+class Lane(StrEnum):
+    """How soon an image is worked on."""
+
+    INTERACTIVE = "interactive"  # somebody waits for it
+    BULK = "bulk"  # when there is room, owners taking turns
+
+
 class Profile(Value):
     """Which stages this image must pass, with their parameters: a stage left out never blocks completion."""
 

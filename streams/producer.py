@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from schemas.envelope import Event, Outgoing
+from streams.bulk_lane import in_bulk
 from streams.errors import DependencyAway
 from streams.settings import KafkaSettings
 from streams.topics import Topic
@@ -85,9 +86,10 @@ class EventProducer:
             await self._abandon(producer)
             raise DependencyAway(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
 
-    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
-        """Deliver one event. Raises DependencyAway when it was not acknowledged in time."""
-        await self.deliver([outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))])
+    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyAway when it was not confirmed."""
+        message = outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))
+        await self.deliver([in_bulk(message) if bulk else message])
 
     async def close(self) -> None:
         """Deliver what is under way and disconnect."""

@@ -55,12 +55,15 @@ class Sink:
     sent: list[tuple[Topic, Event]] = field(default_factory=list)
     away: bool = False
     traceparents: list[str | None] = field(default_factory=list)
+    bulk: list[Event] = field(default_factory=list)  # of what was sent, what went into the bulk lane
 
-    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         if self.away:
             raise DependencyAway("Kafka did not confirm")
         self.sent.append((topic, event))
         self.traceparents.append(traceparent)
+        if bulk:
+            self.bulk.append(event)
 
 
 @dataclass

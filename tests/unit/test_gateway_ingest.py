@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from gateway.ingest import ingest_app
+from gateway.lanes import Lanes
 from schemas.envelope import Event
 from schemas.http_api import Submitted
 from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import split_job_id
+from schemas.values import Lane, Owner, split_job_id
 from streams import topics
 from streams.errors import DependencyAway
 from streams.files import open_files, receipt_key
@@ -76,7 +77,7 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -
     seen: list[set[str]] = []
 
     class Watching(Sink):
-        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             seen.append({key.split("/")[0] for key in await files.objects()})
 
     app = ingest_app(settings(), files=files, events=Watching(), readiness=Answers())
@@ -172,7 +173,7 @@ async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, data={"colour": "red"})
     problem = refused(answer, 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["colour"]
-    assert "bucket, file, metadata" in problem.detail
+    assert "bucket, file, lane, metadata" in problem.detail
 
 
 async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(client: httpx.AsyncClient) -> None:
@@ -294,7 +295,7 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
     brought, accepted = asyncio.Event(), asyncio.Event()
 
     class Split(Sink):
-        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             if not brought.is_set():
                 brought.set()
                 await accepted.wait()
@@ -321,7 +322,7 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
     """An original that goes while its event is being delivered is there again before the 202."""
 
     class Removing(Sink):
-        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None) -> None:
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             assert isinstance(event, ImageUploaded)
             await files.delete(event.original.key)
 
@@ -476,3 +477,66 @@ async def test_the_api_is_described(client: httpx.AsyncClient) -> None:
     upload = document["paths"][UPLOAD]["post"]
     assert "file" in upload["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert list(upload["responses"]["413"]["content"]) == ["application/problem+json"]
+
+
+async def test_an_upload_or_fetch_can_wait_in_the_bulk_lane(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """What is asked to wait is stored, noted and confirmed as any other, but its event goes into the bulk lane."""
+    upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "bulk"})
+    fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "bulk"})
+    assert (upload.status_code, fetch.status_code) == (202, 202), (upload.text, fetch.text)
+    for answer in (upload, fetch):
+        body = Submitted.model_validate_json(answer.content)
+        assert body.lane is Lane.BULK
+        assert Receipt.model_validate_json(await files.get(receipt_key(body.job_id))).lane is Lane.BULK
+    assert [topic for topic, _ in sink.sent] == [topics.UPLOADED, topics.FETCH_REQUESTED]
+    assert sink.bulk == [event for _, event in sink.sent]
+
+
+async def test_an_image_is_interactive_unless_it_says_otherwise(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Without a lane, and with an empty one, an upload goes straight to the sanitizer."""
+    for data in ({}, {"lane": ""}, {"lane": "interactive"}):
+        answer = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data=data)
+        assert Submitted.model_validate_json(answer.content).lane is Lane.INTERACTIVE
+    assert not sink.bulk
+
+
+async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+    """A lane that does not exist is refused by name, for uploads and fetches, and nothing is kept."""
+    upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "express"})
+    fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "express"})
+    for answer, status in ((upload, 422), (fetch, 422)):
+        assert [item.field for item in refused(answer, status, "invalid-field").errors] == ["lane"]
+    assert not sink.sent
+    assert not await files.objects()
+
+
+async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FrailFiles, sink: Sink) -> None:
+    """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
+    app = ingest_app(settings(interactive_per_minute=2), files=files, events=sink, readiness=Answers())
+    async with client_of(app) as client:
+        lanes = []
+        for number in range(3):
+            answer = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG + bytes([number]))})
+            assert answer.status_code == 202
+            lanes.append(Submitted.model_validate_json(answer.content).lane)
+        answer = await client.post(FETCH, json={"url": "https://example.org/a.jpg"})
+        lanes.append(Submitted.model_validate_json(answer.content).lane)
+    assert lanes == [Lane.INTERACTIVE, Lane.INTERACTIVE, Lane.BULK, Lane.BULK]
+    assert sink.bulk == [event for _, event in sink.sent][2:]
+
+
+def test_a_minute_later_images_are_interactive_again() -> None:
+    """The limit slides with time, is each owner's own, and does not count what is sent as bulk."""
+    now = 0.0
+    lanes = Lanes(2, clock=lambda: now)
+    assert [lanes.choose(Lane.BULK, Owner("a")) for _ in range(5)] == [Lane.BULK] * 5
+    assert lanes.choose(Lane.INTERACTIVE, Owner("a")) is Lane.INTERACTIVE
+    now = 40.0
+    chosen = [lanes.choose(Lane.INTERACTIVE, Owner("a")) for _ in range(2)]
+    assert chosen == [Lane.INTERACTIVE, Lane.BULK]
+    assert lanes.choose(Lane.INTERACTIVE, Owner("b")) is Lane.INTERACTIVE
+    now = 60.0
+    chosen = [lanes.choose(Lane.INTERACTIVE, Owner("a")) for _ in range(2)]
+    assert chosen == [Lane.INTERACTIVE, Lane.BULK]
