@@ -1,33 +1,44 @@
 """Dead letters: written by the runner byte for byte with the reason in headers; listed, replayed, discarded by people.
 
 Every act on a letter leaves a mark in the object store (who, when, what), so that replaying again is idempotent and
-discarding is never silent.
+discarding is never silent. A letter of a deleted image cannot be taken out of Kafka before its time: it is not listed,
+never replayed, and nobody is shown what is in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from schemas.envelope import Outgoing, Record, now
-from schemas.values import ErrorCode
+from schemas.values import ID_PATTERN, ErrorCode
+from streams.erasures import Erasures
 from streams.errors import DependencyAway
 from streams.files import FileStore
 from streams.producer import Deliverer
 from streams.retry import ORIGIN_HEADERS, number_header
 from streams.settings import KafkaSettings
-from streams.topics import dead_topic, replay_topic
+from streams.topics import GIVES_UP, dead_topic, replay_topic
 
 SCHEMA = "1"
 MAX_MESSAGE = 1024  # bytes of the error's message that are kept
 MAX_STACK = 8192  # bytes of the tail of the traceback that are kept
 REPLAY_LIMIT = 3  # a letter that died this often after replay is not replayed again
+_ID = re.compile(ID_PATTERN)
+ERASED = "erased"  # what was done with the letters of a deleted image
 _OURS = ("dlq.", "retry.", "replay.")
+# Of a deleted image's letter: that it is there, where it came from and how it died. No message, no stack, no name.
+_HARMLESS = (
+    "ce_subject", "ce_type", "dlq.agent", "dlq.attempt", "dlq.error.code", "dlq.first-failure.ts",
+    "dlq.last-failure.ts", "dlq.original.topic", "dlq.original.partition", "dlq.original.offset", "replay.count",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,7 @@ class Letter:
 
     agent: str
     record: Record
-    handled: str | None  # "replayed" or "discarded", when somebody dealt with it
+    handled: str | None  # "replayed", "discarded" or "erased", when it was dealt with
 
     @property
     def id(self) -> str:
@@ -158,20 +169,42 @@ class DeadLetterOffice:
 
     async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[Letter]:
         """Walk an agent's letters from the oldest; those already dealt with only if `handled`."""
-        marks = {
+        marks = await self._marks(agent)
+        deleted: dict[str, bool] = {}
+        for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
+            letter = Letter(agent, record, None)
+            key = marks.get(letter.id)
+            if not selection.matches(letter) or (key is not None and not handled):
+                continue
+            if letter.image_id not in deleted:
+                deleted[letter.image_id] = await self._is_deleted(letter.image_id)
+            if deleted[letter.image_id] and not handled:
+                continue
+            act = str(json.loads(await self._files.get(key)).get("act")) if key is not None else None
+            yield Letter(agent, _emptied(record), ERASED) if deleted[letter.image_id] else Letter(agent, record, act)
+
+    async def erase(self, image_ids: Collection[str], agents: Iterable[str] = GIVES_UP) -> Counter[str]:
+        """Close the letters of these deleted images for good; return how many each has, closed before or now."""
+        found: Counter[str] = Counter()
+        for agent in agents:
+            marks = await self._marks(agent)
+            for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
+                letter = Letter(agent, record, None)
+                if letter.image_id not in image_ids:
+                    continue
+                found[letter.image_id] += 1
+                if letter.id not in marks:
+                    await self._mark(letter, ERASED)
+        return found
+
+    async def _marks(self, agent: str) -> dict[str, str]:
+        return {
             found.key.rsplit("/", 1)[-1].removesuffix(".json"): found.key
             async for found in self._files.list(f"dead-letters/{agent}/")
         }
-        for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
-            name = f"{record.partition}-{record.offset}"
-            act: str | None = None
-            if name in marks:
-                if not handled:
-                    continue
-                act = str(json.loads(await self._files.get(marks[name])).get("act"))
-            letter = Letter(agent, record, act)
-            if selection.matches(letter):
-                yield letter
+
+    async def _is_deleted(self, image_id: str) -> bool:
+        return bool(_ID.match(image_id)) and await Erasures(self._files).get(image_id) is not None
 
     async def replay(
         self,
@@ -223,6 +256,11 @@ class DeadLetterOffice:
         body = {"act": act, "at": now(), "reason": reason, "code": letter.code, "image_id": letter.image_id}
         key = f"dead-letters/{letter.agent}/{letter.id}.json"
         await self._files.put(key, json.dumps(body).encode(), content_type="application/json")
+
+
+def _emptied(record: Record) -> Record:
+    kept = tuple((name, value) for name, value in record.headers if name in _HARMLESS)
+    return Record(record.topic, record.partition, record.offset, None, None, kept, record.timestamp_ms)
 
 
 def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:

@@ -117,9 +117,11 @@ class Erasures:
                 yield image_id
             last = image_id
 
-    async def forget_mark(self, image_id: str) -> None:
-        """Remove what is left of a request that was never written whole."""
-        await delete_prefix(self.files, _folder(image_id))
+    async def forget_marks(self, image_id: str, *, before: float) -> None:
+        """Remove marks older than that (unix seconds): a request that was never written whole left them."""
+        async for found in self.files.list(_folder(image_id)):
+            if found.modified < before:
+                await self.files.delete(found.key)
 
     async def _put(self, key: str, body: bytes) -> None:
         await self.files.put(key, body, content_type=_JSON)
