@@ -52,7 +52,9 @@ def unfinished(
     """Return what an image waits for, () if it has ended; `receipt` is the newest of the image."""
     if receipt is not None and record is not None and receipt.generation < record.generation:
         receipt = None  # a newer run has taken over
-    if erasure is not None and (record is None or record.generation <= erasure.generation):
+    # One that is not certain may have been answered 503; if it was accepted, its receipt is there, and comes below.
+    certain = erasure is not None and erasure.certain_at is not None
+    if erasure is not None and certain and (record is None or record.generation <= erasure.generation):
         asked = _seconds(erasure.requested_at) or made_at(erasure.image_id)
         return () if erasure.erased_at else (Waiting(INDEXER, Reason.NOT_DELETED, asked),)
     if receipt is not None and receipt.kind is ReceiptKind.DELETE:
