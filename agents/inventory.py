@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,14 +13,13 @@ from agents.core.merge import SANITIZER
 from agents.overdue import Waiting, accepted_at, lost, unfinished
 from schemas.erasures import Erasure
 from schemas.receipts import Receipt
-from schemas.values import ID_PATTERN, ImageState, earliest_id, job_id_of, made_at, split_job_id
+from schemas.values import ImageState, earliest_id, job_id_of, made_at, split_job_id
 from streams.erasures import Erasures
 from streams.files import FileStore, ObjectMissing, image_prefix, receipt_key
 from streams.settings import Group
 from streams.vectors import ImageRecord, ReadModel
 
 RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
-SHARDS = 256  # folders of images/, by the last two hex digits of the id
 _JOBS = "jobs/"
 _AT_ONCE = 16
 _PAGE = 512
@@ -77,7 +75,6 @@ class Inventory:
     complete: bool = False  # the last walk over receipts and records saw all of them
     _receipt: str | None = None
     _completed: str | None = None
-    _shard: int = 0
     _settled: set[int] = field(default_factory=set)
 
     async def unfinished(self, now: float) -> AsyncIterator[Found]:
@@ -102,16 +99,6 @@ class Inventory:
         async for found in _each(images, self._damage):
             if found.missing and found.accepted_at < settled:
                 yield found
-
-    async def orphans(self, now: float, *, everything: bool) -> AsyncIterator[str]:
-        """Return the images of the next shard, or of all, of which there are objects and nothing else."""
-        shards = range(SHARDS) if everything else (self._shard,)
-        if not everything:
-            self._shard = (self._shard + 1) % SHARDS
-        for shard in shards:
-            async for image_id in _each(self._of_shard(shard, now - self.settings.overdue_s), self._unless_known):
-                if image_id is not None:
-                    yield image_id
 
     async def examine(self, image_id: str) -> Found:
         """Return all that is known of one image as it is now."""
@@ -171,21 +158,6 @@ class Inventory:
         # Another service's facts may name objects elsewhere.
         missing = [(stage, key) for stage, key in gone if key.startswith(prefix) or not await self.files.stat(key)]
         return Found(record.image_id, record, None, missing=tuple(missing))
-
-    async def _of_shard(self, shard: int, before: float) -> AsyncIterator[str]:
-        last = ""
-        async for info in self.files.list(f"images/{shard:02x}/"):
-            image_id = info.key.split("/")[2]
-            if image_id != last and re.match(ID_PATTERN, image_id) and made_at(image_id) < before:
-                yield image_id
-            last = image_id
-
-    async def _unless_known(self, image_id: str) -> str | None:
-        if await self.vectors.get(image_id) is not None or await Erasures(self.files).get(image_id) is not None:
-            return None
-        async for _ in self.files.list(f"{_JOBS}{image_id}."):
-            return None
-        return image_id
 
     async def _scan(self, state: ImageState, most: int | None = None) -> AsyncIterator[ImageRecord]:
         after, seen = None, 0

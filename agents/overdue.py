@@ -19,7 +19,7 @@ from schemas.facts import DeletionRequested, ImageSanitized
 from schemas.intake import FetchRequested, ImageFetched, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.results import SanitizedImage
-from schemas.values import ANALYSIS_STAGES, ImageState, ObjectRef, Profile, StageReport, StageState, made_at
+from schemas.values import ANALYSIS_STAGES, ImageState, Lane, ObjectRef, Profile, StageReport, StageState, made_at
 from streams.vectors import ImageRecord, StageRecord
 
 INDEXER, RESIZER = "indexer", "resizer"
@@ -44,6 +44,7 @@ class Waiting:
     agent: str
     reason: Reason
     since: float
+    bulk: bool = False  # it came by the bulk lane, where it may wait for long
 
 
 def unfinished(
@@ -61,7 +62,8 @@ def unfinished(
         done = record is not None and record.deleted
         return () if done else (Waiting(INDEXER, Reason.NOT_DELETED, accepted_at(receipt)),)
     if receipt is not None and (record is None or record.generation < receipt.generation):
-        return (Waiting(_first_agent(receipt), Reason.NO_FACT, accepted_at(receipt)),)
+        bulk = receipt.lane is Lane.BULK or receipt.kind is ReceiptKind.REPROCESS
+        return (Waiting(_first_agent(receipt), Reason.NO_FACT, accepted_at(receipt), bulk),)
     return _unfinished_run(record, receipt) if record is not None and not record.deleted else ()
 
 
@@ -119,7 +121,7 @@ def sanitized_of(record: ImageRecord, stage: str, profile: Profile | None = None
 
 
 def accepted_at(known: ImageRecord | Receipt) -> float:
-    """Return when an image was accepted, unix seconds: as was said, else as its id says."""
+    """Return when a run of an image was accepted, unix seconds: as was said, else as its id says."""
     return _seconds(known.submitted_at) or made_at(known.image_id)
 
 
@@ -146,7 +148,13 @@ def _arrival(agent: str, record: ImageRecord | None, receipt: Receipt | None) ->
         return FetchRequested(**_common(receipt, receipt.profile), url=receipt.url)
     run = record.stages[SANITIZER].run if record is not None and SANITIZER in record.stages else 0
     if receipt is not None and receipt.original is not None:
-        said = {**_common(receipt, receipt.profile), "original": receipt.original, "run": run}
+        submitted = receipt.first_submitted_at or receipt.submitted_at
+        said = {
+            **_common(receipt, receipt.profile),
+            "original": receipt.original,
+            "run": run,
+            "submitted_at": submitted,
+        }
         return ImageFetched(**said, url=receipt.url) if receipt.url else ImageUploaded(**said)
     if record is not None and record.original is not None:
         profile = receipt.profile if receipt is not None else Profile(stages=record.required)

@@ -27,7 +27,7 @@ from streams import metrics
 from streams.control import Control
 from streams.files import FileStore
 from streams.producer import Deliverer
-from streams.topics import AGENTS, retry_topic
+from streams.topics import AGENTS, SCHEDULER, retry_topic
 from streams.vectors import ReadModel
 
 log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ class ReconcilerSettings(InventorySettings):
 
 
 class Progress(Protocol):
-    """Whoever knows how far agents have come (streams.backlog.Backlog)."""
+    """Whoever knows how far the agents and the scheduler have come (streams.backlog.Backlog)."""
 
     async def oldest(self, agent: str) -> float | None:
         """Return when the oldest event came that an agent has not finished (unix seconds), None if there is none."""
@@ -65,7 +65,6 @@ class _Pass:
     items: list[OverdueItem] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
-    orphans: list[str] = field(default_factory=list)
 
 
 class Reconciler:
@@ -121,8 +120,6 @@ class Reconciler:
                 found[image_id] = image
             elif not run.dry_run:
                 await self._attempts.forget(image_id)
-        async for image_id in inventory.orphans(run.now, everything=everything):
-            run.orphans.append(image_id)
         for image in found.values():
             self._sort(run, image)
 
@@ -142,11 +139,12 @@ class Reconciler:
         run.overdue.sort(key=lambda pair: (pair[1].reason is Reason.OBJECT_MISSING, pair[1].since))
         paused = {mark.agent for mark in await self._control.all()}
         tried = await self._attempts.images()
-        behind = {agent: await self._progress.oldest(agent) for agent in {one.agent for _, one in run.overdue}}
+        readers = {reader for _, one in run.overdue for reader in _on_its_way(one)}
+        behind = {reader: await self._progress.oldest(reader) for reader in readers}
         for image, waiting in run.overdue:
             if waiting.agent in paused:
                 self._note(run, image, waiting, Standing.PAUSED)
-            elif self._is_queued(waiting, behind[waiting.agent]):
+            elif any(self._is_queued(waiting, behind[reader]) for reader in _on_its_way(waiting)):
                 self._note(run, image, waiting, Standing.QUEUED)
             else:
                 noted = await self._attempts.of(image.image_id, image.generation) if image.image_id in tried else {}
@@ -220,14 +218,17 @@ class Reconciler:
             sent=dict(run.sent),
             missing_objects=tuple(run.missing[:SHOWN]),
             missing_count=len(run.missing),
-            orphans=tuple(run.orphans[:SHOWN]),
-            orphan_count=len(run.orphans),
         )
 
 
 def _repairs(image: Found) -> list[Waiting]:
     """Return the agent that makes what is gone: of several the first, since all others read what the sanitizer made."""
     return [Waiting(stage, Reason.OBJECT_MISSING, image.accepted_at) for stage, _ in image.missing[:1]]
+
+
+def _on_its_way(waiting: Waiting) -> tuple[str, ...]:
+    """Return whose topics the event may still be in."""
+    return (SCHEDULER, waiting.agent) if waiting.bulk else (waiting.agent,)
 
 
 def _again(event: Event, agent: str) -> Outgoing:

@@ -55,6 +55,4 @@ class ReconcileReport(Value):
     sent: dict[str, int] = Field(default_factory=dict, description="stage -> events sent again; in a dry run: would be")
     missing_objects: tuple[str, ...] = Field(default=(), description="keys that a completed image names, and are gone")
     missing_count: int = 0
-    orphans: tuple[str, ...] = Field(default=(), description="images of which there are objects, and nothing else")
-    orphan_count: int = 0
-    swept: dict[str, int] = Field(default_factory=dict, description="what the janitor removed; in a dry run: would")
+    swept: dict[str, int] = Field(default_factory=dict, description="what the janitor found beside that")

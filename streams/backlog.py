@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from streams.admin import KafkaAdmin
 from streams.topics import AGENTS, BULK, PIPELINE, SCHEDULER, retry_topic
 
-_FED_BY_BULK = ("fetcher", "sanitizer")
-
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -17,11 +15,10 @@ class Backlog:
     admin: KafkaAdmin
 
     async def oldest(self, agent: str) -> float | None:
-        """Return when it came (unix seconds), also into the bulk lane before the agent; None if nothing waits."""
+        """Return when it came (unix seconds), None if nothing waits. The scheduler's events are the bulk lane."""
+        if agent == SCHEDULER:
+            return await self.admin.oldest(SCHEDULER, [BULK.name])
         if agent not in AGENTS:
             return None
         own = [topic.name for topic in PIPELINE if agent in topic.readers]
-        found = [await self.admin.oldest(agent, [*own, retry_topic(agent)])]
-        if agent in _FED_BY_BULK:
-            found.append(await self.admin.oldest(SCHEDULER, [BULK.name]))
-        return min((at for at in found if at is not None), default=None)
+        return await self.admin.oldest(agent, [*own, retry_topic(agent)])
