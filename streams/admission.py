@@ -52,7 +52,7 @@ class Admission:
         self._interactive: OrderedDict[str, float] = OrderedDict()  # image id -> when it was seen
         self._ended: OrderedDict[str, float] = OrderedDict()  # outcomes may be seen before what they are of
         self._interactive_at = -float("inf")
-        self._admitted_at = -float("inf")
+        self._admitted_at = clock()
         self._window = FIRST_WINDOW
         self._base_s: float | None = None
         self._was_full = False

@@ -68,6 +68,16 @@ class Scheduler:
         self.ready = asyncio.Event()
         health.say(SCHEDULER, Condition.UNREADY, "joining")
 
+    @property
+    def waiting(self) -> int:
+        """How many events were read and wait."""
+        return len(self._queue)
+
+    @property
+    def interactive(self) -> int:
+        """How many interactive images are in the pipeline."""
+        return self._admission.interactive
+
     async def run(self) -> None:
         """Schedule until cancelled. Raises DependencyAway when Kafka is away; the supervisor restarts."""
         watcher = self._watcher()
