@@ -14,6 +14,7 @@ from schemas.intake import ImageUploaded
 from schemas.values import ErrorCode, ObjectRef, StageReport, new_image_id
 from streams import topics
 from streams.crashes import CrashMarkers
+from streams.fence import Fence, OpenFence
 from streams.files import FileStore
 from streams.intake import Intake
 from streams.limit import DeadLetterLimit
@@ -140,6 +141,7 @@ def bench(
     tools: Any = None,
     limit: LimitSettings | None = None,
     markers: CrashMarkers | None = None,
+    fence: Fence | None = None,
 ) -> Bench:
     """Put a stage on an in-memory log."""
     fatal: list[BaseException] = []
@@ -153,6 +155,7 @@ def bench(
         limit=DeadLetterLimit(limit or LimitSettings()),
         halt=halted.append,
         markers=markers,
+        fence=fence or OpenFence(),
         **extra,
     )
     runner = Runner(stage, tools, settings or StageSettings(), services)
