@@ -17,17 +17,18 @@ app = typer.Typer(
     help="An image pipeline on Kafka: every image made safe, resized, read, detected, embedded and searchable.",
     pretty_exceptions_enable=False,
 )
-PROCESSES = frozenset({"agent", "core", "gateway", "query", "router"})
+PROCESSES = frozenset({"agent", "core", "gateway", "query", "reconciler", "router"})
 
 
 def _add_tools() -> None:
     """Add the commands for people: a worker process must not carry what only they need."""
-    from darkroom import agents_cli, letters_cli, models_cli, submit_cli, topics_cli  # noqa: PLC0415
+    from darkroom import agents_cli, letters_cli, models_cli, reconcile_cli, submit_cli, topics_cli  # noqa: PLC0415
 
     app.add_typer(agents_cli.app, name="agents")
     app.add_typer(letters_cli.app, name="dead-letters")
     app.add_typer(models_cli.app, name="models")
     app.add_typer(topics_cli.app, name="topics")
+    app.command("reconcile")(reconcile_cli.reconcile)
     app.command("submit")(submit_cli.submit)
     app.command("search")(submit_cli.search)
 
@@ -77,6 +78,10 @@ def agent(names: Annotated[list[str], typer.Argument(help=f"Of: {', '.join(AGENT
 
 
 def _process(part: str) -> None:
+    if part == "reconciler":
+        from darkroom.reconciling import run_reconciler  # noqa: PLC0415
+
+        raise typer.Exit(run_reconciler())
     if part == "router":
         from darkroom.workers import run_router  # noqa: PLC0415
 
@@ -108,6 +113,12 @@ def core() -> None:
 def router() -> None:
     """Be the router: move delayed events back to their agents when they are due."""
     _process("router")
+
+
+@app.command()
+def reconciler() -> None:
+    """Be the reconciler: find images that should have ended, lead them on, and tidy up after deletions."""
+    _process("reconciler")
 
 
 def main() -> None:

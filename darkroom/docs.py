@@ -17,6 +17,8 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 
+from agents.janitor import JanitorSettings
+from agents.reconciler import ReconcilerSettings
 from darkroom.asyncapi import asyncapi
 from gateway.problems import TITLES
 from gateway.settings import GatewaySettings
@@ -105,6 +107,8 @@ def settings_page() -> str:
     text.append(_section("DARKROOM_GATEWAY__", GatewaySettings))
     for name, stage in stages().items():
         text.append(_section(f"DARKROOM_{name.upper()}__", stage.settings))
+    text.append(_section("DARKROOM_RECONCILER__", ReconcilerSettings))
+    text.append(_section("DARKROOM_JANITOR__", JanitorSettings))
     return "".join(text)
 
 

@@ -161,7 +161,8 @@ def _kept_running(stack: AsyncExitStack, service: LocalService, say: Say) -> Non
 
 
 def _commands(plan: SystemPlan, environment: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Return (name, arguments) of every process. With the read model in process, the core holds the indexer too."""
-    in_core = set() if environment.get("DARKROOM_QDRANT__URL") else {"indexer"}
-    agents = [agent for agent in plan.agents if agent not in in_core]
-    return [("core", ["core"]), ("router", ["router"]), *((agent, ["agent", agent]) for agent in agents)]
+    """Return (name, arguments) of every process. With the read model in process, the core holds what needs it."""
+    served = bool(environment.get("DARKROOM_QDRANT__URL"))
+    agents = [agent for agent in plan.agents if served or agent != "indexer"]
+    alone = ["router", "reconciler"] if served else ["router"]
+    return [*((name, [name]) for name in ("core", *alone)), *((agent, ["agent", agent]) for agent in agents)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from schemas.envelope import Event
+from schemas.reconciliation import ReconcileReport
 from streams.topics import Topic
 
 
@@ -23,6 +24,13 @@ class Readiness(Protocol):
 
     async def check(self) -> dict[str, tuple[bool, str]]:
         """Return, by part, whether it works and a sentence about it that may be shown to anybody."""
+
+
+class Reconciling(Protocol):
+    """Whoever looks over all images for what is overdue (darkroom.reconciling.Upkeep)."""
+
+    async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
+        """Look at everything once, now; a dry run changes nothing. Raises streams.errors.DependencyAway."""
 
 
 class TextEncoder(Protocol):
