@@ -138,6 +138,33 @@ ROWS = (
         ),
     ),
     Row(
+        "What should have ended",
+        (
+            Panel(
+                "Unfinished images", "By what they wait for and how that stands; `overdue` is sent again, `stuck` is "
+                "yours: `darkroom reconcile --dry-run`.", "short",
+                (Query('max by (stage, state) (darkroom_unfinished_images{stage=~"$stage"})', "{{stage}} {{state}}"),),
+            ),
+            Panel(
+                "Oldest unfinished image", "Age since it was accepted.", "s",
+                (Query("max(darkroom_oldest_unfinished_seconds)", "oldest"),),
+            ),
+            Panel(
+                "Sent again", "Events that had been lost: look at that stage's log and at the broker.", "short",
+                (Query('sum by (stage) (increase(darkroom_sent_again_total{stage=~"$stage"}[$__range]))',
+                       "{{stage}}"),),
+            ),
+            Panel(
+                "Objects missing", "Of completed images; the stage makes them again.", "short",
+                (Query("sum by (stage) (increase(darkroom_missing_objects_total[$__range]))", "{{stage}}"),),
+            ),
+            Panel(
+                "Last look over everything", "Too long ago: see the reconciler's log.", "s",
+                (Query("time() - max(darkroom_reconciled_timestamp_seconds)", "ago"),),
+            ),
+        ),
+    ),
+    Row(
         "HTTP and processes",
         (
             Panel(

@@ -27,7 +27,7 @@ from streams.topics import AGENTS
 
 ROOT = validate.ROOT
 COMPONENTS = {**{name: ["agent", name] for name in AGENTS},
-              "router": ["router"], "ingest": ["gateway"], "query": ["query"]}  # fmt: skip
+              **{name: [name] for name in ("router", "reconciler", "query")}, "ingest": ["gateway"]}  # fmt: skip
 RESOURCES = [resource for _, resource in validate.manifests()]
 METRIC = re.compile(r"\bdarkroom_\w+")
 
