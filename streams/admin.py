@@ -26,6 +26,7 @@ from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
 
 LEADERS_PATIENCE_S = 30.0
+ANSWER_S = 40.0  # more than any single request below may take
 OLDEST_PATIENCE_S = 5.0
 
 # aiokafka 0.14.0 reads the answer to version 3 as one of version 2, and fails on its added field.
@@ -125,9 +126,10 @@ class KafkaAdmin:
     async def _groups(self) -> AsyncIterator[AIOKafkaAdminClient]:
         client = AIOKafkaAdminClient(bootstrap_servers=self._settings.bootstrap, request_timeout_ms=10_000)
         try:
-            await client.start()
-            yield client
-        except KafkaError as error:
+            async with asyncio.timeout(ANSWER_S):
+                await client.start()
+                yield client
+        except (KafkaError, TimeoutError) as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
         finally:
             await client.close()
@@ -136,9 +138,10 @@ class KafkaAdmin:
     async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
         consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.bootstrap, enable_auto_commit=False)
         try:
-            await consumer.start()
-            yield consumer
-        except KafkaError as error:
+            async with asyncio.timeout(ANSWER_S):
+                await consumer.start()
+                yield consumer
+        except (KafkaError, TimeoutError) as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
         finally:
             await consumer.stop()
@@ -161,13 +164,13 @@ class KafkaAdmin:
                 return []
             for name, future in self._client.create_topics(wanted, request_timeout=30).items():
                 try:
-                    future.result()
+                    future.result(ANSWER_S)
                     created.append(name)
                 except KafkaException as error:
                     if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                         raise DependencyAway(f"cannot create topic {name}: {error}") from error
             self._wait_for_leaders({topic.topic for topic in wanted})
-        except KafkaException as error:
+        except (KafkaException, TimeoutError) as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
         return created
 
@@ -192,10 +195,10 @@ class KafkaAdmin:
             names = {topic: self._settings.topic(topic.name) for topic in topics}
             resources = [ConfigResource("topic", name) for name in names.values() if name in found]
             configs = {
-                resource.name: future.result()
+                resource.name: future.result(ANSWER_S)
                 for resource, future in (self._client.describe_configs(resources) if resources else {}).items()
             }
-        except KafkaException as error:
+        except (KafkaException, TimeoutError) as error:
             raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
         states = []
         for topic, name in names.items():

@@ -46,6 +46,7 @@ class DirectoryFiles:
         root = settings.directory / settings.bucket
         self._data, self._meta, self._tmp = root / "data", root / "meta", root / "tmp"
         self._lock = root / "lock"
+        self._timeout_s = settings.timeout_s
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
@@ -130,7 +131,11 @@ class DirectoryFiles:
 
     async def _call(self, key: str, work: Callable[[], R]) -> R:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except TimeoutError as error:
+            where = self._data.parent
+            raise DependencyAway(f"object store {where}: no answer within {self._timeout_s:g} s") from error
         except OSError as error:
             if error.errno in _MISSING:
                 raise ObjectMissing(key) from error
@@ -175,6 +180,8 @@ class DirectoryFiles:
                 os.fsync(file.fileno())
             known = sha256 or digest.hexdigest()
             self._publish(temp, key, {"content_type": content_type, "sha256": known})
+        except FileNotFoundError as error:  # not the object is missing, but a folder of the store, or what was written
+            raise DependencyAway(f"object store {self._data.parent}: {error}") from error
         finally:
             temp.unlink(missing_ok=True)
             if not isinstance(source, bytes):

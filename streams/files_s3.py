@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import certifi
@@ -42,6 +43,23 @@ _AWAY = {
 }  # fmt: skip
 
 
+class _OnceUnlessSlow(urllib3.Retry):
+    """Tries that do not add up: what timed out once is not waited for again."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.response.BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: urllib3.connectionpool.ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            raise error
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+
 class S3Files:
     """A FileStore on an S3 server."""
 
@@ -53,7 +71,7 @@ class S3Files:
             maxsize=settings.pool_size,
             timeout=urllib3.Timeout(connect=min(CONNECT_S, settings.timeout_s), read=settings.timeout_s),
             # The runner retries; one more try here only covers a kept-alive connection the server has just closed.
-            retries=urllib3.Retry(total=1, redirect=0, status=0, backoff_factor=0.0),
+            retries=_OnceUnlessSlow(total=1, redirect=0, status=0, backoff_factor=0.0),
             cert_reqs="CERT_REQUIRED",
             ca_certs=certifi.where(),
         )
@@ -66,6 +84,7 @@ class S3Files:
             region=settings.region,
             http_client=self._http,
         )
+        self._longest_s = CONNECT_S + settings.timeout_s  # also for what comes byte by byte, and for a free thread
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
@@ -171,7 +190,10 @@ class S3Files:
 
     async def _call(self, key: str, work: Callable[[], R]) -> R:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            async with asyncio.timeout(self._longest_s):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except TimeoutError as error:
+            raise DependencyAway(f"{self._where} did not answer within {self._longest_s:g} s") from error
         except S3Error as error:
             raise self._meaning(key, error) from error
         except (urllib3.exceptions.HTTPError, ServerError, InvalidResponseError) as error:

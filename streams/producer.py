@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -58,8 +58,9 @@ class EventProducer:
                     request_timeout_ms=int(self._settings.request_timeout_s * 1000),
                 )
                 try:
-                    await producer.start()
-                except KafkaError as error:
+                    async with asyncio.timeout(self._settings.request_timeout_s):
+                        await producer.start()
+                except (KafkaError, TimeoutError) as error:
                     await producer.stop()
                     raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
                 self._producer = producer
@@ -94,7 +95,10 @@ class EventProducer:
     async def close(self) -> None:
         """Deliver what is under way and disconnect."""
         if self._producer is not None:
-            await self._producer.stop()
+            # What is under way is waited for by its sender; the client itself would wait for ever.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    await self._producer.stop()
 
     async def _abandon(self, producer: AIOKafkaProducer | None) -> None:
         if producer is None or producer is not self._producer:

@@ -58,11 +58,13 @@ class ServerReadModel:
         self._qdrant = client
         self._settings = settings
         self._name = settings.collection
+        self._longest_s = 2 * settings.timeout_s  # also for what comes byte by byte, and for a free thread
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="qdrant")
 
     async def open(self) -> None:
         """Create what is missing."""
-        await self._call(lambda: prepare(self._qdrant, self._settings, indexes=True))
+        # Many calls, each bounded by the client: indexes of a large collection take their time.
+        await self._in_thread(lambda: prepare(self._qdrant, self._settings, indexes=True))
 
     def close(self) -> None:
         """Let connections and threads go."""
@@ -209,12 +211,19 @@ class ServerReadModel:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
             raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")
 
-    async def _call(self, work: Callable[[], R]) -> R:
+    async def _in_thread(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
             with away_as_such():
                 return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+
+    async def _call(self, work: Callable[[], R]) -> R:
+        try:
+            async with asyncio.timeout(self._longest_s):
+                return await self._in_thread(work)
+        except TimeoutError as error:
+            raise DependencyAway(f"Qdrant did not answer within {self._longest_s:g} s") from error
 
     async def _write(self, operations: Sequence[Operation]) -> None:
         def write() -> None:
