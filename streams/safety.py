@@ -93,9 +93,11 @@ def _waiting(settings: Settings) -> Iterator[str]:
 
 
 def _stage(settings: Settings, agent: str, own: StageSettings) -> Iterator[str]:
-    if own.deadline_s <= settings.breaker.slow_s:
-        # A dependency that hangs would cost each event its tries, and never count as one that fails.
-        yield (
-            f"DARKROOM_{agent.upper()}__DEADLINE_S ({own.deadline_s:g}) is not more than DARKROOM_BREAKER__SLOW_S "
-            f"({settings.breaker.slow_s:g})"
-        )
+    for name, timeout_s in (("FILES", settings.files.timeout_s), ("QDRANT", settings.qdrant.timeout_s)):
+        if min(timeout_s, settings.breaker.slow_s) > own.deadline_s:
+            # A dependency that hangs would cost each event its tries, and never count as one that fails.
+            yield (
+                f"DARKROOM_{name}__TIMEOUT_S ({timeout_s:g}) and DARKROOM_BREAKER__SLOW_S "
+                f"({settings.breaker.slow_s:g}) are both more than DARKROOM_{agent.upper()}__DEADLINE_S "
+                f"({own.deadline_s:g})"
+            )
