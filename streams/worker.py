@@ -20,12 +20,15 @@ from typing import Any
 
 import faust
 import structlog
+from aiokafka import TopicPartition
 from faust.contrib.asgi import bind_to_running_loop
+from faust.types import TP
 
 from schemas.envelope import Record
 from streams import metrics
-from streams.errors import NotReady
+from streams.errors import DependencyAway, NotReady
 from streams.health import Condition, HealthBoard
+from streams.holes import empty_ends
 from streams.intake import Intake
 from streams.settings import KafkaSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
@@ -34,6 +37,7 @@ from streams.topics import Topic, retry_topic
 FAUST_VERSION = "0.15.3"
 EXIT_UNDELIVERABLE = 70
 LONGEST_POLL_INTERVAL_S = 3600.0
+HOLES_INTERVAL_S = 5.0
 log = structlog.get_logger(__name__)
 
 
@@ -107,6 +111,7 @@ class FaustWorker:
         self._before_commit = before_commit
         self._parked = asyncio.Event()
         self._last_event = time.monotonic()
+        self._passing: asyncio.Task[None] | None = None
         self.app = self._build()
 
     async def start(self) -> None:
@@ -116,6 +121,7 @@ class FaustWorker:
         bind_to_running_loop(self.app)
         self.app.finalize()
         await self.app.maybe_start()
+        self._passing = asyncio.create_task(self._pass_holes(), name="pass-holes")
 
     async def until_stopped(self) -> None:
         """Return when Faust stopped by itself, which is always a failure."""
@@ -123,6 +129,8 @@ class FaustWorker:
 
     async def stop(self) -> bool:
         """Take nothing more, finish what is in flight, commit, leave the group. False when time ran out."""
+        if self._passing is not None:
+            self._passing.cancel()
         drained = await self._intake.drain(self._worker.drain_s)
         # Everything finished is acked by now; the rest stays uncommitted, and Faust must not wait for it.
         self.app.conf.stream_wait_empty = False
@@ -141,11 +149,8 @@ class FaustWorker:
         found: dict[tuple[str, int], int] = {}
         for place in consumer.assignment():
             end = consumer.highwater(place)
-            if end is None:
-                continue
-            committed = consumer._committed_offset.get(place)
-            begin = committed if committed is not None else (consumer._read_offset.get(place) or 0)
-            found[self._kafka.logical(place.topic), place.partition] = max(0, end - begin)
+            if end is not None:
+                found[self._kafka.logical(place.topic), place.partition] = max(0, end - self._finished(place))
         for (topic, partition), events in found.items():
             metrics.LAG.labels(self._subscription.stage, topic, str(partition)).set(events)
         return found
@@ -160,6 +165,41 @@ class FaustWorker:
         except Exception:  # the consumer is being set up or torn down; the loop check covers a hang there
             return None
         return f"{lag} events wait and none was fetched for {quiet:.0f} s" if lag > 0 else None
+
+    def _finished(self, place: Any) -> int:
+        """Return the offset up to which a partition is known to be finished."""
+        consumer = self.app.consumer
+        committed = consumer._committed_offset.get(place)
+        return int(committed if committed is not None else (consumer._read_offset.get(place) or 0))
+
+    async def _pass_holes(self) -> None:
+        """Commit over offsets that hold no event, when nothing else is to be done: lag is what waits, and only that."""
+        while True:
+            await asyncio.sleep(HOLES_INTERVAL_S)
+            quiet = time.monotonic() - self._last_event > HOLES_INTERVAL_S
+            if not quiet or self._intake.runner.in_flight() or self.app.rebalancing:
+                continue
+            try:
+                await self._pass_holes_once()
+            except DependencyAway as error:
+                log.warning("cannot see what is behind the last event", error=str(error))
+            except Exception as error:  # the consumer is being set up or torn down
+                log.debug("holes are not looked at now", error=repr(error))
+
+    async def _pass_holes_once(self) -> None:
+        consumer = self.app.consumer
+        generation = self.app.consumer_generation_id
+        behind = {
+            TopicPartition(place.topic, place.partition): self._finished(place)
+            for place in consumer.assignment()
+            if (consumer.highwater(place) or 0) > self._finished(place)
+        }
+        if not behind:
+            return
+        ends = await empty_ends(self._kafka, behind)
+        if ends and generation == self.app.consumer_generation_id and not self.app.rebalancing:
+            log.info("passing offsets without events", partitions=len(ends))
+            await consumer._commit_offsets({TP(place.topic, place.partition): end for place, end in ends.items()})
 
     def _build(self) -> Any:
         kafka, worker, subscription = self._kafka, self._worker, self._subscription

@@ -57,12 +57,14 @@ class Plant:
     environment: Mapping[str, str]
     port: int
     children: dict[str, Child] = field(default_factory=dict)
+    supervised: bool = False  # what ends is started again, instead of failing the test
 
     # Processes
 
     def command(self, name: str) -> list[str]:
-        """Return the command of a process: an agent, `core` (gateway and indexer) or `router`."""
-        return [sys.executable, "-m", "darkroom", *([name] if name in {"core", "router"} else ["agent", name])]
+        """Return the command of a process: an agent, a second one of it (`resizer#2`), or a process that is none."""
+        process, _, _ = name.partition("#")
+        return [sys.executable, "-m", "darkroom", *(["agent"] if process in topics.AGENTS else []), process]
 
     def start(self, *names: str, strike: str = "", **more: str) -> None:
         """Start processes; `strike` is the point:passage at which each is to be killed with -9."""
@@ -86,24 +88,26 @@ class Plant:
         child.signal(signal.SIGTERM)
         return child.wait_blocking(90)
 
-    def until_ready(self, *agents: str) -> None:
-        """Wait until each of these agents has joined its group with its tools open."""
+    def until_ready(self, *agents: str, members: int = 1) -> None:
+        """Wait until each of these agents' groups has that many members, with their tools open."""
         admin = KafkaAdmin(self.kafka)
 
         def joined() -> bool:
             self.check_alive()
             try:
-                members = asyncio.run(admin.members(agents))
+                found = asyncio.run(admin.members(agents))
             except DependencyAway:
                 return False
-            return all(members.get(agent) for agent in agents)
+            return all(found.get(agent, 0) >= members for agent in agents)
 
-        until(joined, f"workers of {', '.join(agents)}")
+        until(joined, f"{members} workers of {', '.join(agents)}")
 
     def check_alive(self) -> None:
-        """Fail if a process that should run has ended."""
-        for name, child in self.children.items():
-            ended = child.exit_code not in (None, KILLED)
+        """Fail if a process that should run has ended; if they are supervised, start it again as a supervisor does."""
+        for name, child in list(self.children.items()):
+            if self.supervised and child.exit_code is not None:
+                self.start(name)
+            ended = not self.supervised and child.exit_code not in (None, KILLED)
             assert not ended, f"{name} ended with {child.exit_code}: {self.log_file(name).read_text()[-3000:]}"
 
     def close(self) -> None:
@@ -182,6 +186,27 @@ class Plant:
                 found[info.key.rsplit("/", 1)[-1]] = hashlib.sha256(await files.get(info.key)).hexdigest()
 
         self._with_files(read)
+        return found
+
+    def read(self, key: str) -> bytes:
+        """Return an object."""
+        found: list[bytes] = []
+
+        async def get(files: FileStore) -> None:
+            found.append(await files.get(key))
+
+        self._with_files(get)
+        return found[0]
+
+    def keys(self, prefix: str) -> set[str]:
+        """Return the keys of all objects under a prefix."""
+        found: set[str] = set()
+
+        async def walk(files: FileStore) -> None:
+            async for info in files.list(prefix):
+                found.add(info.key)
+
+        self._with_files(walk)
         return found
 
     def _with_files(self, work: Callable[[FileStore], object]) -> None:

@@ -1,0 +1,50 @@
+"""Offsets that hold no event: the markers a transaction leaves, which the log counts and no consumer is ever given.
+
+An event that follows takes the commit over them. Behind the last event they would look like lag for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.errors import DependencyAway
+from streams.settings import KafkaSettings
+
+PATIENCE_S = 10.0
+
+
+async def empty_ends(kafka: KafkaSettings, places: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Return where the log ends, for those places from whose offset on it holds no event. Raises DependencyAway.
+
+    The log itself is read, so the answer does not depend on what any other consumer has fetched or finished.
+    """
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=kafka.bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    try:
+        await consumer.start()
+        ends = await consumer.end_offsets(list(places))
+        consumer.assign(list(places))
+        for place, offset in places.items():
+            consumer.seek(place, offset)
+        return await _read(consumer, {place: end for place, end in ends.items() if end > places[place]})
+    except KafkaError as error:
+        raise DependencyAway(f"Kafka at {kafka.bootstrap} does not answer: {error!r}") from error
+    finally:
+        await consumer.stop()
+
+
+async def _read(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+    empty: dict[TopicPartition, int] = {}
+    left = dict(ends)
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while left and asyncio.get_running_loop().time() < deadline:
+        for place in await consumer.getmany(*left, timeout_ms=500, max_records=1):
+            left.pop(place, None)
+        for place in [place for place, end in left.items() if await consumer.position(place) >= end]:
+            empty[place] = left.pop(place)
+    return empty
