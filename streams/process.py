@@ -198,14 +198,15 @@ def leave_stopped(stage: str) -> None:
 def strike_hook() -> Hook:
     """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
 
-    Points: before-work, after-object, after-produce, before-commit. DARKROOM_STRIKE=@FILE reads the point from that
-    file once it is there, and removes it: so a process is struck that runs already.
+    Points: before-work, after-object, after-produce, before-commit. With point:count:stop it is stopped there, until
+    somebody sends SIGCONT. DARKROOM_STRIKE=@FILE reads the point from that file once it is there, and removes it: so a
+    process is struck that runs already.
     """
     asked = os.environ.get("DARKROOM_STRIKE", "")
     if asked.startswith("@"):
         return _strike_on_demand(Path(asked[1:]))
-    point, _, count = asked.partition(":")
-    left = int(count or "1") if point else 0
+    point, count, how = (*asked.split(":"), "", "")[:3]
+    left, number = int(count or "1") if point else 0, signal.SIGSTOP if how == "stop" else signal.SIGKILL
 
     async def hook(passed: str, _record: Record) -> None:
         nonlocal left
@@ -213,7 +214,7 @@ def strike_hook() -> Hook:
             return
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     return hook
 
