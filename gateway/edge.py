@@ -31,6 +31,7 @@ _TAGS = [
     {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
     {"name": "search", "description": "By meaning, by text, by what is on them, by likeness."},
     {"name": "operation", "description": "How the system does."},
+    {"name": "admin", "description": "For operators: run stages again, pause agents."},
 ]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 

@@ -21,6 +21,8 @@ MEDIA_TYPE = "application/problem+json"
 
 TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.BAD_REQUEST: (400, "The request cannot be read"),
+    ProblemCode.UNAUTHORIZED: (401, "This needs the administrator's token"),
+    ProblemCode.FORBIDDEN: (403, "This is not allowed from here"),
     ProblemCode.INVALID_FIELD: (422, "A parameter or field is not as it must be"),
     ProblemCode.UNKNOWN_FIELD: (400, "The form has a field nobody reads"),
     ProblemCode.MISSING_FILE: (400, "The form has no file"),

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from gateway.accept import Accepting, bounded
+from gateway.admin import Admin
 from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
 from gateway.edge import Caller, base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
@@ -232,6 +233,7 @@ def query_routes(
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, events)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Search(settings, vectors, lookup, encoder).routes())
+    router.include_router(Admin(settings, files, vectors).routes())
     return router
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from streams.settings import Group
 
@@ -43,3 +43,8 @@ class GatewaySettings(Group):
     max_search_limit: int = Field(100, ge=1, description="answers of one search at most")
     max_query_length: int = Field(500, ge=1, description="characters of a search query")
     snippet_length: int = Field(240, ge=20, description="characters of text shown with a search answer")
+    admin_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="the bearer token of the admin API; empty = it answers only on a loopback host",
+    )

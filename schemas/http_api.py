@@ -18,6 +18,8 @@ class ProblemCode(StrEnum):
     """Every reason a request is refused. Part of the problem's `type`; never changes its meaning."""
 
     BAD_REQUEST = "bad-request"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     INVALID_FIELD = "invalid-field"
     UNKNOWN_FIELD = "unknown-field"
     MISSING_FILE = "missing-file"
@@ -295,3 +297,79 @@ class Health(Value):
     ready: bool
     version: str
     parts: dict[str, PartHealth]
+
+
+class ReprocessRequest(BaseModel):
+    """Ask for one stage to run again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str = Field(description="sanitizer, resizer, ocr, detector or embedder", max_length=64)
+    where: str = Field("", max_length=2000, examples=["state=completed and version.ocr<2"])
+    per_second: float = Field(20.0, ge=0.1, le=200, description="images a second at most")
+    dry_run: bool = Field(False, description="only say which images it would be")
+
+
+class ReprocessPlan(Value):
+    """What a rerun would be."""
+
+    stage: str
+    where: str
+    images: int = Field(description="how many are selected")
+    counted_all: bool = Field(description="false: there are more, counting them takes too long for a request")
+    first: tuple[str, ...] = Field(description="the ids of some of them")
+
+
+class ReprocessView(Value):
+    """A rerun, and how far it is."""
+
+    id: str
+    stage: str
+    where: str
+    per_second: float
+    state: str = Field(examples=["running", "done", "cancelled", "failed"])
+    total: int | None = Field(None, description="images selected; absent while they are counted")
+    done: int = Field(description="images whose rerun is on its way, in the bulk lane")
+    skipped: int
+    reasons: dict[str, int] = Field(default_factory=dict, description="why images were skipped, and how many")
+    rate: float = Field(description="images a second, lately")
+    eta_s: float | None = Field(None, description="seconds until all are on their way")
+    started_at: str
+    updated_at: str
+    error: str | None = None
+
+
+class ReprocessList(Value):
+    """Every rerun, newest first."""
+
+    jobs: tuple[ReprocessView, ...]
+
+
+class AgentPause(Value):
+    """Why an agent does not consume."""
+
+    reason: str
+    by: str = Field(description="the worker that stopped itself, or operator")
+    at: str
+
+
+class AgentView(Value):
+    """What an agent says of itself."""
+
+    name: str
+    paused: AgentPause | None = None
+    degraded: str | None = Field(None, description="what it does without, for instance a model: its stage skips")
+
+
+class AgentList(Value):
+    """Every agent."""
+
+    agents: tuple[AgentView, ...]
+
+
+class PauseRequest(BaseModel):
+    """Ask an agent to take nothing more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reason: str = Field(min_length=1, max_length=500, description="shown wherever it is seen that it is paused")

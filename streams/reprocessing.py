@@ -31,7 +31,6 @@ log = structlog.get_logger(__name__)
 
 PREFIX = "reprocess/"
 PER_SECOND = 20.0
-MOST_PER_SECOND = 200.0
 MOST_WAITING = 1000  # events in the bulk lane; more are not added
 KEPT = 100  # jobs that have ended, the newest
 PAGE = 128  # images read at once
@@ -86,24 +85,29 @@ class ReprocessJob(Value):
         return (submitted is None or asked is None or submitted <= asked) and selection.holds(record)
 
 
+def drafted(stage: str, where: str = "", per_second: float = PER_SECOND) -> ReprocessJob:
+    """Return a job nobody carries out yet. Raises WrongFilter for a filter, ValueError for a stage, that is none."""
+    if stage not in RERUNNABLE:
+        raise ValueError(f"stage {stage[:40]!r} cannot run again; these can: {', '.join(RERUNNABLE)}")
+    read_selection(where)
+    run, asked = time.time_ns() // 1_000_000, now()
+    return ReprocessJob(
+        id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, run=run, started_at=asked,
+        updated_at=asked,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class ReprocessJobs:
     """All jobs. Calls raise DependencyAway."""
 
     files: FileStore
 
-    async def start(self, stage: str, where: str, per_second: float = PER_SECOND) -> ReprocessJob:
-        """Ask for a rerun. Raises ValueError for a stage or filter that is none."""
-        if stage not in RERUNNABLE:
-            raise ValueError(f"stage {stage!r} cannot run again; these can: {', '.join(RERUNNABLE)}")
-        read_selection(where)
+    async def start(self, draft: ReprocessJob) -> ReprocessJob:
+        """Have a rerun carried out, as the latest of all."""
         known = await self.all()
-        run = max([time.time_ns() // 1_000_000, *(job.run + 1 for job in known)])
-        asked = now()
-        job = ReprocessJob(
-            id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, run=run, started_at=asked,
-            updated_at=asked,
-        )  # fmt: skip
+        run = max([draft.run, *(job.run + 1 for job in known)])
+        job = draft.model_copy(update={"id": f"{draft.stage}-{run}", "run": run})
         await self.save(job)
         for old in [job for job in known if job.state is not JobState.RUNNING][KEPT:]:
             await self.files.delete(_key(old.id))

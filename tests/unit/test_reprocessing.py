@@ -21,7 +21,7 @@ from streams.erasures import Erasures
 from streams.errors import DependencyAway
 from streams.files import FileStore, open_files, original_key, receipt_key
 from streams.memory import MemoryLog
-from streams.reprocessing import JobState, ReprocessJob, ReprocessJobs, ReprocessRunner
+from streams.reprocessing import JobState, ReprocessJob, ReprocessJobs, ReprocessRunner, drafted
 from streams.reruns import DoneAlready, NotAgain, Restarts, WhyNot, rerun_analysis
 from streams.selection import WrongFilter
 from streams.settings import FilesSettings, QdrantSettings
@@ -121,7 +121,7 @@ async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
     """Each image a filter selects gets the stage's work event, of this run, in the bulk lane, for that stage alone."""
     images = await hall.complete(3)
     await hall.vectors.merge(images[1], 1, {"bucket": "other"})
-    job = await ReprocessJobs(hall.files).start("ocr", "bucket=trip")
+    job = await ReprocessJobs(hall.files).start(drafted("ocr", "bucket=trip"))
     ended = await hall.finish(job)
     assert (ended.state, ended.total, ended.done, ended.skipped) == (JobState.DONE, 2, 2, 0)
     assert hall.images_said() == [images[0], images[2]]
@@ -153,7 +153,7 @@ async def test_an_event_is_rebuilt_as_it_was_said(hall: Hall) -> None:
 async def test_a_job_keeps_its_pace(hall: Hall) -> None:
     """Twenty images at four a second take five seconds, whatever turns they fall in."""
     await hall.complete(20)
-    job = await ReprocessJobs(hall.files).start("detector", "", per_second=4)
+    job = await ReprocessJobs(hall.files).start(drafted("detector", "", per_second=4))
     began = hall.time
     ended = await hall.finish(job)
     assert ended.done == 20
@@ -164,7 +164,7 @@ async def test_a_job_keeps_its_pace(hall: Hall) -> None:
 async def test_progress_tells_how_long_it_still_takes(hall: Hall) -> None:
     """After a turn the job says how far it is, how fast, and when it will be over."""
     await hall.complete(20)
-    job = await ReprocessJobs(hall.files).start("detector", "", per_second=4)
+    job = await ReprocessJobs(hall.files).start(drafted("detector", "", per_second=4))
     assert job.eta_s is None
     await hall.runner().run_due()
     found = await ReprocessJobs(hall.files).get(job.id)
@@ -176,7 +176,7 @@ async def test_progress_tells_how_long_it_still_takes(hall: Hall) -> None:
 async def test_after_a_death_a_job_goes_on_from_its_cursor(hall: Hall) -> None:
     """A runner that dies between two saves costs repeated events with the ids they had, and no image."""
     images = await hall.complete(30)
-    job = await ReprocessJobs(hall.files).start("embedder", "", per_second=10)
+    job = await ReprocessJobs(hall.files).start(drafted("embedder", "", per_second=10))
     await hall.runner().run_due()
     before = len(hall.said())
     dying = hall.runner()
@@ -214,7 +214,7 @@ async def test_a_cancelled_job_says_no_more(hall: Hall) -> None:
     """After a cancel the job is cancelled at once for whoever asks, and the runner stops where it is."""
     await hall.complete(30)
     jobs = ReprocessJobs(hall.files)
-    job = await jobs.start("ocr", "", per_second=5)
+    job = await jobs.start(drafted("ocr", "", per_second=5))
     runner = hall.runner()
     await runner.run_due()
     said = len(hall.said())
@@ -235,7 +235,7 @@ async def test_a_cancelled_job_says_no_more(hall: Hall) -> None:
 async def test_a_full_bulk_lane_holds_a_job_back(hall: Hall) -> None:
     """No more events are added than the lane may hold; when there is room again the job goes on."""
     await hall.complete(10)
-    job = await ReprocessJobs(hall.files).start("ocr", "")
+    job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
     hall.waiting = 1000
     assert not await hall.runner().run_due()
     hall.waiting = 996
@@ -248,7 +248,7 @@ async def test_a_full_bulk_lane_holds_a_job_back(hall: Hall) -> None:
 async def test_a_job_waits_while_kafka_is_away(hall: Hall) -> None:
     """An event Kafka did not take is said when it is back; the job is neither over nor past it."""
     images = await hall.complete(3)
-    job = await ReprocessJobs(hall.files).start("ocr", "")
+    job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
     runner = hall.runner()
     hall.log.away = True
     with pytest.raises(DependencyAway):
@@ -264,7 +264,7 @@ async def test_images_accepted_later_are_left_alone(hall: Hall) -> None:
     """What came after the request was made by the new version anyway, and would keep the job from ending."""
     early, late = await hall.complete(2)
     await hall.vectors.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
-    ended = await hall.finish(await ReprocessJobs(hall.files).start("ocr", ""))
+    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
     assert (ended.total, hall.images_said()) == (1, [early])
 
 
@@ -273,7 +273,7 @@ async def test_skipped_images_say_why(hall: Hall) -> None:
     done, refused_one, pending = await hall.complete(1), new_image_id(), new_image_id()
     await hall.tell(Facts(refused_one).refused(), Facts(pending).sanitized())
     await hall.vectors.merge(refused_one, 1, {"state": ImageState.REJECTED.value})
-    ended = await hall.finish(await ReprocessJobs(hall.files).start("ocr", ""))
+    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
     assert (ended.done, ended.skipped) == (1, 2)
     assert ended.reasons == {"no-master": 1, "in-process": 1}
     assert hall.images_said() == done
@@ -291,7 +291,7 @@ async def test_a_stage_out_of_the_profile_is_not_run(hall: Hall) -> None:
 async def test_a_rerun_of_the_sanitizer_is_a_new_generation(hall: Hall) -> None:
     """The whole image runs again as generation 2, with its receipt, from the original it has."""
     (image,) = await hall.complete()
-    job = await ReprocessJobs(hall.files).start("sanitizer", "")
+    job = await ReprocessJobs(hall.files).start(drafted("sanitizer", ""))
     assert (await hall.finish(job)).done == 1
     ((target, event),) = hall.said()
     assert (target, event.generation, event.run) == ("image.uploaded", 2, 0)
@@ -305,7 +305,7 @@ async def test_a_rerun_of_the_sanitizer_is_a_new_generation(hall: Hall) -> None:
 async def test_a_fetched_image_keeps_its_source(hall: Hall) -> None:
     """What came from a URL runs again as what was fetched, without being fetched."""
     await hall.complete(source_url=URL)
-    await hall.finish(await ReprocessJobs(hall.files).start("sanitizer", ""))
+    await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "")))
     ((target, event),) = hall.said()
     assert target == "sanitizer.retry"
     assert isinstance(event, ImageFetched)
@@ -378,7 +378,7 @@ async def test_without_its_original_an_image_is_not_restarted(hall: Hall) -> Non
     """When the bytes as received are gone there is nothing to sanitize, and the image stays as it is."""
     (image,) = await hall.complete()
     await hall.files.delete(ref("a").key)
-    ended = await hall.finish(await ReprocessJobs(hall.files).start("sanitizer", ""))
+    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "")))
     assert ended.reasons == {"original-gone": 1}
     assert hall.said() == []
     record = await hall.vectors.get(image)
@@ -397,7 +397,7 @@ async def test_a_refused_image_is_restarted_from_its_receipt(hall: Hall) -> None
     )  # fmt: skip
     await hall.files.put(receipt_key(f"{image}.1"), receipt.model_dump_json().encode(), content_type="x/y")
     await hall.files.put(original.key, b"x", content_type="image/jpeg")
-    await hall.finish(await ReprocessJobs(hall.files).start("sanitizer", "state=rejected"))
+    await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "state=rejected")))
     ((_, event),) = hall.said()
     assert isinstance(event, ImageUploaded)
     assert (event.original, event.generation) == (original, 2)
@@ -407,10 +407,10 @@ async def test_a_wrong_job_is_refused(hall: Hall) -> None:
     """A stage that cannot run again, and a filter that is none, never become a job; nor do they stop others."""
     jobs = ReprocessJobs(hall.files)
     with pytest.raises(ValueError, match="cannot run again"):
-        await jobs.start("indexer", "")
+        await jobs.start(drafted("indexer", ""))
     with pytest.raises(WrongFilter):
-        await jobs.start("ocr", "colour=red")
-    good = await jobs.start("ocr", "")
+        await jobs.start(drafted("ocr", "colour=red"))
+    good = await jobs.start(drafted("ocr", ""))
     await jobs.save(good.model_copy(update={"id": "ocr-1", "run": 1, "where": "written=by hand"}))
     await hall.files.put("reprocess/ocr-2.json", b"{half", content_type="application/json")
     assert (await hall.finish(good)).state is JobState.DONE
@@ -422,8 +422,10 @@ async def test_a_wrong_job_is_refused(hall: Hall) -> None:
 async def test_no_two_jobs_have_the_same_run(hall: Hall) -> None:
     """A job asked for later is the later run, even when the clock stands still or goes back."""
     jobs = ReprocessJobs(hall.files)
-    future = (await jobs.start("ocr", "")).model_copy(update={"run": 99_999_999_999_999, "id": "ocr-99999999999999"})
+    future = (await jobs.start(drafted("ocr", ""))).model_copy(
+        update={"run": 99_999_999_999_999, "id": "ocr-99999999999999"}
+    )
     await jobs.save(future)
-    later = await jobs.start("ocr", "")
+    later = await jobs.start(drafted("ocr", ""))
     assert later.run > future.run
     assert [job.id for job in await jobs.all()][:2] == [later.id, future.id]
