@@ -131,6 +131,11 @@ ROWS = (
                 (Query("max by (process) (darkroom_event_loop_lag_seconds)", "{{process}}"),),
             ),
             Panel(
+                "Reprocessed", "By stage and what came of it: `said`, or why an image cannot run again.", "cps",
+                (Query("sum by (stage, result) (rate(darkroom_reprocessed_images_total[$__rate_interval]))",
+                       "{{stage}} {{result}}"),),
+            ),
+            Panel(
                 "Results reused", "Found instead of computed: the work a replay did not repeat.", "cps",
                 (Query('sum by (stage) (rate(darkroom_results_reused_total{stage=~"$stage"}[$__rate_interval]))',
                        "{{stage}}"),),
