@@ -74,12 +74,19 @@ async def receive_form(
         raise _no_room(error, settings) from error
     with folder as name:
         path = Path(name) / "original"
-        with path.open("wb", buffering=0) as spool:
+        with _spool(path, settings) as spool:
             reader = _FormReader(
                 spool, allowed=allowed, max_bytes=max_bytes, max_field_bytes=settings.max_metadata_bytes
             )
             await _read_body(request, settings, boundary, reader)
         yield reader.form(path)
+
+
+def _spool(path: Path, settings: GatewaySettings) -> IO[bytes]:
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise _no_room(error, settings) from error
 
 
 def _boundary(request: Request) -> bytes:

@@ -15,9 +15,13 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
+import structlog
+
 from schemas.envelope import Record
+from streams.errors import NO_ROOM
 
 SUFFIX = ".at-work"
+log = structlog.get_logger(__name__)
 
 
 class Verdict(Enum):
@@ -53,15 +57,21 @@ class CrashMarkers:
         return Verdict.ALONE if deaths else Verdict.FREE
 
     def begin(self, record: Record) -> None:
-        """Mark an event as worked on; a suspect only once it truly is alone."""
+        """Mark an event as worked on; a suspect only once it truly is alone. On a full disk it has no mark."""
         name = _name(record)
         # Twice per event and in the event loop: plain calls, and nothing is written of an event without a past.
-        file = os.open(f"{self._place}/{name}{SUFFIX}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            if deaths := self._deaths.get(name, 0):
-                os.write(file, str(deaths).encode())
-        finally:
-            os.close(file)
+            file = os.open(f"{self._place}/{name}{SUFFIX}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                if deaths := self._deaths.get(name, 0):
+                    os.write(file, str(deaths).encode())
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Work that needs no room goes on; a death now would be counted once too few.
+            log.warning("no room for a crash marker", error=str(error))
 
     def end(self, record: Record) -> None:
         """Take the mark away: the event is done."""

@@ -16,7 +16,11 @@ A bad image is not an error but an outcome: `streams.stage.Reject`.
 
 from __future__ import annotations
 
+import errno
+
 from schemas.values import ErrorCode
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a used-up quota say
 
 
 class DarkroomError(Exception):

@@ -40,6 +40,7 @@ _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Auth
 _AWAY = {
     "NoSuchBucket", "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
     "RequestTimeout", "RequestTimeTooSkewed", "XMinioStorageFull", "XMinioServerNotInitialized", "QuotaExceeded",
+    "XMinioAdminBucketQuotaExceeded",
 }  # fmt: skip
 
 

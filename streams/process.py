@@ -29,7 +29,7 @@ from streams.admin import KafkaAdmin
 from streams.breaker import Breakers
 from streams.control import Control
 from streams.crashes import CrashMarkers, crash_markers
-from streams.errors import DependencyAway, NotReady
+from streams.errors import NO_ROOM, DependencyAway, NotReady
 from streams.fence import TombstoneFence
 from streams.files import FileStore, open_files
 from streams.health import Condition, HealthBoard
@@ -170,6 +170,8 @@ def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> CrashMark
     try:
         markers = stack.enter_context(crash_markers(folder, agent, limit=settings.worker.crash_limit))
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DependencyAway(f"no room in {folder} (DARKROOM_WORKER__STATE_DIR)") from error
         raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} cannot be used: {error}") from error
     if suspects := markers.suspects():
         log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)

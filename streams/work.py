@@ -18,7 +18,7 @@ from streams import metrics
 from streams.batcher import Batcher
 from streams.breaker import Breakers
 from streams.crashes import CrashMarkers
-from streams.errors import Retryable
+from streams.errors import NO_ROOM, DependencyAway, Retryable
 from streams.fence import Fence, OpenFence
 from streams.files import result_key
 from streams.limit import DeadLetterLimit
@@ -121,6 +121,10 @@ async def _one_try(
             answer = await _answer(stage, tools, services, batcher, record, event, tally)
     except TimeoutError:
         answer = Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            return DependencyAway(f"the worker's own disk is full: {error}")
+        return error
     except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
         answer = error
     return await unless_deleted(stage, services, event, answer)
