@@ -22,13 +22,22 @@ PROCESSES = frozenset({"agent", "core", "gateway", "query", "reconciler", "route
 
 def _add_tools() -> None:
     """Add the commands for people: a worker process must not carry what only they need."""
-    from darkroom import agents_cli, letters_cli, models_cli, reconcile_cli, submit_cli, topics_cli  # noqa: PLC0415
+    from darkroom import (  # noqa: PLC0415
+        agents_cli,
+        letters_cli,
+        models_cli,
+        reconcile_cli,
+        reprocess_cli,
+        submit_cli,
+        topics_cli,
+    )
 
     app.add_typer(agents_cli.app, name="agents")
     app.add_typer(letters_cli.app, name="dead-letters")
     app.add_typer(models_cli.app, name="models")
     app.add_typer(topics_cli.app, name="topics")
     app.command("reconcile")(reconcile_cli.reconcile)
+    app.command("reprocess")(reprocess_cli.reprocess)
     app.command("submit")(submit_cli.submit)
     app.command("search")(submit_cli.search)
 
