@@ -13,6 +13,7 @@ from schemas.facts import StageSkipped
 from schemas.intake import ImageUploaded
 from schemas.values import ErrorCode, ObjectRef, StageReport, new_image_id
 from streams import topics
+from streams.breaker import Breakers
 from streams.crashes import CrashMarkers
 from streams.fence import Fence, OpenFence
 from streams.files import FileStore
@@ -142,11 +143,12 @@ def bench(
     limit: LimitSettings | None = None,
     markers: CrashMarkers | None = None,
     fence: Fence | None = None,
+    breakers: Breakers | None = None,
 ) -> Bench:
     """Put a stage on an in-memory log."""
     fatal: list[BaseException] = []
     halted: list[str] = []
-    extra = {"hook": hook} if hook else {}
+    extra: dict[str, Any] = {"hook": hook} if hook else {}
     services = Services(
         deliverer=log,
         results=ResultStore(files),
@@ -156,6 +158,7 @@ def bench(
         halt=halted.append,
         markers=markers,
         fence=fence or OpenFence(),
+        breakers=breakers,
         **extra,
     )
     runner = Runner(stage, tools, settings or StageSettings(), services)
