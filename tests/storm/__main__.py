@@ -1,0 +1,76 @@
+"""`python -m tests.storm`: the fault suite in its long form; `--short` for the one that CI runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+from tests.storm import report
+from tests.storm.report import Run
+from tests.storm.schedule import long_schedule, short_schedule
+from tests.storm.storm import Plan, run_storm
+
+_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def make_plan(arguments: list[str]) -> tuple[Plan, Path]:
+    """Return what the command line asks for, and where the result is saved."""
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--short", action="store_true", help="a dozen faults in a few minutes")
+    parser.add_argument("--folder", type=Path, default=Path(".darkroom/storm"), help="data, logs and the result")
+    asked = parser.parse_args(arguments)
+    data = Path(os.environ.get("DARKROOM_TEST_DATA") or _DATA)
+    models = os.environ.get("DARKROOM_MODELS__DIR")
+    minutes = asked.minutes or (2.5 if asked.short else 20.0)
+    schedule = (short_schedule if asked.short else long_schedule)(asked.seed, minutes)
+    plan = Plan(
+        seed=asked.seed,
+        images=asked.images or (120 if asked.short else 2000),
+        minutes=minutes,
+        schedule=schedule,
+        fresh=12 if asked.short else 60,
+        folder=asked.folder / f"run-{asked.seed}-{os.getpid()}",
+        images_dir=data / "images",
+        models=Path(models) if models else None,
+        cache=asked.folder / "models",
+    )
+    return plan, asked.folder / ("short.json" if asked.short else "long.json")
+
+
+def say(line: str) -> None:
+    """Say what goes on, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+async def _until_signal(plan: Plan) -> Run:
+    """Run it; SIGTERM ends it as Ctrl-C does, with everything it started."""
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    return await run_storm(plan, say)
+
+
+def main() -> int:
+    """Print the schedule, run it, print the books; 0 only when every promise was kept."""
+    plan, file = make_plan(sys.argv[1:])
+    say(f"seed {plan.seed}")
+    for planned in plan.schedule:
+        say(str(planned))
+    run = asyncio.run(_until_signal(plan))
+    report.save(run, file)
+    say(report.whole(run))
+    say(f"saved as {file}")
+    return 0 if run.kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The books: evidence in, promises out. Pure: whoever has the evidence can balance them.
+
+Each promise counts what was checked and what broke it, and names the first offenders.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from schemas.values import ErrorCode, ImageState, job_id_of
+from tests.storm.uploads import Sent
+
+ENDS = {state.value for state in ImageState} - {ImageState.PROCESSING.value}
+GONE, ABSENT = "gone", "absent"  # what the gateway says of an image that was deleted, and of one it does not know
+_SHOWN = 5
+_CHILD_CODES = {ErrorCode.DECODER_CRASHED, ErrorCode.DECODE_TIMEOUT, ErrorCode.DECODE_MEMORY}
+_BLAME_S = 40.0  # after its child was struck, an image may still be refused for it
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeSaid:
+    """One outcome event on the topic."""
+
+    image_id: str
+    generation: int
+    id: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One event of a work topic, and of which image it is."""
+
+    topic: str
+    partition: int
+    offset: int
+    image_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSample:
+    """What the groups had committed at a time: the next offset by (agent, topic, partition)."""
+
+    at: float  # unix seconds, when the answer was there
+    offsets: dict[tuple[str, str, int], int]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything the books are balanced from. Image ids are those of the storm, other owners' left out."""
+
+    sent: list[Sent] = field(default_factory=list)
+    number_of: dict[str, int] = field(default_factory=dict)  # image id -> the number its metadata says
+    states: dict[str, str] = field(default_factory=dict)  # image id -> its state, as the gateway says
+    unfinished: dict[str, list[str]] = field(default_factory=dict)  # completed image -> what is missing or unreadable
+    outcomes: list[OutcomeSaid] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)  # of all objects
+    receipts: dict[str, int | None] = field(default_factory=dict)  # job id -> the number its metadata says
+    hashes: dict[str, set[str]] = field(default_factory=dict)  # image id -> sha256 of its original and master
+    outputs: dict[str, dict[str, str]] = field(default_factory=dict)  # image id -> name -> sha256
+    calm: dict[str, dict[str, str]] = field(default_factory=dict)  # content -> name -> sha256, of a run without faults
+    refusals: dict[str, tuple[str, float]] = field(default_factory=dict)  # image id -> code and time of its refusal
+    letters: dict[str, set[str]] = field(default_factory=dict)  # image id -> codes of its dead letters
+    mended: dict[str, str] = field(default_factory=dict)  # image that failed -> its state after the replay
+    poison: list[tuple[str, bytes, bool]] = field(default_factory=list)  # agent, value, whether it is a dead letter
+    child_deaths: list[tuple[float, str]] = field(default_factory=list)
+    positions: list[Position] = field(default_factory=list)
+    follow_ups: dict[tuple[str, str], float] = field(default_factory=dict)  # (agent, image) -> first sign of its work
+    set_aside: dict[tuple[str, str, int, int], float] = field(default_factory=dict)  # (agent, *position) -> when
+    commits: list[CommitSample] = field(default_factory=list)
+    uncommitted: dict[str, int] = field(default_factory=dict)  # group/topic/partition -> events left at the end
+    memory: dict[str, tuple[int, int]] = field(default_factory=dict)  # process -> peak and limit, bytes
+    left: dict[str, list[str]] = field(default_factory=dict)  # what should not be there -> those found
+    faults: list[tuple[str, str]] = field(default_factory=list)  # fault, why it did not strike ("" if it did)
+
+    def accepted(self) -> list[Sent]:
+        """Return what was answered 202."""
+        return [sent for sent in self.sent if sent.accepted]
+
+    def by_image(self) -> dict[str, Sent]:
+        """Return who sent each image, also those whose sender was not told its id."""
+        numbers = {sent.number: sent for sent in self.sent}
+        found = {image_id: numbers[number] for image_id, number in self.number_of.items() if number in numbers}
+        return {**found, **{sent.image_id: sent for sent in self.sent if sent.image_id}}
+
+    def alive(self) -> set[str]:
+        """Return the images that exist: known, and not deleted."""
+        return {image_id for image_id, state in self.states.items() if state not in {GONE, ABSENT, ImageState.DELETED}}
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """How one promise was kept."""
+
+    name: str
+    checked: int
+    broken: int
+    offenders: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing broke it."""
+        return self.broken == 0
+
+
+# A check yields for everything it looks at: "" when that is as promised, else what is wrong with it.
+Check = Callable[[Evidence], Iterable[str]]
+
+
+def balance(evidence: Evidence) -> list[Promise]:
+    """Check every promise."""
+    found = []
+    for name, check in PROMISES.items():
+        results = list(check(evidence))
+        wrong = [result for result in results if result]
+        found.append(Promise(name, len(results), len(wrong), tuple(wrong[:_SHOWN])))
+    return found
+
+
+def _ends_once(evidence: Evidence) -> Iterator[str]:
+    said = _kinds(evidence)
+    for sent in evidence.accepted():
+        image_id = str(sent.image_id)
+        state = evidence.states.get(image_id, ABSENT)
+        kinds = said.get(image_id, {})
+        newest = kinds.get(max(kinds, default=0), [])
+        wanted = {GONE: ImageState.DELETED.value}.get(state, state)
+        if state not in {*ENDS, GONE}:
+            yield f"{_named(sent)} is {state}"
+        elif wanted not in newest:
+            yield f"{_named(sent)} is {state}, and its outcomes say {newest or 'nothing'}"
+        else:
+            yield ""
+
+
+def _no_trace(evidence: Evidence) -> Iterator[str]:
+    refused = {sent.number: sent for sent in evidence.sent if sent.status is not None and not sent.accepted}
+    traces: dict[int, set[str]] = defaultdict(set)
+    for job_id, number in evidence.receipts.items():
+        if number in refused:
+            traces[number].add(f"a receipt {job_id}")
+    ended = {outcome.image_id for outcome in evidence.outcomes}
+    for image_id, number in evidence.number_of.items():
+        if number in refused:
+            if image_id in ended:
+                traces[number].add("an outcome")
+            if evidence.states.get(image_id, ABSENT) != ABSENT:
+                traces[number].add(f"a record ({evidence.states[image_id]})")
+    for number, sent in refused.items():
+        yield f"{_named(sent)} left {', '.join(sorted(traces[number]))}" if number in traces else ""
+
+
+def _unknown_whole(evidence: Evidence) -> Iterator[str]:
+    by_image = evidence.by_image()
+    for image_id, sent in by_image.items():
+        if sent.status is None:
+            state = evidence.states.get(image_id, ABSENT)
+            yield "" if state in {*ENDS, GONE, ABSENT} else f"{_named(sent)}, never answered, is {state}"
+
+
+def _one_outcome(evidence: Evidence) -> Iterator[str]:
+    ids: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    for said in evidence.outcomes:
+        ids[said.image_id, said.generation][said.id] = said.kind
+    for (image_id, generation), found in ids.items():
+        kinds = sorted(found.values())
+        # What failed may be mended by a replay, which then says how it really ended; but only once more.
+        mended = len(kinds) == 2 and ImageState.FAILED in kinds and image_id in evidence.letters
+        yield "" if len(kinds) == 1 or mended else f"{image_id}.{generation} ended as {' and '.join(kinds)}"
+
+
+def _objects_owned(evidence: Evidence) -> Iterator[str]:
+    alive = evidence.alive()
+    hashes = {sha for image_id in alive for sha in evidence.hashes.get(image_id, ())}
+    for key in sorted(evidence.keys):
+        kind, *rest = key.split("/")
+        owned = True
+        match kind:
+            case "images":
+                owned = rest[1] in alive and rest[2] == str(_newest(evidence, rest[1]))
+            case "originals" | "results":
+                owned = (rest[2] if kind == "originals" else rest[1]) in hashes
+            case "claims":
+                owned = rest[2] in alive
+            case "jobs":
+                owned = rest[0].partition(".")[0] in alive
+        yield "" if owned else f"{key} is nobody's"
+
+
+def _results_there(evidence: Evidence) -> Iterator[str]:
+    for image_id, sent in evidence.by_image().items():
+        if evidence.states.get(image_id) == ImageState.COMPLETED:
+            absent = evidence.calm.get(sent.content, {}).keys() - evidence.outputs.get(image_id, {}).keys()
+            missing = sorted({*evidence.unfinished.get(image_id, ()), *absent})
+            yield f"{_named(sent)} completed without {', '.join(missing)}" if missing else ""
+
+
+def _done_once(evidence: Evidence) -> Iterator[str]:
+    stored: dict[str, int] = defaultdict(int)
+    for key in evidence.keys:
+        if key.startswith("results/"):
+            stored[key.rpartition("/")[0]] += 1
+    for work, count in stored.items():
+        yield "" if count == 1 else f"{work} was computed {count} times"
+
+
+def _same_bytes(evidence: Evidence) -> Iterator[str]:
+    for image_id, sent in evidence.by_image().items():
+        if evidence.states.get(image_id) != ImageState.COMPLETED:
+            continue
+        calm, found = evidence.calm.get(sent.content, {}), evidence.outputs.get(image_id, {})
+        differing = sorted(name for name in found if calm.get(name) != found[name])
+        yield f"{_named(sent)} differs from the calm run in {', '.join(differing)}" if differing else ""
+
+
+def _right_ends(evidence: Evidence) -> Iterator[str]:
+    blame = list(evidence.child_deaths)
+    for image_id, sent in evidence.by_image().items():
+        state = evidence.states.get(image_id, ABSENT)
+        if state in {GONE, ABSENT, ImageState.DELETED, ImageState.PROCESSING}:
+            continue  # whether it may be so is another promise's
+        if state == ImageState.FAILED:
+            yield f"{_named(sent)} failed" + ("" if image_id in evidence.letters else " without a dead letter")
+        elif (state == ImageState.COMPLETED) == sent.good or _excused(evidence, image_id, blame):
+            yield ""
+        else:
+            yield f"{_named(sent)} is {state}: {evidence.refusals.get(image_id, ('', 0))[0]}"
+
+
+def _excused(evidence: Evidence, image_id: str, blame: list[tuple[float, str]]) -> bool:
+    """Say whether an image was refused because its decoding child was struck; each strike excuses one image."""
+    code, at = evidence.refusals.get(image_id, ("", 0.0))
+    for struck in blame:
+        if code in _CHILD_CODES and struck[1] == code and struck[0] - 1 <= at <= struck[0] + _BLAME_S:
+            blame.remove(struck)
+            return True
+    return False
+
+
+def _replayed(evidence: Evidence) -> Iterator[str]:
+    for image_id, state in evidence.mended.items():
+        yield "" if state != ImageState.FAILED else f"{image_id} still fails after its dead letters were replayed"
+
+
+def _poison_kept(evidence: Evidence) -> Iterator[str]:
+    for agent, value, found in evidence.poison:
+        yield "" if found else f"{value[:40]!r} is no dead letter of {agent}"
+
+
+def _newest_visible(evidence: Evidence) -> Iterator[str]:
+    said = _kinds(evidence)
+    for sent in evidence.sent:
+        if sent.deleted in {"yes", "unknown"} and sent.image_id:
+            state = evidence.states.get(sent.image_id, ABSENT)
+            buried = ImageState.DELETED in said.get(sent.image_id, {}).get(2, [])
+            if sent.seen_after:
+                yield f"{_named(sent)}: {sent.seen_after}"
+            elif (sent.deleted == "yes" or buried) and state not in {GONE, ABSENT, ImageState.DELETED}:
+                yield f"{_named(sent)} was deleted and is {state}"
+            else:
+                yield ""
+
+
+def _commits_behind_work(evidence: Evidence) -> Iterator[str]:
+    deleted = {sent.image_id for sent in evidence.sent if sent.deleted != "no"}
+    places: dict[tuple[str, int], list[Position]] = defaultdict(list)
+    for position in evidence.positions:
+        places[position.topic, position.partition].append(position)
+    seen: set[tuple[str, Position]] = set()  # what the first sample after its commit has judged
+    for sample in sorted(evidence.commits, key=lambda sample: sample.at):
+        for (agent, topic, partition), offset in sample.offsets.items():
+            for position in places.get((topic, partition), ()):
+                if position.offset >= offset or (agent, position) in seen:
+                    continue
+                seen.add((agent, position))
+                if position.image_id in deleted:
+                    continue
+                place = (agent, topic, partition, position.offset)
+                signs = [evidence.set_aside.get(place), evidence.follow_ups.get((agent, position.image_id or ""))]
+                done = any(sign is not None and sign <= sample.at for sign in signs)
+                yield "" if done else f"{agent} committed {topic}/{partition}/{position.offset} before it was done"
+
+
+def _all_committed(evidence: Evidence) -> Iterator[str]:
+    for place, count in evidence.uncommitted.items():
+        yield f"{place}: {count} left" if count else ""
+
+
+def _memory_bounded(evidence: Evidence) -> Iterator[str]:
+    for name, (peak, limit) in evidence.memory.items():
+        yield f"{name} used {peak / 1e6:.0f} MB, more than {limit / 1e6:.0f}" if peak > limit else ""
+
+
+def _nothing_left(evidence: Evidence) -> Iterator[str]:
+    for what, found in evidence.left.items():
+        yield f"{what}: {', '.join(found[:_SHOWN])}" if found else ""
+
+
+def _all_struck(evidence: Evidence) -> Iterator[str]:
+    for fault, why_not in evidence.faults:
+        yield f"{fault}: {why_not}" if why_not else ""
+
+
+def _kinds(evidence: Evidence) -> dict[str, dict[int, list[str]]]:
+    found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for said in evidence.outcomes:
+        if said.kind not in found[said.image_id][said.generation]:
+            found[said.image_id][said.generation].append(said.kind)
+    return found
+
+
+def _newest(evidence: Evidence, image_id: str) -> int:
+    return max((said.generation for said in evidence.outcomes if said.image_id == image_id), default=1)
+
+
+def _named(sent: Sent) -> str:
+    return f"{sent.how} {sent.number} ({sent.content}, answered {sent.status}) {job_id_of(sent.image_id or '?', 1)}"
+
+
+PROMISES: dict[str, Check] = {
+    "every accepted upload ends once": _ends_once,
+    "a refused upload leaves no trace": _no_trace,
+    "an upload without an answer is whole or not there": _unknown_whole,
+    "one outcome per image and generation": _one_outcome,
+    "every object belongs to an image": _objects_owned,
+    "every required result is there": _results_there,
+    "equal work is done once": _done_once,
+    "outputs are those of a calm run": _same_bytes,
+    "good images complete, bad ones are rejected": _right_ends,
+    "what failed completes when replayed": _replayed,
+    "poison is a dead letter": _poison_kept,
+    "nothing older than the newest generation is visible": _newest_visible,
+    "offsets are committed after the work": _commits_behind_work,
+    "all work is done and committed": _all_committed,
+    "memory stays bounded": _memory_bounded,
+    "nothing is left behind": _nothing_left,
+    "every planned fault struck": _all_struck,
+}

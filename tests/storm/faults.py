@@ -1,0 +1,200 @@
+"""The kinds of faults: each injects one, holds it as long as planned, heals it, and returns.
+
+A kind that cannot strike raises NotStruck: a fault that was planned and did not happen must not look like one survived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from tests.storm.pool import Content
+from tests.storm.proxy import CALM, Toxin
+from tests.storm.schedule import Planned
+from tests.storm.uploads import Stream
+from tests.storm.world import SESSION_S, WORKERS, World
+
+_STRIKE_PATIENCE_S = 90.0
+_POLL_S = 0.1
+
+
+class NotStruck(Exception):
+    """The fault did not happen."""
+
+
+@dataclass(slots=True)
+class Field:
+    """Where faults happen, and what the books must know of them."""
+
+    world: World
+    stream: Stream
+    child_deaths: list[tuple[float, str]] = field(default_factory=list)  # unix seconds, the code its image may get
+    poison: list[tuple[str, bytes]] = field(default_factory=list)  # agent and value: each must be a dead letter
+    holes: int = 0  # offsets that transactions took without an event
+
+
+Kind = Callable[[Field, Planned], Awaitable[None]]
+
+
+async def kill(at: Field, fault: Planned) -> None:
+    """Kill a process with -9: at a point of its work when the target names one, else at once."""
+    name, _, point = fault.target.partition(" ")
+    world = at.world
+    pid = await running(world, name)
+    if not point:
+        world.supervisor.kill(name)
+        return
+    file = world.strike_file(name)
+    draft = file.with_name(f".{name}.draft")
+    draft.write_text(point)
+    draft.replace(file)
+    deadline = time.monotonic() + _STRIKE_PATIENCE_S
+    try:
+        while world.pid(name) == pid:
+            if time.monotonic() > deadline:
+                raise NotStruck(f"{name} never came to {point}")
+            await lure(at, name)
+            await wait_until(lambda: world.pid(name) != pid, 6)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+async def lure(at: Field, name: str) -> None:
+    """Give an agent something new to do, so that it comes to every point of its work."""
+    content = at.stream.next_fresh()
+    if name == "fetcher":
+        await at.stream.fetch(content, "core" if at.world.pid("core") else "ingest")
+    else:
+        await at.stream.upload(content, "ingest")
+
+
+async def terminate(at: Field, fault: Planned) -> None:
+    """Send SIGTERM while there is work."""
+    await asyncio.gather(*(lure(at, fault.target) for _ in range(3)))
+    pid = await running(at.world, fault.target)
+    at.world.supervisor.kill(fault.target, signal.SIGTERM)
+    if not await wait_until(lambda: at.world.pid(fault.target) != pid, 60):
+        raise NotStruck(f"{fault.target} did not end")
+
+
+async def zombie(at: Field, fault: Planned) -> None:
+    """Stop a process past its session's timeout; others take over, where there can be others; then it wakes."""
+    world, name = at.world, fault.target
+    second = world.start_second(name) if name in WORKERS else None
+    if second is not None and not await world.until_members({name: 2}, patience_s=90):
+        raise NotStruck(f"no second {name} joined")
+    await lure(at, name)
+    await running(world, name)
+    world.supervisor.kill(name, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(max(fault.duration_s, SESSION_S + 2))
+    finally:
+        world.supervisor.kill(name, signal.SIGCONT)
+    if second is not None:
+        await asyncio.sleep(2)
+        await second.stop(20)
+
+
+async def rebalance_storm(at: Field, fault: Planned) -> None:
+    """Have a second worker of an agent join and leave, again and again."""
+    deadline = time.monotonic() + fault.duration_s
+    while time.monotonic() < deadline:
+        second = at.world.start_second(fault.target)
+        await at.world.until_members({fault.target: 2}, patience_s=20)
+        await lure(at, fault.target)
+        await asyncio.sleep(1)
+        await second.stop(20)
+
+
+async def store_killed(at: Field, fault: Planned) -> None:
+    """Kill MinIO with -9; it comes back after a while."""
+    at.world.minio.kill()
+    try:
+        await asyncio.sleep(fault.duration_s)
+    finally:
+        await at.world.minio.restart()
+
+
+def store(toxin: Toxin) -> Kind:
+    """Return the fault of a store that stands behind this trouble."""
+
+    async def troubled(at: Field, fault: Planned) -> None:
+        at.world.proxy.toxin = toxin
+        try:
+            await asyncio.sleep(fault.duration_s)
+        finally:
+            at.world.proxy.toxin = CALM
+
+    return troubled
+
+
+async def read_model(at: Field, fault: Planned) -> None:
+    """Have the read model be slow, fail for one call in five, or be away."""
+    file = at.world.read_model_file()
+    file.write_text(fault.kind.removeprefix("read-model-"))
+    try:
+        await asyncio.sleep(fault.duration_s)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+async def slow_events(at: Field, fault: Planned) -> None:
+    """Make each event take longer than a second worker's wish for its poll interval, as far as settings allow one."""
+    second = at.world.start_second(
+        fault.target, DARKROOM_WORKER__MAX_POLL_INTERVAL_S="2", DARKROOM_RESIZER__DEADLINE_S="12"
+    )
+    await at.world.until_members({fault.target: 2}, patience_s=60)
+    at.world.proxy.toxin = Toxin(latency_s=3.0)
+    try:
+        await lure(at, fault.target)
+        await asyncio.sleep(fault.duration_s)
+    finally:
+        at.world.proxy.toxin = CALM
+        await second.stop(20)
+
+
+async def delete_races(at: Field, fault: Planned) -> None:
+    """Delete images while each of their stages is at work."""
+    step = {"at once": 0.0, "quick": 0.15, "slow": 0.6}[fault.target]
+
+    async def one(number: int) -> None:
+        sent = await at.stream.upload(at.stream.next_fresh() if number % 3 == 0 else _some(at, number), "core")
+        await asyncio.sleep(step * number)
+        await at.stream.delete(sent)
+
+    await asyncio.gather(*(one(number) for number in range(8)))
+
+
+async def twins(at: Field, _fault: Planned) -> None:
+    """Send the same bytes to both gateways at the same time; delete one of some pairs at once."""
+    for number in range(4):
+        first, second = await at.stream.twins(_some(at, number))
+        if number % 2:
+            await at.stream.delete(first if number == 1 else second)
+
+
+def _some(at: Field, number: int) -> Content:
+    good = [content for content in at.stream.pool.steady() if content.good and content.extends]
+    return good[number % len(good)]
+
+
+async def running(world: World, name: str) -> int:
+    """Return a process's id once it runs. Raises NotStruck."""
+    if not await wait_until(lambda: world.pid(name) is not None, 60):
+        raise NotStruck(f"{name} did not run")
+    pid = world.pid(name)
+    assert pid is not None
+    return pid
+
+
+async def wait_until(happened: Callable[[], bool], patience_s: float) -> bool:
+    """Wait until something happened; False if it did not in time."""
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True

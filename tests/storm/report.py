@@ -1,0 +1,119 @@
+"""What came of the storm, as tables for people and as JSON for the docs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.storm.books import Evidence, Promise
+from tests.storm.schedule import Planned
+
+_UNDONE = {  # what is broken until it is healed: recovery counts from there; of the others, from the blow
+    "zombie", "rebalance-storm", "leader-killed", "brokers-away", "produce-fails", "dead-letters-away", "slow-events",
+    "store-away", "store-killed", "store-slow", "store-errors", "store-resets", "store-full",
+    "read-model-away", "read-model-slow", "read-model-errors",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One fault, and how long it took from its end until an image sent then was completed."""
+
+    fault: Planned
+    seconds: float | None  # None: the image did not complete
+    why_not: str = ""  # "" if the fault struck
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the storm."""
+
+    seed: int
+    minutes: float
+    evidence: Evidence
+    promises: Sequence[Promise]
+    recoveries: Sequence[Recovery]
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was kept."""
+        return all(promise.kept for promise in self.promises)
+
+
+def promises_table(promises: Sequence[Promise]) -> str:
+    """Return one line per promise, and the first offenders of each that was broken."""
+    width = max(len(promise.name) for promise in promises)
+    lines = [f"{'promise':<{width}}  {'checked':>8}  {'broken':>6}"]
+    for promise in promises:
+        lines.append(f"{promise.name:<{width}}  {promise.checked:>8}  {promise.broken:>6}")
+        lines += [f"    {offender}" for offender in promise.offenders]
+    return "\n".join(lines)
+
+
+def recovery_times(recoveries: Sequence[Recovery]) -> dict[str, list[float]]:
+    """Return the seconds each kind of fault took to recover from."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for recovery in recoveries:
+        if recovery.seconds is not None:
+            found[recovery.fault.kind].append(round(recovery.seconds, 1))
+    return dict(sorted(found.items()))
+
+
+def recovery_table(recoveries: Sequence[Recovery]) -> str:
+    """Return one line per kind of fault: how often, and the least, middle and most seconds to recover."""
+    lines = [f"{'fault':<20}  {'times':>5}  {'counted from':<12}  {'min s':>6}  {'median s':>8}  {'max s':>6}"]
+    for kind, seconds in recovery_times(recoveries).items():
+        begin = "healing" if kind in _UNDONE else "the blow"
+        middle = statistics.median(seconds)
+        lines.append(
+            f"{kind:<20}  {len(seconds):>5}  {begin:<12}  {min(seconds):>6.1f}  {middle:>8.1f}  {max(seconds):>6.1f}"
+        )
+    return "\n".join(lines)
+
+
+def stream_table(evidence: Evidence) -> str:
+    """Return what was sent, what was answered, and how it ended."""
+    answers: dict[str, int] = defaultdict(int)
+    for sent in evidence.sent:
+        answers["no answer" if sent.status is None else str(sent.status)] += 1
+    ends: dict[str, int] = defaultdict(int)
+    for state in evidence.states.values():
+        ends[state] += 1
+    said = ", ".join(f"{count} x {answer}" for answer, count in sorted(answers.items()))
+    ended = ", ".join(f"{count} {state}" for state, count in sorted(ends.items()))
+    return f"{len(evidence.sent)} sent: {said}\n{len(evidence.states)} images: {ended}"
+
+
+def whole(run: Run) -> str:
+    """Return everything a person wants to read."""
+    parts = [
+        f"seed {run.seed}, {run.minutes:.1f} minutes, {len(run.recoveries)} faults",
+        stream_table(run.evidence),
+        promises_table(run.promises),
+        recovery_table(run.recoveries),
+        "every promise was kept" if run.kept else "BROKEN: " + "; ".join(p.name for p in run.promises if not p.kept),
+    ]
+    return "\n\n".join(parts)
+
+
+def save(run: Run, file: Path) -> None:
+    """Write what the tables say as JSON."""
+    found = {
+        "seed": run.seed,
+        "minutes": round(run.minutes, 1),
+        "sent": len(run.evidence.sent),
+        "images": len(run.evidence.states),
+        "faults": [
+            {**asdict(recovery.fault), "recovered_s": recovery.seconds, "why_not": recovery.why_not}
+            for recovery in run.recoveries
+        ],
+        "promises": [asdict(promise) for promise in run.promises],
+        "recovery_s": recovery_times(run.recoveries),
+        "memory_mb": {name: round(peak / 1e6) for name, (peak, _) in run.evidence.memory.items()},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1))

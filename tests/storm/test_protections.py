@@ -1,0 +1,239 @@
+"""Each protection turned off alone: the one fault that needs it breaks a promise, and the books name that promise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from aiokafka.partitioner import murmur2
+
+from infra.local.kafka import LocalKafka
+from infra.local.process import Child
+from schemas.envelope import Outgoing
+from schemas.intake import ImageUploaded
+from schemas.values import new_image_id
+from streams import topics
+from streams.files import open_files
+from streams.topics import MAX_MESSAGE_BYTES
+from tests.faults.processes import KILLED, LIGHT, Plant, planted, until
+from tests.storm.books import CommitSample, Evidence, balance
+from tests.storm.cluster import set_topic
+from tests.storm.evidence import gather, outputs_of, sample_commits
+from tests.storm.pool import Content, make_pool
+from tests.storm.uploads import NUMBER, Sent
+
+AGENTS = ("sanitizer", "resizer", "indexer")
+PICTURES = 8
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@dataclass
+class Bench:
+    """A few images and every process of one kind: with a protection, or without it."""
+
+    plant: Plant
+    off: str
+    contents: list[Content]
+    diary: list[Sent] = field(default_factory=list)
+    calm: dict[str, dict[str, str]] = field(default_factory=dict)
+    commits: list[CommitSample] = field(default_factory=list)
+
+    def start(self, name: str) -> Child:
+        """Start a process, without the protection if there is to be none."""
+        command = self.plant.command(name)
+        if self.off:
+            command = [sys.executable, "-m", "tests.storm.sabotaged", self.off, *command[3:]]
+        child = Child(command, log_file=self.plant.log_file(name), env=self.plant.environment)
+        self.plant.children[name] = child
+        return child
+
+    def send(self, *sent: tuple[Content, bytes]) -> list[ImageUploaded]:
+        """Be another service and send images of these bytes, all on one partition; return their events."""
+        events = []
+        for content, data in sent:
+            number = len(self.diary) + 1
+            image_id = next(one for one in iter(new_image_id, "") if murmur2(one.encode()) % 2 == 0)
+            event = self.plant.uploaded(data, profile=LIGHT, image_id=image_id)
+            events.append(event.model_copy(update={"context": {NUMBER: number}}))
+            sha, at = event.original.sha256, time.time()
+            self.diary.append(Sent(number, "event", content.name, content.good, sha, at, 202, image_id))
+        self.plant.say(topics.UPLOADED, *events)
+        return events
+
+    def begin(self) -> list[ImageUploaded]:
+        """Start everything, send each picture once, and remember what comes of it while nothing happens."""
+        for name in ("core", "sanitizer", "resizer"):
+            self.start(name)
+        events = self.send(*((content, content.data) for content in self.contents))
+        self.plant.until_ended([event.image_id for event in events])
+        self.plant.until_idle(*AGENTS)
+
+        async def read() -> None:
+            async with open_files(self.plant.files) as files:
+                for content, event in zip(self.contents, events, strict=True):
+                    self.calm[content.name] = await outputs_of(files, "default", event.image_id)
+
+        asyncio.run(read())
+        return events
+
+    def anew(self) -> list[tuple[Content, bytes]]:
+        """Return the pictures as bytes nobody sent before."""
+        return [(content, content.unique(number)) for number, content in enumerate(self.contents)]
+
+    def sanitized(self, events: Sequence[ImageUploaded]) -> int:
+        """Return how many of these images the sanitizer has said its fact of."""
+        said = {
+            record.header("ce_subject")
+            for record in self.plant.records(topics.FACTS)
+            if record.header("ce_source") == "darkroom/sanitizer"
+        }
+        return len(said & {event.image_id for event in events})
+
+    def note_commits(self) -> None:
+        """Take a sample of what the workers have committed."""
+
+        def noted() -> bool:
+            sample = asyncio.run(sample_commits(self.plant.kafka, ["sanitizer", "resizer"]))
+            self.commits += [sample] if sample is not None else []
+            return sample is not None
+
+        until(noted, "the groups saying what they committed", patience_s=60)
+
+    def broken(self) -> set[str]:
+        """Balance the books; return the names of the broken promises."""
+
+        async def read() -> Evidence:
+            async with open_files(self.plant.files) as files:
+                url = f"http://127.0.0.1:{self.plant.port}"
+                return await gather(self.plant.kafka, files, url, self.diary, agents=AGENTS)
+
+        evidence = asyncio.run(read())
+        evidence.calm = self.calm
+        evidence.commits += self.commits
+        return {promise.name for promise in balance(evidence) if not promise.kept}
+
+
+def outputs_refused(bench: Bench) -> None:
+    """The broker refuses what the sanitizer says; then it takes it again, and whoever left is started again."""
+    bench.begin()
+    kafka, topic = bench.plant.kafka, bench.plant.kafka.topic(topics.SANITIZED.name)
+    set_topic(kafka.bootstrap, topic, "max.message.bytes", "10")
+    sanitizer = bench.plant.children.pop("sanitizer")
+    bench.send(bench.anew()[0])
+    until(lambda: sanitizer.exit_code is not None or bench.plant.lag("sanitizer") == 0, "the event being dealt with")
+    set_topic(kafka.bootstrap, topic, "max.message.bytes", str(MAX_MESSAGE_BYTES))
+    sanitizer.kill()
+    bench.start("sanitizer")
+
+
+def killed_with_work_open(bench: Bench) -> None:
+    """One decoding hangs while others finish; then the worker is killed with -9 and started again."""
+    bench.begin()
+    sanitizer = bench.plant.children["sanitizer"]
+    child = next(
+        child
+        for child in psutil.Process(sanitizer.pid).children(recursive=True)
+        if "streams.sandbox_child" in child.cmdline()
+    )
+    os.kill(child.pid, signal.SIGSTOP)
+    events = bench.send(*bench.anew())
+    until(lambda: bench.sanitized(events) == len(events) - 1, "all others being done")
+    # A ledger turned off commits now; how long that may take is a few of the worker's intervals.
+    until_quiet_for(bench, 1.5)
+    bench.note_commits()
+    sanitizer.kill()
+    assert sanitizer.exit_code == KILLED
+    bench.start("sanitizer")
+
+
+def until_quiet_for(bench: Bench, seconds: float) -> None:
+    """Wait until no more is committed for so long."""
+    since, lag = time.monotonic(), bench.plant.lag("sanitizer")
+    while time.monotonic() - since < seconds:
+        if (now := bench.plant.lag("sanitizer")) != lag:
+            since, lag = time.monotonic(), now
+        time.sleep(0.1)
+
+
+def events_of_a_deleted_image(bench: Bench) -> None:
+    """Of two images of the same bytes one is deleted; then every event of the log comes again."""
+    first, *_ = bench.begin()
+    bench.plant.until_ended([bench.send((bench.contents[0], bench.contents[0].data))[0].image_id])
+    with bench.plant.client() as client:
+        client.delete(first.image_id)
+    bench.diary[0].deleted = "yes"
+    deleted = "darkroom.image.deleted.v1"
+    until(lambda: deleted in {kind for _, kind in bench.plant.outcomes()[first.image_id]}, "the deletion")
+    bench.plant.until_idle(*AGENTS)
+    for topic in (topics.UPLOADED, topics.FACTS):
+        records = bench.plant.records(topic)
+        bench.plant.produce(Outgoing(topic.name, record.key, record.value, record.headers) for record in records)
+        bench.plant.until_idle(*AGENTS)
+
+
+def same_bytes_again(bench: Bench) -> None:
+    """Every picture is sent a second time."""
+    bench.begin()
+    events = bench.send(*((content, content.data) for content in bench.contents))
+    bench.plant.until_ended([event.image_id for event in events])
+
+
+# protection: the fault that needs it, and the promises that break without it
+SCENARIOS: dict[str, tuple[Callable[[Bench], None], set[str]]] = {
+    "awaited-delivery": (outputs_refused, {"every accepted upload ends once"}),
+    "ledger": (
+        killed_with_work_open,
+        {
+            "every accepted upload ends once",
+            "offsets are committed after the work",
+            "every object belongs to an image",  # the original of an image nobody knows
+        },
+    ),
+    "generation-fence": (events_of_a_deleted_image, {"nothing older than the newest generation is visible"}),
+    "compute-once-keys": (same_bytes_again, {"equal work is done once"}),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(images_dir: Path) -> list[Content]:
+    """Return the pictures of the scenarios: drawn, small, each of other pixels."""
+    pool = make_pool(images_dir, fresh=PICTURES)
+    return [pool.contents[name] for name in pool.fresh]
+
+
+def _broken(
+    kafka: LocalKafka, folder: Path, off: str, scenario: Callable[[Bench], None], pool: list[Content]
+) -> set[str]:
+    with planted(kafka.bootstrap, folder, agents=AGENTS) as plant:
+        bench = Bench(plant, off, pool)
+        scenario(bench)
+        plant.until_idle(*AGENTS)
+        return bench.broken()
+
+
+@pytest.mark.parametrize("protection", SCENARIOS)
+def test_a_missing_protection_is_seen(
+    protection: str, kafka: LocalKafka, pictures: list[Content], tmp_path: Path
+) -> None:
+    """With one protection turned off, the fault that needs it breaks a promise, and the books name that one."""
+    scenario, promises = SCENARIOS[protection]
+    broken = _broken(kafka, tmp_path, protection, scenario, pictures)
+    assert broken == promises
+
+
+@pytest.mark.parametrize("protection", SCENARIOS)
+def test_with_its_protection_a_fault_breaks_nothing(
+    protection: str, kafka: LocalKafka, pictures: list[Content], tmp_path: Path
+) -> None:
+    """The same faults with all protections on: the books balance."""
+    scenario, _ = SCENARIOS[protection]
+    assert _broken(kafka, tmp_path, "", scenario, pictures) == set()

@@ -1,0 +1,232 @@
+"""The system under the storm: three Kafka nodes, MinIO behind the proxy, every agent a process, two gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from infra.local.minio import LocalMinio
+from infra.local.ports import choose
+from infra.local.process import Child
+from infra.local.supervisor import Backoff, Supervisor
+from streams.admin import KafkaAdmin
+from streams.errors import DependencyAway
+from streams.settings import FilesSettings, KafkaSettings
+from streams.topics import AGENTS
+from tests.storm import source
+from tests.storm.cluster import Cluster, running_cluster
+from tests.storm.core import FILE_VARIABLE
+from tests.storm.proxy import Proxy, running_proxy
+
+WORKERS = tuple(agent for agent in AGENTS if agent != "indexer")  # the indexer lives in the core
+PROCESSES = ("core", "ingest", "router", *WORKERS)
+SESSION_S = 6.0
+TIERS = {"30s": 2, "5m": 10, "30m": 60}  # seconds: the same three delays, for a storm of minutes
+WALL_S = 5.0  # that decoding one image may take
+_COMMANDS = {
+    "core": ("-m", "tests.storm.core"),
+    "ingest": ("-m", "darkroom", "gateway"),
+    "router": ("-m", "darkroom", "router"),
+}
+_START_PATIENCE_S = 240.0
+
+
+@dataclass(slots=True)
+class World:
+    """What the storm rages in, and the handles of it."""
+
+    folder: Path
+    kafka: KafkaSettings
+    files: FilesSettings  # not through the proxy: for those who look
+    cluster: Cluster
+    minio: LocalMinio
+    proxy: Proxy
+    supervisor: Supervisor
+    environment: dict[str, str]
+    ports: dict[str, int]
+    source_url: str
+    extras: list[Child] = field(default_factory=list)
+
+    def url(self, gateway: str) -> str:
+        """Return the address of `core` or `ingest`."""
+        return f"http://127.0.0.1:{self.ports[gateway]}"
+
+    def pid(self, name: str) -> int | None:
+        """Return the process id of a supervised process while it runs."""
+        return self.supervisor.state(name).pid
+
+    def strike_file(self, name: str) -> Path:
+        """Return the file that strikes a process at the point it names."""
+        return self.folder / "strikes" / name
+
+    def read_model_file(self) -> Path:
+        """Return the file that names the read model's trouble."""
+        return self.folder / "read-model"
+
+    def log_file(self, name: str) -> Path:
+        """Return where a process writes its log."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def command(self, name: str) -> list[str]:
+        """Return the command of a process."""
+        return [sys.executable, *_COMMANDS.get(name, ("-m", "darkroom", "agent", name))]
+
+    def start(self, name: str) -> None:
+        """Start a process and keep it running."""
+        own = {"DARKROOM_STRIKE": f"@{self.strike_file(name)}"}
+        if name in self.ports:
+            own["DARKROOM_GATEWAY__PORT"] = str(self.ports[name])
+        self.supervisor.start(
+            name,
+            self.command(name),
+            log_file=self.log_file(name),
+            env={**self.environment, **own},
+            tier=int(name not in {"core", "ingest"}),
+        )
+
+    def start_second(self, name: str, **more: str) -> Child:
+        """Start a second worker of an agent, that nobody restarts."""
+        child = Child(self.command(name), log_file=self.log_file(f"{name}-2"), env={**self.environment, **more})
+        self.extras.append(child)
+        return child
+
+    async def members(self) -> dict[str, int]:
+        """Return how many members with partitions each agent's group has, {} while nobody can say."""
+        try:
+            return await KafkaAdmin(self.kafka).members((*AGENTS, "router"))
+        except DependencyAway:
+            return {}
+
+    async def until_members(self, wanted: dict[str, int], *, patience_s: float = _START_PATIENCE_S) -> bool:
+        """Wait until each of these groups has at least so many members at work; False when it takes too long."""
+        try:
+            async with asyncio.timeout(patience_s):
+                while True:
+                    found = await self.members()
+                    if all(found.get(name, 0) >= number for name, number in wanted.items()):
+                        return True
+                    await asyncio.sleep(0.5)
+        except TimeoutError:
+            return False
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Return the running processes by name."""
+        found = {}
+        for name in PROCESSES:
+            pid = self.pid(name)
+            if pid is not None:
+                try:
+                    found[name] = psutil.Process(pid)
+                except psutil.NoSuchProcess:
+                    continue
+        return found
+
+    def left_behind(self) -> list[str]:
+        """Return the processes that still run with this world's settings, beside the supervised ones' own."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("DARKROOM_STORM_FOLDER") == str(self.folder):
+                    found.append(f"{process.pid} {' '.join(process.cmdline()[-3:])}")
+            except psutil.Error:
+                continue
+        return found
+
+
+@asynccontextmanager
+async def running_world(folder: Path, models: Path | None, cache: Path) -> AsyncIterator[World]:
+    """Start everything and wait until every group has its worker; at the end nothing is left of it."""
+    folder = folder.resolve()
+    for name in ("logs", "strikes", "state"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        minio = LocalMinio(folder / "minio", port=0)
+        stack.push_async_callback(minio.stop)
+        starting = asyncio.create_task(minio.start())
+        cluster = await stack.enter_async_context(running_cluster(folder))
+        await starting
+        proxy = await stack.enter_async_context(running_proxy(minio.endpoint))
+        source_url = stack.enter_context(source.running())
+        kafka = KafkaSettings(
+            bootstrap=cluster.bootstrap,
+            prefix="storm.",
+            partitions=4,
+            replication=3,
+            min_insync=2,
+            request_timeout_s=15,
+        )
+        files = FilesSettings(
+            endpoint=minio.endpoint,
+            access_key=minio.access_key,
+            secret_key=SecretStr(minio.secret_key),
+            bucket=minio.bucket,
+        )
+        await KafkaAdmin(kafka).create_topics()
+        supervisor = await stack.enter_async_context(Supervisor(backoff=Backoff(first_s=0.5, most_s=6, healthy_s=8)))
+        ports: dict[str, int] = {}
+        for name in ("core", "ingest"):
+            ports[name] = choose(0, taken=set(ports.values()))
+        environment = _environment(folder, kafka, minio, proxy, models, cache.resolve())
+        world = World(folder, kafka, files, cluster, minio, proxy, supervisor, environment, ports, source_url)
+        stack.callback(lambda: [child.kill() for child in world.extras])
+        for name in PROCESSES:
+            world.start(name)
+        if not await world.until_members(dict.fromkeys((*AGENTS, "router"), 1)):
+            raise RuntimeError(
+                f"not every agent has joined its group: {await world.members()}; logs: {folder / 'logs'}"
+            )
+        yield world
+
+
+def _environment(
+    folder: Path, kafka: KafkaSettings, minio: LocalMinio, proxy: Proxy, models: Path | None, cache: Path
+) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    found = {
+        "DARKROOM_STORM_FOLDER": str(folder),
+        FILE_VARIABLE: str(folder / "read-model"),
+        "DARKROOM_KAFKA__BOOTSTRAP": kafka.bootstrap,
+        "DARKROOM_KAFKA__PREFIX": kafka.prefix,
+        "DARKROOM_KAFKA__PARTITIONS": str(kafka.partitions),
+        "DARKROOM_KAFKA__REPLICATION": str(kafka.replication),
+        "DARKROOM_KAFKA__MIN_INSYNC": str(kafka.min_insync),
+        "DARKROOM_KAFKA__REQUEST_TIMEOUT_S": str(kafka.request_timeout_s),
+        "DARKROOM_FILES__ENDPOINT": proxy.endpoint,
+        "DARKROOM_FILES__ACCESS_KEY": minio.access_key,
+        "DARKROOM_FILES__SECRET_KEY": minio.secret_key,
+        "DARKROOM_FILES__BUCKET": minio.bucket,
+        "DARKROOM_FILES__TIMEOUT_S": "5",
+        "DARKROOM_QDRANT__PATH": str(folder / "qdrant"),
+        "DARKROOM_WORKER__STATE_DIR": str(folder / "state"),
+        "DARKROOM_WORKER__SESSION_TIMEOUT_S": str(SESSION_S),
+        "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.5",
+        "DARKROOM_WORKER__DRAIN_S": "15",
+        "DARKROOM_WORKER__CONTROL_INTERVAL_S": "1",
+        "DARKROOM_RETRY__TIERS": str(TIERS).replace("'", '"'),
+        "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
+        "DARKROOM_BREAKER__OPEN_S": "5",
+        # Poison is part of the storm; the limit has a test of its own.
+        "DARKROOM_LIMIT__SHARE": "0.5",
+        "DARKROOM_SANITIZER__DECODE_WALL_S": str(WALL_S),
+        "DARKROOM_SANITIZER__DEADLINE_S": "30",
+        # One engine: the storm is about what happens to images, and a worker is to be back soon.
+        "DARKROOM_OCR__POLICY": "tesseract",
+        "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
+        "DARKROOM_FETCHER__DEADLINE_S": "30",
+        "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "10",
+        "DARKROOM_MODELS__DOWNLOAD": "false",
+        "DARKROOM_MODELS__CACHE": str(cache),
+        "DARKROOM_MODELS__THREADS": "1",
+        "DARKROOM_TELEMETRY__LOG_FORMAT": "json",
+    }
+    if models is not None:
+        found["DARKROOM_MODELS__DIR"] = str(models)
+    return {**own, **found}
