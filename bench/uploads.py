@@ -45,3 +45,22 @@ def random_clip(folder: Path) -> Path:
     path = folder / "random-clip.pt"
     torch.save(open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).state_dict(), path)
     return path
+
+
+def small(data_dir: Path, count: int) -> list[bytes]:
+    """Return `count` different JPEGs of about 300 x 300 pixels, cut from the test photos."""
+    paths = sorted((data_dir / "images" / "photos").iterdir())
+    photos = []
+    for path in paths:
+        with Image.open(path) as source:
+            photo = source.convert("RGB")
+        photo.thumbnail((400, 400))
+        photos.append(photo)
+    found = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        down, right = divmod(number // len(photos), 60)
+        stream = io.BytesIO()
+        photo.crop((right, down, photo.width - 60 + right, photo.height - 60 + down)).save(stream, "JPEG", quality=88)
+        found.append(stream.getvalue())
+    return found
