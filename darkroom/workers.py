@@ -23,7 +23,7 @@ from streams.safety import check_safe
 from streams.scheduler import Scheduler
 from streams.serving import serving_health
 from streams.settings import Settings
-from streams.topics import AGENTS, agent_topics
+from streams.topics import AGENTS, PIPELINE, SCHEDULER_DEAD, agent_topics
 from streams.watchdog import Watchdog, WatchdogSettings
 from streams.worker import EXIT_UNDELIVERABLE
 
@@ -87,9 +87,8 @@ async def _router(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving_health(health, settings.worker))
         check_safe(settings)
-        await KafkaAdmin(settings.kafka).check_topics(
-            topic for agent in AGENTS for topic in agent_topics(agent) if "router" in (*topic.readers, *topic.writers)
-        )
+        moved = [t for agent in AGENTS for t in agent_topics(agent) if "router" in (*t.readers, *t.writers)]
+        await KafkaAdmin(settings.kafka).check_topics([*moved, *PIPELINE, SCHEDULER_DEAD])
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))
         router = Router(settings.kafka, producer, tiers=settings.retry.tiers)
