@@ -106,6 +106,27 @@ ROWS = (
         ),
     ),
     Row(
+        "The bulk lane",
+        (
+            Panel(
+                "Waiting", "Events that wait for room in the pipeline.", "short",
+                (Query("sum(darkroom_bulk_waiting_events)", "events"),),
+            ),
+            Panel(
+                "In the pipeline", "Bulk images against their window; interactive ones, which go first.", "short",
+                (
+                    Query("sum(darkroom_bulk_in_flight_images)", "bulk"),
+                    Query("sum(darkroom_bulk_window_images)", "window"),
+                    Query("max(darkroom_interactive_in_flight_images)", "interactive"),
+                ),
+            ),
+            Panel(
+                "Let in", "By the topic they went to.", "cps",
+                (Query("sum by (target) (rate(darkroom_bulk_forwarded_total[$__rate_interval]))", "{{target}}"),),
+            ),
+        ),
+    ),
+    Row(
         "What goes wrong",
         (
             Panel(
