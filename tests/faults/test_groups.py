@@ -30,14 +30,14 @@ def test_a_zombie_that_wakes_changes_nothing(plant: Plant, images: dict[str, byt
     before = len(plant.records(topics.SANITIZED))
     sent.send(times=6)
     until(lambda: len(plant.records(topics.SANITIZED)) > before, "the first image being sanitized")
-    zombie = plant.children.pop("sanitizer")
+    zombie = plant.children["zombie"] = plant.children.pop("sanitizer")
     zombie.signal(signal.SIGSTOP)
     assert plant.lag("sanitizer") > 0, "all was over before the worker froze"
     plant.start("sanitizer#2")
     sent.check(calm)
     zombie.signal(signal.SIGCONT)
     # It either notices and joins again, or its watchdog ends it; then it is started again, as by any supervisor.
-    plant.children["sanitizer"] = zombie
+    plant.children["sanitizer"] = plant.children.pop("zombie")
     plant.supervised = True
     plant.until_ready("sanitizer", members=2)
     plant.supervised = False

@@ -79,11 +79,11 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
     assert toxic.failed > IMAGES
     assert not on.fatal
     assert not log.records(topics.dead_topic("indexer"))
-    for record in records:
-        assert record is not None
-        assert record.state is ImageState.COMPLETED
-        assert {stage.state for stage in record.stages.values()} == {StageState.DONE}
-        assert record.has_vector
+    for known in records:
+        assert known is not None
+        assert known.state is ImageState.COMPLETED
+        assert {stage.state for stage in known.stages.values()} == {StageState.DONE}
+        assert known.has_vector
     said = {(r.header("ce_subject"), r.header("ce_id"), r.header("ce_type")) for r in log.records(topics.OUTCOMES.name)}
     assert sorted(str(subject) for subject, _, _ in said) == sorted(images)
     assert {kind for _, _, kind in said} == {ImageCompleted.type}

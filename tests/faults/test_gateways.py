@@ -1,0 +1,70 @@
+"""Two gateways and the same bytes at the same time: two images on one original, and neither harms the other."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from darkroom.demo import draw_turned
+from gateway.client import Darkroom
+from infra.local.kafka import LocalKafka
+from infra.local.ports import choose
+from schemas.http_api import JobResult, Submitted
+from schemas.values import ImageState
+from streams import topics
+from tests.faults.processes import PATIENCE_S, Plant, planted, until
+
+ROUNDS = 4
+
+
+def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Both uploads are accepted and complete on one original; deleting one image leaves the other whole."""
+    with planted(kafka.bootstrap, tmp_path) as plant:
+        ports = [choose(0), choose(0)]
+        for number, port in enumerate(ports):
+            plant.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port))
+        plant.start("core", *(agent for agent in topics.AGENTS if agent not in {"fetcher", "indexer"}))
+        gateways = [f"http://127.0.0.1:{port}" for port in ports]
+        for gateway in gateways:
+            until(lambda at=gateway: _answers(plant, at), f"{gateway} answering")  # type: ignore[misc]
+        with ThreadPoolExecutor(2) as both:
+            jobs = [
+                list(both.map(_submit, gateways, [draw_turned() + bytes([number])] * 2)) for number in range(ROUNDS)
+            ]
+        plant.until_ready("sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
+        for pair in jobs:
+            assert len({job.image_id for job in pair}) == 2
+            assert [_end(plant, job).status for job in pair] == [ImageState.COMPLETED] * 2
+        assert len(plant.keys("originals/")) == ROUNDS
+        assert len(plant.keys("claims/")) == 2 * ROUNDS
+
+        with plant.client() as client:
+            for gone, kept in jobs:
+                before = plant.objects(kept.image_id)
+                client.delete(gone.image_id)
+                until(lambda at=gone.image_id: not plant.objects(at), "one of the two being erased")  # type: ignore[misc]
+                assert plant.objects(kept.image_id) == before
+                assert client.download(kept.image_id, size="original")
+        plant.until_idle("indexer")
+        assert len(plant.keys("originals/")) == ROUNDS
+        assert len(plant.keys("claims/")) == ROUNDS
+
+
+def _submit(gateway: str, data: bytes) -> Submitted:
+    with Darkroom(gateway) as client:
+        return client.submit(data)
+
+
+def _end(plant: Plant, job: Submitted) -> JobResult:
+    with plant.client() as client:
+        return client.wait(job.job_id, timeout_s=PATIENCE_S)
+
+
+def _answers(plant: Plant, gateway: str) -> bool:
+    plant.check_alive()
+    try:
+        return httpx.get(f"{gateway}/health/live", timeout=5).is_success
+    except httpx.TransportError:
+        return False
