@@ -99,6 +99,13 @@ ROWS = (
                 (Query('max by (stage) (darkroom_agent_paused{stage=~"$stage"})', "{{stage}}"),),
             ),
             Panel(
+                "Dependencies left alone", "2: it failed again and again, and is left alone; 1: it is being asked.",
+                "short",
+                (Query("max by (dependency) (darkroom_breaker_state)", "{{dependency}}"),
+                 Query("sum by (dependency) (increase(darkroom_breaker_opened_total[$__rate_interval]))",
+                       "{{dependency}}, opened")),
+            ),
+            Panel(
                 "Batch size, mean", "Always 1 under load: raise batch_wait_s.", "short",
                 (Query("sum by (stage) (rate(darkroom_batch_size_sum[$__rate_interval]))"
                        " / sum by (stage) (rate(darkroom_batch_size_count[$__rate_interval]))", "{{stage}}"),),
@@ -150,6 +157,15 @@ ROWS = (
             Panel(
                 "Event loop late by", "Above 1 s something blocks the loop.", "s",
                 (Query("max by (process) (darkroom_event_loop_lag_seconds)", "{{process}}"),),
+            ),
+            Panel(
+                "Deleted in mid-work", "Events dropped because their image is deleted, and what was stored late.", "cps",
+                (
+                    Query('sum by (stage) (rate(darkroom_fenced_events_total{stage=~"$stage"}[$__rate_interval]))',
+                          "{{stage}} dropped"),
+                    Query("sum by (kind) (rate(darkroom_late_removed_total[$__rate_interval]))", "late {{kind}}"),
+                    Query("sum(rate(darkroom_erasures_finished_total[$__rate_interval]))", "erasures finished"),
+                ),
             ),
             Panel(
                 "Reprocessed", "By stage and what came of it: `said`, or why an image cannot run again.", "cps",

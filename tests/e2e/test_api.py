@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from darkroom.demo import DRAWN_TEXT, draw_sign, draw_turned
 from gateway.client import Refused
+from schemas.erasures import ErasureState
 from schemas.http_api import JobResult
 from schemas.values import ErrorCode, ImageState, StageState
 from tests.e2e.whole import PATIENCE_S, Whole, until
@@ -183,7 +184,17 @@ def test_a_deleted_image_is_gone(whole: Whole) -> None:
         whole.client.result(result.job_id)
     assert refused.value.status in {404, 410}
     until(lambda: whole.client.status(gone.job_id).status is ImageState.DELETED, "the deletion")
-    until(lambda: not [key for key in whole.stored() if result.image_id in key or digest in key], "an empty store")
+    kept = ("erasures/", "erasing/")  # the receipt of the deletion, and what is looked after until it is finished
+
+    def left() -> list[str]:
+        return [key for key in whole.stored() if not key.startswith(kept) and (result.image_id in key or digest in key)]
+
+    until(lambda: not left(), "an empty store")
+    until(lambda: whole.client.erasure(result.image_id).state is not ErasureState.REQUESTED, "the receipt saying so")
+    erasure = whole.client.erasure(result.image_id)
+    assert gone.erasure_url.endswith(f"/images/{result.image_id}/erasure")
+    assert (erasure.remaining, erasure.removed.originals, erasure.removed.objects) == (0, 1, 1 + len(result.urls))
+    assert erasure.removed.receipts == 2
 
 
 def _is(whole: Whole, key: str, data: bytes) -> bool:
