@@ -159,7 +159,7 @@ ROWS = (
                 (Query("max by (process) (darkroom_event_loop_lag_seconds)", "{{process}}"),),
             ),
             Panel(
-                "Deleted in mid-work", "Events dropped because their image is deleted, and what was stored late.", "cps",
+                "Deleted in mid-work", "Events dropped for that, and what was stored late and removed.", "cps",
                 (
                     Query('sum by (stage) (rate(darkroom_fenced_events_total{stage=~"$stage"}[$__rate_interval]))',
                           "{{stage}} dropped"),
