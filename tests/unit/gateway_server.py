@@ -12,7 +12,8 @@ import uvicorn
 from gateway.app import embedded_app
 from gateway.readiness import Parts, files_part, vectors_part
 from streams.files import open_files
-from streams.settings import FilesSettings, QdrantSettings
+from streams.logs import configure_logs
+from streams.settings import FilesSettings, QdrantSettings, TelemetrySettings
 from streams.vectors import open_read_model
 from tests.unit.gateway_parts import Encoder, Sink, settings
 
@@ -35,4 +36,5 @@ async def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    configure_logs(TelemetrySettings(log_level="WARNING"), process="gateway")  # to stderr: stdout is for the port
     asyncio.run(serve(Path(sys.argv[1])))
