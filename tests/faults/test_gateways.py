@@ -16,7 +16,7 @@ from schemas.values import ImageState
 from streams import topics
 from tests.faults.processes import PATIENCE_S, Plant, planted, until
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ JOINS = 4
 
 @pytest.fixture(scope="module")
 def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    """Return the light agents at work, one of each."""
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("groups"), agents=LIGHT_AGENTS) as plant:
+    """Return the light agents at work, one of each; the sanitizers are slow enough to be met in mid-work."""
+    slow = {"DARKROOM_SANITIZER__CONCURRENCY": "1", "DARKROOM_SANITIZER__BUFFER": "4"}
+    with planted(kafka.bootstrap, tmp_path_factory.mktemp("groups"), agents=LIGHT_AGENTS, settings=slow) as plant:
         plant.start("sanitizer", "resizer", "core")
         plant.until_ready(*LIGHT_AGENTS)
         yield plant

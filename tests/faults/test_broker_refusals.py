@@ -1,0 +1,84 @@
+"""A broker that refuses writes: whoever cannot deliver exits without an ack, and the work is done when it is mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+from infra.local.kafka import LocalKafka
+from schemas.envelope import Outgoing
+from streams import topics
+from streams.worker import EXIT_UNDELIVERABLE
+from tests.faults.processes import PATIENCE_S, Plant, planted, until
+from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
+
+
+@pytest.fixture(scope="module")
+def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Return the light agents at work; they wait for a confirmation no longer than a test can."""
+    settings = {"DARKROOM_KAFKA__REQUEST_TIMEOUT_S": "6"}
+    with planted(kafka.bootstrap, tmp_path_factory.mktemp("refusals"), agents=LIGHT_AGENTS, settings=settings) as plant:
+        plant.start("sanitizer", "resizer", "core")
+        plant.until_ready(*LIGHT_AGENTS)
+        yield plant
+
+
+def test_a_refused_event_is_not_lost(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+    """A worker whose events Kafka does not take exits with 70 and commits nothing; mended, each image ends once."""
+    sent = Sent(plant, images)
+    with _altered(plant, topics.SANITIZED.name, "max.message.bytes", "64"):
+        sent.send()
+        assert plant.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
+        assert not plant.records(topics.SANITIZED)
+        assert plant.lag("sanitizer") == len(images)
+    plant.start("sanitizer")
+    sent.check(calm)
+
+
+def test_a_dead_letter_that_cannot_be_written_is_not_lost(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+    """Without dead letters a worker exits with 70 before it acks; mended, the letter is there byte for byte."""
+    dead = topics.dead_topic("sanitizer")
+    poison = Outgoing(topics.UPLOADED.name, b"poison", b"\x00 no event \xff", (("ce_type", b"x.v1"), ("odd", b"\xfe")))
+    with _altered(plant, dead, "max.message.bytes", "64"):
+        plant.produce([poison])
+        assert plant.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
+        assert not plant.records(dead)
+        assert plant.lag("sanitizer") == 1
+    plant.start("sanitizer")
+    sent = Sent(plant, images)
+    sent.send()
+    sent.check(calm)
+    (letter,) = plant.records(dead)
+    kept = tuple(pair for pair in letter.headers if not pair[0].startswith("dlq."))
+    assert (letter.key, letter.value, kept) == (poison.key, poison.value, poison.headers)
+
+
+@contextmanager
+def _altered(plant: Plant, topic: str, setting: str, value: str) -> Iterator[None]:
+    """Change a setting of a topic on the broker for a while.
+
+    That no message fits is the one way to have a lone broker refuse: it takes min.insync.replicas for one at most.
+    """
+    admin = AdminClient({"bootstrap.servers": plant.kafka.bootstrap})
+    name = plant.kafka.topic(topic)
+
+    def now() -> str:
+        (future,) = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
+        return str(future.result(30)[setting].value)
+
+    def change(wanted: str) -> None:
+        entry = ConfigEntry(setting, wanted, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
+        (future,) = admin.incremental_alter_configs([resource]).values()
+        future.result(30)
+        until(lambda: now() == wanted, f"{topic} having {setting}={wanted}")
+
+    before = now()
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
