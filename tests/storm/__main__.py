@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.storm import report
 from tests.storm.report import Run
 from tests.storm.schedule import long_schedule, short_schedule
-from tests.storm.storm import Plan, run_storm
+from tests.storm.storm import LONG, SHORT, Plan, run_storm
 
 _DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -29,14 +29,14 @@ def make_plan(arguments: list[str]) -> tuple[Plan, Path]:
     asked = parser.parse_args(arguments)
     data = Path(os.environ.get("DARKROOM_TEST_DATA") or _DATA)
     models = os.environ.get("DARKROOM_MODELS__DIR")
-    minutes = asked.minutes or (2.5 if asked.short else 20.0)
-    schedule = (short_schedule if asked.short else long_schedule)(asked.seed, minutes)
+    shape = SHORT if asked.short else LONG
+    minutes = asked.minutes or shape.minutes
     plan = Plan(
         seed=asked.seed,
-        images=asked.images or (120 if asked.short else 2000),
+        images=asked.images or shape.images,
         minutes=minutes,
-        schedule=schedule,
-        fresh=12 if asked.short else 60,
+        schedule=(short_schedule if asked.short else long_schedule)(asked.seed, minutes),
+        shape=shape,
         folder=asked.folder / f"run-{asked.seed}-{os.getpid()}",
         images_dir=data / "images",
         models=Path(models) if models else None,

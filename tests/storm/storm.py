@@ -35,6 +35,7 @@ Say = Callable[[str], None]
 
 _PROBE_PATIENCE_S = 180.0
 _QUIET_PATIENCE_S = 420.0
+_SWEEP_PATIENCE_S = 150.0
 _SAMPLE_S = 2.0
 _COMMITS_EVERY = 4  # samples of memory
 MEMORY_LIMITS = {"core": 1_000, "ocr": 1_800, "detector": 1_500, "embedder": 1_500}  # MB; others:
@@ -42,14 +43,28 @@ _MEMORY_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """One of the two forms of the suite."""
+
+    images: int  # at least
+    minutes: float
+    fresh: int  # pictures whose pixels are new when they come
+    horizon_s: float  # after which the janitor believes that nothing of a deleted image comes late
+
+
+LONG = Shape(images=2000, minutes=20, fresh=60, horizon_s=60)
+SHORT = Shape(images=120, minutes=2.2, fresh=10, horizon_s=15)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how hard it storms."""
+    """What happens when, and where."""
 
     seed: int
     images: int
     minutes: float
     schedule: Sequence[Planned]
-    fresh: int
+    shape: Shape
     folder: Path
     images_dir: Path
     models: Path | None
@@ -82,10 +97,12 @@ class Watch:
 async def run_storm(plan: Plan, say: Say) -> Run:
     """Run it all; return the run with its books balanced."""
     began = time.monotonic()
-    pool = make_pool(plan.images_dir, fresh=plan.fresh)
+    pool = make_pool(plan.images_dir, fresh=plan.shape.fresh)
     say(f"seed {plan.seed}: {len(plan.schedule)} faults, {plan.images} images, {len(pool.contents)} distinct pictures")
     async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(running_world(plan.folder, plan.models, plan.cache))
+        world = await stack.enter_async_context(
+            running_world(plan.folder, plan.models, plan.cache, horizon_s=plan.shape.horizon_s)
+        )
         files = await stack.enter_async_context(open_files(world.files))
         http = await stack.enter_async_context(_http())
         say(f"[{_clock(began)}] three brokers, MinIO and {len(PROCESSES)} processes are up")
@@ -105,7 +122,8 @@ async def run_storm(plan: Plan, say: Say) -> Run:
         say(f"[{_clock(began)}] the storm is over; healing and waiting for quiet")
         await _heal(world)
         await until_quiet(world, stream, say)
-        mended = await _replay(world, files, stream, http)
+        mended = await _replay(world, files, stream)
+        await _sweep(world, http, say)
         say(f"[{_clock(began)}] quiet; gathering the evidence")
         evidence = await gather(world.kafka, files, world.url("core"), stream.diary)
         evidence.calm, evidence.mended = calm, mended
@@ -230,7 +248,20 @@ def _is_over(sent: Sent, end: str | None) -> bool:
     return end == ImageState.DELETED if sent.deleted == "yes" else end is not None
 
 
-async def _replay(world: World, files: FileStore, stream: Stream, http: httpx.AsyncClient) -> dict[str, str]:
+async def _sweep(world: World, http: httpx.AsyncClient, say: Say) -> None:
+    """Have reconciler and janitor look over everything, until no erasure waits for its horizon."""
+    deadline = time.monotonic() + _SWEEP_PATIENCE_S
+    url = f"{world.url('core')}/api/v1/admin/reconcile"
+    while time.monotonic() < deadline:
+        answer = await http.post(url, params={"dry_run": "false"})
+        swept = answer.raise_for_status().json()["swept"]
+        if not swept["waiting"]:
+            return
+        await asyncio.sleep(2)
+    say(f"  the janitor is not done: {swept}")
+
+
+async def _replay(world: World, files: FileStore, stream: Stream) -> dict[str, str]:
     """Replay the dead letters of images that failed; return how they then end."""
     failed = {image_id for image_id, end in (await ended(world)).items() if end == ImageState.FAILED}
     ours = failed & {str(sent.image_id) for sent in stream.diary if sent.image_id}

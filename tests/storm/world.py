@@ -142,7 +142,7 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(folder: Path, models: Path | None, cache: Path) -> AsyncIterator[World]:
+async def running_world(folder: Path, models: Path | None, cache: Path, *, horizon_s: float) -> AsyncIterator[World]:
     """Start everything and wait until every group has its worker; at the end nothing is left of it."""
     folder = folder.resolve()
     for name in ("logs", "strikes", "state"):
@@ -175,6 +175,7 @@ async def running_world(folder: Path, models: Path | None, cache: Path) -> Async
         for name in ("core", "ingest"):
             ports[name] = choose(0, taken=set(ports.values()))
         environment = _environment(folder, kafka, minio, proxy, models, cache.resolve())
+        environment["DARKROOM_JANITOR__HORIZON_S"] = str(horizon_s)
         world = World(folder, kafka, files, cluster, minio, proxy, supervisor, environment, ports, source_url)
         stack.callback(lambda: [child.kill() for child in world.extras])
         for name in PROCESSES:
@@ -213,6 +214,7 @@ def _environment(
         "DARKROOM_RETRY__TIERS": str(TIERS).replace("'", '"'),
         "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
         "DARKROOM_BREAKER__OPEN_S": "5",
+        "DARKROOM_RECONCILER__INTERVAL_S": "15",
         # Poison is part of the storm; the limit has a test of its own.
         "DARKROOM_LIMIT__SHARE": "0.5",
         "DARKROOM_SANITIZER__DECODE_WALL_S": str(WALL_S),
