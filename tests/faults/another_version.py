@@ -1,0 +1,15 @@
+"""An agent as a later release would have it: `python -m tests.faults.another_version resizer 2`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+
+from darkroom.workers import run_agent
+
+if __name__ == "__main__":
+    name, version = sys.argv[1:]
+    module = importlib.import_module(f"agents.{name}")
+    module.STAGE = dataclasses.replace(module.STAGE, version=version)
+    sys.exit(run_agent(name))
