@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from agents import pipeline
 from darkroom.meaning import open_encoder
 from darkroom.readiness import readiness
+from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
 from darkroom.workers import explain, guarded, read_settings
 from gateway.app import embedded_app
 from gateway.ingest import ingest_app
@@ -50,11 +51,12 @@ def run_gateway(part: str) -> int:
     """Be `ingest`, `query`, or the embedded `core` (both, with the indexer) until SIGTERM; return the exit code."""
     settings = read_settings(part)
     try:
-        own = GatewayEnvironment().gateway
+        own, upkeep = GatewayEnvironment().gateway, ReconcilingEnvironment()
     except ValidationError as error:
         return explain(error)
-    bodies = {"ingest": _ingest, "query": _query, "core": _core}
-    return asyncio.run(guarded(bodies[part](settings, own)))
+    if part == "ingest":
+        return asyncio.run(guarded(_ingest(settings, own)))
+    return asyncio.run(guarded(_query(settings, own, upkeep) if part == "query" else _core(settings, own, upkeep)))
 
 
 async def _serve_until_signal(app: FastAPI, own: GatewaySettings) -> None:
@@ -124,17 +126,23 @@ async def _ingest(settings: Settings, own: GatewaySettings) -> None:
         await _serve_until_signal(ingest_app(own, files=files, events=events, readiness=ready), own)
 
 
-async def _query(settings: Settings, own: GatewaySettings) -> None:
-    await _answer("query", query_app, settings, own, with_indexer=False)
+async def _query(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnvironment) -> None:
+    await _answer("query", query_app, settings, own, upkeep, with_indexer=False)
 
 
-async def _core(settings: Settings, own: GatewaySettings) -> None:
-    """Ingest and query on one address; with the read model in process, the indexer too: it has one owner."""
-    await _answer("core", embedded_app, settings, own, with_indexer=settings.qdrant.url is None)
+async def _core(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnvironment) -> None:
+    """Ingest and query on one address; with the read model in process, indexer and reconciler too: it has one owner."""
+    await _answer("core", embedded_app, settings, own, upkeep, with_indexer=settings.qdrant.url is None)
 
 
 async def _answer(
-    process: str, make: Callable[..., FastAPI], settings: Settings, own: GatewaySettings, *, with_indexer: bool
+    process: str,
+    make: Callable[..., FastAPI],
+    settings: Settings,
+    own: GatewaySettings,
+    upkeep: ReconcilingEnvironment,
+    *,
+    with_indexer: bool,
 ) -> None:
     """Open what answers need, and serve the app that `make` builds of it."""
     async with AsyncExitStack() as stack:
@@ -143,11 +151,16 @@ async def _answer(
         events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         encoder = await stack.enter_async_context(open_encoder(settings.models))
-        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors)
+        keeping = Upkeep.of(upkeep, settings.kafka, files=files, vectors=vectors, deliverer=events)
+        said = {RECONCILER: keeping.part} if with_indexer else {}
+        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
-        app = make(own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready)
+        app = make(
+            own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready, reconciling=keeping
+        )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
+            await stack.enter_async_context(keeping.going_on())
         await _serve_until_signal(app, own)
 
 

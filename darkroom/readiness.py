@@ -50,12 +50,14 @@ def readiness(
     files: FileStore,
     breakers: Breakers,
     vectors: ReadModel | None = None,
+    said: Mapping[str, Part] | None = None,
 ) -> Parts:
-    """Return the readiness of a gateway process."""
+    """Return the readiness of a gateway process; `said` are parts of this process's own."""
     parts: Mapping[str, Part] = {
         "files": files_part(files),
         "agents": agents_part(admin, Control(files)),
         "breakers": breakers_part(breakers),
         **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
+        **(said or {}),
     }
     return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import httpx
 import typer
-from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from darkroom.admin_calls import Token, call
 from darkroom.submit_cli import DEFAULT_URL, Url
-from schemas.http_api import ProblemBody
 from schemas.reconciliation import ReconcileReport, Standing
 
 EXIT_OVERDUE = 3
@@ -21,31 +19,15 @@ PATIENCE_S = 600.0  # it looks at the objects of every image
 
 def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    token: Token = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Find images that should have ended and have not, and lead them on. Exits 3 if there are any."""
-    report = ask(url, dry_run=dry_run)
+    asked = {"dry_run": str(dry_run).lower()}
+    report = call(url, "POST", "/reconcile", ReconcileReport, token=token, params=asked, timeout_s=PATIENCE_S)
     for shown in tables(report):
         Console().print(shown)
     raise typer.Exit(EXIT_OVERDUE if report.overdue_count else 0)
-
-
-def ask(url: str, *, dry_run: bool) -> ReconcileReport:
-    """Return the report of the system at a URL; exit 1 and say why, if there is none."""
-    try:
-        answer = httpx.post(
-            f"{url.rstrip('/')}/api/v1/admin/reconcile",
-            params={"dry_run": str(dry_run).lower()},
-            timeout=httpx.Timeout(PATIENCE_S, connect=10),
-        )
-    except httpx.HTTPError as error:
-        raise SystemExit(f"{url} does not answer: {error}") from error
-    if answer.is_success:
-        return ReconcileReport.model_validate_json(answer.content)
-    try:
-        raise SystemExit(f"{url} refuses: {ProblemBody.model_validate_json(answer.content).detail}")
-    except ValidationError:
-        raise SystemExit(f"{url} answers {answer.status_code}") from None
 
 
 def tables(report: ReconcileReport) -> list[Table | str]:

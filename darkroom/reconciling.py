@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from agents.janitor import Janitor, JanitorSettings, SweepReport
 from agents.reconciler import SOURCE, Reconciler, ReconcilerSettings
 from darkroom.workers import explain, guarded, read_settings
-from schemas.envelope import now
 from schemas.reconciliation import ReconcileReport, Standing
 from streams.admin import KafkaAdmin
 from streams.backlog import Backlog
@@ -36,7 +35,7 @@ from streams.watchdog import Watchdog, WatchdogSettings
 
 log = structlog.get_logger(__name__)
 
-PART = "reconciler"  # its line on the health board
+RECONCILER = "reconciler"  # the process, and its line on health boards
 
 
 class ReconcilingEnvironment(BaseSettings):
@@ -52,71 +51,90 @@ class ReconcilingEnvironment(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """Looks over everything and tidies up. See gateway.ports.Reconciling."""
+    """Looks over everything and tidies up; in one process also again and again. See gateway.ports.Reconciling.
+
+    Any process with the read model can look: two at once are harmless.
+    """
 
     reconciler: Reconciler
     janitor: Janitor
+    jobs: ReprocessRunner
+    interval_s: float
+    health: HealthBoard
+
+    @classmethod
+    def of(
+        cls,
+        environment: ReconcilingEnvironment,
+        kafka: KafkaSettings,
+        *,
+        files: FileStore,
+        vectors: ReadModel,
+        deliverer: Deliverer,
+        health: HealthBoard | None = None,
+    ) -> Upkeep:
+        """Put one together."""
+        admin, health = KafkaAdmin(kafka), health or HealthBoard()
+        health.say(RECONCILER, Condition.OK, "no pass yet")
+        return cls(
+            Reconciler(
+                environment.reconciler, files=files, vectors=vectors, deliverer=deliverer, progress=Backlog(admin)
+            ),
+            Janitor(files, vectors, environment.janitor, letters=DeadLetterOffice(kafka, files, deliverer)),
+            ReprocessRunner(files, vectors, deliverer, waiting=lambda: admin.lag(SCHEDULER, [BULK.name])),
+            environment.reconciler.interval_s,
+            health,
+        )
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
         """Look at everything once, now."""
         report = await self.reconciler.look(dry_run=dry_run, everything=True)
         return report.model_copy(update={"swept": _counts(await self.janitor.sweep(dry_run=dry_run))})
 
-    async def one_pass(self) -> str:
-        """Look over what is due now; return a sentence about it."""
-        report = await self.reconciler.look()
-        await self.janitor.sweep()
-        waiting = sum(sum(found.values()) for found in report.unfinished.values())
-        stuck = sum(found.get(Standing.STUCK, 0) for found in report.unfinished.values())
-        sent = sum(report.sent.values())
-        return f"{waiting} unfinished, {report.overdue_count} overdue, {sent} sent again, {stuck} stuck"
+    async def part(self) -> tuple[bool, str]:
+        """Say when the last pass was: a part of a gateway's health that never makes it unready."""
+        return True, self.health.snapshot()[RECONCILER]["detail"]
 
+    @asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        """Have passes, sweeps and reprocessing jobs done while the body runs."""
+        tasks = [asyncio.create_task(body) for body in (self._passes(), self._reprocessing())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-def upkeep_of(
-    environment: ReconcilingEnvironment,
-    kafka: KafkaSettings,
-    *,
-    files: FileStore,
-    vectors: ReadModel,
-    deliverer: Deliverer,
-) -> Upkeep:
-    """Put an upkeep together. Any process with the read model can: two at once are harmless."""
-    progress = Backlog(KafkaAdmin(kafka))
-    reconciler = Reconciler(
-        environment.reconciler, files=files, vectors=vectors, deliverer=deliverer, progress=progress
-    )
-    office = DeadLetterOffice(kafka, files, deliverer)
-    return Upkeep(reconciler, Janitor(files, vectors, environment.janitor, letters=office))
+    async def _passes(self) -> None:
+        """Do one pass after the other. What is away now is looked at next time; a bug of ours ends no process."""
+        last = "none yet"
+        while True:
+            try:
+                report = await self.reconciler.look()
+                await self.janitor.sweep()
+                last = report.at
+                self.health.say(RECONCILER, Condition.OK, f"last pass: {last}; {_sentence(report)}")
+            except DependencyAway as error:
+                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; something it needs is away")
+                log.warning("cannot reconcile now", error=str(error))
+            except Exception:
+                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; one failed since, see the log")
+                log.exception("a pass failed")
+            await asyncio.sleep(self.interval_s)
 
-
-@asynccontextmanager
-async def upkeep_beside(
-    upkeep: Upkeep,
-    interval_s: float,
-    kafka: KafkaSettings,
-    health: HealthBoard,
-    *,
-    files: FileStore,
-    vectors: ReadModel,
-    deliverer: Deliverer,
-) -> AsyncIterator[None]:
-    """Have passes, sweeps and reprocessing jobs done while the body runs."""
-    admin = KafkaAdmin(kafka)
-    jobs = ReprocessRunner(files, vectors, deliverer, waiting=lambda: admin.lag(SCHEDULER, [BULK.name]))
-    health.say(PART, Condition.OK, "no pass yet")
-    bodies = (_passes(upkeep, interval_s, health), _kept_up(jobs.run, interval_s))
-    tasks = [asyncio.create_task(body) for body in bodies]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _reprocessing(self) -> None:
+        while True:
+            try:
+                await self.jobs.run()
+            except Exception:
+                log.exception("reprocessing failed, and begins again where it was")
+            await asyncio.sleep(self.interval_s)
 
 
 def run_reconciler() -> int:
     """Be the reconciler until SIGTERM; return the exit code."""
-    settings = read_settings("reconciler")
+    settings = read_settings(RECONCILER)
     try:
         environment = ReconcilingEnvironment()
     except ValidationError as error:
@@ -137,48 +155,20 @@ async def _reconcile(settings: Settings, environment: ReconcilingEnvironment) ->
         await check_files(files, settings.files)
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         deliverer = await stack.enter_async_context(open_producer(settings.kafka, source=SOURCE))
-        await stack.enter_async_context(Watchdog(WatchdogSettings(PART, settings.worker.loop_lag_s)))
-        upkeep = upkeep_of(environment, settings.kafka, files=files, vectors=vectors, deliverer=deliverer)
-        await stack.enter_async_context(
-            upkeep_beside(
-                upkeep,
-                environment.reconciler.interval_s,
-                settings.kafka,
-                health,
-                files=files,
-                vectors=vectors,
-                deliverer=deliverer,
-            )
+        await stack.enter_async_context(Watchdog(WatchdogSettings(RECONCILER, settings.worker.loop_lag_s)))
+        upkeep = Upkeep.of(
+            environment, settings.kafka, files=files, vectors=vectors, deliverer=deliverer, health=health
         )
+        await stack.enter_async_context(upkeep.going_on())
         health.say("stores", Condition.OK, "open")
         await signalled
 
 
-async def _passes(upkeep: Upkeep, interval_s: float, health: HealthBoard) -> None:
-    """Do one pass after the other. What is away now is looked at next time; a bug of ours ends no process."""
-    last = "never"
-    while True:
-        try:
-            said = await upkeep.one_pass()
-            last = now()
-            health.say(PART, Condition.OK, f"last pass at {last}: {said}")
-            log.info("reconciled", found=said)
-        except DependencyAway as error:
-            health.say(PART, Condition.DEGRADED, f"last pass: {last}; something it needs is away")
-            log.warning("cannot reconcile now", error=str(error))
-        except Exception:
-            health.say(PART, Condition.DEGRADED, f"last pass: {last}; the one after it failed, see the log")
-            log.exception("a pass failed")
-        await asyncio.sleep(interval_s)
-
-
-async def _kept_up(body: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    while True:
-        try:
-            await body()
-        except Exception:
-            log.exception("begins anew after a pause", pause_s=pause_s)
-        await asyncio.sleep(pause_s)
+def _sentence(report: ReconcileReport) -> str:
+    unfinished = sum(sum(found.values()) for found in report.unfinished.values())
+    stuck = sum(found.get(Standing.STUCK, 0) for found in report.unfinished.values())
+    sent = sum(report.sent.values())
+    return f"{unfinished} unfinished, {report.overdue_count} overdue, {sent} sent again, {stuck} stuck"
 
 
 def _counts(swept: SweepReport) -> dict[str, int]:

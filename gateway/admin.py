@@ -17,7 +17,9 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from gateway.accept import bounded
+from gateway.ports import Reconciling
 from gateway.problems import Problem, documented
+from gateway.reconcile_route import reconcile_routes
 from gateway.settings import GatewaySettings
 from schemas.http_api import (
     AgentList,
@@ -99,6 +101,7 @@ class Admin:
     settings: GatewaySettings
     files: FileStore
     vectors: ReadModel
+    reconciling: Reconciling | None = None  # None: this process cannot
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -138,6 +141,8 @@ class Admin:
             response_model_exclude_none=True,
             responses=lost,
         )
+        if self.reconciling is not None:
+            router.include_router(reconcile_routes(self.reconciling))
         router.add_api_route("/agents", self.agents, summary="Who is paused", response_model_exclude_none=True)
         router.add_api_route(
             "/agents/{name}/pause",

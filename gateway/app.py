@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 
 from gateway.edge import base_url, new_app, version
 from gateway.ingest import ingest
-from gateway.ports import EventSink, Readiness, TextEncoder
+from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
 from gateway.query import query_routes
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
@@ -22,6 +22,7 @@ def embedded_app(
     vectors: ReadModel,
     encoder: TextEncoder | None,
     readiness: Readiness,
+    reconciling: Reconciling | None = None,
 ) -> FastAPI:
     """Return ingest and query in one app. The parts are opened and closed by whoever composes the process."""
     app = new_app("gateway", "Darkroom", "An image goes in and comes out safe, resized, read and searchable.", settings)
@@ -42,6 +43,8 @@ def embedded_app(
         }
 
     app.include_router(ingest(settings, files=files, events=events).routes())
-    app.include_router(query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder))
+    app.include_router(
+        query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder, reconciling=reconciling)
+    )
     app.include_router(health_routes(readiness, encoder))
     return app

@@ -18,7 +18,7 @@ from gateway.edge import Caller, base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
 from gateway.ingest import submitted
 from gateway.lookup import Lookup
-from gateway.ports import EventSink, Readiness, TextEncoder
+from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
 from gateway.problems import Problem, documented
 from gateway.readiness import health_routes
 from gateway.search import Search
@@ -226,6 +226,7 @@ def query_routes(
     events: EventSink,
     vectors: ReadModel,
     encoder: TextEncoder | None,
+    reconciling: Reconciling | None = None,
 ) -> APIRouter:
     """Return every route of the query app but health."""
     lookup = Lookup(settings, files, vectors)
@@ -233,7 +234,7 @@ def query_routes(
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, events)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Search(settings, vectors, lookup, encoder).routes())
-    router.include_router(Admin(settings, files, vectors).routes())
+    router.include_router(Admin(settings, files, vectors, reconciling).routes())
     return router
 
 
@@ -245,10 +246,13 @@ def query_app(
     vectors: ReadModel,
     encoder: TextEncoder | None,
     readiness: Readiness,
+    reconciling: Reconciling | None = None,
 ) -> FastAPI:
     """Return the query app, for a deployment of its own."""
     app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings)
-    app.include_router(query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder))
+    app.include_router(
+        query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder, reconciling=reconciling)
+    )
     app.include_router(health_routes(readiness, encoder))
     return app
 

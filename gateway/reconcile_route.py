@@ -7,20 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from gateway.ports import Reconciling
-from gateway.problems import documented
-from schemas.http_api import ProblemCode
 from schemas.reconciliation import ReconcileReport
 
 
 def reconcile_routes(reconciling: Reconciling) -> APIRouter:
     """Return the routes, to be mounted below /api/v1/admin."""
-    router = APIRouter(tags=["operation"])
+    router = APIRouter()
 
-    @router.post(
-        "/reconcile",
-        summary="Find what is overdue, and lead it on",
-        responses=documented(ProblemCode.DEPENDENCY_UNAVAILABLE),
-    )
+    @router.post("/reconcile", summary="Find what is overdue, and lead it on")
     async def reconcile(
         dry_run: Annotated[bool, Query(description="change nothing, and say what would be done")] = True,
     ) -> ReconcileReport:
