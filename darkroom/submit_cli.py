@@ -40,6 +40,11 @@ def sources_of(given: Sequence[str]) -> list[str]:
     return found
 
 
+def lane_of(count: int, bulk: bool | None) -> Lane:
+    """Return the lane images are sent in: the one asked for, or by how many they are."""
+    return Lane.BULK if (count > MANY if bulk is None else bulk) else Lane.INTERACTIVE
+
+
 async def send_all(
     client: AsyncDarkroom,
     sources: Sequence[str],
@@ -94,7 +99,7 @@ def submit(
         wanted = sources_of(sources)
     except FileNotFoundError as error:
         raise SystemExit(f"there is no file or folder {error}") from error
-    lane = Lane.BULK if (len(wanted) > MANY if bulk is None else bulk) else Lane.INTERACTIVE
+    lane = lane_of(len(wanted), bulk)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("sending", total=len(wanted))

@@ -107,10 +107,11 @@ class _Call:
 def _submission(
     source: Source, bucket: str, metadata: Mapping[str, JsonValue] | None, filename: str | None, lane: Lane
 ) -> _Call:
+    waits = {"lane": lane} if lane is Lane.BULK else {}  # a server that knows no lanes takes the others
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        asked = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), "lane": lane}
+        asked = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **waits}
         return _Call("POST", f"{API}/images/fetch", json=asked)
-    form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), "lane": lane}
+    form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **waits}
     file = source if isinstance(source, bytes) else Path(source)
     name = filename or (file.name if isinstance(file, Path) else None)
     return _Call("POST", f"{API}/images/upload", file=file, filename=name, form=form)

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from darkroom.submit_cli import lane_of
 from gateway.client import AsyncDarkroom, Darkroom, NotFinished, Refused, Unreachable
-from schemas.values import ImageState
+from schemas.values import ImageState, Lane
 from tests.unit.gateway_parts import JPEG, UPLOAD
 
 MEBIBYTE = 1 << 20
@@ -97,6 +98,33 @@ def test_the_client_carries_metadata_and_reads_status(gateway: Gateway, tmp_path
         deletion = darkroom.delete(job.image_id)
         assert darkroom.status(deletion.job_id).status is ImageState.PROCESSING
         assert not darkroom.search("cat", limit=3).items
+
+
+async def test_both_clients_send_into_the_lane_asked_for(gateway: Gateway) -> None:
+    """Uploads and fetches are interactive unless sent as bulk, and the answer and the status say which."""
+    with Darkroom(gateway.url) as darkroom:
+        assert darkroom.submit(JPEG).lane is Lane.INTERACTIVE
+        job = darkroom.submit(JPEG, lane=Lane.BULK)
+        assert (job.lane, darkroom.status(job.job_id).lane) == (Lane.BULK, Lane.BULK)
+    async with AsyncDarkroom(gateway.url) as client:
+        for source in (JPEG, "https://example.org/a.jpg"):
+            job = await client.submit(source, lane=Lane.BULK)
+            assert (job.lane, (await client.status(job.job_id)).lane) == (Lane.BULK, Lane.BULK)
+
+
+@pytest.mark.parametrize(
+    ("count", "bulk", "lane"),
+    [
+        (1, None, Lane.INTERACTIVE),
+        (20, None, Lane.INTERACTIVE),
+        (21, None, Lane.BULK),
+        (21, False, Lane.INTERACTIVE),
+        (1, True, Lane.BULK),
+    ],
+)
+def test_a_folder_of_many_is_a_bulk_import(count: int, bulk: bool | None, lane: Lane) -> None:
+    """On the command line more than twenty images wait in the bulk lane, unless somebody says otherwise."""
+    assert lane_of(count, bulk) is lane
 
 
 def test_a_refusal_names_its_code(gateway: Gateway, tmp_path: Path) -> None:
