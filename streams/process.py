@@ -54,6 +54,7 @@ EXIT_NOT_DRAINED = 1
 EXIT_NOT_READY = 2
 EXIT_FAUST_STOPPED = 72
 LAG_INTERVAL_S = 5.0
+START_PATIENCE_S = 300.0  # for joining a group that may be rebalancing
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,7 @@ async def running_stage(
 ) -> AsyncIterator[RunningStage]:
     """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
     halted = Halted()
-    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry)
+    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry, settings.breaker)
     hook = strike_hook()
     needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
     await KafkaAdmin(settings.kafka).check_topics(needed)
@@ -149,7 +150,7 @@ async def running_stage(
 
         limits = WatchdogSettings(stage.name, loop_lag_s=settings.worker.loop_lag_s)
         await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
-        await worker.start()
+        await _joined(worker, markers)
         try:
             yield RunningStage(worker, halted, markers)
         finally:
@@ -176,6 +177,14 @@ def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> CrashMark
     if suspects := markers.suspects():
         log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)
     return markers
+
+
+async def _joined(worker: FaustWorker, markers: CrashMarkers) -> None:
+    try:
+        async with asyncio.timeout(START_PATIENCE_S):
+            await worker.start()
+    except TimeoutError as error:  # half of Faust runs, in threads of its own: only an exit ends it
+        _leave_blameless(markers, error)
 
 
 def _leave_blameless(markers: CrashMarkers, error: BaseException) -> None:

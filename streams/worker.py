@@ -30,7 +30,7 @@ from streams.errors import DependencyAway, NotReady
 from streams.health import Condition, HealthBoard
 from streams.holes import empty_ends
 from streams.intake import Intake
-from streams.settings import KafkaSettings, RetrySettings, WorkerSettings
+from streams.settings import BreakerSettings, KafkaSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
 from streams.topics import Topic, retry_topic
 
@@ -50,12 +50,22 @@ class Subscription:
     buffer: int  # events fetched ahead
     slowest_s: float  # the longest one event may take here, all tries
     parallel: int  # events worked on at once
+    held_s: float = 0.0  # the longest one event may stay here that waits for a dependency and is then refused
 
     @classmethod
-    def of(cls, stage: str, topics: tuple[Topic, ...], settings: StageSettings, retry: RetrySettings) -> Subscription:
-        """Derive it from a stage's settings: one last try may begin just before the time for tries is over."""
+    def of(
+        cls,
+        stage: str,
+        topics: tuple[Topic, ...],
+        settings: StageSettings,
+        retry: RetrySettings,
+        breaker: BreakerSettings,
+    ) -> Subscription:
+        """Derive it from the settings: one last try may begin just before the time for tries is over."""
         slowest_s = settings.deadline_s + retry.in_place_total_s
-        return cls(stage, topics, settings.buffer, slowest_s, settings.in_flight)
+        return cls(
+            stage, topics, settings.buffer, slowest_s, settings.in_flight, breaker.gate_s + retry.in_place_total_s
+        )
 
 
 def check_faust() -> None:
@@ -76,13 +86,17 @@ def poll_interval_s(subscription: Subscription, settings: WorkerSettings) -> flo
     """Return the max.poll.interval under which a working worker is never thrown out of its group. Raises NotReady.
 
     At least 2 x (buffer + max poll records) x slowest event / events at once, both of the first being the buffer.
+    While a dependency is left alone the slowest event is one that waits at the gate in vain, for then its tries cost
+    nothing. Events at once wait together, and those that both wait and work, when the dependency comes back, do so
+    once: the factor of two has room for that.
     A worker that is truly stuck is the watchdog's business, so a long interval costs nothing; past an hour the
     settings are refused, because then a single partition's backlog could hold a rebalance for as long.
     """
-    needed = 2 * 2 * subscription.buffer * subscription.slowest_s / subscription.parallel
+    slowest_s = max(subscription.slowest_s, subscription.held_s)
+    needed = 2 * 2 * subscription.buffer * slowest_s / subscription.parallel
     if needed > LONGEST_POLL_INTERVAL_S:
         raise NotReady(
-            f"{subscription.stage}: {subscription.buffer} events fetched ahead of up to {subscription.slowest_s:.0f} s "
+            f"{subscription.stage}: {subscription.buffer} events fetched ahead of up to {slowest_s:.0f} s "
             f"each, {subscription.parallel} at once, could take {needed:.0f} s between polls. "
             f"Lower DARKROOM_{subscription.stage.upper()}__BUFFER or DARKROOM_{subscription.stage.upper()}__DEADLINE_S."
         )

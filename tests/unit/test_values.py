@@ -129,3 +129,12 @@ def test_ids_of_one_process_grow() -> None:
     assert len(set(ids)) == 5000
     assert {uuid.UUID(image_id).version for image_id in ids} == {7}
     assert {uuid.UUID(image_id).variant for image_id in ids} == {uuid.RFC_4122}
+
+
+def test_a_clock_that_goes_back_gives_no_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the clock is set back by an hour, ids go on growing: newest first still means what it says."""
+    first = new_image_id()
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3_600_000_000_000)
+    later = [new_image_id() for _ in range(100)]
+    assert [first, *later] == sorted([first, *later])

@@ -11,13 +11,13 @@ import pytest
 
 from agents import pipeline
 from streams.errors import NotReady
-from streams.settings import RetrySettings, WorkerSettings
+from streams.settings import BreakerSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
 from streams.worker import Subscription, check_faust, poll_interval_s
 
 
 def subscription(**settings: Any) -> Subscription:
-    return Subscription.of("sanitizer", (), StageSettings(**settings), RetrySettings())
+    return Subscription.of("sanitizer", (), StageSettings(**settings), RetrySettings(), BreakerSettings())
 
 
 def test_the_installed_faust_is_the_one_that_was_verified() -> None:
@@ -29,7 +29,7 @@ def test_the_installed_faust_is_the_one_that_was_verified() -> None:
 def test_every_agent_s_defaults_fit_the_poll_interval(name: str) -> None:
     """No agent is thrown out of its group while it works, with the settings it ships with."""
     stage = pipeline.stage(name)
-    found = Subscription.of(name, stage.consumes, stage.settings(), RetrySettings())
+    found = Subscription.of(name, stage.consumes, stage.settings(), RetrySettings(), BreakerSettings())
     assert poll_interval_s(found, WorkerSettings()) >= WorkerSettings().max_poll_interval_s
 
 
@@ -37,6 +37,12 @@ def test_a_slow_stage_gets_a_longer_poll_interval() -> None:
     """The interval is twice what everything fetched ahead can take at worst."""
     found = subscription(concurrency=1, buffer=8, deadline_s=60)
     assert poll_interval_s(found, WorkerSettings()) == 2 * 2 * 8 * 63
+
+
+def test_waiting_for_a_dependency_is_part_of_the_poll_interval() -> None:
+    """Where events may wait at the gate for longer than they may work, that counts."""
+    found = subscription(concurrency=1, buffer=8, deadline_s=10)
+    assert poll_interval_s(found, WorkerSettings()) == 2 * 2 * 8 * (BreakerSettings().gate_s + 3)
 
 
 def test_a_backlog_of_more_than_an_hour_is_refused_by_name() -> None:
