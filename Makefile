@@ -27,7 +27,7 @@ endif
 .PHONY: help setup services demo up test test-unit check format bench e2e faults faults-short docs clean
 
 help: ## print this
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install everything (quick when nothing changed)
 

@@ -31,13 +31,18 @@ from tests.storm.uploads import NUMBER, Sent
 OWNER = "default"
 CALM_OWNER = "calm"  # whose images and results show what comes of them without faults
 _WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZED)
+ROUTER = "router"
 _COMPARED = ("ocr", "detector")  # stages whose results name no object of the image
 _PARALLEL = 12
 _RETRY_TOPIC = re.compile(r"\.(delay\..+|dead|retry)$")
 
 
-def consumed_by(agent: str) -> list[str]:
-    """Return the logical topics an agent's group reads."""
+def consumed_by(agent: str, agents: Sequence[str] = AGENTS) -> list[str]:
+    """Return the logical topics a group reads: an agent's, the router's or the scheduler's."""
+    if agent == ROUTER:
+        return [topics.delay_topic(name, tier) for name in agents for tier in topics.DELAY_TIERS]
+    if agent == topics.SCHEDULER:
+        return [topics.BULK.name]
     return [topic.name for topic in topics.PIPELINE if agent in topic.readers] + [topics.retry_topic(agent)]
 
 
@@ -77,7 +82,7 @@ async def gather(
 
 async def read_log(evidence: Evidence, kafka: KafkaSettings, agents: Sequence[str] = AGENTS) -> set[str]:
     """Read what the topics say; return the images of other owners."""
-    names = [topic.name for topic in (*_WORK, topics.FACTS, topics.OUTCOMES)]
+    names = [topic.name for topic in (*_WORK, topics.FACTS, topics.OUTCOMES, topics.BULK)]
     names += [topic.name for agent in agents for topic in topics.agent_topics(agent)]
     records = await asyncio.to_thread(read_topics, kafka, names)
     others: set[str] = set()
@@ -123,6 +128,8 @@ def _note(evidence: Evidence, record: Record, body: dict[str, Any]) -> None:
         return
     if record.topic == topics.FETCHED.name:
         evidence.follow_ups.setdefault(("fetcher", image_id), at)
+    if record.topic == topics.BULK.name:
+        return
     evidence.positions.append(Position(record.topic, record.partition, record.offset, image_id or None))
 
 
@@ -144,11 +151,12 @@ def _body(record: Record) -> dict[str, Any]:
 
 
 async def _uncommitted(kafka: KafkaSettings, records: list[Record], agents: Sequence[str]) -> dict[str, int]:
-    sample = await sample_commits(kafka, agents)
+    groups = (*agents, ROUTER, topics.SCHEDULER) if agents == AGENTS else agents
+    sample = await sample_commits(kafka, groups)
     committed = sample.offsets if sample is not None else {}
     found: dict[str, int] = defaultdict(int)
-    for agent in agents:
-        consumed = consumed_by(agent)
+    for agent in groups:
+        consumed = consumed_by(agent, agents)
         for record in records:
             if record.topic in consumed:
                 place = (agent, record.topic, record.partition)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from tests.storm.pool import Content
 from tests.storm.proxy import CALM, Toxin
 from tests.storm.schedule import Planned
 from tests.storm.uploads import Stream
@@ -56,19 +55,19 @@ async def kill(at: Field, fault: Planned) -> None:
         while world.pid(name) == pid:
             if time.monotonic() > deadline:
                 raise NotStruck(f"{name} never came to {point}")
-            await lure(at, name)
-            await wait_until(lambda: world.pid(name) != pid, 6)
+            await lure(at, name, new_pixels=point == "after-object")
+            await wait_until(lambda: world.pid(name) != pid, 8)
     finally:
         file.unlink(missing_ok=True)
 
 
-async def lure(at: Field, name: str) -> None:
-    """Give an agent something new to do, so that it comes to every point of its work."""
-    content = at.stream.next_fresh()
+async def lure(at: Field, name: str, *, new_pixels: bool = False) -> None:
+    """Give an agent something to do; of pixels that are new where it is to compute and not to find the result."""
+    content = at.stream.next_fresh(lure=True) if new_pixels else at.stream.some(len(at.stream.diary))
     if name == "fetcher":
         await at.stream.fetch(content, "core" if at.world.pid("core") else "ingest")
     else:
-        await at.stream.upload(content, "ingest")
+        await at.stream.upload(content, "ingest" if at.world.pid("ingest") else "core")
 
 
 async def terminate(at: Field, fault: Planned) -> None:
@@ -161,7 +160,7 @@ async def delete_races(at: Field, fault: Planned) -> None:
     step = {"at once": 0.0, "quick": 0.15, "slow": 0.6}[fault.target]
 
     async def one(number: int) -> None:
-        sent = await at.stream.upload(at.stream.next_fresh() if number % 3 == 0 else _some(at, number), "core")
+        sent = await at.stream.upload(at.stream.some(number), "core")
         await asyncio.sleep(step * number)
         await at.stream.delete(sent)
 
@@ -171,14 +170,9 @@ async def delete_races(at: Field, fault: Planned) -> None:
 async def twins(at: Field, _fault: Planned) -> None:
     """Send the same bytes to both gateways at the same time; delete one of some pairs at once."""
     for number in range(4):
-        first, second = await at.stream.twins(_some(at, number))
+        first, second = await at.stream.twins(at.stream.some(number))
         if number % 2:
             await at.stream.delete(first if number == 1 else second)
-
-
-def _some(at: Field, number: int) -> Content:
-    good = [content for content in at.stream.pool.steady() if content.good and content.extends]
-    return good[number % len(good)]
 
 
 async def running(world: World, name: str) -> int:

@@ -53,7 +53,7 @@ class Shape:
 
 
 LONG = Shape(images=2000, minutes=20, fresh=60, horizon_s=60)
-SHORT = Shape(images=120, minutes=2.2, fresh=10, horizon_s=15)
+SHORT = Shape(images=120, minutes=2.2, fresh=14, horizon_s=15)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ NUMBER = "storm"  # the field of an upload's metadata that holds its number in t
 ACCEPTED = 202
 _DELETE_TRIES = 90
 _GATEWAYS = ("core", "ingest")
-_WAYS = {"upload": 60, "same bytes": 8, "twins": 5, "fetch": 9, "event": 9, "fresh": 9}  # of a hundred
+_WAYS = {"upload": 53, "bulk": 7, "same bytes": 8, "twins": 5, "fetch": 9, "event": 9, "fresh": 9}  # of a hundred
 
 
 @dataclass(slots=True)
@@ -66,10 +66,12 @@ class Stream:
     diary: list[Sent] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _fresh: Iterator[str] = field(init=False)
+    _lures: Iterator[str] = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._fresh = iter(self.pool.fresh)
+        half = len(self.pool.fresh) // 2
+        self._fresh, self._lures = iter(self.pool.fresh[:half]), iter(self.pool.fresh[half:])
 
     async def run(self, images: int, per_second: float, storm_over: asyncio.Event) -> None:
         """Send so many images evenly, and go on at that pace until the storm is over."""
@@ -98,9 +100,15 @@ class Stream:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def next_fresh(self) -> Content:
-        """Return a content whose pixels nobody has sent yet; when all were sent, one of them."""
-        return self.pool.contents[next(self._fresh, self.pool.fresh[0])]
+    def next_fresh(self, *, lure: bool = False) -> Content:
+        """Return a content whose pixels nobody has sent yet; when all were sent, one of them. Lures are kept apart."""
+        name = next(self._lures if lure else self._fresh, self.pool.fresh[0])
+        return self.pool.contents[name]
+
+    def some(self, number: int) -> Content:
+        """Return a good content of which there can be many originals."""
+        good = [content for content in self.pool.steady() if content.good and content.extends]
+        return good[number % len(good)]
 
     async def _one(self, way: str, content: Content, gateway: str, delete_after: float | None) -> None:
         match way:
@@ -112,6 +120,8 @@ class Stream:
                 sent = await self.twins(content)
             case "fresh":
                 sent = [await self.upload(self.next_fresh(), gateway)]
+            case "bulk":
+                sent = [await self.upload(content, gateway, lane="bulk")]
             case "same bytes":
                 sent = [await self.upload(content, gateway, data=content.data)]
             case _:
@@ -126,13 +136,19 @@ class Stream:
         return list(await asyncio.gather(*(self.upload(content, gateway, data=data) for gateway in _GATEWAYS)))
 
     async def upload(
-        self, content: Content, gateway: str = "core", *, data: bytes | None = None, probe: bool = False
+        self,
+        content: Content,
+        gateway: str = "core",
+        *,
+        data: bytes | None = None,
+        lane: str = "interactive",
+        probe: bool = False,
     ) -> Sent:
         """Upload an image, by default of bytes nobody sent before."""
         number = next(self._numbers)
         data = content.unique(number) if data is None else data
         sent = self._note(number, "upload", content, data, probe=probe)
-        form = {"metadata": f'{{"{NUMBER}": {number}}}'}
+        form = {"metadata": f'{{"{NUMBER}": {number}}}', "lane": lane}
         await self._post(sent, gateway, "/upload", files={"file": ("image", data)}, data=form)
         return sent
 
