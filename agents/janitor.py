@@ -158,7 +158,7 @@ class Janitor:
         removed = erasure.removed + counts
         if letters is not None:
             removed = removed.model_copy(update={"dead_letters": letters})
-        await self._erasures.finish(erasure, removed)
+        await self._erasures.finish(erasure, removed, noted)
         metrics.ERASURES_FINISHED.inc()
 
     async def _walk(self, report: SweepReport) -> None:

@@ -91,10 +91,14 @@ class Erasures:
         await self._put(erasure_key(erasure.image_id), said.model_dump_json().encode())
         return said
 
-    async def finish(self, erasure: Erasure, removed: Removed) -> Erasure:
-        """Note that nothing can come late any more, and forget which hashes were looked after."""
+    async def finish(self, erasure: Erasure, removed: Removed, seen: Iterable[str] = ()) -> Erasure:
+        """Note that nothing can come late any more, and forget the hashes that were seen to.
+
+        One noted in the meantime stays, and the erasure is looked after once more.
+        """
         finished = await self.say(erasure, finished_at=now(), removed=removed)
-        await delete_prefix(self.files, _folder(erasure.image_id))
+        for name in (*seen, _OPEN):
+            await self.files.delete(_folder(erasure.image_id) + name)
         return finished
 
     async def note(self, image_id: str, hashes: Iterable[str]) -> None:

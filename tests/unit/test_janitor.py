@@ -203,6 +203,36 @@ async def test_bytes_another_image_has_stay(house: House) -> None:
     assert shared <= await house.keys()
 
 
+async def test_what_is_noted_while_an_erasure_is_finished_is_seen_to(house: House) -> None:
+    """A worker that notes its bytes at the very moment of the end has them removed by the next sweep."""
+    image = await house.image()
+    await house.delete(image)
+    house.ahead_s = HOUR + 60
+    late, real, erasures = result_key("anna", "e" * 64, "ocr", "1", "p"), house.tools.vectors.purge, house.erasures
+
+    class Purging:
+        """A read model at whose purge the worker notes what it stored."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(house.tools.vectors, name)
+
+        async def purge(self, image_id: str, generation: int) -> None:
+            await house.put(late)
+            await erasures.note(image_id, {"e" * 64})
+            await real(image_id, generation)
+
+    first = Janitor(
+        house.files,
+        Purging(),  # type: ignore[arg-type]
+        JanitorSettings(),
+        clock=lambda: time.time() + house.ahead_s,
+    )
+    assert (await first.sweep()).finished == 1
+    assert late in await house.keys()
+    assert (await house.janitor().sweep()).late == Removed(results=1)
+    assert await house.keys() == set()
+
+
 async def test_facts_and_deletions_of_a_finished_erasure_change_nothing(house: House) -> None:
     """With the tombstone gone from the read model, a replayed fact revives nothing; a deletion is only said again."""
     image = await house.image()
