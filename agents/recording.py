@@ -71,7 +71,8 @@ async def conclude(fact: Fact, known: ImageRecord, vectors: ReadModel) -> Outcom
     if not ended:
         return None
     if known.state is ImageState.PROCESSING:
-        _count(state, known.submitted_at, finished)
+        # A later generation began long after the image was accepted.
+        _count(state, known.submitted_at if known.generation == 1 else None, finished)
     return _outcome(fact, ImageRecord.model_validate({**known.model_dump(), **changes}))
 
 

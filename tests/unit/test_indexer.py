@@ -423,6 +423,20 @@ async def test_ends_are_counted_once(tools: Tools) -> None:
     assert counter._value.get() == before + 1
 
 
+async def test_a_rerun_of_the_whole_image_is_not_timed(tools: Tools) -> None:
+    """The time from acceptance to the end is that of the first generation: a later one began long after."""
+    seconds = metrics.IMAGE_SECONDS.labels("completed")
+    image = new_image_id()
+    before = seconds._sum.get()
+    for fact in Facts(image).all():
+        await index(fact, tools)
+    timed = seconds._sum.get()
+    assert timed > before
+    for fact in Facts(image, generation=2).all():
+        await index(fact, tools)
+    assert seconds._sum.get() == timed
+
+
 async def test_a_shared_read_model_is_used(tools: Tools) -> None:
     """Where the process already has the read model, the indexer works in that one."""
     resources = Resources(Settings(), tools.files, HealthBoard(), vectors=tools.vectors)
