@@ -2,7 +2,8 @@
 
 A worker that had an image in its hands when it was deleted may write for as long as its tries last. When that time,
 the horizon, is over, the janitor looks once more, takes the tombstone out of the read model and finishes the erasure.
-Beside that it walks all objects, a page per sweep, for such as belong to a generation that is over, or to no image.
+Beside that it walks all objects, a page per sweep, for such as belong to a generation or a run that is over, or to no
+image.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class SweepReport:
     overdue: int = 0  # deletions accepted longer ago than the horizon, and not done: the reconciler asks again
     taken_back: int = 0  # deletions that were never accepted
     late: Removed = field(default_factory=Removed)  # removed after their image was deleted
-    outdated: int = 0  # objects of generations that are over
+    outdated: int = 0  # objects of generations and runs that are over
     orphans: int = 0  # objects that belong to no image
     orphans_removed: int = 0
     looked_at: int = 0  # objects
@@ -72,11 +73,21 @@ class SweepReport:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """What is known of an image's objects: up to which generation they are over, and whether anybody knows them."""
+    """What is known of an image's objects: up to which generation they are over, and whether anybody knows them.
+
+    Of the generation that is not over, objects of runs before the newest one the record names are over too.
+    """
 
     over: int
     deleted: bool = False
     known: bool = True
+    named: frozenset[str] = frozenset()
+
+    def is_over(self, info: ObjectInfo) -> bool:
+        """Say whether nobody will ask for an object again."""
+        if _generation_of(info.key) <= self.over:
+            return True
+        return info.key not in self.named and _run_of(info.key) < max(map(_run_of, self.named), default=0)
 
 
 class Janitor:
@@ -186,7 +197,8 @@ class Janitor:
             return _Standing(over=0, known=False)
         record = await self._vectors.get(image_id)
         if record is not None and not record.deleted:
-            return _Standing(over=record.generation - 1)
+            refs = (record.master, *(rendition.object for rendition in record.renditions))
+            return _Standing(over=record.generation - 1, named=frozenset(ref.key for ref in refs if ref is not None))
         erasure = await self._erasures.get(image_id)
         if erasure is not None and erasure.certain_at is not None:
             return _Standing(over=erasure.generation, deleted=True)
@@ -198,7 +210,7 @@ class Janitor:
 
     async def _remove_outdated(self, standing: _Standing, objects: Collection[ObjectInfo], report: SweepReport) -> None:
         for info in objects:
-            if _generation_of(info) > standing.over or not self._is_older(info, self._settings.horizon_s):
+            if not standing.is_over(info) or not self._is_older(info, self._settings.horizon_s):
                 continue
             if standing.deleted:
                 report.late += Removed(objects=1)
@@ -237,11 +249,18 @@ def _image_of(info: ObjectInfo) -> str:
     return parts[2] if len(parts) > 3 else ""
 
 
-def _generation_of(info: ObjectInfo) -> int:
+def _generation_of(key: str) -> int:
     """Return the generation a key names; one that names none is never over."""
-    parts = info.key.split("/")
+    parts = key.split("/")
     known = len(parts) > 4 and parts[3].isascii() and parts[3].isdigit()
     return int(parts[3]) if known else 1 << 62
+
+
+def _run_of(key: str) -> int:
+    """Return the run a key names, 0 for the first."""
+    parts = key.split("/")
+    named = parts[4].removeprefix("r") if len(parts) > 5 and parts[4].startswith("r") else ""
+    return int(named) if named.isascii() and named.isdigit() else 0
 
 
 def _count_late(counts: Removed) -> None:

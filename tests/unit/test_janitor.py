@@ -13,7 +13,7 @@ from agents.indexer import STAGE as INDEXER
 from agents.indexer import IndexerSettings, Tools, index
 from agents.janitor import Janitor, JanitorSettings
 from schemas.erasures import Erasure, ErasureState, Removed
-from schemas.facts import DeletionRequested
+from schemas.facts import DeletionRequested, ImageResized
 from schemas.outcomes import ImageDeleted
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ErrorCode, new_image_id
@@ -291,6 +291,32 @@ async def test_objects_of_an_older_generation_go_when_nobody_writes_them_any_mor
     keys = await house.keys()
     assert new in keys
     assert old not in keys
+
+
+async def test_objects_of_a_run_before_the_newest_one_go(house: House) -> None:
+    """When a rerun is recorded, what the runs before it wrote goes in time; what is named, or newer, stays."""
+    image = await house.image()
+    first = Facts(image).resized()
+    assert isinstance(first, ImageResized)
+
+    def resized(run: int) -> ImageResized:
+        (rendition,) = first.renditions
+        kept = ref("d", image_key(image, 1, "thumbnail.webp", run=run))
+        renditions = (rendition.model_copy(update={"object": kept}),)
+        return first.model_copy(update={"run": run, "renditions": renditions})
+
+    written = {run: image_key(image, 1, "thumbnail.webp", run=run) for run in (0, 5, 7, 9)}
+    master = ref("c", image_key(image, 1, "master.png"))
+    await house.put(*written.values(), master.key)
+    await house.tools.vectors.merge(image, 1, {"master": master.model_dump(mode="json")})
+    await index(resized(0), house.tools)
+    house.ahead_s = 2 * HOUR
+    assert (await house.janitor().sweep()).outdated == 0
+    await index(resized(7), house.tools)
+    assert (await house.janitor(horizon_s=3 * HOUR).sweep()).outdated == 0
+    assert (await house.janitor().sweep()).outdated == 2
+    left = {info.key async for info in house.files.list(image_prefix(image))}
+    assert left == {master.key, written[7], written[9]}
 
 
 async def test_orphans_are_reported_early_and_removed_late(house: House) -> None:
