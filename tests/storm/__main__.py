@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ def make_plan(arguments: list[str]) -> tuple[Plan, Path]:
     parser.add_argument("--folder", type=Path, default=Path(".darkroom/storm"), help="data, logs and the result")
     asked = parser.parse_args(arguments)
     data = Path(os.environ.get("DARKROOM_TEST_DATA") or _DATA)
+    if not (data / "images").is_dir():
+        parser.error(f"no test data at {data}: set DARKROOM_TEST_DATA to a folder with images/ and models/")
     models = os.environ.get("DARKROOM_MODELS__DIR")
     shape = SHORT if asked.short else LONG
     minutes = asked.minutes or shape.minutes
@@ -69,6 +72,10 @@ def main() -> int:
     report.save(run, file)
     say(report.whole(run))
     say(f"saved as {file}")
+    if run.kept:
+        shutil.rmtree(plan.folder)
+    else:
+        say(f"data and logs are kept in {plan.folder}")
     return 0 if run.kept else 1
 
 

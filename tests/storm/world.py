@@ -130,12 +130,13 @@ class World:
         return found
 
     def left_behind(self) -> list[str]:
-        """Return the processes that still run with this world's settings, beside the supervised ones' own."""
-        found = []
+        """Return the processes that still run with this world's settings or on its files."""
+        found, own = [], str(self.folder)
         for process in psutil.process_iter():
             try:
-                if process.environ().get("DARKROOM_STORM_FOLDER") == str(self.folder):
-                    found.append(f"{process.pid} {' '.join(process.cmdline()[-3:])}")
+                command = process.cmdline()
+                if process.environ().get("DARKROOM_STORM_FOLDER") == own or any(own in part for part in command):
+                    found.append(f"{process.pid} {' '.join(command[-3:])}")
             except psutil.Error:
                 continue
         return found

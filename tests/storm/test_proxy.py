@@ -1,0 +1,76 @@
+"""The toxic proxy before a real MinIO: without a toxin it changes nothing, with one it does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from pydantic import SecretStr
+
+from infra.local.minio import LocalMinio
+from streams.errors import DependencyAway
+from streams.files import FileStore, open_files
+from streams.settings import FilesSettings
+from tests.storm.proxy import CALM, Proxy, Toxin, running_proxy
+
+DATA = bytes(range(256)) * 2000
+
+
+@asynccontextmanager
+async def behind_proxy(minio: LocalMinio) -> AsyncIterator[tuple[FileStore, Proxy]]:
+    """Open a store that is reached through a proxy."""
+    async with running_proxy(minio.endpoint) as proxy:
+        settings = FilesSettings(
+            endpoint=proxy.endpoint,
+            access_key=minio.access_key,
+            secret_key=SecretStr(minio.secret_key),
+            bucket=minio.bucket,
+            timeout_s=5,
+        )
+        async with open_files(settings) as files:
+            yield files, proxy
+
+
+async def put(files: FileStore, key: str) -> None:
+    """Store the data."""
+    await files.put(key, DATA, content_type="application/octet-stream")
+
+
+async def test_a_proxy_without_toxin_changes_nothing(minio: LocalMinio) -> None:
+    """What is written through it is read through it, listed, looked at and removed."""
+    async with behind_proxy(minio) as (files, _):
+        await put(files, "proxy/calm")
+        assert await files.get("proxy/calm") == DATA
+        known = await files.stat("proxy/calm")
+        assert known is not None
+        assert known.size == len(DATA)
+        assert [found.key async for found in files.list("proxy/calm")] == ["proxy/calm"]
+        await files.delete("proxy/calm")
+        assert await files.stat("proxy/calm") is None
+
+
+@pytest.mark.parametrize(
+    "toxin",
+    [Toxin(away=True), Toxin(reset_every=1), Toxin(error_every=1), Toxin(bytes_per_s=1000), Toxin(latency_s=8)],
+    ids=["away", "resets", "errors", "slow answers", "latency"],
+)
+async def test_a_toxin_makes_the_store_seem_away(toxin: Toxin, minio: LocalMinio) -> None:
+    """Under each toxin a read fails as of a store that is away; after it the same read succeeds."""
+    async with behind_proxy(minio) as (files, proxy):
+        await put(files, "proxy/toxic")
+        proxy.toxin = toxin
+        with pytest.raises(DependencyAway):
+            await files.get("proxy/toxic")
+        proxy.toxin = CALM
+        assert await files.get("proxy/toxic") == DATA
+
+
+async def test_a_full_store_still_reads(minio: LocalMinio) -> None:
+    """With its disk full the store takes nothing and gives what it has."""
+    async with behind_proxy(minio) as (files, proxy):
+        await put(files, "proxy/full")
+        proxy.toxin = Toxin(full=True)
+        with pytest.raises(DependencyAway):
+            await put(files, "proxy/more")
+        assert await files.get("proxy/full") == DATA
