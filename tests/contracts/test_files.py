@@ -12,15 +12,18 @@ import time
 import tracemalloc
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from infra.local.minio import LocalMinio
+from streams.breaker import Breakers
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, ObjectMissing, delete_prefix, image_key, image_prefix, open_files
-from streams.settings import FilesSettings
+from streams.files_breaking import BreakingFiles
+from streams.settings import BreakerSettings, FilesSettings
 
 HOSTILE = (
     "", "/", "/etc/passwd", "a//b", "a/", "..", "a/../b", "../x", "./a", "a/.", "a\\b", "a\nb", "a\x00b", "a\ud800",
@@ -32,6 +35,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        target.write(data)
+        await target.drain()
+    target.close()
 
 
 @pytest.fixture
@@ -56,8 +66,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> FilesSettings:
 
 @pytest.fixture
 async def files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Return an empty open store."""
-    async with open_files(settings) as store:
+    """Return an empty open store, behind breakers as every process has it."""
+    async with open_files(settings, Breakers()) as store:
         await delete_prefix(store, "")
         yield store
 
@@ -372,6 +382,42 @@ async def test_a_silent_store_times_out() -> None:
         async with open_files(silent):
             pass
     server.close()
+
+
+async def test_a_store_that_is_away_is_left_alone(s3: FilesSettings) -> None:
+    """After five calls in vain the store is not called any more; a check that it answers lets calls through again."""
+    host, port = str(s3.endpoint).split(":")
+    away, calls = False, 0
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if not away:
+            up_reader, up_writer = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer), return_exceptions=True)
+        writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    proxy = s3.model_copy(update={"endpoint": f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "pool_size": 1})
+    breakers = Breakers(BreakerSettings(open_s=600))
+    async with server, open_files(proxy) as direct:
+        store = BreakingFiles(direct, breakers)
+        await store.put("k", b"1", content_type="x/y")
+        away = True
+        with suppress(DependencyAway):
+            await direct.get("k")  # on the connection that was left open
+        for _ in range(5):
+            with pytest.raises(DependencyAway):
+                await store.get("k")
+        made = calls
+        for _ in range(5):
+            with pytest.raises(DependencyAway, match="left alone") as refused:
+                await store.get("k")
+            assert 0 < (refused.value.after_s or 0) <= 600
+        assert calls == made
+        away = False
+        await store.check()
+        assert await store.get("k") == b"1"
 
 
 async def test_wrong_credentials_stop_the_start(s3: FilesSettings) -> None:

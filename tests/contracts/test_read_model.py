@@ -24,9 +24,11 @@ from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
 
 from schemas.values import ImageState, ObjectRef, StageState, new_image_id
+from streams.breaker import Breakers
 from streams.errors import DependencyAway, NotReady
-from streams.settings import QdrantSettings
+from streams.settings import BreakerSettings, QdrantSettings
 from streams.vectors import DIMENSIONS, ImageRecord, ReadModel, StageRecord, open_read_model
+from streams.vectors_breaking import BreakingReadModel
 from streams.vectors_server import ServerReadModel
 
 SERVER = os.environ.get("DARKROOM_TEST_QDRANT_URL")
@@ -44,7 +46,8 @@ async def model(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield calls
         calls.close()
     elif request.param == "local":
-        async with open_read_model(QdrantSettings(path=tmp_path / "qdrant", collection=name)) as local:
+        where = QdrantSettings(path=tmp_path / "qdrant", collection=name)
+        async with open_read_model(where, Breakers()) as local:  # as every process has it
             yield local
     else:
         async with open_read_model(QdrantSettings(url=SERVER, collection=name)) as server:
@@ -419,6 +422,36 @@ async def test_what_was_written_survives_a_restart(tmp_path: Path) -> None:
     async with open_read_model(where) as model:
         assert await model.get(gone) is None
         assert [record.image_id for record in await model.scan()] == [image_id]
+
+
+async def test_writes_that_failed_are_left_alone_until_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When writes fail again and again reads go on; whoever waits tries a write of its own, which leaves nothing."""
+    breakers = Breakers(BreakerSettings(open_s=0.05))
+    async with open_read_model(QdrantSettings(path=tmp_path)) as local:
+        model = BreakingReadModel(local, breakers)
+        full = True
+
+        async def bury(image_id: str, owner: str, generation: int) -> None:
+            if full:
+                raise DependencyAway("no room")
+            await bury_truly(image_id, owner, generation)
+
+        bury_truly = local.bury
+        monkeypatch.setattr(local, "bury", bury)
+        for _ in range(5):
+            with pytest.raises(DependencyAway, match="no room"):
+                await model.bury(new_image_id(), "anna", 1)
+        assert await model.get(new_image_id()) is None
+        waiting = asyncio.create_task(breakers.all_closed())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        full = False
+        await asyncio.wait_for(waiting, 60)
+        image_id = await added(model)
+        assert [record.image_id for record in await model.scan()] == [image_id]
+        assert await model.scan(state=ImageState.DELETED) == []
 
 
 async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import pytest
 from pydantic import SecretStr
 
 from agents import pipeline
+from agents.models.loading import load
+from agents.models.weights import Model, find, manifest
 from darkroom.gateways import check_gateway
 from gateway.settings import GatewaySettings
 from streams.errors import AccessRefused, DependencyAway, NotReady
 from streams.files import FileStore, open_files
+from streams.health import HealthBoard
 from streams.safety import check_safe
-from streams.settings import FilesSettings, Settings
-from streams.stage import StageSettings
+from streams.settings import FilesSettings, ModelsSettings, Settings
+from streams.stage import Resources, StageSettings
 from streams.starting import check_files
 
 NOBODY = 65534
@@ -218,3 +222,26 @@ async def test_a_store_that_stumbles_is_asked_again() -> None:
     with pytest.raises(NotReady, match="read-only"):
         await check_files(once.store(), FilesSettings(), pause_s=0)
     assert once.left == 8
+
+
+@pytest.mark.parametrize("model", manifest(), ids=lambda model: model.name)
+async def test_a_tampered_model_is_not_loaded(model: Model, tmp_path: Path) -> None:
+    """A file that is not the manifest's is never loaded: its agent skips and says why, or refuses to start at all."""
+    (tmp_path / model.file).write_bytes(b"not the weights")
+    models = ModelsSettings(dir=tmp_path, cache=tmp_path / "cache", download=False)
+    board = HealthBoard()
+    resources = Resources(Settings(), Reluctant(0, OSError()).store(), board)
+    if model.package is not None:  # a package that brings the right file makes up for the wrong one
+        model = replace(model, package=None)
+
+    def build() -> Path:
+        return find(model.name, models).path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.models.weights.manifest", lambda: (model,))
+        loaded = await load(model.stage, model.name, build, resources, required=False)
+        assert loaded.model is None
+        assert "sha256" in loaded.reason
+        assert board.snapshot()[model.stage] == {"state": "degraded", "detail": loaded.reason}
+        with pytest.raises(NotReady, match="sha256"):
+            await load(model.stage, model.name, build, resources, required=True)
