@@ -4,10 +4,11 @@ Agents have no lanes: what is in their topics is worked on in its order. An inte
 images wait in front of the pipeline, not in it, so that only few are ever ahead of it.
 
 - Interactive images are in the pipeline: nothing more is admitted.
-- One came lately: `beside_interactive` images at most, for the next will come soon.
+- One came lately: `beside_interactive` images at most, for the next will come soon; none about when it is expected, so
+  that it finds the pipeline empty if they come at all regularly.
 - Otherwise as many as keep the pipeline busy and no more: Little's law. In flight = rate x (time of an image that is
-  nearly alone + `target_delay_s`), so that whoever comes waits about `target_delay_s`.
-- None is in flight, and none was admitted for `starve_s`: one, whatever else is going on.
+  alone + `target_delay_s`), so that whoever comes waits about `target_delay_s`.
+- None is in flight, and none was admitted for `starve_s`: one, whoever is expected; after twice that, whoever is there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from streams.settings import LaneSettings
 
 WHOLE = ""  # instead of a stage: the image's outcome ends it
 FIRST_WINDOW = 2.0
-LEAST_WINDOW = 2.0
-ALONE = 2  # in flight, at most, for an image's time to say how long one takes that need not wait
-BASE_WEIGHT = 0.2  # of a new measurement in the mean of such times
+LEAST_WINDOW = 1.0
+NEW_WEIGHT = 0.2  # of a new measurement in a running mean
 MOST_CHANGE = 2.0  # of the window at once, either way: one strange measurement must not open the gates
 REMEMBERED = 10_000  # interactive images kept in mind, those that ended too
 
@@ -51,7 +51,9 @@ class Admission:
         self._flights: OrderedDict[Slot, _Flight] = OrderedDict()
         self._interactive: OrderedDict[str, float] = OrderedDict()  # image id -> when it was seen
         self._ended: OrderedDict[str, float] = OrderedDict()  # outcomes may be seen before what they are of
-        self._interactive_at = -float("inf")
+        self._interactive_at = -float("inf")  # when one was seen, or its outcome
+        self._arrived_at = -float("inf")
+        self._gap_s: float | None = None  # between interactive images, while they come
         self._admitted_at = clock()
         self._window = FIRST_WINDOW
         self._base_s: float | None = None
@@ -71,7 +73,7 @@ class Admission:
     @property
     def window(self) -> int:
         """How many bulk images may be in the pipeline at once; while interactive ones are, no new ones join."""
-        if self._clock() - self._interactive_at < self._settings.quiet_s:
+        if self._among_interactive(self._clock()):
             return min(self._settings.beside_interactive, int(self._window))
         return int(self._window)
 
@@ -79,14 +81,16 @@ class Admission:
         """Return how many may be admitted now."""
         now = self._clock()
         self._forget(now)
-        starved = not self._flights and now - self._admitted_at >= self._settings.starve_s
-        return max(int(starved), 0 if self._interactive else self.window - len(self._flights))
+        patience_s = self._settings.starve_s * (2 if self._interactive else 1)
+        starved = not self._flights and now - self._admitted_at >= patience_s
+        held = bool(self._interactive) or self._expecting(now)
+        return max(int(starved), 0 if held else self.window - len(self._flights))
 
     def admit(self, slot: Slot) -> None:
         """Note that an image enters the pipeline. Whoever admits more than there is room for is in error."""
         self._flights.pop(slot, None)
         now = self._admitted_at = self._clock()
-        self._flights[slot] = _Flight(now, alone=len(self._flights) < ALONE)
+        self._flights[slot] = _Flight(now, alone=not self._flights)
         self._was_full = self._was_full or len(self._flights) >= int(self._window)
 
     def free(self, slot: Slot) -> None:
@@ -99,8 +103,13 @@ class Admission:
         """Note that an interactive image is in the pipeline."""
         if image_id in self._ended:
             return
-        self._interactive_at = self._clock()
-        self._interactive[image_id] = self._interactive_at
+        now = self._clock()
+        if self._among_interactive(now):
+            gap = now - self._arrived_at
+            self._gap_s = gap if self._gap_s is None else self._gap_s + NEW_WEIGHT * (gap - self._gap_s)
+        else:
+            self._gap_s = None
+        self._arrived_at = self._interactive_at = self._interactive[image_id] = now
         while len(self._interactive) > REMEMBERED:
             self._interactive.popitem(last=False)
 
@@ -112,6 +121,15 @@ class Admission:
             self._interactive_at = now
         while len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
+
+    def _among_interactive(self, now: float) -> bool:
+        return now - self._interactive_at < self._settings.quiet_s
+
+    def _expecting(self, now: float) -> bool:
+        """Say whether an image admitted now would still be there when the next interactive one is expected."""
+        if self._gap_s is None or self._base_s is None or not self._among_interactive(now):
+            return False
+        return abs(now - (self._arrived_at + self._gap_s)) < self._base_s
 
     def _forget(self, now: float) -> None:
         """Forget what has been in flight for too long: it is in a delay topic, or will never end."""
@@ -128,7 +146,7 @@ class Admission:
             return  # it shared the pipeline with others: says nothing of what bulk does to itself
         if flight.alone:
             base = self._base_s if self._base_s is not None else took_s
-            self._base_s = base + BASE_WEIGHT * (took_s - base)
+            self._base_s = base + NEW_WEIGHT * (took_s - base)
         self._latencies.append(took_s)
         if len(self._latencies) < self._window:
             return

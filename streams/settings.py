@@ -133,7 +133,11 @@ class LaneSettings(Group):
     max_in_flight: int = Field(200, ge=2, description="bulk images in the pipeline at most, whatever its rate")
     beside_interactive: int = Field(1, ge=1, description="the same, while interactive images came lately")
     quiet_s: float = Field(10.0, ge=0, description="seconds without an interactive image after which none is expected")
-    starve_s: float = Field(5.0, gt=0, description="seconds after which one bulk image goes on whatever else there is")
+    starve_s: float = Field(
+        5.0,
+        gt=0,
+        description="seconds after which one bulk image goes on, interactive ones or not; twice that, beside one",
+    )
     slot_s: float = Field(60.0, gt=0, description="seconds after which an image counts as no longer in the pipeline")
     read_ahead: int = Field(20_000, ge=1, description="events read ahead to find the next owner's")
     read_ahead_bytes: int = Field(64_000_000, ge=1_000_000, description="bytes of them at most")
