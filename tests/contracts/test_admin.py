@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from infra.local.kafka import LocalKafka
 from streams import topics
 from streams.admin import KafkaAdmin
+from streams.backlog import Backlog
 from streams.errors import DependencyAway, NotReady
+from streams.producer import open_producer
 from streams.settings import KafkaSettings
 from tests.contracts.logs import OnKafka
 from tests.unit.stage_kit import message, uploaded
@@ -92,6 +97,54 @@ async def test_a_group_nobody_is_in_has_no_members_and_all_the_lag(kafka: LocalK
             except DependencyAway:  # a new broker first makes the topic that groups are kept in
                 await asyncio.sleep(0.2)
     assert found == ({"sanitizer": 0}, 3)
+
+
+async def test_the_oldest_event_an_agent_has_not_finished_is_known(kafka: LocalKafka) -> None:
+    """Its time is told, over all partitions; nothing is told of an agent for which nothing waits."""
+    own = settings(kafka)
+    admin = KafkaAdmin(own)
+    await admin.create_topics()
+    backlog = Backlog(admin)
+    began = time.time()
+    for agent in ("sanitizer", topics.SCHEDULER):
+        assert await patiently(backlog.oldest, agent) is None
+    async with open_producer(own, source="test") as producer:
+        await producer.deliver([message(uploaded(), topics.retry_topic("sanitizer"))])
+        first = await patiently(backlog.oldest, "sanitizer")
+        assert first is not None
+        assert began - 60 < first < time.time() + 60
+        await producer.deliver([message(uploaded()) for _ in range(8)])
+        assert await backlog.oldest("sanitizer") == first
+        await _commit_all(own, topics.retry_topic("sanitizer"))
+        second = await backlog.oldest("sanitizer")
+        assert second is not None
+        assert second > first
+        assert await backlog.oldest("ocr") is None
+        assert await backlog.oldest(topics.SCHEDULER) is None
+        await producer.deliver([message(uploaded(), topics.BULK.name)])
+        assert await backlog.oldest(topics.SCHEDULER) is not None
+
+
+async def _commit_all(own: KafkaSettings, topic: str) -> None:
+    """Commit, as the sanitizer's group, all there is in a topic."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=own.bootstrap, group_id=own.group("sanitizer"))
+    await consumer.start()
+    try:
+        places = [TopicPartition(own.topic(topic), number) for number in range(own.partitions)]
+        consumer.assign(places)
+        await consumer.commit(await consumer.end_offsets(places))
+    finally:
+        await consumer.stop()
+
+
+async def patiently(ask: Callable[[str], Awaitable[float | None]], agent: str) -> float | None:
+    """Ask until a new broker has made the topic that groups are kept in."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await ask(agent)
+            except DependencyAway:
+                await asyncio.sleep(0.2)
 
 
 async def test_a_broker_that_is_away_is_said_to_be() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from darkroom.demo import draw_sign
 from infra.local.kafka import LocalKafka
+from infra.local.ports import choose
 from schemas.envelope import now
 from schemas.facts import ImageSanitized
 from schemas.intake import ImageUploaded
@@ -166,3 +167,26 @@ def test_the_reconciler_makes_good_by_itself_what_was_lost(plant: Plant) -> None
     until(lambda: looked(plant).overdue_count == 0, "nothing being overdue")
     with plant.client() as client:
         assert "last pass: 2" in client.health().parts["reconciler"].detail
+
+
+def test_the_reconciler_is_a_process_of_its_own(plant: Plant) -> None:
+    """Where the read model is not inside the core, `darkroom reconciler` looks, says when it last did, and drains."""
+    if "core" in plant.children:
+        assert plant.terminate("core") == 0  # the in-process read model has one owner: here it is the reconciler
+    lost = plant.uploaded(draw_sign() + b"and more")
+    accepted(plant, lost)
+    port = choose(0)
+    plant.start("reconciler", DARKROOM_WORKER__HTTP_PORT=str(port), **BY_ITSELF)
+
+    def said() -> str:
+        plant.check_alive()
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=10).text
+        except httpx.HTTPError:
+            return ""
+
+    until(lambda: "last pass: 2" in said(), "a pass")
+    until(lambda: len(plant.objects(lost.image_id)) == 5, "the lost upload being worked on")
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    assert 'darkroom_sent_again_total{stage="sanitizer"}' in metrics
+    assert plant.terminate("reconciler") == 0
