@@ -38,7 +38,7 @@ _ROOT = "images/"
 class JanitorSettings(Group):
     """What the janitor may remove, and when; DARKROOM_JANITOR__…"""
 
-    # The delay tiers (2 130 s) and four rounds of three tries with the longest deadline (120 s) make 3 570 s.
+    # The delay tiers (2 130 s) and four rounds of the longest deadline (180 s) make 2 850 s.
     horizon_s: float = Field(3600.0, ge=0, description="seconds after which nobody works on a deleted image any more")
     erasures_per_sweep: int = Field(500, ge=1, description="erasures finished in one sweep at most")
     objects_per_sweep: int = Field(2000, ge=1, description="objects looked at in one sweep; the next one goes on there")
