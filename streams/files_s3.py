@@ -71,8 +71,16 @@ class S3Files:
             num_pools=2,
             maxsize=settings.pool_size,
             timeout=urllib3.Timeout(connect=min(CONNECT_S, settings.timeout_s), read=settings.timeout_s),
-            # The runner retries; one more try here only covers a kept-alive connection the server has just closed.
-            retries=_OnceUnlessSlow(total=1, redirect=0, status=0, backoff_factor=0.0),
+            # The runner retries; one more try here covers a kept-alive connection the server has just closed, and a
+            # server that is busy for a moment: work of ten calls would hardly ever get through if one in five failed.
+            retries=_OnceUnlessSlow(
+                total=1,
+                redirect=0,
+                status_forcelist=(500, 502, 503),
+                raise_on_status=False,
+                respect_retry_after_header=False,
+                backoff_factor=0.0,
+            ),
             cert_reqs="CERT_REQUIRED",
             ca_certs=certifi.where(),
         )
