@@ -235,6 +235,12 @@ class Breakers:
             else:
                 await asyncio.sleep(min(breaker.left_s(), LOOK_S))
 
+    async def keep_asking(self) -> None:
+        """Ask for ever, so that a dependency that is back is called back also where no work waits for it."""
+        while True:
+            await self.all_closed()
+            await asyncio.sleep(self.settings.open_s)
+
     def _first_shut(self) -> tuple[Breaker, Ask] | None:
         return next((pair for pair in self._all.values() if pair[0].state is not State.CLOSED), None)
 

@@ -315,13 +315,15 @@ async def consume(
         async with opened as running:
             health.say("stage", Condition.OK, "")
             lag = asyncio.create_task(keep_lag(running.worker))
+            asking = asyncio.create_task(breakers.keep_asking()) if breakers is not None else None
             told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker, breakers))
             stopped = asyncio.create_task(running.worker.until_stopped())
             halted = asyncio.create_task(running.halted.event.wait())
             paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
             await asyncio.wait({until, stopped, halted, paused}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (lag, told, halted, paused):
-                task.cancel()
+            for task in (lag, told, halted, paused, asking):
+                if task is not None:
+                    task.cancel()
             if stopped.done():
                 running.markers.forgive()
                 leave_stopped(stage.name)

@@ -229,6 +229,27 @@ async def test_whoever_waits_asks_once_for_all() -> None:
     assert state(breaker) is State.CLOSED
 
 
+async def test_a_dependency_that_is_back_is_found_where_no_work_waits() -> None:
+    """In an idle process a breaker that is open closes by itself when the dependency answers again."""
+    away = True
+
+    async def ask() -> None:
+        with breaker.probing():
+            if away:
+                raise DependencyAway("still down")
+
+    breakers = Breakers(BreakerSettings(failures=1, open_s=0.02))
+    breaker = breakers.add("store", ask)
+    asking = asyncio.create_task(breakers.keep_asking())
+    for _ in range(2):
+        fail(breaker)
+        away = False
+        async with asyncio.timeout(60):
+            while state(breaker) is not State.CLOSED:
+                await asyncio.sleep(0.005)
+    asking.cancel()
+
+
 class Machine(RuleBasedStateMachine):
     """Calls that begin and end in any order, beside what the promise says of them."""
 
