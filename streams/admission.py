@@ -25,6 +25,7 @@ FIRST_WINDOW = 2.0
 LEAST_WINDOW = 1.0
 NEW_WEIGHT = 0.2  # of a new measurement in a running mean
 MOST_CHANGE = 2.0  # of the window at once, either way: one strange measurement must not open the gates
+SLOW = 10  # times what an image usually takes: it is in a delay topic, or was dropped without an outcome
 REMEMBERED = 10_000  # interactive images kept in mind, those that ended too
 
 
@@ -133,11 +134,12 @@ class Admission:
 
     def _forget(self, now: float) -> None:
         """Forget what has been in flight for too long: it is in a delay topic, or will never end."""
-        settings = self._settings
-        while self._flights and next(iter(self._flights.values())).admitted_at <= now - settings.slot_s:
+        most_s = self._settings.slot_s
+        usual_s = (self._base_s or most_s) + self._settings.target_delay_s
+        while self._flights and next(iter(self._flights.values())).admitted_at <= now - min(most_s, SLOW * usual_s):
             self._flights.popitem(last=False)
         for seen in (self._interactive, self._ended):
-            while seen and next(iter(seen.values())) <= now - settings.slot_s:
+            while seen and next(iter(seen.values())) <= now - most_s:
                 seen.popitem(last=False)
 
     def _learn(self, took_s: float, flight: _Flight) -> None:

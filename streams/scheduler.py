@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from schemas.envelope import Outgoing, Record, now
+from schemas.outcomes import ImageDeleted
 from streams import metrics
 from streams.admission import Admission, Slot
 from streams.bulk_lane import BulkEvent, read_bulk
@@ -38,6 +40,7 @@ VERSION = "1"
 POLL_S = 0.25
 COMMIT_S = 1.0
 AT_ONCE = 100  # events of one delivery, at most
+REMEMBERED = 100_000  # images deleted since the start
 _SOURCE = "darkroom/"  # ce_source of an agent's events begins with it; its name follows
 
 
@@ -59,6 +62,7 @@ class Scheduler:
         self._admission = Admission(lanes)
         self._queue: FairQueue[_Waiting] = FairQueue()
         self._queued_bytes = 0
+        self._deleted: OrderedDict[str, None] = OrderedDict()
         self._ledger: Ledger[int] = Ledger()
         self._generation = 0
         self._read_to: dict[TopicPartition, int] = {}
@@ -150,6 +154,10 @@ class Scheduler:
             return
         if topic == OUTCOMES.name:
             self._admission.outcome(image_id)
+            if record.header("ce_type") == ImageDeleted.type:
+                self._deleted[image_id] = None
+                while len(self._deleted) > REMEMBERED:
+                    self._deleted.popitem(last=False)
         elif topic == FACTS.name:
             self._admission.free(Slot(image_id, (record.header("ce_source") or "").removeprefix(_SOURCE)))
         elif record.header(LANE_TARGET_HEADER) is None:
@@ -222,7 +230,8 @@ class Scheduler:
         while len(self._queue) and len(admitted) < AT_ONCE and self._admission.room():
             waiting = self._queue.take()
             self._queued_bytes -= waiting.event.size
-            self._admission.admit(waiting.event.slot)
+            if waiting.event.slot.image_id not in self._deleted:  # agents drop it without a word
+                self._admission.admit(waiting.event.slot)
             admitted.append(waiting)
         return admitted
 

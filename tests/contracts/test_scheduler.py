@@ -13,7 +13,7 @@ import pytest
 from infra.local.kafka import LocalKafka
 from schemas.envelope import Outgoing, Record
 from schemas.intake import ImageUploaded
-from schemas.outcomes import ImageCompleted
+from schemas.outcomes import ImageCompleted, ImageDeleted
 from streams import topics
 from streams.admin import KafkaAdmin
 from streams.bulk_lane import in_bulk
@@ -159,6 +159,21 @@ async def test_nothing_joins_an_interactive_image_until_it_has_ended(kafka: Loca
         assert not await lane.forwarded()
         await lane.end(single.image_id)
         await lane.until_all_ended(5)
+
+
+async def test_what_was_deleted_while_it_waited_takes_no_place(kafka: LocalKafka) -> None:
+    """Images deleted in the bulk lane, which no agent will ever speak of, do not keep the others waiting."""
+    async with bulk_lane(kafka) as lane:
+        scheduler = await lane.start()
+        sent = [waiting("anna") for _ in range(12)]
+        await lane.producer.deliver([m for _, m in sent])
+        await until(lambda: scheduler.waiting == 10, "two being let in")
+        deleted = [outgoing(topics.OUTCOMES, ImageDeleted(image_id=event.image_id), source="test", traceparent=None)
+                   for event, _ in sent[2:10]]  # fmt: skip
+        await lane.producer.deliver(deleted)
+        await lane.end(sent[0][0].image_id, sent[1][0].image_id)
+        await until(lambda: scheduler.waiting == 0, "everything being let in")
+        assert len(await lane.forwarded()) == len(sent)
 
 
 async def test_a_rerun_goes_to_its_agent_and_makes_room_with_its_fact(kafka: LocalKafka) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.admission import FIRST_WINDOW, LEAST_WINDOW, Admission, Slot
+from streams.admission import FIRST_WINDOW, LEAST_WINDOW, SLOW, Admission, Slot
 from streams.settings import LaneSettings
 
 SETTINGS = LaneSettings(target_delay_s=1, max_in_flight=50, beside_interactive=1, quiet_s=10, starve_s=5, slot_s=60)
@@ -171,6 +171,19 @@ def test_an_image_that_never_ends_gives_its_place_up() -> None:
     clock.now += SETTINGS.slot_s
     assert admission.room() == int(FIRST_WINDOW)
     assert (admission.in_flight, admission.interactive) == (0, 0)
+
+
+def test_an_image_that_takes_much_longer_than_usual_gives_its_place_up_sooner() -> None:
+    """Once it is known how long an image takes, one dropped without an outcome holds its place ten times as long."""
+    clock = Clock()
+    admission = Admission(SETTINGS, clock)
+    admission.admit(Slot("usual"))
+    clock.now += 1
+    admission.outcome("usual")
+    admission.admit(Slot("dropped"))
+    clock.now += SLOW * (1 + SETTINGS.target_delay_s)
+    assert admission.room()
+    assert admission.in_flight == 0
 
 
 def test_a_rerun_ends_with_the_fact_of_its_stage() -> None:
