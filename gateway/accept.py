@@ -1,8 +1,8 @@
 """Accepting: stored, receipt written, delivery confirmed by Kafka; only then is a request accepted.
 
 When a step fails, everything is taken back and the client hears 503: the receipt, the claim on the original, and the
-original if this request brought it and nobody else claims it. Should Kafka deliver such an event after all, the
-sanitizer finds no original and drops it.
+original if this request brought it and nobody else claims it. Should Kafka have the event all the same, the image is
+deleted like any other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ImageId, Lane, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
 from streams.erasures import Erasures
-from streams.errors import DependencyAway
+from streams.errors import DependencyAway, Unconfirmed
 from streams.files import FileStore, ObjectMissing, original_key, receipt_key
 from streams.metrics import UPLOAD_BYTES
 from streams.originals import claim, release, withdraw
@@ -216,16 +216,46 @@ class Accepting:
     async def _promise(
         self, receipt: Receipt, topic: Topic, event: Event, traceparent: str | None, *, fresh: bool = True
     ) -> None:
-        key = receipt_key(receipt.job_id)
+        sending = False
         try:
             async with self._bounded("The object store"):
-                await self.files.put(key, receipt.model_dump_json().encode(), content_type="application/json")
+                await self._write(receipt)
+            sending = True
             async with self._bounded("Kafka", self.settings.delivery_timeout_s):
                 await self.events.send(topic, event, traceparent=traceparent, bulk=receipt.lane is Lane.BULK)
-        except BaseException:
+        except BaseException as error:
             if fresh:
-                await asyncio.shield(self._take_back(key))
+                await asyncio.shield(self._take_back(receipt_key(receipt.job_id)))
+            if sending and receipt.kind is not ReceiptKind.DELETE and _may_be_in_log(error):
+                await asyncio.shield(self._disown(receipt))
             raise
+
+    async def _write(self, receipt: Receipt) -> None:
+        body = receipt.model_dump_json().encode()
+        await self.files.put(receipt_key(receipt.job_id), body, content_type="application/json")
+
+    async def _disown(self, refused: Receipt) -> None:
+        """Delete an image nobody was promised, whose event Kafka may have taken all the same.
+
+        Whatever is at work on it drops it, and nobody sees it; the reconciler has the indexer remove what there is.
+        """
+        image_id, owner, generation = refused.image_id, refused.owner, refused.generation + 1
+        job_id, kind = job_id_of(image_id, generation), ReceiptKind.DELETE
+        try:
+            async with asyncio.timeout(self.settings.storage_timeout_s):
+                await Erasures(self.files).make_certain(image_id, owner, generation)
+                await self._write(
+                    Receipt(
+                        job_id=job_id,
+                        image_id=image_id,
+                        owner=owner,
+                        generation=generation,
+                        kind=kind,
+                        submitted_at=now(),
+                    )
+                )
+        except (DependencyAway, TimeoutError) as error:
+            log.warning("an image could not be disowned", extra={"image_id": image_id, "error": repr(error)})
 
     async def _take_back(self, key: str) -> None:
         try:
@@ -249,6 +279,12 @@ class Accepting:
         except (DependencyAway, TimeoutError) as error:
             log.warning("not accepted: %s does not answer", what, extra={"error": repr(error)})
             raise away(what, retry_after_s=self.settings.retry_after_s) from error
+
+
+def _may_be_in_log(error: BaseException) -> bool:
+    """Say whether an event that was not confirmed may have been taken: always, unless Kafka was never given it."""
+    cause = error.__cause__ if isinstance(error, Problem) else error
+    return isinstance(cause, Unconfirmed) or not isinstance(cause, DependencyAway)
 
 
 async def read_receipt(files: FileStore, job_id: str, *, timeout_s: float) -> Receipt | None:

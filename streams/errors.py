@@ -3,7 +3,8 @@
     DarkroomError
     ├── Retryable          a dependency is away: try again here, then in a delay topic, then dead-letter
     │   └── DependencyAway     … Kafka, the object store or Qdrant did not answer
-    │       └── AccessRefused      … it answered, and does not let us in: at start the process refuses to start
+    │       ├── AccessRefused      … it answered, and does not let us in: at start the process refuses to start
+    │       └── Unconfirmed        … Kafka was given events and did not confirm them: they may be in the log
     ├── Malformed          these bytes are not our event: dead letter at once
     ├── Gone               the object was deleted under us: drop the event, count it
     ├── NotReady           a worker refuses to start: bad settings, missing topic, required model missing
@@ -44,6 +45,10 @@ class DependencyAway(Retryable):
 
 class AccessRefused(DependencyAway):
     """A service we depend on answered and does not let us do what we must: credentials, rights, read-only."""
+
+
+class Unconfirmed(DependencyAway):
+    """Kafka was given events and did not confirm all of them in time: any of them may be in the log all the same."""
 
 
 class Malformed(DarkroomError):

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.envelope import Event, Outgoing
 from streams.bulk_lane import in_bulk
-from streams.errors import DependencyAway
+from streams.errors import DependencyAway, Unconfirmed
 from streams.settings import KafkaSettings
 from streams.topics import Topic
 from streams.tracing import child_of
@@ -85,7 +85,8 @@ class EventProducer:
                     await future
         except (KafkaError, TimeoutError) as error:
             await self._abandon(producer)
-            raise DependencyAway(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
+            kind = DependencyAway if producer is None else Unconfirmed
+            raise kind(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         """Deliver one event, with `bulk` into the bulk lane. Raises DependencyAway when it was not confirmed."""

@@ -19,6 +19,7 @@ from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import Lane, Owner, split_job_id
 from streams import topics
+from streams.erasures import Erasures
 from streams.errors import DependencyAway
 from streams.files import open_files, receipt_key
 from streams.settings import FilesSettings
@@ -332,8 +333,20 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
     assert JPEG in [data for data, _ in (await files.objects()).values()]
 
 
+async def only_its_deletion(files: FrailFiles) -> None:
+    """Fail unless all that is left of an upload is that whatever becomes of it is deleted."""
+    (image_id,) = [one async for one in Erasures(files).unfinished()]
+    assert await files.receipts() == [receipt_key(f"{image_id}.2")]
+    receipt = Receipt.model_validate_json(await files.get(receipt_key(f"{image_id}.2")))
+    assert receipt.kind is ReceiptKind.DELETE
+    erasure = await Erasures(files).get(image_id)
+    assert erasure is not None
+    assert erasure.covers(receipt.owner, 1)
+    assert not [key for key in await files.objects() if key.startswith(("originals/", "claims/"))]
+
+
 async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles) -> None:
-    """A confirmation that does not come is not waited for without end, and leaves no receipt."""
+    """A confirmation that does not come is not waited for without end; the image, if it comes to be, is deleted."""
 
     class Silent(Sink):
         async def send(self, *args: object, **named: object) -> None:
@@ -342,7 +355,7 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles
     app = ingest_app(settings(delivery_timeout_s=0.05), files=files, events=Silent(), readiness=Answers())
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
-    assert not await files.receipts()
+    await only_its_deletion(files)
 
 
 async def test_storage_away_is_503_and_nothing_is_sent(
@@ -433,7 +446,7 @@ async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> Non
     problem = refused(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-correlation-id"] == problem.correlation_id == "abc-1"
-    assert not await files.receipts()
+    await only_its_deletion(files)
 
 
 async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink: Sink) -> None:
