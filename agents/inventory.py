@@ -23,7 +23,9 @@ RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
 _JOBS = "jobs/"
 _AT_ONCE = 16
 _PAGE = 512
-_SETTLED = 500_000  # receipts remembered as settled; forgetting them costs a look each
+REMEMBERED = 200_000  # receipts
+
+_Job = tuple[str, int]  # image id and generation
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -72,17 +74,16 @@ class Inventory:
     files: FileStore
     vectors: ReadModel
     settings: InventorySettings
-    complete: bool = False  # the last walk over receipts and records saw all of them
     _receipt: str | None = None
     _completed: str | None = None
-    _settled: set[int] = field(default_factory=set)
+    _settled: set[_Job] = field(default_factory=set)
+    _young: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # read before, not overdue then
 
-    async def unfinished(self, now: float) -> AsyncIterator[Found]:
+    async def unfinished(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """Return the images that have not ended: accepted and never heard of, in process, or going to be deleted."""
-        self.complete = True
-        async for found in self._accepted(now):
+        async for found in self._accepted(now, everything=everything):
             yield found
-        async for record in self._scan(ImageState.PROCESSING, self.settings.records_per_pass):
+        async for record in self._scan(ImageState.PROCESSING, None if everything else self.settings.records_per_pass):
             if SANITIZER in record.stages:
                 yield Found(record.image_id, record, None, waiting=unfinished(record, None))
             else:  # only its receipt says whether it had to be fetched first
@@ -112,37 +113,50 @@ class Inventory:
         missing = (await self._damage(record)).missing if record is not None and not waiting else ()
         return Found(image_id, record, receipt, erasure, waiting, missing)
 
-    async def _accepted(self, now: float) -> AsyncIterator[Found]:
+    async def _accepted(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """Walk the receipts, of which there is one per job, by age of the image; go on where the last walk ended."""
         start = _JOBS + earliest_id(now - self.settings.window_s)
+        after = start if everything or self._receipt is None else max(start, self._receipt)
+        most = None if everything else self.settings.receipts_per_pass
         newest: dict[str, int] = {}
         listed, last = 0, None
-        async for info in self.files.list(_JOBS, after=max(start, self._receipt or start)):
+        async for info in self.files.list(_JOBS, after=after):
             last, listed = info.key, listed + 1
             if generation := _generation(info.key):
                 image_id = info.key.removeprefix(_JOBS).partition(".")[0]
                 newest[image_id] = max(newest.get(image_id, 0), generation)
-            if listed == self.settings.receipts_per_pass:
+            if listed == most:
                 break
-        ended = listed < self.settings.receipts_per_pass
-        self.complete = ended and self._receipt is None
-        self._receipt = None if ended else last
-        if len(self._settled) > _SETTLED:
-            self._settled.clear()
-        async for found in _each(_aiter(newest.items()), self._look_at_job):
+        if not everything:
+            self._receipt = last if listed == most else None
+        self._forget_some()
+        async for found in _each(_aiter(newest.items()), lambda job: self._look_at_job(job, now)):
             if found is not None:
                 yield found
 
-    async def _look_at_job(self, job: tuple[str, int]) -> Found | None:
+    async def _look_at_job(self, job: _Job, now: float) -> Found | None:
         image_id, generation = job
-        if hash(job) in self._settled:
+        if job in self._settled:
             return None
         record = await self.vectors.get(image_id)
         if record is not None and record.generation >= generation:  # what it waits for is found among the records
-            self._settled.add(hash(job))
+            self._settled.add(job)
+            self._young.pop(job, None)
             return None
+        waiting = self._young.get(job, ())
+        if waiting and all(now - one.since <= self.settings.overdue_s for one in waiting):
+            return Found(image_id, record, None, waiting=waiting)
         receipt = await self._read(image_id, generation)
-        return Found(image_id, record, receipt, waiting=unfinished(record, receipt)) if receipt is not None else None
+        if receipt is None:
+            return None
+        self._young[job] = unfinished(record, receipt)
+        return Found(image_id, record, receipt, waiting=self._young[job])
+
+    def _forget_some(self) -> None:
+        """Keep what is remembered of receipts bounded: forgetting costs a look each."""
+        for known in (self._settled, self._young):
+            if len(known) > REMEMBERED:
+                known.clear()
 
     async def _read(self, image_id: str, generation: int) -> Receipt | None:
         try:
@@ -166,7 +180,6 @@ class Inventory:
                 yield record
             after, seen = page[-1].image_id, seen + len(page)
             if most is not None and seen >= most:
-                self.complete = False
                 return
 
     async def _next_completed(self) -> AsyncIterator[ImageRecord]:

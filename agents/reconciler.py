@@ -61,6 +61,7 @@ class _Pass:
     now: float
     unfinished: dict[str, Counter[Standing]] = field(default_factory=lambda: defaultdict(Counter))
     oldest: tuple[float, Found] | None = None
+    tried: set[str] = field(default_factory=set)  # images that were led on before
     overdue: list[tuple[Found, Waiting]] = field(default_factory=list)
     items: list[OverdueItem] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
@@ -88,7 +89,6 @@ class Reconciler:
         self._control = Control(files)
         self._attempts = Attempts(files)
         self._inventory = Inventory(files, vectors, settings)
-        self._whole = Inventory(files, vectors, settings)  # a look at everything must not move where passes stand
         self._one = asyncio.Lock()
 
     async def look(self, *, dry_run: bool = False, everything: bool = False) -> ReconcileReport:
@@ -98,24 +98,24 @@ class Reconciler:
         """
         async with self._one:
             began, run = time.monotonic(), _Pass(dry_run, self._clock())
-            inventory = self._whole if everything else self._inventory
-            await self._collect(run, inventory, everything=everything)
+            await self._collect(run, everything=everything)
             await self._lead_on(run)
-            report = await self._report(run, inventory, time.monotonic() - began, everything=everything)
+            report = await self._report(run, time.monotonic() - began, everything=everything)
         if not dry_run:
             _expose(report)
         return report
 
-    async def _collect(self, run: _Pass, inventory: Inventory, *, everything: bool) -> None:
+    async def _collect(self, run: _Pass, *, everything: bool) -> None:
         found: dict[str, Found] = {}
-        async for image in inventory.unfinished(run.now):
+        async for image in self._inventory.unfinished(run.now, everything=everything):
             found[image.image_id] = image
-        async for image in inventory.damaged(run.now, everything=everything):
+        async for image in self._inventory.damaged(run.now, everything=everything):
             found.setdefault(image.image_id, image)
             for stage, _ in image.missing if not run.dry_run else ():
                 metrics.MISSING_OBJECTS.labels(stage).inc()
-        for image_id in await self._attempts.images() - found.keys():
-            image = await inventory.examine(image_id)
+        run.tried = await self._attempts.images()
+        for image_id in run.tried - found.keys():
+            image = await self._inventory.examine(image_id)
             if image.waiting or image.missing:
                 found[image_id] = image
             elif not run.dry_run:
@@ -138,7 +138,6 @@ class Reconciler:
         """Send again what is overdue, unless something explains it; unfinished images first, then the oldest."""
         run.overdue.sort(key=lambda pair: (pair[1].reason is Reason.OBJECT_MISSING, pair[1].since))
         paused = {mark.agent for mark in await self._control.all()}
-        tried = await self._attempts.images()
         readers = {reader for _, one in run.overdue for reader in _on_its_way(one)}
         behind = {reader: await self._progress.oldest(reader) for reader in readers}
         for image, waiting in run.overdue:
@@ -147,7 +146,7 @@ class Reconciler:
             elif any(self._is_queued(waiting, behind[reader]) for reader in _on_its_way(waiting)):
                 self._note(run, image, waiting, Standing.QUEUED)
             else:
-                noted = await self._attempts.of(image.image_id, image.generation) if image.image_id in tried else {}
+                noted = await self._attempts.of(image.image_id, image.generation) if image.image_id in run.tried else {}
                 await self._lead_on_one(run, image, waiting, noted.get(waiting.agent, Attempt()))
 
     def _is_queued(self, waiting: Waiting, oldest: float | None) -> bool:
@@ -199,7 +198,7 @@ class Reconciler:
             )
         )
 
-    async def _report(self, run: _Pass, inventory: Inventory, took_s: float, *, everything: bool) -> ReconcileReport:
+    async def _report(self, run: _Pass, took_s: float, *, everything: bool) -> ReconcileReport:
         oldest = None
         if run.oldest is not None:
             at, image = run.oldest
@@ -209,7 +208,7 @@ class Reconciler:
             dry_run=run.dry_run,
             at=now(),
             took_s=round(took_s, 3),
-            complete=everything and inventory.complete,
+            complete=everything,
             images=await self._vectors.count(),
             unfinished={stage: dict(found) for stage, found in sorted(run.unfinished.items())},
             oldest=oldest,
