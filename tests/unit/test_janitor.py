@@ -334,6 +334,25 @@ async def test_orphans_are_reported_early_and_removed_late(house: House) -> None
     assert image_prefix(waiting) in "".join(await house.keys())
 
 
+async def test_what_a_dead_gateway_left_goes_when_it_is_old(house: House) -> None:
+    """A claim no image stands behind is taken back, with its original if it was the last; claims of images stay."""
+    await house.image(sha="a")
+    lost, shared = "b" * 64, "a" * 64
+    await claim(house.files, "anna", lost, new_image_id())
+    await claim(house.files, "anna", shared, new_image_id())
+    await house.put(original_key("anna", lost))
+    before = await house.keys()
+    assert (await house.janitor().sweep()).abandoned == 0
+    assert await house.keys() == before
+    house.ahead_s = 60 * DAY
+    assert (await house.janitor().sweep(dry_run=True)).abandoned == 2
+    assert (await house.janitor().sweep()).abandoned == 2
+    after = await house.keys()
+    assert original_key("anna", lost) not in after
+    assert original_key("anna", shared) in after
+    assert len([key for key in after if key.startswith("claims/")]) == 1
+
+
 async def test_orphans_stay_where_that_is_the_setting(house: House) -> None:
     """An operator can have orphans reported only."""
     await house.image()
