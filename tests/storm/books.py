@@ -141,12 +141,13 @@ def _no_trace(evidence: Evidence) -> Iterator[str]:
     for job_id, number in evidence.receipts.items():
         if number in refused:
             traces[number].add(f"a receipt {job_id}")
-    ended = {outcome.image_id for outcome in evidence.outcomes}
+    ended = {outcome.image_id for outcome in evidence.outcomes if outcome.kind != ImageState.DELETED}
     for image_id, number in evidence.number_of.items():
         if number in refused:
             if image_id in ended:
                 traces[number].add("an outcome")
-            if evidence.states.get(image_id, ABSENT) != ABSENT:
+            # One whose event Kafka had taken all the same was deleted: nothing of it is left, and nobody saw it.
+            if evidence.states.get(image_id, ABSENT) not in {ABSENT, GONE}:
                 traces[number].add(f"a record ({evidence.states[image_id]})")
     for number, sent in refused.items():
         yield f"{_named(sent)} left {', '.join(sorted(traces[number]))}" if number in traces else ""

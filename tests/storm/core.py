@@ -1,12 +1,14 @@
 """The core (`darkroom core`) with a read model that can be made slow, failing or away: as a Qdrant server would be.
 
 In process there is no network to break, so every call first looks into the file named by DARKROOM_STORM_READ_MODEL:
-`away`, `slow` or `errors` (one call in five); no file, no trouble.
+`away`, `slow` or `errors` (one call in five); no file, no trouble. At its start it reads more settings from the file
+named by DARKROOM_STORM_SETTINGS, if there is one: so it can be started anew with others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +23,7 @@ from streams.errors import DependencyAway
 from streams.settings import QdrantSettings
 
 FILE_VARIABLE = "DARKROOM_STORM_READ_MODEL"
+SETTINGS_VARIABLE = "DARKROOM_STORM_SETTINGS"
 SLOW_S = 1.0
 ERROR_EVERY = 5
 
@@ -60,7 +63,13 @@ def _poisoned(opened: Callable[[QdrantSettings], AbstractAsyncContextManager[Any
     return open_toxic
 
 
+def _more_settings(file: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.environ.update(json.loads(file.read_text()))
+
+
 if __name__ == "__main__":
+    _more_settings(Path(os.environ[SETTINGS_VARIABLE]))
     # Below the breakers, where a server's trouble would be.
     vectors_local.open_local_read_model = _poisoned(vectors_local.open_local_read_model)  # type: ignore[assignment]
     sys.exit(run_gateway("core"))

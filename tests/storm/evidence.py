@@ -71,9 +71,10 @@ async def gather(
     """Read everything that is known of the images of the storm."""
     evidence = Evidence(sent=list(sent))
     others = await read_log(evidence, kafka, agents)
-    images = {*evidence.number_of, *(one.image_id for one in sent if one.image_id)}
-    await _ask_states(evidence, url, images)
-    await _read_objects(evidence, files, others)
+    await _list_objects(evidence, files, others)
+    accepted = {key.removeprefix("jobs/").partition(".")[0] for key in evidence.keys if key.startswith("jobs/")}
+    await _ask_states(evidence, url, {*evidence.number_of, *accepted, *(one.image_id for one in sent if one.image_id)})
+    await _read_objects(evidence, files)
     sample = await sample_commits(kafka, agents)
     if sample is not None:
         evidence.commits.append(sample)
@@ -184,10 +185,13 @@ async def _ask_states(evidence: Evidence, url: str, images: set[str]) -> None:
         await asyncio.gather(*(ask(image_id) for image_id in images))
 
 
-async def _read_objects(evidence: Evidence, files: FileStore, others: set[str]) -> None:
+async def _list_objects(evidence: Evidence, files: FileStore, others: set[str]) -> None:
     async for found in files.list(""):
         if others.isdisjoint(found.key.split("/")) and f"/{CALM_OWNER}/" not in found.key:
             evidence.keys.add(found.key)
+
+
+async def _read_objects(evidence: Evidence, files: FileStore) -> None:
     room = asyncio.Semaphore(_PARALLEL)
 
     async def image(image_id: str) -> None:
@@ -198,7 +202,10 @@ async def _read_objects(evidence: Evidence, files: FileStore, others: set[str]) 
         async with room:
             with suppress(ObjectMissing, ValueError):
                 number = (json.loads(await files.get(key)).get("context") or {}).get(NUMBER)
-                evidence.receipts[key.removeprefix("jobs/").removesuffix(".json")] = number
+                job_id = key.removeprefix("jobs/").removesuffix(".json")
+                evidence.receipts[job_id] = number
+                if isinstance(number, int):
+                    evidence.number_of.setdefault(job_id.partition(".")[0], number)
 
     completed = [image_id for image_id, state in evidence.states.items() if state == "completed"]
     await asyncio.gather(*map(image, completed))

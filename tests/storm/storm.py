@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -35,7 +36,7 @@ Say = Callable[[str], None]
 
 _PROBE_PATIENCE_S = 180.0
 _QUIET_PATIENCE_S = 420.0
-_SWEEP_PATIENCE_S = 150.0
+_LOOKS = 10  # of the reconciler, until it finds nothing to do
 _SAMPLE_S = 2.0
 _COMMITS_EVERY = 4  # samples of memory
 MEMORY_LIMITS = {"core": 1_000, "ocr": 1_800, "detector": 1_500, "embedder": 1_500}  # MB; others:
@@ -49,11 +50,10 @@ class Shape:
     images: int  # at least
     minutes: float
     fresh: int  # pictures whose pixels are new when they come
-    horizon_s: float  # after which the janitor believes that nothing of a deleted image comes late
 
 
-LONG = Shape(images=2000, minutes=20, fresh=60, horizon_s=60)
-SHORT = Shape(images=120, minutes=2.2, fresh=14, horizon_s=15)
+LONG = Shape(images=2000, minutes=20, fresh=60)
+SHORT = Shape(images=120, minutes=2.2, fresh=14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,7 @@ async def run_storm(plan: Plan, say: Say) -> Run:
     pool = make_pool(plan.images_dir, fresh=plan.shape.fresh)
     say(f"seed {plan.seed}: {len(plan.schedule)} faults, {plan.images} images, {len(pool.contents)} distinct pictures")
     async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(
-            running_world(plan.folder, plan.models, plan.cache, horizon_s=plan.shape.horizon_s)
-        )
+        world = await stack.enter_async_context(running_world(plan.folder, plan.models, plan.cache))
         files = await stack.enter_async_context(open_files(world.files))
         http = await stack.enter_async_context(_http())
         say(f"[{_clock(began)}] three brokers, MinIO and {len(PROCESSES)} processes are up")
@@ -121,9 +119,9 @@ async def run_storm(plan: Plan, say: Say) -> Run:
         await sending
         say(f"[{_clock(began)}] the storm is over; healing and waiting for quiet")
         await _heal(world)
-        await until_quiet(world, stream, say)
+        unended = await until_quiet(world, stream, say)
         mended = await _replay(world, files, stream)
-        await _sweep(world, http, say)
+        await _grow_old(world, stream, http, say)
         say(f"[{_clock(began)}] quiet; gathering the evidence")
         evidence = await gather(world.kafka, files, world.url("core"), stream.diary)
         evidence.calm, evidence.mended = calm, mended
@@ -138,6 +136,7 @@ async def run_storm(plan: Plan, say: Say) -> Run:
         evidence.left["probes that did not complete"] = [
             str(r.fault) for r in recoveries if r.seconds is None and not r.why_not
         ]
+        evidence.left["accepted images that did not end by themselves"] = unended
         evidence.left["processes not running"] = [name for name in PROCESSES if world.pid(name) is None]
     evidence.left["processes"] = world.left_behind()
     return Run(plan.seed, (time.monotonic() - began) / 60, evidence, balance(evidence), recoveries)
@@ -220,9 +219,9 @@ async def _heal(world: World) -> None:
     await world.until_members(dict.fromkeys((*AGENTS, "router"), 1))
 
 
-async def until_quiet(world: World, stream: Stream, say: Say, *, patience_s: float = _QUIET_PATIENCE_S) -> None:
-    """Wait until every accepted image has ended and nothing is left to do; after that much patience, go on anyway."""
-    began, quiet, said = time.monotonic(), 0, 0.0
+async def until_quiet(world: World, stream: Stream, say: Say, *, patience_s: float = _QUIET_PATIENCE_S) -> list[str]:
+    """Wait until every accepted image has ended and nothing is left to do; return which ones have not in that time."""
+    began, quiet, said, waiting = time.monotonic(), 0, 0.0, list[str]()
     while time.monotonic() - began < patience_s:
         try:
             ends = await ended(world)
@@ -236,29 +235,35 @@ async def until_quiet(world: World, stream: Stream, say: Say, *, patience_s: flo
         # Twice in a row: what waits for its delay is in no agent's topic for a moment.
         quiet = quiet + 1 if not waiting and not left else 0
         if quiet >= 2:
-            return
+            return []
         if time.monotonic() - said > 15:
             said = time.monotonic()
             say(f"  waiting for {len(waiting)} images and {left} events")
         await asyncio.sleep(1.5)
     say("  patience is over; the books will tell what is missing")
+    return waiting
 
 
 def _is_over(sent: Sent, end: str | None) -> bool:
     return end == ImageState.DELETED if sent.deleted == "yes" else end is not None
 
 
-async def _sweep(world: World, http: httpx.AsyncClient, say: Say) -> None:
-    """Have reconciler and janitor look over everything, until no erasure waits for its horizon."""
-    deadline = time.monotonic() + _SWEEP_PATIENCE_S
-    url = f"{world.url('core')}/api/v1/admin/reconcile"
-    while time.monotonic() < deadline:
-        answer = await http.post(url, params={"dry_run": "false"})
-        swept = answer.raise_for_status().json()["swept"]
-        if not swept["waiting"]:
-            return
-        await asyncio.sleep(2)
-    say(f"  the janitor is not done: {swept}")
+async def _grow_old(world: World, stream: Stream, http: httpx.AsyncClient, say: Say) -> None:
+    """Have reconciler and janitor do what they do when time has passed: here all is quiet, so nothing comes late."""
+    ages = ("RECONCILER__OVERDUE_S", "RECONCILER__AGAIN_S", "JANITOR__HORIZON_S", "JANITOR__ORPHAN_AGE_S")
+    await world.restart_core(**{f"DARKROOM_{name}": "1" for name in ages}, DARKROOM_RECONCILER__INTERVAL_S="3600")
+    url, report = f"{world.url('core')}/api/v1/admin/reconcile", dict[str, Any]()
+    for _ in range(_LOOKS):
+        with suppress(httpx.HTTPError):
+            answer = await http.post(url, params={"dry_run": "false"})
+            report = answer.raise_for_status().json()
+            sent, swept = sum(report["sent"].values()), report["swept"]
+            if not sent and not swept["waiting"] and not swept["overdue"]:
+                return
+            say(f"  the reconciler sent {sent} events again")
+        await asyncio.sleep(1.5)
+        await until_quiet(world, stream, say)
+    say(f"  the reconciler is not done: {report}")
 
 
 async def _replay(world: World, files: FileStore, stream: Stream) -> dict[str, str]:

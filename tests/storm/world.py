@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,14 +25,14 @@ from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import AGENTS
 from tests.storm import source
 from tests.storm.cluster import Cluster, running_cluster
-from tests.storm.core import FILE_VARIABLE
+from tests.storm.core import FILE_VARIABLE, SETTINGS_VARIABLE
 from tests.storm.proxy import Proxy, running_proxy
 
 WORKERS = tuple(agent for agent in AGENTS if agent != "indexer")  # the indexer lives in the core
 PROCESSES = ("core", "ingest", "router", *WORKERS)
 SESSION_S = 6.0
 TIERS = {"30s": 2, "5m": 10, "30m": 60}  # seconds: the same three delays, for a storm of minutes
-WALL_S = 5.0  # that decoding one image may take
+WALL_S = 15.0  # that decoding one image may take
 _COMMANDS = {
     "core": ("-m", "tests.storm.core"),
     "ingest": ("-m", "darkroom", "gateway"),
@@ -70,6 +72,15 @@ class World:
     def read_model_file(self) -> Path:
         """Return the file that names the read model's trouble."""
         return self.folder / "read-model"
+
+    async def restart_core(self, **more: str) -> None:
+        """Start the core anew, with more settings; return when it works again."""
+        Path(self.environment[SETTINGS_VARIABLE]).write_text(json.dumps(more))
+        before = self.pid("core")
+        self.supervisor.kill("core", signal.SIGTERM)
+        while self.pid("core") in {None, before}:
+            await asyncio.sleep(0.1)
+        await self.until_members({"indexer": 1})
 
     def log_file(self, name: str) -> Path:
         """Return where a process writes its log."""
@@ -143,7 +154,7 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(folder: Path, models: Path | None, cache: Path, *, horizon_s: float) -> AsyncIterator[World]:
+async def running_world(folder: Path, models: Path | None, cache: Path) -> AsyncIterator[World]:
     """Start everything and wait until every group has its worker; at the end nothing is left of it."""
     folder = folder.resolve()
     for name in ("logs", "strikes", "state"):
@@ -176,7 +187,6 @@ async def running_world(folder: Path, models: Path | None, cache: Path, *, horiz
         for name in ("core", "ingest"):
             ports[name] = choose(0, taken=set(ports.values()))
         environment = _environment(folder, kafka, minio, proxy, models, cache.resolve())
-        environment["DARKROOM_JANITOR__HORIZON_S"] = str(horizon_s)
         world = World(folder, kafka, files, cluster, minio, proxy, supervisor, environment, ports, source_url)
         stack.callback(lambda: [child.kill() for child in world.extras])
         for name in PROCESSES:
@@ -195,6 +205,7 @@ def _environment(
     found = {
         "DARKROOM_STORM_FOLDER": str(folder),
         FILE_VARIABLE: str(folder / "read-model"),
+        SETTINGS_VARIABLE: str(folder / "core-settings.json"),
         "DARKROOM_KAFKA__BOOTSTRAP": kafka.bootstrap,
         "DARKROOM_KAFKA__PREFIX": kafka.prefix,
         "DARKROOM_KAFKA__PARTITIONS": str(kafka.partitions),
@@ -215,7 +226,6 @@ def _environment(
         "DARKROOM_RETRY__TIERS": str(TIERS).replace("'", '"'),
         "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
         "DARKROOM_BREAKER__OPEN_S": "5",
-        "DARKROOM_RECONCILER__INTERVAL_S": "15",
         # Poison is part of the storm; the limit has a test of its own.
         "DARKROOM_LIMIT__SHARE": "0.5",
         "DARKROOM_SANITIZER__DECODE_WALL_S": str(WALL_S),
