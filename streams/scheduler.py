@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -35,6 +35,8 @@ from streams.settings import KafkaSettings, LaneSettings
 from streams.topics import BULK, FACTS, FETCH_REQUESTED, LANE_TARGET_HEADER, OUTCOMES, SCHEDULER, UPLOADED
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 VERSION = "1"
 POLL_S = 0.25
@@ -92,7 +94,7 @@ class Scheduler:
             loops = (self._watch(watcher), self._read(bulk), self._forward(bulk))
             tasks = [asyncio.create_task(loop) for loop in loops]
             await asyncio.gather(*tasks)
-        except KafkaError as error:
+        except (KafkaError, TimeoutError) as error:
             raise DependencyAway(f"the scheduler lost Kafka: {error!r}") from error
         finally:
             for task in tasks:
@@ -120,23 +122,26 @@ class Scheduler:
         )
 
     async def _start(self, watcher: Any, bulk: Any) -> None:
-        await watcher.start()
+        await self._in_time(watcher.start())
         for place in watcher.assignment():
-            await watcher.position(place)  # what is forwarded from now on cannot end unseen
+            await self._in_time(watcher.position(place))  # what is forwarded from now on cannot end unseen
         bulk.subscribe([self._settings.topic(BULK.name)], listener=_Assignment(self, bulk))
-        await bulk.start()
+        await self._in_time(bulk.start())
         self._health.say(SCHEDULER, Condition.OK, "scheduling")
         self.ready.set()
         log.info("scheduler is up")
 
     async def _stop(self, watcher: Any, bulk: Any) -> None:
-        try:
-            await self._commit(bulk)
-        except KafkaError as error:
-            log.warning("the last events forwarded could not be committed", error=repr(error))
-        finally:
-            await bulk.stop()
-            await watcher.stop()
+        for ending in (self._commit(bulk), bulk.stop(), watcher.stop()):
+            try:
+                await self._in_time(ending)
+            except (KafkaError, TimeoutError) as error:
+                log.warning("could not end as it should; what was not committed is forwarded again", error=repr(error))
+
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        """Await what the client itself would try for ever. Raises TimeoutError."""
+        async with asyncio.timeout(self._settings.request_timeout_s):
+            return await call
 
     # What begins and ends
 
@@ -253,7 +258,7 @@ class Scheduler:
         if not done:
             return
         try:
-            await bulk.commit(done)
+            await self._in_time(bulk.commit(done))
         except (CommitFailedError, IllegalStateError) as error:
             log.info("partitions have moved; their events are forwarded again", error=repr(error))
 
