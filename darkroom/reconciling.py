@@ -29,7 +29,7 @@ from streams.safety import check_safe
 from streams.serving import serving_health
 from streams.settings import KafkaSettings, Settings
 from streams.starting import check_files
-from streams.topics import AGENTS, BULK, SCHEDULER, agent_topics
+from streams.topics import BULK, SCHEDULER, all_topics
 from streams.vectors import ReadModel, open_read_model
 from streams.watchdog import Watchdog, WatchdogSettings
 
@@ -149,7 +149,7 @@ async def _reconcile(settings: Settings, environment: ReconcilingEnvironment) ->
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving_health(health, settings.worker))
         check_safe(settings)
-        await KafkaAdmin(settings.kafka).check_topics(topic for agent in AGENTS for topic in agent_topics(agent))
+        await KafkaAdmin(settings.kafka).check_topics(topic for topic in all_topics() if RECONCILER in topic.writers)
         breakers = Breakers(settings.breaker, health)
         files = await stack.enter_async_context(open_files(settings.files, breakers))
         await check_files(files, settings.files)

@@ -56,6 +56,12 @@ def test_there_are_no_dead_letters(whole: Whole) -> None:
     assert (listed.returncode, listed.stdout.strip()) == (0, "No dead letters."), listed.stdout + listed.stderr
 
 
+def test_nothing_is_overdue(whole: Whole) -> None:
+    """`darkroom reconcile --dry-run` finds nothing that should have ended and has not, and exits 0."""
+    looked = whole.command("reconcile", "--dry-run")
+    assert (looked.returncode, "Nothing is overdue" in looked.stdout) == (0, True), looked.stdout + looked.stderr
+
+
 def test_models_are_listed(whole: Whole) -> None:
     """`darkroom models list` names every model, and says of CLIP that it is not there."""
     listed = whole.command("models", "list")
