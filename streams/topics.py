@@ -121,7 +121,8 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
         *delays,
         Topic(
             retry_topic(agent), "as the original", events, 7 * _DAY,
-            ("router", "dead-letters replay", "reconciler"), (agent,), f"Events whose delay is over, for {agent} alone.",
+            ("router", "dead-letters replay", "reconciler"), (agent,),
+            f"Events for {agent} alone: whose delay is over, or that are said again.",
             max_bytes=MAX_LETTER_BYTES,
         ),
         _dead(agent),
