@@ -1,0 +1,126 @@
+"""An object store that is slow, fails now and then, or is full: work waits, uploads are told so, nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from darkroom.demo import draw_sign
+from gateway.client import Darkroom, Refused
+from infra.local.kafka import LocalKafka
+from infra.local.minio import LocalMinio
+from schemas.http_api import Submitted
+from streams.settings import FilesSettings
+from tests.faults.processes import Plant, planted, until
+from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
+from tests.faults.toxic import ToxicStore, toxic
+from tests.storm.proxy import Toxin
+
+SERVICE_UNAVAILABLE = 503
+DEADLINE_S, DECODE_S, IN_PLACE_S = 3.0, 1.4, 0.5
+POLL_S = 8.0  # the rule for a buffer of one asks for 7
+GATE_S = 12.0  # an event may wait for the store for longer than that
+MOST_REBALANCES = 4
+
+
+@pytest.fixture(scope="module")
+def store(minio: LocalMinio) -> Iterator[ToxicStore]:
+    """Return the proxy through which all of Darkroom, but not the test itself, reaches MinIO."""
+    with toxic(minio.endpoint) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def plant(
+    kafka: LocalKafka, minio: LocalMinio, store: ToxicStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Plant]:
+    """Return the light agents and the router at work, with delays as short as a test can wait for."""
+    files = FilesSettings(
+        endpoint=minio.endpoint,
+        access_key=minio.access_key,
+        secret_key=SecretStr(minio.secret_key),
+        bucket="toxic",
+        timeout_s=2.5,
+    )
+    settings = {
+        "DARKROOM_FILES__ENDPOINT": store.endpoint,
+        "DARKROOM_QDRANT__TIMEOUT_S": "2.5",
+        "DARKROOM_BREAKER__OPEN_S": "1",
+        "DARKROOM_BREAKER__GATE_S": str(GATE_S),
+        "DARKROOM_RETRY__TIERS": '{"30s": 2, "5m": 4, "30m": 30}',
+        "DARKROOM_RETRY__IN_PLACE_TOTAL_S": str(IN_PLACE_S),
+        "DARKROOM_SANITIZER__DEADLINE_S": str(DEADLINE_S),
+        "DARKROOM_SANITIZER__DECODE_WALL_S": str(DECODE_S),
+        "DARKROOM_SANITIZER__BUFFER": "1",
+        "DARKROOM_WORKER__MAX_POLL_INTERVAL_S": str(POLL_S),
+    }
+    folder = tmp_path_factory.mktemp("toxic")
+    with planted(kafka.bootstrap, folder, files=files, settings=settings) as plant:
+        plant.start("sanitizer", "resizer", "core", "router")
+        plant.until_ready(*LIGHT_AGENTS, "router")
+        yield plant
+
+
+def test_a_store_that_is_slow_and_fails_one_call_in_five(
+    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+) -> None:
+    """While each call takes longer and one in five fails, images end as ever: tried again, and nothing else."""
+    sent = Sent(plant, images)
+    with store.made(Toxin(latency_s=0.05, error_every=5)):
+        sent.send(times=3)
+        until(lambda: httpx.get(f"http://{store.endpoint}/").status_code == SERVICE_UNAVAILABLE, "a call failing")
+        sent.check(calm)
+
+
+def test_a_full_store_refuses_uploads_and_keeps_work_waiting(
+    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+) -> None:
+    """On a full disk an upload is answered 503 and leaves no trace; once there is room, work in the log is done."""
+    sent = Sent(plant, images)
+    known = plant.keys("jobs/"), plant.keys("claims/"), plant.keys("originals/")
+    picture = draw_sign()
+    with Darkroom(f"http://127.0.0.1:{plant.port}", timeout_s=60, tries=1) as client:
+        with store.made(Toxin(full=True)):
+            with pytest.raises(Refused) as refused:
+                client.submit(picture)
+            assert refused.value.status == SERVICE_UNAVAILABLE
+            assert (plant.keys("jobs/"), plant.keys("claims/"), plant.keys("originals/")) == known
+            sent.send()
+            until(lambda: "XMinioStorageFull" in plant.log_file("sanitizer").read_text(), "work meeting the full disk")
+        sent.check(calm)
+        accepted: list[Submitted] = []
+        until(lambda: _takes(client, picture, accepted), "an upload being taken again")
+    assert plant.keys("jobs/") == {*known[0], f"jobs/{accepted[0].job_id}.json"}
+
+
+def test_an_event_slower_than_the_poll_interval(
+    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+) -> None:
+    """Events held for longer than Kafka waits for a poll end as ever; the group is not thrown about for ever."""
+    joined = _assignments(plant)
+    sent = Sent(plant, images)
+    with store.made(Toxin(latency_s=2 * POLL_S)):
+        sent.send(times=2)
+        begun = time.monotonic()
+        until(lambda: time.monotonic() > begun + 2 * POLL_S, "two poll intervals to pass")
+        plant.check_alive()
+        assert not plant.outcomes().keys() & sent.names.keys(), "the events were not held"
+    sent.check(calm)
+    assert _assignments(plant) - joined <= MOST_REBALANCES
+
+
+def _takes(client: Darkroom, picture: bytes, accepted: list[Submitted]) -> bool:
+    try:
+        accepted.append(client.submit(picture))
+    except Refused as refused:
+        assert refused.status == SERVICE_UNAVAILABLE
+        return False
+    return True
+
+
+def _assignments(plant: Plant) -> int:
+    return plant.log_file("sanitizer").read_text().count("partitions assigned")
