@@ -15,12 +15,12 @@ from enum import StrEnum
 from agents.core.merge import FETCHER, SANITIZER, decide
 from schemas.envelope import Event
 from schemas.erasures import Erasure
-from schemas.facts import DeletionRequested, ImageSanitized
+from schemas.facts import DeletionRequested
 from schemas.intake import FetchRequested, ImageFetched, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.results import SanitizedImage
-from schemas.values import ANALYSIS_STAGES, ImageState, Lane, ObjectRef, Profile, StageReport, StageState, made_at
-from streams.vectors import ImageRecord, StageRecord
+from schemas.values import ANALYSIS_STAGES, ImageState, Lane, ObjectRef, Profile, StageState, made_at
+from streams.reruns import work_of
+from streams.vectors import ImageRecord
 
 INDEXER, RESIZER = "indexer", "resizer"
 _ENDED = {StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.FAILED}
@@ -90,34 +90,10 @@ def leading_on(
     if waiting.agent in (FETCHER, SANITIZER):
         return _arrival(waiting.agent, record, receipt)
     if waiting.agent in ANALYSIS_STAGES and record is not None:
-        return sanitized_of(record, waiting.agent, receipt.profile if receipt is not None else None)
+        known = record.stages.get(waiting.agent)
+        run = known.run if known is not None else 0
+        return work_of(record, run, receipt.profile if receipt is not None else None)
     return None
-
-
-def sanitized_of(record: ImageRecord, stage: str, profile: Profile | None = None) -> ImageSanitized | None:
-    """Return the work event of an analysis stage, rebuilt from the record; None before the image was sanitized."""
-    said = record.stages.get(SANITIZER)
-    if said is None or said.state is not StageState.DONE or record.original is None or record.master is None:
-        return None
-    known = record.model_dump(include=set(SanitizedImage.model_fields), exclude_none=True)
-    if not {name for name, field in SanitizedImage.model_fields.items() if field.is_required()} <= known.keys():
-        return None
-    again = record.stages.get(stage)
-    return ImageSanitized(
-        image_id=record.image_id,
-        owner=record.owner,
-        generation=record.generation,
-        run=again.run if again is not None else 0,
-        profile=profile or Profile(stages=record.required),
-        bucket=record.bucket,
-        filename=record.filename,
-        context=record.context,
-        submitted_at=record.submitted_at,
-        report=_report(said),
-        original=record.original,
-        image=SanitizedImage.model_validate(known),
-        source_url=record.source_url,
-    )
 
 
 def accepted_at(known: ImageRecord | Receipt) -> float:
@@ -188,16 +164,6 @@ def _repeater(record: ImageRecord, receipt: Receipt | None) -> str:
 
 def _first_agent(receipt: Receipt | None) -> str:
     return FETCHER if receipt is not None and receipt.kind is ReceiptKind.FETCH else SANITIZER
-
-
-def _report(said: StageRecord) -> StageReport:
-    return StageReport(
-        stage=SANITIZER,
-        version=said.version,
-        attempts=max(1, said.attempts),
-        duration_ms=max(0, said.duration_ms),
-        reused=said.reused,
-    )
 
 
 def _seconds(text: str | None) -> float | None:

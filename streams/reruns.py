@@ -73,8 +73,8 @@ def rerun_analysis(record: ImageRecord, stage: str, run: int) -> Rerun:
         raise NotAgain(WhyNot.DELETED)
     if stage not in record.required:
         raise NotAgain(WhyNot.NOT_IN_PROFILE)
-    sanitizer = record.stages.get("sanitizer")
-    if sanitizer is None or record.master is None or record.original is None:
+    event = work_of(record, run)
+    if event is None:
         raise NotAgain(WhyNot.IN_PROCESS if record.state is ImageState.PROCESSING else WhyNot.NO_MASTER)
     known = record.stages.get(stage)
     if known is None:
@@ -83,17 +83,25 @@ def rerun_analysis(record: ImageRecord, stage: str, run: int) -> Rerun:
         raise DoneAlready
     if known.run > run:
         raise NotAgain(WhyNot.NEWER_RUN)
+    return Rerun(event, retry_topic(stage))
+
+
+def work_of(record: ImageRecord, run: int, profile: Profile | None = None) -> ImageSanitized | None:
+    """Return the work event of the analysis stages, rebuilt from the record; None if the image was never sanitized."""
+    sanitizer = record.stages.get("sanitizer")
+    if sanitizer is None or record.original is None:
+        return None
     try:
-        known_image = record.model_dump(include=set(SanitizedImage.model_fields), exclude_none=True)
-        image = SanitizedImage.model_validate(known_image)
-    except ValidationError:  # a record of another time
-        raise NotAgain(WhyNot.NO_MASTER) from None
-    event = ImageSanitized(
+        known = record.model_dump(include=set(SanitizedImage.model_fields), exclude_none=True)
+        image = SanitizedImage.model_validate(known)
+    except ValidationError:  # refused, or a record of another time
+        return None
+    return ImageSanitized(
         image_id=record.image_id,
         owner=record.owner,
         generation=record.generation,
         run=run,
-        profile=Profile(stages=record.required),
+        profile=profile or Profile(stages=record.required),
         bucket=record.bucket,
         filename=record.filename,
         context=record.context,
@@ -101,15 +109,14 @@ def rerun_analysis(record: ImageRecord, stage: str, run: int) -> Rerun:
         report=StageReport(
             stage="sanitizer",
             version=sanitizer.version,
-            attempts=sanitizer.attempts,
-            duration_ms=sanitizer.duration_ms,
+            attempts=max(1, sanitizer.attempts),
+            duration_ms=max(0, sanitizer.duration_ms),
             reused=sanitizer.reused,
         ),
         original=record.original,
         image=image,
         source_url=record.source_url,
     )
-    return Rerun(event, retry_topic(stage))
 
 
 @dataclass(frozen=True, slots=True)

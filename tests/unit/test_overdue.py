@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.core.merge import decide, learn
-from agents.overdue import Reason, Waiting, accepted_at, leading_on, lost, sanitized_of, unfinished
+from agents.overdue import Reason, Waiting, accepted_at, leading_on, lost, unfinished
 from schemas.erasures import Erasure
 from schemas.facts import DeletionRequested, Fact, ImageSanitized
 from schemas.intake import FetchRequested, ImageFetched, ImageUploaded
@@ -160,8 +160,8 @@ def test_a_rerun_is_led_on_as_that_rerun() -> None:
     record = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED)
     again = record.stages["resizer"].model_copy(update={"run": 7})
     record = record.model_copy(update={"stages": {**record.stages, "resizer": again}})
-    event = sanitized_of(record, "resizer")
-    assert event is not None
+    event = leading_on(Waiting("resizer", Reason.OBJECT_MISSING, 0), record, None)
+    assert isinstance(event, ImageSanitized)
     assert event.run == 7
 
 
