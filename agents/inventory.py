@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from agents.core.merge import SANITIZER
-from agents.overdue import Waiting, accepted_at, lost, unfinished
+from agents.overdue import INDEXER, Waiting, accepted_at, lost, unfinished
 from schemas.erasures import Erasure
 from schemas.receipts import Receipt
 from schemas.values import ImageState, earliest_id, job_id_of, made_at, split_job_id
@@ -53,17 +53,20 @@ class Found:
     erasure: Erasure | None = None
     waiting: tuple[Waiting, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()  # (stage that makes it, key)
+    job: int = 0  # the generation its receipt names
 
     @property
     def generation(self) -> int:
         """The newest run that is known."""
         known = (self.record, self.receipt, self.erasure)
-        return max((one.generation for one in known if one is not None), default=0)
+        return max((one.generation for one in known if one is not None), default=self.job)
 
     @property
     def accepted_at(self) -> float:
-        """When it was accepted, unix seconds."""
-        known = self.receipt or self.record
+        """When what is not finished was accepted, unix seconds; of a rerun or deletion: not when the image was."""
+        if self.waiting and (self.record is None or self.record.generation > 1 or self.waiting[0].agent == INDEXER):
+            return min(one.since for one in self.waiting)
+        known = self.record or self.receipt
         return accepted_at(known) if known is not None else made_at(self.image_id)
 
 
@@ -77,7 +80,7 @@ class Inventory:
     _receipt: str | None = None
     _completed: str | None = None
     _settled: set[_Job] = field(default_factory=set)
-    _young: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # read before, not overdue then
+    _open: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # what those wait for that are not settled
 
     async def unfinished(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """Return the images that have not ended: accepted and never heard of, in process, or going to be deleted."""
@@ -130,31 +133,29 @@ class Inventory:
         if not everything:
             self._receipt = last if listed == most else None
         self._forget_some()
-        async for found in _each(_aiter(newest.items()), lambda job: self._look_at_job(job, now)):
+        async for found in _each(_aiter(newest.items()), self._look_at_job):
             if found is not None:
                 yield found
 
-    async def _look_at_job(self, job: _Job, now: float) -> Found | None:
+    async def _look_at_job(self, job: _Job) -> Found | None:
         image_id, generation = job
         if job in self._settled:
             return None
         record = await self.vectors.get(image_id)
         if record is not None and record.generation >= generation:  # what it waits for is found among the records
             self._settled.add(job)
-            self._young.pop(job, None)
+            self._open.pop(job, None)
             return None
-        waiting = self._young.get(job, ())
-        if waiting and all(now - one.since <= self.settings.overdue_s for one in waiting):
-            return Found(image_id, record, None, waiting=waiting)
-        receipt = await self._read(image_id, generation)
-        if receipt is None:
-            return None
-        self._young[job] = unfinished(record, receipt)
-        return Found(image_id, record, receipt, waiting=self._young[job])
+        if job not in self._open:
+            receipt = await self._read(image_id, generation)
+            if receipt is None:
+                return None
+            self._open[job] = unfinished(record, receipt)
+        return Found(image_id, None, None, waiting=self._open[job], job=generation)
 
     def _forget_some(self) -> None:
         """Keep what is remembered of receipts bounded: forgetting costs a look each."""
-        for known in (self._settled, self._young):
+        for known in (self._settled, self._open):
             if len(known) > REMEMBERED:
                 known.clear()
 

@@ -63,7 +63,8 @@ class _Pass:
     oldest: tuple[float, Found] | None = None
     tried: set[str] = field(default_factory=set)  # images that were led on before
     overdue: list[tuple[Found, Waiting]] = field(default_factory=list)
-    items: list[OverdueItem] = field(default_factory=list)
+    noted: int = 0
+    items: list[OverdueItem] = field(default_factory=list)  # the first of them
     sent: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
 
@@ -140,14 +141,17 @@ class Reconciler:
         paused = {mark.agent for mark in await self._control.all()}
         readers = {reader for _, one in run.overdue for reader in _on_its_way(one)}
         behind = {reader: await self._progress.oldest(reader) for reader in readers}
+        explained: list[tuple[Found, Waiting, Standing]] = []
         for image, waiting in run.overdue:
             if waiting.agent in paused:
-                self._note(run, image, waiting, Standing.PAUSED)
+                explained.append((image, waiting, Standing.PAUSED))
             elif any(self._is_queued(waiting, behind[reader]) for reader in _on_its_way(waiting)):
-                self._note(run, image, waiting, Standing.QUEUED)
+                explained.append((image, waiting, Standing.QUEUED))
             else:
                 noted = await self._attempts.of(image.image_id, image.generation) if image.image_id in run.tried else {}
                 await self._lead_on_one(run, image, waiting, noted.get(waiting.agent, Attempt()))
+        for image, waiting, standing in explained:  # after the others: a report shows the first
+            self._note(run, image, waiting, standing)
 
     def _is_queued(self, waiting: Waiting, oldest: float | None) -> bool:
         """Say whether the agent has not come to the events of that time yet."""
@@ -185,6 +189,9 @@ class Reconciler:
         self, run: _Pass, image: Found, waiting: Waiting, standing: Standing, *, tries: int = 0, sent: bool = False
     ) -> None:
         run.unfinished[waiting.agent][standing] += 1
+        run.noted += 1
+        if run.noted > SHOWN:
+            return
         run.items.append(
             OverdueItem(
                 image_id=image.image_id,
@@ -212,8 +219,8 @@ class Reconciler:
             images=await self._vectors.count(),
             unfinished={stage: dict(found) for stage, found in sorted(run.unfinished.items())},
             oldest=oldest,
-            overdue=tuple(run.items[:SHOWN]),
-            overdue_count=len(run.items),
+            overdue=tuple(run.items),
+            overdue_count=run.noted,
             sent=dict(run.sent),
             missing_objects=tuple(run.missing[:SHOWN]),
             missing_count=len(run.missing),

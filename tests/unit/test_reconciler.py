@@ -345,6 +345,25 @@ async def test_an_accepted_deletion_is_asked_for_again(place: Place) -> None:
     assert await place.tools.vectors.count() == {"completed": 1}
 
 
+async def test_a_late_request_does_not_make_an_image_old(place: Place) -> None:
+    """The age of the oldest unfinished is that of its deletion or rerun, not that of an image done long ago."""
+    deleted, rerun = [(await place.completed())[0] for _ in range(2)]
+    place.now += 72 * HOUR
+    await place.accepted(ReceiptKind.DELETE, deleted)
+    report = await place.reconciler().look()
+    assert report.oldest is not None
+    assert (report.oldest.image_id, report.oldest.age_s) == (deleted, pytest.approx(0, abs=60))
+    await place.told(DeletionRequested(image_id=deleted, owner="anna", generation=2))
+    await place.told(Facts(rerun, generation=2).sanitized())
+    record = await place.tools.vectors.get(rerun)
+    assert record is not None
+    when = datetime.fromtimestamp(place.now - 60, UTC).isoformat()
+    await place.tools.vectors.merge(rerun, 2, {"updated_at": when})
+    report = await place.reconciler().look()
+    assert report.oldest is not None
+    assert (report.oldest.image_id, report.oldest.age_s) == (rerun, pytest.approx(60, abs=30))
+
+
 async def test_a_dry_run_changes_nothing(place: Place) -> None:
     """It says what would be sent and what is missing, and leaves every object, the log and the metrics as they are."""
     receipt = await place.accepted()
@@ -361,6 +380,19 @@ async def test_a_dry_run_changes_nothing(place: Place) -> None:
     assert await place.everything() == before
     assert place.sent() == {}
     assert metrics.RECONCILED_AT._value.get() == seen
+
+
+async def test_a_long_list_is_cut_and_counted(place: Place) -> None:
+    """Of very many that are overdue the first are named, those that nothing explains before the others."""
+    for _ in range(120):
+        await place.accepted(ReceiptKind.FETCH)
+    lost = await place.accepted()
+    await Control(place.files).pause("fetcher", "a test", by="operator")
+    place.now += HOUR + 60
+    report = await place.reconciler().look(dry_run=True)
+    assert (len(report.overdue), report.overdue_count) == (100, 121)
+    assert report.overdue[0].image_id == lost.image_id
+    assert standings(report, "fetcher") == {Standing.PAUSED: 120}
 
 
 async def test_a_pass_sends_so_many_and_the_oldest_first(place: Place) -> None:
