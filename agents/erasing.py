@@ -92,16 +92,15 @@ async def belongings(
     """Find what is stored of an image up to a generation, and under those hashes no other image of the owner has."""
     found = Belongings(hashes=set(hashes))
     found.objects = [key async for key in objects_of(files, image_id, generation)]
-    # Another image with the same original has the same master, also before the read model has heard of it.
+    # The read model hears of an image late; its claims, on original and master, are there before anything follows.
     claimed = {sha256 for sha256 in found.hashes if await claimed_by_others(files, owner, sha256, image_id)}
     for sha256 in sorted(found.hashes):
-        if await vectors.uses_of(owner, sha256) > 0:
+        if sha256 in claimed or await vectors.uses_of(owner, sha256) > 0:
             continue
         # Only ever at our own key: an event may name any object as its original, its owner's or not.
-        if sha256 not in claimed and await files.stat(original_key(owner, sha256)) is not None:
+        if await files.stat(original_key(owner, sha256)) is not None:
             found.originals.append(original_key(owner, sha256))
-        if not claimed:
-            found.results += [one.key async for one in files.list(f"results/{owner}/{sha256}/")]
+        found.results += [one.key async for one in files.list(f"results/{owner}/{sha256}/")]
     return found
 
 

@@ -152,5 +152,11 @@ STAGE: Stage[Arrival, Tools, SanitizedImage] = Stage(
     settings=SanitizerSettings,
     open=open_tools,
     process=sanitize_image,
-    once=Once(SanitizedImage, input=lambda event: event.original, parameters=_parameters, announce=_announce),
+    once=Once(
+        SanitizedImage,
+        input=lambda event: event.original,
+        parameters=_parameters,
+        announce=_announce,
+        yields=lambda image: image.master,
+    ),
 )

@@ -2,7 +2,8 @@
 
 A claim is written before anybody looks whether the bytes are there, and taken back when the image is deleted or was
 not accepted after all. Bytes may be removed only when nobody else claims them: the read model alone cannot say, for
-it learns of an image long after the image was accepted.
+it learns of an image long after the image was accepted. Masters, which two originals may share, are claimed likewise,
+for the sake of the results kept under their hash.
 """
 
 from __future__ import annotations

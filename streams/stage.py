@@ -92,6 +92,8 @@ class Once(Generic[I, T, R]):
     input: Callable[[I], ObjectRef]
     parameters: Callable[[I, T], Mapping[str, JsonValue]]
     announce: Callable[[I, R, Announcement], Emit]
+    # Bytes made here that other stages keep results of: claimed for the image, as an original is.
+    yields: Callable[[R], ObjectRef] | None = None
 
 
 @dataclass(frozen=True, slots=True)

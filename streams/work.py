@@ -22,6 +22,7 @@ from streams.errors import NO_ROOM, DependencyAway, Retryable
 from streams.fence import Fence, OpenFence
 from streams.files import result_key
 from streams.limit import DeadLetterLimit
+from streams.originals import claim
 from streams.producer import Deliverer
 from streams.results import ResultStore
 from streams.retry import ATTEMPT_HEADER, RetryPolicy, number_header
@@ -183,6 +184,7 @@ async def _once(
     if found is not None:
         metrics.RESULTS_REUSED.labels(stage.name).inc()
         tally.reused = True
+        await _claim(once, services, event, found.value)
         return once.announce(event, found.value, Announcement(_report(stage, services, tally), found.ref))
     answer = await _compute(stage, tools, batcher, event, tally)
     if not isinstance(answer, StageResult):
@@ -201,8 +203,15 @@ async def _once(
         trace_id=trace_id(record.header("traceparent")),
         computed_at=now(),
     )
+    await _claim(once, services, event, answer)
     ref = await services.results.save(key, answer, lineage)
     return once.announce(event, answer, Announcement(_report(stage, services, tally), ref))
+
+
+async def _claim(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
+    """Claim what later stages keep results of: another image with the same bytes may be deleted meanwhile."""
+    if once.yields is not None:
+        await claim(services.results.files, event.owner, once.yields(value).sha256, event.image_id)
 
 
 async def _compute(

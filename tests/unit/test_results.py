@@ -16,6 +16,7 @@ from schemas.values import ObjectRef, StageReport
 from streams import topics
 from streams.files import FileStore, delete_prefix, image_key, image_prefix, open_files
 from streams.memory import MemoryLog, MemoryWorker
+from streams.originals import claim_prefix
 from streams.results import StoredResult
 from streams.settings import FilesSettings
 from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings
@@ -50,6 +51,7 @@ class Lab:
                 lambda event: event.original,
                 lambda _event, _tools: {"quality": quality},
                 self._announce,
+                yields=lambda image: image.master,
             ),
         )
 
@@ -105,6 +107,16 @@ async def test_equal_bytes_of_another_image_are_adopted_not_analysed(files: File
     assert lab.computed == [first.image_id]
     await delete_prefix(files, image_prefix(first.image_id))
     assert await files.get(image_key(second.image_id, 1, "master.jpg")) == b"the master"
+
+
+async def test_each_image_claims_the_master_it_stands_on(files: FileStore) -> None:
+    """Whether the master was made or adopted, its image claims it: a twin's deletion must not take its results."""
+    lab, first, second = Lab(files), uploaded(), uploaded()
+    await lab.run(first, second)
+    master = await files.stat(image_key(first.image_id, 1, "master.jpg"))
+    assert master is not None and master.sha256 is not None
+    claims = [found.key async for found in files.list(claim_prefix("default", master.sha256))]
+    assert [key.rsplit("/", 1)[-1] for key in claims] == [first.image_id, second.image_id]
 
 
 async def test_a_result_whose_objects_are_gone_is_computed_again(files: FileStore) -> None:
