@@ -22,8 +22,9 @@ from streams.settings import LaneSettings
 
 WHOLE = ""  # instead of a stage: the image's outcome ends it
 FIRST_WINDOW = 2.0
-LEAST_WINDOW = 1.0
-NEW_WEIGHT = 0.2  # of a new measurement in a running mean
+LEAST_WINDOW = 2.0  # one image alone leaves most of a pipeline idle
+NEW_WEIGHT = 0.3  # of a new measurement in a running mean
+UNHURRIED = 1.25  # times as long as alone, at most: nothing queues yet
 MOST_CHANGE = 2.0  # of the window at once, either way: one strange measurement must not open the gates
 SLOW = 10  # times what an image usually takes: it is in a delay topic, or was dropped without an outcome
 REMEMBERED = 10_000  # interactive images kept in mind, those that ended too
@@ -59,6 +60,7 @@ class Admission:
         self._window = FIRST_WINDOW
         self._base_s: float | None = None
         self._was_full = False
+        self._probing = False  # the next image is to be alone
         self._latencies: list[float] = []
 
     @property
@@ -76,7 +78,7 @@ class Admission:
         """How many bulk images may be in the pipeline at once; while interactive ones are, no new ones join."""
         if self._among_interactive(self._clock()):
             return min(self._settings.beside_interactive, int(self._window))
-        return int(self._window)
+        return 1 if self._probing else int(self._window)
 
     def room(self) -> int:
         """Return how many may be admitted now."""
@@ -91,7 +93,9 @@ class Admission:
         """Note that an image enters the pipeline. Whoever admits more than there is room for is in error."""
         self._flights.pop(slot, None)
         now = self._admitted_at = self._clock()
-        self._flights[slot] = _Flight(now, alone=not self._flights)
+        alone = not self._flights
+        self._flights[slot] = _Flight(now, alone)
+        self._probing = self._probing and not alone
         self._was_full = self._was_full or len(self._flights) >= int(self._window)
 
     def free(self, slot: Slot) -> None:
@@ -157,6 +161,10 @@ class Admission:
         self._latencies.clear()
         if was_full:
             # Rate = window / mean, so rate x wanted time is:
-            wanted_s = (self._base_s if self._base_s is not None else mean_s) + self._settings.target_delay_s
-            change = min(max(wanted_s / mean_s, 1 / MOST_CHANGE), MOST_CHANGE)
+            base_s = self._base_s if self._base_s is not None else mean_s
+            wanted_s = base_s + self._settings.target_delay_s
+            change = MOST_CHANGE if mean_s <= UNHURRIED * base_s else wanted_s / mean_s
+            change = min(max(change, 1 / MOST_CHANGE), MOST_CHANGE)
             self._window = min(max(self._window * change, LEAST_WINDOW), self._settings.max_in_flight)
+            # Here nobody is ever alone, and a pipeline that has become slower would be taken for a busy one for good.
+            self._probing = self._window <= LEAST_WINDOW

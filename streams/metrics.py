@@ -129,7 +129,7 @@ BULK_WINDOW = Gauge(
     *_noted(
         "darkroom_bulk_window_images",
         "Images of the bulk lane that may be in the pipeline at once, as the router has found.",
-        "It stays at 1 although nobody else waits: the pipeline takes long over each image; see the age of events.",
+        "It stays at 2 although nobody else waits: the pipeline takes long over each image; see the age of events.",
     )
 )
 BULK_FORWARDED = Counter(

@@ -51,7 +51,7 @@ def test_a_killed_router_loses_nothing(kafka: LocalKafka, tmp_path: Path) -> Non
         waiting = _delayed(delay_topic("sanitizer", "5m"), b"waits", now_ms + 5000)
         plant.produce([_delayed(delay_topic("sanitizer", "30s"), b"due", now_ms), waiting])
         plant.start("router")
-        until(lambda: len(plant.records(retry_topic("sanitizer"))) == 1, "the event that was due")
+        until(lambda: len(plant.records(retry_topic("sanitizer"))) >= 1, "the event that was due")
         plant.children.pop("router").kill()
         plant.start("router")
         until(lambda: len({r.key for r in plant.records(retry_topic("sanitizer"))}) == 2, "the event that waited")

@@ -236,3 +236,13 @@ def test_never_more_in_flight_than_the_most_there_may_be(steps: list[tuple[str, 
                 admission.admit(Slot(f"i{number}.{n}", "ocr" if number % 2 else ""))
             assert admission.in_flight <= SETTINGS.max_in_flight
         assert admission.window >= 1
+
+
+def test_a_pipeline_that_becomes_slower_but_not_busier_is_still_filled() -> None:
+    """When each image comes to take ten times as long beside others as before, bulk still gets most of the rate."""
+    clock = Clock()
+    admission = Admission(SETTINGS, clock)
+    run(admission, Pipeline(clock, 5, 0.4), 60)
+    slow = Pipeline(clock, 5, 8.0)
+    run(admission, slow, 240, name="slow")
+    assert run(admission, slow, 100, name="later") >= 0.8 * 5 * 100
