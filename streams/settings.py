@@ -128,7 +128,7 @@ class LaneSettings(Group):
     """How many images of the bulk lane are let into the pipeline, beside those that are waited for."""
 
     target_delay_s: float = Field(
-        1.5, gt=0, description="seconds of work the bulk lane keeps in the pipeline: what a single upload waits"
+        2.5, gt=0, description="seconds of work the bulk lane keeps in the pipeline: what a single upload waits"
     )
     max_in_flight: int = Field(200, ge=2, description="bulk images in the pipeline at most, whatever its rate")
     beside_interactive: int = Field(1, ge=1, description="the same, while interactive images came lately")
