@@ -21,6 +21,7 @@ from infra.local.process import Child
 from infra.local.supervisor import Backoff, Supervisor
 from streams.admin import KafkaAdmin
 from streams.errors import DependencyAway
+from streams.process import EXIT_NOT_READY
 from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import AGENTS
 from tests.storm import source
@@ -128,6 +129,19 @@ class World:
         except TimeoutError:
             return False
 
+    async def until_all_work(self) -> None:
+        """Wait until every group has its worker. Raises RuntimeError, naming who refuses to start or has not joined."""
+        joining = asyncio.create_task(self.until_members(dict.fromkeys((*AGENTS, "router"), 1)))
+        while not joining.done():
+            for state in self.supervisor.states().values():
+                if state.exit_code == EXIT_NOT_READY:
+                    joining.cancel()
+                    last = state.log_file.read_text().strip().splitlines()[-1:]
+                    raise RuntimeError(f"{state.name} refuses to start: {last}")
+            await asyncio.sleep(0.5)
+        if not joining.result():
+            raise RuntimeError(f"not every agent has joined its group: {await self.members()}; see {self.folder}/logs")
+
     def processes(self) -> dict[str, psutil.Process]:
         """Return the running processes by name."""
         found = {}
@@ -191,10 +205,7 @@ async def running_world(folder: Path, models: Path | None, cache: Path) -> Async
         stack.callback(lambda: [child.kill() for child in world.extras])
         for name in PROCESSES:
             world.start(name)
-        if not await world.until_members(dict.fromkeys((*AGENTS, "router"), 1)):
-            raise RuntimeError(
-                f"not every agent has joined its group: {await world.members()}; logs: {folder / 'logs'}"
-            )
+        await world.until_all_work()
         yield world
 
 
@@ -229,7 +240,7 @@ def _environment(
         # Poison is part of the storm; the limit has a test of its own.
         "DARKROOM_LIMIT__SHARE": "0.5",
         "DARKROOM_SANITIZER__DECODE_WALL_S": str(WALL_S),
-        "DARKROOM_SANITIZER__DEADLINE_S": "30",
+        "DARKROOM_SANITIZER__DEADLINE_S": "40",
         # One engine: the storm is about what happens to images, and a worker is to be back soon.
         "DARKROOM_OCR__POLICY": "tesseract",
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
