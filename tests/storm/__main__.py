@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.storm import report
 from tests.storm.report import Run
-from tests.storm.schedule import long_schedule, short_schedule
+from tests.storm.schedule import long_schedule, only, short_schedule
 from tests.storm.storm import LONG, SHORT, Plan, run_storm
 
 _DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -26,6 +26,7 @@ def make_plan(arguments: list[str]) -> tuple[Plan, Path]:
     parser.add_argument("--images", type=int)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--short", action="store_true", help="a dozen faults in a few minutes")
+    parser.add_argument("--only", default="", help="only faults of these kinds, comma separated")
     parser.add_argument("--folder", type=Path, default=Path(".darkroom/storm"), help="data, logs and the result")
     asked = parser.parse_args(arguments)
     data = Path(os.environ.get("DARKROOM_TEST_DATA") or _DATA)
@@ -34,11 +35,14 @@ def make_plan(arguments: list[str]) -> tuple[Plan, Path]:
     models = os.environ.get("DARKROOM_MODELS__DIR")
     shape = SHORT if asked.short else LONG
     minutes = asked.minutes or shape.minutes
+    schedule = (short_schedule if asked.short else long_schedule)(asked.seed, minutes)
+    if asked.only:
+        schedule = only(schedule, asked.only.split(","), minutes)
     plan = Plan(
         seed=asked.seed,
         images=asked.images or shape.images,
         minutes=minutes,
-        schedule=(short_schedule if asked.short else long_schedule)(asked.seed, minutes),
+        schedule=schedule,
         shape=shape,
         folder=asked.folder / f"run-{asked.seed}-{os.getpid()}",
         images_dir=data / "images",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.storm.books import Evidence, Promise
 from tests.storm.schedule import Planned
+
+Say = Callable[[str], None]
 
 _UNDONE = {  # what is broken until it is healed: recovery counts from there; of the others, from the blow
     "zombie", "rebalance-storm", "leader-killed", "brokers-away", "produce-fails", "dead-letters-away", "slow-events",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 POINTS = ("before-work", "after-object", "after-produce", "before-commit")
@@ -35,6 +35,11 @@ def long_schedule(seed: int, minutes: float) -> list[Planned]:
 def short_schedule(seed: int, minutes: float) -> list[Planned]:
     """Return the dozen faults of the short form, in an order of the seed's."""
     return _spread(list(_few()), seed, minutes)
+
+
+def only(schedule: list[Planned], kinds: Sequence[str], minutes: float) -> list[Planned]:
+    """Return the faults of these kinds in the same order, spread over the time."""
+    return _evenly([(fault.kind, fault.target, fault.duration_s) for fault in schedule if fault.kind in kinds], minutes)
 
 
 def _all() -> Iterator[tuple[str, str, float]]:
@@ -106,6 +111,10 @@ def _few() -> Iterator[tuple[str, str, float]]:
 
 def _spread(faults: list[tuple[str, str, float]], seed: int, minutes: float) -> list[Planned]:
     random.Random(seed).shuffle(faults)
+    return _evenly(faults, minutes)
+
+
+def _evenly(faults: list[tuple[str, str, float]], minutes: float) -> list[Planned]:
     # Who is held longer has the longer slot; what is left of the time is shared equally.
     pause_s = max(1.0, (minutes * 60 - sum(held for _, _, held in faults)) / (len(faults) + 1))
     planned, at_s = [], pause_s / 2

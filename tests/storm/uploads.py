@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 from confluent_kafka import Producer
@@ -215,9 +215,9 @@ class Stream:
         if answer.status_code in {httpx.codes.OK, httpx.codes.CONFLICT}:
             sent.seen_after = f"{answer.status_code} after its deletion was accepted"
 
-    async def _post(self, sent: Sent, gateway: str, path: str, **body: object) -> None:
+    async def _post(self, sent: Sent, gateway: str, path: str, **body: Any) -> None:
         try:
-            answer = await self.http.post(f"{self.world.url(gateway)}/api/v1/images{path}", **body)  # type: ignore[arg-type]
+            answer = await self.http.post(f"{self.world.url(gateway)}/api/v1/images{path}", **body)
         except httpx.TransportError:
             return
         sent.status = answer.status_code
@@ -238,10 +238,10 @@ class Stream:
         self.diary.append(sent)
         return sent
 
-    def _spawn(self, work: object, room: asyncio.Semaphore) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], room: asyncio.Semaphore) -> None:
         async def run() -> None:
             try:
-                await work  # type: ignore[misc]
+                await work
             finally:
                 room.release()
 
