@@ -16,8 +16,8 @@ from streams.dead_letters import DeadLetterOffice, Selection
 from streams.files import FileStore
 from streams.producer import open_producer
 from streams.topics import AGENTS
-from tests.storm.books import Evidence
-from tests.storm.evidence import read_log
+from tests.storm.evidence import Evidence
+from tests.storm.gathering import read_log
 from tests.storm.log import read_topics
 from tests.storm.proxy import CALM
 from tests.storm.report import Say

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.storm.books import Evidence, Promise
+from tests.storm.books import Promise
+from tests.storm.evidence import Evidence
 from tests.storm.schedule import Planned
 
 Say = Callable[[str], None]

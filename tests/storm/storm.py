@@ -17,8 +17,8 @@ from streams.files import FileStore, open_files
 from streams.topics import AGENTS
 from tests.storm.books import balance
 from tests.storm.ending import grow_old, heal, replay, until_ended, until_quiet
-from tests.storm.evidence import CALM_OWNER, gather, outputs_of
 from tests.storm.faults import Field, NotStruck
+from tests.storm.gathering import CALM_OWNER, gather, outputs_of
 from tests.storm.kinds import KINDS
 from tests.storm.log import read_topics
 from tests.storm.pool import Pool, make_pool

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from schemas.values import ErrorCode, new_image_id
-from tests.storm.books import CommitSample, Evidence, OutcomeSaid, Position, balance
+from tests.storm.books import balance
+from tests.storm.evidence import CommitSample, Evidence, OutcomeSaid, Position
 from tests.storm.uploads import Sent
 
 GOOD, BAD, LOST, GONE, FAILED = (new_image_id() for _ in range(5))

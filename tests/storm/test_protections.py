@@ -24,9 +24,10 @@ from streams import topics
 from streams.files import open_files
 from streams.topics import MAX_MESSAGE_BYTES
 from tests.faults.processes import KILLED, LIGHT, Plant, planted, until
-from tests.storm.books import CommitSample, Evidence, balance
+from tests.storm.books import balance
 from tests.storm.cluster import set_topic
-from tests.storm.evidence import gather, outputs_of, sample_commits
+from tests.storm.evidence import CommitSample, Evidence
+from tests.storm.gathering import gather, outputs_of, sample_commits
 from tests.storm.pool import Content, make_pool
 from tests.storm.uploads import NUMBER, Sent
 

@@ -11,8 +11,8 @@ from itertools import count
 import psutil
 
 from streams.topics import AGENTS
-from tests.storm.books import CommitSample
-from tests.storm.evidence import sample_commits
+from tests.storm.evidence import CommitSample
+from tests.storm.gathering import sample_commits
 from tests.storm.world import World
 
 _SAMPLE_S = 2.0
