@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -62,6 +63,7 @@ class Plan:
 async def run_storm(plan: Plan, say: Say) -> Run:
     """Run it all; return the run with its books balanced."""
     began = time.monotonic()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that brokers are away is no news here
     pool = make_pool(plan.images_dir, fresh=plan.shape.fresh)
     say(f"seed {plan.seed}: {len(plan.schedule)} faults, {plan.images} images, {len(pool.contents)} distinct pictures")
     async with AsyncExitStack() as stack:

@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 from schemas.envelope import Outgoing
 from schemas.intake import ImageUploaded
 from schemas.values import ObjectRef, Profile, new_image_id
+from streams.errors import DependencyAway
 from streams.files import FileStore, original_key
 from streams.originals import claim
 from streams.topics import UPLOADED
@@ -176,15 +177,16 @@ class Stream:
             image_id=sent.image_id, owner=owner, profile=Profile(), context={NUMBER: number}, original=original
         )
         message = Outgoing(UPLOADED.name, event.key(), event.body(), event.headers(source="another-service"))
-        await claim(self.files, owner, sent.sha256, sent.image_id)
-        await self.files.put(key, data, content_type="image/jpeg")
         while sent.status is None:
             try:
+                await claim(self.files, owner, sent.sha256, sent.image_id)
+                await self.files.put(key, data, content_type="image/jpeg")
                 await asyncio.to_thread(produce, self.world, [message])
+                # As the gateway makes sure, beside a deletion of the same bytes.
+                await self.files.put(key, data, content_type="image/jpeg")
                 sent.status = ACCEPTED
-            except RuntimeError:  # the brokers are away; the same event again is harmless
+            except (RuntimeError, DependencyAway):  # brokers or store are away; all of it again is harmless
                 await asyncio.sleep(1)
-        await self.files.put(key, data, content_type="image/jpeg")  # as the gateway makes sure, beside a deletion
         return sent
 
     async def delete(self, sent: Sent) -> None:
