@@ -39,6 +39,7 @@ class Ledger(Generic[A]):
 
     _open: dict[Slice, OrderedDict[int, _Entry[A]]] = field(default_factory=dict)
     _newest: dict[tuple[str, int], int] = field(default_factory=dict)
+    _acked: dict[Slice, int] = field(default_factory=dict)  # the highest offset handed out to be acked
 
     def take(self, where: Slice, offset: int, handle: A) -> bool:
         """Note that work on an offset begins. False: already taken, or of an older generation; do not work on it.
@@ -53,8 +54,9 @@ class Ledger(Generic[A]):
             self._newest[place] = where.generation
             for old in [s for s in self._open if (s.topic, s.partition) == place and s != where]:
                 del self._open[old]
+                self._acked.pop(old, None)
         entries = self._open.setdefault(where, OrderedDict())
-        if offset in entries:
+        if offset in entries or offset <= self._acked.get(where, -1):
             return False
         if entries and offset < next(reversed(entries)):
             raise LedgerBroken(f"{where}: offset {offset} came after {next(reversed(entries))}")
@@ -72,13 +74,15 @@ class Ledger(Generic[A]):
         entries[offset].finished = True
         ready: list[A] = []
         while entries and next(iter(entries.values())).finished:
-            ready.append(entries.popitem(last=False)[1].handle)
+            self._acked[where], entry = entries.popitem(last=False)
+            ready.append(entry.handle)
         return ready
 
     def revoke(self, topic: str, partition: int) -> None:
         """Forget a partition: it belongs to somebody else now."""
         for where in [s for s in self._open if (s.topic, s.partition) == (topic, partition)]:
             del self._open[where]
+            self._acked.pop(where, None)
 
     def unfinished(self) -> int:
         """Return how many taken offsets are not finished."""

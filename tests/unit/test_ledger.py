@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.ledger import Ledger, LedgerBroken, Slice
@@ -34,6 +34,8 @@ def test_only_the_contiguous_finished_prefix_is_acked_in_order(offsets: list[int
     assert ledger.unfinished() == 0
 
 
+@example(steps=[("take", 0, 1), ("finish", 0, 1), ("take", 0, 1), ("finish", 0, 1)])
+@example(steps=[("take", 0, 1), ("take", 0, 2), ("finish", 0, 1), ("take", 0, 1)])
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["take", "finish", "rebalance"]), st.integers(0, 3), st.integers(0, 30)), max_size=120
