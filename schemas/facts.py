@@ -86,6 +86,7 @@ class ImageRefused(Submission, Fact):
 
     code: ErrorCode
     message: str = Field(description="a sentence a person understands")
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
 
 
 class StageFailed(Fact):
@@ -95,6 +96,7 @@ class StageFailed(Fact):
 
     code: ErrorCode
     message: str
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
 
 
 class DeletionRequested(Event):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from schemas.envelope import Event
-from schemas.facts import ImageRefused, StageFailed, StageSkipped
-from schemas.intake import Submission
-from schemas.values import ErrorCode, StageReport
+from schemas.facts import ImageRefused, ImageSanitized, StageFailed, StageSkipped
+from schemas.intake import ImageFetched, ImageUploaded, Submission
+from schemas.values import ErrorCode, ObjectRef, StageReport
 from streams import topics
 from streams.stage import Emit, Reject, Skip
 
@@ -30,6 +30,11 @@ def _common(event: Event) -> dict[str, object]:
     }
 
 
+def _original(event: Event) -> ObjectRef | None:
+    """Return the original an event speaks of: whoever deletes the image must know of it, however the image ended."""
+    return event.original if isinstance(event, ImageUploaded | ImageFetched | ImageSanitized) else None
+
+
 def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
     """Say that a stage was skipped, and why."""
     fact = StageSkipped.model_validate(
@@ -49,7 +54,14 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
             "submitted_at": event.submitted_at or event.occurred_at,
         }
     fact = ImageRefused.model_validate(
-        {**_common(event), **said, "report": report, "code": reject.code, "message": reject.message}
+        {
+            **_common(event),
+            **said,
+            "report": report,
+            "code": reject.code,
+            "message": reject.message,
+            "original": _original(event),
+        }
     )
     return Emit(((topics.FACTS, fact),))
 
@@ -57,5 +69,7 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
 def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     """Say that a stage gave up; never with internal details, which are in the dead letter."""
     message = PUBLIC_FAILURE.get(code, "This step failed for a reason of ours; it can be replayed.")
-    fact = StageFailed.model_validate({**_common(event), "report": report, "code": code, "message": message})
+    fact = StageFailed.model_validate(
+        {**_common(event), "report": report, "code": code, "message": message, "original": _original(event)}
+    )
     return Emit(((topics.FACTS, fact),))

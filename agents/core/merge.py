@@ -69,10 +69,10 @@ def learn(fact: Fact) -> Learned:
             learned = Learned(stage, StageState.SKIPPED, code=fact.reason, message=fact.message)
         case ImageRefused():
             first = stage in (SANITIZER, FETCHER)  # later ones were told by the sanitized image what its sender said
-            keys = _submitted(fact) if first else {}
+            keys = {**_submitted(fact), **_original(fact)} if first else {}
             learned = Learned(stage, StageState.REJECTED, keys, code=fact.code, message=fact.message)
         case StageFailed():
-            learned = Learned(stage, StageState.FAILED, code=fact.code, message=fact.message)
+            learned = Learned(stage, StageState.FAILED, _original(fact), code=fact.code, message=fact.message)
         case _:
             raise TypeError(f"nobody knows what {fact.type} says")
     return learned
@@ -125,6 +125,10 @@ def _standing(state: StageState, run: int) -> tuple[int, int, int]:
     # An image that was accepted is not refused after all: there, a refusal is a failure.
     worth = StageState.FAILED if run and state is StageState.REJECTED else state
     return _RANK[worth], run, _RANK[state]
+
+
+def _original(fact: ImageRefused | StageFailed) -> dict[str, JsonValue]:
+    return {"original": fact.original.model_dump(mode="json")} if fact.original is not None else {}
 
 
 def _submitted(said: Submission) -> dict[str, JsonValue]:
