@@ -1,55 +1,81 @@
-"""Claims of uploads that were never accepted: what a gateway left that died between its claim and its receipt.
+"""What uploads that were never accepted left: claims of a gateway that died before its receipt, and their originals.
 
-Such a claim would keep an original for ever, and nobody could ask to delete it.
+Such a claim would keep an original for ever, and nobody could ask to delete it. Nor is there anybody for an original
+that nobody claims: of two uploads of the same bytes at once, both refused, each may have left it to the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import structlog
 
 from streams.erasures import Erasures
 from streams.files import FileStore, ObjectInfo
-from streams.originals import withdraw
+from streams.originals import claimed_by_others, withdraw
 from streams.vectors import ReadModel
 
 log = structlog.get_logger(__name__)
 
-_ROOT = "claims/"
+CLAIMS, ORIGINALS = "claims/", "originals/"
 
 
 @dataclass(slots=True)
-class Claims:
-    """Walks all claims, a page at a time. Keeps, between pages, only where it stands. Calls raise DependencyAway."""
+class Abandoned:
+    """Walks claims and originals, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
 
     files: FileStore
     vectors: ReadModel
-    _after: str | None = None
+    _after: dict[str, str | None] = field(default_factory=dict)
 
-    async def withdraw_abandoned(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
-        """Take back the next page's claims, made before `older_than` (unix seconds), of images nobody knows.
+    async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
+        """Remove what the next page has of it, made before `older_than` (unix seconds); return how many there were.
 
-        Return how many there are. An original goes with its last claim.
+        An original goes with its last claim.
         """
-        page: list[ObjectInfo] = []
-        async for info in self.files.list(_ROOT, after=self._after):
-            page.append(info)
-            if len(page) == page_size:
-                break
-        abandoned = [info for info in page if info.modified <= older_than and not await self._is_known(_image_of(info))]
-        if len(abandoned) > len(page) - len(abandoned) + 1:
-            # As with objects: more strangers than images means that it is the read model that knows too little.
-            log.error("most claims belong to no image: is this the right read model? None is taken back")
-            abandoned = []
-        if abandoned:
-            log.warning("uploads that were never accepted left claims", count=len(abandoned), first=abandoned[0].key)
+        pages = {root: await self._page(root, page_size) for root in (CLAIMS, ORIGINALS)}
+        claims = await self._those(pages[CLAIMS], older_than, self._is_abandoned)
+        originals = await self._those(pages[ORIGINALS], older_than, self._is_nobodys)
         if not dry_run:
-            for info in abandoned:
+            self._after = {root: page[-1].key if len(page) == page_size else None for root, page in pages.items()}
+            for info in claims:
                 _, owner, sha256, image_id = info.key.split("/")
                 await withdraw(self.files, owner, sha256, image_id)
-            self._after = page[-1].key if len(page) == page_size else None
-        return len(abandoned)
+            for info in originals:
+                if await self._is_nobodys(info):
+                    await self.files.delete(info.key)
+        return len(claims) + len(originals)
+
+    async def _page(self, root: str, size: int) -> list[ObjectInfo]:
+        page: list[ObjectInfo] = []
+        async for info in self.files.list(root, after=self._after.get(root)):
+            page.append(info)
+            if len(page) == size:
+                break
+        return page
+
+    async def _those(
+        self, page: list[ObjectInfo], older_than: float, condition: Callable[[ObjectInfo], Awaitable[bool]]
+    ) -> list[ObjectInfo]:
+        found = [info for info in page if info.modified <= older_than and await condition(info)]
+        if len(found) > len(page) - len(found) + 1:
+            # As with objects: more strangers than images means that it is the read model that knows too little.
+            log.error("most belong to no image: is this the right read model? None is removed", first=found[0].key)
+            return []
+        if found:
+            log.warning("uploads that were never accepted left objects", count=len(found), first=found[0].key)
+        return found
+
+    async def _is_nobodys(self, info: ObjectInfo) -> bool:
+        parts = info.key.split("/")
+        if len(parts) != 4 or await claimed_by_others(self.files, parts[1], parts[3], ""):
+            return False
+        return await self.vectors.uses_of(parts[1], parts[3]) == 0
+
+    async def _is_abandoned(self, info: ObjectInfo) -> bool:
+        parts = info.key.split("/")
+        return len(parts) == 4 and not await self._is_known(parts[3])
 
     async def _is_known(self, image_id: str) -> bool:
         if await self.vectors.get(image_id) is not None or await Erasures(self.files).get(image_id) is not None:
@@ -57,9 +83,3 @@ class Claims:
         async for _ in self.files.list(f"jobs/{image_id}."):
             return True
         return False
-
-
-def _image_of(info: ObjectInfo) -> str:
-    """Return the image a claim names; a key of another form names none, and is nobody's to remove."""
-    parts = info.key.split("/")
-    return parts[3] if len(parts) == 4 else ""

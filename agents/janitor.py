@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 from pydantic import Field
 
-from agents.abandoned import Claims
+from agents.abandoned import Abandoned
 from agents.erasing import belongings, receipts_of, remove
 from schemas.erasures import Erasure, Removed
 from schemas.receipts import ReceiptKind
@@ -69,7 +69,7 @@ class SweepReport:
     outdated: int = 0  # objects of generations and runs that are over
     orphans: int = 0  # objects that belong to no image
     orphans_removed: int = 0
-    abandoned: int = 0  # claims of uploads that were never accepted
+    abandoned: int = 0  # claims and originals of uploads that were never accepted
     looked_at: int = 0  # objects
 
 
@@ -110,7 +110,7 @@ class Janitor:
         self._letters = letters
         self._clock = clock
         self._erasures = Erasures(files)
-        self._claims = Claims(files, vectors)
+        self._abandoned = Abandoned(files, vectors)
         self._after: str | None = None
 
     async def sweep(self, *, dry_run: bool = False) -> SweepReport:
@@ -124,7 +124,7 @@ class Janitor:
             await self._finish(erasure, letters.get(erasure.image_id), report)
         await self._walk(report)
         if self._settings.remove_orphans:
-            report.abandoned = await self._claims.withdraw_abandoned(
+            report.abandoned = await self._abandoned.remove(
                 older_than=self._clock() - self._settings.orphan_age_s,
                 page_size=self._settings.objects_per_sweep,
                 dry_run=dry_run,

@@ -443,3 +443,14 @@ async def test_a_shared_read_model_is_used(tools: Tools) -> None:
     async with STAGE.open(IndexerSettings(), resources) as opened:
         assert opened.vectors is tools.vectors
     await tools.vectors.check()
+
+
+@pytest.mark.parametrize("kind", ["refused", "failed"])
+async def test_deleting_what_was_never_sanitized_removes_its_bytes(tools: Tools, kind: str) -> None:
+    """Of an image that was refused or failed, sent by a service that keeps no receipt, the original goes too."""
+    image, original = new_image_id(), ref("a", original_key("anna", "a" * 64))
+    await tools.files.put(original.key, b"x", content_type="x/y")
+    fact = getattr(Facts(image, owner="anna"), kind)("sanitizer").model_copy(update={"original": original})
+    await said(fact, tools)
+    await said(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
+    assert await tools.files.stat(original.key) is None

@@ -20,7 +20,7 @@ from schemas.values import ErrorCode, new_image_id
 from streams.erasures import Erasures
 from streams.files import FileStore, image_key, image_prefix, open_files, original_key, receipt_key, result_key
 from streams.health import HealthBoard
-from streams.originals import claim
+from streams.originals import claim, release
 from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Emit, Resources, Skip
 from tests.unit.facts import Facts, ref
@@ -336,21 +336,23 @@ async def test_orphans_are_reported_early_and_removed_late(house: House) -> None
 
 
 async def test_what_a_dead_gateway_left_goes_when_it_is_old(house: House) -> None:
-    """A claim no image stands behind is taken back, with its original if it was the last; claims of images stay."""
-    await house.image(sha="a")
-    lost, shared = "b" * 64, "a" * 64
+    """A claim no image stands behind is taken back, with its original if it was the last; what images have stays."""
+    known = await house.image(sha="a")
+    await release(house.files, "anna", "a" * 64, known)  # as of a service that claims nothing
+    await house.image(sha="d")
+    lost, shared = "b" * 64, "d" * 64
     await claim(house.files, "anna", lost, new_image_id())
     await claim(house.files, "anna", shared, new_image_id())
-    await house.put(original_key("anna", lost))
+    await house.put(original_key("anna", lost), original_key("anna", "e" * 64))
     before = await house.keys()
     assert (await house.janitor().sweep()).abandoned == 0
     assert await house.keys() == before
     house.ahead_s = 60 * DAY
-    assert (await house.janitor().sweep(dry_run=True)).abandoned == 2
-    assert (await house.janitor().sweep()).abandoned == 2
+    assert (await house.janitor().sweep(dry_run=True)).abandoned == 3
+    assert (await house.janitor().sweep()).abandoned == 3
     after = await house.keys()
-    assert original_key("anna", lost) not in after
-    assert original_key("anna", shared) in after
+    originals = {key for key in after if key.startswith("originals/")}
+    assert originals == {original_key("anna", "a" * 64), original_key("anna", shared)}
     assert len([key for key in after if key.startswith("claims/")]) == 1
 
 
