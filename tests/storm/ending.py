@@ -95,9 +95,10 @@ async def grow_old(world: World, stream: Stream, http: httpx.AsyncClient, say: S
             answer = await http.post(url, params={"dry_run": "false"})
             report = answer.raise_for_status().json()
             sent, swept = sum(report["sent"].values()), report["swept"]
-            if not sent and not swept["waiting"] and not swept["overdue"]:
+            removed = swept["abandoned"] + swept["orphans_removed"] + swept["outdated"]
+            if not sent and not removed and not swept["waiting"] and not swept["overdue"]:
                 return
-            say(f"  the reconciler sent {sent} events again")
+            say(f"  the reconciler sent {sent} events again, the janitor removed {removed} objects of nobody")
         await asyncio.sleep(1.5)
         await until_quiet(world, stream, say)
     say(f"  the reconciler is not done: {report}")
