@@ -53,9 +53,10 @@ class Pool:
         return [content for name, content in self.contents.items() if name not in self.fresh and name not in BOMBS]
 
 
-def make_pool(images: Path, *, fresh: int) -> Pool:
-    """Read and draw the contents: always the same for the same arguments."""
-    made = [*_photos(images), *_signs(), *_patterns(), *_untouched(images)]
+def make_pool(images: Path, *, fresh: int, variants: bool = True) -> Pool:
+    """Read and draw the contents: always the same for the same arguments; without variants about half as many."""
+    made = [*_photos(images), *_signs(), *_patterns()]
+    made = [*(made if variants else made[::2]), *_untouched(images)]
     made += [Content(f"fresh-{number}", _drawn(1000 + number), extends=True) for number in range(fresh)]
     return Pool({content.name: content for content in made}, tuple(f"fresh-{number}" for number in range(fresh)))
 

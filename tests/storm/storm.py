@@ -39,10 +39,11 @@ class Shape:
     images: int  # at least
     minutes: float
     fresh: int  # pictures whose pixels are new when they come
+    variants: bool  # whether photos come mirrored too, and so on: more distinct pictures
 
 
-LONG = Shape(images=2000, minutes=20, fresh=60)
-SHORT = Shape(images=120, minutes=2.2, fresh=14)
+LONG = Shape(images=2000, minutes=20, fresh=60, variants=True)
+SHORT = Shape(images=120, minutes=2.2, fresh=10, variants=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ async def run_storm(plan: Plan, say: Say) -> Run:
     """Run it all; return the run with its books balanced."""
     began = time.monotonic()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that brokers are away is no news here
-    pool = make_pool(plan.images_dir, fresh=plan.shape.fresh)
+    pool = make_pool(plan.images_dir, fresh=plan.shape.fresh, variants=plan.shape.variants)
     say(f"seed {plan.seed}: {len(plan.schedule)} faults, {plan.images} images, {len(pool.contents)} distinct pictures")
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(running_world(plan.folder, plan.models, plan.cache))
