@@ -22,7 +22,7 @@ from tests.storm.faults import Field, NotStruck
 from tests.storm.gathering import CALM_OWNER, gather, outputs_of
 from tests.storm.kinds import KINDS
 from tests.storm.log import read_topics
-from tests.storm.pool import Pool, make_pool
+from tests.storm.pool import Content, Pool, make_pool
 from tests.storm.report import Recovery, Run, Say
 from tests.storm.schedule import Planned
 from tests.storm.uploads import Sent, Stream
@@ -128,7 +128,7 @@ async def _rage(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterat
         started = time.monotonic()
         try:
             await KINDS[fault.kind](at, fault)
-            recovery = Recovery(fault, await _probe(at.stream))
+            recovery = Recovery(fault, await _probe(at.stream, fault.target.partition(" ")[0]))
         except Exception as why_not:  # whatever kept it from striking is told with the rest
             recovery = Recovery(fault, None, str(why_not) if isinstance(why_not, NotStruck) else repr(why_not))
         seconds = "not recovered" if recovery.seconds is None else f"recovered in {recovery.seconds:.1f} s"
@@ -137,14 +137,17 @@ async def _rage(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterat
         yield recovery
 
 
-async def _probe(stream: Stream) -> float | None:
-    """Return how many seconds it takes from now until an image that is sent now, again and again, is completed."""
+async def _probe(stream: Stream, name: str) -> float | None:
+    """Return how many seconds it takes from now until an image that is sent now, again and again, is completed.
+
+    It goes the way of the process of that name, if only some images do.
+    """
     began = time.monotonic()
     content = stream.pool.contents["pattern 0"]
     sent: Sent | None = None
     while time.monotonic() - began < _PROBE_PATIENCE_S:
         if sent is None or not sent.accepted:
-            sent = await stream.upload(content, "core", probe=True)
+            sent = await _send_through(stream, content, name)
         if sent.accepted:
             url = f"{stream.world.url('core')}/api/v1/images/jobs/{sent.image_id}.1"
             try:
@@ -175,3 +178,10 @@ async def _http() -> AsyncIterator[httpx.AsyncClient]:
 def _clock(began: float) -> str:
     seconds = int(time.monotonic() - began)
     return f"{seconds // 60:02}:{seconds % 60:02}"
+
+
+async def _send_through(stream: Stream, content: Content, name: str) -> Sent:
+    if name == "fetcher":
+        return await stream.fetch(content, "core")
+    lane = "bulk" if name == "router" else "interactive"  # the bulk lane's scheduler is part of the router
+    return await stream.upload(content, "ingest" if name == "ingest" else "core", lane=lane)

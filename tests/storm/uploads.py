@@ -46,7 +46,6 @@ class Sent:
     image_id: str | None = None
     deleted: Literal["no", "asked", "yes", "unknown"] = "no"
     seen_after: str = ""  # what was still to be seen of it after its deletion was accepted
-    probe: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -143,12 +142,11 @@ class Stream:
         *,
         data: bytes | None = None,
         lane: str = "interactive",
-        probe: bool = False,
     ) -> Sent:
         """Upload an image, by default of bytes nobody sent before."""
         number = next(self._numbers)
         data = content.unique(number) if data is None else data
-        sent = self._note(number, "upload", content, data, probe=probe)
+        sent = self._note(number, "upload", content, data)
         form = {"metadata": f'{{"{NUMBER}": {number}}}', "lane": lane}
         await self._post(sent, gateway, "/upload", files={"file": ("image", data)}, data=form)
         return sent
@@ -164,22 +162,21 @@ class Stream:
         )
         return sent
 
-    async def tell(self, content: Content, *, owner: str | None = None) -> Sent:
+    async def tell(self, content: Content) -> Sent:
         """Be another service: store the bytes and produce the event ourselves, until Kafka has it."""
         number = next(self._numbers)
         data = content.unique(number)
         sent = self._note(number, "event", content, data)
-        owner = owner or self.owner
-        key = original_key(owner, sent.sha256)
+        key = original_key(self.owner, sent.sha256)
         sent.image_id = new_image_id()
         original = ObjectRef(bucket=self.files.bucket, key=key, sha256=sent.sha256, size=len(data))
         event = ImageUploaded(
-            image_id=sent.image_id, owner=owner, profile=Profile(), context={NUMBER: number}, original=original
+            image_id=sent.image_id, owner=self.owner, profile=Profile(), context={NUMBER: number}, original=original
         )
         message = Outgoing(UPLOADED.name, event.key(), event.body(), event.headers(source="another-service"))
         while sent.status is None:
             try:
-                await claim(self.files, owner, sent.sha256, sent.image_id)
+                await claim(self.files, self.owner, sent.sha256, sent.image_id)
                 await self.files.put(key, data, content_type="image/jpeg")
                 await asyncio.to_thread(produce, self.world, [message])
                 # As the gateway makes sure, beside a deletion of the same bytes.
@@ -232,11 +229,9 @@ class Stream:
         how: Literal["upload", "fetch", "event"],
         content: Content,
         data: bytes,
-        *,
-        probe: bool = False,
     ) -> Sent:
         digest = hashlib.sha256(data).hexdigest()
-        sent = Sent(number, how, content.name, content.good, digest, time.time(), probe=probe)
+        sent = Sent(number, how, content.name, content.good, digest, time.time())
         self.diary.append(sent)
         return sent
 
