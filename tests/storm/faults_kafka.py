@@ -15,6 +15,7 @@ from tests.storm.log import read_topics
 from tests.storm.schedule import Planned
 from tests.storm.uploads import produce
 
+_FLOOD = 500
 _TRUNCATED = 3  # events cut short at a time: few enough that no agent thinks that all is broken
 _LAST = 40  # events said again in another order
 
@@ -58,8 +59,8 @@ async def _lose(at: Field, numbers: list[int], seconds: float) -> None:
 
 
 async def duplicate_flood(at: Field, fault: Planned) -> None:
-    """Say every event of a topic again."""
-    records = await _records(at, fault.target)
+    """Say the latest events of a topic again; all of them, until there are so many that nothing else would be seen."""
+    records = (await _records(at, fault.target))[-_FLOOD:]
     await asyncio.to_thread(produce, at.world, [_again(record) for record in records])
 
 
