@@ -2,6 +2,7 @@
 
 Such a claim would keep an original for ever, and nobody could ask to delete it. Nor is there anybody for an original
 that nobody claims: of two uploads of the same bytes at once, both refused, each may have left it to the other.
+And what a worker left that died between its claim and its look whether the image is deleted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from streams.vectors import ReadModel
 log = structlog.get_logger(__name__)
 
 CLAIMS, ORIGINALS = "claims/", "originals/"
+_LATE = "late"  # a walk of its own over the claims
 
 
 @dataclass(slots=True)
@@ -38,7 +40,8 @@ class Abandoned:
         claims = await self._those(pages[CLAIMS], older_than, self._is_abandoned)
         originals = await self._those(pages[ORIGINALS], older_than, self._is_nobodys)
         if not dry_run:
-            self._after = {root: page[-1].key if len(page) == page_size else None for root, page in pages.items()}
+            for root, page in pages.items():
+                self._after[root] = page[-1].key if len(page) == page_size else None
             for info in claims:
                 _, owner, sha256, image_id = info.key.split("/")
                 await withdraw(self.files, owner, sha256, image_id)
@@ -47,9 +50,24 @@ class Abandoned:
                     await self.files.delete(info.key)
         return len(claims) + len(originals)
 
-    async def _page(self, root: str, size: int) -> list[ObjectInfo]:
+    async def note_late_claims(self, *, page_size: int, dry_run: bool) -> int:
+        """Have the next page's claims of images long erased looked after once more; return how many there were."""
+        page, erasures, late = await self._page(CLAIMS, page_size, walk=_LATE), Erasures(self.files), 0
+        for info in page:
+            parts = info.key.split("/")
+            erasure = await erasures.get(parts[3]) if len(parts) == 4 else None
+            if erasure is None or erasure.finished_at is None or erasure.owner != parts[1]:
+                continue
+            late += 1
+            if not dry_run:
+                await erasures.note(erasure.image_id, {parts[2]})
+        if not dry_run:
+            self._after[_LATE] = page[-1].key if len(page) == page_size else None
+        return late
+
+    async def _page(self, root: str, size: int, *, walk: str = "") -> list[ObjectInfo]:
         page: list[ObjectInfo] = []
-        async for info in self.files.list(root, after=self._after.get(root)):
+        async for info in self.files.list(root, after=self._after.get(walk or root)):
             page.append(info)
             if len(page) == size:
                 break

@@ -69,7 +69,7 @@ class SweepReport:
     outdated: int = 0  # objects of generations and runs that are over
     orphans: int = 0  # objects that belong to no image
     orphans_removed: int = 0
-    abandoned: int = 0  # claims and originals of uploads that were never accepted
+    abandoned: int = 0  # claims and originals of uploads that were never accepted, claims of images long erased
     looked_at: int = 0  # objects
 
 
@@ -123,8 +123,10 @@ class Janitor:
         for erasure in due:
             await self._finish(erasure, letters.get(erasure.image_id), report)
         await self._walk(report)
+        pages = self._settings.objects_per_sweep
+        report.abandoned = await self._abandoned.note_late_claims(page_size=pages, dry_run=dry_run)
         if self._settings.remove_orphans:
-            report.abandoned = await self._abandoned.remove(
+            report.abandoned += await self._abandoned.remove(
                 older_than=self._clock() - self._settings.orphan_age_s,
                 page_size=self._settings.objects_per_sweep,
                 dry_run=dry_run,

@@ -88,7 +88,8 @@ def _is_over(sent: Sent, end: str | None) -> bool:
 async def grow_old(world: World, stream: Stream, http: httpx.AsyncClient, say: Say) -> None:
     """Have reconciler and janitor do what they do when time has passed: here all is quiet, so nothing comes late."""
     ages = ("RECONCILER__OVERDUE_S", "RECONCILER__AGAIN_S", "JANITOR__HORIZON_S", "JANITOR__ORPHAN_AGE_S")
-    await world.restart_core(**{f"DARKROOM_{name}": "1" for name in ages}, DARKROOM_RECONCILER__INTERVAL_S="3600")
+    more = {"DARKROOM_RECONCILER__INTERVAL_S": "3600", "DARKROOM_JANITOR__OBJECTS_PER_SWEEP": "1000000"}
+    await world.restart_core(**{f"DARKROOM_{name}": "1" for name in ages}, **more)
     url, report = f"{world.url('core')}/api/v1/admin/reconcile", dict[str, Any]()
     for _ in range(_LOOKS):
         with suppress(httpx.HTTPError):

@@ -356,6 +356,22 @@ async def test_what_a_dead_gateway_left_goes_when_it_is_old(house: House) -> Non
     assert len([key for key in after if key.startswith("claims/")]) == 1
 
 
+async def test_a_claim_made_after_the_end_goes_with_what_it_held(house: House) -> None:
+    """A worker that died between its claim and its look at the tombstone leaves a claim, which keeps no result."""
+    image = await house.image()
+    await house.delete(image)
+    house.ahead_s = HOUR + 60
+    await house.janitor().sweep()
+    late = "9" * 64
+    await claim(house.files, "anna", late, image)
+    await house.put(f"results/anna/{late}/ocr/1/p.json")
+    assert (await house.janitor(remove_orphans=False).sweep(dry_run=True)).abandoned == 1
+    assert (await house.janitor(remove_orphans=False).sweep()).abandoned == 1
+    report = await house.janitor().sweep()
+    assert (report.late.results, report.abandoned) == (1, 0)
+    assert not [key for key in await house.keys() if late in key]
+
+
 async def test_orphans_stay_where_that_is_the_setting(house: House) -> None:
     """An operator can have orphans reported only."""
     await house.image()
