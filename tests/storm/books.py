@@ -196,7 +196,8 @@ def _newest_visible(evidence: Evidence) -> Iterator[str]:
 def _commits_behind_work(evidence: Evidence) -> Iterator[str]:
     # Work on what was deleted is dropped, which says nothing: also on uploads that were refused and came all the same.
     deleted = {sent.image_id for sent in evidence.sent if sent.deleted != "no"}
-    deleted |= {image_id for image_id, state in evidence.states.items() if state in {GONE, ABSENT}}
+    promised = {sent.image_id for sent in evidence.accepted()}
+    deleted |= {name for name, state in evidence.states.items() if state in {GONE, ABSENT} and name not in promised}
     places: dict[tuple[str, int], list[Position]] = defaultdict(list)
     for position in evidence.positions:
         places[position.topic, position.partition].append(position)
