@@ -15,6 +15,7 @@ import structlog
 from streams.erasures import Erasures
 from streams.files import FileStore, ObjectInfo
 from streams.originals import claimed_by_others, withdraw
+from streams.receipts import has_receipt
 from streams.vectors import ReadModel
 
 log = structlog.get_logger(__name__)
@@ -98,6 +99,4 @@ class Abandoned:
     async def _is_known(self, image_id: str) -> bool:
         if await self.vectors.get(image_id) is not None or await Erasures(self.files).get(image_id) is not None:
             return True
-        async for _ in self.files.list(f"jobs/{image_id}."):
-            return True
-        return False
+        return await has_receipt(self.files, image_id)

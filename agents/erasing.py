@@ -15,13 +15,12 @@ from schemas.envelope import now
 from schemas.erasures import Removed
 from schemas.facts import DeletionRequested
 from schemas.receipts import Receipt
-from schemas.values import ImageState, split_job_id
+from schemas.values import ImageState
 from streams.erasures import Erasures, objects_of
-from streams.files import FileStore, ObjectMissing, original_key
+from streams.files import FileStore, original_key
 from streams.originals import claimed_by_others, release
+from streams.receipts import generation_of, job_of, read_receipt, receipt_keys
 from streams.vectors import ImageRecord, ReadModel
-
-RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
 
 
 class Done(Enum):
@@ -118,19 +117,8 @@ async def remove(found: Belongings, image_id: str, owner: str, files: FileStore)
 
 async def receipts_of(image_id: str, generation: int, files: FileStore) -> dict[str, Receipt | None]:
     """Return the receipts of an image up to a generation by key; None for one that cannot be read."""
-    found: dict[str, Receipt | None] = {}
-    async for info in files.list(f"jobs/{image_id}."):
-        try:
-            _, of = split_job_id(info.key.removeprefix("jobs/").removesuffix(".json"))
-        except ValueError:
-            continue
-        if of > generation:
-            continue
-        try:
-            found[info.key] = Receipt.model_validate_json(await files.get(info.key, limit=RECEIPT_BYTES))
-        except (ObjectMissing, ValueError):
-            found[info.key] = None
-    return found
+    keys = [key async for key in receipt_keys(files, image_id) if 0 < generation_of(key) <= generation]
+    return {key: await read_receipt(files, job_of(key)) for key in keys}
 
 
 def _hashes(known: ImageRecord | None, receipts: Collection[Receipt | None]) -> set[str]:

@@ -13,14 +13,13 @@ from agents.core.merge import SANITIZER
 from agents.overdue import INDEXER, Waiting, accepted_at, lost, unfinished
 from schemas.erasures import Erasure
 from schemas.receipts import Receipt
-from schemas.values import ImageState, earliest_id, job_id_of, made_at, split_job_id
+from schemas.values import ImageState, earliest_id, job_id_of, made_at
 from streams.erasures import Erasures
-from streams.files import FileStore, ObjectMissing, image_prefix, receipt_key
+from streams.files import FileStore, image_prefix
+from streams.receipts import RECEIPTS, generation_of, read_receipt, receipt_keys
 from streams.settings import Group
 from streams.vectors import ImageRecord, ReadModel
 
-RECEIPT_BYTES = 1 << 20  # far more than the gateway writes
-_JOBS = "jobs/"
 _AT_ONCE = 16
 _PAGE = 512
 REMEMBERED = 200_000  # receipts
@@ -107,10 +106,8 @@ class Inventory:
     async def examine(self, image_id: str) -> Found:
         """Return all that is known of one image as it is now."""
         record = await self.vectors.get(image_id)
-        newest = 0
-        async for info in self.files.list(f"{_JOBS}{image_id}."):
-            newest = max(newest, _generation(info.key))
-        receipt = await self._read(image_id, newest) if newest else None
+        newest = max([generation_of(key) async for key in receipt_keys(self.files, image_id)], default=0)
+        receipt = await read_receipt(self.files, job_id_of(image_id, newest)) if newest else None
         erasure = await Erasures(self.files).get(image_id)
         waiting = unfinished(record, receipt, erasure)
         missing = (await self._damage(record)).missing if record is not None and not waiting else ()
@@ -118,15 +115,15 @@ class Inventory:
 
     async def _accepted(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """Walk the receipts, of which there is one per job, by age of the image; go on where the last walk ended."""
-        start = _JOBS + earliest_id(now - self.settings.window_s)
+        start = RECEIPTS + earliest_id(now - self.settings.window_s)
         after = start if everything or self._receipt is None else max(start, self._receipt)
         most = None if everything else self.settings.receipts_per_pass
         newest: dict[str, int] = {}
         listed, last = 0, None
-        async for info in self.files.list(_JOBS, after=after):
+        async for info in self.files.list(RECEIPTS, after=after):
             last, listed = info.key, listed + 1
-            if generation := _generation(info.key):
-                image_id = info.key.removeprefix(_JOBS).partition(".")[0]
+            if generation := generation_of(info.key):
+                image_id = info.key.removeprefix(RECEIPTS).partition(".")[0]
                 newest[image_id] = max(newest.get(image_id, 0), generation)
             if listed == most:
                 break
@@ -147,7 +144,7 @@ class Inventory:
             self._open.pop(job, None)
             return None
         if job not in self._open:
-            receipt = await self._read(image_id, generation)
+            receipt = await read_receipt(self.files, job_id_of(image_id, generation))
             if receipt is None:
                 return None
             self._open[job] = unfinished(record, receipt)
@@ -158,13 +155,6 @@ class Inventory:
         for known in (self._settled, self._open):
             if len(known) > REMEMBERED:
                 known.clear()
-
-    async def _read(self, image_id: str, generation: int) -> Receipt | None:
-        try:
-            raw = await self.files.get(receipt_key(job_id_of(image_id, generation)), limit=RECEIPT_BYTES)
-            return Receipt.model_validate_json(raw)
-        except (ObjectMissing, ValueError):
-            return None
 
     async def _damage(self, record: ImageRecord) -> Found:
         prefix = image_prefix(record.image_id)
@@ -208,11 +198,3 @@ async def _each(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]]) -> A
 async def _aiter(items: Iterable[A]) -> AsyncIterator[A]:
     for item in items:
         yield item
-
-
-def _generation(key: str) -> int:
-    """Return the generation a receipt's key names, 0 if it is none."""
-    try:
-        return split_job_id(key.removeprefix(_JOBS).removesuffix(".json"))[1]
-    except ValueError:
-        return 0

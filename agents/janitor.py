@@ -27,6 +27,7 @@ from schemas.values import ID_PATTERN
 from streams import metrics
 from streams.erasures import Erasures
 from streams.files import FileStore, ObjectInfo
+from streams.receipts import has_receipt
 from streams.settings import Group
 from streams.vectors import ReadModel
 
@@ -215,9 +216,7 @@ class Janitor:
             return _Standing(over=erasure.generation, deleted=True)
         if record is not None:
             return _Standing(over=record.generation, deleted=True)
-        async for _ in self._files.list(f"jobs/{image_id}."):
-            return _Standing(over=0)
-        return _Standing(over=0, known=erasure is not None)
+        return _Standing(over=0, known=erasure is not None or await has_receipt(self._files, image_id))
 
     async def _remove_outdated(self, standing: _Standing, objects: Collection[ObjectInfo], report: SweepReport) -> None:
         for info in objects:

@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from gateway.ports import EventSink
 from gateway.problems import Problem, away
@@ -29,16 +28,16 @@ from schemas.intake import FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ImageId, Lane, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
+from streams.deadlines import bounded
 from streams.erasures import Erasures
 from streams.errors import DependencyAway, Unconfirmed
-from streams.files import FileStore, ObjectMissing, original_key, receipt_key
+from streams.files import FileStore, original_key, receipt_key
 from streams.metrics import UPLOAD_BYTES
 from streams.originals import claim, release, withdraw
+from streams.receipts import read_receipt
 from streams.topics import Topic
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _MAX_RECEIPT_BYTES = 256 * 1024
 _MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
@@ -163,7 +162,7 @@ class Accepting:
         """
         while True:
             event = DeletionRequested(image_id=image_id, owner=owner, generation=generation + 1)
-            known = await read_receipt(self.files, event.job_id, timeout_s=self.settings.storage_timeout_s)
+            known = await known_receipt(self.files, event.job_id, timeout_s=self.settings.storage_timeout_s)
             if known is None or known.kind is ReceiptKind.DELETE:
                 break
             generation += 1  # a newer run was accepted that the read model has not seen yet
@@ -287,22 +286,9 @@ def _may_be_in_log(error: BaseException) -> bool:
     return isinstance(cause, Unconfirmed) or not isinstance(cause, DependencyAway)
 
 
-async def read_receipt(files: FileStore, job_id: str, *, timeout_s: float) -> Receipt | None:
+async def known_receipt(files: FileStore, job_id: str, *, timeout_s: float) -> Receipt | None:
     """Return the receipt of a job, None if there is none. Raises DependencyAway or TimeoutError."""
-    try:
-        raw = await bounded(files.get(receipt_key(job_id), limit=_MAX_RECEIPT_BYTES), timeout_s)
-        return Receipt.model_validate_json(raw)
-    except ObjectMissing:
-        return None
-    except ValidationError as error:
-        log.warning("a receipt is unreadable", extra={"job_id": job_id, "error": str(error)[:300]})
-        return None
-
-
-async def bounded(call: Awaitable[T], timeout_s: float) -> T:
-    """Await a call for so long at most. Raises TimeoutError."""
-    async with asyncio.timeout(timeout_s):
-        return await call
+    return await bounded(read_receipt(files, job_id, limit=_MAX_RECEIPT_BYTES), timeout_s)
 
 
 def read_metadata(text: str | None, *, max_bytes: int) -> dict[str, JsonValue]:

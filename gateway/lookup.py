@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gateway.accept import bounded, read_receipt
+from gateway.accept import known_receipt
 from gateway.problems import Problem
 from gateway.settings import GatewaySettings
 from schemas.erasures import Erasure
 from schemas.http_api import ProblemCode
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ID_PATTERN, ImageState, Owner, job_id_of, split_job_id
+from streams.deadlines import bounded
 from streams.erasures import Erasures
 from streams.files import FileStore
 from streams.vectors import Hit, ImageRecord, ReadModel
@@ -163,7 +164,7 @@ class Lookup:
         )
 
     async def _receipt(self, job_id: str) -> Receipt | None:
-        return await read_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
+        return await known_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
 
     async def _is_deleted(self, image_id: str, generation: int) -> bool:
         receipt = await self._receipt(job_id_of(image_id, generation + 1))

@@ -7,7 +7,6 @@ required is missing; 70 an output could not be delivered; 71 the watchdog saw it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import signal
@@ -233,7 +232,7 @@ def strike_hook() -> Hook:
 def _strike_on_demand(file: Path) -> Hook:
     def strike(passed: str) -> None:
         # Between the look and the removal another worker of the agent may have been struck: then this one is spared.
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             if file.read_text().strip() == passed:
                 file.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -18,12 +18,12 @@ from schemas.receipts import Receipt, ReceiptKind
 from schemas.results import SanitizedImage
 from schemas.values import ANALYSIS_STAGES, ImageState, ObjectRef, Profile, StageReport, job_id_of
 from streams.erasures import Erasures
-from streams.files import FileStore, ObjectMissing, receipt_key
+from streams.files import FileStore, receipt_key
+from streams.receipts import read_receipt
 from streams.topics import UPLOADED, retry_topic
 from streams.vectors import ImageRecord
 
 RERUNNABLE = ("sanitizer", *ANALYSIS_STAGES)
-_RECEIPT_BYTES = 1 << 20  # far more than is ever written
 
 
 class WhyNot(StrEnum):
@@ -130,12 +130,12 @@ class Restarts:
 
         `asked_at` is when the rerun was asked for. Raises NotAgain or DoneAlready.
         """
-        newest = await self._receipt(record.image_id, record.generation + 1)
+        newest = await read_receipt(self.files, job_id_of(record.image_id, record.generation + 1))
         if newest is not None and newest.kind is ReceiptKind.REPROCESS:
             return _restarted(newest)
         if record.deleted or newest is not None or await self._is_erased(record.image_id):
             raise NotAgain(WhyNot.DELETED)
-        current = await self._receipt(record.image_id, record.generation)
+        current = await read_receipt(self.files, job_id_of(record.image_id, record.generation))
         if current is not None and current.kind is ReceiptKind.REPROCESS and current.submitted_at >= asked_at:
             raise DoneAlready
         if record.state is ImageState.PROCESSING:
@@ -171,13 +171,6 @@ class Restarts:
 
     async def _is_erased(self, image_id: str) -> bool:
         return await Erasures(self.files).get(image_id) is not None
-
-    async def _receipt(self, image_id: str, generation: int) -> Receipt | None:
-        try:
-            raw = await self.files.get(receipt_key(job_id_of(image_id, generation)), limit=_RECEIPT_BYTES)
-            return Receipt.model_validate_json(raw)
-        except (ObjectMissing, ValidationError):
-            return None
 
 
 def _restarted(receipt: Receipt) -> Rerun:

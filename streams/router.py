@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.envelope import Outgoing, Record
+from streams.deadlines import bounded
 from streams.errors import DependencyAway
 from streams.producer import Deliverer
 from streams.retry import DUE_HEADER
@@ -143,8 +144,7 @@ class Router:
 
     async def _in_time(self, call: Awaitable[T]) -> T:
         """Await what the client itself would try for ever. Raises TimeoutError."""
-        async with asyncio.timeout(self._settings.request_timeout_s):
-            return await call
+        return await bounded(call, self._settings.request_timeout_s)
 
     async def _turn(self, consumer: Any) -> None:
         assigned = consumer.assignment()

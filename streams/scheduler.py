@@ -26,6 +26,7 @@ from streams import metrics
 from streams.admission import Admission, Slot
 from streams.bulk_lane import BulkEvent, read_bulk
 from streams.dead_letters import Failure, dead_letter
+from streams.deadlines import bounded
 from streams.errors import DependencyAway, Malformed
 from streams.fair_queue import FairQueue
 from streams.health import Condition, HealthBoard
@@ -140,8 +141,7 @@ class Scheduler:
 
     async def _in_time(self, call: Awaitable[T]) -> T:
         """Await what the client itself would try for ever. Raises TimeoutError."""
-        async with asyncio.timeout(self._settings.request_timeout_s):
-            return await call
+        return await bounded(call, self._settings.request_timeout_s)
 
     # What begins and ends
 
