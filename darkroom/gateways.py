@@ -18,6 +18,7 @@ from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
 from darkroom.workers import explain, guarded, read_settings
 from gateway.app import embedded_app
 from gateway.ingest import ingest_app
+from gateway.parts import IngestParts, QueryParts
 from gateway.query import query_app
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
@@ -123,7 +124,7 @@ async def _ingest(settings: Settings, own: GatewaySettings) -> None:
         events = await stack.enter_async_context(_gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
-        await _serve_until_signal(ingest_app(own, files=files, events=events, readiness=ready), own)
+        await _serve_until_signal(ingest_app(own, IngestParts(files=files, events=events, readiness=ready)), own)
 
 
 async def _query(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnvironment) -> None:
@@ -137,7 +138,7 @@ async def _core(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnv
 
 async def _answer(
     process: str,
-    make: Callable[..., FastAPI],
+    make: Callable[[GatewaySettings, QueryParts], FastAPI],
     settings: Settings,
     own: GatewaySettings,
     upkeep: ReconcilingEnvironment,
@@ -155,13 +156,13 @@ async def _answer(
         said = {RECONCILER: keeping.part} if with_indexer else {}
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
-        app = make(
-            own, files=files, events=events, vectors=vectors, encoder=encoder, readiness=ready, reconciling=keeping
+        parts = QueryParts(
+            files=files, events=events, readiness=ready, vectors=vectors, encoder=encoder, reconciling=keeping
         )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
             await stack.enter_async_context(keeping.going_on())
-        await _serve_until_signal(app, own)
+        await _serve_until_signal(make(own, parts), own)
 
 
 @asynccontextmanager

@@ -16,10 +16,9 @@ from urllib.parse import urlsplit
 import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from gateway.accept import bounded
 from gateway.ports import Reconciling
 from gateway.problems import Problem, documented
-from gateway.reconcile_route import reconcile_routes
+from gateway.reconcile_route import add_reconcile
 from gateway.settings import GatewaySettings
 from schemas.http_api import (
     AgentList,
@@ -34,6 +33,7 @@ from schemas.http_api import (
     ReprocessView,
 )
 from streams.control import Control
+from streams.deadlines import bounded
 from streams.files import FileStore
 from streams.reprocessing import ReprocessJob, ReprocessJobs, drafted, selected
 from streams.selection import WrongFilter
@@ -142,7 +142,7 @@ class Admin:
             responses=lost,
         )
         if self.reconciling is not None:
-            router.include_router(reconcile_routes(self.reconciling))
+            add_reconcile(router, self.reconciling)
         router.add_api_route("/agents", self.agents, summary="Who is paused", response_model_exclude_none=True)
         router.add_api_route(
             "/agents/{name}/pause",

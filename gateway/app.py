@@ -5,27 +5,17 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 
 from gateway.edge import base_url, new_app, version
-from gateway.ingest import ingest
-from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
+from gateway.ingest import ingest_routes
+from gateway.parts import QueryParts
 from gateway.query import query_routes
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
-from streams.files import FileStore
-from streams.vectors import ReadModel
 
 
-def embedded_app(
-    settings: GatewaySettings,
-    *,
-    files: FileStore,
-    events: EventSink,
-    vectors: ReadModel,
-    encoder: TextEncoder | None,
-    readiness: Readiness,
-    reconciling: Reconciling | None = None,
-) -> FastAPI:
-    """Return ingest and query in one app. The parts are opened and closed by whoever composes the process."""
-    app = new_app("gateway", "Darkroom", "An image goes in and comes out safe, resized, read and searchable.", settings)
+def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
+    """Return ingest and query in one app."""
+    about = "An image goes in and comes out safe, resized, read and searchable."
+    app = new_app("gateway", "Darkroom", about, settings, parts)
 
     @app.get("/", summary="Where everything is", tags=["operation"])
     async def landing(request: Request) -> dict[str, str]:
@@ -42,9 +32,7 @@ def embedded_app(
             "openapi": f"{base}/openapi.json",
         }
 
-    app.include_router(ingest(settings, files=files, events=events).routes())
-    app.include_router(
-        query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder, reconciling=reconciling)
-    )
-    app.include_router(health_routes(readiness, encoder))
+    app.include_router(ingest_routes(settings, parts))
+    app.include_router(query_routes(settings, parts))
+    app.include_router(health_routes(parts.readiness, parts.encoder))
     return app

@@ -8,7 +8,6 @@ import uuid
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from importlib.resources import files
-from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -19,9 +18,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.guard import identified
+from gateway.parts import IngestParts
 from gateway.problems import bug, describe_problems, handle_problems
 from gateway.settings import GatewaySettings
-from schemas.values import DEFAULT_OWNER, Owner
 from streams.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from streams.tracing import child_of
 
@@ -34,14 +34,6 @@ _TAGS = [
     {"name": "admin", "description": "For operators: run stages again, pause agents."},
 ]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
-
-
-def owner_of(request: Request) -> Owner:
-    """Return whose request this is. Everybody is the default owner."""
-    return DEFAULT_OWNER
-
-
-Caller = Annotated[Owner, Depends(owner_of)]
 
 
 class Edge:
@@ -101,11 +93,18 @@ class GatewayApp(FastAPI):
         return self.openapi_schema or {}
 
 
-def new_app(name: str, title: str, description: str, settings: GatewaySettings) -> FastAPI:
+def new_app(name: str, title: str, description: str, settings: GatewaySettings, parts: IngestParts) -> FastAPI:
     """Return an app without routes that behaves as all of ours do."""
     app = GatewayApp(
-        title=title, description=description, version=version(), docs_url=None, redoc_url=None, openapi_tags=_TAGS
+        title=title,
+        description=description,
+        version=version(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_tags=_TAGS,
+        dependencies=[Depends(identified)],
     )
+    app.state.authenticator = parts.authenticator
     _serve_docs(app)
     app.add_middleware(Edge, name=name)
     handle_problems(app, retry_after_s=settings.retry_after_s)

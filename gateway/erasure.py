@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from gateway.edge import Caller
+from gateway.guard import Caller
 from gateway.lookup import Lookup
 from gateway.problems import documented
 from schemas.erasures import Erasure
 from schemas.http_api import ErasureView, ProblemCode
 from streams.erasures import objects_of
 from streams.files import FileStore
+from streams.receipts import receipt_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,5 +54,5 @@ class ErasureCheck:
 
     async def _remaining(self, erasure: Erasure) -> int:
         objects = [key async for key in objects_of(self.files, erasure.image_id, erasure.generation)]
-        receipts = [found.key async for found in self.files.list(f"jobs/{erasure.image_id}.")]
+        receipts = [key async for key in receipt_keys(self.files, erasure.image_id)]
         return len(objects) + len(receipts)

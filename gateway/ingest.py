@@ -9,9 +9,10 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from gateway.accept import Accepting, check_metadata, read_metadata, read_url
 from gateway.bodies import described, read_json
-from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.edge import base_url, new_app, traceparent_of
+from gateway.guard import Caller
 from gateway.lanes import Lanes
-from gateway.ports import EventSink, Readiness
+from gateway.parts import IngestParts
 from gateway.problems import Problem, documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
@@ -19,7 +20,6 @@ from gateway.uploads import receive_form
 from schemas.http_api import BUCKET_PATTERN, FetchImage, ProblemCode, ProblemItem, Submitted
 from schemas.receipts import Receipt
 from schemas.values import Lane
-from streams.files import FileStore
 
 _FIELDS = frozenset({"bucket", "lane", "metadata"})
 _BUCKET = re.compile(BUCKET_PATTERN)
@@ -126,9 +126,10 @@ class Ingest:
         return submitted(receipt, request, response, self.settings)
 
 
-def ingest(settings: GatewaySettings, *, files: FileStore, events: EventSink) -> Ingest:
-    """Return the endpoints that accept images, with what they need."""
-    return Ingest(settings, Accepting(settings, files, events), Lanes(settings.interactive_per_minute))
+def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
+    """Return every route of the ingest app but health."""
+    accepting = Accepting(settings, parts.files, parts.events)
+    return Ingest(settings, accepting, Lanes(settings.interactive_per_minute)).routes()
 
 
 def _read_lane(text: str | None) -> Lane:
@@ -153,9 +154,9 @@ def submitted(receipt: Receipt, request: Request, response: Response, settings: 
     )
 
 
-def ingest_app(settings: GatewaySettings, *, files: FileStore, events: EventSink, readiness: Readiness) -> FastAPI:
+def ingest_app(settings: GatewaySettings, parts: IngestParts) -> FastAPI:
     """Return the ingest app, for a deployment of its own."""
-    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings)
-    app.include_router(ingest(settings, files=files, events=events).routes())
-    app.include_router(health_routes(readiness))
+    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, parts)
+    app.include_router(ingest_routes(settings, parts))
+    app.include_router(health_routes(parts.readiness))
     return app

@@ -11,14 +11,15 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from gateway.accept import Accepting, bounded
+from gateway.accept import Accepting
 from gateway.admin import Admin
 from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
-from gateway.edge import Caller, base_url, new_app, traceparent_of
+from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
+from gateway.guard import Caller
 from gateway.ingest import submitted
 from gateway.lookup import Lookup
-from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
+from gateway.parts import QueryParts
 from gateway.problems import Problem, documented
 from gateway.readiness import health_routes
 from gateway.search import Search
@@ -37,9 +38,10 @@ from schemas.http_api import (
 )
 from schemas.results import ReadText
 from schemas.values import ImageState, Rendition, StageState
+from streams.deadlines import bounded
 from streams.files import FileStore, ObjectMissing
 from streams.results import StoredResult
-from streams.vectors import ImageRecord, ReadModel
+from streams.vectors import ImageRecord
 
 log = logging.getLogger(__name__)
 
@@ -219,41 +221,23 @@ class Images:
         return None
 
 
-def query_routes(
-    settings: GatewaySettings,
-    *,
-    files: FileStore,
-    events: EventSink,
-    vectors: ReadModel,
-    encoder: TextEncoder | None,
-    reconciling: Reconciling | None = None,
-) -> APIRouter:
+def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     """Return every route of the query app but health."""
+    files, vectors = parts.files, parts.vectors
     lookup = Lookup(settings, files, vectors)
     router = APIRouter()
-    router.include_router(Images(settings, files, lookup, Accepting(settings, files, events)).routes())
+    router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
-    router.include_router(Search(settings, vectors, lookup, encoder).routes())
-    router.include_router(Admin(settings, files, vectors, reconciling).routes())
+    router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
+    router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())
     return router
 
 
-def query_app(
-    settings: GatewaySettings,
-    *,
-    files: FileStore,
-    events: EventSink,
-    vectors: ReadModel,
-    encoder: TextEncoder | None,
-    readiness: Readiness,
-    reconciling: Reconciling | None = None,
-) -> FastAPI:
+def query_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
     """Return the query app, for a deployment of its own."""
-    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings)
-    app.include_router(
-        query_routes(settings, files=files, events=events, vectors=vectors, encoder=encoder, reconciling=reconciling)
-    )
-    app.include_router(health_routes(readiness, encoder))
+    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings, parts)
+    app.include_router(query_routes(settings, parts))
+    app.include_router(health_routes(parts.readiness, parts.encoder))
     return app
 
 

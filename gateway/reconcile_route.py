@@ -10,9 +10,11 @@ from gateway.ports import Reconciling
 from schemas.reconciliation import ReconcileReport
 
 
-def reconcile_routes(reconciling: Reconciling) -> APIRouter:
-    """Return the routes, to be mounted below /api/v1/admin."""
-    router = APIRouter()
+def add_reconcile(router: APIRouter, reconciling: Reconciling) -> None:
+    """Add the route to those of the operators.
+
+    A router included in another would not know its whole path, by which it is permitted and counted.
+    """
 
     @router.post("/reconcile", summary="Find what is overdue, and lead it on")
     async def reconcile(
@@ -20,5 +22,3 @@ def reconcile_routes(reconciling: Reconciling) -> APIRouter:
     ) -> ReconcileReport:
         """Every unfinished image, every object of a completed one. Takes as long as there are many."""
         return await reconciling.reconcile(dry_run=dry_run)
-
-    return router

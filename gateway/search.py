@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from gateway.accept import bounded
 from gateway.answers import search_item
 from gateway.bodies import described, media_type, read_json
-from gateway.edge import Caller, base_url
+from gateway.edge import base_url
+from gateway.guard import Caller
 from gateway.lookup import Lookup
 from gateway.ports import TextEncoder
 from gateway.problems import Problem, documented
@@ -25,6 +25,7 @@ from gateway.settings import GatewaySettings
 from gateway.uploads import receive_form
 from schemas.http_api import ProblemCode, ProblemItem, SearchAnswer, SearchItem, SearchLike
 from schemas.values import Owner
+from streams.deadlines import bounded
 from streams.errors import DependencyAway
 from streams.vectors import Hit, ImageRecord, ReadModel
 

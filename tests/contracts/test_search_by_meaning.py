@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from gateway.parts import QueryParts
 from gateway.query import query_app
 from schemas.values import ImageState, new_image_id
 from streams.files import open_files
@@ -60,7 +61,8 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
             patch = {"state": ImageState.COMPLETED.value, "has_vector": True}
             await vectors.merge(image_id, 1, patch, vector=vector.tolist())
         app = query_app(
-            settings(), files=files, events=Sink(), vectors=vectors, encoder=recorded(folder), readiness=Answers()
+            settings(),
+            QueryParts(files=files, events=Sink(), vectors=vectors, encoder=recorded(folder), readiness=Answers()),
         )
         async with client_of(app) as client:
             yield client, names

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from gateway.app import embedded_app
+from gateway.parts import QueryParts
 from gateway.readiness import Parts, files_part, vectors_part
 from streams.files import open_files
 from streams.logs import configure_logs
@@ -26,7 +27,7 @@ async def serve(folder: Path) -> None:
     ):
         readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
         app = embedded_app(
-            settings(), files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness
+            settings(), QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness)
         )
         with socket.create_server(("127.0.0.1", 0)) as listener:
             # Or answers wait 40 ms for a delayed ACK: asyncio knows only sockets made with IPPROTO_TCP as TCP.

@@ -17,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.ingest import ingest_app
+from gateway.parts import IngestParts
 from schemas.envelope import Event, Record
 from streams import topics
 from streams.breaker import Breakers
@@ -155,7 +156,7 @@ async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, file
 async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, files: FileStore) -> None:
     """An upload that finds no room to wait in is answered 503 and leaves no trace; with room again it is accepted."""
     frail, sink = FrailFiles(files), Sink()
-    app = ingest_app(settings(spool_dir=disk.folder), files=frail, events=sink, readiness=Answers())
+    app = ingest_app(settings(spool_dir=disk.folder), IngestParts(files=frail, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         disk.fill()
         answer = await client.post("/api/v1/images/upload", files={"file": ("a", JPEG)})

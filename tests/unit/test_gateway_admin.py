@@ -15,6 +15,7 @@ from agents.recording import record as record_fact
 from gateway.admin import is_loopback
 from gateway.app import embedded_app
 from gateway.ingest import ingest_app
+from gateway.parts import IngestParts, QueryParts
 from gateway.query import query_app
 from gateway.settings import GatewaySettings
 from schemas.http_api import AgentList, ReprocessList, ReprocessPlan, ReprocessView
@@ -60,17 +61,20 @@ class Office:
         self, base: str = HERE, headers: dict[str, str] | None = None, **changes: object
     ) -> AsyncIterator[httpx.AsyncClient]:
         """Talk to the gateway under other settings, without a socket."""
-        app = embedded_app(settings(**changes), **self.parts())
+        app = embedded_app(settings(**changes), self.parts())
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client:
             yield client
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> QueryParts:
         """Return what an app is made of."""
-        return {
-            "files": self.files, "events": Sink(), "vectors": self.vectors, "encoder": Encoder(),
-            "readiness": Answers(),
-        }  # fmt: skip
+        return QueryParts(
+            files=self.files,  # type: ignore[arg-type]
+            events=Sink(),
+            vectors=self.vectors,
+            encoder=Encoder(),
+            readiness=Answers(),
+        )
 
     async def complete(self, count: int) -> list[str]:
         """Make completed images; return their ids, oldest first."""
@@ -160,8 +164,8 @@ def test_a_short_token_is_refused() -> None:
 async def test_only_who_answers_has_it(office: Office) -> None:
     """The query gateway has the admin API, the ingest gateway has not."""
     apps = {
-        200: query_app(settings(), **office.parts()),
-        404: ingest_app(settings(), files=office.store, events=Sink(), readiness=Answers()),
+        200: query_app(settings(), office.parts()),
+        404: ingest_app(settings(), IngestParts(files=office.store, events=Sink(), readiness=Answers())),
     }
     for status, app in apps.items():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HERE) as client:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.app import embedded_app
 from gateway.client import AsyncDarkroom
+from gateway.parts import QueryParts
 from gateway.readiness import Parts
 from schemas.erasures import ErasureState, Removed
 from schemas.http_api import ErasureView
@@ -73,11 +74,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         sink, files = Sink(), FrailFiles(store)
         app = embedded_app(
             settings(),
-            files=files,
-            events=sink,
-            vectors=vectors,
-            encoder=Encoder(),
-            readiness=Parts({}, timeout_s=5),
+            QueryParts(
+                files=files,
+                events=sink,
+                vectors=vectors,
+                encoder=Encoder(),
+                readiness=Parts({}, timeout_s=5),
+            ),
         )
         async with client_of(app) as client:
             yield House(files, store, vectors, sink, client)

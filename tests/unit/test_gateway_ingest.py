@@ -13,6 +13,7 @@ import pytest
 
 from gateway.ingest import ingest_app
 from gateway.lanes import Lanes
+from gateway.parts import IngestParts
 from schemas.envelope import Event
 from schemas.http_api import Submitted
 from schemas.intake import FetchRequested, ImageUploaded
@@ -44,7 +45,7 @@ def sink() -> Sink:
 
 @pytest.fixture
 async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
-    app = ingest_app(settings(max_upload_bytes=200_000), files=files, events=sink, readiness=Answers())
+    app = ingest_app(settings(max_upload_bytes=200_000), IngestParts(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as found:
         yield found
 
@@ -81,7 +82,7 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             seen.append({key.split("/")[0] for key in await files.objects()})
 
-    app = ingest_app(settings(), files=files, events=Watching(), readiness=Answers())
+    app = ingest_app(settings(), IngestParts(files=files, events=Watching(), readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert seen == [{"originals", "claims", "jobs"}]
@@ -102,7 +103,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
     }
     for name, kind in wanted.items():
         data = (images_dir / name).read_bytes()
-        app = ingest_app(settings(), files=files, events=sink, readiness=Answers())
+        app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=Answers()))
         async with client_of(app) as roomy:
             answer = await roomy.post(UPLOAD, files={"file": ("x.txt", data, "text/plain")})
         assert answer.status_code == 202, (name, answer.text)
@@ -224,7 +225,9 @@ async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.Asyn
 
 async def test_a_gateway_without_room_on_disk_says_503(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
     """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
-    app = ingest_app(settings(spool_dir=tmp_path / "nowhere"), files=files, events=sink, readiness=Answers())
+    app = ingest_app(
+        settings(spool_dir=tmp_path / "nowhere"), IngestParts(files=files, events=sink, readiness=Answers())
+    )
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
     assert not sink.sent
@@ -234,7 +237,7 @@ async def test_no_upload_is_left_on_disk(files: FrailFiles, sink: Sink, tmp_path
     """However an upload ends, nothing of it stays where it waited."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    app = ingest_app(settings(spool_dir=spool), files=files, events=sink, readiness=Answers())
+    app = ingest_app(settings(spool_dir=spool), IngestParts(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
         refused(await client.post(UPLOAD, files={"file": ("a", b"x" * 100)}), 415, "unsupported-format")
@@ -250,7 +253,7 @@ async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Si
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
         await asyncio.Event().wait()
 
-    app = ingest_app(settings(upload_idle_s=0.05), files=files, events=sink, readiness=Answers())
+    app = ingest_app(settings(upload_idle_s=0.05), IngestParts(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         refused(await client.post(UPLOAD, content=body(), headers=headers), 408, "upload-too-slow")
@@ -303,7 +306,7 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
                 raise DependencyAway("the first is not confirmed")
             accepted.set()
 
-    app = ingest_app(settings(), files=files, events=Split(), readiness=Answers())
+    app = ingest_app(settings(), IngestParts(files=files, events=Split(), readiness=Answers()))
     async with client_of(app) as client:
 
         async def second() -> httpx.Response:
@@ -327,7 +330,7 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
             assert isinstance(event, ImageUploaded)
             await files.delete(event.original.key)
 
-    app = ingest_app(settings(), files=files, events=Removing(), readiness=Answers())
+    app = ingest_app(settings(), IngestParts(files=files, events=Removing(), readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert JPEG in [data for data, _ in (await files.objects()).values()]
@@ -352,7 +355,7 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles
         async def send(self, *args: object, **named: object) -> None:
             await asyncio.Event().wait()
 
-    app = ingest_app(settings(delivery_timeout_s=0.05), files=files, events=Silent(), readiness=Answers())
+    app = ingest_app(settings(delivery_timeout_s=0.05), IngestParts(files=files, events=Silent(), readiness=Answers()))
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
     await only_its_deletion(files)
@@ -440,7 +443,7 @@ async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> Non
         async def send(self, *args: object, **named: object) -> None:
             raise RuntimeError("secret-host-name")
 
-    app = ingest_app(settings(), files=files, events=Broken(), readiness=Answers())
+    app = ingest_app(settings(), IngestParts(files=files, events=Broken(), readiness=Answers()))
     async with client_of(app) as client:
         answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers={"x-correlation-id": "abc-1"})
     problem = refused(answer, 500, "internal-error")
@@ -463,7 +466,7 @@ async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink:
 async def test_ready_only_when_every_part_works(files: FrailFiles, sink: Sink) -> None:
     """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
     readiness = Answers({"kafka": (True, "answers"), "ocr": (False, "no worker")})
-    app = ingest_app(settings(), files=files, events=sink, readiness=readiness)
+    app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=readiness))
     async with client_of(app) as client:
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
@@ -527,7 +530,7 @@ async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: Frai
 
 async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FrailFiles, sink: Sink) -> None:
     """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
-    app = ingest_app(settings(interactive_per_minute=2), files=files, events=sink, readiness=Answers())
+    app = ingest_app(settings(interactive_per_minute=2), IngestParts(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         lanes = []
         for number in range(3):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from gateway.app import embedded_app
+from gateway.parts import QueryParts
 from gateway.readiness import Parts, files_part, vectors_part
 from schemas.envelope import now
 from schemas.facts import DeletionRequested
@@ -156,7 +157,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     ):
         sink, encoder = Sink(), Encoder()
         readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
-        app = embedded_app(settings(), files=files, events=sink, vectors=vectors, encoder=encoder, readiness=readiness)
+        app = embedded_app(
+            settings(), QueryParts(files=files, events=sink, vectors=vectors, encoder=encoder, readiness=readiness)
+        )
         async with client_of(app) as client:
             yield House(files, vectors, sink, client, encoder)
 
@@ -418,7 +421,7 @@ async def test_a_read_model_that_is_away_is_503(house: House) -> None:
     broken: ReadModel = Broken()  # type: ignore[assignment]
     readiness = Parts({"read-model": vectors_part(broken)}, timeout_s=1)
     app = embedded_app(
-        settings(), files=house.files, events=house.sink, vectors=broken, encoder=None, readiness=readiness
+        settings(), QueryParts(files=house.files, events=house.sink, vectors=broken, encoder=None, readiness=readiness)
     )
     _, job_id = await house.upload()
     async with client_of(app) as client:

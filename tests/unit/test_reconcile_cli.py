@@ -17,6 +17,7 @@ from agents.janitor import Janitor, JanitorSettings
 from agents.reconciler import Reconciler, ReconcilerSettings
 from darkroom.reconcile_cli import reconcile
 from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
+from gateway.parts import QueryParts
 from gateway.query import query_app
 from schemas.facts import DeletionRequested
 from schemas.reconciliation import OldestUnfinished, OverdueItem, ReconcileReport, Standing
@@ -106,7 +107,8 @@ async def office(vectors: ReadModel, store: FrailFiles) -> AsyncIterator[Office]
     """Return a served gateway whose reconciler finds what a test says."""
     looks = Looks()
     app = query_app(
-        settings(), files=store, events=Sink(), vectors=vectors, encoder=None, readiness=Answers(), reconciling=looks
+        settings(),
+        QueryParts(files=store, events=Sink(), vectors=vectors, encoder=None, readiness=Answers(), reconciling=looks),
     )  # type: ignore[arg-type]
     async with serving(app, "127.0.0.1", 0) as port:
         yield Office(f"http://127.0.0.1:{port}", looks)

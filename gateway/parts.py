@@ -1,0 +1,29 @@
+"""What an app is made of: opened, plugged in and closed by whoever composes the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.guard import Authenticator, Everybody
+from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
+from streams.files import FileStore
+from streams.vectors import ReadModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestParts:
+    """What takes images in."""
+
+    files: FileStore
+    events: EventSink
+    readiness: Readiness
+    authenticator: Authenticator = field(default_factory=Everybody)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryParts(IngestParts):
+    """What also tells of them."""
+
+    vectors: ReadModel
+    encoder: TextEncoder | None = None  # None: no search by meaning
+    reconciling: Reconciling | None = None  # None: this process cannot

@@ -1,0 +1,43 @@
+"""What each endpoint asks of its caller, in one table. An endpoint without a row answers nobody."""
+
+from __future__ import annotations
+
+from gateway.identity import Scope
+
+PUBLIC = None
+"""Answers without credentials."""
+
+PERMISSIONS: dict[tuple[str, str], Scope | None] = {
+    # Images in.
+    ("POST", "/api/v1/images/upload"): Scope.WRITE,
+    ("POST", "/api/v1/images/fetch"): Scope.WRITE,
+    ("DELETE", "/api/v1/images/{image_id}"): Scope.WRITE,
+    # Images out.
+    ("GET", "/api/v1/images/jobs/{job_id}"): Scope.READ,
+    ("GET", "/api/v1/images/jobs/{job_id}/result"): Scope.READ,
+    ("GET", "/api/v1/images/batch"): Scope.READ,
+    ("GET", "/api/v1/images/{image_id}"): Scope.READ,
+    ("GET", "/api/v1/images/{image_id}/all"): Scope.READ,
+    ("GET", "/api/v1/images/{image_id}/direct"): Scope.READ,
+    ("GET", "/api/v1/images/{image_id}/erasure"): Scope.READ,
+    # Search.
+    ("GET", "/api/v1/search"): Scope.SEARCH,
+    ("POST", "/api/v1/search/image"): Scope.SEARCH,
+    # Operation: whoever watches the system has no token, and learns nothing of anybody's images.
+    ("GET", "/"): PUBLIC,
+    ("GET", "/docs"): PUBLIC,
+    ("GET", "/metrics"): PUBLIC,
+    ("GET", "/health/live"): PUBLIC,
+    ("GET", "/health/ready"): PUBLIC,
+    ("GET", "/api/v1/health"): PUBLIC,
+    # Admin.
+    ("POST", "/api/v1/admin/reprocess"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/reprocess"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,
+    ("DELETE", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,
+    ("POST", "/api/v1/admin/reconcile"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/agents"): Scope.ADMIN,
+    ("POST", "/api/v1/admin/agents/{name}/pause"): Scope.ADMIN,
+    ("POST", "/api/v1/admin/agents/{name}/resume"): Scope.ADMIN,
+}
+"""Method and path template -> the scope it asks for."""
