@@ -6,7 +6,7 @@ the minio SDK) and `streams.files_directory` (a folder); one contract suite hold
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -35,6 +35,14 @@ class ObjectInfo:
     etag: str
     modified: float  # unix seconds
     sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PostForm:
+    """A form by which a client sends one object straight to the store: multipart/form-data, the file last."""
+
+    url: str
+    fields: Mapping[str, str]
 
 
 class FileStore(Protocol):
@@ -67,6 +75,14 @@ class FileStore(Protocol):
 
     async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
         """Return a URL that reads the object without us, None where the store has no such thing."""
+
+    async def presign_post(
+        self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
+    ) -> PostForm | None:
+        """Return a form that writes this object and no other without us, of that type and size.
+
+        None where the store has no such thing. It can be used until it expires, also to write the object again.
+        """
 
     async def check(self) -> None:
         """Prove that the bucket can be written and read; DependencyAway if not."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from schemas.values import ObjectRef
 from streams.breaker import Breakers
-from streams.files import FileStore, ObjectInfo
+from streams.files import FileStore, ObjectInfo, PostForm
 
 ANSWERS = "object-store"
 TAKES = "object-store-writes"
@@ -55,6 +55,13 @@ class BreakingFiles:
 
     async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
         return await self._inner.presign_get(key, expires_s=expires_s, filename=filename)
+
+    async def presign_post(
+        self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
+    ) -> PostForm | None:
+        return await self._inner.presign_post(
+            key, content_type=content_type, min_bytes=min_bytes, max_bytes=max_bytes, expires_s=expires_s
+        )
 
     async def check(self) -> None:
         with self._answers.probing(), self._takes.probing():

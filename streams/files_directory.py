@@ -25,7 +25,7 @@ from typing import BinaryIO, TypeVar
 
 from schemas.values import ObjectRef
 from streams.errors import AccessRefused, DependencyAway, NotReady
-from streams.files import FileStore, ObjectInfo, ObjectMissing, check_key, check_prefix, open_source
+from streams.files import FileStore, ObjectInfo, ObjectMissing, PostForm, check_key, check_prefix, open_source
 from streams.settings import FilesSettings
 
 CHUNK = 256 * 1024
@@ -116,6 +116,12 @@ class DirectoryFiles:
                 yield info
 
     async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
+        check_key(key)
+        return None
+
+    async def presign_post(
+        self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
+    ) -> PostForm | None:
         check_key(key)
         return None
 

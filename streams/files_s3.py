@@ -9,22 +9,23 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import certifi
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
+from minio.datatypes import PostPolicy
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from schemas.values import ObjectRef
 from streams.errors import AccessRefused, DependencyAway, NotReady
-from streams.files import FileStore, ObjectInfo, ObjectMissing, check_key, check_prefix, open_source
+from streams.files import FileStore, ObjectInfo, ObjectMissing, PostForm, check_key, check_prefix, open_source
 from streams.settings import FilesSettings
 
 CHUNK = 256 * 1024
@@ -93,6 +94,7 @@ class S3Files:
             region=settings.region,
             http_client=self._http,
         )
+        self._signer, self._signs = self._outside(settings, secret), settings.access_key is not None
         self._longest_s = CONNECT_S + settings.timeout_s  # also for what comes byte by byte, and for a free thread
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
@@ -183,8 +185,29 @@ class S3Files:
         lifetime = timedelta(seconds=expires_s)
         return await self._call(
             key,
-            lambda: str(self._s3.presigned_get_object(self.bucket, key, expires=lifetime, response_headers=headers)),
+            lambda: str(
+                self._signer.presigned_get_object(self.bucket, key, expires=lifetime, response_headers=headers)
+            ),
         )
+
+    async def presign_post(
+        self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
+    ) -> PostForm | None:
+        check_key(key)
+        if not self._signs:
+            return None
+        lifetime = timedelta(seconds=expires_s)
+        policy = PostPolicy(self.bucket, datetime.now(UTC) + lifetime)
+        policy.add_equals_condition("key", key)
+        policy.add_equals_condition("Content-Type", content_type)
+        policy.add_content_length_range_condition(min_bytes, max_bytes)
+        signed = await self._call(key, lambda: self._signer.presigned_post_policy(policy))
+        # The bucket's address, in whichever style the server is spoken to: an object's without the object.
+        whole = await self._call(
+            key, lambda: str(self._signer.presigned_get_object(self.bucket, key, expires=lifetime))
+        )
+        address = urlsplit(whole)._replace(query="").geturl().removesuffix(quote(key))
+        return PostForm(address, {"key": key, "Content-Type": content_type, **signed})
 
     async def check(self) -> None:
         key = f"probe/{uuid.uuid4()}"
@@ -196,6 +219,20 @@ class S3Files:
         except ObjectMissing:
             raise DependencyAway(f"{self._where} does not keep what was written") from None
         await self.delete(key)
+
+    def _outside(self, settings: FilesSettings, secret: str | None) -> Minio:
+        """Return the client that signs for others. It never calls: the region is given."""
+        if settings.public_endpoint is None:
+            return self._s3
+        address = urlsplit(settings.public_endpoint)
+        return Minio(
+            address.netloc,
+            access_key=settings.access_key,
+            secret_key=secret,
+            secure=address.scheme == "https",
+            region=settings.region,
+            http_client=self._http,
+        )
 
     async def _call(self, key: str, work: Callable[[], R]) -> R:
         try:

@@ -43,6 +43,11 @@ class FilesSettings(Group):
     """Where objects are kept: an S3 endpoint when given, else a directory."""
 
     endpoint: str | None = Field(None, description="S3 endpoint as host:port; empty = the directory below")
+    public_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s?#]+/?$",
+        description="URL of the S3 endpoint as clients outside reach it, for what is presigned; empty = the endpoint",
+    )
     access_key: str | None = Field(None, description="S3 access key")
     secret_key: SecretStr | None = Field(None, description="S3 secret key")
     secure: bool = Field(False, description="TLS to the endpoint")

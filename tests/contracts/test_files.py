@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -318,6 +319,43 @@ async def test_a_link_reads_without_us(files: FileStore, settings: FilesSettings
     body, disposition = await asyncio.to_thread(fetch)
     assert body == b"linked"
     assert disposition == "attachment; filename*=UTF-8''na%C3%AFve%20%22name%22.webp"
+
+
+async def test_a_form_writes_one_object_of_that_type_and_size_without_us(
+    files: FileStore, settings: FilesSettings
+) -> None:
+    """S3 gives a form that takes exactly what it is for; a folder has no such thing."""
+    form = await files.presign_post("in/a b", content_type="image/png", min_bytes=4, max_bytes=8, expires_s=60)
+    if settings.endpoint is None:
+        assert form is None
+        return
+    assert form is not None
+
+    async def send(data: bytes, **changed: str) -> int:
+        async with httpx.AsyncClient() as client:
+            fields = {**form.fields, **changed}
+            return (await client.post(form.url, data=fields, files={"file": ("x", data)})).status_code
+
+    refused = [await send(b"abc"), await send(b"123456789")]
+    refused += [await send(b"abcd", key="in/other"), await send(b"abcd", **{"Content-Type": "text/html"})]
+    assert all(status in (400, 403) for status in refused), refused
+    assert await keys(files, "") == []
+    assert await send(b"abcd") == 204
+    found = await files.stat("in/a b")
+    assert found is not None
+    assert (found.size, found.content_type) == (4, "image/png")
+
+
+async def test_what_is_presigned_names_the_endpoint_clients_reach(s3: FilesSettings) -> None:
+    """Behind a proxy the link and the form are for its address, under which alone the signature holds."""
+    outside = s3.model_copy(update={"public_endpoint": "https://files.example.org"})
+    async with open_files(outside) as files:
+        link = await files.presign_get("k", expires_s=60)
+        form = await files.presign_post("k", content_type="a/b", min_bytes=1, max_bytes=2, expires_s=60)
+    assert link is not None
+    assert link.startswith("https://files.example.org/contract-tests/k?")
+    assert form is not None
+    assert form.url == "https://files.example.org/contract-tests/"
 
 
 async def test_the_check_leaves_nothing(files: FileStore) -> None:
