@@ -42,6 +42,8 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body is not of a type that is read here"),
     ProblemCode.CORRUPT_IMAGE: (422, "The image cannot be decoded"),
     ProblemCode.NO_VECTOR: (409, "The image cannot be compared by meaning"),
+    ProblemCode.RATE_LIMITED: (429, "Too much was asked in too short a time"),
+    ProblemCode.QUOTA_EXCEEDED: (403, "There is no room left for this owner"),
     ProblemCode.INTERNAL_ERROR: (500, "Something is wrong here, not with the request"),
     ProblemCode.DEPENDENCY_UNAVAILABLE: (503, "A part of the system does not answer"),
     ProblemCode.MODEL_UNAVAILABLE: (503, "The model for this is not there"),

@@ -39,6 +39,8 @@ class ProblemCode(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
     CORRUPT_IMAGE = "corrupt-image"
     NO_VECTOR = "no-vector"
+    RATE_LIMITED = "rate-limited"
+    QUOTA_EXCEEDED = "quota-exceeded"
     INTERNAL_ERROR = "internal-error"
     DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
     MODEL_UNAVAILABLE = "model-unavailable"
