@@ -25,15 +25,20 @@ class Batcher(Generic[I, O]):
         self._wait_s = wait_s
         self._slots = asyncio.Semaphore(parallel)
         self._observe = observe
-        self._waiting: asyncio.Queue[tuple[I, asyncio.Future[O]]] = asyncio.Queue()
+        self._waiting: dict[asyncio.Future[O], I] = {}  # in the order asked
+        self._asked = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._collector = asyncio.create_task(self._collect(), name="batcher")
 
     async def ask(self, item: I) -> O:
-        """Return the answer to one item. Raises what the work raised for it."""
+        """Return the answer to one item. Raises what the work raised for it. Who stops waiting leaves the queue."""
         answer: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((item, answer))
-        return await answer
+        self._waiting[answer] = item
+        self._asked.set()
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(answer, None)
 
     async def close(self) -> None:
         """Stop collecting; batches that run are cancelled."""
@@ -43,12 +48,10 @@ class Batcher(Generic[I, O]):
 
     async def _collect(self) -> None:
         while True:
-            first = await self._waiting.get()
+            await self._until_asked()
             # The slot comes first: while every slot works, the batch goes on filling.
             await self._slots.acquire()
-            batch = [first, *await self._more()]
-            # Whoever gave up waiting (deadline, cancellation) is not worked for.
-            batch = [(item, answer) for item, answer in batch if not answer.done()]
+            batch = await self._gathered()
             if not batch:
                 self._slots.release()
                 continue
@@ -56,21 +59,30 @@ class Batcher(Generic[I, O]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _more(self) -> list[tuple[I, asyncio.Future[O]]]:
-        found: list[tuple[I, asyncio.Future[O]]] = []
+    async def _until_asked(self) -> None:
+        while not self._waiting:
+            self._asked.clear()
+            await self._asked.wait()
+
+    async def _gathered(self) -> list[tuple[I, asyncio.Future[O]]]:
+        """Return the next batch: as soon as it is full, or when it has been waited for long enough."""
         until = asyncio.get_running_loop().time() + self._wait_s
-        while len(found) < self._size - 1:
-            if not self._waiting.empty():
-                found.append(self._waiting.get_nowait())
-                continue
+        while len(self._waiting) < self._size:
             left = until - asyncio.get_running_loop().time()
             if left <= 0:
                 break
+            self._asked.clear()
             try:
-                found.append(await asyncio.wait_for(self._waiting.get(), left))
+                await asyncio.wait_for(self._asked.wait(), left)
             except TimeoutError:
                 break
-        return found
+        batch: list[tuple[I, asyncio.Future[O]]] = []
+        while self._waiting and len(batch) < self._size:
+            answer = next(iter(self._waiting))
+            item = self._waiting.pop(answer)
+            if not answer.done():  # whoever gave up waiting (deadline, cancellation) is not worked for
+                batch.append((item, answer))
+        return batch
 
     async def _run(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
         try:
