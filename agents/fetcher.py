@@ -70,10 +70,7 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
         generation=event.generation,
         run=event.run,
         profile=event.profile,
-        bucket=event.bucket,
-        filename=event.filename,
-        context=event.context,
-        submitted_at=event.submitted_at or event.occurred_at,
+        **event.said(),
         original=original,
         url=event.url,
     )

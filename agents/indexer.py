@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from agents.annotating import annotate
 from agents.erasing import Done, erase
 from agents.recording import conclude, record
 from schemas.envelope import Event
-from schemas.facts import DeletionRequested, Fact
+from schemas.facts import DeletionRequested, Fact, ImageAnnotated
 from schemas.outcomes import ImageDeleted
 from schemas.results import StageResult
 from schemas.values import ErrorCode, ImageState
@@ -61,6 +62,8 @@ async def index(event: Event, tools: Tools) -> Emit | Skip:
     """Write what a fact says; say the outcome if it ended the image. Raises Malformed for a vector that is none."""
     if isinstance(event, DeletionRequested):
         return await _delete(event, tools)
+    if isinstance(event, ImageAnnotated):
+        return Emit(()) if await annotate(event, tools.vectors, Erasures(tools.files)) else _SUPERSEDED
     if not isinstance(event, Fact):
         raise Malformed(f"{event.type} is no fact")
     known = await record(event, tools.vectors, Erasures(tools.files))

@@ -16,7 +16,7 @@ from agents.core.merge import FETCHER, SANITIZER, decide
 from schemas.envelope import Event
 from schemas.erasures import Erasure
 from schemas.facts import DeletionRequested
-from schemas.intake import FetchRequested, ImageFetched, ImageUploaded
+from schemas.intake import SUBMISSION, FetchRequested, ImageFetched, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ANALYSIS_STAGES, ImageState, Lane, ObjectRef, Profile, StageState, made_at
 from streams.reruns import work_of
@@ -24,7 +24,6 @@ from streams.vectors import ImageRecord
 
 INDEXER, RESIZER = "indexer", "resizer"
 _ENDED = {StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.FAILED}
-_SUBMISSION = ("bucket", "filename", "context", "submitted_at")
 
 
 class Reason(StrEnum):
@@ -149,7 +148,7 @@ def _deletion(record: ImageRecord | None, receipt: Receipt | None, erasure: Eras
 
 
 def _common(known: ImageRecord | Receipt, profile: Profile) -> dict[str, object]:
-    said = {name: getattr(known, name) for name in _SUBMISSION}
+    said = {name: getattr(known, name) for name in SUBMISSION}
     who = {"image_id": known.image_id, "owner": known.owner, "generation": known.generation}
     return {**who, "profile": profile, **said}
 

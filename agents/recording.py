@@ -8,7 +8,8 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from agents.core.merge import Learned, decide, learn, outranks, required_stages, to_blame
+from agents.annotating import stub
+from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
 from schemas.envelope import now
 from schemas.facts import Fact
 from schemas.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
@@ -32,13 +33,13 @@ async def record(fact: Fact, vectors: ReadModel, erasures: Erasures) -> ImageRec
         erasure = await erasures.get(fact.image_id)
         if erasure is not None and erasure.covers(fact.owner, fact.generation):
             return None
-        await vectors.begin(_stub(fact))
+        await vectors.begin(stub(fact, known))
         known = await vectors.get(fact.image_id)
     if known is None or not _writable(fact, known):
         return None
     old = known.stages.get(learned.stage)
     if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
-        patch: dict[str, JsonValue] = {**learned.keys, "updated_at": now()}
+        patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
         stages = _stages(fact, learned, known)
         await vectors.merge(fact.image_id, fact.generation, patch, stages=stages, vector=learned.vector)
         known = await vectors.get(fact.image_id)
@@ -86,15 +87,6 @@ def _learned(fact: Fact) -> Learned:
         if len(learned.vector) != DIMENSIONS or not math.isfinite(norm) or norm == 0:
             raise Malformed(f"vector: not {DIMENSIONS} finite numbers with a direction")
     return learned
-
-
-def _stub(fact: Fact) -> ImageRecord:
-    return ImageRecord(
-        image_id=fact.image_id,
-        owner=fact.owner,
-        generation=fact.generation,
-        required=required_stages(fact.profile),
-    )
 
 
 def _writable(fact: Fact, known: ImageRecord) -> bool:

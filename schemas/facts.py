@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from schemas.envelope import Event
+from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.envelope import Event, parameters_hash
 from schemas.intake import Submission
 from schemas.results import SanitizedImage
 from schemas.values import DetectedObject, ErrorCode, ModelRef, ObjectRef, Rendition, StageReport, Vector
@@ -106,6 +107,26 @@ class DeletionRequested(Event):
     stage: ClassVar[str] = "gateway"
 
 
+class ImageAnnotated(Event):
+    """The owner says tags, category and metadata anew: all of them, as they now are.
+
+    Of two, the one of the higher revision stands; of equal revisions, the later. It is said of the image, not of one
+    run of it: it holds in later generations too, until the image is deleted.
+    """
+
+    type: ClassVar[str] = "darkroom.image.annotated.v1"
+    stage: ClassVar[str] = "gateway"
+
+    revision: int = Field(ge=1, description="how often the owner has changed them, this time included")
+    tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
+    category: Category | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned as it is")
+
+    def identity(self) -> str:
+        said = self.model_dump(mode="json", include={"tags", "category", "context"})
+        return f"{self.revision} {parameters_hash(said)}"
+
+
 FACTS: tuple[type[Event], ...] = (
     ImageSanitized,
     ImageResized,
@@ -116,4 +137,5 @@ FACTS: tuple[type[Event], ...] = (
     ImageRefused,
     StageFailed,
     DeletionRequested,
+    ImageAnnotated,
 )

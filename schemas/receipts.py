@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.values import ID_PATTERN, OWNER_PATTERN, Lane, ObjectRef, Profile, Value
 
 
@@ -31,7 +32,10 @@ class Receipt(Value):
     lane: Lane = Lane.INTERACTIVE
     bucket: str = "default"
     filename: str | None = None
+    tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
+    category: Category | None = None
     context: dict[str, JsonValue] = Field(default_factory=dict)
+    revision: int = Field(default=0, ge=0, description="of tags, category and context, of a rerun")
     profile: Profile = Field(default_factory=Profile)
     original: ObjectRef | None = Field(default=None, description="the bytes as received, of an upload or a rerun")
     url: str | None = Field(default=None, description="the source, of a fetch, or of a rerun of what was fetched")

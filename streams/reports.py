@@ -47,12 +47,7 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
     """Say that the image was refused, and why; with what its sender said of it, if the event carries that."""
     said: dict[str, object] = {}
     if isinstance(event, Submission):
-        said = {
-            "bucket": event.bucket,
-            "filename": event.filename,
-            "context": event.context,
-            "submitted_at": event.submitted_at or event.occurred_at,
-        }
+        said = event.said()
     fact = ImageRefused.model_validate(
         {
             **_common(event),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from schemas.envelope import Event
 from schemas.facts import ImageSanitized
-from schemas.intake import ImageFetched, ImageUploaded
+from schemas.intake import SUBMISSION, ImageFetched, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.results import SanitizedImage
 from schemas.values import ANALYSIS_STAGES, ImageState, ObjectRef, Profile, StageReport, job_id_of
@@ -104,7 +104,10 @@ def work_of(record: ImageRecord, run: int, profile: Profile | None = None) -> Im
         profile=profile or Profile(stages=record.required),
         bucket=record.bucket,
         filename=record.filename,
+        tags=record.tags,
+        category=record.category,
         context=record.context,
+        revision=record.revision,
         submitted_at=record.submitted_at,
         report=StageReport(
             stage="sanitizer",
@@ -156,7 +159,10 @@ class Restarts:
             submitted_at=asked_at,
             bucket=record.bucket,
             filename=record.filename,
+            tags=record.tags,
+            category=record.category,
             context=record.context,
+            revision=record.revision,
             profile=Profile(stages=record.required),
             original=original,
             url=record.source_url,
@@ -174,7 +180,7 @@ class Restarts:
 
 
 def _restarted(receipt: Receipt) -> Rerun:
-    kept = ("image_id", "owner", "generation", "bucket", "filename", "context", "profile", "original", "url")
+    kept = {"image_id", "owner", "generation", "profile", "original", "url", *SUBMISSION}
     said = {name: getattr(receipt, name) for name in kept} | {"submitted_at": receipt.first_submitted_at}
     if receipt.url is not None:
         return Rerun(ImageFetched.model_validate(said), retry_topic("sanitizer"))

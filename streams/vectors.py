@@ -51,7 +51,11 @@ class ImageRecord(Value):
     bucket: str = "default"
     filename: str | None = None
     source_url: str | None = None
+    tags: tuple[str, ...] = ()
+    category: str | None = None
     context: dict[str, JsonValue] = Field(default_factory=dict)
+    revision: int = 0  # of tags, category and context: 0 = as they were submitted
+    revised_at: str | None = None
     original: ObjectRef | None = None
     master: ObjectRef | None = None
     width: int | None = None

@@ -18,10 +18,11 @@ from schemas.facts import (
     StageSkipped,
     TextRead,
 )
-from schemas.intake import Submission
+from schemas.intake import SUBMISSION, Submission
 from schemas.values import ErrorCode, ImageState, ObjectRef, Profile, StageState
 
 SANITIZER, FETCHER = "sanitizer", "fetcher"
+ANNOTATION = ("tags", "category", "context", "revision")  # what an owner says of an image, and may say anew
 
 # Of two facts about one stage of one generation the better one stays, whichever comes last: work that was done is
 # done, and a dead letter that is replayed may only mend. Of equally good ones that of the later run stays.
@@ -86,6 +87,17 @@ def outranks(new: StageState, known: StageState | None, *, run: int = 0, known_r
     return known is None or _standing(new, run) >= _standing(known, known_run)
 
 
+def unless_annotated(keys: Mapping[str, JsonValue], revision: int) -> Mapping[str, JsonValue]:
+    """Return what is written of a fact's keys where the owner has annotated the image so many times.
+
+    What was submitted gives way to what was said later; a rerun's submission repeats that, with its revision.
+    """
+    said = keys.get("revision", 0)
+    if not revision or (isinstance(said, int) and said > revision):
+        return keys
+    return {name: value for name, value in keys.items() if name not in ANNOTATION}
+
+
 def required_stages(profile: Profile) -> tuple[str, ...]:
     """Return the stages whose end an image waits for, in pipeline order."""
     return (SANITIZER, *(stage for stage in dict.fromkeys(profile.stages) if stage != SANITIZER))
@@ -132,12 +144,7 @@ def _original(fact: ImageRefused | StageFailed) -> dict[str, JsonValue]:
 
 
 def _submitted(said: Submission) -> dict[str, JsonValue]:
-    return {
-        "bucket": said.bucket,
-        "filename": said.filename,
-        "context": said.context,
-        "submitted_at": said.submitted_at,
-    }
+    return said.model_dump(mode="json", include=set(SUBMISSION))
 
 
 def _sanitized(fact: ImageSanitized) -> dict[str, JsonValue]:

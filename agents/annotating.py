@@ -1,0 +1,55 @@
+"""Annotating: the tags, category and metadata an owner says anew, into the image's record."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from agents.core.merge import required_stages
+from schemas.envelope import Event, now
+from schemas.facts import ImageAnnotated
+from schemas.values import ImageState
+from streams.erasures import Erasures
+from streams.vectors import ImageRecord, ReadModel
+
+
+async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures) -> bool:
+    """Write what the owner says, unless something later is known; False if the image is deleted or another owner's.
+
+    Whatever order these events, the image's facts and its generations come in, the same stands at the end.
+    """
+    known = await vectors.get(event.image_id)
+    if known is None or known.generation < event.generation:
+        erasure = await erasures.get(event.image_id)
+        if erasure is not None and erasure.covers(event.owner, event.generation):
+            return False
+        await vectors.begin(stub(event, known))
+        known = await vectors.get(event.image_id)
+    if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
+        return False
+    if (event.revision, event.occurred_at) > (known.revision, known.revised_at or ""):
+        patch: dict[str, JsonValue] = {
+            **event.model_dump(mode="json", include={"tags", "category", "context", "revision"}),
+            "revised_at": event.occurred_at,
+            "updated_at": now(),
+        }
+        await vectors.merge(event.image_id, known.generation, patch)
+    return True
+
+
+def stub(event: Event, known: ImageRecord | None) -> ImageRecord:
+    """Return what a generation begins with: nothing but what the owner had said of the image before."""
+    return ImageRecord.model_validate(
+        {
+            "image_id": event.image_id,
+            "owner": event.owner,
+            "generation": event.generation,
+            "required": required_stages(event.profile),
+            **_kept(known),
+        }
+    )
+
+
+def _kept(known: ImageRecord | None) -> dict[str, object]:
+    if known is None or known.deleted or not known.revision:
+        return {}
+    return known.model_dump(include={"tags", "category", "context", "revision", "revised_at"})

@@ -1,0 +1,17 @@
+"""Annotations: the tags, the category and the metadata an owner gives an image, at its upload or later."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+MAX_TAGS = 50  # of one image
+MAX_WORD = 64  # characters of a tag or a category
+WORD_PATTERN = r"^[^\x00-\x20\x7f,](?:[^\x00-\x1f\x7f,]*[^\x00-\x20\x7f,])?$"
+
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD, pattern=WORD_PATTERN)]
+"""A word or a few: no commas, which part the tags of a list, no control characters, no space at the ends."""
+
+Category = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD, pattern=WORD_PATTERN)]
+"""The one shelf an image stands on; written as a tag is."""
