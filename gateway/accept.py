@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import Any
 
-from pydantic import JsonValue
-
+from gateway.metadata import Details
 from gateway.ports import EventSink
 from gateway.problems import Problem, away
 from gateway.settings import GatewaySettings
 from gateway.uploads import SpooledFile
 from schemas.envelope import Event, now
 from schemas.facts import DeletionRequested
-from schemas.http_api import MAX_URL_LENGTH, ProblemCode
-from schemas.intake import FetchRequested, ImageUploaded
+from schemas.intake import SUBMISSION, FetchRequested, ImageUploaded
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ImageId, Lane, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
@@ -40,7 +37,8 @@ from streams.topics import Topic
 log = logging.getLogger(__name__)
 
 _MAX_RECEIPT_BYTES = 256 * 1024
-_MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
+
+NOTHING_SAID = Details()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,21 @@ class Accepting:
     async def upload(
         self,
         file: SpooledFile,
+        details: Details = NOTHING_SAID,
         *,
         owner: Owner,
-        bucket: str,
-        context: dict[str, JsonValue],
-        lane: Lane = Lane.INTERACTIVE,
+        image_id: ImageId | None = None,
         traceparent: str | None = None,
     ) -> Receipt:
-        """Accept an uploaded file. Raises Problem (503), and then there is no job."""
-        image_id = new_image_id()
+        """Accept an uploaded file. Raises Problem (503), and then there is no job.
+
+        With an image id of an attempt that may have broken off, that attempt is gone on with.
+        """
+        known = await self._begun(image_id)
+        if known is not None:
+            await self._make_sure(file, owner)
+            return await self._go_on(known, traceparent)
+        image_id = image_id or new_image_id()
         brought = False
         try:
             async with self._bounded("The object store"):
@@ -70,7 +74,10 @@ class Accepting:
                 await claim(self.files, owner, file.sha256, image_id)
                 brought = not await self._is_stored(file, owner)
                 original = await self._store(file, owner, write=brought)
-            receipt = await self._announce_upload(image_id, file, original, owner, bucket, context, lane, traceparent)
+            receipt = _receipt(
+                image_id, owner, details, kind=ReceiptKind.UPLOAD, filename=file.filename, original=original
+            )
+            await self._promise(receipt, topics.UPLOADED, _event(receipt), traceparent)
         except BaseException:
             # Shielded: a client that hangs up must not leave half an acceptance.
             await asyncio.shield(self._withdraw(image_id, owner, file.sha256, brought=brought))
@@ -79,80 +86,36 @@ class Accepting:
         UPLOAD_BYTES.labels("ingest").inc(file.size)
         return receipt
 
-    async def _announce_upload(
-        self,
-        image_id: ImageId,
-        file: SpooledFile,
-        original: ObjectRef,
-        owner: Owner,
-        bucket: str,
-        context: dict[str, JsonValue],
-        lane: Lane,
-        traceparent: str | None,
-    ) -> Receipt:
-        receipt = Receipt(
-            job_id=job_id_of(image_id, 1),
-            image_id=image_id,
-            owner=owner,
-            generation=1,
-            kind=ReceiptKind.UPLOAD,
-            submitted_at=now(),
-            lane=lane,
-            bucket=bucket,
-            filename=file.filename,
-            context=context,
-            original=original,
-        )
-        event = ImageUploaded(
-            image_id=image_id,
-            owner=owner,
-            generation=1,
-            profile=receipt.profile,
-            bucket=bucket,
-            filename=file.filename,
-            context=context,
-            submitted_at=receipt.submitted_at,
-            original=original,
-        )
-        await self._promise(receipt, topics.UPLOADED, event, traceparent)
-        return receipt
-
     async def fetch(
         self,
         url: str,
+        details: Details = NOTHING_SAID,
         *,
         owner: Owner,
-        bucket: str,
-        context: dict[str, JsonValue],
-        lane: Lane = Lane.INTERACTIVE,
+        image_id: ImageId | None = None,
         traceparent: str | None = None,
     ) -> Receipt:
         """Accept a URL to be fetched. Raises Problem (503), and then there is no job."""
-        image_id = new_image_id()
-        receipt = Receipt(
-            job_id=job_id_of(image_id, 1),
-            image_id=image_id,
-            owner=owner,
-            generation=1,
-            kind=ReceiptKind.FETCH,
-            submitted_at=now(),
-            lane=lane,
-            bucket=bucket,
-            context=context,
-            url=url,
-        )
-        event = FetchRequested(
-            image_id=image_id,
-            owner=owner,
-            generation=1,
-            profile=receipt.profile,
-            bucket=bucket,
-            context=context,
-            submitted_at=receipt.submitted_at,
-            url=url,
-        )
-        await self._promise(receipt, topics.FETCH_REQUESTED, event, traceparent)
+        known = await self._begun(image_id)
+        if known is not None:
+            return await self._go_on(known, traceparent)
+        receipt = _receipt(image_id or new_image_id(), owner, details, kind=ReceiptKind.FETCH, url=url)
+        await self._promise(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
         return receipt
+
+    async def _begun(self, image_id: ImageId | None) -> Receipt | None:
+        """Return the receipt that an attempt with this image id has written, if there was one."""
+        if image_id is None:
+            return None
+        async with self._bounded("The object store"):
+            return await known_receipt(self.files, job_id_of(image_id, 1), timeout_s=self.settings.storage_timeout_s)
+
+    async def _go_on(self, known: Receipt, traceparent: str | None) -> Receipt:
+        """Send the event of a receipt that is there. Twice is harmless; nothing is taken back if it fails."""
+        topic = topics.UPLOADED if known.kind is ReceiptKind.UPLOAD else topics.FETCH_REQUESTED
+        async with self._bounded("Kafka", self.settings.delivery_timeout_s):
+            await self.events.send(topic, _event(known), traceparent=traceparent, bulk=known.lane is Lane.BULK)
+        return known
 
     async def delete(self, image_id: str, generation: int, *, owner: Owner, traceparent: str | None = None) -> Receipt:
         """Accept the deletion of an image now at `generation`. Its receipt hides the image at once.
@@ -291,59 +254,24 @@ async def known_receipt(files: FileStore, job_id: str, *, timeout_s: float) -> R
     return await bounded(read_receipt(files, job_id, limit=_MAX_RECEIPT_BYTES), timeout_s)
 
 
-def read_metadata(text: str | None, *, max_bytes: int) -> dict[str, JsonValue]:
-    """Return the client's metadata. Raises Problem unless it is a JSON object of at most `max_bytes`."""
-    if text is None or not text.strip():
-        return {}
-    if len(text.encode()) > max_bytes:
-        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise Problem(ProblemCode.INVALID_METADATA, "The metadata is not JSON.") from None
-    if not isinstance(value, dict):
-        raise Problem(ProblemCode.INVALID_METADATA, "The metadata must be a JSON object.")
-    return check_metadata(value, max_bytes=max_bytes)
+def _receipt(image_id: ImageId, owner: Owner, details: Details, **of: Any) -> Receipt:
+    """Return the receipt of a new image."""
+    return Receipt(
+        job_id=job_id_of(image_id, 1),
+        image_id=image_id,
+        owner=owner,
+        generation=1,
+        submitted_at=now(),
+        lane=details.lane,
+        **details.said(),
+        **of,
+    )
 
 
-def check_metadata(value: dict[str, JsonValue], *, max_bytes: int) -> dict[str, JsonValue]:
-    """Return the metadata. Raises Problem if it is too large, too deep, or JSON that others could not read."""
-    if _depth(value) > _MAX_DEPTH:
-        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may be nested {_MAX_DEPTH} levels deep at most.")
-    try:
-        # Python reads 1e999 and lone surrogates; neither can be written again.
-        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
-    except ValueError:
-        detail = "The metadata has a number or a character that JSON cannot carry."
-        raise Problem(ProblemCode.INVALID_METADATA, detail) from None
-    if size > max_bytes:
-        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
-    return value
-
-
-def read_url(url: str) -> str:
-    """Return the URL. Raises Problem if it cannot be one to fetch; whether it may be is the fetcher's to say."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise Problem(ProblemCode.INVALID_URL, "This is not a URL.") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise Problem(ProblemCode.INVALID_URL, "Give an absolute URL that begins with http:// or https://.")
-    if len(url) > MAX_URL_LENGTH or any(letter.isspace() or not letter.isprintable() for letter in url):
-        raise Problem(ProblemCode.INVALID_URL, "The URL is too long or has white space in it.")
-    return url
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # NaN and Infinity are Python's, not RFC 8259's
-
-
-def _depth(value: JsonValue) -> int:
-    deepest, waiting = 0, [(value, 1)]
-    while waiting:
-        found, depth = waiting.pop()
-        deepest = max(deepest, depth)
-        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-        waiting.extend((item, depth + 1) for item in inside if isinstance(item, dict | list))
-    return deepest
+def _event(receipt: Receipt) -> ImageUploaded | FetchRequested:
+    """Return the event that begins what a receipt promises."""
+    said = {name: getattr(receipt, name) for name in SUBMISSION}
+    who = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": receipt.generation}
+    if receipt.kind is ReceiptKind.UPLOAD:
+        return ImageUploaded(**who, profile=receipt.profile, **said, original=receipt.original)
+    return FetchRequested(**who, profile=receipt.profile, **said, url=receipt.url)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from gateway.accept import Accepting, check_metadata, read_metadata, read_url
+from gateway.accept import Accepting
 from gateway.bodies import described, read_json
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.guard import Caller
 from gateway.lanes import Lanes
+from gateway.metadata import FIELD_SCHEMAS, FIELDS, Details, check_metadata, read_details, read_url
 from gateway.parts import IngestParts
-from gateway.problems import Problem, documented
+from gateway.problems import documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
 from gateway.uploads import receive_form
-from schemas.http_api import BUCKET_PATTERN, FetchImage, ProblemCode, ProblemItem, Submitted
+from schemas.http_api import FetchImage, ProblemCode, Submitted
 from schemas.receipts import Receipt
-from schemas.values import Lane
 
-_FIELDS = frozenset({"bucket", "lane", "metadata"})
-_BUCKET = re.compile(BUCKET_PATTERN)
 _UPLOAD_FORM = {
     "requestBody": {
         "required": True,
@@ -31,17 +28,7 @@ _UPLOAD_FORM = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN},
-                        "metadata": {"type": "string", "description": "a JSON object, returned as it is"},
-                        "lane": {
-                            "type": "string",
-                            "enum": list(Lane),
-                            "default": Lane.INTERACTIVE,
-                            "description": "bulk: when there is room, behind whoever waits",
-                        },
-                    },
+                    "properties": {"file": {"type": "string", "format": "binary"}, **FIELD_SCHEMAS},
                 },
                 "encoding": {"metadata": {"contentType": "application/json"}},
             }
@@ -102,16 +89,10 @@ class Ingest:
     async def upload(self, request: Request, response: Response, owner: Caller) -> Submitted:
         """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
         limit = self.settings.max_upload_bytes
-        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
-            bucket = form.fields.get("bucket") or "default"
-            if not _BUCKET.match(bucket):
-                detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
-                raise Problem(ProblemCode.INVALID_BUCKET, detail)
-            context = read_metadata(form.fields.get("metadata"), max_bytes=self.settings.max_metadata_bytes)
-            lane = self.lanes.choose(_read_lane(form.fields.get("lane")), owner)
-            receipt = await self.accepting.upload(
-                form.file, owner=owner, bucket=bucket, context=context, lane=lane, traceparent=traceparent_of(request)
-            )
+        async with receive_form(request, self.settings, allowed=FIELDS, max_bytes=limit) as form:
+            details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
+            details = replace(details, lane=self.lanes.choose(details.lane, owner))
+            receipt = await self.accepting.upload(form.file, details, owner=owner, traceparent=traceparent_of(request))
         return submitted(receipt, request, response, self.settings)
 
     async def fetch(self, request: Request, response: Response, owner: Caller) -> Submitted:
@@ -120,9 +101,8 @@ class Ingest:
         url = read_url(asked.url)
         context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
         lane = self.lanes.choose(asked.lane, owner)
-        receipt = await self.accepting.fetch(
-            url, owner=owner, bucket=asked.bucket, context=context, lane=lane, traceparent=traceparent_of(request)
-        )
+        details = Details(bucket=asked.bucket, context=context, lane=lane)
+        receipt = await self.accepting.fetch(url, details, owner=owner, traceparent=traceparent_of(request))
         return submitted(receipt, request, response, self.settings)
 
 
@@ -130,14 +110,6 @@ def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     """Return every route of the ingest app but health."""
     accepting = Accepting(settings, parts.files, parts.events)
     return Ingest(settings, accepting, Lanes(settings.interactive_per_minute)).routes()
-
-
-def _read_lane(text: str | None) -> Lane:
-    try:
-        return Lane(text or Lane.INTERACTIVE)
-    except ValueError:
-        item = ProblemItem(field="lane", detail=f"not one of: {', '.join(Lane)}")
-        raise Problem(ProblemCode.INVALID_FIELD, f"{item.field}: {item.detail}", (item,)) from None
 
 
 def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:

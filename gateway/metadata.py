@@ -1,0 +1,187 @@
+"""What a client says of an image it hands in: where it goes, its words, its metadata, how long it may wait.
+
+Said in a form's fields, in JSON, in a query or in a tus header, it is read here into one value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from gateway.problems import Problem
+from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.http_api import BUCKET_PATTERN, MAX_URL_LENGTH, ProblemCode, ProblemItem
+from schemas.values import Lane
+
+C = TypeVar("C", bound=StrEnum)
+
+_MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
+_BUCKET = re.compile(BUCKET_PATTERN)
+_TAGS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[Tag, ...])
+_CATEGORY: TypeAdapter[str] = TypeAdapter(Category)
+
+
+class OnDuplicate(StrEnum):
+    """What happens to bytes the owner has handed in before."""
+
+    NEW = "new"
+    REUSE = "reuse"
+
+
+FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplicate"})
+"""The fields of a form (or a query, or a tus header) that say something of an image."""
+
+FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
+    "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN, "examples": ["default"]},
+    "metadata": {
+        "type": "string",
+        "description": "a JSON object, returned as it is",
+        "examples": ['{"album": "pets"}'],
+    },
+    "tags": {
+        "type": "string",
+        "description": f"words, comma separated, {MAX_TAGS} at most",
+        "examples": ["cat,black and white"],
+    },
+    "category": {"type": "string", "description": "the one shelf the image stands on", "examples": ["animals"]},
+    "lane": {
+        "type": "string",
+        "enum": list(Lane),
+        "default": Lane.INTERACTIVE,
+        "description": "bulk: when there is room, behind whoever waits",
+    },
+    "on_duplicate": {
+        "type": "string",
+        "enum": list(OnDuplicate),
+        "default": OnDuplicate.NEW,
+        "description": "reuse: if you have handed in the same bytes before, the answer is that image",
+    },
+}
+"""How OpenAPI describes each of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What is said of one image."""
+
+    bucket: str = "default"
+    context: dict[str, JsonValue] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    category: str | None = None
+    lane: Lane = Lane.INTERACTIVE
+    on_duplicate: OnDuplicate = OnDuplicate.NEW
+
+    def said(self) -> dict[str, Any]:
+        """Return what the image's event and receipt say of it."""
+        return {"bucket": self.bucket, "context": self.context, "tags": self.tags, "category": self.category}
+
+
+def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:
+    """Return what the text fields of a form say. Fields that are none of FIELDS are not looked at. Raises Problem."""
+    bucket = fields.get("bucket") or "default"
+    if not _BUCKET.match(bucket):
+        detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
+        raise Problem(ProblemCode.INVALID_BUCKET, detail)
+    return Details(
+        bucket=bucket,
+        context=read_metadata(fields.get("metadata"), max_bytes=max_metadata_bytes),
+        tags=read_tags(fields.get("tags") or ""),
+        category=_read_category(fields.get("category") or None),
+        lane=_one_of(Lane, "lane", fields.get("lane") or Lane.INTERACTIVE),
+        on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate") or OnDuplicate.NEW),
+    )
+
+
+def read_tags(text: str) -> tuple[str, ...]:
+    """Return comma separated tags, each once. Raises Problem."""
+    given = [word.strip(" ") for word in text.split(",")]
+    tags = tuple(dict.fromkeys(word for word in given if word))
+    if len(tags) > MAX_TAGS:
+        raise _wrong("tags", f"{MAX_TAGS} at most")
+    try:
+        return _TAGS.validate_python(tags)
+    except ValidationError:
+        raise _wrong("tags", "words of up to 64 characters, comma separated, without control characters") from None
+
+
+def _read_category(text: str | None) -> str | None:
+    try:
+        return None if text is None else _CATEGORY.validate_python(text)
+    except ValidationError:
+        raise _wrong("category", "up to 64 characters, no commas or control characters") from None
+
+
+def _one_of(kind: type[C], name: str, text: str) -> C:
+    try:
+        return kind(text)
+    except ValueError:
+        raise _wrong(name, f"not one of: {', '.join(kind)}") from None
+
+
+def _wrong(name: str, detail: str) -> Problem:
+    return Problem(ProblemCode.INVALID_FIELD, f"{name}: {detail}", (ProblemItem(field=name, detail=detail),))
+
+
+def read_metadata(text: str | None, *, max_bytes: int) -> dict[str, JsonValue]:
+    """Return the client's metadata. Raises Problem unless it is a JSON object of at most `max_bytes`."""
+    if text is None or not text.strip():
+        return {}
+    if len(text.encode()) > max_bytes:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise Problem(ProblemCode.INVALID_METADATA, "The metadata is not JSON.") from None
+    if not isinstance(value, dict):
+        raise Problem(ProblemCode.INVALID_METADATA, "The metadata must be a JSON object.")
+    return check_metadata(value, max_bytes=max_bytes)
+
+
+def check_metadata(value: dict[str, JsonValue], *, max_bytes: int) -> dict[str, JsonValue]:
+    """Return the metadata. Raises Problem if it is too large, too deep, or JSON that others could not read."""
+    if _depth(value) > _MAX_DEPTH:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may be nested {_MAX_DEPTH} levels deep at most.")
+    try:
+        # Python reads 1e999 and lone surrogates; neither can be written again.
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
+    except ValueError:
+        detail = "The metadata has a number or a character that JSON cannot carry."
+        raise Problem(ProblemCode.INVALID_METADATA, detail) from None
+    if size > max_bytes:
+        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {max_bytes} bytes at most.")
+    return value
+
+
+def read_url(url: str) -> str:
+    """Return the URL. Raises Problem if it cannot be one to fetch; whether it may be is the fetcher's to say."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise Problem(ProblemCode.INVALID_URL, "This is not a URL.") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise Problem(ProblemCode.INVALID_URL, "Give an absolute URL that begins with http:// or https://.")
+    if len(url) > MAX_URL_LENGTH or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise Problem(ProblemCode.INVALID_URL, "The URL is too long or has white space in it.")
+    return url
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # NaN and Infinity are Python's, not RFC 8259's
+
+
+def _depth(value: JsonValue) -> int:
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        found, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        waiting.extend((item, depth + 1) for item in inside if isinstance(item, dict | list))
+    return deepest
