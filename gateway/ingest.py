@@ -101,7 +101,7 @@ class Ingest:
         url = read_url(asked.url)
         context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
         lane = self.lanes.choose(asked.lane, owner)
-        details = Details(bucket=asked.bucket, context=context, lane=lane)
+        details = Details(bucket=asked.bucket, context=context, tags=asked.tags, category=asked.category, lane=lane)
         receipt = await self.accepting.fetch(url, details, owner=owner, traceparent=traceparent_of(request))
         return submitted(receipt, request, response, self.settings)
 

@@ -13,10 +13,11 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
 
 from gateway.problems import Problem
-from schemas.annotations import MAX_TAGS, Category, Tag
+from gateway.tags import read_category, read_tags
+from schemas.annotations import MAX_TAGS
 from schemas.http_api import BUCKET_PATTERN, MAX_URL_LENGTH, ProblemCode, ProblemItem
 from schemas.values import Lane
 
@@ -24,8 +25,6 @@ C = TypeVar("C", bound=StrEnum)
 
 _MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
 _BUCKET = re.compile(BUCKET_PATTERN)
-_TAGS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[Tag, ...])
-_CATEGORY: TypeAdapter[str] = TypeAdapter(Category)
 
 
 class OnDuplicate(StrEnum):
@@ -92,30 +91,11 @@ def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Detai
     return Details(
         bucket=bucket,
         context=read_metadata(fields.get("metadata"), max_bytes=max_metadata_bytes),
-        tags=read_tags(fields.get("tags") or ""),
-        category=_read_category(fields.get("category") or None),
+        tags=read_tags(fields.get("tags")),
+        category=read_category(fields.get("category")),
         lane=_one_of(Lane, "lane", fields.get("lane") or Lane.INTERACTIVE),
         on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate") or OnDuplicate.NEW),
     )
-
-
-def read_tags(text: str) -> tuple[str, ...]:
-    """Return comma separated tags, each once. Raises Problem."""
-    given = [word.strip(" ") for word in text.split(",")]
-    tags = tuple(dict.fromkeys(word for word in given if word))
-    if len(tags) > MAX_TAGS:
-        raise _wrong("tags", f"{MAX_TAGS} at most")
-    try:
-        return _TAGS.validate_python(tags)
-    except ValidationError:
-        raise _wrong("tags", "words of up to 64 characters, comma separated, without control characters") from None
-
-
-def _read_category(text: str | None) -> str | None:
-    try:
-        return None if text is None else _CATEGORY.validate_python(text)
-    except ValidationError:
-        raise _wrong("category", "up to 64 characters, no commas or control characters") from None
 
 
 def _one_of(kind: type[C], name: str, text: str) -> C:

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.erasures import ErasureState, Removed
 from schemas.values import Box, ImageState, Lane, StageState, Value
 
@@ -30,6 +31,14 @@ class ProblemCode(StrEnum):
     NOT_FOUND = "not-found"
     NO_SUCH_SIZE = "no-such-size"
     METHOD_NOT_ALLOWED = "method-not-allowed"
+    INVALID_DIGEST = "invalid-digest"
+    DIGEST_MISMATCH = "digest-mismatch"
+    INVALID_IDEMPOTENCY_KEY = "invalid-idempotency-key"
+    IDEMPOTENCY_KEY_IN_USE = "idempotency-key-in-use"
+    IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused"
+    INVALID_ARCHIVE = "invalid-archive"
+    TOO_MANY_FILES = "too-many-files"
+    NOTHING_ACCEPTED = "nothing-accepted"
     UPLOAD_TOO_SLOW = "upload-too-slow"
     NOT_FINISHED = "not-finished"
     GONE = "gone"
@@ -74,6 +83,8 @@ class FetchImage(BaseModel):
     url: str = Field(min_length=1, max_length=MAX_URL_LENGTH, examples=["https://example.org/cat.jpg"])
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+    tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS, examples=[["cat", "black and white"]])
+    category: Category | None = Field(None, examples=["animals"])
     lane: Lane = Field(Lane.INTERACTIVE, description="bulk: when there is room, behind whoever waits")
 
 
@@ -84,6 +95,7 @@ class Submitted(Value):
     image_id: str
     status: ImageState = ImageState.PROCESSING
     lane: Lane = Field(Lane.INTERACTIVE, description="bulk although it was not asked for: too many interactive ones")
+    duplicate: bool = Field(False, description="you had handed in the same bytes before: this is that image")
     status_url: str
     result_url: str
 
