@@ -18,9 +18,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.contract import complete
 from gateway.guard import identified
+from gateway.methods import Methods
+from gateway.parameters import known_parameters
+from gateway.limits import LimitHeaders, counted
 from gateway.parts import IngestParts
-from gateway.problems import bug, describe_problems, handle_problems
+from gateway.problems import bug, handle_problems
 from gateway.settings import GatewaySettings
 from streams.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from streams.tracing import child_of
@@ -89,7 +93,7 @@ class GatewayApp(FastAPI):
     def openapi(self) -> dict[str, object]:
         """Return the OpenAPI document."""
         if not self.openapi_schema:
-            describe_problems(super().openapi())
+            complete(super().openapi())
         return self.openapi_schema or {}
 
 
@@ -102,10 +106,13 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
-        dependencies=[Depends(identified)],
+        dependencies=[Depends(identified), Depends(counted)],
     )
     app.state.authenticator = parts.authenticator
+    app.state.limits = parts.limits
     _serve_docs(app)
+    app.add_middleware(LimitHeaders, limits=parts.limits)
+    app.add_middleware(Methods, whole=app)
     app.add_middleware(Edge, name=name)
     handle_problems(app, retry_after_s=settings.retry_after_s)
     app.include_router(_metrics_routes())

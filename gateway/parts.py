@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.guard import Authenticator, Everybody
+from gateway.limits import Limits
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
 from streams.files import FileStore
 from streams.vectors import ReadModel
@@ -18,6 +19,7 @@ class IngestParts:
     events: EventSink
     readiness: Readiness
     authenticator: Authenticator = field(default_factory=Everybody)
+    limits: Limits = field(default_factory=Limits.none)
 
 
 @dataclass(frozen=True, kw_only=True)
