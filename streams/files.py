@@ -125,6 +125,35 @@ def receipt_key(job_id: str) -> str:
     return f"jobs/{job_id}.json"
 
 
+def upload_key(owner: str, upload_id: str) -> str:
+    """Return where the record of an upload in parts, or straight to the store, is kept until it has ended."""
+    return f"uploads/{owner}/{upload_id}.json"
+
+
+def ended_upload_key(owner: str, upload_id: str) -> str:
+    """Return where it is kept how such an upload ended."""
+    return f"uploaded/{owner}/{upload_id}.json"
+
+
+def pieces_prefix(owner: str, upload_id: str) -> str:
+    """Return the folder of what came so far of an upload in parts."""
+    return f"pieces/{owner}/{upload_id}/"
+
+
+def finishing_prefix(owner: str, upload_id: str) -> str:
+    """Return the folder of the turns that gateways took at making an image of an upload."""
+    return f"finishing/{owner}/{upload_id}/"
+
+
+def staged_key(owner: str, upload_id: str) -> str:
+    """Return where a client writes an object straight to the store, before it is accepted."""
+    return f"incoming/{owner}/{upload_id}"
+
+
+UNFINISHED = ("uploads/", "uploaded/", "pieces/", "finishing/", "incoming/")
+"""Where objects of uploads lie that are over after a while, whether they were finished or not."""
+
+
 def check_key(key: str) -> str:
     """Return the key, or raise ValueError if it could leave the store or mean two things.
 
