@@ -18,6 +18,8 @@ from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
 from darkroom.workers import explain, guarded, read_settings
 from gateway.app import embedded_app
 from gateway.ingest import ingest_app
+from gateway.limit_settings import QuotaSettings, RateLimitSettings
+from gateway.limits import open_limits
 from gateway.parts import IngestParts, QueryParts
 from gateway.query import query_app
 from gateway.settings import GatewaySettings
@@ -39,25 +41,28 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayEnvironment(BaseSettings):
-    """The gateway's settings, from DARKROOM_GATEWAY__*."""
+    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_LIMITS__* and DARKROOM_QUOTAS__*."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
     gateway: GatewaySettings = GatewaySettings()
+    limits: RateLimitSettings = RateLimitSettings()
+    quotas: QuotaSettings = QuotaSettings()
 
 
 def run_gateway(part: str) -> int:
     """Be `ingest`, `query`, or the embedded `core` (both, with the indexer) until SIGTERM; return the exit code."""
     settings = read_settings(part)
     try:
-        own, upkeep = GatewayEnvironment().gateway, ReconcilingEnvironment()
+        environment, upkeep = GatewayEnvironment(), ReconcilingEnvironment()
     except ValidationError as error:
         return explain(error)
     if part == "ingest":
-        return asyncio.run(guarded(_ingest(settings, own)))
-    return asyncio.run(guarded(_query(settings, own, upkeep) if part == "query" else _core(settings, own, upkeep)))
+        return asyncio.run(guarded(_ingest(settings, environment)))
+    answering = _query if part == "query" else _core
+    return asyncio.run(guarded(answering(settings, environment, upkeep)))
 
 
 async def _serve_until_signal(app: FastAPI, own: GatewaySettings) -> None:
@@ -117,35 +122,39 @@ async def _opened_files(
     return files
 
 
-async def _ingest(settings: Settings, own: GatewaySettings) -> None:
+async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
+    own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await _opened_files(stack, settings, own, breakers)
         events = await stack.enter_async_context(_gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
-        await _serve_until_signal(ingest_app(own, IngestParts(files=files, events=events, readiness=ready)), own)
+        limits = await stack.enter_async_context(open_limits(environment.limits))
+        parts = IngestParts(files=files, events=events, readiness=ready, limits=limits)
+        await _serve_until_signal(ingest_app(own, parts), own)
 
 
-async def _query(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnvironment) -> None:
-    await _answer("query", query_app, settings, own, upkeep, with_indexer=False)
+async def _query(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
+    await _answer("query", query_app, settings, environment, upkeep, with_indexer=False)
 
 
-async def _core(settings: Settings, own: GatewaySettings, upkeep: ReconcilingEnvironment) -> None:
+async def _core(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
     """Ingest and query on one address; with the read model in process, indexer and reconciler too: it has one owner."""
-    await _answer("core", embedded_app, settings, own, upkeep, with_indexer=settings.qdrant.url is None)
+    await _answer("core", embedded_app, settings, environment, upkeep, with_indexer=settings.qdrant.url is None)
 
 
 async def _answer(
     process: str,
     make: Callable[[GatewaySettings, QueryParts], FastAPI],
     settings: Settings,
-    own: GatewaySettings,
+    environment: GatewayEnvironment,
     upkeep: ReconcilingEnvironment,
     *,
     with_indexer: bool,
 ) -> None:
     """Open what answers need, and serve the app that `make` builds of it."""
+    own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await _opened_files(stack, settings, own, breakers)
@@ -157,7 +166,13 @@ async def _answer(
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
         parts = QueryParts(
-            files=files, events=events, readiness=ready, vectors=vectors, encoder=encoder, reconciling=keeping
+            files=files,
+            events=events,
+            readiness=ready,
+            limits=await stack.enter_async_context(open_limits(environment.limits)),
+            vectors=vectors,
+            encoder=encoder,
+            reconciling=keeping,
         )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))

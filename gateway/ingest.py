@@ -9,8 +9,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from gateway.accept import Accepting
 from gateway.bodies import described, read_json
 from gateway.edge import base_url, new_app, traceparent_of
-from gateway.guard import Caller
+from gateway.guard import Who
 from gateway.lanes import Lanes
+from gateway.limits import UPLOADS, Limits
 from gateway.metadata import FIELD_SCHEMAS, FIELDS, Details, check_metadata, read_details, read_url
 from gateway.parts import IngestParts
 from gateway.problems import documented
@@ -44,6 +45,7 @@ class Ingest:
     settings: GatewaySettings
     accepting: Accepting
     lanes: Lanes
+    limits: Limits
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -66,6 +68,7 @@ class Ingest:
                 ProblemCode.UPLOAD_TOO_SLOW,
                 ProblemCode.FILE_TOO_LARGE,
                 ProblemCode.UNSUPPORTED_FORMAT,
+                ProblemCode.RATE_LIMITED,
                 away,
             ),
         )
@@ -81,23 +84,26 @@ class Ingest:
                 ProblemCode.INVALID_METADATA,
                 ProblemCode.INVALID_FIELD,
                 ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                ProblemCode.RATE_LIMITED,
                 away,
             ),
         )
         return router
 
-    async def upload(self, request: Request, response: Response, owner: Caller) -> Submitted:
+    async def upload(self, request: Request, response: Response, identity: Who) -> Submitted:
         """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
-        limit = self.settings.max_upload_bytes
+        await self.limits.take(request, identity, UPLOADS)
+        owner, limit = identity.owner, self.settings.max_upload_bytes
         async with receive_form(request, self.settings, allowed=FIELDS, max_bytes=limit) as form:
             details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
             details = replace(details, lane=self.lanes.choose(details.lane, owner))
             receipt = await self.accepting.upload(form.file, details, owner=owner, traceparent=traceparent_of(request))
         return submitted(receipt, request, response, self.settings)
 
-    async def fetch(self, request: Request, response: Response, owner: Caller) -> Submitted:
+    async def fetch(self, request: Request, response: Response, identity: Who) -> Submitted:
         """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
-        asked = await read_json(request, FetchImage, self.settings)
+        await self.limits.take(request, identity, UPLOADS)
+        owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
         context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
         lane = self.lanes.choose(asked.lane, owner)
@@ -109,7 +115,7 @@ class Ingest:
 def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     """Return every route of the ingest app but health."""
     accepting = Accepting(settings, parts.files, parts.events)
-    return Ingest(settings, accepting, Lanes(settings.interactive_per_minute)).routes()
+    return Ingest(settings, accepting, Lanes(settings.interactive_per_minute), parts.limits).routes()
 
 
 def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:
