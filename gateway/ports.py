@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from schemas.envelope import Event
 from schemas.reconciliation import ReconcileReport
+from schemas.values import ErrorCode, ModelRef
 from streams.topics import Topic
 
 
@@ -44,3 +46,32 @@ class TextEncoder(Protocol):
 
     async def encode_image(self, data: bytes) -> list[float]:
         """Return the vector of an encoded image, which is untrusted. Raises ValueError if it cannot be decoded."""
+
+
+class ModelAway(Exception):
+    """The model is not there. The message, fit for clients, says why."""
+
+
+class Undecodable(ValueError):
+    """An image cannot be decoded, or not within its limits. The message is fit for clients."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+P = TypeVar("P")
+
+
+class FeatureEncoder(Protocol[P]):
+    """CLIP's image tower, for many images at once (512 floats each, L2-normalised)."""
+
+    async def model(self) -> ModelRef:
+        """Return which weights answer, loading them at the first call. Raises ModelAway."""
+
+    async def prepare(self, data: bytes) -> P:
+        """Return an encoded image, which is untrusted, as the model's input. Raises Undecodable, DependencyAway."""
+
+    async def encode(self, prepared: Sequence[P]) -> Sequence[list[float] | Exception]:
+        """Return one vector per image that `prepare` made, in order."""

@@ -274,6 +274,29 @@ RECONCILED_AT = Gauge(
         "Too long ago: see the reconciler's log.",
     )
 )
+FEATURE_IMAGES = Counter(
+    *_noted(
+        "darkroom_feature_images_total",
+        "Images sent for their vector alone, by what came of them (encoded, undecodable, refused).",
+        "`refused`: more came at once than may wait; add query processes, or a faster model backend.",
+    ),
+    ["result"],
+)
+FEATURES_WAITING = Gauge(
+    *_noted(
+        "darkroom_features_waiting_images",
+        "Images sent for their vector that were taken in and not answered yet.",
+        "At DARKROOM_FEATURES__QUEUE: further ones are refused.",
+    )
+)
+FEATURE_BATCH = Histogram(
+    *_noted(
+        "darkroom_feature_batch_images",
+        "Images per call of the model, of those sent for their vector alone.",
+        "Always 1 under load: raise DARKROOM_FEATURES__BATCH_WAIT_S.",
+    ),
+    buckets=_BATCH,
+)
 
 
 def names() -> set[str]:

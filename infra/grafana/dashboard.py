@@ -207,6 +207,25 @@ ROWS = (
         ),
     ),
     Row(
+        "Vectors alone",
+        (
+            Panel(
+                "Images", "Sent for their vector alone; `refused`: more came at once than may wait.", "cps",
+                (Query("sum by (result) (rate(darkroom_feature_images_total[$__rate_interval]))", "{{result}}"),),
+            ),
+            Panel(
+                "Waiting for their vector", "At DARKROOM_FEATURES__QUEUE further ones are refused.", "short",
+                (Query("sum(darkroom_features_waiting_images)", "images"),),
+            ),
+            Panel(
+                "Images per call of the model, mean", "Always 1 under load: raise DARKROOM_FEATURES__BATCH_WAIT_S.",
+                "short",
+                (Query("sum(rate(darkroom_feature_batch_images_sum[$__rate_interval]))"
+                       " / sum(rate(darkroom_feature_batch_images_count[$__rate_interval]))", "images"),),
+            ),
+        ),
+    ),
+    Row(
         "HTTP and processes",
         (
             Panel(
