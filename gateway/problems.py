@@ -18,13 +18,14 @@ from streams.errors import DependencyAway
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/ProblemBody"}
 
 TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.BAD_REQUEST: (400, "The request cannot be read"),
     ProblemCode.UNAUTHORIZED: (401, "This needs the administrator's token"),
     ProblemCode.FORBIDDEN: (403, "This is not allowed from here"),
     ProblemCode.INVALID_FIELD: (422, "A parameter or field is not as it must be"),
-    ProblemCode.UNKNOWN_FIELD: (400, "The form has a field nobody reads"),
+    ProblemCode.UNKNOWN_FIELD: (400, "The request has a field or parameter nobody reads"),
     ProblemCode.MISSING_FILE: (400, "The form has no file"),
     ProblemCode.EMPTY_FILE: (400, "The file is empty"),
     ProblemCode.INVALID_METADATA: (400, "The metadata is not a small JSON object"),
@@ -38,6 +39,14 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
     ProblemCode.UPLOAD_TOO_SLOW: (408, "The upload took too long"),
     ProblemCode.IDEMPOTENCY_KEY_IN_USE: (409, "The first request with this key is not answered yet"),
+    ProblemCode.DIRECT_UPLOAD_UNAVAILABLE: (409, "Files cannot be sent straight to the store here"),
+    ProblemCode.NOT_ARRIVED: (409, "The file is not in the store yet"),
+    ProblemCode.OFFSET_MISMATCH: (409, "The upload goes on elsewhere"),
+    ProblemCode.UNSUPPORTED_TUS_VERSION: (412, "This version of the tus protocol is not spoken here"),
+    ProblemCode.UPLOAD_EXPIRED: (410, "The upload was not finished in time"),
+    ProblemCode.UPLOAD_BUSY: (423, "Another request is at work on this upload"),
+    ProblemCode.TOO_MANY_UPLOADS: (429, "Too many uploads were begun and not finished"),
+    ProblemCode.CHECKSUM_MISMATCH: (460, "What arrived is not what its checksum says"),
     ProblemCode.NOT_FINISHED: (409, "The job has not ended yet"),
     ProblemCode.GONE: (410, "The image was deleted"),
     ProblemCode.SUPERSEDED: (410, "A newer job has taken over"),
@@ -156,22 +165,25 @@ def documented(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
     for code in codes:
         status, title = TITLES[code]
         text = f"`{code}`: {title}"
-        known = found.get(status)
-        found[status] = {"model": ProblemBody, "description": f"{known['description']}; {text}" if known else text}
+        known = found.setdefault(
+            status, {"description": "", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": {}}}}
+        )
+        known["description"] = f"{known['description']}; {text}" if known["description"] else text
+        known["content"][MEDIA_TYPE]["examples"][str(code)] = {"summary": title, "value": _example(code)}
     return found
 
 
-def describe_problems(schema: dict[str, Any]) -> dict[str, Any]:
-    """Correct an OpenAPI document: errors are problem+json, which FastAPI cannot be told."""
-    for path in schema.get("paths", {}).values():
-        for operation in path.values():
-            for response in operation.get("responses", {}).values():
-                found = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
-                if found.rsplit("/", 1)[-1] in ("ProblemBody", "HTTPValidationError"):
-                    response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schema.get("components", {}).get("schemas", {}).pop(unused, None)
-    return schema
+def _example(code: ProblemCode) -> dict[str, Any]:
+    status, title = TITLES[code]
+    return {
+        "type": f"urn:darkroom:problem:{code}",
+        "code": str(code),
+        "title": title,
+        "status": status,
+        "detail": f"{title}.",
+        "instance": "/api/v1/images/0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b",
+        "correlation_id": "upload-42",
+    }
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -24,6 +24,18 @@ class GatewaySettings(Group):
     )
     upload_idle_s: float = Field(30.0, gt=0, description="seconds a client may send nothing while uploading")
     upload_total_s: float = Field(600.0, gt=0, description="seconds one upload may take to arrive")
+    max_unfinished_uploads: int = Field(
+        100, ge=1, description="resumable and direct uploads one owner may have begun and not finished"
+    )
+    upload_expires_s: float = Field(
+        86_400.0, gt=0, description="seconds a resumable or direct upload may take from its beginning to its end"
+    )
+    direct_form_s: int = Field(
+        3600, ge=1, le=604_800, description="seconds the form of a direct upload can be used; 7 days at most"
+    )
+    piece_bytes: int = Field(
+        8 << 20, ge=64 << 10, description="bytes of a resumable upload that a killed gateway loses at most"
+    )
     storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")
     delivery_timeout_s: float = Field(
         40.0,
