@@ -55,6 +55,12 @@ class FileStore(Protocol):
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
         """Write an object whole or not at all (a Path is streamed from disk); return its claim check."""
 
+    async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
+        """Write an object unless there is one under that key; say whether it was written. One of several at once wins.
+
+        False may also mean that an earlier try of this very call has written it, and its answer was lost.
+        """
+
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
         """Read an object; ValueError if it is larger than `limit` bytes."""
 

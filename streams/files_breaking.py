@@ -31,6 +31,10 @@ class BreakingFiles:
         with self._takes.passing():
             return await self._inner.put(key, data, content_type=content_type, sha256=sha256)
 
+    async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
+        with self._takes.passing():
+            return await self._inner.create(key, data, content_type=content_type)
+
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
         with self._answers.passing():
             return await self._inner.get(key, limit=limit)

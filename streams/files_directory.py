@@ -34,8 +34,13 @@ STALE_S = 3600.0  # a write in progress touches its file far more often
 
 R = TypeVar("R")
 
+
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class _Taken(Exception):
+    """There is an object already."""
 
 
 class DirectoryFiles:
@@ -59,6 +64,13 @@ class DirectoryFiles:
 
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
         return await self._call(key, lambda: self._put(check_key(key), data, content_type, sha256))
+
+    async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
+        try:
+            await self._call(key, lambda: self._put(check_key(key), data, content_type, None, over=False))
+        except _Taken:
+            return False
+        return True
 
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
         def read() -> bytes:
@@ -171,7 +183,9 @@ class DirectoryFiles:
                 if left.stat().st_mtime < time.time() - STALE_S:
                     left.unlink()
 
-    def _put(self, key: str, data: bytes | Path, content_type: str, sha256: str | None) -> ObjectRef:
+    def _put(
+        self, key: str, data: bytes | Path, content_type: str, sha256: str | None, *, over: bool = True
+    ) -> ObjectRef:
         source = data if isinstance(data, bytes) else open_source(data)
         temp = self._tmp / uuid.uuid4().hex
         digest, size = hashlib.sha256(), 0
@@ -185,7 +199,7 @@ class DirectoryFiles:
                 file.flush()
                 os.fsync(file.fileno())
             known = sha256 or digest.hexdigest()
-            self._publish(temp, key, {"content_type": content_type, "sha256": known})
+            self._publish(temp, key, {"content_type": content_type, "sha256": known}, over=over)
         except FileNotFoundError as error:  # not the object is missing, but a folder of the store, or what was written
             raise DependencyAway(f"object store {self._data.parent}: {error}") from error
         finally:
@@ -194,11 +208,13 @@ class DirectoryFiles:
                 source.close()
         return ObjectRef(bucket=self.bucket, key=key, sha256=known, size=size, content_type=content_type)
 
-    def _publish(self, temp: Path, key: str, facts: dict[str, str]) -> None:
+    def _publish(self, temp: Path, key: str, facts: dict[str, str], *, over: bool = True) -> None:
         target, sidecar, note = self._data / key, self._meta / key, temp.with_suffix(".meta")
         try:
             note.write_text(json.dumps(facts))
             with self._alone():
+                if not over and target.is_file():
+                    raise _Taken(key)
                 try:
                     _make_folder(target.parent)
                     sidecar.parent.mkdir(parents=True, exist_ok=True)

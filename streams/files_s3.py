@@ -110,6 +110,9 @@ class S3Files:
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
         return await self._call(key, lambda: self._put(check_key(key), data, content_type, sha256))
 
+    async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
+        return await self._call(key, lambda: self._create(check_key(key), data, content_type))
+
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
         def read() -> bytes:
             answer = self._s3.get_object(self.bucket, check_key(key))
@@ -285,6 +288,17 @@ class S3Files:
                 file.seek(0)
                 self._send(key, file, size, content_type, known, part=PART)
         return ObjectRef(bucket=self.bucket, key=key, sha256=known, size=size, content_type=content_type)
+
+    def _create(self, key: str, data: bytes, content_type: str) -> bool:
+        known = hashlib.sha256(data).hexdigest()
+        headers = {"Content-Type": content_type, "If-None-Match": "*", "x-amz-meta-sha256": known}
+        try:
+            self._s3._put_object(self.bucket, key, data, headers)  # noqa: SLF001 - the SDK's put takes no conditions
+        except S3Error as error:
+            if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise
+            return False
+        return True
 
     def _send(self, key: str, body: io.BufferedIOBase, size: int, content_type: str, sha256: str, *, part: int) -> None:
         self._s3.put_object(

@@ -136,6 +136,26 @@ async def test_concurrent_writers_leave_one_whole_object(files: FileStore) -> No
     assert found.sha256 == hashlib.sha256(last).hexdigest()
 
 
+async def test_what_is_created_never_replaces(files: FileStore) -> None:
+    """An object is created only where there is none; what is there stays, and may be created anew once removed."""
+    assert await files.create("claims/one", b"first", content_type="text/plain")
+    assert not await files.create("claims/one", b"second", content_type="text/plain")
+    assert await files.get("claims/one") == b"first"
+    found = await files.stat("claims/one")
+    assert found is not None
+    assert (found.content_type, found.sha256) == ("text/plain", hashlib.sha256(b"first").hexdigest())
+    await files.delete("claims/one")
+    assert await files.create("claims/one", b"third", content_type="text/plain")
+
+
+async def test_of_several_who_create_at_once_one_wins(files: FileStore) -> None:
+    """When several create the same object at once, exactly one is told that it did, and its bytes are there."""
+    bodies = [str(number).encode() for number in range(12)]
+    told = await asyncio.gather(*(files.create("claims/race", body, content_type="text/plain") for body in bodies))
+    assert told.count(True) == 1
+    assert await files.get("claims/race") == bodies[told.index(True)]
+
+
 async def test_missing_is_said(files: FileStore) -> None:
     """Reading, streaming or copying what is not there raises ObjectMissing; so does a folder."""
     await files.put("folder/k", b"x", content_type="text/plain")
