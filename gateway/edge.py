@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.contract import complete
 from gateway.guard import identified
+from gateway.limits import LimitHeaders, counted
 from gateway.methods import Methods
 from gateway.parameters import known_parameters
-from gateway.limits import LimitHeaders, counted
 from gateway.parts import IngestParts
 from gateway.problems import bug, handle_problems
 from gateway.settings import GatewaySettings
@@ -106,7 +106,8 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
-        dependencies=[Depends(identified), Depends(counted)],
+        dependencies=[Depends(identified), Depends(known_parameters), Depends(counted)],
+        redirect_slashes=False,  # one resource has one address
     )
     app.state.authenticator = parts.authenticator
     app.state.limits = parts.limits

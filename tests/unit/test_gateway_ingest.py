@@ -433,7 +433,7 @@ async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncCli
     refused(await client.get("/nothing"), 404, "not-found")
     answer = await client.get(UPLOAD)
     refused(answer, 405, "method-not-allowed")
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "OPTIONS, POST"
 
 
 async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> None:

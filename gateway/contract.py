@@ -1,0 +1,144 @@
+"""The API's document, completed: what every operation has in common is said once here, never on each route.
+
+FastAPI writes what it sees in the routes. Added are names that stay, the refusals that can happen anywhere, the headers
+of answers, examples, and that errors are `application/problem+json`. `gateway.problems.documented` says the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from gateway.examples import example_of
+from gateway.permissions import PERMISSIONS, PUBLIC
+from gateway.problems import MEDIA_TYPE, PROBLEM_SCHEMA, documented
+from schemas.http_api import ProblemBody, ProblemCode
+
+Operation = dict[str, Any]
+
+_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+_UNREADABLE = (ProblemCode.BAD_REQUEST, ProblemCode.UNSUPPORTED_MEDIA_TYPE, ProblemCode.FILE_TOO_LARGE)
+_HEADERS: dict[str, dict[str, Any]] = {
+    "X-Correlation-ID": {
+        "description": "the id of this exchange: the one that was sent, or a new one; it is in our logs",
+        "schema": {"type": "string"},
+        "example": "upload-42",
+    },
+    "Retry-After": {
+        "description": "seconds to wait before asking again",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 5,
+    },
+    "Location": {
+        "description": "where to look next",
+        "schema": {"type": "string", "format": "uri-reference"},
+        "example": "https://images.example.org/api/v1/images/jobs/0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b.1",
+    },
+    "WWW-Authenticate": {
+        "description": "which credentials are asked for (RFC 6750)",
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="darkroom"',
+    },
+}
+_CORRELATION = {
+    "name": "X-Correlation-ID",
+    "in": "header",
+    "required": False,
+    "description": "an id of yours for this exchange: 1 to 128 letters, digits, dots, dashes or underscores. It is "
+    "answered, stands in every error, and is in our logs; another is replaced.",
+    "schema": {"type": "string"},
+    "example": "upload-42",
+}
+_ANSWERS = {"202": ("Location", "Retry-After"), "201": ("Location",), "401": ("WWW-Authenticate",)}
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Complete an OpenAPI document in place, and return it."""
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas["ProblemBody"], others = _problem_schemas()
+    schemas.update(others)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    components["headers"] = {**_HEADERS, **components.get("headers", {})}
+    components["parameters"] = {"CorrelationId": _CORRELATION, **components.get("parameters", {})}
+    for method, path, operation in operations(document):
+        operation["operationId"] = _name(method, path)
+        _add_refusals(method, path, operation)
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
+        for status, response in operation["responses"].items():
+            _name_headers(status, response)
+        _add_examples(operation, schemas)
+    return document
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]]:
+    """Walk method, path and operation of a document."""
+    for path, item in document.get("paths", {}).items():
+        for method, operation in item.items():
+            if method in _METHODS:
+                yield method, path, operation
+
+
+def _problem_schemas() -> tuple[dict[str, Any], dict[str, Any]]:
+    whole = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    others = whole.pop("$defs", {})
+    return whole, others
+
+
+def _name(method: str, path: str) -> str:
+    """Return an operation's id: of method and path, so that it changes only when they do."""
+    named = re.sub(r"\{(\w+)(:\w+)?\}", r"by_\1", path.removeprefix("/api/v1"))
+    return "_".join([method, *re.findall(r"\w+", named.replace("-", "_"))]) if named != "/" else f"{method}_root"
+
+
+def _add_refusals(method: str, path: str, operation: Operation) -> None:
+    """Add the refusals that no route needs to name: they happen before it, or anywhere."""
+    responses: dict[str, Any] = operation.setdefault("responses", {})
+    if "422" in responses and "HTTPValidationError" in str(responses["422"]):  # the framework's own words
+        del responses["422"]
+        _refuse(responses, ProblemCode.INVALID_FIELD)
+    _refuse(responses, ProblemCode.INTERNAL_ERROR)
+    if "requestBody" in operation:
+        for code in (*_UNREADABLE, ProblemCode.INVALID_FIELD):
+            _refuse(responses, code)
+    if PERMISSIONS.get((method.upper(), path), PUBLIC) is not PUBLIC:
+        for code in (
+            ProblemCode.UNAUTHORIZED,
+            ProblemCode.FORBIDDEN,
+            ProblemCode.UNKNOWN_FIELD,
+            ProblemCode.DEPENDENCY_UNAVAILABLE,
+        ):
+            _refuse(responses, code)
+
+
+def _refuse(responses: dict[str, Any], code: ProblemCode) -> None:
+    ((status, wanted),) = documented(code).items()
+    found = responses.setdefault(str(status), wanted)
+    content = found.setdefault("content", {}).setdefault(MEDIA_TYPE, {"schema": PROBLEM_SCHEMA, "examples": {}})
+    examples = content.setdefault("examples", {})
+    if code not in examples:
+        examples[str(code)] = wanted["content"][MEDIA_TYPE]["examples"][str(code)]
+        found["description"] = f"{found['description']}; {wanted['description']}"
+
+
+def _name_headers(status: str, response: dict[str, Any]) -> None:
+    named = ["X-Correlation-ID", *_ANSWERS.get(status, ())]
+    if status in ("409", "429", "503"):
+        named.append("Retry-After")
+    headers = response.setdefault("headers", {})
+    for name in named:
+        headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
+
+
+def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:
+    bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+    for body in bodies:
+        for content in body.get("content", {}).values():
+            if "schema" in content and not content.keys() & {"example", "examples"} and not _is_bytes(content):
+                content["example"] = example_of(content["schema"], schemas)
+
+
+def _is_bytes(content: dict[str, Any]) -> bool:
+    return content["schema"].get("format") == "binary" or not content["schema"]
