@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agents import pipeline
-from darkroom.meaning import open_encoder
+from darkroom.meaning import ImageTower, open_encoder, open_features, open_tower
 from darkroom.readiness import readiness
 from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
 from darkroom.workers import explain, guarded, read_settings
 from gateway.app import embedded_app
+from gateway.batching import Batching, FeatureSettings, open_batching
 from gateway.ingest import ingest_app
 from gateway.limit_settings import QuotaSettings, RateLimitSettings
 from gateway.limits import open_limits
@@ -25,6 +27,7 @@ from gateway.query import query_app
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
 from streams.breaker import Breakers
+from streams.dead_letters import DeadLetterOffice
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
 from streams.process import consume, leave_undeliverable, until_signal
@@ -41,13 +44,14 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayEnvironment(BaseSettings):
-    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_LIMITS__* and DARKROOM_QUOTAS__*."""
+    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_FEATURES__*, DARKROOM_LIMITS__* and DARKROOM_QUOTAS__*."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
     gateway: GatewaySettings = GatewaySettings()
+    features: FeatureSettings = FeatureSettings()
     limits: RateLimitSettings = RateLimitSettings()
     quotas: QuotaSettings = QuotaSettings()
 
@@ -160,7 +164,8 @@ async def _answer(
         files = await _opened_files(stack, settings, own, breakers)
         events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
-        encoder = await stack.enter_async_context(open_encoder(settings.models))
+        tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
+        encoder = await stack.enter_async_context(open_encoder(settings.models, tower))
         keeping = Upkeep.of(upkeep, settings.kafka, files=files, vectors=vectors, deliverer=events)
         said = {RECONCILER: keeping.part} if with_indexer else {}
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
@@ -172,12 +177,20 @@ async def _answer(
             limits=await stack.enter_async_context(open_limits(environment.limits)),
             vectors=vectors,
             encoder=encoder,
+            features=await _features(stack, tower, environment.features),
             reconciling=keeping,
+            letters=DeadLetterOffice(settings.kafka, files, events),
         )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
             await stack.enter_async_context(keeping.going_on())
         await _serve_until_signal(make(own, parts), own)
+
+
+async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:
+    """Open CLIP for services that only want vectors. Nothing is loaded, and no child started, before the first asks."""
+    encoder = await stack.enter_async_context(open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes))
+    return await stack.enter_async_context(open_batching(encoder, own))
 
 
 @asynccontextmanager

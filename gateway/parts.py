@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from gateway.batching import Batching
 from gateway.guard import Authenticator, Everybody
 from gateway.limits import Limits
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
+from streams.dead_letters import DeadLetterOffice
 from streams.files import FileStore
 from streams.vectors import ReadModel
 
@@ -28,4 +31,6 @@ class QueryParts(IngestParts):
 
     vectors: ReadModel
     encoder: TextEncoder | None = None  # None: no search by meaning
+    features: Batching[Any] | None = None  # None: no vectors alone
     reconciling: Reconciling | None = None  # None: this process cannot
+    letters: DeadLetterOffice | None = None  # None: this process cannot
