@@ -293,7 +293,8 @@ class S3Files:
         known = hashlib.sha256(data).hexdigest()
         headers = {"Content-Type": content_type, "If-None-Match": "*", "x-amz-meta-sha256": known}
         try:
-            self._s3._put_object(self.bucket, key, data, headers)  # noqa: SLF001 - the SDK's put takes no conditions
+            # The SDK's own put takes no conditions.
+            self._s3._put_object(self.bucket, key, data, headers)
         except S3Error as error:
             if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise
