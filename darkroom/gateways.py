@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayEnvironment(BaseSettings):
-    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_FEATURES__*, DARKROOM_LIMITS__* and DARKROOM_QUOTAS__*."""
+    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_LIMITS__* and others named as its fields."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
