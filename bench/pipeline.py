@@ -38,7 +38,7 @@ ANALYSES = ("resizer", "ocr", "detector", "embedder")
 
 
 def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
-    """Return settings under which every model is there: the test detector, and CLIP with random weights."""
+    """Return settings under which every model is there (the test detector, CLIP with random weights) and no limit."""
     models = scratch / "models"
     models.mkdir()
     for weights in (data_dir / "models").glob("*yolo*.pt"):
@@ -47,6 +47,7 @@ def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
         "DARKROOM_MODELS__DIR": str(models),
         "DARKROOM_EMBEDDER__WEIGHTS": random_clip(models).name,
         "DARKROOM_TELEMETRY__LOG_LEVEL": "WARNING",
+        "DARKROOM_LIMITS__UPLOADS": "none",
     }
 
 

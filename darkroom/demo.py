@@ -77,7 +77,9 @@ async def run_demo(own: Path | None, folder: Path, *, minio: bool) -> int:
     # The demo starts from nothing each time, so that what it shows is what happened now.
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     signalled = asyncio.create_task(until_signal())
-    playing = asyncio.create_task(_play(own, SystemPlan(folder, port=0, minio=minio)))
+    unlimited = {"DARKROOM_LIMITS__UPLOADS": "none"}  # whoever shows their own images may have many
+    plan = SystemPlan(folder, port=0, minio=minio, environment=unlimited)
+    playing = asyncio.create_task(_play(own, plan))
     await asyncio.wait({signalled, playing}, return_when=asyncio.FIRST_COMPLETED)
     if not playing.done():
         playing.cancel()

@@ -176,6 +176,7 @@ def launch(folder: Path, models: Path, cache: Path, **more: str) -> Launched:
         "DARKROOM_MODELS__DIR": str(models),
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(cache),
+        "DARKROOM_LIMITS__UPLOADS": "none",
         **more,
     }
     port = choose(0)

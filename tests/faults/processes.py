@@ -304,6 +304,7 @@ def planted(
         **_files_environment(files),
         "DARKROOM_QDRANT__PATH": str(folder / "qdrant"),
         "DARKROOM_GATEWAY__PORT": str(port),
+        "DARKROOM_LIMITS__UPLOADS": "none",
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(folder / "models"),
         "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",

@@ -246,6 +246,7 @@ def _environment(
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
         "DARKROOM_FETCHER__DEADLINE_S": "30",
         "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "10",
+        "DARKROOM_LIMITS__UPLOADS": "none",
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(cache),
         "DARKROOM_MODELS__THREADS": "1",
