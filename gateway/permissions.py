@@ -12,6 +12,16 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("POST", "/api/v1/images/upload"): Scope.WRITE,
     ("POST", "/api/v1/images/fetch"): Scope.WRITE,
     ("DELETE", "/api/v1/images/{image_id}"): Scope.WRITE,
+    ("OPTIONS", "/api/v1/uploads"): PUBLIC,
+    ("POST", "/api/v1/uploads"): Scope.WRITE,
+    ("OPTIONS", "/api/v1/uploads/{upload_id}"): PUBLIC,
+    ("GET", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
+    ("HEAD", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
+    ("PATCH", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
+    ("DELETE", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
+    ("POST", "/api/v1/uploads/direct"): Scope.WRITE,
+    ("POST", "/api/v1/uploads/direct/{upload_id}/complete"): Scope.WRITE,
+    ("DELETE", "/api/v1/uploads/direct/{upload_id}"): Scope.WRITE,
     # Images out.
     ("GET", "/api/v1/images/jobs/{job_id}"): Scope.READ,
     ("GET", "/api/v1/images/jobs/{job_id}/result"): Scope.READ,
@@ -23,6 +33,11 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     # Search.
     ("GET", "/api/v1/search"): Scope.SEARCH,
     ("POST", "/api/v1/search/image"): Scope.SEARCH,
+    # Vectors alone: what goes in is the caller's own, what comes out is what searching compares.
+    ("POST", "/api/v1/features"): Scope.SEARCH,
+    ("POST", "/api/v1/features/batch"): Scope.SEARCH,
+    ("POST", "/extract-features"): Scope.SEARCH,
+    ("POST", "/extract-features-batch"): Scope.SEARCH,
     # Operation: whoever watches the system has no token, and learns nothing of anybody's images.
     ("GET", "/"): PUBLIC,
     ("GET", "/docs"): PUBLIC,
@@ -30,12 +45,19 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/health/live"): PUBLIC,
     ("GET", "/health/ready"): PUBLIC,
     ("GET", "/api/v1/health"): PUBLIC,
+    # Numbers and failures are of the caller's own images; of everybody's with the scope `admin`.
+    ("GET", "/api/v1/health/stats"): Scope.READ,
+    ("GET", "/api/v1/health/failed"): Scope.READ,
     # Admin.
     ("POST", "/api/v1/admin/reprocess"): Scope.ADMIN,
     ("GET", "/api/v1/admin/reprocess"): Scope.ADMIN,
     ("GET", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,
     ("DELETE", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,
     ("POST", "/api/v1/admin/reconcile"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/dead-letters"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/dead-letters/{agent}/{letter_id}"): Scope.ADMIN,
+    ("POST", "/api/v1/admin/dead-letters/replay"): Scope.ADMIN,
+    ("POST", "/api/v1/admin/dead-letters/discard"): Scope.ADMIN,
     ("GET", "/api/v1/admin/agents"): Scope.ADMIN,
     ("POST", "/api/v1/admin/agents/{name}/pause"): Scope.ADMIN,
     ("POST", "/api/v1/admin/agents/{name}/resume"): Scope.ADMIN,

@@ -64,6 +64,7 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.INTERNAL_ERROR: (500, "Something is wrong here, not with the request"),
     ProblemCode.DEPENDENCY_UNAVAILABLE: (503, "A part of the system does not answer"),
     ProblemCode.MODEL_UNAVAILABLE: (503, "The model for this is not there"),
+    ProblemCode.OVERLOADED: (503, "More is asked at once than can be done"),
 }
 _BY_STATUS = {
     400: ProblemCode.BAD_REQUEST,

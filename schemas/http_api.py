@@ -61,6 +61,7 @@ class ProblemCode(StrEnum):
     INTERNAL_ERROR = "internal-error"
     DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
     MODEL_UNAVAILABLE = "model-unavailable"
+    OVERLOADED = "overloaded"
 
 
 class ProblemItem(Value):
