@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from pydantic import Field, JsonValue
@@ -91,6 +92,20 @@ class Hit:
     matched: tuple[str, ...]  # of: "meaning", "text", "label"
 
 
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which images a listing is of; what is None or empty leaves the choice free."""
+
+    state: ImageState | None = None
+    bucket: str | None = None
+    labels: tuple[str, ...] = ()  # all of them, whatever their case
+    tags: tuple[str, ...] = ()  # all of them, as they were written
+    category: str | None = None
+    since: datetime | None = None  # submitted then or later
+    until: datetime | None = None  # submitted earlier
+    text: str | None = None  # words that are all in the image's text
+
+
 class ReadModel(Protocol):
     """The images. Each read but `get` and `scan` is within one owner. Calls raise streams.errors.DependencyAway."""
 
@@ -125,6 +140,21 @@ class ReadModel(Protocol):
 
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
         """Return those images that exist and belong to the owner, in the order asked, without tombstones."""
+
+    async def page(
+        self,
+        owner: str,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[ImageRecord]:
+        """Return a page of the owner's images, newest first, from the first beyond that id.
+
+        Ordered by id, which begins with the time. What is deleted, or on the way there, is not in it. A page shorter
+        than the limit is the last.
+        """
 
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         """Return the nearest images by cosine, nearest first; the score is the cosine."""

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from schemas.values import ImageState
 from streams.breaker import Breakers
-from streams.vectors import Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import Filters, Hit, ImageRecord, ReadModel, StageRecord
 
 ANSWERS = "read-model"
 TAKES = "read-model-writes"
@@ -54,6 +54,18 @@ class BreakingReadModel:
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
         with self._answers.passing():
             return await self._inner.find(owner, image_ids)
+
+    async def page(
+        self,
+        owner: str,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[ImageRecord]:
+        with self._answers.passing():
+            return await self._inner.page(owner, wanted, limit=limit, beyond=beyond, oldest_first=oldest_first)
 
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         with self._answers.passing():

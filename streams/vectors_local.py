@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from heapq import nlargest, nsmallest
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -23,7 +23,8 @@ from qdrant_client import QdrantClient, models
 from schemas.values import ImageState
 from streams.errors import DependencyAway, NotReady
 from streams.settings import QdrantSettings
-from streams.vectors import VECTOR, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import VECTOR, Filters, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors_catalogue import Entry
 from streams.vectors_schema import (
     QUERY_WORDS,
     away_as_such,
@@ -43,32 +44,13 @@ PAGE = 500  # images read at once while the catalogue is filled
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What the catalogue knows of an image. `text` is its words between single spaces."""
-
-    owner: str
-    state: str
-    deleted: bool
-    hashes: frozenset[str]
-    text: str
-    label_keys: tuple[str, ...]
-
-    @classmethod
-    def of(cls, record: ImageRecord) -> _Entry:
-        hashes = frozenset(ref.sha256 for ref in (record.original, record.master) if ref is not None)
-        labels = tuple(" ".join(words_of(label)) for label in record.labels)
-        text = f" {' '.join(words_of(record.text or ''))} "
-        return cls(record.owner, record.state.value, record.deleted, hashes, text, labels)
-
-
 class LocalReadModel:
     """A ReadModel in this process."""
 
     def __init__(self, settings: QdrantSettings) -> None:
         self._settings = settings
         self._name = settings.collection
-        self._catalogue: dict[str, _Entry] = {}
+        self._catalogue: dict[str, Entry] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="qdrant")
         self._client: QdrantClient | None = None
 
@@ -138,6 +120,28 @@ class LocalReadModel:
         def read() -> list[ImageRecord]:
             mine = [image_id for image_id in image_ids if self._owned(image_id, owner)]
             return self._records(mine)
+
+        return await self._call(read)
+
+    async def page(
+        self,
+        owner: str,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[ImageRecord]:
+        def read() -> list[ImageRecord]:
+            suiting = (
+                image_id
+                for image_id, entry in self._catalogue.items()
+                if entry.owner == owner
+                and (beyond is None or (image_id > beyond if oldest_first else image_id < beyond))
+                and entry.suits(wanted)
+            )
+            ids = nsmallest(limit, suiting) if oldest_first else nlargest(limit, suiting)
+            return sorted(self._records(ids), key=lambda record: record.image_id, reverse=not oldest_first)
 
         return await self._call(read)
 
@@ -255,7 +259,7 @@ class LocalReadModel:
         while True:
             points, offset = self._qdrant.scroll(self._name, limit=PAGE, offset=offset, with_payload=True)
             for point in points:
-                self._catalogue[str(point.id)] = _Entry.of(to_record(point.payload or {}))
+                self._catalogue[str(point.id)] = Entry.of(to_record(point.payload or {}))
             if offset is None:
                 return
 
@@ -280,7 +284,7 @@ class LocalReadModel:
     def _put(self, image_id: str, payload: Mapping[str, JsonValue], vectors: Mapping[str, object]) -> None:
         point = models.PointStruct(id=image_id, vector=dict(vectors), payload=dict(payload))
         self._qdrant.upsert(self._name, [point])
-        self._catalogue[image_id] = _Entry.of(to_record(payload))
+        self._catalogue[image_id] = Entry.of(to_record(payload))
 
 
 @asynccontextmanager

@@ -29,6 +29,8 @@ INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models
     "owner": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
     "state": models.PayloadSchemaType.KEYWORD,
     "bucket": models.PayloadSchemaType.KEYWORD,
+    "tags": models.PayloadSchemaType.KEYWORD,
+    "category": models.PayloadSchemaType.KEYWORD,
     "labels": models.PayloadSchemaType.KEYWORD,
     LABEL_KEYS: models.PayloadSchemaType.KEYWORD,
     "dominant_colour": models.PayloadSchemaType.KEYWORD,
@@ -104,7 +106,7 @@ def with_derived(patch: Mapping[str, JsonValue]) -> Payload:
     found = dict(patch)
     labels = found.get("labels")
     if isinstance(labels, list | tuple):
-        found[LABEL_KEYS] = [" ".join(words_of(str(label))) for label in labels]
+        found[LABEL_KEYS] = [label_key(str(label)) for label in labels]
     return found
 
 
@@ -129,6 +131,26 @@ def sequence(image_id: str) -> int:
 def words_of(text: str) -> list[str]:
     """Return the words of a text in small letters, as Qdrant's `word` tokenizer cuts them."""
     return [word.lower() for word in re.findall(r"[^\W_]+", text)]
+
+
+def label_key(label: str) -> str:
+    """Return a label as it is matched: in small letters, its words between single spaces."""
+    return " ".join(words_of(label))
+
+
+def text_words(text: str | None) -> list[str]:
+    """Return the words a text is asked for, as far as they are looked at."""
+    return words_of(text or "")[:QUERY_WORDS]
+
+
+def equals(key: str, value: bool | int | str) -> models.FieldCondition:
+    """Return the condition that a field has a value."""
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def owned(owner: str, *more: models.FieldCondition) -> models.Filter:
+    """Return the filter of what an owner has, tombstones apart."""
+    return models.Filter(must=[equals("owner", owner), equals("deleted", False), *more])
 
 
 def labels_in(words: Sequence[str]) -> frozenset[str]:

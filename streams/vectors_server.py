@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar, cast
 
 from pydantic import JsonValue
@@ -19,15 +20,18 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from schemas.values import ID_PATTERN, ImageState
 from streams.errors import DependencyAway
 from streams.settings import QdrantSettings
-from streams.vectors import VECTOR, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import VECTOR, Filters, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors_listing import newest, oldest, page_filter
 from streams.vectors_schema import (
     LABEL_KEYS,
     QUERY_WORDS,
     SEQUENCE,
     Payload,
     away_as_such,
+    equals,
     fits,
     labels_in,
+    owned,
     prepare,
     share,
     to_payload,
@@ -79,7 +83,7 @@ class ServerReadModel:
         older = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[record.image_id]),
-                _equals("owner", record.owner),
+                equals("owner", record.owner),
                 models.FieldCondition(key="generation", range=models.Range(lt=record.generation)),
             ]
         )
@@ -97,8 +101,8 @@ class ServerReadModel:
         fence = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[image_id]),
-                _equals("generation", generation),
-                _equals("deleted", False),
+                equals("generation", generation),
+                equals("deleted", False),
             ]
         )
         operations: list[Operation] = []
@@ -119,10 +123,10 @@ class ServerReadModel:
         alive = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[image_id]),
-                _equals("owner", owner),
+                equals("owner", owner),
                 models.FieldCondition(key="generation", range=models.Range(lte=generation)),
             ],
-            must_not=[models.Filter(must=[_equals("generation", generation), _equals("deleted", True)])],
+            must_not=[models.Filter(must=[equals("generation", generation), equals("deleted", True)])],
         )
         await self._write(_replace(image_id, tombstone(image_id, owner, generation), alive))
 
@@ -131,10 +135,28 @@ class ServerReadModel:
         records = (found[image_id] for image_id in image_ids if image_id in found)
         return [record for record in records if record.owner == owner and not record.deleted]
 
+    async def page(
+        self,
+        owner: str,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[ImageRecord]:
+        suiting, walk = page_filter(owner, wanted), oldest if oldest_first else newest
+        found: list[ImageRecord] = []
+        while True:  # again, if some of a page were deleted while it was read
+            ids = await self._call(partial(walk, self._qdrant, self._name, suiting, beyond, limit))
+            found += await self.find(owner, ids)
+            if len(ids) < limit or len(found) >= limit:
+                return found[:limit]
+            beyond = ids[-1]
+
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         def search() -> list[Hit]:
             answer = self._qdrant.query_points(
-                self._name, query=list(vector), using=VECTOR, query_filter=_owned(owner), limit=limit, with_payload=True
+                self._name, query=list(vector), using=VECTOR, query_filter=owned(owner), limit=limit, with_payload=True
             )
             return [Hit(to_record(point.payload or {}), point.score, ("meaning",)) for point in answer.points]
 
@@ -170,13 +192,13 @@ class ServerReadModel:
         return await self._call(read)
 
     async def uses_of(self, owner: str, sha256: str) -> int:
-        either = [_equals("original.sha256", sha256), _equals("master.sha256", sha256)]
-        going = [_equals("state", ImageState.DELETED.value)]
-        same = models.Filter(must=[_equals("owner", owner)], must_not=going, should=either)
+        either = [equals("original.sha256", sha256), equals("master.sha256", sha256)]
+        going = [equals("state", ImageState.DELETED.value)]
+        same = models.Filter(must=[equals("owner", owner)], must_not=going, should=either)
         return await self._call(lambda: self._qdrant.count(self._name, same, exact=True).count)
 
     async def count(self, owner: str | None = None) -> dict[str, int]:
-        living = _owned(owner) if owner is not None else models.Filter(must=[_equals("deleted", False)])
+        living = owned(owner) if owner is not None else models.Filter(must=[equals("deleted", False)])
 
         def facet() -> dict[str, int]:
             answer = self._qdrant.facet(self._name, "state", facet_filter=living, limit=len(ImageState), exact=True)
@@ -187,7 +209,7 @@ class ServerReadModel:
     async def scan(
         self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
     ) -> list[ImageRecord]:
-        wanted = _equals("deleted", False) if state is None else _equals("state", state.value)
+        wanted = equals("deleted", False) if state is None else equals("state", state.value)
 
         def read() -> list[ImageRecord]:  # Qdrant scrolls by id, from the offset on: so one more, and without that one
             points, _ = self._qdrant.scroll(
@@ -201,7 +223,7 @@ class ServerReadModel:
         buried = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[image_id]),
-                _equals("deleted", True),
+                equals("deleted", True),
                 models.FieldCondition(key="generation", range=models.Range(lte=generation)),
             ]
         )
@@ -251,21 +273,13 @@ class ServerReadModel:
         return {str(point.id): to_record(point.payload or {}) for point in points}
 
     async def _newest(self, owner: str, condition: models.FieldCondition) -> list[models.Record]:
-        wanted = _owned(owner, condition)
+        wanted = owned(owner, condition)
         order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
         return await self._call(
             lambda: self._qdrant.scroll(
                 self._name, wanted, limit=CANDIDATES, order_by=order, with_payload=[LABEL_KEYS], with_vectors=False
             )[0]
         )
-
-
-def _equals(key: str, value: bool | int | str) -> models.FieldCondition:
-    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
-
-
-def _owned(owner: str, *more: models.FieldCondition) -> models.Filter:
-    return models.Filter(must=[_equals("owner", owner), _equals("deleted", False), *more])
 
 
 def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Operation:

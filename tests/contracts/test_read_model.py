@@ -15,7 +15,9 @@ import sys
 import uuid
 import warnings
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +29,7 @@ from schemas.values import ImageState, ObjectRef, StageState, new_image_id
 from streams.breaker import Breakers
 from streams.errors import DependencyAway, NotReady
 from streams.settings import BreakerSettings, QdrantSettings
-from streams.vectors import DIMENSIONS, ImageRecord, ReadModel, StageRecord, open_read_model
+from streams.vectors import DIMENSIONS, Filters, ImageRecord, ReadModel, StageRecord, open_read_model
 from streams.vectors_breaking import BreakingReadModel
 from streams.vectors_server import ServerReadModel
 
@@ -346,6 +348,93 @@ async def test_only_tombstones_are_purged(model: ReadModel) -> None:
     assert await model.scan(state=ImageState.DELETED) == []
     assert [record.image_id for record in await model.scan()] == [alive]
     assert await model.vector_of(alive) is not None
+
+
+def at(milliseconds: int, rest: int) -> str:
+    """Return an image id of a moment; those of one moment are ordered by `rest`."""
+    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62 | rest))
+
+
+async def test_a_listing_goes_back_in_time(model: ReadModel) -> None:
+    """Pages of one owner's images follow each other without gap or repetition, also within one millisecond."""
+    ids = [at(1_700_000_000_000 + moment, rest) for moment in (0, 5, 6) for rest in range(1, 6)]
+    for image_id in random.Random(2).sample(ids, len(ids)):
+        await model.begin(stub(image_id))
+    await added(model, owner="bert")
+    for size in (1, 2, 4, 7, 15, 16):
+        for oldest_first in (False, True):
+            pages: list[str] = []
+            beyond = None
+            while page := await model.page("anna", Filters(), limit=size, beyond=beyond, oldest_first=oldest_first):
+                assert len(page) == size or len(pages) + len(page) == len(ids)
+                pages += [record.image_id for record in page]
+                beyond = pages[-1]
+            assert pages == sorted(ids, reverse=not oldest_first), (size, oldest_first)
+
+
+async def test_a_listing_stays_as_it_is_while_images_come_and_go(model: ReadModel) -> None:
+    """What arrives, or is deleted, between two pages neither shifts the next one nor repeats anything."""
+    ids = [await added(model) for _ in range(6)]
+    first = await model.page("anna", Filters(), limit=2)
+    await added(model)
+    await model.bury(ids[4], "anna", 2)
+    await model.bury(ids[2], "anna", 2)
+    await model.merge(ids[1], 1, {"state": "deleted"})
+    second = await model.page("anna", Filters(), limit=2, beyond=first[-1].image_id)
+    assert [record.image_id for record in first + second] == [ids[5], ids[4], ids[3], ids[0]]
+
+
+async def test_a_listing_is_of_what_was_asked_for(model: ReadModel) -> None:
+    """Each filter leaves out what it must, and several hold together."""
+    red = await added(
+        model, state="completed", bucket="trip", tags=["red", "big"], category="cars", labels=["Traffic Light", "bus"],
+        submitted_at="2026-01-02T00:00:00.000Z", text="No parking, ever",
+    )  # fmt: skip
+    blue = await added(
+        model, state="failed", tags=["blue", "big"], labels=["bus"], submitted_at="2026-01-03T00:00:00.000Z"
+    )
+    plain = await added(model, bucket="trip", category="Cars")
+
+    async def found(**wanted: Any) -> list[str]:
+        return [record.image_id for record in await model.page("anna", Filters(**wanted), limit=9)]
+
+    def day(number: int) -> datetime:
+        return datetime(2026, 1, number, tzinfo=UTC)
+
+    assert await found() == [plain, blue, red]
+    assert await found(state=ImageState.FAILED) == [blue]
+    assert await found(state=ImageState.DELETED) == []
+    assert await found(bucket="trip") == [plain, red]
+    assert await found(tags=("big",)) == [blue, red]
+    assert await found(tags=("big", "red")) == [red]
+    assert await found(tags=("Red",)) == await found(tags=("bi",)) == []
+    assert await found(category="cars") == [red]
+    assert await found(labels=("bus",)) == [blue, red]
+    assert await found(labels=("BUS", "traffic  light")) == [red]
+    assert await found(labels=("light",)) == []
+    assert await found(text="PARKING no") == [red]
+    assert await found(text="park") == []
+    assert await found(since=day(2)) == [blue, red]
+    assert await found(since=day(3)) == await found(since=day(2) + timedelta(milliseconds=1)) == [blue]
+    assert await found(until=day(3)) == [red]
+    assert await found(until=day(2)) == []
+    east = datetime(2026, 1, 2, 1, tzinfo=timezone(timedelta(hours=1)))
+    assert await found(since=east, until=day(3)) == [red]
+    assert await found(bucket="trip", tags=("big",), state=ImageState.COMPLETED) == [red]
+    assert await found(bucket="trip", tags=("blue",)) == []
+
+
+async def test_what_is_said_anew_is_listed_as_it_is_said(model: ReadModel) -> None:
+    """Tags and category that are changed or taken away are filtered as they now are."""
+    image_id = await added(model, tags=["red"], category="cars", context={"a": 1, "b": 2})
+    await model.merge(image_id, 1, {"tags": ["blue"], "category": None, "context": {"b": 3}})
+    (record,) = await model.page("anna", Filters(tags=("blue",)), limit=9)
+    assert (record.tags, record.category, record.context) == (("blue",), None, {"b": 3})
+    assert await model.page("anna", Filters(tags=("red",)), limit=9) == []
+    assert await model.page("anna", Filters(category="cars"), limit=9) == []
+    await model.merge(image_id, 1, {"tags": [], "context": {}})
+    (record,) = await model.page("anna", Filters(), limit=9)
+    assert (record.tags, record.context) == ((), {})
 
 
 async def test_check_is_quiet_when_all_is_well(model: ReadModel) -> None:
