@@ -22,8 +22,8 @@ PROBLEM_SCHEMA = {"$ref": "#/components/schemas/ProblemBody"}
 
 TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.BAD_REQUEST: (400, "The request cannot be read"),
-    ProblemCode.UNAUTHORIZED: (401, "This needs the administrator's token"),
-    ProblemCode.FORBIDDEN: (403, "This is not allowed from here"),
+    ProblemCode.UNAUTHORIZED: (401, "Credentials are needed, or those sent open nothing"),
+    ProblemCode.FORBIDDEN: (403, "This is not allowed"),
     ProblemCode.INVALID_FIELD: (422, "A parameter or field is not as it must be"),
     ProblemCode.UNKNOWN_FIELD: (400, "The request has a field or parameter nobody reads"),
     ProblemCode.MISSING_FILE: (400, "The form has no file"),
@@ -34,6 +34,7 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.INVALID_DIGEST: (400, "The digest cannot be read, or is of no algorithm known here"),
     ProblemCode.DIGEST_MISMATCH: (400, "What arrived is not what the digest says"),
     ProblemCode.INVALID_IDEMPOTENCY_KEY: (400, "The Idempotency-Key cannot be read"),
+    ProblemCode.INVALID_CURSOR: (400, "The cursor is none that this listing gave"),
     ProblemCode.NOT_FOUND: (404, "There is no such thing"),
     ProblemCode.NO_SUCH_SIZE: (404, "The image has no such size"),
     ProblemCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
@@ -50,6 +51,8 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.NOT_FINISHED: (409, "The job has not ended yet"),
     ProblemCode.GONE: (410, "The image was deleted"),
     ProblemCode.SUPERSEDED: (410, "A newer job has taken over"),
+    ProblemCode.PRECONDITION_FAILED: (412, "It is not as you last saw it any more"),
+    ProblemCode.RANGE_NOT_SATISFIABLE: (416, "The range is not in these bytes"),
     ProblemCode.FILE_TOO_LARGE: (413, "The file is too large"),
     ProblemCode.UNSUPPORTED_FORMAT: (415, "The file is not an image of a known format"),
     ProblemCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body is not of a type that is read here"),
