@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from gateway.problems import Problem
 from gateway.tags import read_category, read_tags
-from schemas.annotations import MAX_TAGS
+from schemas.annotations import MAX_TAGS, MAX_WORD
 from schemas.http_api import BUCKET_PATTERN, MAX_URL_LENGTH, ProblemCode, ProblemItem
 from schemas.values import Lane
 
@@ -25,6 +25,7 @@ C = TypeVar("C", bound=StrEnum)
 
 _MAX_DEPTH = 32  # of nested metadata: deep enough for people, shallow enough for every JSON reader
 _BUCKET = re.compile(BUCKET_PATTERN)
+_WORD = rf"[^\x00-\x1f\x7f,]{{0,{MAX_WORD}}}"
 
 
 class OnDuplicate(StrEnum):
@@ -40,16 +41,22 @@ FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplic
 FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
     "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN, "examples": ["default"]},
     "metadata": {
-        "type": "string",
+        "type": "object",
         "description": "a JSON object, returned as it is",
-        "examples": ['{"album": "pets"}'],
+        "examples": [{"album": "pets"}],
     },
     "tags": {
         "type": "string",
+        "pattern": f"^{_WORD}(?:,{_WORD}){{0,{MAX_TAGS - 1}}}$",
         "description": f"words, comma separated, {MAX_TAGS} at most",
         "examples": ["cat,black and white"],
     },
-    "category": {"type": "string", "description": "the one shelf the image stands on", "examples": ["animals"]},
+    "category": {
+        "type": "string",
+        "pattern": f"^{_WORD}$",
+        "description": "the one shelf the image stands on",
+        "examples": ["animals"],
+    },
     "lane": {
         "type": "string",
         "enum": list(Lane),
@@ -84,8 +91,8 @@ class Details:
 
 def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:
     """Return what the text fields of a form say. Fields that are none of FIELDS are not looked at. Raises Problem."""
-    bucket = fields.get("bucket") or "default"
-    if not _BUCKET.match(bucket):
+    bucket = fields.get("bucket", "default")
+    if not _BUCKET.fullmatch(bucket):
         detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
         raise Problem(ProblemCode.INVALID_BUCKET, detail)
     return Details(
@@ -93,8 +100,8 @@ def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Detai
         context=read_metadata(fields.get("metadata"), max_bytes=max_metadata_bytes),
         tags=read_tags(fields.get("tags")),
         category=read_category(fields.get("category")),
-        lane=_one_of(Lane, "lane", fields.get("lane") or Lane.INTERACTIVE),
-        on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate") or OnDuplicate.NEW),
+        lane=_one_of(Lane, "lane", fields.get("lane", Lane.INTERACTIVE)),
+        on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate", OnDuplicate.NEW)),
     )
 
 
