@@ -36,6 +36,18 @@ class GatewaySettings(Group):
     piece_bytes: int = Field(
         8 << 20, ge=64 << 10, description="bytes of a resumable upload that a killed gateway loses at most"
     )
+    idempotency_lease_s: float = Field(
+        30.0, gt=0, description="seconds after which whoever works on an Idempotency-Key and is silent has died"
+    )
+    idempotency_expiry_s: float = Field(
+        86_400.0, gt=0, description="seconds an Idempotency-Key stands for the request it was first sent with"
+    )
+    max_batch_files: int = Field(100, ge=1, le=1000, description="images of one batch, or of one archive")
+    max_batch_bytes: int = Field(500_000_000, ge=1, description="bytes of all files of a batch together")
+    max_archive_ratio: int = Field(
+        100, ge=1, description="how many times its packed size a file in an archive may have, above 1 MB"
+    )
+    max_wait_s: int = Field(30, ge=0, description="seconds a request may wait for its result (Prefer: wait)")
     storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")
     delivery_timeout_s: float = Field(
         40.0,
@@ -58,5 +70,5 @@ class GatewaySettings(Group):
     admin_token: SecretStr | None = Field(
         None,
         min_length=16,
-        description="the bearer token of the admin API; empty = it answers only on a loopback host",
+        description="the bearer token of the admin API; empty = API keys and JWTs with the scope `admin` open it",
     )
