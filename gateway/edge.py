@@ -34,6 +34,7 @@ _TAGS = [
     {"name": "ingest", "description": "Images in: by upload or by URL."},
     {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
     {"name": "search", "description": "By meaning, by text, by what is on them, by likeness."},
+    {"name": "features", "description": "The CLIP vectors of images, and nothing else: nothing is kept."},
     {"name": "operation", "description": "How the system does."},
     {"name": "admin", "description": "For operators: run stages again, pause agents."},
 ]

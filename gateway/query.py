@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from gateway.accept import Accepting
 from gateway.admin import Admin
+from gateway.admin_keys import AdminKeys
 from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
+from gateway.features import FeatureExtraction
 from gateway.guard import Caller
 from gateway.ingest import submitted
 from gateway.lookup import Lookup
@@ -229,6 +231,8 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
+    router.include_router(AdminKeys(settings, files).routes())
+    router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())
     router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())
     return router
 

@@ -1,0 +1,262 @@
+"""Features: the CLIP vectors of images, for services that want nothing else. Nothing is stored, and no event is said.
+
+An image comes as a form, as the raw body, or, if it is here already, by its id: then its stored vector is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from gateway.batching import Batching, Busy
+from gateway.bodies import described, media_type, read_json
+from gateway.guard import Who
+from gateway.limits import FEATURES, Limits
+from gateway.lookup import Lookup
+from gateway.ports import ModelAway, Undecodable
+from gateway.problems import Problem, away, documented
+from gateway.settings import GatewaySettings
+from gateway.uploads import receive_form
+from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
+from schemas.http_api import ProblemCode
+from schemas.http_features import FeatureModel, Features, FeaturesOf
+from schemas.results import ImageEmbedding
+from schemas.values import ModelRef, Owner, StageState
+from streams.deadlines import bounded
+from streams.files import FileStore, ObjectMissing
+from streams.results import StoredResult
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ALIAS, ALIAS_BATCH = "/extract-features", "/extract-features-batch"
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
+_MAX_RESULT_BYTES = 1_000_000  # a stored vector has about 4 KB
+_FILE = {"type": "string", "format": "binary"}
+_REFUSALS = documented(
+    ProblemCode.MISSING_FILE,
+    ProblemCode.EMPTY_FILE,
+    ProblemCode.FILE_TOO_LARGE,
+    ProblemCode.UNSUPPORTED_FORMAT,
+    ProblemCode.UPLOAD_TOO_SLOW,
+    ProblemCode.CORRUPT_IMAGE,
+    ProblemCode.RATE_LIMITED,
+    ProblemCode.MODEL_UNAVAILABLE,
+    ProblemCode.OVERLOADED,
+    ProblemCode.DEPENDENCY_UNAVAILABLE,
+)
+_LOST = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NO_VECTOR, ProblemCode.NOT_FINISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureExtraction:
+    """The endpoints that answer with vectors."""
+
+    settings: GatewaySettings
+    files: FileStore
+    lookup: Lookup
+    batching: Batching[Any] | None  # None: there is no CLIP in this process
+
+    def routes(self) -> APIRouter:
+        """Return the routes, under their own names and under those that other services know."""
+        router = APIRouter(tags=["features"])
+        for path in ("/api/v1/features", ALIAS):
+            router.add_api_route(
+                path,
+                self.one,
+                methods=["POST"],
+                summary="The vector of an image" + (" (as /api/v1/features)" if path == ALIAS else ""),
+                openapi_extra=_one_body(),
+                responses=_REFUSALS | _LOST,
+            )
+        return router
+
+    async def one(self, request: Request, identity: Who) -> Features:
+        """Send the image as a form, as the body itself, or JSON that names one of yours. Nothing of it is kept."""
+        await _limits(request).take(request, identity, FEATURES)
+        if media_type(request) == "application/json":
+            return await self._stored(request, identity.owner)
+        batching, model = await self._ready()
+        async with self._received(request, batching.settings.max_bytes) as path:
+            began = time.monotonic()
+            (vector,) = await _while_connected(request, self._vectors(batching, [path]))
+        if isinstance(vector, Undecodable):
+            raise _undecodable(vector)
+        return Features(vector=tuple(vector), dimensions=len(vector), model=_shown(model), duration_ms=_since(began))
+
+    async def _ready(self) -> tuple[Batching[Any], ModelRef]:
+        """Return the way to the encoder, and its model, before anything of a body is read. Raises Problem."""
+        retry = {"Retry-After": str(self.settings.retry_after_s), **_CLOSE}
+        if self.batching is None:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, "There is no CLIP in this process.", headers=_CLOSE)
+        try:
+            self.batching.check_room()
+            return self.batching, await self.batching.model()
+        except ModelAway as error:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"No vectors can be made: {error}.", headers=retry) from None
+        except Busy:
+            raise self._overloaded() from None
+
+    async def _vectors(self, batching: Batching[Any], paths: Sequence[Path]) -> list[list[float] | Undecodable]:
+        try:
+            return await batching.vectors(paths)
+        except Busy:
+            raise self._overloaded() from None
+
+    def _overloaded(self) -> Problem:
+        return Problem(
+            ProblemCode.OVERLOADED,
+            "As many images wait for their vector as may. Try again soon.",
+            headers={"Retry-After": str(self.settings.retry_after_s), **_CLOSE},
+        )
+
+    @asynccontextmanager
+    async def _received(self, request: Request, max_bytes: int) -> AsyncIterator[Path]:
+        """Receive the one image of a request to disk, where it stays until the block ends. Raises Problem."""
+        kind = media_type(request)
+        if kind == "multipart/form-data":
+            form = receive_form(request, self.settings, allowed=frozenset(), max_bytes=max_bytes)
+            async with form as received:
+                yield received.file.path
+        elif kind.startswith("image/") or kind == "application/octet-stream":
+            async with _receive_raw(request, self.settings, max_bytes) as path:
+                yield path
+        else:
+            detail = "Send the image as multipart/form-data, or as the body itself with an image's type."
+            raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail, headers=_CLOSE)
+
+    async def _stored(self, request: Request, owner: Owner) -> Features:
+        """Return the vector the embedder has stored of an image."""
+        began = time.monotonic()
+        asked = await read_json(request, FeaturesOf, self.settings)
+        record = await self.lookup.image(asked.image_id, owner)
+        stage = record.stages.get("embedder")
+        if stage is None or stage.state is not StageState.DONE or stage.result is None:
+            raise _no_vector()
+        try:
+            raw = await bounded(
+                self.files.get(stage.result.key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s
+            )
+            found = ImageEmbedding.model_validate(StoredResult.model_validate_json(raw).result)
+        except (ObjectMissing, ValidationError) as error:
+            log.warning("a stored vector cannot be read", extra={"image_id": record.image_id, "error": repr(error)})
+            raise _no_vector() from None
+        vector = tuple(found.vector.values())
+        return Features(vector=vector, dimensions=len(vector), model=_shown(found.model), duration_ms=_since(began))
+
+
+def _limits(request: Request) -> Limits:
+    limits: Limits = request.app.state.limits
+    return limits
+
+
+@asynccontextmanager
+async def _receive_raw(request: Request, settings: GatewaySettings, max_bytes: int) -> AsyncIterator[Path]:
+    """Receive a body that is the image itself. Raises Problem; the file is gone on exit."""
+    try:
+        spool = tempfile.TemporaryDirectory(prefix="darkroom-features-", dir=settings.spool_dir)
+    except OSError as error:
+        raise _no_room(error, settings) from error
+    with spool as folder:
+        path = Path(folder) / "image"
+        try:
+            async with asyncio.timeout(settings.upload_total_s):
+                head = await _write_body(request, path, max_bytes, settings.upload_idle_s)
+        except TimeoutError:
+            raise Problem(ProblemCode.UPLOAD_TOO_SLOW, "The body did not come in time.", headers=_CLOSE) from None
+        except ClientDisconnect:
+            detail = "The connection ended before the body did."
+            raise Problem(ProblemCode.BAD_REQUEST, detail, headers=_CLOSE) from None
+        except OSError as error:
+            raise _no_room(error, settings) from error
+        if not head:
+            raise Problem(ProblemCode.EMPTY_FILE, "The body has no bytes.")
+        if sniff(head) is None:
+            detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
+            raise Problem(ProblemCode.UNSUPPORTED_FORMAT, detail)
+        yield path
+
+
+def _no_room(error: OSError, settings: GatewaySettings) -> Problem:
+    log.error("images cannot wait on disk", extra={"error": repr(error)})
+    return away("The gateway's own disk", retry_after_s=settings.retry_after_s)
+
+
+async def _write_body(request: Request, path: Path, max_bytes: int, idle_s: float) -> bytes:
+    """Write a body to a file; return its first bytes."""
+    head, size = b"", 0
+    with path.open("wb") as file:
+        body = aiter(request.stream())
+        while True:
+            try:
+                chunk = await bounded(anext(body), idle_s)
+            except StopAsyncIteration:
+                return head
+            size += len(chunk)
+            if size > max_bytes:
+                raise Problem(
+                    ProblemCode.FILE_TOO_LARGE, f"An image may have {max_bytes} bytes at most.", headers=_CLOSE
+                )
+            head += chunk[: SNIFF_BYTES - len(head)]
+            await asyncio.to_thread(file.write, chunk)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work as long as somebody waits for it. Raises Problem when the client has gone."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the answer.", headers=_CLOSE)
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _undecodable(error: Undecodable) -> Problem:
+    """Return the refusal of an image: with the stream's own code where HTTP has the word too."""
+    known = set(ProblemCode)
+    code = ProblemCode(error.code.value) if error.code.value in known else ProblemCode.CORRUPT_IMAGE
+    return Problem(code, error.message)
+
+
+def _no_vector() -> Problem:
+    return Problem(ProblemCode.NO_VECTOR, "The image has no vector: its embedder is not done, or was skipped.")
+
+
+def _shown(model: ModelRef) -> FeatureModel:
+    return FeatureModel(name=model.name, weights_sha256=model.sha256, backend=model.backend)
+
+
+def _since(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
+
+
+def _one_body() -> dict[str, Any]:
+    """Describe the ways one image comes."""
+    body = described(FeaturesOf)
+    body["requestBody"]["content"] |= {
+        "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},
+        "application/octet-stream": {"schema": _FILE},
+        "image/*": {"schema": _FILE},
+    }
+    return body
