@@ -59,6 +59,8 @@ class ProblemCode(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
     CORRUPT_IMAGE = "corrupt-image"
     NO_VECTOR = "no-vector"
+    TOO_MANY_KEYS = "too-many-keys"
+    HEADERS_TOO_LARGE = "headers-too-large"
     RATE_LIMITED = "rate-limited"
     QUOTA_EXCEEDED = "quota-exceeded"
     INTERNAL_ERROR = "internal-error"
