@@ -13,6 +13,7 @@ from typing import Any
 from gateway.examples import example_of
 from gateway.permissions import PERMISSIONS, PUBLIC
 from gateway.problems import MEDIA_TYPE, PROBLEM_SCHEMA, documented
+from schemas.formats import MEDIA_TYPES
 from schemas.http_api import ProblemBody, ProblemCode
 
 Operation = dict[str, Any]
@@ -65,6 +66,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     components["parameters"] = {"CorrelationId": _CORRELATION, **components.get("parameters", {})}
     for method, path, operation in operations(document):
         operation["operationId"] = _name(method, path)
+        _describe_form(operation)
         _add_refusals(method, path, operation)
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
         for status, response in operation["responses"].items():
@@ -91,6 +93,17 @@ def _name(method: str, path: str) -> str:
     """Return an operation's id: of method and path, so that it changes only when they do."""
     named = re.sub(r"\{(\w+)(:\w+)?\}", r"by_\1", path.removeprefix("/api/v1"))
     return "_".join([method, *re.findall(r"\w+", named.replace("-", "_"))]) if named != "/" else f"{method}_root"
+
+
+def _describe_form(operation: Operation) -> None:
+    """Say of a form what holds for every form: it has no other fields, and a file is an image by its bytes."""
+    content = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data")
+    if content is None or "properties" not in content["schema"]:
+        return
+    content["schema"].setdefault("additionalProperties", False)
+    for name, field in content["schema"]["properties"].items():
+        if (field.get("items") or field).get("format") == "binary":
+            content.setdefault("encoding", {}).setdefault(name, {"contentType": ", ".join(MEDIA_TYPES.values())})
 
 
 def _add_refusals(method: str, path: str, operation: Operation) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 IMAGE_ID = "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 JOB_ID = f"{IMAGE_ID}.1"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+GIF = "GIF89a\x01\x00\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+"""A whole image of one pixel whose bytes are all ASCII, so that JSON can carry it."""
 _BASE = "https://images.example.org"
 _JOB_URL = f"{_BASE}/api/v1/images/jobs/{JOB_ID}"
 
@@ -62,6 +64,7 @@ _FORMATS = {
     "date-time": "2026-11-21T09:30:00Z",
     "date": "2026-11-21",
     "uuid": IMAGE_ID,
+    "binary": GIF,
     "uri": _BASE,
     "email": "somebody@example.org",
 }

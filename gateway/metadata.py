@@ -39,7 +39,7 @@ FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplic
 """The fields of a form (or a query, or a tus header) that say something of an image."""
 
 FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
-    "bucket": {"type": "string", "default": "default", "pattern": BUCKET_PATTERN, "examples": ["default"]},
+    "bucket": {"type": "string", "default": "default", "pattern": f"^$|{BUCKET_PATTERN}", "examples": ["default"]},
     "metadata": {
         "type": "object",
         "description": "a JSON object, returned as it is",
@@ -59,18 +59,18 @@ FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "lane": {
         "type": "string",
-        "enum": list(Lane),
+        "enum": [*Lane, ""],
         "default": Lane.INTERACTIVE,
         "description": "bulk: when there is room, behind whoever waits",
     },
     "on_duplicate": {
         "type": "string",
-        "enum": list(OnDuplicate),
+        "enum": [*OnDuplicate, ""],
         "default": OnDuplicate.NEW,
         "description": "reuse: if you have handed in the same bytes before, the answer is that image",
     },
 }
-"""How OpenAPI describes each of them."""
+"""How OpenAPI describes each of them. An empty one counts as absent: browsers send every field of a form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Details:
 
 def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:
     """Return what the text fields of a form say. Fields that are none of FIELDS are not looked at. Raises Problem."""
-    bucket = fields.get("bucket", "default")
+    bucket = fields.get("bucket") or "default"
     if not _BUCKET.fullmatch(bucket):
         detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
         raise Problem(ProblemCode.INVALID_BUCKET, detail)
@@ -100,8 +100,8 @@ def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Detai
         context=read_metadata(fields.get("metadata"), max_bytes=max_metadata_bytes),
         tags=read_tags(fields.get("tags")),
         category=read_category(fields.get("category")),
-        lane=_one_of(Lane, "lane", fields.get("lane", Lane.INTERACTIVE)),
-        on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate", OnDuplicate.NEW)),
+        lane=_one_of(Lane, "lane", fields.get("lane") or Lane.INTERACTIVE),
+        on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate") or OnDuplicate.NEW),
     )
 
 
