@@ -18,6 +18,8 @@ from darkroom.readiness import readiness
 from darkroom.reconciling import RECONCILER, ReconcilingEnvironment, Upkeep
 from darkroom.workers import explain, guarded, read_settings
 from gateway.app import embedded_app
+from gateway.auth import open_door
+from gateway.auth_settings import AuthSettings
 from gateway.batching import Batching, FeatureSettings, open_batching
 from gateway.ingest import ingest_app
 from gateway.limit_settings import QuotaSettings, RateLimitSettings
@@ -30,6 +32,7 @@ from streams.breaker import Breakers
 from streams.dead_letters import DeadLetterOffice
 from streams.errors import DependencyAway, NotReady
 from streams.files import FileStore, open_files
+from streams.http_protocol import ServerSettings
 from streams.process import consume, leave_undeliverable, until_signal
 from streams.producer import EventProducer, open_producer
 from streams.safety import check_safe
@@ -51,9 +54,11 @@ class GatewayEnvironment(BaseSettings):
     )
 
     gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
     features: FeatureSettings = FeatureSettings()
     limits: RateLimitSettings = RateLimitSettings()
     quotas: QuotaSettings = QuotaSettings()
+    server: ServerSettings = ServerSettings()
 
 
 def run_gateway(part: str) -> int:
@@ -69,8 +74,9 @@ def run_gateway(part: str) -> int:
     return asyncio.run(guarded(answering(settings, environment, upkeep)))
 
 
-async def _serve_until_signal(app: FastAPI, own: GatewaySettings) -> None:
-    async with serving(app, own.host, own.port) as port:
+async def _serve_until_signal(app: FastAPI, environment: GatewayEnvironment) -> None:
+    own = environment.gateway
+    async with serving(app, own.host, own.port, environment.server) as port:
         log.info("listening", url=f"http://{own.host}:{port}")
         await until_signal()
 
@@ -131,12 +137,13 @@ async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await _opened_files(stack, settings, own, breakers)
+        door = await open_door(own, environment.auth, files)
         events = await stack.enter_async_context(_gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
         limits = await stack.enter_async_context(open_limits(environment.limits))
-        parts = IngestParts(files=files, events=events, readiness=ready, limits=limits)
-        await _serve_until_signal(ingest_app(own, parts), own)
+        parts = IngestParts(files=files, events=events, readiness=ready, authenticator=door, limits=limits)
+        await _serve_until_signal(ingest_app(own, parts), environment)
 
 
 async def _query(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
@@ -162,6 +169,7 @@ async def _answer(
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await _opened_files(stack, settings, own, breakers)
+        door = await open_door(own, environment.auth, files)
         events = await stack.enter_async_context(_gateway_events(settings))
         vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
@@ -174,6 +182,7 @@ async def _answer(
             files=files,
             events=events,
             readiness=ready,
+            authenticator=door,
             limits=await stack.enter_async_context(open_limits(environment.limits)),
             vectors=vectors,
             encoder=encoder,
@@ -184,7 +193,7 @@ async def _answer(
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
             await stack.enter_async_context(keeping.going_on())
-        await _serve_until_signal(make(own, parts), own)
+        await _serve_until_signal(make(own, parts), environment)
 
 
 async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from streams.health import Condition, HealthBoard
+from streams.http_protocol import ServerSettings, protocol_with
 from streams.settings import WorkerSettings
+
+OTHER_FILES = 1024  # beside connections of clients: spooled uploads, the store, Kafka, libraries
 
 
 def health_app(board: HealthBoard) -> Starlette:
@@ -38,13 +42,24 @@ def health_app(board: HealthBoard) -> Starlette:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[int]:
+async def serving(app: ASGIApp, host: str, port: int, settings: ServerSettings | None = None) -> AsyncIterator[int]:
     """Serve an app in this loop; yields the port. Signals stay with whoever owns the process."""
+    settings = settings or ServerSettings()
+    make_room(settings.max_connections)
     listener = socket.create_server((host, port), reuse_port=False, backlog=512)
     # asyncio sets this only on sockets made with an explicit protocol; without it each answer waits 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False
+        app,
+        http=protocol_with(settings),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=settings.max_head_bytes,
+        server_header=False,
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
@@ -59,6 +74,15 @@ async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[int]:
         server.should_exit = True
         await task
         listener.close()
+
+
+def make_room(connections: int) -> None:
+    """Let this process have open files for so many connections, as far as it may: many systems begin with 1 024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        room = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
 
 
 def serving_health(board: HealthBoard, settings: WorkerSettings) -> contextlib.AbstractAsyncContextManager[int]:
