@@ -27,6 +27,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 missing=()
 has tesseract || missing+=(tesseract-ocr)
 has mvn || missing+=(maven)
+has redis-server || missing+=(redis-server)
 java_is_new_enough || missing+=(java)
 
 if ((${#missing[@]})) && has apt-get && [[ $(id -u) -eq 0 ]]; then
@@ -53,6 +54,7 @@ has tesseract || say_missing "Tesseract (reads text)" "apt-get install tesseract
 java_is_new_enough || say_missing "Java 17 or later (runs Kafka)" "apt-get install openjdk-17-jre-headless, or https://adoptium.net"
 has mvn || [[ -n $(compgen -G "$cache/kafka-*/kafka-clients-*.jar") ]] ||
   say_missing "Maven (downloads Kafka)" "apt-get install maven, or https://maven.apache.org"
+has redis-server || say_missing "Redis (limits shared by gateways, for the tests alone)" "apt-get install redis-server, or brew install redis"
 go_is_new_enough || [[ -x "$cache/bin/minio" ]] ||
   say_missing "Go 1.24 or later (builds MinIO, for the tests alone)" "https://go.dev/dl"
 
