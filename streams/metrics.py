@@ -175,6 +175,15 @@ WATCHDOG_LAG = Gauge(
     *_noted("darkroom_event_loop_lag_seconds", "How late the event loop is.", "Above 1: something blocks the loop."),
     ["process"],
 )
+AUTHENTICATIONS = Counter(
+    *_noted(
+        "darkroom_authentications_total",
+        "Callers at the gateway's door, by what became of them (accepted, anonymous, missing, invalid, expired, "
+        "ambiguous, foreign, insufficient-scope).",
+        "Many `invalid`: somebody tries keys, or a key was rotated and a client not told; the log names the address.",
+    ),
+    ["result"],
+)
 HTTP_REQUESTS = Counter(
     *_noted("darkroom_http_requests_total", "HTTP requests by route and status.", "5xx: see the log by trace id."),
     ["app", "route", "method", "status"],
@@ -296,6 +305,21 @@ FEATURE_BATCH = Histogram(
         "Always 1 under load: raise DARKROOM_FEATURES__BATCH_WAIT_S.",
     ),
     buckets=_BATCH,
+)
+
+LIVE_LISTENERS = Gauge(
+    *_noted(
+        "darkroom_live_listeners",
+        "Streams of live progress that are open in this process.",
+        "Near `live.max_listeners`: add query processes.",
+    )
+)
+LIVE_CUT = Counter(
+    *_noted(
+        "darkroom_live_cut_total",
+        "Streams of live progress that were cut because their reader was too slow; it may resume.",
+        "Above zero now and then: clients with bad connections. All the time: raise `live.queue`.",
+    )
 )
 
 
