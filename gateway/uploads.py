@@ -220,7 +220,7 @@ class _FormReader:
         if b"name" in options:
             self._part.name = options[b"name"].decode("utf-8", "replace")
         if b"filename" in options:
-            self._part.filename = _clean_filename(options[b"filename"].decode("utf-8", "replace"))
+            self._part.filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
             self._part.is_file = True
 
     def _begin_data(self) -> None:
@@ -277,7 +277,7 @@ class _FormReader:
         self._ended = True
 
 
-def _clean_filename(name: str) -> str | None:
+def clean_filename(name: str) -> str | None:
     """Return the last part of a client's file name without control characters: shown to people, never opened."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     with contextlib.suppress(ValueError):
