@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Protocol
 
+import structlog
 from fastapi import Depends, Request
 
-from gateway.identity import ANONYMOUS, Identity
+from gateway import refusals
+from gateway.identity import ANONYMOUS, Identity, Scope
 from gateway.permissions import PERMISSIONS
-from gateway.problems import Problem
-from schemas.http_api import ProblemCode
 from schemas.values import Owner
+
+log = structlog.get_logger(__name__)
+_SAFE = frozenset({"GET", "HEAD"})
 
 
 class Authenticator(Protocol):
@@ -21,7 +24,7 @@ class Authenticator(Protocol):
 
 
 class Everybody:
-    """Knows nobody, and trusts everybody: for a gateway that only this machine can reach."""
+    """Knows nobody, and trusts everybody: for apps that nobody else can reach, as in tests. See gateway.auth."""
 
     async def identify(self, request: Request) -> Identity:
         """See Authenticator."""
@@ -39,11 +42,11 @@ async def identified(request: Request) -> Identity:
     authenticator: Authenticator = request.app.state.authenticator
     identity = await authenticator.identify(request)
     if scope not in identity.scopes:
-        raise Problem(
-            ProblemCode.FORBIDDEN,
-            f"This needs the scope `{scope}`.",
-            headers={"WWW-Authenticate": f'Bearer realm="darkroom", error="insufficient_scope", scope="{scope}"'},
-        )
+        if identity.name == ANONYMOUS.name:
+            raise refusals.noted(request, refusals.missing(), "missing")
+        raise refusals.noted(request, refusals.insufficient(scope), "insufficient-scope", by=identity.name)
+    if scope is Scope.ADMIN and request.method not in _SAFE:
+        log.info("an operator acts", method=row[0], path=request.url.path[:300], by=identity.name, owner=identity.owner)
     return identity
 
 

@@ -49,6 +49,9 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/v1/health/stats"): Scope.READ,
     ("GET", "/api/v1/health/failed"): Scope.READ,
     # Admin.
+    ("POST", "/api/v1/admin/keys"): Scope.ADMIN,
+    ("GET", "/api/v1/admin/keys"): Scope.ADMIN,
+    ("DELETE", "/api/v1/admin/keys/{key_id}"): Scope.ADMIN,
     ("POST", "/api/v1/admin/reprocess"): Scope.ADMIN,
     ("GET", "/api/v1/admin/reprocess"): Scope.ADMIN,
     ("GET", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,

@@ -242,6 +242,10 @@ ROWS = (
                 (Query("sum(rate(darkroom_upload_bytes_total[$__rate_interval]))", "uploads"),),
             ),
             Panel(
+                "Callers", "By what became of them at the door. Many `invalid`: somebody tries keys.", "reqps",
+                (Query("sum by (result) (rate(darkroom_authentications_total[$__rate_interval]))", "{{result}}"),),
+            ),
+            Panel(
                 "Resident memory", "By process.", "bytes",
                 (Query('process_resident_memory_bytes{job=~"darkroom-.*"}', "{{instance}}"),),
                 width=12,
