@@ -15,9 +15,9 @@ Token = Annotated[
     str | None,
     typer.Option(
         "--token",
-        envvar="DARKROOM_GATEWAY__ADMIN_TOKEN",
+        envvar=["DARKROOM_GATEWAY__ADMIN_TOKEN", "DARKROOM_TOKEN", "DARKROOM_API_KEY"],
         show_default=False,
-        help="Of the admin API, if it asks for one.",
+        help="A JWT or an API key with the scope admin, or the operators' token.",
     ),
 ]
 M = TypeVar("M", bound=BaseModel)

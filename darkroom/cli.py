@@ -24,6 +24,7 @@ def _add_tools() -> None:
     """Add the commands for people: a worker process must not carry what only they need."""
     from darkroom import (  # noqa: PLC0415
         agents_cli,
+        keys_cli,
         letters_cli,
         models_cli,
         reconcile_cli,
@@ -33,6 +34,7 @@ def _add_tools() -> None:
     )
 
     app.add_typer(agents_cli.app, name="agents")
+    app.add_typer(keys_cli.app, name="keys")
     app.add_typer(letters_cli.app, name="dead-letters")
     app.add_typer(models_cli.app, name="models")
     app.add_typer(topics_cli.app, name="topics")

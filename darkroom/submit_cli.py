@@ -18,6 +18,12 @@ from schemas.http_api import JobStatus
 from schemas.values import ImageState, Lane
 
 Url = Annotated[str, typer.Option("--url", help="Where Darkroom is.", envvar="DARKROOM_URL")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token", help="A JWT or an API key.", envvar=["DARKROOM_TOKEN", "DARKROOM_API_KEY"], show_default=False
+    ),
+]
 DEFAULT_URL = "http://127.0.0.1:8080"
 AT_ONCE = 8
 MANY = 20  # images sent at once that are a bulk import, unless somebody says otherwise
@@ -93,6 +99,7 @@ def submit(
     patience_s: Annotated[float, typer.Option(help="Seconds to wait for all of them.")] = 600.0,
     bulk: Annotated[bool | None, typer.Option(help=f"Behind whoever waits; so anyway, if over {MANY}.")] = None,
     url: Url = DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """Send images, wait until each has ended, show what came out; exit 1 if one failed or was refused."""
     try:
@@ -108,7 +115,7 @@ def submit(
             def moved(line: str, done: int, total: int) -> None:
                 progress.update(bar, description=line, completed=done, total=total)
 
-            async with AsyncDarkroom(url) as client:
+            async with AsyncDarkroom(url, token=token) as client:
                 return await send_all(client, wanted, bucket=bucket, patience_s=patience_s, moved=moved, lane=lane)
 
         try:
@@ -129,10 +136,11 @@ def search(
     words: Annotated[list[str], typer.Argument(help="What to look for.")],
     limit: Annotated[int, typer.Option(help="Most answers.")] = 10,
     url: Url = DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """Search images by meaning (when CLIP is there), by their text, and by what is on them."""
     try:
-        with Darkroom(url) as client:
+        with Darkroom(url, token=token) as client:
             answer = client.search(" ".join(words), limit=limit)
     except Unreachable as error:
         raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error

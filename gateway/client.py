@@ -1,12 +1,13 @@
 """The Python client: `Darkroom` and its asyncio twin `AsyncDarkroom`. Needs httpx and the wire models, nothing else.
 
-    with Darkroom("http://127.0.0.1:8080") as darkroom:
+    with Darkroom("http://127.0.0.1:8080", api_key="dk_…") as darkroom:
         job = darkroom.submit("cat.jpg", metadata={"album": "pets"})
         result = darkroom.wait(job.job_id, timeout_s=60)
         print(result.urls["thumbnail"], [found.label for found in result.objects or ()])
 
 A call the server refuses for the moment (429, 503) is tried again after the time it asks for: the server promises
-that nothing of it was accepted. A submission whose connection broke is not, since it may have been.
+that nothing of it was accepted. A submission whose connection broke is not, since it may have been. A gateway that
+only its own machine can reach may ask for no credentials.
 """
 
 from __future__ import annotations
@@ -161,6 +162,15 @@ def _pause(response: httpx.Response, attempt: int) -> float:
     return min(_retry_after(response) or 0.5 * 2**attempt, LONGEST_PAUSE_S)
 
 
+def credentials(token: str | None, api_key: str | None) -> dict[str, str]:
+    """Return the headers that say who asks. Raises ValueError when it would be said twice."""
+    if token and api_key:
+        raise ValueError("give a token or an API key, not both")
+    if token:
+        return {"Authorization": f"Bearer {token}"}
+    return {"X-API-Key": api_key} if api_key else {}
+
+
 class Darkroom:
     """A blocking client. Calls raise Refused or Unreachable. Safe to share between threads."""
 
@@ -168,11 +178,14 @@ class Darkroom:
         self,
         base_url: str = "http://127.0.0.1:8080",
         *,
+        token: str | None = None,
+        api_key: str | None = None,
         timeout_s: float = 60.0,
         tries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s, transport=transport)
+        headers = credentials(token, api_key)
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, transport=transport)
         self._tries = tries
 
     def __enter__(self) -> Self:
@@ -279,11 +292,14 @@ class AsyncDarkroom:
         self,
         base_url: str = "http://127.0.0.1:8080",
         *,
+        token: str | None = None,
+        api_key: str | None = None,
         timeout_s: float = 60.0,
         tries: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, transport=transport)
+        headers = credentials(token, api_key)
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=timeout_s, transport=transport)
         self._tries = tries
 
     async def __aenter__(self) -> Self:

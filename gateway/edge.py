@@ -22,6 +22,7 @@ from gateway.contract import complete
 from gateway.guard import identified
 from gateway.limits import LimitHeaders, counted
 from gateway.methods import Methods
+from gateway.openapi_security import secure
 from gateway.parameters import known_parameters
 from gateway.parts import IngestParts
 from gateway.problems import bug, handle_problems
@@ -94,7 +95,7 @@ class GatewayApp(FastAPI):
     def openapi(self) -> dict[str, object]:
         """Return the OpenAPI document."""
         if not self.openapi_schema:
-            complete(super().openapi())
+            secure(complete(super().openapi()))
         return self.openapi_schema or {}
 
 
