@@ -84,8 +84,9 @@ class Counter:
         """Return after how many whole seconds `cost` uses fit, if there are no others meanwhile."""
         # The last that must leave the window is the last of so many, counted from the newest.
         newest, window = limit.amount - cost + 1, limit.get_expiry()
-        start, _ = await self._windows.get_moving_window(limit.key_for(*whose), newest, window)
-        return max(1, math.floor(start + window - time.time()) + 1)
+        start, count = await self._windows.get_moving_window(limit.key_for(*whose), newest, window)
+        left_s = start + window - time.time() if count == newest else 0  # fewer: there is room by now
+        return max(1, math.floor(left_s) + 1)
 
 
 def memory_counter() -> Counter:

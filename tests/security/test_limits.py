@@ -1,0 +1,298 @@
+"""How much an owner may do: within a moving window, across gateways, told in headers, honestly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import http_sf
+import httpx
+import pytest
+from fastapi import Request
+from pydantic import SecretStr, ValidationError
+
+from gateway.identity import Identity, Scope
+from gateway.ingest import ingest_app
+from gateway.limit_settings import RateLimitSettings
+from gateway.limits import Limits, limit_headers, open_limits
+from gateway.parts import IngestParts
+from gateway.problems import Problem
+from schemas.http_api import ProblemCode
+from schemas.values import Owner
+from streams.files import open_files
+from streams.settings import FilesSettings
+from tests.services import LocalRedis
+from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+
+ANNA = Identity(Owner("anna"), frozenset(Scope), "token:anna")
+BERT = Identity(Owner("bert"), frozenset(Scope), "token:bert")
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "time", found)
+    return found
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def opened(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+    """Opens limits that are counted in this process, and such as are counted in Redis."""
+    url = SecretStr(request.getfixturevalue("redis").url) if request.param == "redis" else None
+    async with AsyncExitStack() as stack:
+
+        async def open_with(**changes: str) -> Limits:
+            return await stack.enter_async_context(open_limits(RateLimitSettings(redis_url=url, **changes)))
+
+        yield open_with
+
+
+def asking() -> Request:
+    """Return a request that nothing was taken for yet."""
+    return Request({"type": "http"})
+
+
+async def take(limits: Limits, identity: Identity = ANNA, *, cost: int = 1, kind: str = "uploads") -> Request:
+    """Take, for a request of its own."""
+    request = asking()
+    await limits.take(request, identity, kind, cost=cost)
+    return request
+
+
+async def refusal(limits: Limits, identity: Identity = ANNA, *, cost: int = 1) -> int | None:
+    """Return the Retry-After of a take that must be refused."""
+    with pytest.raises(Problem) as found:
+        await take(limits, identity, cost=cost)
+    assert (found.value.code, found.value.status) == (ProblemCode.RATE_LIMITED, 429)
+    after = found.value.headers.get("Retry-After")
+    return None if after is None else int(after)
+
+
+async def test_the_window_moves(opened: Open, clock: Clock) -> None:
+    """What was taken leaves the window one by one, an hour after each: no clock's full hour lets twice as many in."""
+    limits = await opened(uploads="5/hour")
+    await take(limits, cost=3)
+    clock.now += 1800
+    await take(limits, cost=2)
+    assert await refusal(limits) is not None
+    clock.now += 1801
+    await take(limits, cost=3)
+    assert await refusal(limits) is not None
+    clock.now += 1800
+    await take(limits, cost=2)
+    assert await refusal(limits) is not None
+
+
+async def test_retry_after_is_when_there_is_room(opened: Open, clock: Clock) -> None:
+    """After exactly the seconds that Retry-After named, as much fits as was refused; a second before, it does not."""
+    limits = await opened(uploads="5/hour")
+    await take(limits, cost=1)
+    clock.now += 600
+    await take(limits, cost=2)
+    clock.now += 600
+    await take(limits, cost=2)
+    wait_s = await refusal(limits, cost=3)
+    assert wait_s == 3000 + 1  # until the three oldest have left; what is exactly an hour old still counts
+    clock.now += wait_s - 1
+    assert await refusal(limits, cost=3) == 1
+    clock.now += 1
+    await take(limits, cost=3)
+
+
+async def test_all_or_none(opened: Open, clock: Clock) -> None:
+    """Of uses that do not fit whole none is counted, and such as can never fit name no time to come back."""
+    limits = await opened(uploads="5/hour")
+    await take(limits, cost=3)
+    assert await refusal(limits, cost=3) is not None
+    assert await refusal(limits, cost=6) is None
+    await take(limits, cost=2)
+    clock.now += 1
+
+
+async def test_of_two_limits_both_hold_or_nothing_is_taken(opened: Open, clock: Clock) -> None:
+    """With a limit per minute and one per hour, a use that the second refuses is not counted by the first."""
+    limits = await opened(uploads="3/minute; 4/hour")
+    await take(limits, cost=3)
+    assert await refusal(limits) == 61
+    clock.now += 61
+    await take(limits)
+    for _ in range(3):
+        assert (await refusal(limits) or 0) > 3000
+    assert [known.remaining for known in await limits.standings(ANNA)] == [2, 0]
+
+
+async def test_owners_do_not_share_and_keys_with_limits_of_their_own_neither(opened: Open) -> None:
+    """Limits are counted by owner; a key that has its own is counted by itself, and not against its owner."""
+    limits = await opened(uploads="1/hour")
+    keys = [Identity(Owner("anna"), frozenset(Scope), f"key:{n}", {"uploads": f"{n}/hour"}) for n in (2, 3)]
+    await take(limits, ANNA)
+    await take(limits, BERT)
+    assert await refusal(limits, ANNA)
+    assert await refusal(limits, BERT)
+    for key, count in zip(keys, (2, 3), strict=True):
+        await take(limits, key, cost=count)
+        assert await refusal(limits, key)
+    plain = Identity(Owner("anna"), frozenset(Scope), "key:plain")
+    assert await refusal(limits, plain), "a key without limits is its owner's"
+
+
+async def test_what_is_given_back_can_be_taken_again(opened: Open) -> None:
+    """What a request took and gives back is there for the next, and giving back twice gives nothing more."""
+    limits = await opened(uploads="4/hour")
+    await take(limits)
+    request = await take(limits, cost=3)
+    assert await refusal(limits)
+    await limits.give_back(request.scope)
+    await limits.give_back(request.scope)
+    await take(limits, cost=3)
+    assert await refusal(limits)
+
+
+async def test_where_somebody_stands_is_said_in_structured_fields(opened: Open, clock: Clock) -> None:
+    """RateLimit-Policy and RateLimit are structured fields of the draft; the three older headers say the same."""
+    limits = await opened(uploads="50/hour")
+    await take(limits, cost=7)
+    clock.now += 60
+    headers = limit_headers(await limits.standings(ANNA))
+    assert http_sf.parse(headers["RateLimit-Policy"].encode(), tltype="list") == [("uploads", {"q": 50, "w": 3600})]
+    assert http_sf.parse(headers["RateLimit"].encode(), tltype="list") == [("uploads", {"r": 43, "t": 3540})]
+    older = {name: headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")}
+    assert older == {"Limit": "50", "Remaining": "43", "Reset": "3540"}
+
+
+@pytest.mark.parametrize("text", ["", "many", "0/hour", "50", "-1/hour", "50/fortnight"])
+def test_limits_that_say_nothing_are_refused_at_start(text: str) -> None:
+    """A limit that cannot be read, or allows nothing, is an error of the settings and not of some later request."""
+    with pytest.raises(ValidationError):
+        RateLimitSettings(uploads=text)
+
+
+@dataclass
+class Named:
+    """An authenticator that believes whoever says who they are."""
+
+    known: dict[str, Identity] = field(default_factory=lambda: {"anna": ANNA, "bert": BERT})
+
+    async def identify(self, request: Request) -> Identity:
+        return self.known[request.headers["x-who"]]
+
+
+@dataclass
+class House:
+    """A gateway under limits, and who asks it."""
+
+    client: httpx.AsyncClient
+    files: FrailFiles
+    sink: Sink
+
+    async def upload(self, data: bytes = JPEG, who: str = "anna") -> httpx.Response:
+        return await self.client.post(UPLOAD, files={"file": ("cat.jpg", data)}, headers={"x-who": who})
+
+
+@pytest.fixture
+async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    changes = getattr(request, "param", {})
+    sink = Sink()
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_limits(RateLimitSettings(**changes)) as limits,
+    ):
+        frail = FrailFiles(files)
+        parts = IngestParts(files=frail, events=sink, readiness=Answers(), authenticator=Named(), limits=limits)
+        async with client_of(ingest_app(settings(max_upload_bytes=100_000), parts)) as client:
+            yield House(client, frail, sink)
+
+
+async def test_fifty_uploads_an_hour_unless_somebody_says_otherwise(house: House) -> None:
+    """With nothing set, an owner's 51st upload within the hour is refused with 429 and leaves nothing behind."""
+    for number in range(50):
+        answer = await house.upload(JPEG + bytes([number]))
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["x-ratelimit-remaining"] == str(49 - number)
+        assert answer.headers["ratelimit-policy"] == '"uploads";q=50;w=3600'
+    answer = await house.upload()
+    problem = refused(answer, 429, "rate-limited")
+    assert "50 uploads in 1 hour" in problem.detail
+    assert 0 < int(answer.headers["retry-after"]) <= 3601
+    assert answer.headers["x-ratelimit-remaining"] == "0"
+    assert len(house.sink.sent) == len(await house.files.receipts()) == 50
+    assert (await house.upload(who="bert")).status_code == 202
+
+
+@pytest.mark.parametrize("house", [{"uploads": "2/hour"}], indirect=True)
+async def test_fetches_count_as_uploads(house: House) -> None:
+    """An image that is to be fetched counts as one that is sent."""
+    url = {"url": "https://example.org/cat.jpg"}
+    fetch = await house.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
+    assert (fetch.status_code, fetch.headers["x-ratelimit-remaining"]) == (202, "1")
+    assert (await house.upload()).status_code == 202
+    fetch = await house.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
+    refused(fetch, 429, "rate-limited")
+
+
+@pytest.mark.parametrize("house", [{"uploads": "2/hour"}], indirect=True)
+async def test_a_503_costs_nothing_and_a_refused_image_does(house: House) -> None:
+    """What was not accepted for our own reasons is given back; an image refused for what it is has been used."""
+    house.sink.away = True
+    for _ in range(3):
+        answer = await house.upload()
+        refused(answer, 503, "dependency-unavailable")
+        assert answer.headers["x-ratelimit-remaining"] == "2"
+    house.sink.away = False
+    refused(await house.upload(b"no image"), 415, "unsupported-format")
+    assert (await house.upload()).status_code == 202
+    refused(await house.upload(), 429, "rate-limited")
+
+
+@pytest.mark.parametrize("house", [{"requests": "3/minute"}], indirect=True)
+async def test_requests_are_limited_and_health_is_not(house: House) -> None:
+    """A limit of requests counts what asks for a scope, of any kind, and never a look at how the gateway does."""
+    for _ in range(5):
+        health = await house.client.get("/health/live")
+        assert (health.status_code, "ratelimit" in health.headers) == (200, False)
+    assert (await house.upload()).status_code == 202
+    assert (await house.upload()).status_code == 202
+    refused(await house.upload(b"no image"), 415, "unsupported-format")
+    answer = await house.upload()
+    assert '"requests"' in answer.headers["ratelimit"]
+    refused(answer, 429, "rate-limited")
+    assert (await house.client.get("/health/live")).status_code == 200
+
+
+async def test_without_redis_each_gateway_counts_by_itself_and_says_so(redis: LocalRedis) -> None:
+    """Without Redis uploads go on under this gateway's own count, health tells, and the shared one comes back."""
+    limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
+    async with open_limits(limits) as one, open_limits(limits) as other:
+        await take(one)
+        await take(other)
+        assert await refusal(one)
+        assert one.available() == (True, "counted for all gateways")
+        redis.stop()
+        await take(one, cost=2)
+        assert await refusal(one)
+        ok, why = one.available()
+        assert not ok
+        assert "each gateway counts by itself" in why
+        redis.start()
+        deadline = time.monotonic() + 60
+        while not one.available()[0]:
+            assert time.monotonic() < deadline, "the shared count did not come back"
+            await one.standings(ANNA)
+        assert [known.remaining for known in await one.standings(ANNA)] == [2], "a new Redis knows of nothing"
