@@ -19,9 +19,10 @@ from schemas.http_api import (
     TextView,
     VariantView,
 )
+from schemas.http_images import ImageDetails, ImageItem
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.results import ReadText
-from schemas.values import ImageState, Rendition, StageState
+from schemas.values import ImageState, Rendition, StageState, job_id_of
 from streams.vectors import ImageRecord
 
 VERSION_DIGITS = 12  # of the sha256 in a rendition's URL: other bytes, another URL
@@ -108,6 +109,31 @@ def image_view(record: ImageRecord, rendition: Rendition, base: str) -> ImageVie
     )
 
 
+def image_item(record: ImageRecord, base: str) -> ImageItem:
+    """Return one image of a listing."""
+    return ImageItem(
+        image_id=record.image_id,
+        job_id=job_id_of(record.image_id, record.generation),
+        state=record.state,
+        urls=urls(record, base),
+        filename=record.filename,
+        bucket=record.bucket,
+        labels=record.labels,
+        tags=record.tags,
+        category=record.category,
+        context=record.context,
+        error=_error(record),
+        created_at=record.submitted_at,
+        completed_at=record.finished_at,
+    )
+
+
+def image_details(record: ImageRecord, base: str) -> ImageDetails:
+    """Return everything known of an image but where its text and objects are."""
+    known = {**image_item(record, base).model_dump(), **_metadata(record).model_dump()}
+    return ImageDetails(**known, text=record.text, stages=stages(record), revision=record.revision)
+
+
 def search_item(
     record: ImageRecord,
     *,
@@ -173,6 +199,8 @@ def _metadata(record: ImageRecord) -> ImageMetadata:
         filename=record.filename,
         bucket=record.bucket,
         source_url=record.source_url,
+        tags=record.tags,
+        category=record.category,
         variants=_variants(record.renditions),
         context=record.context,
     )

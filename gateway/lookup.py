@@ -63,7 +63,7 @@ class Lookup:
 
     async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
         """Return several images, each or why not, in the order asked."""
-        wanted = [image_id for image_id in image_ids if _ID.match(image_id)]
+        wanted = [image_id for image_id in image_ids if _ID.fullmatch(image_id)]
         found = await bounded(self.vectors.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
         by_id = {record.image_id: record for record in found}
         gate = asyncio.Semaphore(_PARALLEL)
@@ -80,16 +80,21 @@ class Lookup:
 
         return list(await asyncio.gather(*(one(image_id) for image_id in image_ids)))
 
-    async def visible(self, hits: Iterable[Hit]) -> list[Hit]:
+    async def visible(self, hits: Sequence[Hit]) -> list[Hit]:
         """Return the hits whose image nobody has asked to delete."""
+        shown = {record.image_id for record in await self.shown([hit.record for hit in hits])}
+        return [hit for hit in hits if hit.record.image_id in shown]
+
+    async def shown(self, records: Iterable[ImageRecord]) -> list[ImageRecord]:
+        """Return the images nobody has asked to delete."""
         gate = asyncio.Semaphore(_PARALLEL)
 
-        async def one(hit: Hit) -> Hit | None:
+        async def one(record: ImageRecord) -> ImageRecord | None:
             async with gate:
-                deleted = await self._is_deleted(hit.record.image_id, hit.record.generation)
-                return None if deleted or hit.record.deleted else hit
+                deleted = await self._is_deleted(record.image_id, record.generation)
+                return None if deleted or record.deleted else record
 
-        return [hit for hit in await asyncio.gather(*map(one, hits)) if hit is not None]
+        return [record for record in await asyncio.gather(*map(one, records)) if record is not None]
 
     async def job(self, job_id: str, owner: Owner) -> Job:
         """Return a job. Refused: unknown, its image deleted since, or a newer run has taken over (410)."""
@@ -97,11 +102,9 @@ class Lookup:
             image_id, generation = split_job_id(job_id)
         except ValueError:
             raise _no_job() from None
-        if not _ID.match(image_id) or job_id != job_id_of(image_id, generation):
+        if not _ID.fullmatch(image_id) or job_id != job_id_of(image_id, generation):
             raise _no_job()
-        record = await self._record(image_id)
-        if record is not None and record.owner != owner:
-            raise _no_job()
+        record = await self._record(image_id, owner)
         if record is not None and record.generation > generation:
             if record.deleted:
                 raise _gone()
@@ -120,16 +123,14 @@ class Lookup:
 
     async def known(self, image_id: str, owner: Owner) -> ImageRecord | Receipt:
         """Return an image's record, or its first receipt; also when its deletion was asked for but not done."""
-        if not _ID.match(image_id):
+        if not _ID.fullmatch(image_id):
             raise _no_image()
-        record = await self._record(image_id)
+        record = await self._record(image_id, owner)
         if record is None:
             receipt = await self._receipt(job_id_of(image_id, 1))
             if receipt is None or receipt.owner != owner:
                 raise _no_image()
             return receipt
-        if record.owner != owner:
-            raise _no_image()
         if record.deleted or record.state is ImageState.DELETED:
             raise _gone()
         return record
@@ -140,20 +141,23 @@ class Lookup:
 
     async def erasure(self, image_id: str, owner: Owner) -> Erasure:
         """Return what is left of a deleted image. Refused: nobody asked to delete an image of that id."""
-        if not _ID.match(image_id):
+        if not _ID.fullmatch(image_id):
             raise _no_erasure()
         found = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
         if found is None or found.owner != owner:
             raise _no_erasure()
         return found
 
-    async def _record(self, image_id: str) -> ImageRecord | None:
-        """Return what the read model knows; of an image erased so long ago that it knows nothing more, a tombstone."""
+    async def _record(self, image_id: str, owner: Owner) -> ImageRecord | None:
+        """Return what the read model knows; of an image erased so long ago that it knows nothing more, a tombstone.
+
+        For another owner's image the same is asked as for one that never was, so that the time tells nothing either.
+        """
         record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
-        if record is not None:
+        if record is not None and record.owner == owner:
             return record
         erasure = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
-        if erasure is None or erasure.erased_at is None:
+        if erasure is None or erasure.erased_at is None or erasure.owner != owner:
             return None
         return ImageRecord(
             image_id=image_id,

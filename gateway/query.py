@@ -20,6 +20,8 @@ from gateway.erasure import ErasureCheck
 from gateway.features import FeatureExtraction
 from gateway.guard import Caller
 from gateway.ingest import submitted
+from gateway.listing import Listing
+from gateway.live import Live
 from gateway.lookup import Lookup
 from gateway.parts import QueryParts
 from gateway.problems import Problem, documented
@@ -228,8 +230,10 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     files, vectors = parts.files, parts.vectors
     lookup = Lookup(settings, files, vectors)
     router = APIRouter()
+    router.include_router(Listing(settings, vectors, lookup).routes())
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
+    router.include_router(Live(settings, lookup, parts.live).routes())
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
     router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())

@@ -8,11 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.erasures import ErasureState, Removed
-from schemas.values import Box, ImageState, Lane, StageState, Value
+from schemas.values import REQUIRED_STAGES, Box, ImageState, Lane, StageState, Value
 
 BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_BATCH = 50  # images one batch request may name
 MAX_URL_LENGTH = 4096  # characters
+
+
+# What clients are told that these are made of; the readers of both know more, and say what is wrong.
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_URL_PATTERN = rf"^https?://{_HOST}(?:\.{_HOST})*(?::[1-9][0-9]{{0,3}})?(?:[/?#][!-~]*)?$"
+_TERM = (
+    r"(?:(?:owner|bucket|label)!?=(?:[A-Za-z0-9._-]{1,64}|\"[A-Za-z0-9 ._-]{1,64}\")"
+    r"|text~(?:[A-Za-z0-9]{1,64}|\"[A-Za-z0-9 ]{1,64}\")"
+    r"|state!?=(?:processing|completed|rejected|failed)"
+    r"|stage\.(?:fetcher|sanitizer|resizer|ocr|detector|embedder)!?=(?:done|skipped|rejected|failed)"
+    r"|version\.(?:fetcher|sanitizer|resizer|ocr|detector|embedder)(?:!=|<=|>=|=|<|>)[0-9]{1,9}"
+    r"|submitted(?:<=|>=|<|>)20[0-9]{2}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_WHERE_PATTERN = f"^(?:{_TERM}(?: and {_TERM})*)?$"
 
 
 class ProblemCode(StrEnum):
@@ -65,6 +79,8 @@ class ProblemCode(StrEnum):
     QUOTA_EXCEEDED = "quota-exceeded"
     INTERNAL_ERROR = "internal-error"
     DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
+    LIVE_UNAVAILABLE = "live-unavailable"
+    TOO_MANY_LISTENERS = "too-many-listeners"
     MODEL_UNAVAILABLE = "model-unavailable"
     OVERLOADED = "overloaded"
 
@@ -94,7 +110,12 @@ class FetchImage(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(min_length=1, max_length=MAX_URL_LENGTH, examples=["https://example.org/cat.jpg"])
+    url: str = Field(
+        min_length=1,
+        max_length=MAX_URL_LENGTH,
+        examples=["https://example.org/cat.jpg"],
+        json_schema_extra={"pattern": _URL_PATTERN},
+    )
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS, examples=[["cat", "black and white"]])
@@ -198,6 +219,8 @@ class ImageMetadata(Value):
     filename: str | None = None
     bucket: str = "default"
     source_url: str | None = None
+    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    category: str | None = Field(None, examples=["holiday"])
     variants: dict[str, VariantView] = Field(default_factory=dict)
     context: dict[str, JsonValue] = Field(default_factory=dict, description="what the client sent as metadata")
 
@@ -332,10 +355,21 @@ class ReprocessRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stage: str = Field(description="sanitizer, resizer, ocr, detector or embedder", max_length=64)
-    where: str = Field("", max_length=2000, examples=["state=completed and version.ocr<2"])
-    per_second: float = Field(20.0, ge=0.1, le=200, description="images a second at most")
-    dry_run: bool = Field(False, description="only say which images it would be")
+    stage: str = Field(
+        description="sanitizer, resizer, ocr, detector or embedder",
+        max_length=64,
+        examples=["ocr"],
+        json_schema_extra={"enum": list(REQUIRED_STAGES)},
+    )
+    where: str = Field(
+        "",
+        max_length=2000,
+        description="which images: terms joined by `and`; empty: all",
+        examples=["state=completed and version.ocr<2"],
+        json_schema_extra={"pattern": _WHERE_PATTERN},
+    )
+    per_second: float = Field(20.0, ge=0.1, le=200, strict=True, description="images a second at most")
+    dry_run: bool = Field(False, strict=True, description="only say which images it would be")
 
 
 class ReprocessPlan(Value):

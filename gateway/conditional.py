@@ -1,0 +1,37 @@
+"""Conditional requests (RFC 9110 section 13): what the client has already is not sent again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+_DIGITS = 32  # of the sha256 of a body, in its entity tag
+
+
+def answered(request: Request, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a body with its entity tag; 304 without it, if the client names that tag."""
+    content = body.model_dump_json(exclude_none=True).encode()
+    found = {"ETag": tag_of(content), "Cache-Control": "private, no-cache", **(headers or {})}
+    if names(request.headers.get("if-none-match"), found["ETag"]):
+        return Response(status_code=304, headers=found)
+    return Response(content, media_type="application/json", headers=found)
+
+
+def tag_of(content: bytes) -> str:
+    """Return the strong entity tag of a body."""
+    return f'"{hashlib.sha256(content).hexdigest()[:_DIGITS]}"'
+
+
+def names(header: str | None, etag: str) -> bool:
+    """Say whether an If-None-Match names the entity (section 13.1.2, weak comparison)."""
+    given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in given or etag in given
+
+
+def matches(header: str, etag: str) -> bool:
+    """Say whether an If-Match names the entity (section 13.1.1, strong comparison)."""
+    given = [tag.strip() for tag in header.split(",")]
+    return "*" in given or etag in given
