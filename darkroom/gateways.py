@@ -31,6 +31,7 @@ from streams.admin import KafkaAdmin
 from streams.breaker import Breakers
 from streams.dead_letters import DeadLetterOffice
 from streams.errors import DependencyAway, NotReady
+from streams.feed_log import LiveSettings, LogFeed, open_feed
 from streams.files import FileStore, open_files
 from streams.http_protocol import ServerSettings
 from streams.process import consume, leave_undeliverable, until_signal
@@ -57,6 +58,7 @@ class GatewayEnvironment(BaseSettings):
     auth: AuthSettings = AuthSettings()
     features: FeatureSettings = FeatureSettings()
     limits: RateLimitSettings = RateLimitSettings()
+    live: LiveSettings = LiveSettings()
     quotas: QuotaSettings = QuotaSettings()
     server: ServerSettings = ServerSettings()
 
@@ -74,11 +76,13 @@ def run_gateway(part: str) -> int:
     return asyncio.run(guarded(answering(settings, environment, upkeep)))
 
 
-async def _serve_until_signal(app: FastAPI, environment: GatewayEnvironment) -> None:
+async def _serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live: LogFeed | None = None) -> None:
     own = environment.gateway
     async with serving(app, own.host, own.port, environment.server) as port:
         log.info("listening", url=f"http://{own.host}:{port}")
         await until_signal()
+        if live is not None:
+            live.hang_up()  # streams would keep the server from closing
 
 
 def _confirm_s(settings: Settings) -> float:
@@ -184,6 +188,7 @@ async def _answer(
             readiness=ready,
             authenticator=door,
             limits=await stack.enter_async_context(open_limits(environment.limits)),
+            live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
             vectors=vectors,
             encoder=encoder,
             features=await _features(stack, tower, environment.features),
@@ -193,7 +198,7 @@ async def _answer(
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
             await stack.enter_async_context(keeping.going_on())
-        await _serve_until_signal(make(own, parts), environment)
+        await _serve_until_signal(make(own, parts), environment, parts.live)
 
 
 async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:

@@ -10,6 +10,7 @@ from gateway.guard import Authenticator, Everybody
 from gateway.limits import Limits
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
 from streams.dead_letters import DeadLetterOffice
+from streams.feed_log import LogFeed
 from streams.files import FileStore
 from streams.vectors import ReadModel
 
@@ -23,6 +24,7 @@ class IngestParts:
     readiness: Readiness
     authenticator: Authenticator = field(default_factory=Everybody)
     limits: Limits = field(default_factory=Limits.none)
+    live: LogFeed | None = None  # None: no live progress
 
 
 @dataclass(frozen=True, kw_only=True)

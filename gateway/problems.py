@@ -68,6 +68,8 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.TOO_MANY_KEYS: (409, "There are as many API keys as there may be"),
     ProblemCode.INTERNAL_ERROR: (500, "Something is wrong here, not with the request"),
     ProblemCode.DEPENDENCY_UNAVAILABLE: (503, "A part of the system does not answer"),
+    ProblemCode.LIVE_UNAVAILABLE: (503, "This gateway tells of nothing live"),
+    ProblemCode.TOO_MANY_LISTENERS: (503, "Too many listen already"),
     ProblemCode.MODEL_UNAVAILABLE: (503, "The model for this is not there"),
     ProblemCode.OVERLOADED: (503, "More is asked at once than can be done"),
 }
@@ -108,7 +110,8 @@ def invalid_fields(errors: Sequence[Any]) -> Problem:
     """Return the refusal of fields that pydantic found not as they must be, naming the first twenty."""
     items = tuple(ProblemItem(field=_place(found["loc"]), detail=str(found["msg"])) for found in errors[:20])
     detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
-    return Problem(ProblemCode.INVALID_FIELD, detail, items)
+    unknown = bool(errors) and all(found["type"] == "extra_forbidden" for found in errors)
+    return Problem(ProblemCode.UNKNOWN_FIELD if unknown else ProblemCode.INVALID_FIELD, detail, items)
 
 
 def respond(request: Request, problem: Problem, *, status: int | None = None) -> JSONResponse:
