@@ -17,6 +17,7 @@ from gateway.parts import IngestParts
 from gateway.problems import documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
+from gateway.tus_routes import tus_and_direct_routes
 from gateway.uploads import receive_form
 from schemas.http_api import FetchImage, ProblemCode, Submitted
 from schemas.receipts import Receipt
@@ -114,8 +115,11 @@ class Ingest:
 
 def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     """Return every route of the ingest app but health."""
-    accepting = Accepting(settings, parts.files, parts.events)
-    return Ingest(settings, accepting, Lanes(settings.interactive_per_minute), parts.limits).routes()
+    accepting, lanes = Accepting(settings, parts.files, parts.events), Lanes(settings.interactive_per_minute)
+    router = APIRouter()
+    router.include_router(Ingest(settings, accepting, lanes, parts.limits).routes())
+    router.include_router(tus_and_direct_routes(settings, parts.files, accepting, lanes, parts.limits))
+    return router
 
 
 def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:

@@ -131,9 +131,14 @@ def receipt_key(job_id: str) -> str:
     return f"jobs/{job_id}.json"
 
 
+def uploads_prefix(owner: str) -> str:
+    """Return the folder of an owner's uploads, in parts or straight to the store, that have not ended."""
+    return f"uploads/{owner}/"
+
+
 def upload_key(owner: str, upload_id: str) -> str:
-    """Return where the record of an upload in parts, or straight to the store, is kept until it has ended."""
-    return f"uploads/{owner}/{upload_id}.json"
+    """Return where the record of such an upload is kept until it has ended."""
+    return f"{uploads_prefix(owner)}{upload_id}.json"
 
 
 def ended_upload_key(owner: str, upload_id: str) -> str:

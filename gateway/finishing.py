@@ -1,0 +1,111 @@
+"""The end of an upload that took more than one request: its bytes become an image, once.
+
+The image's id is known from the upload's beginning, and a gateway that goes on where another one was killed accepts
+under the same id: the same receipt, the same event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gateway.accept import Accepting
+from gateway.exclusive import alone_among_gateways
+from gateway.lanes import Lanes
+from gateway.pieces import folder_of_pieces
+from gateway.problems import Problem, away
+from gateway.resumable import EndedUpload, UploadRecord, Uploads
+from gateway.settings import GatewaySettings
+from gateway.spooling import SpooledFile
+from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
+from schemas.http_api import ProblemCode
+from schemas.values import ImageId, new_image_id
+from streams.erasures import Erasures
+from streams.files import finishing_prefix
+
+_BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
+_FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH})  # trying again would not help
+
+
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """Makes images of uploads."""
+
+    settings: GatewaySettings
+    uploads: Uploads
+    accepting: Accepting
+    lanes: Lanes
+
+    async def finish(
+        self, record: UploadRecord, content: Callable[[], AsyncIterator[bytes]], *, traceparent: str | None
+    ) -> EndedUpload:
+        """Accept what `content` gives as the upload's image; once it ended, say again how.
+
+        Raises Problem: what came is no image (the upload has ended), or a part of the system is away, and nothing has
+        changed, or another gateway is at it.
+        """
+        async with alone_among_gateways(self.uploads.files, finishing_prefix(record.owner, record.upload_id)):
+            known = await self.uploads.find(record.owner, record.upload_id)
+            if isinstance(known, EndedUpload):
+                return known
+            record = await self._with_own_image(known)
+            with folder_of_pieces(self.settings) as folder:
+                try:
+                    file = await self._gather(record, content(), folder / "original")
+                except Problem as problem:
+                    if problem.code in _FINAL:
+                        await self.uploads.end(record, 0, why=problem)
+                    raise
+                lane = self.lanes.choose(record.details.lane, record.owner)
+                receipt = await self.accepting.upload(
+                    file,
+                    replace(record.details, lane=lane),
+                    owner=record.owner,
+                    image_id=ImageId(record.image_id),
+                    traceparent=traceparent,
+                )
+            return await self.uploads.end(record, file.size, receipt=receipt)
+
+    async def _with_own_image(self, record: UploadRecord) -> UploadRecord:
+        """Give the upload another image if its own was disowned: Kafka did not confirm it, and may have it."""
+        if await Erasures(self.uploads.files).get(record.image_id) is None:
+            return record
+        record = record.model_copy(update={"image_id": new_image_id()})
+        await self.uploads.save(record)
+        return record
+
+    async def _gather(self, record: UploadRecord, content: AsyncIterator[bytes], path: Path) -> SpooledFile:
+        size, digest, head, gathered = 0, hashlib.sha256(), b"", bytearray()
+
+        def write(data: bytearray) -> None:
+            digest.update(data)
+            file.write(data)
+
+        try:
+            with path.open("wb") as file:
+                async for chunk in content:
+                    size += len(chunk)
+                    head += chunk[: SNIFF_BYTES - len(head)]
+                    gathered += chunk
+                    if len(gathered) >= _BUFFER:
+                        await asyncio.to_thread(write, gathered)
+                        gathered = bytearray()
+                await asyncio.to_thread(write, gathered)
+        except OSError as error:
+            raise away("The gateway's own disk", retry_after_s=self.settings.retry_after_s) from error
+        known = known_format(head)
+        if record.sha256 is not None and record.sha256 != digest.hexdigest():
+            raise Problem(ProblemCode.DIGEST_MISMATCH, "What came has another sha256 than was said at the beginning.")
+        return SpooledFile(path, size, digest.hexdigest(), known, record.filename)
+
+
+def known_format(head: bytes) -> str:
+    """Return the format of a file by its first bytes. Raises Problem when it is none that is taken."""
+    known = sniff(head)
+    if known is None:
+        detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
+        raise Problem(ProblemCode.UNSUPPORTED_FORMAT, detail)
+    return known

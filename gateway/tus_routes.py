@@ -1,0 +1,179 @@
+"""The routes of uploads that take more than one request, and how OpenAPI describes the tus protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+
+from gateway.accept import Accepting
+from gateway.direct import Direct
+from gateway.exclusive import Turns
+from gateway.finishing import Finishing
+from gateway.lanes import Lanes
+from gateway.limits import Limits
+from gateway.problems import Problem, away, documented
+from gateway.resumable import Uploads
+from gateway.settings import GatewaySettings
+from gateway.tus import Tus
+from gateway.tus_headers import ALGORITHMS, MEDIA_TYPE, OURS, VERSION
+from schemas.http_api import ProblemCode
+from streams.errors import DependencyAway
+from streams.files import FileStore
+
+_ROOT = "/api/v1/uploads"
+_ONE = f"{_ROOT}/{{upload_id}}"
+
+
+def _header(name: str, description: str, example: str, *, required: bool = False) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {
+        "in": "header",
+        "name": name,
+        "required": required,
+        "schema": schema,
+        "description": description,
+        "example": example,
+    }
+
+
+_TUS = _header("Tus-Resumable", "the protocol's version", VERSION, required=True)
+_CHECKSUM = _header(
+    "Upload-Checksum", f"algorithm ({ALGORITHMS}) and digest in Base64", "sha1 Kq5sNclPz7QV2+lfQIuc6R7oRu0="
+)
+_BODY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_PARAMETERS: dict[str, Any] = {"parameters": [_TUS]}
+_CREATION: dict[str, Any] = {
+    "parameters": [
+        _TUS,
+        _header("Upload-Length", "bytes of the whole file", "123456"),
+        _header("Upload-Defer-Length", "1: the length is said later", "1"),
+        _header(
+            "Upload-Metadata",
+            "filename and the fields of an upload's form, each with its value in Base64",
+            "filename Y2F0LmpwZw==,tags Y2F0",
+        ),
+        _CHECKSUM,
+    ],
+    "requestBody": {"required": False, "content": _BODY},
+}
+_PART: dict[str, Any] = {
+    "parameters": [_TUS, _header("Upload-Offset", "where the bytes belong", "0", required=True), _CHECKSUM],
+    "requestBody": {"required": True, "content": _BODY},
+}
+
+
+def speaking_tus(retry_after_s: int) -> type[APIRoute]:
+    """Return routes whose every answer, also a refusal, says which version of the protocol is spoken."""
+
+    class TusRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handle_tus(request: Request) -> Response:
+                try:
+                    answer = await handle(request)
+                except Problem as problem:
+                    problem.headers = {**problem.headers, **OURS}
+                    raise
+                except (DependencyAway, TimeoutError) as error:
+                    refusal = away("A part of the system", retry_after_s=retry_after_s)
+                    refusal.headers = {**refusal.headers, **OURS}
+                    raise refusal from error
+                answer.headers.update(OURS)
+                return answer
+
+            return handle_tus
+
+    return TusRoute
+
+
+def tus_routes(tus: Tus) -> APIRouter:
+    """Return the routes of resumable uploads."""
+    router = APIRouter(tags=["ingest"], route_class=speaking_tus(tus.settings.retry_after_s))
+    away, version, media = (
+        ProblemCode.DEPENDENCY_UNAVAILABLE,
+        ProblemCode.UNSUPPORTED_TUS_VERSION,
+        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+    )
+    gone = (ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY)
+    bytes_come = (
+        ProblemCode.BAD_REQUEST,
+        ProblemCode.INVALID_DIGEST,
+        ProblemCode.UPLOAD_TOO_SLOW,
+        ProblemCode.FILE_TOO_LARGE,
+        ProblemCode.UNSUPPORTED_FORMAT,
+        ProblemCode.CHECKSUM_MISMATCH,
+    )
+    for path in (_ROOT, _ONE):
+        router.add_api_route(path, tus.options, methods=["OPTIONS"], status_code=204, summary="What is spoken of tus")
+    router.add_api_route(
+        _ROOT,
+        tus.create,
+        methods=["POST"],
+        status_code=201,
+        summary="Begin a resumable upload",
+        openapi_extra=_CREATION,
+        responses=documented(
+            *bytes_come,
+            ProblemCode.EMPTY_FILE,
+            ProblemCode.INVALID_METADATA,
+            ProblemCode.INVALID_BUCKET,
+            ProblemCode.INVALID_FIELD,
+            ProblemCode.UNKNOWN_FIELD,
+            ProblemCode.TOO_MANY_UPLOADS,
+            ProblemCode.RATE_LIMITED,
+            version,
+            media,
+            away,
+        ),
+    )
+    router.add_api_route(
+        _ONE,
+        tus.head,
+        methods=["HEAD"],
+        summary="How much of an upload has come",
+        openapi_extra=_PARAMETERS,
+        responses=documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, version, away),
+    )
+    router.add_api_route(
+        _ONE,
+        tus.append,
+        methods=["PATCH"],
+        status_code=204,
+        summary="Go on with an upload",
+        openapi_extra=_PART,
+        responses=documented(*gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, version, media, away),
+    )
+    router.add_api_route(
+        _ONE,
+        tus.delete,
+        methods=["DELETE"],
+        status_code=204,
+        summary="Give a resumable upload up",
+        openapi_extra=_PARAMETERS,
+        responses=documented(*gone, version, away),
+    )
+    router.add_api_route(
+        _ONE,
+        tus.show,
+        methods=["GET"],
+        summary="Where an upload stands, and what became of it",
+        route_class_override=APIRoute,
+        responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, away),
+    )
+    return router
+
+
+def tus_and_direct_routes(
+    settings: GatewaySettings, files: FileStore, accepting: Accepting, lanes: Lanes, limits: Limits
+) -> APIRouter:
+    """Return the routes of all uploads that take more than one request."""
+    uploads = Uploads(settings, files)
+    finishing, turns = Finishing(settings, uploads, accepting, lanes), Turns(settings.storage_timeout_s)
+    router = APIRouter()
+    router.include_router(Direct(settings, uploads, finishing, limits, turns).routes())
+    router.include_router(tus_routes(Tus(settings, uploads, finishing, limits, turns)))
+    return router
