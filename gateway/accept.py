@@ -18,7 +18,7 @@ from gateway.metadata import Details
 from gateway.ports import EventSink
 from gateway.problems import Problem, away
 from gateway.settings import GatewaySettings
-from gateway.uploads import SpooledFile
+from gateway.spooling import SpooledFile
 from schemas.envelope import Event, now
 from schemas.facts import DeletionRequested
 from schemas.intake import SUBMISSION, FetchRequested, ImageUploaded
@@ -56,13 +56,14 @@ class Accepting:
         *,
         owner: Owner,
         image_id: ImageId | None = None,
+        again: bool = True,
         traceparent: str | None = None,
     ) -> Receipt:
         """Accept an uploaded file. Raises Problem (503), and then there is no job.
 
-        With an image id of an attempt that may have broken off, that attempt is gone on with.
+        An attempt with the same image id that may have broken off is gone on with, unless `again` says there was none.
         """
-        known = await self._begun(image_id)
+        known = await self._begun(image_id) if again else None
         if known is not None:
             await self._make_sure(file, owner)
             return await self._go_on(known, traceparent)
@@ -93,10 +94,11 @@ class Accepting:
         *,
         owner: Owner,
         image_id: ImageId | None = None,
+        again: bool = True,
         traceparent: str | None = None,
     ) -> Receipt:
         """Accept a URL to be fetched. Raises Problem (503), and then there is no job."""
-        known = await self._begun(image_id)
+        known = await self._begun(image_id) if again else None
         if known is not None:
             return await self._go_on(known, traceparent)
         receipt = _receipt(image_id or new_image_id(), owner, details, kind=ReceiptKind.FETCH, url=url)

@@ -1,56 +1,34 @@
-"""Uploads: a multipart body read as a stream; the file goes to disk while it is hashed and counted.
+"""Uploads: a body read as a stream, as a multipart form or as one file; what arrives goes to disk (gateway.spooling).
 
-At no time is more than a write buffer of the file in memory. What is too large is cut off at the byte that is one
-too many, also when the client did not say how much it would send. The file is gone when the request is over.
+What is too large is cut off at the byte that is one too many, also when the client did not say how much it would
+send. The files are gone when the request is over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import logging
-import tempfile
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from gateway.problems import Problem, away
+from gateway.digests import DIGEST_FIELDS, DigestCheck
+from gateway.forms import FormReader, Rules
+from gateway.problems import Problem
 from gateway.settings import GatewaySettings
-from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
-from schemas.http_api import ProblemCode, ProblemItem
+from gateway.spooling import BUFFER, CLOSE, Arriving, SpooledFile, room, spool_folder, too_large
+from schemas.http_api import ProblemCode
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+SHA256_FIELD = "sha256"
+"""The form field that says what the file must be, where it is allowed."""
 
-log = logging.getLogger(__name__)
-
-_BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
-_FORM_OVERHEAD = 64 * 1024  # bytes a form may have beside its file: metadata, part headers, boundaries
-_CLOSE = {"Connection": "close"}  # the rest of the body is not read
-
-
-@dataclass(frozen=True, slots=True)
-class SpooledFile:
-    """One uploaded file, whole, on disk until the request ends."""
-
-    path: Path
-    size: int  # bytes
-    sha256: str
-    format: str
-    filename: str | None
-
-    @property
-    def content_type(self) -> str:
-        """The media type by the file's own bytes."""
-        return MEDIA_TYPES[self.format]
+_SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,64 +39,123 @@ class Form:
     fields: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A multipart form with one file or more, each of which may have something wrong with it."""
+
+    files: tuple[Arriving, ...]
+    fields: dict[str, str]
+
+
 @asynccontextmanager
 async def receive_form(
     request: Request, settings: GatewaySettings, *, allowed: frozenset[str], max_bytes: int
 ) -> AsyncIterator[Form]:
     """Receive a form of one `file` and the allowed text fields. Raises Problem; the file is gone on exit."""
+    rules = Rules(allowed, max_bytes, max(settings.max_metadata_bytes, 64))
+    async with receive_files(request, settings, rules) as found:
+        yield Form(found.files[0].ready(_promised(found.fields)), found.fields)
+
+
+@asynccontextmanager
+async def receive_files(request: Request, settings: GatewaySettings, rules: Rules) -> AsyncIterator[Files]:
+    """Receive a form by its rules. Raises Problem; the files are gone on exit."""
     boundary = _boundary(request)
-    _refuse_by_length(request, max_bytes)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="darkroom-upload-", dir=settings.spool_dir)
-    except OSError as error:
-        raise _no_room(error, settings) from error
-    with folder as name:
-        path = Path(name) / "original"
-        with _spool(path, settings) as spool:
-            reader = _FormReader(
-                spool, allowed=allowed, max_bytes=max_bytes, max_field_bytes=settings.max_metadata_bytes
-            )
-            await _read_body(request, settings, boundary, reader)
-        yield reader.form(path)
+    _refuse_by_length(request, rules.body, rules.total)
+    check = _body_check(request)
+    with spool_folder(settings) as folder:
+        reader = FormReader(folder, rules)
+        try:
+            parser = MultipartParser(boundary, reader.callbacks())
+
+            async def take(chunk: bytes) -> None:
+                parser.write(chunk)
+                await reader.settle()
+
+            await _read_body(request, settings, take, check, longest=rules.body, told=rules.total)
+            with room(settings):
+                parser.finalize()
+                await reader.settle(last=True)
+        except FormParserError:
+            raise Problem(ProblemCode.BAD_REQUEST, "The body is not a whole multipart form.", headers=CLOSE) from None
+        finally:
+            reader.close()
+        files = reader.finished()
+        check.check("the body")
+        yield Files(files, reader.fields)
 
 
-def _spool(path: Path, settings: GatewaySettings) -> IO[bytes]:
-    try:
-        return path.open("wb", buffering=0)
-    except OSError as error:
-        raise _no_room(error, settings) from error
+@asynccontextmanager
+async def receive_file(request: Request, settings: GatewaySettings, *, max_bytes: int) -> AsyncIterator[Path]:
+    """Receive a body that is one file, of any kind. Raises Problem; the file is gone on exit."""
+    _refuse_by_length(request, max_bytes, max_bytes)
+    check = _body_check(request)
+    with spool_folder(settings) as folder:
+        with room(settings):
+            file = Arriving(folder / "body", None, max_bytes=max_bytes, strict=True, any_format=True)
+
+        async def take(chunk: bytes) -> None:
+            file.take(chunk)
+            if file.gathered >= BUFFER:
+                await asyncio.to_thread(file.write)
+
+        try:
+            await _read_body(request, settings, take, check, longest=max_bytes, told=max_bytes)
+            with room(settings):
+                await asyncio.to_thread(file.write)
+        finally:
+            file.close()
+        check.check("the body")
+        file.ready()
+        yield file.path
+
+
+def media_boundary(request: Request) -> tuple[bytes, bytes | None]:
+    """Return the media type of a body and the boundary it names."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    return kind, options.get(b"boundary")
 
 
 def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    boundary = options.get(b"boundary")
+    kind, boundary = media_boundary(request)
     if kind != b"multipart/form-data":
-        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.", headers=_CLOSE)
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.", headers=CLOSE)
     if not boundary:
-        raise Problem(ProblemCode.BAD_REQUEST, "The Content-Type header names no boundary.", headers=_CLOSE)
+        raise Problem(ProblemCode.BAD_REQUEST, "The Content-Type header names no boundary.", headers=CLOSE)
     return boundary
 
 
-def _refuse_by_length(request: Request, max_bytes: int) -> None:
+def _refuse_by_length(request: Request, longest: int, told: int) -> None:
     length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > max_bytes + _FORM_OVERHEAD:
-        raise _too_large(max_bytes)
+    if length.isascii() and length.isdigit() and int(length) > longest:
+        raise too_large(told)
 
 
-def _too_large(max_bytes: int) -> Problem:
-    return Problem(ProblemCode.FILE_TOO_LARGE, f"A file may have {max_bytes} bytes at most.", headers=_CLOSE)
+def _body_check(request: Request) -> DigestCheck:
+    return DigestCheck(value for name in DIGEST_FIELDS for value in request.headers.getlist(name))
 
 
-def _no_room(error: OSError, settings: GatewaySettings) -> Problem:
-    log.error("uploads cannot wait on disk", extra={"error": repr(error)})
-    return away("The gateway's own disk", retry_after_s=settings.retry_after_s)
+def _promised(fields: dict[str, str]) -> str | None:
+    text = fields.get(SHA256_FIELD)
+    if text is None:
+        return None
+    if not _SHA256.match(text):
+        raise Problem(ProblemCode.INVALID_DIGEST, "The field `sha256` has 64 hexadecimal digits.")
+    return text.lower()
 
 
-async def _read_body(request: Request, settings: GatewaySettings, boundary: bytes, reader: _FormReader) -> None:
+async def _read_body(
+    request: Request,
+    settings: GatewaySettings,
+    take: Callable[[bytes], Awaitable[None]],
+    check: DigestCheck,
+    *,
+    longest: int,
+    told: int,
+) -> None:
     body = aiter(request.stream())
     received = 0
     try:
-        parser = MultipartParser(boundary, reader.callbacks())
         async with asyncio.timeout(settings.upload_total_s):
             while True:
                 try:
@@ -127,159 +164,14 @@ async def _read_body(request: Request, settings: GatewaySettings, boundary: byte
                 except StopAsyncIteration:
                     break
                 received += len(chunk)  # also counts what surrounds the parts
-                if received > reader.max_bytes + _FORM_OVERHEAD:
-                    raise _too_large(reader.max_bytes)
-                parser.write(chunk)
-                await reader.settle()
-        parser.finalize()
-        await reader.settle(last=True)
+                if received > longest:
+                    raise too_large(told)
+                if check:
+                    await asyncio.to_thread(check.update, chunk)
+                with room(settings):
+                    await take(chunk)
     except TimeoutError:
         detail = f"No byte for {settings.upload_idle_s:g} s, or not whole after {settings.upload_total_s:g} s."
-        raise Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=_CLOSE) from None
-    except FormParserError:
-        raise Problem(ProblemCode.BAD_REQUEST, "The body is not a whole multipart form.", headers=_CLOSE) from None
+        raise Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=CLOSE) from None
     except ClientDisconnect:
-        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the upload did.", headers=_CLOSE) from None
-    except OSError as error:
-        raise _no_room(error, settings) from error
-
-
-@dataclass(slots=True)
-class _Part:
-    name: str | None = None
-    filename: str | None = None
-    is_file: bool = False
-    text: bytearray = field(default_factory=bytearray)
-
-
-class _FormReader:
-    """Takes the parser's callbacks. They run on the loop and only gather; `settle` writes and hashes in a thread."""
-
-    def __init__(self, spool: IO[bytes], *, allowed: frozenset[str], max_bytes: int, max_field_bytes: int) -> None:
-        self._spool = spool
-        self._allowed = allowed
-        self.max_bytes = max_bytes
-        self._max_field_bytes = max_field_bytes
-        self._part = _Part()
-        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
-        self._fields: dict[str, str] = {}
-        self._filename: str | None = None
-        self._has_file = False
-        self._ended = False
-        self._gathered = bytearray()
-        self._head = b""
-        self._format: str | None = None
-        self._size = 0
-        self._hash = hashlib.sha256()
-
-    def callbacks(self) -> MultipartCallbacks:
-        """Return what MultipartParser calls."""
-        return {
-            "on_part_begin": self._begin_part,
-            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_data,
-            "on_part_data": self._take_data,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
-
-    async def settle(self, *, last: bool = False) -> None:
-        """Write what was gathered, when it is worth it or the form has ended."""
-        if len(self._gathered) >= _BUFFER or (last and self._gathered):
-            data, self._gathered = self._gathered, bytearray()
-            await asyncio.to_thread(self._write, data)
-
-    def form(self, path: Path) -> Form:
-        """Return the whole form. Raises Problem when it has not exactly one file, with something in it."""
-        if not self._ended:
-            raise Problem(ProblemCode.BAD_REQUEST, "The form ends before its last boundary.")
-        if not self._has_file:
-            raise Problem(ProblemCode.MISSING_FILE, "Send the image as the form field `file`, with a file name.")
-        if not self._size:
-            raise Problem(ProblemCode.EMPTY_FILE, "The file has no bytes.")
-        known = self._format or self._sniff()
-        return Form(SpooledFile(path, self._size, self._hash.hexdigest(), known, self._filename), self._fields)
-
-    def _write(self, data: bytearray) -> None:
-        self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[self._spool.write(view) :]
-
-    def _begin_part(self) -> None:
-        self._part = _Part()
-
-    def _end_header(self) -> None:
-        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
-        self._header = (bytearray(), bytearray())
-        if name != b"content-disposition":
-            return
-        _, options = parse_options_header(value)
-        if b"name" in options:
-            self._part.name = options[b"name"].decode("utf-8", "replace")
-        if b"filename" in options:
-            self._part.filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
-            self._part.is_file = True
-
-    def _begin_data(self) -> None:
-        part = self._part
-        if part.name is None:
-            raise Problem(ProblemCode.BAD_REQUEST, "A part of the form has no name.", headers=_CLOSE)
-        if part.name == "file":
-            if not part.is_file:
-                raise Problem(ProblemCode.MISSING_FILE, "The field `file` must have a file name.", headers=_CLOSE)
-            if self._has_file:
-                raise Problem(ProblemCode.BAD_REQUEST, "Send one file per request.", headers=_CLOSE)
-            self._has_file, self._filename = True, part.filename
-        elif part.name not in self._allowed:
-            shown = part.name[:80]
-            known = ", ".join(sorted({"file", *self._allowed}))
-            item = ProblemItem(field=shown, detail=f"not one of: {known}")
-            raise Problem(ProblemCode.UNKNOWN_FIELD, f"`{shown}` is not one of: {known}.", (item,), headers=_CLOSE)
-        elif part.name in self._fields:
-            raise Problem(ProblemCode.BAD_REQUEST, f"The field `{part.name}` comes twice.", headers=_CLOSE)
-
-    def _take_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part.name != "file":
-            self._part.text.extend(data[start:end])
-            if len(self._part.text) > self._max_field_bytes:
-                code = ProblemCode.INVALID_METADATA if self._part.name == "metadata" else ProblemCode.BAD_REQUEST
-                detail = f"The field `{self._part.name}` may have {self._max_field_bytes} bytes at most."
-                raise Problem(code, detail, headers=_CLOSE)
-            return
-        self._size += end - start
-        if self._size > self.max_bytes:
-            raise _too_large(self.max_bytes)
-        self._gathered.extend(memoryview(data)[start:end])
-        if self._format is None:
-            self._head += data[start : min(end, start + SNIFF_BYTES - len(self._head))]
-            if len(self._head) >= SNIFF_BYTES:
-                self._format = self._sniff()
-
-    def _sniff(self) -> str:
-        known = sniff(self._head)
-        if known is None:
-            detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
-            raise Problem(ProblemCode.UNSUPPORTED_FORMAT, detail, headers=_CLOSE)
-        return known
-
-    def _end_part(self) -> None:
-        if self._part.name is not None and self._part.name != "file":
-            try:
-                self._fields[self._part.name] = self._part.text.decode()
-            except UnicodeDecodeError:
-                detail = f"The field `{self._part.name}` is not UTF-8."
-                raise Problem(ProblemCode.BAD_REQUEST, detail, headers=_CLOSE) from None
-
-    def _end(self) -> None:
-        self._ended = True
-
-
-def clean_filename(name: str) -> str | None:
-    """Return the last part of a client's file name without control characters: shown to people, never opened."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    with contextlib.suppress(ValueError):
-        last = last.encode("utf-8", "ignore").decode()
-    return "".join(letter for letter in last if letter.isprintable())[:255] or None
+        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the upload did.", headers=CLOSE) from None
