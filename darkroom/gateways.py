@@ -34,6 +34,7 @@ from streams.errors import DependencyAway, NotReady
 from streams.feed_log import LiveSettings, LogFeed, open_feed
 from streams.files import FileStore, open_files
 from streams.http_protocol import ServerSettings
+from streams.letter_pages import LetterPages
 from streams.process import consume, leave_undeliverable, until_signal
 from streams.producer import EventProducer, open_producer
 from streams.safety import check_safe
@@ -193,7 +194,7 @@ async def _answer(
             encoder=encoder,
             features=await _features(stack, tower, environment.features),
             reconciling=keeping,
-            letters=DeadLetterOffice(settings.kafka, files, events),
+            letters=LetterPages(settings.kafka, DeadLetterOffice(settings.kafka, files, events)),
         )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))

@@ -9,9 +9,9 @@ from gateway.batching import Batching
 from gateway.guard import Authenticator, Everybody
 from gateway.limits import Limits
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
-from streams.dead_letters import DeadLetterOffice
 from streams.feed_log import LogFeed
 from streams.files import FileStore
+from streams.letter_pages import LetterPages
 from streams.vectors import ReadModel
 
 
@@ -35,4 +35,4 @@ class QueryParts(IngestParts):
     encoder: TextEncoder | None = None  # None: no search by meaning
     features: Batching[Any] | None = None  # None: no vectors alone
     reconciling: Reconciling | None = None  # None: this process cannot
-    letters: DeadLetterOffice | None = None  # None: this process cannot
+    letters: LetterPages | None = None  # None: this process cannot

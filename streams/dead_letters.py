@@ -21,7 +21,7 @@ from schemas.envelope import Outgoing, Record, now
 from schemas.values import ID_PATTERN, ErrorCode
 from streams.erasures import Erasures
 from streams.errors import DependencyAway
-from streams.files import FileStore
+from streams.files import FileStore, ObjectMissing
 from streams.producer import Deliverer
 from streams.retry import ORIGIN_HEADERS, number_header
 from streams.settings import KafkaSettings
@@ -32,6 +32,7 @@ MAX_MESSAGE = 1024  # bytes of the error's message that are kept
 MAX_STACK = 8192  # bytes of the tail of the traceback that are kept
 REPLAY_LIMIT = 3  # a letter that died this often after replay is not replayed again
 _ID = re.compile(ID_PATTERN)
+REPLAY_LIMIT_REACHED = "replay-limit"
 ERASED = "erased"  # what was done with the letters of a deleted image
 _OURS = ("dlq.", "retry.", "replay.")
 # Of a deleted image's letter: that it is there, where it came from and how it died. No message, no stack, no name.
@@ -180,8 +181,21 @@ class DeadLetterOffice:
                 deleted[letter.image_id] = await self._is_deleted(letter.image_id)
             if deleted[letter.image_id] and not handled:
                 continue
-            act = str(json.loads(await self._files.get(key)).get("act")) if key is not None else None
+            act = await self._act_of(letter) if key is not None else None
             yield Letter(agent, _emptied(record), ERASED) if deleted[letter.image_id] else Letter(agent, record, act)
+
+    async def known(self, agent: str, record: Record) -> Letter:
+        """Return a record of an agent's dead topic as a letter: with what was done with it, emptied if erased."""
+        letter = Letter(agent, record, None)
+        if await self._is_deleted(letter.image_id):
+            return Letter(agent, _emptied(record), ERASED)
+        return Letter(agent, record, await self._act_of(letter))
+
+    async def _act_of(self, letter: Letter) -> str | None:
+        try:
+            return str(json.loads(await self._files.get(_mark_key(letter))).get("act"))
+        except ObjectMissing:
+            return None
 
     async def erase(self, image_ids: Collection[str], agents: Iterable[str] = GIVES_UP) -> Counter[str]:
         """Close the letters of these deleted images for good; return how many each has, closed before or now."""
@@ -221,18 +235,24 @@ class DeadLetterOffice:
         """
         count = 0
         async for letter in self.letters(agent, selection):
-            if letter.replays >= REPLAY_LIMIT:
-                seen(letter, "replay-limit")
+            act = await self.replay_one(letter, dry_run=dry_run)
+            seen(letter, act)
+            if act == REPLAY_LIMIT_REACHED:
                 continue
             count += 1
-            if dry_run:
-                seen(letter, "would-replay")
-                continue
-            await self._deliverer.deliver([replay_of(letter.record, agent, f"{agent}/{letter.id}")])
-            await self._mark(letter, "replayed")
-            seen(letter, "replayed")
-            await asyncio.sleep(1 / per_second)
+            if not dry_run:
+                await asyncio.sleep(1 / per_second)
         return count
+
+    async def replay_one(self, letter: Letter, *, dry_run: bool = True) -> str:
+        """Send one letter that was not dealt with to the agent's retry topic; return what was done, or would be."""
+        if letter.replays >= REPLAY_LIMIT:
+            return REPLAY_LIMIT_REACHED
+        if dry_run:
+            return "would-replay"
+        await self._deliverer.deliver([replay_of(letter.record, letter.agent, f"{letter.agent}/{letter.id}")])
+        await self._mark(letter, "replayed")
+        return "replayed"
 
     async def discard(
         self,
@@ -247,15 +267,23 @@ class DeadLetterOffice:
         count = 0
         async for letter in self.letters(agent, selection):
             count += 1
-            if not dry_run:
-                await self._mark(letter, "discarded", reason=reason)
-            seen(letter, "would-discard" if dry_run else "discarded")
+            seen(letter, await self.discard_one(letter, reason=reason, dry_run=dry_run))
         return count
+
+    async def discard_one(self, letter: Letter, *, reason: str, dry_run: bool = True) -> str:
+        """Set one letter aside that was not dealt with; return what was done, or would be."""
+        if dry_run:
+            return "would-discard"
+        await self._mark(letter, "discarded", reason=reason)
+        return "discarded"
 
     async def _mark(self, letter: Letter, act: str, *, reason: str = "") -> None:
         body = {"act": act, "at": now(), "reason": reason, "code": letter.code, "image_id": letter.image_id}
-        key = f"dead-letters/{letter.agent}/{letter.id}.json"
-        await self._files.put(key, json.dumps(body).encode(), content_type="application/json")
+        await self._files.put(_mark_key(letter), json.dumps(body).encode(), content_type="application/json")
+
+
+def _mark_key(letter: Letter) -> str:
+    return f"dead-letters/{letter.agent}/{letter.id}.json"
 
 
 def _emptied(record: Record) -> Record:
