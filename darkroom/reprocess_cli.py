@@ -44,7 +44,7 @@ def reprocess(
         Console().print(jobs_table(call(url, "GET", JOBS, ReprocessList, token=token)))
         return
     if cancel is not None:
-        print(sentence(call(url, "DELETE", f"{JOBS}/{cancel}", ReprocessView, token=token)))
+        print(sentence(call(url, "POST", f"{JOBS}/{cancel}/cancel", ReprocessView, token=token)))
         return
     if stage is None:
         raise typer.BadParameter("which stage? --stage ocr, for instance")

@@ -77,9 +77,9 @@ class Admin:
             responses=lost,
         )
         router.add_api_route(
-            "/reprocess/{job_id}",
+            "/reprocess/{job_id}/cancel",
             self.cancel,
-            methods=["DELETE"],
+            methods=["POST"],
             summary="Stop a rerun",
             response_model_exclude_none=True,
             responses=lost,

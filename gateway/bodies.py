@@ -35,7 +35,7 @@ async def read_json(request: Request, kind: type[M], settings: GatewaySettings) 
     except ClientDisconnect:
         raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the body did.", headers=_CLOSE) from None
     try:
-        return kind.model_validate_json(bytes(raw))
+        return kind.model_validate_json(bytes(raw), strict=True)
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
 

@@ -28,6 +28,7 @@ _WORDS: dict[str, Any] = {
     "url": f"{_BASE}/api/v1/images/{IMAGE_ID}/direct?size=medium&v={SHA256[:12]}",
     "urls": {"thumbnail": f"{_BASE}/api/v1/images/{IMAGE_ID}/direct?size=thumbnail&v={SHA256[:12]}"},
     "correlation_id": "upload-42",
+    "expires_at": "2036-01-01T00:00:00Z",
     "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
     "owner": "default",
     "bucket": "default",

@@ -39,7 +39,7 @@ CALLS = (
     ("GET", f"{ADMIN}/reprocess"),
     ("POST", f"{ADMIN}/reprocess"),
     ("GET", f"{ADMIN}/reprocess/ocr-1"),
-    ("DELETE", f"{ADMIN}/reprocess/ocr-1"),
+    ("POST", f"{ADMIN}/reprocess/ocr-1/cancel"),
     ("GET", f"{ADMIN}/agents"),
     ("POST", f"{ADMIN}/agents/ocr/pause"),
     ("POST", f"{ADMIN}/agents/ocr/resume"),
@@ -212,27 +212,31 @@ async def test_a_rerun_is_asked_for_shown_and_stopped(office: Office) -> None:
         assert (shown.total, shown.done, shown.skipped, shown.eta_s) == (100, 30, 10, 15.0)
         listed = ReprocessList.model_validate_json((await client.get(f"{ADMIN}/reprocess")).content)
         assert listed.jobs == (shown,)
-        stopped = ReprocessView.model_validate_json((await client.delete(answer.headers["location"])).content)
+        stopping = await client.post(f"{answer.headers['location']}/cancel")
+        stopped = ReprocessView.model_validate_json(stopping.content)
         assert (stopped.state, stopped.eta_s) == (JobState.CANCELLED, None)
-        for method in ("GET", "DELETE"):
-            refused(await client.request(method, f"{ADMIN}/reprocess/ocr-1"), 404, "not-found")
+        refused(await client.get(f"{ADMIN}/reprocess/ocr-1"), 404, "not-found")
+        refused(await client.post(f"{ADMIN}/reprocess/ocr-1/cancel"), 404, "not-found")
 
 
 @pytest.mark.parametrize(
-    ("asked", "field"),
+    ("asked", "field", "refusal"),
     [
-        ({"stage": "indexer"}, "stage"),
-        ({"stage": "ocr", "where": "colour=red"}, "where"),
-        ({"stage": "ocr", "per_second": 0}, "per_second"),
-        ({"stage": "ocr", "per_second": 1e9}, "per_second"),
-        ({"stage": "ocr", "force": True}, "force"),
-        ({}, "stage"),
+        ({"stage": "indexer"}, "stage", (422, "invalid-field")),
+        ({"stage": "ocr", "where": "colour=red"}, "where", (422, "invalid-field")),
+        ({"stage": "ocr", "per_second": 0}, "per_second", (422, "invalid-field")),
+        ({"stage": "ocr", "per_second": 1e9}, "per_second", (422, "invalid-field")),
+        ({"stage": "ocr", "dry_run": 0}, "dry_run", (422, "invalid-field")),
+        ({"stage": "ocr", "force": True}, "force", (400, "unknown-field")),
+        ({}, "stage", (422, "invalid-field")),
     ],
 )
-async def test_a_wrong_request_names_its_field(office: Office, asked: dict[str, Any], field: str) -> None:
+async def test_a_wrong_request_names_its_field(
+    office: Office, asked: dict[str, Any], field: str, refusal: tuple[int, str]
+) -> None:
     """What is not understood is refused with the field and the term, and no job comes of it."""
     async with office.client() as client:
-        problem = refused(await client.post(f"{ADMIN}/reprocess", json=asked), 422, "invalid-field")
+        problem = refused(await client.post(f"{ADMIN}/reprocess", json=asked), *refusal)
     assert [item.field for item in problem.errors] == [field]
     assert await ReprocessJobs(office.store).all() == []
 

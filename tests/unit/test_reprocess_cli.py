@@ -108,7 +108,7 @@ def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
     ]  # fmt: skip
     assert "ocr-7" in gateway.run("--list")[1]
     assert "ocr-7 is cancelled: 30 of 100" in gateway.run("--cancel", "ocr-7")[1]
-    assert gateway.asked[1][:2] == ("DELETE", "/api/v1/admin/reprocess/ocr-7")
+    assert gateway.asked[1][:2] == ("POST", "/api/v1/admin/reprocess/ocr-7/cancel")
 
 
 def test_a_refusal_is_said_as_it_is(gateway: Gateway) -> None:
