@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from gateway.accept import Accepting
 from gateway.admin import Admin
 from gateway.admin_keys import AdminKeys
+from gateway.admin_letters import AdminLetters
 from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
@@ -237,6 +238,7 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
     router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())
+    router.include_router(AdminLetters(settings, parts.letters).routes())
     router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())
     return router
 

@@ -121,7 +121,10 @@ def _walk(
     for agent in agents[agents.index(place.agent) :]:
         name = kafka.topic(dead_topic(agent))
         first = place if agent == place.agent else Place(agent)
-        for number in sorted(consumer.list_topics(name, timeout=_ANSWER_S).topics[name].partitions):
+        topic = consumer.list_topics(name, timeout=_ANSWER_S).topics.get(name)
+        if topic is None:  # a broker that has just come back does not know its topics at once
+            raise DependencyAway(f"the broker does not know {name}")
+        for number in sorted(topic.partitions):
             if number < first.partition:
                 continue
             start = first.offset if number == first.partition else 0

@@ -1,0 +1,88 @@
+"""What operators say and are told over HTTP: dead letters, numbers, failures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from schemas.values import Value
+
+LETTER_PATTERN = r"^[0-9]{1,6}-[0-9]{1,18}$"
+MAX_LETTERS = 200  # of one page, and acts of one request
+LETTERS = 50
+
+
+class LetterView(Value):
+    """One dead letter, without what is in it."""
+
+    agent: str = Field(examples=["sanitizer"])
+    id: str = Field(description="its name within its agent", examples=["0-17"])
+    code: str = Field(description="one of the stable codes", examples=["object-changed"])
+    message: str = Field(description="for operators", examples=["the original has other bytes than the event says"])
+    image_id: str | None = Field(None, examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
+    attempts: int = Field(examples=[3])
+    replays: int = Field(description="how often it was replayed before it died this time", examples=[0])
+    died_at: str = Field(examples=["2026-11-21T18:00:00.000Z"])
+    topic: str | None = Field(None, description="where the event was first", examples=["image.uploaded"])
+    size_bytes: int = Field(description="of the event's body", examples=[742])
+    handled: str | None = Field(None, description="replayed, discarded or erased", examples=["replayed"])
+
+
+class LetterPage(Value):
+    """Dead letters by agent, partition and offset."""
+
+    letters: tuple[LetterView, ...]
+    next_cursor: str | None = Field(None, description="absent on the last page")
+
+
+class LetterDetail(LetterView):
+    """One dead letter whole; its body only when it was asked for."""
+
+    headers: dict[str, str] = Field(description="as they are in Kafka: the event's own, and why it died")
+    payload: str | None = Field(None, description="the event's body; it may hold what a client sent")
+
+
+class LetterFilter(BaseModel):
+    """Which dead letters are meant: all of these hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent: str | None = Field(None, max_length=64, examples=["sanitizer"])
+    code: str | None = Field(None, max_length=64, examples=["object-changed"])
+    image_id: str | None = Field(None, max_length=64, examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
+    letter_id: str | None = Field(None, pattern=LETTER_PATTERN, description="of the agent named", examples=["0-17"])
+    since: AwareDatetime | None = Field(None, description="died then or later", examples=["2026-11-21T18:00:00Z"])
+    dry_run: bool = Field(True, description="only say what would be done")
+    limit: int = Field(LETTERS, ge=1, le=MAX_LETTERS, description="letters at most")
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the answer before")
+
+
+class ReplayRequest(LetterFilter):
+    """Give dead letters another life. Those that were dealt with before are left alone."""
+
+    per_second: float = Field(20.0, ge=0.1, le=200, description="letters a second at most")
+
+
+class DiscardRequest(LetterFilter):
+    """Set dead letters aside for good, leaving an audit record."""
+
+    reason: str = Field(min_length=1, max_length=500, description="kept with the record")
+
+
+class LetterAct(Value):
+    """What was done with one letter, or would be."""
+
+    agent: str = Field(examples=["sanitizer"])
+    id: str = Field(examples=["0-17"])
+    image_id: str | None = None
+    code: str = Field(examples=["object-changed"])
+    act: Literal["would-replay", "replayed", "replay-limit", "would-discard", "discarded"]
+
+
+class LetterActs(Value):
+    """What was done, or would be."""
+
+    dry_run: bool
+    acts: tuple[LetterAct, ...]
+    next_cursor: str | None = Field(None, description="there is more to look at: go on with this")
