@@ -80,5 +80,8 @@ async def test_without_its_scope_an_endpoint_answers_403(parts: QueryParts, meth
     others = " ".join(scope for scope in Scope if scope is not PERMISSIONS[method, path])
     async with client_of(embedded_app(settings(), parts)) as client:
         answer = await client.request(method, path, headers={"Authorization": others})
-        refused(answer, 403, "forbidden")
+        if method == "HEAD":  # has no body
+            assert answer.status_code == 403
+        else:
+            refused(answer, 403, "forbidden")
         assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
