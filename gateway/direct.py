@@ -25,7 +25,7 @@ from gateway.spooling import clean_filename
 from gateway.upload_views import job_of, job_url, upload_url
 from schemas.formats import MEDIA_TYPES
 from schemas.http_api import ProblemCode, ProblemItem, Submitted
-from schemas.http_uploads import DirectUpload, DirectUploadForm
+from schemas.http_resumable import DirectUpload, DirectUploadForm
 from schemas.values import Owner
 from streams.deadlines import bounded
 from streams.files import ObjectMissing, staged_key

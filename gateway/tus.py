@@ -41,7 +41,7 @@ from gateway.tus_headers import (
 from gateway.upload_views import job_url, upload_url, view_of
 from schemas.formats import SNIFF_BYTES
 from schemas.http_api import ProblemCode
-from schemas.http_uploads import UploadView
+from schemas.http_resumable import UploadView
 from schemas.values import Owner
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.resumable import EndedUpload, UploadRecord
 from schemas.http_api import JobError, Submitted
-from schemas.http_uploads import UploadState, UploadView
+from schemas.http_resumable import UploadState, UploadView
 
 
 def job_url(base: str, job_id: str) -> str:
