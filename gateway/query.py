@@ -9,13 +9,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import ValidationError
 
 from gateway.accept import Accepting
 from gateway.admin import Admin
 from gateway.admin_keys import AdminKeys
 from gateway.admin_letters import AdminLetters
-from gateway.answers import VERSION_DIGITS, image_view, job_result, job_status
+from gateway.annotations import Annotations
+from gateway.answers import VERSION_DIGITS, image_view, job_status
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
 from gateway.features import FeatureExtraction
@@ -27,8 +27,10 @@ from gateway.lookup import Lookup
 from gateway.parts import QueryParts
 from gateway.problems import Problem, documented
 from gateway.readiness import health_routes
+from gateway.revisions import Revisions
 from gateway.search import Search
 from gateway.settings import GatewaySettings
+from gateway.waiting import Results
 from schemas.http_api import (
     MAX_BATCH,
     BatchError,
@@ -41,18 +43,15 @@ from schemas.http_api import (
     ProblemCode,
     ProblemItem,
 )
-from schemas.results import ReadText
-from schemas.values import ImageState, Rendition, StageState
+from schemas.values import ImageState, Rendition
 from streams.deadlines import bounded
 from streams.files import FileStore, ObjectMissing
-from streams.results import StoredResult
 from streams.vectors import ImageRecord
 
 log = logging.getLogger(__name__)
 
 Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
 
-_MAX_RESULT_BYTES = 32_000_000  # a stored OCR result; a page of dense text has about 0.3 MB
 _CONTENT_POLICY = "default-src 'none'; sandbox"
 
 
@@ -120,10 +119,7 @@ class Images:
     async def result(self, job_id: str, request: Request, owner: Caller) -> JobResult:
         """409 until the job has ended; then also of an image that was rejected or failed, with the reason."""
         job = await self.lookup.job(job_id, owner)
-        if job.record is None or job.state is ImageState.PROCESSING:
-            raise self.lookup.not_finished("The job has not ended yet; see its status.")
-        text = await self._read_text(job.record)
-        return job_result(job, job.record, text, base_url(request, self.settings))
+        return await Results(self.settings, self.files, self.lookup).of(job, base_url(request, self.settings))
 
     async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
         """Width, height, bytes, hash and URL of one size."""
@@ -211,20 +207,6 @@ class Images:
             return self.lookup.not_finished("The image's sizes are not made yet.")
         return Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
 
-    async def _read_text(self, record: ImageRecord) -> ReadText | None:
-        stage = record.stages.get("ocr")
-        if stage is None or stage.state is not StageState.DONE or stage.result is None:
-            return None
-        key = stage.result.key
-        try:
-            raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
-            return ReadText.model_validate(StoredResult.model_validate_json(raw).result)
-        except ObjectMissing:
-            log.warning("a stored text is missing", extra={"image_id": record.image_id, "key": key})
-        except ValidationError as error:
-            log.warning("a stored text is unreadable", extra={"key": key, "error": str(error)[:300]})
-        return None
-
 
 def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     """Return every route of the query app but health."""
@@ -233,6 +215,7 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router = APIRouter()
     router.include_router(Listing(settings, vectors, lookup).routes())
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
+    router.include_router(Annotations(settings, parts.events, vectors, lookup, Revisions(files)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Live(settings, lookup, parts.live).routes())
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
