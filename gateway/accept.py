@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.metadata import Details
@@ -37,6 +37,7 @@ from streams.topics import Topic
 log = logging.getLogger(__name__)
 
 _MAX_RECEIPT_BYTES = 256 * 1024
+_REMEMBERED = 10_000  # images of those this process accepted
 
 NOTHING_SAID = Details()
 
@@ -48,6 +49,11 @@ class Accepting:
     settings: GatewaySettings
     files: FileStore
     events: EventSink
+    _accepted: dict[str, None] = field(default_factory=dict)  # the newest images, oldest first
+
+    def accepted_here(self, image_id: str) -> bool:
+        """Say whether this process accepted an image, lately."""
+        return image_id in self._accepted
 
     async def upload(
         self,
@@ -84,6 +90,9 @@ class Accepting:
             await asyncio.shield(self._withdraw(image_id, owner, file.sha256, brought=brought))
             raise
         await self._make_sure(file, owner)
+        self._accepted[image_id] = None
+        if len(self._accepted) > _REMEMBERED:
+            del self._accepted[next(iter(self._accepted))]
         UPLOAD_BYTES.labels("ingest").inc(file.size)
         return receipt
 
