@@ -19,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.contract import complete
+from gateway.cors import allow_origins
 from gateway.guard import identified
 from gateway.limits import LimitHeaders, counted
 from gateway.methods import Methods
@@ -113,10 +114,12 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     )
     app.state.authenticator = parts.authenticator
     app.state.limits = parts.limits
+    app.state.origins = frozenset(settings.cors_origins)
     _serve_docs(app)
     app.add_middleware(LimitHeaders, limits=parts.limits)
     app.add_middleware(Methods, whole=app)
     app.add_middleware(Edge, name=name)
+    allow_origins(app, settings.cors_origins)
     handle_problems(app, retry_after_s=settings.retry_after_s)
     app.include_router(_metrics_routes())
     return app

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from gateway.cors import Origin
 from streams.settings import Group
 
 
@@ -15,6 +16,9 @@ class GatewaySettings(Group):
     host: str = Field("127.0.0.1", description="address to listen on (0.0.0.0 in containers)")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 = any free one")
     public_url: str | None = Field(None, description="base of the URLs in answers; empty = as the request came in")
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="origins whose pages may call the API from a browser, as a JSON list; empty = none but our own"
+    )
     max_upload_bytes: int = Field(50_000_000, ge=1, description="bytes of one uploaded file")
     max_metadata_bytes: int = Field(16_384, ge=2, description="bytes of the metadata JSON")
     max_json_bytes: int = Field(65_536, ge=1024, description="bytes of a JSON request body")
@@ -46,6 +50,9 @@ class GatewaySettings(Group):
     max_batch_bytes: int = Field(500_000_000, ge=1, description="bytes of all files of a batch together")
     max_archive_ratio: int = Field(
         100, ge=1, description="how many times its packed size a file in an archive may have, above 1 MB"
+    )
+    annotation_wait_s: float = Field(
+        2.0, gt=0, description="seconds a PATCH may wait until the read model shows it; then it is answered 202"
     )
     max_wait_s: int = Field(30, ge=0, description="seconds a request may wait for its result (Prefer: wait)")
     storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")

@@ -1,0 +1,117 @@
+"""Pages of other origins: none may call the API, unless settings name them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from gateway.auth import open_door
+from gateway.auth_settings import AuthSettings
+from gateway.cors import SHOWN
+from gateway.ingest import ingest_app
+from gateway.limit_settings import RateLimitSettings
+from gateway.limits import open_limits
+from gateway.parts import IngestParts
+from gateway.settings import GatewaySettings
+from streams.files import open_files
+from streams.settings import FilesSettings
+from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Sink, refused, settings
+
+OURS = "https://app.example.org"
+THEIRS = "https://evil.example.org"
+
+
+@asynccontextmanager
+async def page(folder: Path, origin: str, *allowed: str) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
+    """Be a page of an origin, calling an open gateway of this machine that allows one upload."""
+    own = GatewaySettings(cors_origins=allowed)
+    async with (
+        open_files(FilesSettings(directory=folder / "objects")) as files,
+        open_limits(RateLimitSettings(uploads="1/hour")) as limits,
+    ):
+        door = await open_door(own, AuthSettings(), files)
+        parts = IngestParts(files=files, events=Sink(), readiness=Answers(), authenticator=door, limits=limits)
+        app = ingest_app(own, parts)
+
+        @app.get("/health/bug")
+        async def bug() -> None:
+            raise ZeroDivisionError
+
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        headers = {"Origin": origin}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080", headers=headers) as client:
+            yield client, app
+
+
+def asked(method: str, *headers: str) -> dict[str, str]:
+    """Return what a browser asks before it sends such a request."""
+    return {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": ", ".join(headers)}
+
+
+async def test_cors_is_off(tmp_path: Path) -> None:
+    """With nothing set no answer lets a page of another origin read it, and no preflight allows it to ask."""
+    async with page(tmp_path, THEIRS) as (client, _):
+        preflight = await client.options(UPLOAD, headers=asked("POST", "Authorization"))
+        health = await client.get("/health/live")
+        upload = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
+    refused(upload, 403, "forbidden")
+    for answer in (preflight, health, upload):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+async def test_a_named_origin_may_call_and_read(tmp_path: Path) -> None:
+    """A page of a named origin may send what clients send, and read our headers, without the browser's credentials."""
+    async with page(tmp_path, OURS, OURS) as (client, _):
+        sent = ("Authorization", "Idempotency-Key", "Tus-Resumable", "Upload-Offset", "Content-Type", "If-None-Match")
+        for method in ("POST", "PATCH", "DELETE", "HEAD", "QUERY"):
+            preflight = await client.options(UPLOAD, headers=asked(method, *sent))
+            assert preflight.status_code == 200, preflight.text
+            assert preflight.headers["access-control-allow-origin"] == OURS
+        upload = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
+    assert upload.status_code == 202, upload.text
+    assert upload.headers["access-control-allow-origin"] == OURS
+    assert "Origin" in upload.headers["vary"]
+    assert "access-control-allow-credentials" not in upload.headers
+    shown = set(upload.headers["access-control-expose-headers"].split(", "))
+    ours = {"Location", "Retry-After", "X-Correlation-ID", "RateLimit", "RateLimit-Policy", "X-RateLimit-Remaining"}
+    assert ours | {"Upload-Offset", "Tus-Resumable"} <= shown == set(SHOWN)
+
+
+async def test_refusals_and_our_own_bugs_can_be_read_too(tmp_path: Path) -> None:
+    """A named origin's page reads why it was refused: over the limit, not found, and when something is wrong here."""
+    async with page(tmp_path, OURS, OURS) as (client, _):
+        await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
+        answers = [
+            (await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)}), 429, "rate-limited"),
+            (await client.get("/nowhere"), 404, "not-found"),
+            (await client.get("/health/bug"), 500, "internal-error"),
+        ]
+    for answer, status, code in answers:
+        refused(answer, status, code)
+        assert answer.headers["access-control-allow-origin"] == OURS
+        assert "x-correlation-id" in answer.headers
+
+
+async def test_other_origins_are_not_let_in_with_it(tmp_path: Path) -> None:
+    """Naming one origin lets no other in: not by a name that begins or ends like it, nor by another scheme."""
+    others = (THEIRS, OURS + ".evil.org", OURS.replace("https", "http"), OURS + ":8443", "null")
+    for number, origin in enumerate(others):
+        async with page(tmp_path / str(number), origin, OURS) as (client, _):
+            preflight = await client.options(UPLOAD, headers=asked("POST"))
+            upload = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
+        assert preflight.status_code == 400
+        refused(upload, 403, "forbidden")
+        assert "access-control-allow-origin" not in {*preflight.headers, *upload.headers}
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/path", "app.example.org", "https://*.example.org", "", "null"])
+def test_what_is_no_origin_is_refused_at_start(origin: str) -> None:
+    """A setting that no browser's Origin could ever equal is an error at start, not a page that silently cannot."""
+    with pytest.raises(ValidationError):
+        settings(cors_origins=(origin,))
