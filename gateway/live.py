@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -38,12 +38,11 @@ from streams.positions import BadCursor, Positions, read_cursor
 log = logging.getLogger(__name__)
 
 END = "end"  # the id of a job's last event: whoever sends it back has seen everything
-ALIVE = "alive"  # the comment of a heartbeat
 
 _MISSED = "Some of what happened since then is not in the log any more: read anew what you show."
 _SLOW = "You take events more slowly than they happen. Go on from the last id."
 _LONG = "You missed more than is read at once. Go on from the last id."
-_STREAM = {
+_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "server-sent events, one JSON object each; see the models in `schemas/http_live.py`",
         "content": {
@@ -65,6 +64,13 @@ LastEventIdQuery = Annotated[
     str | None,
     Query(alias="last_event_id", max_length=8192, description="the same, for clients that cannot send the header"),
 ]
+
+
+class Alive(ServerSentEvent):
+    """A sign of life on a quiet stream, with where it stands."""
+
+    def __init__(self, *, at: str | None = None, retry: int | None = None) -> None:
+        super().__init__(comment="alive", id=at, retry=retry)
 
 
 class Stream(EventSourceResponse):
@@ -165,7 +171,7 @@ class Live:
 
 
 async def _owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> AsyncIterator[ServerSentEvent]:
-    yield ServerSentEvent(comment=ALIVE, retry=feed.settings.retry_ms)
+    yield Alive(retry=feed.settings.retry_ms)
     while True:
         try:
             async with feed.listening(owner, None, since) as listening:
@@ -196,7 +202,7 @@ class _JobProgress:
 
         `floor` is a position from which on everything is told that the snapshot may not know.
         """
-        yield ServerSentEvent(comment=ALIVE, retry=self.feed.settings.retry_ms)
+        yield Alive(retry=self.feed.settings.retry_ms)
         while True:
             fresh = resumed is None
             if fresh:
@@ -212,7 +218,7 @@ class _JobProgress:
                             yield found
                         if found is not None and found.id == END:
                             return
-                        if not isinstance(heard, Told) and await self._ended_unheard():
+                        if isinstance(heard, Alive) and await self._ended_unheard():
                             yield self._ended()
                             return
             except Lost:
@@ -296,7 +302,7 @@ async def _heard(feed: LogFeed, listening: Listening) -> AsyncIterator[Told | Se
             elif feed.feed.hung_up:
                 return
             else:
-                yield ServerSentEvent(comment=ALIVE, id=listening.here())
+                yield Alive(at=listening.here())
     except TooSlow:
         yield _notice(LiveEvent.CUT, _SLOW)
     except Unfinished:
