@@ -28,6 +28,9 @@ _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
 class Hash(Protocol):
     """A hash in progress, as of hashlib."""
 
+    @property
+    def digest_size(self) -> int: ...
+
     def update(self, data: bytes | bytearray, /) -> None: ...
 
     def digest(self) -> bytes: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,11 +108,14 @@ def read_checksum(request: Request) -> Checksum | None:
     name, _, value = text.partition(" ")
     if name not in _ALGORITHMS:
         raise Problem(ProblemCode.INVALID_DIGEST, f"Upload-Checksum is known with: {ALGORITHMS}.", headers=CLOSE)
+    digest = _ALGORITHMS[name]()
     try:
         expected = base64.b64decode(value, validate=True)
-    except binascii.Error:
-        raise Problem(ProblemCode.INVALID_DIGEST, "The checksum is not Base64.", headers=CLOSE) from None
-    return Checksum(_ALGORITHMS[name](), expected)
+    except ValueError:
+        expected = b""
+    if len(expected) != digest.digest_size:
+        raise Problem(ProblemCode.INVALID_DIGEST, f"The checksum is no {name} in Base64.", headers=CLOSE)
+    return Checksum(digest, expected)
 
 
 def read_metadata_header(request: Request, most: int) -> dict[str, str]:
