@@ -177,6 +177,14 @@ class Plant:
 
         self._with_files(write)
 
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+
+        async def remove(files: FileStore) -> None:
+            await files.delete(key)
+
+        self._with_files(remove)
+
     def objects(self, image_id: str) -> dict[str, str]:
         """Return the sha256 of every stored file of an image, by its name within the image."""
         found: dict[str, str] = {}

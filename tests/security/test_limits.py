@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,13 @@ from gateway.limit_settings import RateLimitSettings
 from gateway.limits import Limits, limit_headers, open_limits
 from gateway.parts import IngestParts
 from gateway.problems import Problem
+from infra.local.kafka import LocalKafka
 from schemas.http_api import ProblemCode
 from schemas.values import Owner
 from streams.files import open_files
 from streams.settings import FilesSettings
+from tests.faults.processes import planted
+from tests.security.gateways import start_gateways
 from tests.services import LocalRedis
 from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
 
@@ -296,3 +300,22 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(redis: Lo
             assert time.monotonic() < deadline, "the shared count did not come back"
             await one.standings(ANNA)
         assert [known.remaining for known in await one.standings(ANNA)] == [2], "a new Redis knows of nothing"
+
+
+def test_two_gateways_count_together(kafka: LocalKafka, redis: LocalRedis, tmp_path: Path) -> None:
+    """Two gateway processes with one Redis together accept as many uploads as the limit says, sent at once to both."""
+    limited = {"DARKROOM_LIMITS__UPLOADS": "10/hour", "DARKROOM_LIMITS__REDIS_URL": redis.url}
+    with planted(kafka.bootstrap, tmp_path, agents=(), settings=limited) as plant:
+        urls = start_gateways(plant, 2)
+
+        def upload(number: int) -> httpx.Response:
+            files = {"file": ("cat.jpg", JPEG + bytes([number]))}
+            return httpx.post(urls[number % 2] + UPLOAD, files=files, timeout=60)
+
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(upload, range(30)))
+        assert sorted(answer.status_code for answer in answers) == [202] * 10 + [429] * 20
+        assert {answer.headers["x-ratelimit-remaining"] for answer in answers if answer.status_code == 429} == {"0"}
+        assert len(plant.keys("jobs/")) == 10
+        for url in urls:
+            assert httpx.post(url + UPLOAD, files={"file": ("cat.jpg", JPEG)}).status_code == 429
