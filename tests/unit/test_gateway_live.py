@@ -323,12 +323,11 @@ async def test_a_client_that_takes_nothing_is_let_go(tmp_path: Path) -> None:
 async def test_stopping_ends_the_streams_soon(tmp_path: Path) -> None:
     """When the process goes, streams end whole, so that the server closes at once and clients resume elsewhere."""
     feed = Told(LiveSettings(heartbeat_s=60))
-    async with built(tmp_path, feed) as house:
-        async with listening(house.client, "/api/v1/events") as source:
-            await joined(feed)
-            feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
-            feed.hang_up()
-            assert [event.name for event in await source.rest()] == ["stage"]
+    async with built(tmp_path, feed) as house, listening(house.client, "/api/v1/events") as source:
+        await joined(feed)
+        feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        feed.hang_up()
+        assert [event.name for event in await source.rest()] == ["stage"]
 
 
 async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path) -> None:
