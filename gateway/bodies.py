@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,13 +16,16 @@ from schemas.http_api import ProblemCode
 
 M = TypeVar("M", bound=BaseModel)
 
+JSON = "application/json"
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
-async def read_json(request: Request, kind: type[M], settings: GatewaySettings) -> M:
+async def read_json(
+    request: Request, kind: type[M], settings: GatewaySettings, *, media_types: Sequence[str] = (JSON,)
+) -> M:
     """Return the body as a model. Raises Problem: not JSON, too large, too slow, or not as the model says."""
-    if media_type(request) != "application/json":
-        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send application/json.", headers=_CLOSE)
+    if media_type(request) not in media_types:
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"Send {' or '.join(media_types)}.", headers=_CLOSE)
     raw = bytearray()
     try:
         async with asyncio.timeout(settings.upload_idle_s):
@@ -45,11 +49,11 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def described(kind: type[BaseModel]) -> dict[str, Any]:
+def described(kind: type[BaseModel], *, media_types: Sequence[str] = (JSON,)) -> dict[str, Any]:
     """Return the OpenAPI description of a JSON body that is read here."""
     schema = kind.model_json_schema()
     whole = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+    return {"requestBody": {"required": True, "content": {name: {"schema": whole} for name in media_types}}}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from gateway.problems import Problem
 from gateway.settings import GatewaySettings
 from schemas.erasures import Erasure
 from schemas.http_api import ProblemCode
+from schemas.intake import SUBMISSION
 from schemas.receipts import Receipt, ReceiptKind
 from schemas.values import ID_PATTERN, ImageState, Owner, job_id_of, split_job_id
 from streams.deadlines import bounded
@@ -135,6 +136,17 @@ class Lookup:
             raise _gone()
         return record
 
+    async def accepted(self, image_id: str, owner: Owner) -> ImageRecord:
+        """Return an image as it is known, else as it was accepted. Refused: unknown, or deleted (410)."""
+        found = await self.known(image_id, owner)
+        await self._refuse_deleted(image_id, found.generation)
+        if isinstance(found, Receipt):
+            return _as_accepted(found, ImageRecord(image_id=image_id, owner=owner, generation=found.generation))
+        if found.submitted_at is not None or found.revision:
+            return found
+        receipt = await self._receipt(job_id_of(image_id, found.generation))
+        return found if receipt is None or receipt.owner != owner else _as_accepted(receipt, found)
+
     def not_finished(self, detail: str) -> Problem:
         """Return the refusal of what is not there yet."""
         return Problem(ProblemCode.NOT_FINISHED, detail, headers={"Retry-After": str(self.settings.poll_after_s)})
@@ -177,6 +189,14 @@ class Lookup:
     async def _refuse_deleted(self, image_id: str, generation: int) -> None:
         if await self._is_deleted(image_id, generation):
             raise _gone()
+
+
+def _as_accepted(receipt: Receipt, known: ImageRecord) -> ImageRecord:
+    """Return what is known of an image and what was said of it when it was accepted, which nobody has told yet."""
+    said = receipt.model_dump(include=set(SUBMISSION))
+    submitted = {"submitted_at": receipt.first_submitted_at or receipt.submitted_at, "source_url": receipt.url}
+    required = known.required or receipt.profile.stages
+    return ImageRecord.model_validate({**known.model_dump(), **said, **submitted, "required": required})
 
 
 def _no_image() -> Problem:
