@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.examples import example_of
+from gateway.examples import IMAGE_ID, JOB_ID, example_of
 from gateway.permissions import PERMISSIONS, PUBLIC
 from gateway.problems import MEDIA_TYPE, PROBLEM_SCHEMA, documented
 from schemas.formats import MEDIA_TYPES
 from schemas.http_api import ProblemBody, ProblemCode
+from schemas.values import ID_PATTERN
 
 Operation = dict[str, Any]
 
@@ -51,6 +52,10 @@ _CORRELATION = {
     "schema": {"type": "string"},
     "example": "upload-42",
 }
+_IDS = {
+    "image_id": (ID_PATTERN, IMAGE_ID),
+    "job_id": (ID_PATTERN.replace("$", r"\.[1-9][0-9]{0,8}$"), JOB_ID),
+}
 _ANSWERS = {"202": ("Location", "Retry-After"), "201": ("Location",), "401": ("WWW-Authenticate",)}
 
 
@@ -67,6 +72,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     for method, path, operation in operations(document):
         operation["operationId"] = _name(method, path)
         _describe_form(operation)
+        _describe_ids(path, operation)
         _add_refusals(method, path, operation)
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
         for status, response in operation["responses"].items():
@@ -104,6 +110,17 @@ def _describe_form(operation: Operation) -> None:
     for name, field in content["schema"]["properties"].items():
         if (field.get("items") or field).get("format") == "binary":
             content.setdefault("encoding", {}).setdefault(name, {"contentType": ", ".join(MEDIA_TYPES.values())})
+
+
+def _describe_ids(path: str, operation: Operation) -> None:
+    """Say how the ids in a path look. Others are not refused for it: there is nothing of that id."""
+    if not path.startswith("/api/v1/images/"):
+        return
+    for parameter in operation.get("parameters", ()):
+        if parameter.get("in") == "path" and parameter["name"] in _IDS:
+            pattern, example = _IDS[parameter["name"]]
+            parameter["schema"] = {"type": "string", "pattern": pattern, **parameter["schema"]}
+            parameter.setdefault("example", example)
 
 
 def _add_refusals(method: str, path: str, operation: Operation) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import StringConstraints
 
 from gateway.accept import Accepting
 from gateway.admin import Admin
@@ -51,6 +52,10 @@ from streams.vectors import ImageRecord
 log = logging.getLogger(__name__)
 
 Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
+Ids = Annotated[
+    list[Annotated[str, StringConstraints(pattern=rf"^[^,]+(?:,[^,]+){{0,{MAX_BATCH - 1}}}$")]],
+    Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most", min_length=1, max_length=MAX_BATCH),
+]
 
 _CONTENT_POLICY = "default-src 'none'; sandbox"
 
@@ -138,7 +143,7 @@ class Images:
         self,
         request: Request,
         owner: Caller,
-        image_ids: Annotated[list[str], Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most")],
+        image_ids: Ids,
         size: Size = "medium",
     ) -> ImageBatch:
         """The images that are there in the order asked; of the others, why they are not."""
