@@ -114,6 +114,10 @@ class Accepting:
         await self._promise(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
         return receipt
 
+    async def has_begun(self, image_id: ImageId) -> bool:
+        """Say whether an attempt with this image id has written its receipt. Raises Problem (503)."""
+        return await self._begun(image_id) is not None
+
     async def _begun(self, image_id: ImageId | None) -> Receipt | None:
         """Return the receipt that an attempt with this image id has written, if there was one."""
         if image_id is None:

@@ -56,7 +56,7 @@ KEY_PARAMETER: dict[str, Any] = {
         "Makes the request safe to send again: the same key and the same request have the same answer, with "
         f"`{REPLAYED}: true`. A quoted string of RFC 8941, or a bare word such as a UUID."
     ),
-    "schema": {"type": "string", "maxLength": _KEY_LENGTH + 2},
+    "schema": {"type": "string", "pattern": r'^("[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._~:/+=-]{1,255})$'},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
 """How OpenAPI describes the header."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from gateway.accept import Accepting
 from gateway.bodies import described, read_json
-from gateway.edge import base_url, new_app, traceparent_of
+from gateway.digests import DIGEST_PARAMETER
+from gateway.edge import base_url, new_app
 from gateway.guard import Who
+from gateway.idempotency import KEY_PARAMETER
 from gateway.lanes import Lanes
 from gateway.limits import UPLOADS, Limits
 from gateway.metadata import FIELD_SCHEMAS, FIELDS, Details, check_metadata, read_details, read_url
@@ -17,12 +20,17 @@ from gateway.parts import IngestParts
 from gateway.problems import documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
+from gateway.submitting import Submitting
 from gateway.tus_routes import tus_and_direct_routes
-from gateway.uploads import receive_form
-from schemas.http_api import FetchImage, ProblemCode, Submitted
+from gateway.uploads import SHA256_FIELD, receive_form
+from gateway.waiting import PREFER_PARAMETER
+from schemas.http_api import FetchImage, JobResult, ProblemCode, Submitted
 from schemas.receipts import Receipt
 
+_FIELDS = FIELDS | {SHA256_FIELD}
+_HEADERS = [KEY_PARAMETER, PREFER_PARAMETER, DIGEST_PARAMETER]
 _UPLOAD_FORM = {
+    "parameters": _HEADERS,
     "requestBody": {
         "required": True,
         "content": {
@@ -30,11 +38,35 @@ _UPLOAD_FORM = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, **FIELD_SCHEMAS},
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        **FIELD_SCHEMAS,
+                        SHA256_FIELD: {
+                            "type": "string",
+                            "pattern": "^[0-9a-fA-F]{64}$",
+                            "description": "what the file must be, else nothing is accepted",
+                        },
+                    },
                 },
                 "encoding": {"metadata": {"contentType": "application/json"}},
             }
         },
+    },
+}
+_RETRIED = (
+    ProblemCode.INVALID_IDEMPOTENCY_KEY,
+    ProblemCode.IDEMPOTENCY_KEY_IN_USE,
+    ProblemCode.IDEMPOTENCY_KEY_REUSED,
+    ProblemCode.INVALID_DIGEST,
+    ProblemCode.DIGEST_MISMATCH,
+    ProblemCode.RATE_LIMITED,
+    ProblemCode.DEPENDENCY_UNAVAILABLE,
+)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": JobResult | Submitted,
+        "description": "the result itself, if `Prefer: wait` was sent and it was ready in time; or the image you had "
+        "handed in before, with `on_duplicate=reuse`",
     }
 }
 
@@ -44,22 +76,22 @@ class Ingest:
     """The endpoints that accept images."""
 
     settings: GatewaySettings
-    accepting: Accepting
-    lanes: Lanes
+    submitting: Submitting
     limits: Limits
 
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
-        away = ProblemCode.DEPENDENCY_UNAVAILABLE
         router.add_api_route(
             "/upload",
             self.upload,
             methods=["POST"],
             status_code=202,
             summary="Upload an image",
+            response_model=Submitted,
             openapi_extra=_UPLOAD_FORM,
-            responses=documented(
+            responses=_ANSWERS
+            | documented(
                 ProblemCode.MISSING_FILE,
                 ProblemCode.EMPTY_FILE,
                 ProblemCode.INVALID_METADATA,
@@ -69,8 +101,7 @@ class Ingest:
                 ProblemCode.UPLOAD_TOO_SLOW,
                 ProblemCode.FILE_TOO_LARGE,
                 ProblemCode.UNSUPPORTED_FORMAT,
-                ProblemCode.RATE_LIMITED,
-                away,
+                *_RETRIED,
             ),
         )
         router.add_api_route(
@@ -79,45 +110,51 @@ class Ingest:
             methods=["POST"],
             status_code=202,
             summary="Have an image fetched from a URL",
-            openapi_extra=described(FetchImage),
-            responses=documented(
+            response_model=Submitted,
+            openapi_extra={"parameters": _HEADERS, **described(FetchImage)},
+            responses=_ANSWERS
+            | documented(
                 ProblemCode.INVALID_URL,
                 ProblemCode.INVALID_METADATA,
                 ProblemCode.INVALID_FIELD,
                 ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                ProblemCode.RATE_LIMITED,
-                away,
+                *_RETRIED,
             ),
         )
         return router
 
-    async def upload(self, request: Request, response: Response, identity: Who) -> Submitted:
+    async def upload(self, request: Request, identity: Who) -> Response:
         """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
         await self.limits.take(request, identity, UPLOADS)
         owner, limit = identity.owner, self.settings.max_upload_bytes
-        async with receive_form(request, self.settings, allowed=FIELDS, max_bytes=limit) as form:
+        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
             details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
-            details = replace(details, lane=self.lanes.choose(details.lane, owner))
-            receipt = await self.accepting.upload(form.file, details, owner=owner, traceparent=traceparent_of(request))
-        return submitted(receipt, request, response, self.settings)
+            answer = await self.submitting.upload(request, owner, form.file, details)
+        return await self.submitting.respond(request, owner, answer)
 
-    async def fetch(self, request: Request, response: Response, identity: Who) -> Submitted:
+    async def fetch(self, request: Request, identity: Who) -> Response:
         """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
         await self.limits.take(request, identity, UPLOADS)
         owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
-        context = check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes)
-        lane = self.lanes.choose(asked.lane, owner)
-        details = Details(bucket=asked.bucket, context=context, tags=asked.tags, category=asked.category, lane=lane)
-        receipt = await self.accepting.fetch(url, details, owner=owner, traceparent=traceparent_of(request))
-        return submitted(receipt, request, response, self.settings)
+        details = Details(
+            bucket=asked.bucket,
+            context=check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes),
+            tags=tuple(dict.fromkeys(asked.tags)),
+            category=asked.category,
+            lane=asked.lane,
+        )
+        answer = await self.submitting.fetch(request, owner, url, details)
+        return await self.submitting.respond(request, owner, answer)
 
 
 def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     """Return every route of the ingest app but health."""
     accepting, lanes = Accepting(settings, parts.files, parts.events), Lanes(settings.interactive_per_minute)
+    submitting = Submitting.of(settings, parts, accepting, lanes)
     router = APIRouter()
-    router.include_router(Ingest(settings, accepting, lanes, parts.limits).routes())
+    router.include_router(Ingest(settings, submitting, parts.limits).routes())
+    router.include_router(submitting.duplicates.routes())
     router.include_router(tus_and_direct_routes(settings, parts.files, accepting, lanes, parts.limits))
     return router
 

@@ -11,6 +11,8 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     # Images in.
     ("POST", "/api/v1/images/upload"): Scope.WRITE,
     ("POST", "/api/v1/images/fetch"): Scope.WRITE,
+    ("GET", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
+    ("HEAD", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
     ("PATCH", "/api/v1/images/{image_id}"): Scope.WRITE,
     ("DELETE", "/api/v1/images/{image_id}"): Scope.WRITE,
     ("OPTIONS", "/api/v1/uploads"): PUBLIC,
