@@ -7,7 +7,6 @@ under the same id: the same receipt, the same event.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,19 +14,19 @@ from pathlib import Path
 from gateway.accept import Accepting
 from gateway.exclusive import alone_among_gateways
 from gateway.lanes import Lanes
-from gateway.pieces import folder_of_pieces
-from gateway.problems import Problem, away
+from gateway.problems import Problem
 from gateway.resumable import EndedUpload, UploadRecord, Uploads
 from gateway.settings import GatewaySettings
-from gateway.spooling import SpooledFile
-from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
+from gateway.spooling import Arriving, SpooledFile, room, spool_folder
+from schemas.formats import MEDIA_TYPES, sniff
 from schemas.http_api import ProblemCode
 from schemas.values import ImageId, new_image_id
 from streams.erasures import Erasures
 from streams.files import finishing_prefix
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
-_FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH})  # trying again would not help
+_FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH, ProblemCode.FILE_TOO_LARGE})
+"""Trying again would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Finishing:
             if isinstance(known, EndedUpload):
                 return known
             record = await self._with_own_image(known)
-            with folder_of_pieces(self.settings) as folder:
+            with spool_folder(self.settings) as folder:
                 try:
                     file = await self._gather(record, content(), folder / "original")
                 except Problem as problem:
@@ -78,28 +77,17 @@ class Finishing:
         return record
 
     async def _gather(self, record: UploadRecord, content: AsyncIterator[bytes], path: Path) -> SpooledFile:
-        size, digest, head, gathered = 0, hashlib.sha256(), b"", bytearray()
-
-        def write(data: bytearray) -> None:
-            digest.update(data)
-            file.write(data)
-
-        try:
-            with path.open("wb") as file:
+        with room(self.settings):
+            arriving = Arriving(path, record.filename, max_bytes=self.settings.max_upload_bytes, strict=False)
+            try:
                 async for chunk in content:
-                    size += len(chunk)
-                    head += chunk[: SNIFF_BYTES - len(head)]
-                    gathered += chunk
-                    if len(gathered) >= _BUFFER:
-                        await asyncio.to_thread(write, gathered)
-                        gathered = bytearray()
-                await asyncio.to_thread(write, gathered)
-        except OSError as error:
-            raise away("The gateway's own disk", retry_after_s=self.settings.retry_after_s) from error
-        known = known_format(head)
-        if record.sha256 is not None and record.sha256 != digest.hexdigest():
-            raise Problem(ProblemCode.DIGEST_MISMATCH, "What came has another sha256 than was said at the beginning.")
-        return SpooledFile(path, size, digest.hexdigest(), known, record.filename)
+                    arriving.take(chunk)
+                    if arriving.gathered >= _BUFFER:
+                        await asyncio.to_thread(arriving.write)
+                await asyncio.to_thread(arriving.write)
+            finally:
+                arriving.close()
+        return arriving.ready(record.sha256)
 
 
 def known_format(head: bytes) -> str:

@@ -6,10 +6,9 @@ What arrived is of use however the request ends: the last piece is as long as it
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -17,8 +16,9 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from gateway.exclusive import Turn, busy
-from gateway.problems import Problem, away
+from gateway.problems import Problem
 from gateway.settings import GatewaySettings
+from gateway.spooling import room
 from schemas.http_api import ProblemCode
 
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -65,19 +65,14 @@ class Body:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Receive the pieces, each gone from this disk with the folder. Raises Problem when the disk is full."""
         body, ends = aiter(self.request.stream()), asyncio.get_running_loop().time() + self.settings.upload_total_s
-        count = 0
-        try:
-            while True:
-                path = self.folder / f"{count:06d}"
-                with path.open("wb", buffering=0) as file:
-                    size = await self._fill(file, body, ends)
-                if size:
-                    yield Piece(path, size)
-                if size < self.settings.piece_bytes:
-                    return
-                count += 1
-        except OSError as error:
-            raise away("The gateway's own disk", retry_after_s=self.settings.retry_after_s) from error
+        for number in count():
+            path = self.folder / f"{number:06d}"
+            with room(self.settings), path.open("wb", buffering=0) as file:
+                size = await self._fill(file, body, ends)
+            if size:
+                yield Piece(path, size)
+            if size < self.settings.piece_bytes:
+                return
 
     async def _fill(self, file: IO[bytes], body: AsyncIterator[bytes], ends: float) -> int:
         """Receive one piece; return its size, which is less than a whole piece when nothing more comes."""
@@ -123,14 +118,3 @@ class Body:
         idle, total = self.settings.upload_idle_s, self.settings.upload_total_s
         detail = f"No byte for {idle:g} s, or not whole after {total:g} s. Go on with another request."
         return Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=CLOSE)
-
-
-@contextmanager
-def folder_of_pieces(settings: GatewaySettings) -> Iterator[Path]:
-    """Make a folder for pieces, gone on exit. Raises Problem (503) when there is no room for one."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="darkroom-pieces-", dir=settings.spool_dir)
-    except OSError as error:
-        raise away("The gateway's own disk", retry_after_s=settings.retry_after_s) from error
-    with folder as name:
-        yield Path(name)

@@ -17,11 +17,11 @@ from gateway.finishing import Finishing, known_format
 from gateway.guard import Caller, Who
 from gateway.limits import UPLOADS, Limits
 from gateway.metadata import read_details
-from gateway.pieces import CLOSE, Body, Piece, folder_of_pieces
+from gateway.pieces import CLOSE, Body, Piece
 from gateway.problems import Problem
 from gateway.resumable import EndedUpload, UploadKind, UploadRecord, Uploads
 from gateway.settings import GatewaySettings
-from gateway.spooling import clean_filename
+from gateway.spooling import clean_filename, spool_folder
 from gateway.tus_headers import (
     ALGORITHMS,
     EXTENSIONS,
@@ -181,7 +181,7 @@ class Tus:
         most = (self.settings.max_upload_bytes if record.size is None else record.size) - offset
         if (announced := read_count(request, "content-length")) is not None and announced > most:
             raise Problem(ProblemCode.FILE_TOO_LARGE, f"There are {most} bytes left of the file.", headers=CLOSE)
-        with folder_of_pieces(self.settings) as folder:
+        with spool_folder(self.settings) as folder:
             body = Body(request, self.settings, turn, folder, most, checksum.digest if checksum else None)
             held: list[Piece] = []
             async for piece in body.pieces():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from tests.unit.gateway_parts import BASE, JPEG, Answers, FrailFiles, Sink, clie
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
 PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
+NONE: Mapping[str, str] = {}
 PIECE = 64 << 10
 IMAGE = JPEG + bytes(range(256)) * 800  # more than three pieces of the settings below
 
@@ -88,7 +89,7 @@ def told(**said: str) -> dict[str, str]:
     return {"Upload-Metadata": ",".join(pairs)}
 
 
-async def begin(client: httpx.AsyncClient, size: int = len(IMAGE), **headers: str) -> str:
+async def begin(client: httpx.AsyncClient, size: int = len(IMAGE), headers: Mapping[str, str] = NONE) -> str:
     """Begin an upload; return its path."""
     answer = await client.post(UPLOADS, headers={**TUS, "Upload-Length": str(size), **headers})
     assert answer.status_code == 201, answer.text
@@ -155,7 +156,7 @@ async def test_an_image_in_parts_is_accepted_with_its_last_byte(
     client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """Part by part the offset grows; the last answer names the job, and the original is what was sent."""
-    path = await begin(client, **told(filename="../cat.jpg", bucket="pets", tags="a,b", metadata='{"n": 1}'))
+    path = await begin(client, headers=told(filename="../cat.jpg", bucket="pets", tags="a,b", metadata='{"n": 1}'))
     assert not sink.sent
     offset = 0
     for end in (10, 100_000, 150_000, len(IMAGE)):
@@ -177,7 +178,7 @@ async def test_an_image_in_parts_is_accepted_with_its_last_byte(
 async def test_a_head_tells_all_that_is_needed_to_go_on(client: httpx.AsyncClient) -> None:
     """Offset, length, the metadata as it was sent, and until when; nobody may cache it."""
     said = told(filename="cat.jpg")
-    path = await begin(client, **said)
+    path = await begin(client, headers=said)
     await send(client, path, 0, IMAGE[:1000])
     answer = await client.head(path, headers=TUS)
     assert answer.headers["upload-offset"] == "1000"
@@ -241,12 +242,12 @@ async def test_a_beginning_that_cannot_be_understood_is_refused(
 
 async def test_what_clients_say_of_a_file_is_no_unknown_field(client: httpx.AsyncClient, sink: Sink) -> None:
     """Names that well-known clients send are let in, an empty header too; the name is the file's."""
-    path = await begin(client, len(JPEG), **told(name="a.jpg", type="text/html", relativePath="x/y"))
+    path = await begin(client, len(JPEG), told(name="a.jpg", type="text/html", relativePath="x/y"))
     await send(client, path, 0, JPEG)
     event = sink.sent[0][1]
     assert isinstance(event, ImageUploaded)
     assert (event.filename, event.original.content_type) == ("a.jpg", "image/jpeg")
-    await begin(client, **{"Upload-Metadata": ""})
+    await begin(client, headers={"Upload-Metadata": ""})
 
 
 async def test_the_first_bytes_may_come_with_the_beginning(client: httpx.AsyncClient, sink: Sink) -> None:
@@ -480,7 +481,7 @@ async def test_while_another_gateway_finishes_an_upload_it_is_busy(
 ) -> None:
     """423 and when to come back: two that both made the image might undo each other's work."""
     path = await begin(client, len(JPEG))
-    async with alone_among_gateways(files, finishing_prefix("default", path.rsplit("/", 1)[-1])):  # type: ignore[arg-type]
+    async with alone_among_gateways(files, finishing_prefix("default", path.rsplit("/", 1)[-1])):
         answer = await send(client, path, 0, JPEG)
         refused(answer, 423, "upload-busy")
         assert answer.headers["retry-after"] == "5"
@@ -492,11 +493,11 @@ async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: Frai
     prefix, now = finishing_prefix("default", new_image_id()), 1000.0
     await files.put(f"{prefix}000001", f"{now + LASTS_S}".encode(), content_type="text/plain")
     with pytest.raises(Problem, match="at work"):
-        async with alone_among_gateways(files, prefix, clock=lambda: now):  # type: ignore[arg-type]
+        async with alone_among_gateways(files, prefix, clock=lambda: now):
             raise AssertionError("nobody may get here")
-    async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):  # type: ignore[arg-type]
+    async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):
         with pytest.raises(Problem, match="at work"):
-            async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):  # type: ignore[arg-type]
+            async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):
                 raise AssertionError("nobody may get here")
 
 
@@ -504,7 +505,7 @@ async def test_what_is_no_image_is_refused_with_its_first_piece(
     client: httpx.AsyncClient, files: FrailFiles, sink: Sink
 ) -> None:
     """415 at once, nothing is kept of it, and whoever asks again hears why."""
-    path = await begin(client, **told(filename="evil.jpg"))
+    path = await begin(client, headers=told(filename="evil.jpg"))
     refused(await send(client, path, 0, b"<html>" * 100), 415, "unsupported-format")
     refused(await send(client, path, 0, IMAGE), 415, "unsupported-format")
     assert (await client.head(path, headers=TUS)).status_code == 415
@@ -571,7 +572,7 @@ async def test_an_owner_may_begin_so_many_uploads_and_no_more(client: httpx.Asyn
     paths = [await begin(client) for _ in range(3)]
     headers = {**TUS, "Upload-Length": "10"}
     refused(await client.post(UPLOADS, headers=headers), 429, "too-many-uploads")
-    await begin(client, Authorization="another")
+    await begin(client, headers={"Authorization": "another"})
     await client.delete(paths[0], headers=TUS)
     await begin(client)
 
