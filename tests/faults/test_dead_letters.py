@@ -1,4 +1,4 @@
-"""A real dead letter, and what an operator does with it on the command line."""
+"""A real dead letter, and what an operator does with it, on the command line and over HTTP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from darkroom.demo import draw_sign
@@ -15,6 +16,7 @@ from schemas.values import ImageState
 from streams import topics
 from tests.faults.processes import Plant, planted, until
 
+LETTERS = "/api/v1/admin/dead-letters"
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 
@@ -101,3 +103,39 @@ def test_a_discarded_letter_is_never_replayed(plant: Plant) -> None:
     assert event.image_id not in _command(plant, "replay", "--image", event.image_id, "--yes")
     assert len(plant.records(topics.retry_topic("sanitizer"))) == before
     assert "discarded" in _command(plant, "list", "--all", "--image", event.image_id)
+
+
+def test_over_http_a_letter_is_found_shown_and_replayed_once(plant: Plant) -> None:
+    """Over HTTP a letter is listed without its body, shown with it, replayed once when mended, and its image ends."""
+    data = draw_sign() + b"over HTTP"
+    event = _spoilt(plant, data)
+    with httpx.Client(base_url=f"http://127.0.0.1:{plant.port}", timeout=60) as http:
+        only = {"image_id": event.image_id}
+        listed = http.get(LETTERS, params=only)
+        assert listed.status_code == 200, listed.text
+        (letter,) = listed.json()["letters"]
+        assert (letter["agent"], letter["code"], letter["topic"]) == ("sanitizer", "object-changed", "image.uploaded")
+        shown = http.get(f"{LETTERS}/sanitizer/{letter['id']}", params={"payload": True}).json()
+        assert shown["payload"] == event.body().decode()
+        plant.put(event.original.key, data)
+
+        (dry,) = http.post(f"{LETTERS}/replay", json=only).json()["acts"]
+        assert dry["act"] == "would-replay"
+        (done,) = http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"]
+        assert (done["act"], done["id"]) == ("replayed", letter["id"])
+        until(lambda: plant.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
+        assert http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"] == []
+        assert http.get(LETTERS, params=only).json()["letters"] == []
+        (handled,) = http.get(LETTERS, params={**only, "handled": True}).json()["letters"]
+        assert handled["handled"] == "replayed"
+
+        seen = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = http.get(LETTERS, params={"handled": True, "limit": 1, **cursor}).json()
+            seen += [(letter["agent"], letter["id"]) for letter in page["letters"]]
+            if "next_cursor" not in page:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        letters = plant.records(topics.dead_topic("sanitizer"))
+        assert sorted(seen) == sorted(("sanitizer", f"{letter.partition}-{letter.offset}") for letter in letters)
