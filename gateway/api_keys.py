@@ -31,7 +31,7 @@ ID_PATTERN = r"^[0-9a-f]{16}$"
 _KEY = re.compile(r"dk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _PARALLEL = 16  # reads of the store at once
 _JSON = "application/json"
-_APART_S = 0.5  # between two looks at the store, however many unknown keys are tried
+APART_S = 0.5  # between two looks at the store, however many unknown keys are tried
 _STALE_S = 60.0  # a store that is away does not keep a revoked key alive for longer
 _NOBODY = "0" * 64  # compared with where there is no such key: no answer comes sooner
 
@@ -143,14 +143,14 @@ class KnownKeys:
     So a revoked key soon opens nothing, and whoever tries keys that were never made costs no look at the store each.
     """
 
-    def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float) -> None:
+    def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float, apart_s: float = APART_S) -> None:
         self._keys = keys
         self._seen: dict[str, tuple[str, ApiKey]] = {}
         self._table = Fresh(
             "the API keys",
             self._read,
             fresh_s=fresh_s,
-            apart_s=_APART_S,
+            apart_s=apart_s,
             stale_s=_STALE_S,
             timeout_s=timeout_s,
             patient=True,  # a key that was made a moment ago is one

@@ -47,10 +47,9 @@ class Fresh(Generic[T]):
 
     async def find(self, name: str) -> T | None:
         """Return what has that name. Raises DependencyAway when the source has not answered for too long."""
-        if self._clock() - self._read_at >= self._fresh_s:
-            await self._renew(patient=False)
-        if name not in self._table:
-            await self._renew(patient=self._patient)
+        old = self._clock() - self._read_at >= self._fresh_s
+        if old or name not in self._table:
+            await self._renew(patient=self._patient and not old)
         if self._clock() - self._read_at > self._stale_s:
             raise DependencyAway(f"{self._what} cannot be read")
         return self._table.get(name)

@@ -124,7 +124,7 @@ def _kid(token: str) -> str:
 def _scopes(claims: Mapping[str, Any]) -> frozenset[Scope]:
     """Return those scopes a token carries that are ours: `scope` as OAuth writes it (RFC 9068), or a list."""
     text, listed = claims.get("scope", ""), claims.get("scopes", [])
-    named = {*(text.split() if isinstance(text, str) else ()), *(listed if isinstance(listed, list) else ())}
+    named = [*(text.split() if isinstance(text, str) else ()), *(listed if isinstance(listed, list) else ())]
     return frozenset(scope for scope in Scope if scope.value in named)
 
 

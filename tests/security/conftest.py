@@ -1,0 +1,18 @@
+"""What the security tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from streams.files import FileStore, open_files
+from streams.settings import FilesSettings
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
+    """Return an object store of its own, in a folder."""
+    async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
+        yield files

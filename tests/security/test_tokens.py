@@ -1,0 +1,486 @@
+"""JWTs at the door: each way to get in that is not ours is refused, and says nothing of why."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from gateway.auth_settings import AuthSettings
+from gateway.tokens import Tokens
+from streams.errors import NotReady
+from streams.files import FileStore
+from tests.security.door import (
+    AUDIENCE,
+    ISSUER,
+    SCOPES,
+    Pair,
+    claims,
+    ed25519_pair,
+    house,
+    rsa_pair,
+    secret_pair,
+    token,
+    trusting,
+    unsigned,
+)
+from tests.unit.gateway_parts import refused
+
+pytestmark = pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # they are what is tested
+
+RSA, OTHER_RSA = rsa_pair("rsa-1"), rsa_pair("rsa-1")
+ED, OTHER_ED = ed25519_pair("ed-1"), ed25519_pair("ed-1")
+SHARED, OTHER_SHARED = secret_pair("hs-1"), secret_pair("hs-1", "another secret of at least 32 bytes")
+TRUSTED = trusting(RSA, ED, SHARED)
+
+
+@pytest.mark.parametrize("pair", [RSA, ED, SHARED], ids=lambda pair: pair.algorithm)
+async def test_a_good_token_opens(store: FileStore, pair: Pair) -> None:
+    """A token signed by a trusted key of each algorithm opens its owner's images, and no other's."""
+    async with house(store, TRUSTED) as gateway:
+        assert await gateway.let_in(token(pair)) == "anna"
+        assert await gateway.let_in(token(pair, owner="bert")) == "bert"
+
+
+@pytest.mark.parametrize("pair", [OTHER_RSA, OTHER_ED, OTHER_SHARED], ids=lambda pair: pair.algorithm)
+async def test_a_forged_signature_is_refused(store: FileStore, pair: Pair) -> None:
+    """A token signed by somebody else's key under a trusted key's name opens nothing."""
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(token(pair))
+
+
+@pytest.mark.parametrize("pair", [RSA, ED, SHARED], ids=lambda pair: pair.algorithm)
+async def test_a_changed_token_is_refused(store: FileStore, pair: Pair) -> None:
+    """Claims that were changed after signing open nothing, nor does a token without its signature."""
+    header, _, signature = token(pair).split(".")
+    changed = base64.urlsafe_b64encode(json.dumps(claims(owner="bert")).encode()).decode().rstrip("=")
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(f"{header}.{changed}.{signature}")
+        await gateway.kept_out(f"{header}.{changed}.")
+        await gateway.kept_out(f"{header}.{changed}")
+
+
+async def test_an_expired_token_is_refused(store: FileStore) -> None:
+    """A token past its time and the leeway opens nothing; its bearer, who truly had it, is told that it expired."""
+    now = int(time.time())
+    async with house(store, {**TRUSTED, "leeway_s": 60}) as gateway:
+        await gateway.kept_out(token(RSA, exp=now - 3600), expired=True)
+        await gateway.kept_out(token(OTHER_RSA, exp=now - 3600))
+        assert await gateway.let_in(token(RSA, exp=now - 5)) == "anna"
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+async def test_a_token_of_the_future_is_refused(store: FileStore, claim: str) -> None:
+    """A token that is not valid yet, or was not made yet, opens nothing beyond the leeway of clocks."""
+    now = int(time.time())
+    async with house(store, {**TRUSTED, "leeway_s": 60}) as gateway:
+        await gateway.kept_out(token(RSA, **{claim: now + 3600}))
+        assert await gateway.let_in(token(RSA, **{claim: now + 5})) == "anna"
+
+
+@pytest.mark.parametrize("audience", ["billing", ["billing", "mail"], "", [], 7, None, "Darkroom", "darkroom "])
+async def test_a_token_for_another_audience_is_refused(store: FileStore, audience: Any) -> None:
+    """A token that was made for another service, or for none, opens nothing here."""
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(token(RSA, aud=audience))
+
+
+async def test_a_token_for_several_audiences_is_taken(store: FileStore) -> None:
+    """A token for us among others opens."""
+    async with house(store, TRUSTED) as gateway:
+        assert await gateway.let_in(token(RSA, aud=["billing", AUDIENCE])) == "anna"
+
+
+@pytest.mark.parametrize("issuer", ["https://evil.example", "", None, f"{ISSUER}/", [ISSUER, "https://evil.example"]])
+async def test_a_token_of_another_issuer_is_refused(store: FileStore, issuer: Any) -> None:
+    """A token of another issuer, or of none, opens nothing, even if a trusted key signed it."""
+    # Put together by hand: the library would not write an issuer that is a list.
+    header = {"alg": "HS256", "kid": SHARED.kid}
+    body = unsigned(header, claims(iss=issuer)).rpartition(".")[0]
+    signature = hmac.new(SHARED.private.encode(), body.encode(), hashlib.sha256).digest()
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(unsigned(header, claims(iss=issuer), signature))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["none", "None", "NONE", "nOnE", " none", "none ", "", None, 0, False, [], {}, ["none"]]
+)
+async def test_alg_none_is_refused(store: FileStore, spelling: Any) -> None:
+    """A token that says it needs no signature opens nothing, however that is spelled, with a signature or without."""
+    async with house(store, TRUSTED) as gateway:
+        for kid in (RSA.kid, SHARED.kid, ""):
+            for signature in (b"", b"\x00" * 32):
+                await gateway.kept_out(unsigned({"alg": spelling, "kid": kid, "typ": "JWT"}, claims(), signature))
+        await gateway.kept_out(unsigned({"kid": RSA.kid, "typ": "JWT"}, claims()))
+
+
+@pytest.mark.parametrize("pair", [RSA, ED], ids=lambda pair: pair.algorithm)
+async def test_a_public_key_is_no_secret(store: FileStore, pair: Pair) -> None:
+    """A token signed by HMAC with a trusted public key as the secret (key confusion) opens nothing, in any form."""
+    der = pair.private.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    async with house(store, TRUSTED) as gateway:
+        for secret in (pair.public.encode(), pair.public.strip().encode(), der, json.dumps(pair.jwk()).encode()):
+            for kid in (pair.kid, SHARED.kid):
+                header = {"alg": "HS256", "kid": kid, "typ": "JWT"}
+                signed = unsigned(header, claims()).rpartition(".")[0]
+                signature = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
+                await gateway.kept_out(unsigned(header, claims(), signature))
+
+
+async def test_a_key_is_for_one_algorithm(store: FileStore) -> None:
+    """A token in another algorithm than its key's opens nothing, though the same key made it and the header says so."""
+    async with house(store, TRUSTED) as gateway:
+        for algorithm in ("RS384", "RS512", "PS256"):
+            await gateway.kept_out(jwt.encode(claims(), RSA.private, algorithm, {"kid": RSA.kid}))
+        for algorithm in ("HS384", "HS512"):
+            await gateway.kept_out(jwt.encode(claims(), f"{SHARED.private} {'x' * 64}", algorithm, {"kid": SHARED.kid}))
+            await gateway.kept_out(jwt.encode(claims(), SHARED.private, algorithm, {"kid": SHARED.kid}))
+        await gateway.kept_out(jwt.encode(claims(), RSA.private, "RS256", {"kid": ED.kid}))
+
+
+KIDS = [
+    "unknown", "", "../../../../dev/null", "/dev/null", "rsa-1\x00", "rsa-1' OR '1'='1", "rsa-1 ", "RSA-1",
+    "https://evil.example/keys.json", "x" * 4000, None, 1, True, ["rsa-1"], {"kid": "rsa-1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kid", KIDS, ids=lambda kid: repr(kid)[:30])
+async def test_a_kid_names_one_of_our_keys_or_nothing(store: FileStore, kid: Any) -> None:
+    """A key id we do not have, or one that is a path, a query or no text, opens nothing and is looked up nowhere."""
+    empty = hmac.new(b"", b"", hashlib.sha256).digest()
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(unsigned({"alg": "HS256", "kid": kid, "typ": "JWT"}, claims(), empty))
+        await gateway.kept_out(unsigned({"alg": "RS256", "kid": kid, "typ": "JWT"}, claims(), b"\x00" * 256))
+
+
+async def test_a_token_must_name_its_key(store: FileStore) -> None:
+    """A token without a key id opens nothing: no key is tried on the off chance."""
+    async with house(store, trusting(SHARED)) as gateway:
+        await gateway.kept_out(jwt.encode(claims(), SHARED.private, "HS256"))
+
+
+@pytest.mark.parametrize("extension", ["crit", "b64"])
+async def test_a_token_that_asks_for_more_than_we_know_is_refused(store: FileStore, extension: str) -> None:
+    """A token with an extension that its reader must understand opens nothing: we understand none (RFC 7515)."""
+    extra = {"crit": {"crit": ["exp"], "exp": 1}, "b64": {"crit": ["b64"], "b64": False}}[extension]
+    header = {"alg": "HS256", "kid": SHARED.kid, **extra}
+    signed = unsigned(header, claims()).rpartition(".")[0]
+    signature = hmac.new(SHARED.private.encode(), signed.encode(), hashlib.sha256).digest()
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(unsigned(header, claims(), signature))
+
+
+async def test_a_token_does_not_bring_its_key(store: FileStore, jwks: Jwks) -> None:
+    """A key inside the token's header (`jwk`, `x5c`), or at an address it names (`jku`, `x5u`), is never used."""
+    mine = rsa_pair(RSA.kid)
+    jwks.keys = [mine.jwk()]
+    brought = ({"jwk": mine.jwk()}, {"jku": jwks.url}, {"x5u": jwks.url}, {"x5c": [mine.public]})
+    async with house(store, TRUSTED) as gateway:
+        for header in brought:
+            await gateway.kept_out(token(mine, header))
+            await gateway.kept_out(token(mine, {**header, "kid": "mine"}))
+    assert jwks.asked == 0
+
+
+@pytest.mark.parametrize("missing", ["exp", "iss", "aud", "owner"])
+async def test_a_token_lacks_nothing(store: FileStore, missing: str) -> None:
+    """A token without an end, an issuer, an audience or an owner opens nothing."""
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(token(RSA, **{missing: None}))
+
+
+@pytest.mark.parametrize("exp", ["never", "9999999999x", [], {}, True, float("inf"), -1, 0])
+async def test_a_wrong_end_is_no_end(store: FileStore, exp: Any) -> None:
+    """A token whose end is no time at all opens nothing, and is no bug of ours."""
+    async with house(store, TRUSTED) as gateway:
+        answer = await gateway.bearer(token(RSA, exp=exp))
+    refused(answer, 401, "unauthorized")
+
+
+@pytest.mark.parametrize("owner", ["", "../bert", "a/b", "anna\n", "x" * 65, ".hidden", 7, ["anna"], None, "ann a"])
+async def test_an_owner_is_a_plain_name(store: FileStore, owner: Any) -> None:
+    """A token whose owner could mean another place in the store opens nothing."""
+    async with house(store, TRUSTED) as gateway:
+        await gateway.kept_out(token(RSA, owner=owner))
+
+
+async def test_the_owner_is_the_claim_that_was_set(store: FileStore) -> None:
+    """The claim that names the owner is the one of the settings, and no other is tried in its place."""
+    async with house(store, {**TRUSTED, "owner_claim": "tenant"}) as gateway:
+        await gateway.kept_out(token(RSA, sub="carl"))
+        assert await gateway.let_in(token(RSA, tenant="carl")) == "carl"
+
+
+@pytest.mark.parametrize("given", [
+    {"scope": "images:read search"}, {"scope": ""}, {"scope": None}, {"scope": None, "scopes": ["images:read"]},
+    {"scope": ["images:write"]}, {"scope": "images:write:all"}, {"scope": "Images:Write"},
+    {"scope": None, "scopes": "images:write"}, {"scope": None, "scopes": [["images:write"], {"images:write": 1}, 7]},
+])  # fmt: skip
+async def test_a_token_opens_what_its_scopes_say(store: FileStore, given: dict[str, Any]) -> None:
+    """A token without the scope an endpoint asks for gets 403 with the scope it lacks, and nothing happens."""
+    async with house(store, TRUSTED) as gateway:
+        answer = await gateway.bearer(token(RSA, **given))
+        refused(answer, 403, "forbidden")
+        assert 'error="insufficient_scope", scope="images:write"' in answer.headers["www-authenticate"]
+        assert not gateway.sink.sent
+
+
+async def test_scopes_may_be_a_list(store: FileStore) -> None:
+    """Scopes are read as OAuth writes them, or as a list."""
+    async with house(store, TRUSTED) as gateway:
+        assert await gateway.let_in(token(RSA, scope=None, scopes=SCOPES.split())) == "anna"
+
+
+NONSENSE = [
+    "", ".", "..", "...", "a.b.c", "a.b.c.d", "null", "\u00e9\u00e9.\u00e9.\u00e9", "=.=.=", "x" * 7000,
+    base64.urlsafe_b64encode(b"[" * 5000).decode().rstrip("=") + ".e30.e30",
+    base64.urlsafe_b64encode(b'{"kid":' + b"[" * 5000).decode().rstrip("=") + ".e30.e30",
+    unsigned({"alg": "HS256", "kid": "hs-1"}, {}, b"x") + "=", "Bearer", "e30.e30.e30",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", NONSENSE, ids=range(len(NONSENSE)))
+async def test_nonsense_is_refused(store: FileStore, given: str) -> None:
+    """What is no token is refused as one that is not valid, never an error of ours, however deep or odd it is."""
+    async with house(store, TRUSTED) as gateway:
+        answer = await gateway.knock(Authorization=f"Bearer {given}".encode())  # type: ignore[arg-type]
+        refused(answer, 401, "unauthorized")
+        assert not gateway.sink.sent
+
+
+async def test_a_token_is_refused_where_none_are_read(store: FileStore) -> None:
+    """Where no keys for tokens are set, a token opens nothing, also on a gateway that is open without one."""
+    async with house(store) as gateway:
+        await gateway.kept_out(token(RSA))
+        await gateway.kept_out(unsigned({"alg": "none"}, claims()))
+
+
+async def test_two_keys_live_while_one_replaces_the_other(store: FileStore) -> None:
+    """During a rotation tokens of the old and the new key open; afterwards those of the old one do not."""
+    old, new = rsa_pair("2026-10"), ed25519_pair("2026-11")
+    async with house(store, trusting(old, new)) as gateway:
+        assert await gateway.let_in(token(old)) == await gateway.let_in(token(new)) == "anna"
+    async with house(store, trusting(new)) as gateway:
+        await gateway.kept_out(token(old))
+        assert await gateway.let_in(token(new)) == "anna"
+
+
+async def test_a_key_may_be_in_a_file(store: FileStore, tmp_path: Path) -> None:
+    """A key in a file, as secrets are mounted, is as good as one in the settings."""
+    (tmp_path / "key").write_text(f"{SHARED.public}\n")
+    key = {"kid": SHARED.kid, "algorithm": "HS256", "file": str(tmp_path / "key")}
+    async with house(store, {**TRUSTED, "keys": [key]}) as gateway:
+        assert await gateway.let_in(token(SHARED)) == "anna"
+
+
+WEAK_RSA = rsa_pair("weak", 1024)
+PRIVATE = RSA.private.private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+).decode()
+BAD_KEYS = {
+    "a short secret": ("HS256", "too short"),
+    "a public key as a secret": ("HS256", RSA.public),
+    "a weak RSA key": ("RS256", WEAK_RSA.public),
+    "a private key": ("RS256", PRIVATE),
+    "another kind of key": ("RS256", ED.public),
+    "no key": ("EdDSA", "hello"),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "key"), BAD_KEYS.values(), ids=BAD_KEYS)
+async def test_a_bad_key_stops_the_start(store: FileStore, algorithm: str, key: str) -> None:
+    """A gateway does not start with a weak key or one of the wrong kind; it names the key and shows nothing of it."""
+    auth = {**TRUSTED, "keys": [{"kid": "mine", "algorithm": algorithm, "key": key}]}
+    with pytest.raises(NotReady, match="kid mine") as refusal:
+        async with house(store, auth):
+            pass
+    assert key.strip()[:20] not in str(refusal.value)
+
+
+WRONG = {
+    "no issuer": {**TRUSTED, "issuer": None},
+    "no audience": {**TRUSTED, "audience": None},
+    "one kid twice": trusting(RSA, OTHER_RSA),
+    "a key and a file": {**TRUSTED, "keys": [{**RSA.setting(), "file": "key.pem"}]},
+    "neither": {**TRUSTED, "keys": [{"kid": "a", "algorithm": "RS256"}]},
+    "no signature": {**TRUSTED, "keys": [{"kid": "a", "algorithm": "none", "key": "x"}]},
+    "a JWK set anybody can change": {**TRUSTED, "jwks_url": "http://login.example.org/keys"},
+    "a JWK set in a file": {**TRUSTED, "jwks_url": "file:///etc/passwd"},
+}
+
+
+@pytest.mark.parametrize("auth", WRONG.values(), ids=WRONG)
+def test_unsafe_settings_are_refused(auth: dict[str, Any]) -> None:
+    """Settings under which somebody else's tokens could open are no settings."""
+    with pytest.raises(ValueError, match=r"AuthSettings|keys"):
+        AuthSettings.model_validate(auth)
+
+
+# Published keys
+
+
+@dataclass
+class Jwks:
+    """A real HTTP server of a JWK set."""
+
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    raw: bytes | None = None
+    status: int = 200
+    asked: int = 0
+    url: str = ""
+
+    def body(self) -> bytes:
+        """Return what it answers."""
+        return json.dumps({"keys": self.keys}).encode() if self.raw is None else self.raw
+
+
+@pytest.fixture
+def jwks() -> Iterator[Jwks]:
+    """Serve a JWK set on a port of its own."""
+    known = Jwks()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known.asked += 1
+            body = known.body()
+            self.send_response(known.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    known.url = f"http://127.0.0.1:{server.server_port}/keys"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield known
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def published(jwks: Jwks, **more: Any) -> dict[str, Any]:
+    """Return the settings of a gateway that reads a JWK set."""
+    return {"jwks_url": jwks.url, "issuer": ISSUER, "audience": AUDIENCE, "jwks_apart_s": 0, **more}
+
+
+async def test_published_keys_rotate(store: FileStore, jwks: Jwks) -> None:
+    """A new published key is taken as soon as a token names it, beside the old one until that is withdrawn."""
+    old, new = rsa_pair("old"), ed25519_pair("new")
+    jwks.keys = [old.jwk()]
+    async with house(store, published(jwks)) as gateway:
+        assert await gateway.let_in(token(old)) == "anna"
+        assert await gateway.let_in(token(old)) == "anna"
+        assert jwks.asked == 1
+        jwks.keys = [old.jwk(), new.jwk()]
+        assert await gateway.let_in(token(new)) == await gateway.let_in(token(old)) == "anna"
+        assert jwks.asked == 2
+        jwks.keys = [new.jwk()]
+        assert await gateway.let_in(token(new)) == "anna"
+    async with house(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
+        await gateway.kept_out(token(old))
+        assert await gateway.let_in(token(new)) == "anna"
+
+
+async def test_static_and_published_keys_stand_beside_each_other(store: FileStore, jwks: Jwks) -> None:
+    """A key in the settings is never replaced by one that is published under its name."""
+    jwks.keys = [OTHER_RSA.jwk(), ED.jwk()]
+    async with house(store, published(jwks, keys=[RSA.setting()])) as gateway:
+        await gateway.kept_out(token(OTHER_RSA))
+        assert await gateway.let_in(token(RSA)) == await gateway.let_in(token(ED)) == "anna"
+
+
+async def test_unknown_kids_do_not_hammer_the_issuer(store: FileStore, jwks: Jwks) -> None:
+    """However many tokens name keys that are not there, the set is fetched once in so many seconds."""
+    jwks.keys = [RSA.jwk()]
+    async with house(store, published(jwks, jwks_apart_s=3600)) as gateway:
+        for number in range(50):
+            await gateway.kept_out(token(rsa_like(f"unknown-{number}")))
+        assert await gateway.let_in(token(RSA)) == "anna"
+    assert jwks.asked == 1
+
+
+def rsa_like(kid: str) -> Pair:
+    """Return a key that is not published, without the time it takes to make one."""
+    return Pair(kid, "RS256", OTHER_RSA.private, OTHER_RSA.public)
+
+
+async def test_an_issuer_that_is_away_is_said(store: FileStore, jwks: Jwks) -> None:
+    """While the set cannot be read a token is answered 503, not refused; keys known already go on being good."""
+    jwks.keys, jwks.status = [RSA.jwk()], 500
+    async with house(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
+        refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
+        jwks.status = 200
+        assert await gateway.let_in(token(RSA)) == "anna"
+        jwks.status = 500
+        assert await gateway.let_in(token(RSA)) == "anna"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{}", b'{"keys": 7}', b"<html>", b'{"keys": [' + b" " * (1 << 19) + b"]}"]
+)
+async def test_what_is_no_key_set_is_none(store: FileStore, jwks: Jwks, raw: bytes) -> None:
+    """An answer that is no JWK set, or an endless one, counts as no answer."""
+    jwks.raw = raw
+    async with house(store, published(jwks)) as gateway:
+        refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
+
+
+async def test_no_redirect_is_followed_to_keys(store: FileStore, jwks: Jwks) -> None:
+    """The set is where the settings say, or nowhere."""
+    jwks.keys, jwks.status = [RSA.jwk()], 302
+    async with house(store, published(jwks)) as gateway:
+        refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
+    assert jwks.asked == 1
+
+
+SECRET_JWK = {
+    "kty": "oct",
+    "kid": SHARED.kid,
+    "alg": "HS256",
+    "k": base64.urlsafe_b64encode(SHARED.private.encode()).decode(),
+}
+UNUSABLE: dict[str, tuple[Pair, dict[str, Any]]] = {
+    "a published secret": (SHARED, SECRET_JWK),
+    "a key to encrypt with": (RSA, {**RSA.jwk(), "use": "enc"}),
+    "a key for another algorithm": (RSA, {**RSA.jwk(), "alg": "RS512"}),
+    "a key for none": (RSA, {**RSA.jwk(), "alg": "none"}),
+    "a weak key": (WEAK_RSA, WEAK_RSA.jwk()),
+    "half a key": (RSA, {"kty": "RSA", "kid": RSA.kid}),
+    "a number for a name": (RSA, {**RSA.jwk(), "kid": 7}),
+}
+
+
+@pytest.mark.parametrize(("pair", "jwk"), UNUSABLE.values(), ids=UNUSABLE)
+async def test_a_published_key_that_is_not_for_us_is_left_out(
+    store: FileStore, jwks: Jwks, pair: Pair, jwk: dict[str, Any]
+) -> None:
+    """A key of a set that is no public key for a signature we take opens nothing, and spoils no other."""
+    jwks.keys = [jwk, ED.jwk()]
+    async with house(store, published(jwks)) as gateway:
+        await gateway.kept_out(token(pair))
+        assert await gateway.let_in(token(ED)) == "anna"
+
+
+async def test_a_published_key_needs_no_algorithm_of_its_own(jwks: Jwks) -> None:
+    """A key that is published without `alg`, as many issuers do, is for the one algorithm its kind has here."""
+    jwks.keys = [{name: value for name, value in RSA.jwk().items() if name not in ("alg", "use")}]
+    tokens = Tokens(AuthSettings.model_validate(published(jwks)))
+    assert (await tokens.identify(token(RSA))).owner == "anna"
