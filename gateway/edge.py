@@ -96,7 +96,8 @@ class GatewayApp(FastAPI):
     def openapi(self) -> dict[str, object]:
         """Return the OpenAPI document."""
         if not self.openapi_schema:
-            secure(complete(super().openapi()))
+            anonymous = getattr(self.state.authenticator, "anonymous", None)
+            secure(complete(super().openapi()), anonymous=anonymous)
         return self.openapi_schema or {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.identity import Identity
 from gateway.permissions import PERMISSIONS
 
 _SCHEMES = {
@@ -18,16 +19,22 @@ _SCHEMES = {
 _METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace", "query"})
 
 
-def secure(document: dict[str, Any]) -> dict[str, Any]:
+def secure(document: dict[str, Any], *, anonymous: Identity | None = None) -> dict[str, Any]:
     """Say of every operation what it asks of its caller, from the one table; return the document.
 
     OpenAPI 3.1 lets a requirement name scopes whatever the scheme. A gateway that is open to its own machine takes
-    requests without credentials too; that is how it is run, not what the API is.
+    requests without credentials too: the document it serves says so, the one in docs/ does not.
     """
     document.setdefault("components", {})["securitySchemes"] = _SCHEMES
     for path, item in document.get("paths", {}).items():
         for method, operation in item.items():
             if method in _METHODS:
                 scope = PERMISSIONS.get((method.upper(), path))
-                operation["security"] = [{name: [scope.value]} for name in _SCHEMES] if scope is not None else []
+                if scope is None:
+                    operation["security"] = []
+                    continue
+                asked: list[dict[str, list[str]]] = [{name: [scope.value]} for name in _SCHEMES]
+                if anonymous is not None and scope in anonymous.scopes:
+                    asked.append({})
+                operation["security"] = asked
     return document

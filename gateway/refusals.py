@@ -36,7 +36,7 @@ def invalid(*, expired: bool = False) -> Problem:
 def ambiguous() -> Problem:
     """Return the refusal of who sent credentials in more than one way."""
     return Problem(
-        ProblemCode.BAD_REQUEST,
+        ProblemCode.UNAUTHORIZED,
         "Send credentials once, and in one way.",
         headers={"WWW-Authenticate": f'{_REALM}, error="invalid_request"'},
     )

@@ -226,7 +226,7 @@ async def test_credentials_are_sent_once(store: FileStore) -> None:
             [("X-API-Key", key), ("X-API-Key", other)],
         ):
             answer = await gateway.client.post("/api/v1/images/fetch", json={}, headers=headers)
-            refused(answer, 400, "bad-request")
+            refused(answer, 401, "unauthorized")
             assert 'error="invalid_request"' in answer.headers["www-authenticate"]
 
 
