@@ -79,8 +79,13 @@ class FileStore(Protocol):
     def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
         """Walk the objects under a prefix by key, from the first whose key is greater than `after`."""
 
-    async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
-        """Return a URL that reads the object without us, None where the store has no such thing."""
+    async def presign_get(
+        self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
+    ) -> str | None:
+        """Return a URL that reads the object without us, None where the store has no such thing.
+
+        With a name the object is to be saved under it, or, `inline`, shown.
+        """
 
     async def presign_post(
         self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int

@@ -57,8 +57,10 @@ class BreakingFiles:
     def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
         return self._answers.steps(self._inner.list(prefix, after=after))
 
-    async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
-        return await self._inner.presign_get(key, expires_s=expires_s, filename=filename)
+    async def presign_get(
+        self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
+    ) -> str | None:
+        return await self._inner.presign_get(key, expires_s=expires_s, filename=filename, inline=inline)
 
     async def presign_post(
         self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int

@@ -127,7 +127,9 @@ class DirectoryFiles:
             for info in found:
                 yield info
 
-    async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
+    async def presign_get(
+        self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
+    ) -> str | None:
         check_key(key)
         return None
 

@@ -180,11 +180,14 @@ class S3Files:
                 modified = item.last_modified.timestamp() if item.last_modified else 0.0
                 yield ObjectInfo(item.object_name, item.size or 0, "", item.etag or "", modified)
 
-    async def presign_get(self, key: str, *, expires_s: int, filename: str | None = None) -> str | None:
+    async def presign_get(
+        self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
+    ) -> str | None:
         check_key(key)
         headers: dict[str, str] | None = None
         if filename:  # RFC 6266 with RFC 8187: the name in UTF-8, percent-encoded
-            headers = {"response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}"}
+            kind = "inline" if inline else "attachment"
+            headers = {"response-content-disposition": f"{kind}; filename*=UTF-8''{quote(filename, safe='')}"}
         lifetime = timedelta(seconds=expires_s)
         return await self._call(
             key,

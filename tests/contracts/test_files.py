@@ -332,13 +332,16 @@ async def test_a_link_reads_without_us(files: FileStore, settings: FilesSettings
         return
     assert link is not None
 
-    def fetch() -> tuple[bytes, str]:
+    def fetch(link: str) -> tuple[bytes, str]:
         with urllib.request.urlopen(link, timeout=10) as answer:
             return answer.read(), answer.headers["content-disposition"]
 
-    body, disposition = await asyncio.to_thread(fetch)
+    body, disposition = await asyncio.to_thread(fetch, link)
     assert body == b"linked"
     assert disposition == "attachment; filename*=UTF-8''na%C3%AFve%20%22name%22.webp"
+    shown = await files.presign_get("k", expires_s=60, filename="x.webp", inline=True)
+    assert shown is not None
+    assert (await asyncio.to_thread(fetch, shown))[1] == "inline; filename*=UTF-8''x.webp"
 
 
 async def test_a_form_writes_one_object_of_that_type_and_size_without_us(
