@@ -3,13 +3,17 @@
 A connection on which we wait for the client is cut after a while: for the whole head of a request, however slowly it
 trickles; for the rest of a body that was answered before its end; for the client to read what it was sent. A body
 that is read is bounded by whoever reads it.
+
+A client that is refused while it still sends is given that while to read why: closing at once would reset the
+connection, and the answer would be lost with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import h11
 from pydantic import Field
@@ -42,10 +46,38 @@ class ServerSettings(Group):
     max_headers: int = Field(100, ge=20, description="headers of a request")
 
 
+class _Transport:
+    """A transport that is closed when the client, which still sends, has read what it was answered."""
+
+    def __init__(
+        self, transport: asyncio.Transport, still_sends: Callable[[], bool], linger: Callable[[], None]
+    ) -> None:
+        self._transport, self._still_sends, self._linger = transport, still_sends, linger
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Say whether nothing more can be written."""
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Send what is left to be sent, then close; twice closes now."""
+        if self.lingers or self._transport.is_closing() or not self._still_sends():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._linger()
+
+
 class BoundedProtocol(H11Protocol):
     """A connection under ServerSettings. Made anew for each connection by `protocol_with`."""
 
     settings = ServerSettings()
+    transport: Any
 
     def __init__(
         self,
@@ -57,10 +89,12 @@ class BoundedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head; of one connection too many, answer its request 503."""
-        super().connection_made(transport)
+        lingering = _Transport(transport, self._still_sends, self._linger)
+        super().connection_made(cast(asyncio.Transport, lingering))
         if len(self.connections) > 2 * self.settings.max_connections:
             transport.abort()  # so many that even telling them would be too much
         elif len(self.connections) > self.settings.max_connections:
@@ -72,11 +106,15 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
         self._stop_waiting()
-        self._head_timer = self._read_timer = None
+        for timer in (self._read_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take what came; wait on if it was not all."""
+        if self.transport.lingers:
+            return
         super().data_received(data)
         self._wait_for_client()
 
@@ -98,6 +136,13 @@ class BoundedProtocol(H11Protocol):
             self._read_timer = None
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        """End the connection, or let its request end it."""
+        if self.transport.lingers:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP request, or has too long a head."""
         body = _problem(ProblemCode.BAD_REQUEST, 400, "The request cannot be read", msg)
@@ -112,6 +157,12 @@ class BoundedProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _still_sends(self) -> bool:
+        return self.conn.their_state in {h11.SEND_BODY, h11.ERROR}
+
+    def _linger(self) -> None:
+        self._linger_timer = self.loop.call_later(self.settings.head_s, self.transport.abort)
 
     def _wait_for_client(self) -> None:
         heading = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
