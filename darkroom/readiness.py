@@ -1,20 +1,49 @@
-"""Would an upload be carried to its end? The parts of that answer that Kafka knows."""
+"""Would an upload be carried to its end? The parts of that answer that Kafka and this process know."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from gateway.readiness import Part, Parts, files_part, vectors_part
+from gateway.readiness import BreakerState, Part, Parts, files_part, vectors_part
 from gateway.settings import GatewaySettings
+from streams import files_breaking, vectors_breaking
 from streams.admin import KafkaAdmin
-from streams.breaker import Breakers
+from streams.breaker import Breakers, State
 from streams.control import Control
 from streams.files import FileStore
 from streams.topics import AGENTS
 from streams.vectors import ReadModel
 
 
-def agents_part(admin: KafkaAdmin, control: Control, agents: tuple[str, ...] = AGENTS) -> Part:
+@dataclass(slots=True)
+class Groups:
+    """The agents' consumer groups, asked for once by all parts that look at the same time."""
+
+    admin: KafkaAdmin
+    _asking: asyncio.Task[dict[str, int]] | None = None
+
+    async def members(self) -> dict[str, int]:
+        """Return how many members with partitions each agent's group has. Raises DependencyAway."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self.admin.members())
+            # It may end with an error after everybody has stopped waiting for it.
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._asking)
+
+
+def kafka_part(groups: Groups) -> Part:
+    """Return the part that proves that the brokers answer."""
+
+    async def check() -> tuple[bool, str]:
+        await groups.members()
+        return True, "the brokers answer"
+
+    return check
+
+
+def agents_part(groups: Groups, control: Control, agents: tuple[str, ...] = AGENTS) -> Part:
     """Return the part that proves that every agent's group has a member with partitions, or says why not.
 
     A worker joins its group only when its tools and models are loaded and answered rightly, so membership says more
@@ -22,7 +51,7 @@ def agents_part(admin: KafkaAdmin, control: Control, agents: tuple[str, ...] = A
     """
 
     async def check() -> tuple[bool, str]:
-        members = await admin.members()
+        members = await groups.members()
         away = [agent for agent in agents if not members.get(agent)]
         if away:
             paused = {mark.agent: f"{mark.agent} (paused: {mark.reason})" for mark in await control.all()}
@@ -43,6 +72,18 @@ def breakers_part(breakers: Breakers) -> Part:
     return check
 
 
+def worst(breakers: Breakers, *names: str) -> BreakerState:
+    """Return how to learn the state of a dependency that has several breakers: that of the worst."""
+
+    def look() -> State:
+        states = breakers.states()
+        return max(
+            (states[name] for name in names if name in states), key=lambda state: state.value, default=State.CLOSED
+        )
+
+    return look
+
+
 def readiness(
     settings: GatewaySettings,
     admin: KafkaAdmin,
@@ -53,11 +94,17 @@ def readiness(
     said: Mapping[str, Part] | None = None,
 ) -> Parts:
     """Return the readiness of a gateway process; `said` are parts of this process's own."""
+    groups = Groups(admin)
     parts: Mapping[str, Part] = {
         "files": files_part(files),
-        "agents": agents_part(admin, Control(files)),
+        "kafka": kafka_part(groups),
+        "agents": agents_part(groups, Control(files)),
         "breakers": breakers_part(breakers),
         **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
         **(said or {}),
     }
-    return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s)
+    states = {
+        "files": worst(breakers, files_breaking.ANSWERS, files_breaking.TAKES),
+        "vectors": worst(breakers, vectors_breaking.ANSWERS, vectors_breaking.TAKES),
+    }
+    return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s, states)

@@ -34,5 +34,5 @@ def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
 
     app.include_router(ingest_routes(settings, parts))
     app.include_router(query_routes(settings, parts))
-    app.include_router(health_routes(parts.readiness, parts.encoder))
+    app.include_router(health_routes(parts))
     return app

@@ -177,5 +177,5 @@ def ingest_app(settings: GatewaySettings, parts: IngestParts) -> FastAPI:
     """Return the ingest app, for a deployment of its own."""
     app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, parts)
     app.include_router(ingest_routes(settings, parts))
-    app.include_router(health_routes(parts.readiness))
+    app.include_router(health_routes(parts))
     return app

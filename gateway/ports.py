@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from schemas.envelope import Event
+from schemas.http_api import PartHealth
 from schemas.reconciliation import ReconcileReport
 from schemas.values import ErrorCode, ModelRef
 from streams.topics import Topic
@@ -24,8 +25,8 @@ class EventSink(Protocol):
 class Readiness(Protocol):
     """Whoever knows whether an upload would be carried to its end."""
 
-    async def check(self) -> dict[str, tuple[bool, str]]:
-        """Return, by part, whether it works and a sentence about it that may be shown to anybody."""
+    async def check(self) -> dict[str, PartHealth]:
+        """Return, by part, how it does, with a sentence about it that may be shown to anybody."""
 
 
 class Reconciling(Protocol):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import StringConstraints
 
 from gateway.accept import Accepting
@@ -16,7 +14,8 @@ from gateway.admin import Admin
 from gateway.admin_keys import AdminKeys
 from gateway.admin_letters import AdminLetters
 from gateway.annotations import Annotations
-from gateway.answers import VERSION_DIGITS, image_view, job_status
+from gateway.answers import image_view, job_status
+from gateway.delivery import Delivery, Size
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
 from gateway.features import FeatureExtraction
@@ -44,20 +43,15 @@ from schemas.http_api import (
     ProblemCode,
     ProblemItem,
 )
-from schemas.values import ImageState, Rendition
-from streams.deadlines import bounded
-from streams.files import FileStore, ObjectMissing
-from streams.vectors import ImageRecord
+from schemas.values import ImageState
+from streams.files import FileStore
 
 log = logging.getLogger(__name__)
 
-Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
 Ids = Annotated[
     list[Annotated[str, StringConstraints(pattern=rf"^[^,]+(?:,[^,]+){{0,{MAX_BATCH - 1}}}$")]],
     Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most", min_length=1, max_length=MAX_BATCH),
 ]
-
-_CONTENT_POLICY = "default-src 'none'; sandbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +93,6 @@ class Images:
         router.add_api_route("/{image_id}", self.image, summary="One size of an image", responses=sized)
         router.add_api_route("/{image_id}/all", self.sizes, summary="Every size", responses={**lost, **early})
         router.add_api_route(
-            "/{image_id}/direct",
-            self.direct,
-            summary="The bytes of one size",
-            response_class=StreamingResponse,
-            responses={
-                200: {"content": {"image/webp": {}}, "description": "the image"},
-                304: {"description": "you have it already"},
-                **sized,
-            },
-        )
-        router.add_api_route(
             "/{image_id}", self.delete, methods=["DELETE"], status_code=202, summary="Delete an image", responses=lost
         )
         return router
@@ -129,13 +112,12 @@ class Images:
     async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
         """Width, height, bytes, hash and URL of one size."""
         record = await self.lookup.image(image_id, owner)
-        return image_view(record, self._rendition(record, size), base_url(request, self.settings))
+        return image_view(record, self.lookup.rendition(record, size), base_url(request, self.settings))
 
     async def sizes(self, image_id: str, request: Request, owner: Caller) -> ImageSizes:
         """Every size that is there. 409 until the resizer is done."""
         record = await self.lookup.image(image_id, owner)
-        if not record.renditions:
-            raise self._no_sizes(record)
+        self.lookup.refuse_without_sizes(record)
         base = base_url(request, self.settings)
         return ImageSizes(image_id=image_id, sizes={r.name: image_view(record, r, base) for r in record.renditions})
 
@@ -158,35 +140,10 @@ class Images:
             try:
                 if isinstance(found, Problem):
                     raise found
-                images.append(image_view(found, self._rendition(found, size), base))
+                images.append(image_view(found, self.lookup.rendition(found, size), base))
             except Problem as problem:
                 errors.append(BatchError(image_id=image_id[:64], code=problem.code, detail=problem.detail))
         return ImageBatch(images=tuple(images), errors=tuple(errors))
-
-    async def direct(
-        self, image_id: str, request: Request, owner: Caller, size: Size = "medium", v: str | None = None
-    ) -> Response:
-        """Stream the bytes. `v`, as in the URLs of answers, names the bytes, so that they may be cached for good."""
-        record = await self.lookup.image(image_id, owner)
-        rendition = self._rendition(record, size)
-        stored = rendition.object
-        named = v is not None and v == stored.sha256[:VERSION_DIGITS]
-        headers = {
-            "ETag": f'"{stored.sha256}"',
-            "Cache-Control": "private, max-age=31536000, immutable" if named else "private, no-cache",
-            "Content-Security-Policy": _CONTENT_POLICY,
-        }
-        if _matches(request.headers.get("if-none-match"), headers["ETag"]):
-            return Response(status_code=304, headers=headers)
-        chunks = aiter(self.files.stream(stored.key))
-        try:
-            first = await bounded(anext(chunks, b""), self.settings.storage_timeout_s)
-        except ObjectMissing:
-            log.warning("a rendition is missing", extra={"image_id": image_id, "key": stored.key})
-            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size are not there any more.") from None
-        headers["Content-Length"] = str(stored.size)
-        body = _all_chunks(first, chunks, self.settings.storage_timeout_s)
-        return StreamingResponse(body, media_type=stored.content_type, headers=headers)
 
     async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> DeletionSubmitted:
         """Hidden at once, gone soon: the job says when. Asking again is harmless."""
@@ -198,20 +155,6 @@ class Images:
         erasure_url = f"{base_url(request, self.settings)}/api/v1/images/{image_id}/erasure"
         return DeletionSubmitted(**accepted.model_dump(), erasure_url=erasure_url)
 
-    def _rendition(self, record: ImageRecord, size: str) -> Rendition:
-        for rendition in record.renditions:
-            if rendition.name == size:
-                return rendition
-        if not record.renditions:
-            raise self._no_sizes(record)
-        known = ", ".join(rendition.name for rendition in record.renditions)
-        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image has these sizes: {known}.")
-
-    def _no_sizes(self, record: ImageRecord) -> Problem:
-        if record.state is ImageState.PROCESSING:
-            return self.lookup.not_finished("The image's sizes are not made yet.")
-        return Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
-
 
 def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     """Return every route of the query app but health."""
@@ -220,6 +163,7 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router = APIRouter()
     router.include_router(Listing(settings, vectors, lookup).routes())
     router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
+    router.include_router(Delivery(settings, files, lookup).routes())
     router.include_router(Annotations(settings, parts.events, vectors, lookup, Revisions(files)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Live(settings, lookup, parts.live).routes())
@@ -235,17 +179,5 @@ def query_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
     """Return the query app, for a deployment of its own."""
     app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings, parts)
     app.include_router(query_routes(settings, parts))
-    app.include_router(health_routes(parts.readiness, parts.encoder))
+    app.include_router(health_routes(parts))
     return app
-
-
-def _matches(header: str | None, etag: str) -> bool:
-    """Say whether an If-None-Match header names the entity (RFC 9110 section 13.1.2, weak comparison)."""
-    given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
-    return "*" in given or etag in given
-
-
-async def _all_chunks(first: bytes, rest: AsyncIterator[bytes], timeout_s: float) -> AsyncIterator[bytes]:
-    yield first
-    while chunk := await bounded(anext(rest, b""), timeout_s):
-        yield chunk

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from fastapi import APIRouter, Response
 
 from gateway.edge import version
-from gateway.ports import Readiness, TextEncoder
+from gateway.parts import IngestParts, QueryParts
 from schemas.http_api import Health, PartHealth
+from streams.breaker import State
 from streams.files import FileStore
 from streams.vectors import ReadModel
 
 log = logging.getLogger(__name__)
 
 Part = Callable[[], Awaitable[tuple[bool, str]]]
+BreakerState = Callable[[], State]
+
+_BREAKERS = {State.CLOSED: "closed", State.HALF_OPEN: "half-open", State.OPEN: "open"}
 
 
 @dataclass(slots=True)
@@ -28,11 +32,12 @@ class Parts:
     parts: Mapping[str, Part]
     timeout_s: float
     cache_s: float = 0.0
-    _known: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    breakers: Mapping[str, BreakerState] = field(default_factory=dict)  # of those parts that have one
+    _known: dict[str, PartHealth] = field(default_factory=dict)
     _known_at: float = float("-inf")
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def check(self) -> dict[str, tuple[bool, str]]:
+    async def check(self) -> dict[str, PartHealth]:
         """See Readiness."""
         async with self._lock:
             if time.monotonic() - self._known_at > self.cache_s:
@@ -41,13 +46,21 @@ class Parts:
                 self._known_at = time.monotonic()
             return dict(self._known)
 
-    async def _ask(self, name: str, part: Part) -> tuple[bool, str]:
+    async def _ask(self, name: str, part: Part) -> PartHealth:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await part()
+                ok, detail = await part()
         except Exception as error:  # whatever it is, this part does not work
             log.warning("%s is not ready", name, extra={"error": repr(error)})
-            return False, "does not answer"
+            ok, detail = False, "does not answer"
+        latency_ms = round((time.monotonic() - began) * 1000, 1)
+        breaker = self.breakers[name]() if name in self.breakers else None
+        state = "down" if not ok else "degraded" if breaker not in (None, State.CLOSED) else "ok"
+        said = _BREAKERS[breaker] if breaker is not None else None
+        return PartHealth.model_validate(
+            {"ok": ok, "detail": detail, "state": state, "latency_ms": latency_ms, "breaker": said}
+        )
 
 
 def files_part(files: FileStore) -> Part:
@@ -70,35 +83,50 @@ def vectors_part(vectors: ReadModel) -> Part:
     return check
 
 
-def health_routes(readiness: Readiness, encoder: TextEncoder | None = None) -> APIRouter:
-    """Return the routes that say how the system does. A missing encoder degrades; it never makes unready."""
+def health_routes(parts: IngestParts) -> APIRouter:
+    """Return the routes that say how the system does. What can be done without degrades; it never makes unready."""
     router = APIRouter(tags=["operation"])
 
     async def look() -> Health:
-        parts = {name: PartHealth(ok=ok, detail=detail) for name, (ok, detail) in (await readiness.check()).items()}
-        ready = all(part.ok for part in parts.values())
-        if encoder is not None:
-            ok, detail = encoder.available()
-            parts["search-by-meaning"] = PartHealth(ok=ok, detail=detail)
-        well = all(part.ok for part in parts.values())
+        found = await parts.readiness.check()
+        ready = all(part.ok for part in found.values())
+        found |= {name: _optional(*answer) for name, answer in _without(parts).items()}
+        well = all(part.ok and part.state != "degraded" for part in found.values())
         status = "ok" if well else "degraded" if ready else "unready"
-        return Health(status=status, ready=ready, version=version(), parts=parts)
+        return Health(status=status, ready=ready, version=version(), parts=found)
 
     @router.get("/health/live", summary="Is this process alive")
     async def live() -> dict[str, str]:
         """Answer as long as the event loop turns; asks nobody else."""
         return {"status": "ok"}
 
-    @router.get("/health/ready", summary="Would an upload be carried to its end", responses={503: {"model": Health}})
+    @router.get(
+        "/health/ready",
+        summary="Would an upload be carried to its end",
+        responses={503: {"model": Health, "description": "not now"}},
+        response_model_exclude_none=True,
+    )
     async def ready(response: Response) -> Health:
         """200 only when every part works that an upload needs from here to its end."""
         health = await look()
         response.status_code = 200 if health.ready else 503
         return health
 
-    @router.get("/api/v1/health", summary="How every part does")
+    @router.get("/api/v1/health", summary="How every part does", response_model_exclude_none=True)
     async def health() -> Health:
         """Always 200: for people and dashboards."""
         return await look()
 
     return router
+
+
+def _without(parts: IngestParts) -> dict[str, tuple[bool, str]]:
+    """Return how those parts do that the system can do without."""
+    found = {"limits": parts.limits.available()}
+    if isinstance(parts, QueryParts) and parts.encoder is not None:
+        found["search-by-meaning"] = parts.encoder.available()
+    return found
+
+
+def _optional(ok: bool, detail: str) -> PartHealth:
+    return PartHealth(ok=ok, detail=detail, state="ok" if ok else "degraded")

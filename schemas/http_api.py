@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -338,7 +339,14 @@ class PartHealth(Value):
     """How one part of the system does."""
 
     ok: bool
-    detail: str = ""
+    detail: str = Field("", examples=["objects can be written and read"])
+    state: Literal["ok", "degraded", "down"] | None = Field(
+        None, description="degraded: it works with less than it should, or answers but is left alone after failures"
+    )
+    latency_ms: float | None = Field(None, description="of the question it was just asked", examples=[4.2])
+    breaker: Literal["closed", "half-open", "open"] | None = Field(
+        None, description="of a dependency: open = calls are refused for a while; half-open = one call finds out"
+    )
 
 
 class Health(Value):

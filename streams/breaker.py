@@ -215,6 +215,10 @@ class Breakers:
         """Return the dependencies that have a breaker."""
         return frozenset(self._all)
 
+    def states(self) -> dict[str, State]:
+        """Return what is done with calls to each dependency."""
+        return {name: breaker.state for name, (breaker, _) in self._all.items()}
+
     def shut(self) -> list[str]:
         """Return, of each dependency that is left alone or being asked, a sentence that may be shown to anybody."""
         return [

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from gateway.settings import GatewaySettings
 from schemas.envelope import Event
-from schemas.http_api import ProblemBody
+from schemas.http_api import PartHealth, ProblemBody
 from streams.errors import DependencyAway
 from streams.files import FileStore
 from streams.topics import Topic
@@ -72,8 +72,8 @@ class Answers:
 
     parts: dict[str, tuple[bool, str]] = field(default_factory=lambda: {"kafka": (True, "answers")})
 
-    async def check(self) -> dict[str, tuple[bool, str]]:
-        return self.parts
+    async def check(self) -> dict[str, PartHealth]:
+        return {name: PartHealth(ok=ok, detail=detail) for name, (ok, detail) in self.parts.items()}
 
 
 @dataclass
