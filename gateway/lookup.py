@@ -18,7 +18,7 @@ from schemas.erasures import Erasure
 from schemas.http_api import ProblemCode
 from schemas.intake import SUBMISSION
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import ID_PATTERN, ImageState, Owner, job_id_of, split_job_id
+from schemas.values import ID_PATTERN, ImageState, Owner, Rendition, job_id_of, split_job_id
 from streams.deadlines import bounded
 from streams.erasures import Erasures
 from streams.files import FileStore
@@ -146,6 +146,23 @@ class Lookup:
             return found
         receipt = await self._receipt(job_id_of(image_id, found.generation))
         return found if receipt is None or receipt.owner != owner else _as_accepted(receipt, found)
+
+    def rendition(self, record: ImageRecord, size: str) -> Rendition:
+        """Return one size of an image. Refused: it has none yet (409), or not this one."""
+        self.refuse_without_sizes(record)
+        for rendition in record.renditions:
+            if rendition.name == size:
+                return rendition
+        known = ", ".join(rendition.name for rendition in record.renditions)
+        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image has these sizes: {known}.")
+
+    def refuse_without_sizes(self, record: ImageRecord) -> None:
+        """Refuse an image that has no sizes: yet (409), or for good."""
+        if record.renditions:
+            return
+        if record.state is ImageState.PROCESSING:
+            raise self.not_finished("The image's sizes are not made yet.")
+        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
 
     def not_finished(self, detail: str) -> Problem:
         """Return the refusal of what is not there yet."""

@@ -82,7 +82,9 @@ class Methods:
                 raise _Enough
 
         try:
-            await self._app({**scope, "method": "GET"}, receive, without_body)
+            # Ranges are of GET alone (RFC 9110 section 14.2).
+            headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+            await self._app({**scope, "method": "GET", "headers": headers}, receive, without_body)
         except (_Enough, ClientDisconnect):  # what streams takes the one for the other
             return
 

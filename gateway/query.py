@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from pydantic import StringConstraints
@@ -15,6 +14,7 @@ from gateway.admin_keys import AdminKeys
 from gateway.admin_letters import AdminLetters
 from gateway.annotations import Annotations
 from gateway.answers import image_view, job_status
+from gateway.conditional import answered
 from gateway.delivery import Delivery, Size
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
@@ -46,8 +46,6 @@ from schemas.http_api import (
 from schemas.values import ImageState
 from streams.files import FileStore
 
-log = logging.getLogger(__name__)
-
 Ids = Annotated[
     list[Annotated[str, StringConstraints(pattern=rf"^[^,]+(?:,[^,]+){{0,{MAX_BATCH - 1}}}$")]],
     Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most", min_length=1, max_length=MAX_BATCH),
@@ -68,21 +66,22 @@ class Images:
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
         lost = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
         early = documented(ProblemCode.NOT_FINISHED)
+        unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "you have it already"}}
         sized = {**lost, **early, **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE)}
 
         router.add_api_route(
             "/jobs/{job_id}",
             self.status,
+            response_model=JobStatus,
             summary="Where a job stands",
-            response_model_exclude_none=True,
-            responses=lost,
+            responses={**lost, **unchanged},
         )
         router.add_api_route(
             "/jobs/{job_id}/result",
             self.result,
+            response_model=JobResult,
             summary="What a job found",
-            response_model_exclude_none=True,
-            responses={**lost, **early},
+            responses={**lost, **early, **unchanged},
         )
         router.add_api_route(
             "/batch",
@@ -97,17 +96,17 @@ class Images:
         )
         return router
 
-    async def status(self, job_id: str, request: Request, response: Response, owner: Caller) -> JobStatus:
+    async def status(self, job_id: str, request: Request, owner: Caller) -> Response:
         """Right from the moment of the 202, whether or not the pipeline has begun."""
         job = await self.lookup.job(job_id, owner)
-        if job.state is ImageState.PROCESSING:
-            response.headers["Retry-After"] = str(self.settings.poll_after_s)
-        return job_status(job, base_url(request, self.settings))
+        soon = {"Retry-After": str(self.settings.poll_after_s)} if job.state is ImageState.PROCESSING else {}
+        return answered(request, job_status(job, base_url(request, self.settings)), soon)
 
-    async def result(self, job_id: str, request: Request, owner: Caller) -> JobResult:
+    async def result(self, job_id: str, request: Request, owner: Caller) -> Response:
         """409 until the job has ended; then also of an image that was rejected or failed, with the reason."""
         job = await self.lookup.job(job_id, owner)
-        return await Results(self.settings, self.files, self.lookup).of(job, base_url(request, self.settings))
+        result = await Results(self.settings, self.files, self.lookup).of(job, base_url(request, self.settings))
+        return answered(request, result)
 
     async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
         """Width, height, bytes, hash and URL of one size."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
 from gateway.cors import Origin
 from streams.settings import Group
+
+
+class Delivered(StrEnum):
+    """How the bytes of images are sent."""
+
+    PROXIED = "proxied"
+    PRESIGNED = "presigned"
 
 
 class GatewaySettings(Group):
@@ -55,6 +63,11 @@ class GatewaySettings(Group):
         2.0, gt=0, description="seconds a PATCH may wait until the read model shows it; then it is answered 202"
     )
     max_wait_s: int = Field(30, ge=0, description="seconds a request may wait for its result (Prefer: wait)")
+    delivery: Delivered = Field(
+        Delivered.PROXIED,
+        description="how bytes are sent: proxied, through the gateway; presigned, by a redirect to the object store",
+    )
+    link_expires_s: int = Field(300, ge=2, le=604_800, description="seconds a link to the object store is good for")
     storage_timeout_s: float = Field(30.0, gt=0, description="seconds one call of the object store may take")
     delivery_timeout_s: float = Field(
         40.0,
