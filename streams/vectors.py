@@ -39,6 +39,29 @@ class StageRecord(Value):
     finished_at: str | None = None
 
 
+class HistoryEntry(Value):
+    """One fact, as the indexer met it. Kept beside the record, and not part of it."""
+
+    event_id: str
+    type: str
+    generation: int
+    stage: str
+    state: StageState | None = None  # None: no stage said this
+    reason: str | None = None  # an ErrorCode
+    attempts: int | None = None
+    duration_ms: int | None = None
+    reused: bool = False
+    version: str | None = None
+    run: int = 0
+    worker: str | None = None  # who said it
+    occurred_at: str
+    recorded_at: str  # when the log took it
+    trace_id: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+
 class ImageRecord(Value):
     """One image as the read model knows it."""
 
@@ -112,10 +135,11 @@ class ReadModel(Protocol):
     async def get(self, image_id: str) -> ImageRecord | None:
         """Return one image, whoever owns it (the indexer's view), tombstones included."""
 
-    async def begin(self, record: ImageRecord) -> None:
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         """Make sure a point of at least this generation exists: insert the stub, or raise an older generation.
 
-        Raising forgets what the older generation knew, vector included. Nothing happens to another owner's point.
+        Raising forgets what the older generation knew, vector and history included, but for the history given here.
+        Nothing happens to another owner's point.
         """
 
     async def merge(
@@ -125,12 +149,19 @@ class ReadModel(Protocol):
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        """Write top-level keys, single stages and the vector, only if the point is of exactly this generation.
+        """Write top-level keys, single stages and entries, and the vector, if the point is of exactly this generation.
 
         Update-only and conditional: a point that is missing, newer or deleted stays as it is. A None removes its key.
         """
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        """Return what was written down of an image, by the names the entries were written under."""
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        """Forget all entries but these, under the same condition as `merge`."""
 
     async def bury(self, image_id: str, owner: str, generation: int) -> None:
         """Leave only a tombstone (owner, generation, deleted): no personal data, no vector. Lower facts bounce off.

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from schemas.values import ImageState
 from streams.breaker import Breakers
-from streams.vectors import Filters, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import Filters, HistoryEntry, Hit, ImageRecord, ReadModel, StageRecord
 
 ANSWERS = "read-model"
 TAKES = "read-model-writes"
@@ -31,9 +31,9 @@ class BreakingReadModel:
         with self._answers.passing():
             return await self._inner.get(image_id)
 
-    async def begin(self, record: ImageRecord) -> None:
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         with self._takes.passing():
-            await self._inner.begin(record)
+            await self._inner.begin(record, history=history)
 
     async def merge(
         self,
@@ -42,10 +42,19 @@ class BreakingReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
         with self._takes.passing():
-            await self._inner.merge(image_id, generation, patch, stages=stages, vector=vector)
+            await self._inner.merge(image_id, generation, patch, stages=stages, history=history, vector=vector)
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        with self._answers.passing():
+            return await self._inner.history(image_id)
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        with self._takes.passing():
+            await self._inner.keep_history(image_id, generation, entries)
 
     async def bury(self, image_id: str, owner: str, generation: int) -> None:
         with self._takes.passing():

@@ -23,15 +23,18 @@ from qdrant_client import QdrantClient, models
 from schemas.values import ImageState
 from streams.errors import DependencyAway, NotReady
 from streams.settings import QdrantSettings
-from streams.vectors import VECTOR, Filters, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, ReadModel, StageRecord
 from streams.vectors_catalogue import Entry
 from streams.vectors_schema import (
+    HISTORY,
     QUERY_WORDS,
     away_as_such,
     fits,
     labels_in,
     prepare,
     share,
+    to_entries,
+    to_history,
     to_payload,
     to_record,
     tombstone,
@@ -72,11 +75,11 @@ class LocalReadModel:
     async def get(self, image_id: str) -> ImageRecord | None:
         return await self._call(lambda: self._get(image_id))
 
-    async def begin(self, record: ImageRecord) -> None:
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         def write() -> None:
             known = self._get(record.image_id)
             if known is None or (known.owner == record.owner and known.generation < record.generation):
-                self._put(record.image_id, to_payload(record), {})
+                self._put(record.image_id, to_payload(record) | {HISTORY: to_entries(history or {})}, {})
 
         await self._call(write)
 
@@ -87,6 +90,7 @@ class LocalReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
         def write() -> None:
@@ -99,11 +103,25 @@ class LocalReadModel:
             payload |= with_derived(patch)
             for name, stage in (stages or {}).items():
                 payload.setdefault("stages", {})[name] = stage.model_dump(mode="json", exclude_none=True)
+            if history:
+                payload[HISTORY] = payload.get(HISTORY, {}) | to_entries(history)
             kept = found[0].vector if isinstance(found[0].vector, dict) else {}
             vectors = kept if vector is None else {VECTOR: list(vector)}
             self._put(image_id, {key: value for key, value in payload.items() if value is not None}, vectors)
 
         await self._call(write)
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        def read() -> dict[str, HistoryEntry]:
+            if image_id not in self._catalogue:
+                return {}
+            found = self._qdrant.retrieve(self._name, [image_id], with_payload=[HISTORY])
+            return to_history(found[0].payload or {}) if found else {}
+
+        return await self._call(read)
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        await self.merge(image_id, generation, {HISTORY: to_entries(entries)})
 
     async def bury(self, image_id: str, owner: str, generation: int) -> None:
         def write() -> None:

@@ -16,12 +16,14 @@ from schemas.envelope import now
 from schemas.values import ImageState
 from streams.errors import DependencyAway, NotReady
 from streams.settings import QdrantSettings
-from streams.vectors import DIMENSIONS, VECTOR, ImageRecord
+from streams.vectors import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
 
 Payload = dict[str, JsonValue]
 
 LABEL_KEYS = "label_keys"  # labels in small letters, for matching; derived from `labels`
 SEQUENCE = "sequence"  # milliseconds of the image id (UUIDv7), for newest-first; derived from `image_id`
+HISTORY = "history"  # entries by name; beside the record, and read only when it is asked for
+RECORD = models.PayloadSelectorExclude(exclude=[HISTORY])
 LABEL_WORDS = 3  # the longest label looked for in a query
 QUERY_WORDS = 64  # more words than this are not looked at
 
@@ -94,6 +96,19 @@ def away_as_such() -> Iterator[None]:
 def to_payload(record: ImageRecord) -> Payload:
     """Return what is stored of a record."""
     return with_derived(record.model_dump(mode="json", exclude_none=True)) | {SEQUENCE: sequence(record.image_id)}
+
+
+def to_entries(entries: Mapping[str, HistoryEntry]) -> Payload:
+    """Return what is stored of entries of a history."""
+    return {name: entry.model_dump(mode="json", exclude_none=True) for name, entry in entries.items()}
+
+
+def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
+    """Return the history a payload holds."""
+    entries = payload.get(HISTORY)
+    if not isinstance(entries, dict):
+        return {}
+    return {str(name): HistoryEntry.model_validate(entry) for name, entry in entries.items()}
 
 
 def to_record(payload: Mapping[str, object]) -> ImageRecord:

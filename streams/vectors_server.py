@@ -20,11 +20,13 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from schemas.values import ID_PATTERN, ImageState
 from streams.errors import DependencyAway
 from streams.settings import QdrantSettings
-from streams.vectors import VECTOR, Filters, Hit, ImageRecord, ReadModel, StageRecord
+from streams.vectors import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, ReadModel, StageRecord
 from streams.vectors_listing import newest, oldest, page_filter
 from streams.vectors_schema import (
+    HISTORY,
     LABEL_KEYS,
     QUERY_WORDS,
+    RECORD,
     SEQUENCE,
     Payload,
     away_as_such,
@@ -34,6 +36,8 @@ from streams.vectors_schema import (
     owned,
     prepare,
     share,
+    to_entries,
+    to_history,
     to_payload,
     to_record,
     tombstone,
@@ -79,7 +83,7 @@ class ServerReadModel:
         found = await self._retrieve([image_id])
         return found.get(image_id)
 
-    async def begin(self, record: ImageRecord) -> None:
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         older = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[record.image_id]),
@@ -87,7 +91,7 @@ class ServerReadModel:
                 models.FieldCondition(key="generation", range=models.Range(lt=record.generation)),
             ]
         )
-        await self._write(_replace(record.image_id, to_payload(record), older))
+        await self._write(_replace(record.image_id, to_payload(record) | {HISTORY: to_entries(history or {})}, older))
 
     async def merge(
         self,
@@ -96,6 +100,7 @@ class ServerReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
         fence = models.Filter(
@@ -111,6 +116,8 @@ class ServerReadModel:
         if stages:
             records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in stages.items()}
             operations.append(_set(records, fence, key="stages"))
+        if history:
+            operations.append(_set(to_entries(history), fence, key=HISTORY))
         if vector is not None:  # last: the only one that answers "no such point", after the others were applied
             update = models.UpdateVectors(
                 points=[models.PointVectors(id=image_id, vector={VECTOR: list(vector)})], update_filter=fence
@@ -118,6 +125,18 @@ class ServerReadModel:
             operations.append(models.UpdateVectorsOperation(update_vectors=update))
         if operations:
             await self._write(operations)
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        def read() -> dict[str, HistoryEntry]:
+            found = self._qdrant.retrieve(
+                self._name, [image_id], with_payload=[HISTORY], consistency=models.ReadConsistencyType.MAJORITY
+            )
+            return to_history(found[0].payload or {}) if found else {}
+
+        return await self._call(read) if re.match(ID_PATTERN, image_id) else {}
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        await self.merge(image_id, generation, {HISTORY: to_entries(entries)})
 
     async def bury(self, image_id: str, owner: str, generation: int) -> None:
         alive = models.Filter(
@@ -156,7 +175,12 @@ class ServerReadModel:
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         def search() -> list[Hit]:
             answer = self._qdrant.query_points(
-                self._name, query=list(vector), using=VECTOR, query_filter=owned(owner), limit=limit, with_payload=True
+                self._name,
+                query=list(vector),
+                using=VECTOR,
+                query_filter=owned(owner),
+                limit=limit,
+                with_payload=RECORD,
             )
             return [Hit(to_record(point.payload or {}), point.score, ("meaning",)) for point in answer.points]
 
@@ -213,7 +237,7 @@ class ServerReadModel:
 
         def read() -> list[ImageRecord]:  # Qdrant scrolls by id, from the offset on: so one more, and without that one
             points, _ = self._qdrant.scroll(
-                self._name, models.Filter(must=[wanted]), limit=limit + 1, offset=after, with_payload=True
+                self._name, models.Filter(must=[wanted]), limit=limit + 1, offset=after, with_payload=RECORD
             )
             return [to_record(point.payload or {}) for point in points if point.id != after][:limit]
 
@@ -267,7 +291,7 @@ class ServerReadModel:
             return {}
         points = await self._call(
             lambda: self._qdrant.retrieve(
-                self._name, ids, with_payload=True, consistency=models.ReadConsistencyType.MAJORITY
+                self._name, ids, with_payload=RECORD, consistency=models.ReadConsistencyType.MAJORITY
             )
         )
         return {str(point.id): to_record(point.payload or {}) for point in points}
