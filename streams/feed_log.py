@@ -38,7 +38,9 @@ PROVED_S = 1.0  # seconds a proof that Kafka answers is good for
 class LiveSettings(Group):
     """Live progress: who is told, and how much is kept for them; DARKROOM_LIVE__…"""
 
-    max_listeners: int = Field(5_000, ge=1, description="streams open at once in one process")
+    max_listeners: int = Field(
+        2_000, ge=1, description="streams open at once in one process; well below server.max_connections"
+    )
     remembered: int = Field(5_000, ge=1, description="events kept in memory for those who resume")
     queue: int = Field(256, ge=1, description="events one listener may be behind before its stream is cut")
     heartbeat_s: float = Field(15.0, gt=0, description="seconds between signs of life on a quiet stream")
