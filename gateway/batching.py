@@ -33,6 +33,7 @@ class FeatureSettings(Group):
     decoders: int = Field(2, ge=1, description="images decoded at once, each in a child process of its own")
     max_bytes: int = Field(10_000_000, ge=1, description="bytes of one image")
     max_files: int = Field(32, ge=1, description="images of one batch request")
+    max_batch_bytes: int = Field(100_000_000, ge=1, description="bytes of all images of one batch request")
     timeout_s: float = Field(30.0, gt=0, description="seconds one request may wait for its vectors")
     weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
 

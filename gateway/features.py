@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -17,20 +16,20 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
 
 from gateway.batching import Batching, Busy
 from gateway.bodies import described, media_type, read_json
+from gateway.forms import Rules
 from gateway.guard import Who
 from gateway.limits import FEATURES, Limits
 from gateway.lookup import Lookup
 from gateway.ports import ModelAway, Undecodable
-from gateway.problems import Problem, away, documented
+from gateway.problems import Problem, documented
 from gateway.settings import GatewaySettings
-from gateway.uploads import receive_form
-from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
-from schemas.http_api import ProblemCode
-from schemas.http_features import FeatureModel, Features, FeaturesOf
+from gateway.spooling import Arriving
+from gateway.uploads import receive_file, receive_files, receive_form
+from schemas.http_api import ProblemCode, ProblemItem
+from schemas.http_features import FeatureBatch, FeatureError, FeatureItem, FeatureModel, Features, FeaturesOf
 from schemas.results import ImageEmbedding
 from schemas.values import ModelRef, Owner, StageState
 from streams.deadlines import bounded
@@ -45,6 +44,21 @@ ALIAS, ALIAS_BATCH = "/extract-features", "/extract-features-batch"
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _MAX_RESULT_BYTES = 1_000_000  # a stored vector has about 4 KB
 _FILE = {"type": "string", "format": "binary"}
+_NAMES = frozenset({"file", "files"})  # of the fields a batch comes in
+_SEVERAL_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": _FILE, "minItems": 1}},
+                }
+            }
+        },
+    }
+}
 _REFUSALS = documented(
     ProblemCode.MISSING_FILE,
     ProblemCode.EMPTY_FILE,
@@ -81,6 +95,17 @@ class FeatureExtraction:
                 openapi_extra=_one_body(),
                 responses=_REFUSALS | _LOST,
             )
+        for path in ("/api/v1/features/batch", ALIAS_BATCH):
+            router.add_api_route(
+                path,
+                self.several,
+                methods=["POST"],
+                summary="The vectors of several images"
+                + (" (as /api/v1/features/batch)" if path == ALIAS_BATCH else ""),
+                openapi_extra=_SEVERAL_BODY,
+                response_model_exclude_none=True,
+                responses=_REFUSALS | documented(ProblemCode.TOO_MANY_FILES, ProblemCode.NOTHING_ACCEPTED),
+            )
         return router
 
     async def one(self, request: Request, identity: Who) -> Features:
@@ -95,6 +120,41 @@ class FeatureExtraction:
         if isinstance(vector, Undecodable):
             raise _undecodable(vector)
         return Features(vector=tuple(vector), dimensions=len(vector), model=_shown(model), duration_ms=_since(began))
+
+    async def several(self, request: Request, identity: Who) -> FeatureBatch:
+        """Send images as a form, each as `file` or `files`. One that cannot be used is named among the errors, and
+        fails alone; when none can be used, the answer is 422. Each counts for itself against the limit."""
+        batching, model = await self._ready()
+        own = batching.settings
+        rules = Rules(
+            frozenset(),
+            own.max_bytes,
+            self.settings.max_metadata_bytes,
+            names=_NAMES,
+            max_files=own.max_files,
+            max_total_bytes=own.max_batch_bytes,
+        )
+        async with receive_files(request, self.settings, rules) as form:
+            await _limits(request).take(request, identity, FEATURES, cost=len(form.files))
+            began = time.monotonic()
+            judged = [_judged(index, file) for index, file in enumerate(form.files)]
+            good = [file for file in judged if isinstance(file, _Sent)]
+            vectors = iter(await _while_connected(request, self._vectors(batching, [file.path for file in good])))
+        answers = [file.answered(next(vectors)) if isinstance(file, _Sent) else file for file in judged]
+        items = tuple(one for one in answers if isinstance(one, FeatureItem))
+        errors = tuple(one for one in answers if isinstance(one, FeatureError))
+        if not items:
+            wrong = tuple(
+                ProblemItem(field=f"files[{one.index}]", detail=f"{one.code}: {one.detail}") for one in errors
+            )
+            raise Problem(ProblemCode.NOTHING_ACCEPTED, "No vector could be made of any file.", wrong)
+        return FeatureBatch(
+            items=items,
+            errors=errors,
+            dimensions=len(items[0].vector),
+            model=_shown(model),
+            duration_ms=_since(began),
+        )
 
     async def _ready(self) -> tuple[Batching[Any], ModelRef]:
         """Return the way to the encoder, and its model, before anything of a body is read. Raises Problem."""
@@ -127,12 +187,11 @@ class FeatureExtraction:
         """Receive the one image of a request to disk, where it stays until the block ends. Raises Problem."""
         kind = media_type(request)
         if kind == "multipart/form-data":
-            form = receive_form(request, self.settings, allowed=frozenset(), max_bytes=max_bytes)
-            async with form as received:
-                yield received.file.path
+            async with receive_form(request, self.settings, allowed=frozenset(), max_bytes=max_bytes) as form:
+                yield form.file.path
         elif kind.startswith("image/") or kind == "application/octet-stream":
-            async with _receive_raw(request, self.settings, max_bytes) as path:
-                yield path
+            async with receive_file(request, self.settings, max_bytes=max_bytes) as file:
+                yield file.ready().path
         else:
             detail = "Send the image as multipart/form-data, or as the body itself with an image's type."
             raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail, headers=_CLOSE)
@@ -157,60 +216,32 @@ class FeatureExtraction:
         return Features(vector=vector, dimensions=len(vector), model=_shown(found.model), duration_ms=_since(began))
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """One image of several."""
+
+    index: int
+    filename: str | None
+    path: Path
+
+    def answered(self, vector: list[float] | Undecodable) -> FeatureItem | FeatureError:
+        """Return what is said of it."""
+        if isinstance(vector, Undecodable):
+            return FeatureError(index=self.index, filename=self.filename, code=vector.code, detail=vector.message)
+        return FeatureItem(index=self.index, filename=self.filename, vector=tuple(vector))
+
+
+def _judged(index: int, file: Arriving) -> _Sent | FeatureError:
+    try:
+        ready = file.ready()
+    except Problem as problem:
+        return FeatureError(index=index, filename=file.filename, code=problem.code, detail=problem.detail)
+    return _Sent(index, ready.filename, ready.path)
+
+
 def _limits(request: Request) -> Limits:
     limits: Limits = request.app.state.limits
     return limits
-
-
-@asynccontextmanager
-async def _receive_raw(request: Request, settings: GatewaySettings, max_bytes: int) -> AsyncIterator[Path]:
-    """Receive a body that is the image itself. Raises Problem; the file is gone on exit."""
-    try:
-        spool = tempfile.TemporaryDirectory(prefix="darkroom-features-", dir=settings.spool_dir)
-    except OSError as error:
-        raise _no_room(error, settings) from error
-    with spool as folder:
-        path = Path(folder) / "image"
-        try:
-            async with asyncio.timeout(settings.upload_total_s):
-                head = await _write_body(request, path, max_bytes, settings.upload_idle_s)
-        except TimeoutError:
-            raise Problem(ProblemCode.UPLOAD_TOO_SLOW, "The body did not come in time.", headers=_CLOSE) from None
-        except ClientDisconnect:
-            detail = "The connection ended before the body did."
-            raise Problem(ProblemCode.BAD_REQUEST, detail, headers=_CLOSE) from None
-        except OSError as error:
-            raise _no_room(error, settings) from error
-        if not head:
-            raise Problem(ProblemCode.EMPTY_FILE, "The body has no bytes.")
-        if sniff(head) is None:
-            detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
-            raise Problem(ProblemCode.UNSUPPORTED_FORMAT, detail)
-        yield path
-
-
-def _no_room(error: OSError, settings: GatewaySettings) -> Problem:
-    log.error("images cannot wait on disk", extra={"error": repr(error)})
-    return away("The gateway's own disk", retry_after_s=settings.retry_after_s)
-
-
-async def _write_body(request: Request, path: Path, max_bytes: int, idle_s: float) -> bytes:
-    """Write a body to a file; return its first bytes."""
-    head, size = b"", 0
-    with path.open("wb") as file:
-        body = aiter(request.stream())
-        while True:
-            try:
-                chunk = await bounded(anext(body), idle_s)
-            except StopAsyncIteration:
-                return head
-            size += len(chunk)
-            if size > max_bytes:
-                raise Problem(
-                    ProblemCode.FILE_TOO_LARGE, f"An image may have {max_bytes} bytes at most.", headers=_CLOSE
-                )
-            head += chunk[: SNIFF_BYTES - len(head)]
-            await asyncio.to_thread(file.write, chunk)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

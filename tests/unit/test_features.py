@@ -234,7 +234,7 @@ async def test_a_client_that_hangs_up_is_not_worked_for(serve: Serving, paper: P
         (JPEG + bytes(2000), "image/jpeg", 413, "file-too-large"),
         (JPEG, "text/plain", 415, "unsupported-media-type"),
         (b'{"image_id": "nobody"}', "application/json", 404, "not-found"),
-        (b'{"image_id": "x", "model": "y"}', "application/json", 422, "invalid-field"),
+        (b'{"image_id": "x", "model": "y"}', "application/json", 400, "unknown-field"),
     ],
 )
 async def test_what_is_no_image_is_refused_with_a_reason(
@@ -243,6 +243,36 @@ async def test_what_is_no_image_is_refused_with_a_reason(
     """Nothing, no image, too much, another type, an unknown id and an unknown field each have their own refusal."""
     async with serve(max_bytes=1000) as client:
         refused(await client.post(PATH, content=content, headers={"content-type": kind}), status, code)
+
+
+@pytest.mark.parametrize("path", [f"{PATH}/batch", "/extract-features-batch"])
+async def test_several_images_are_answered_each_for_itself(serve: Serving, paper: Paper, path: str) -> None:
+    """Of five files one is torn, one no image and one too large: two vectors in order, three errors with codes."""
+    paper.open.set()
+    torn = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    sent = [("a.jpg", jpeg(1)), ("b.png", torn), ("c.txt", b"words " * 20), ("d.jpg", JPEG * 10), ("e.jpg", jpeg(2))]
+    async with serve(max_bytes=1000, batch_size=16) as client:
+        answer = await client.post(path, files=[("files", file) for file in sent])
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert [(item["index"], item["filename"]) for item in body["items"]] == [(0, "a.jpg"), (4, "e.jpg")]
+        assert [item["vector"] for item in body["items"]] == [unit_vector(1), unit_vector(2)]
+        errors = {error["filename"]: error["code"] for error in body["errors"]}
+        assert errors == {"b.png": "truncated-image", "c.txt": "unsupported-format", "d.jpg": "file-too-large"}
+        assert (body["dimensions"], body["model"]["name"]) == (512, "drawn")
+
+
+async def test_a_batch_is_bounded_and_not_all_in_vain(serve: Serving, paper: Paper) -> None:
+    """Too many files are 413; more than find room are 503, none of them taken in; of none that can be used, 422."""
+    paper.open.set()
+    async with serve(max_files=3, queue=2) as client:
+        files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(4)]
+        refused(await client.post(f"{PATH}/batch", files=files), 413, "too-many-files")
+        refused(await client.post(f"{PATH}/batch", files=files[:3]), 503, "overloaded")
+        assert (await client.post(f"{PATH}/batch", files=files[:2])).status_code == 200
+        problem = refused(await client.post(f"{PATH}/batch", files={"file": ("x", b"text")}), 422, "nothing-accepted")
+        assert problem.errors[0].field == "files[0]"
+        refused(await client.post(f"{PATH}/batch", content=jpeg(1)), 415, "unsupported-media-type")
 
 
 async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper) -> None:
