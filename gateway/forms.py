@@ -30,7 +30,7 @@ class Rules:
     names: frozenset[str] = frozenset({"file"})  # of the fields that are files
     max_files: int = 1
     max_total_bytes: int | None = None  # of all files together, if there may be several
-    any_format: bool = False
+    max_archive_bytes: int = 0  # of a zip archive in the place of a file; 0: none is taken
 
     @property
     def total(self) -> int:
@@ -157,7 +157,7 @@ class FormReader:
             max_bytes=rules.max_bytes,
             strict=rules.strict,
             promised=DigestCheck(part.digests),
-            any_format=rules.any_format,
+            max_archive_bytes=rules.max_archive_bytes,
         )
         self._files.append(part.file)
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from gateway.accept import Accepting
+from gateway.batches import Batches
 from gateway.bodies import described, read_json
 from gateway.digests import DIGEST_PARAMETER
 from gateway.edge import base_url, new_app
@@ -155,6 +156,7 @@ def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     router = APIRouter()
     router.include_router(Ingest(settings, submitting, parts.limits).routes())
     router.include_router(submitting.duplicates.routes())
+    router.include_router(Batches(settings, submitting, parts.limits).routes())
     router.include_router(tus_and_direct_routes(settings, parts.files, accepting, lanes, parts.limits))
     return router
 

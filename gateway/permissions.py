@@ -11,6 +11,7 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     # Images in.
     ("POST", "/api/v1/images/upload"): Scope.WRITE,
     ("POST", "/api/v1/images/fetch"): Scope.WRITE,
+    ("POST", "/api/v1/images/batch"): Scope.WRITE,
     ("GET", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
     ("HEAD", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
     ("PATCH", "/api/v1/images/{image_id}"): Scope.WRITE,

@@ -22,6 +22,7 @@ from schemas.http_api import ProblemCode
 _log = logging.getLogger(__name__)
 
 BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
+ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")  # how a zip archive begins, the second an empty one
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
@@ -55,13 +56,13 @@ class Arriving:
         max_bytes: int,
         strict: bool,
         promised: DigestCheck | None = None,
-        any_format: bool = False,
+        max_archive_bytes: int = 0,
     ) -> None:
-        """Take bytes for a path. Raises OSError. `any_format` takes also what is no image."""
+        """Take bytes for a path. Raises OSError. A zip archive is taken if it may have bytes at all."""
         self.path, self.filename = path, filename
         self.size = 0
         self.ended = False
-        self._max_bytes, self._strict, self._any_format = max_bytes, strict, any_format
+        self._max_bytes, self._strict, self._max_archive_bytes = max_bytes, strict, max_archive_bytes
         self._promised = promised or DigestCheck()
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
@@ -75,9 +76,14 @@ class Arriving:
         return len(self._gathered)
 
     @property
-    def head(self) -> bytes:
-        """The first bytes."""
-        return self._head
+    def refused(self) -> bool:
+        """Whether something is wrong with it already, so that its bytes are of no use."""
+        return self._problem is not None
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is an archive, as far as its first bytes say."""
+        return bool(self._max_archive_bytes) and self._head.startswith(ARCHIVES)
 
     @property
     def sha256(self) -> str:
@@ -89,13 +95,15 @@ class Arriving:
         if self._problem is not None:
             return
         self.size += len(data)
-        if self.size > self._max_bytes:
-            self._refuse(too_large(self._max_bytes))
-            return
         if len(self._head) < SNIFF_BYTES:
             self._head += bytes(data[: SNIFF_BYTES - len(self._head)])
             if len(self._head) == SNIFF_BYTES:
                 self._check_format()
+        most = self._max_archive_bytes if self.is_archive else self._max_bytes
+        if self.size > most:
+            self._refuse(too_large(most))
+        if self._problem is not None:
+            return
         self._gathered.extend(data)
 
     def write(self) -> None:
@@ -114,8 +122,8 @@ class Arriving:
             self._gathered.clear()
             self.path.unlink(missing_ok=True)
 
-    def ready(self, sha256: str | None = None) -> SpooledFile:
-        """Return the file, all of it written. Raises Problem when it is empty, too large, no image, or not that."""
+    def check(self) -> None:
+        """Raises Problem when the file, all of it written, is empty, too large, no image, or not what was promised."""
         if self._problem is None and self.size < SNIFF_BYTES:
             self._check_format()
         if not self.size:
@@ -123,12 +131,16 @@ class Arriving:
         if self._problem is not None:
             raise self._problem
         self._promised.check("the file")
+
+    def ready(self, sha256: str | None = None) -> SpooledFile:
+        """Return the image, all of it written. Raises Problem: see `check`, or it is not that of this SHA-256."""
+        self.check()
         if sha256 is not None and sha256 != self.sha256:
             raise mismatch("The SHA-256 of the file is not what the field `sha256` says.")
         return SpooledFile(self.path, self.size, self.sha256, sniff(self._head) or "", self.filename)
 
     def _check_format(self) -> None:
-        if not self._any_format and self.size and sniff(self._head) is None:
+        if self.size and not self.is_archive and sniff(self._head) is None:
             detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
             self._refuse(Problem(ProblemCode.UNSUPPORTED_FORMAT, detail, headers=CLOSE if self._strict else {}))
 

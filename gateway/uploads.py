@@ -11,7 +11,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -86,13 +85,24 @@ async def receive_files(request: Request, settings: GatewaySettings, rules: Rule
 
 
 @asynccontextmanager
-async def receive_file(request: Request, settings: GatewaySettings, *, max_bytes: int) -> AsyncIterator[Path]:
-    """Receive a body that is one file, of any kind. Raises Problem; the file is gone on exit."""
+async def receive_archive(request: Request, settings: GatewaySettings, *, max_bytes: int) -> AsyncIterator[Arriving]:
+    """Receive a body that is a zip archive. Raises Problem; it is gone on exit."""
+    async with receive_file(request, settings, max_bytes=max_bytes, max_archive_bytes=max_bytes) as file:
+        yield file
+
+
+@asynccontextmanager
+async def receive_file(
+    request: Request, settings: GatewaySettings, *, max_bytes: int, max_archive_bytes: int = 0
+) -> AsyncIterator[Arriving]:
+    """Receive a body that is an image, or an archive if that may have bytes at all. Raises Problem; gone on exit."""
     _refuse_by_length(request, max_bytes, max_bytes)
     check = _body_check(request)
     with spool_folder(settings) as folder:
         with room(settings):
-            file = Arriving(folder / "body", None, max_bytes=max_bytes, strict=True, any_format=True)
+            file = Arriving(
+                folder / "body", None, max_bytes=max_bytes, strict=True, max_archive_bytes=max_archive_bytes
+            )
 
         async def take(chunk: bytes) -> None:
             file.take(chunk)
@@ -106,8 +116,7 @@ async def receive_file(request: Request, settings: GatewaySettings, *, max_bytes
         finally:
             file.close()
         check.check("the body")
-        file.ready()
-        yield file.path
+        yield file
 
 
 def media_boundary(request: Request) -> tuple[bytes, bytes | None]:
