@@ -13,7 +13,7 @@ import pytest
 
 from gateway.app import embedded_app
 from gateway.parts import QueryParts
-from schemas.http_images import ImagePage
+from schemas.http_images import MAX_PAGE, PAGE, ImagePage
 from schemas.values import DEFAULT_OWNER, ImageState, job_id_of, new_image_id
 from streams.files import open_files
 from streams.settings import FilesSettings, QdrantSettings
@@ -168,14 +168,14 @@ async def test_a_filter_nobody_reads_is_refused(house: House) -> None:
     assert [item.field for item in problem.errors] == ["colour"]
 
 
-async def test_a_page_has_a_limit(house: House) -> None:
+async def test_a_page_has_a_limit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for more than a page holds gets a full page, and the way to the next."""
-    for _ in range(501):
-        await house.add()
+    assert (MAX_PAGE, PAGE) == (500, 50)
+    monkeypatch.setattr("gateway.listing.MAX_PAGE", 5)
+    ids = [await house.add() for _ in range(6)]
     page = await house.page(page_size=100_000)
-    assert len(page.items) == 500
-    assert page.next_cursor
-    assert len(await house.ids()) == 50
+    assert [item.image_id for item in page.items] == ids[:0:-1]
+    assert await house.ids(page_size=6, cursor=page.next_cursor) == ids[:1]
 
 
 async def test_a_page_that_did_not_change_is_not_sent_again(house: House) -> None:
