@@ -29,7 +29,7 @@ from schemas.values import ImageState, ObjectRef, StageState, new_image_id
 from streams.breaker import Breakers
 from streams.errors import DependencyAway, NotReady
 from streams.settings import BreakerSettings, QdrantSettings
-from streams.vectors import DIMENSIONS, Filters, ImageRecord, ReadModel, StageRecord, open_read_model
+from streams.vectors import DIMENSIONS, Filters, HistoryEntry, ImageRecord, ReadModel, StageRecord, open_read_model
 from streams.vectors_breaking import BreakingReadModel
 from streams.vectors_server import ServerReadModel
 
@@ -621,3 +621,61 @@ async def test_a_server_that_is_silent_times_out() -> None:
         async with open_read_model(QdrantSettings(url=url, timeout_s=1)):
             pass
     server.close()
+
+
+def entry(event_id: str, *, run: int = 0, at: str = "2026-01-01T00:00:00.000Z") -> HistoryEntry:
+    """Return an entry of a history."""
+    return HistoryEntry(
+        event_id=event_id, type="t", generation=1, stage="ocr", state=StageState.DONE, run=run, occurred_at=at,
+        recorded_at=at, worker="here/1", trace_id="0" * 32, topic="image.facts", partition=1, offset=2,
+    )  # fmt: skip
+
+
+async def test_entries_of_a_history_add_up(model: ReadModel) -> None:
+    """Entries come in any order and any number of times, with a record or alone; the record itself stays as it is."""
+    record = stub()
+    await model.begin(record)
+    assert await model.history(record.image_id) == {}
+    first, second = entry("a"), entry("b", run=7)
+    await model.merge(record.image_id, 1, {"width": 3}, history={"aa": first})
+    await model.merge(record.image_id, 1, {}, history={"bb-1": second})
+    await model.merge(record.image_id, 1, {}, history={"aa": first})
+    assert await model.history(record.image_id) == {"aa": first, "bb-1": second}
+    assert await model.get(record.image_id) == record.model_copy(update={"width": 3})
+
+
+async def test_a_history_is_written_under_the_fence(model: ReadModel) -> None:
+    """No entry is written to a point of another generation, to a missing one, or to a tombstone."""
+    record, nobody = stub(), new_image_id()
+    await model.begin(record)
+    await model.merge(record.image_id, 2, {}, history={"aa": entry("a")})
+    await model.merge(nobody, 1, {}, history={"aa": entry("a")})
+    assert await model.history(record.image_id) == {}
+    assert await model.history(nobody) == {}
+    assert await model.history("no id") == {}
+
+
+async def test_a_history_can_be_cut_and_given_on(model: ReadModel) -> None:
+    """What is not kept is forgotten; a newer generation begins with what it is given, and with nothing else."""
+    record = stub()
+    await model.begin(record)
+    first, second = entry("a"), entry("b")
+    await model.merge(record.image_id, 1, {}, history={"aa": first, "bb": second})
+    await model.keep_history(record.image_id, 2, {})
+    assert await model.history(record.image_id) == {"aa": first, "bb": second}
+    await model.keep_history(record.image_id, 1, {"bb": second})
+    assert await model.history(record.image_id) == {"bb": second}
+    await model.begin(record.model_copy(update={"generation": 2}), history={"bb": second})
+    assert await model.history(record.image_id) == {"bb": second}
+    await model.begin(record.model_copy(update={"generation": 3}))
+    assert await model.history(record.image_id) == {}
+
+
+async def test_a_history_goes_with_its_image(model: ReadModel) -> None:
+    """Of a buried image no entry is left, and none comes back."""
+    record = stub()
+    await model.begin(record)
+    await model.merge(record.image_id, 1, {}, history={"aa": entry("a")})
+    await model.bury(record.image_id, record.owner, 2)
+    await model.merge(record.image_id, 2, {}, history={"bb": entry("b")})
+    assert await model.history(record.image_id) == {}
