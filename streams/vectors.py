@@ -174,14 +174,14 @@ class ReadModel(Protocol):
 
     async def page(
         self,
-        owner: str,
+        owner: str | None,
         wanted: Filters,
         *,
         limit: int,
         beyond: str | None = None,
         oldest_first: bool = False,
     ) -> list[ImageRecord]:
-        """Return a page of the owner's images, newest first, from the first beyond that id.
+        """Return a page of the owner's images, or of everybody's, newest first, from the first beyond that id.
 
         Ordered by id, which begins with the time. What is deleted, or on the way there, is not in it. A page shorter
         than the limit is the last.

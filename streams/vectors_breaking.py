@@ -66,7 +66,7 @@ class BreakingReadModel:
 
     async def page(
         self,
-        owner: str,
+        owner: str | None,
         wanted: Filters,
         *,
         limit: int,

@@ -17,9 +17,11 @@ from streams.vectors_schema import LABEL_KEYS, SEQUENCE, equals, label_key, sequ
 _SCROLL = 1000  # ids of one millisecond read at once
 
 
-def page_filter(owner: str, wanted: Filters) -> models.Filter:
+def page_filter(owner: str | None, wanted: Filters) -> models.Filter:
     """Return the filter of a listing. What is deleted, or on the way there, is in none."""
-    must: list[models.Condition] = [equals("owner", owner), equals("deleted", False)]
+    must: list[models.Condition] = [equals("deleted", False)]
+    if owner is not None:
+        must.append(equals("owner", owner))
     for key, value in (("bucket", wanted.bucket), ("category", wanted.category)):
         if value is not None:
             must.append(equals(key, value))

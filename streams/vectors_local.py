@@ -143,7 +143,7 @@ class LocalReadModel:
 
     async def page(
         self,
-        owner: str,
+        owner: str | None,
         wanted: Filters,
         *,
         limit: int,
@@ -154,7 +154,7 @@ class LocalReadModel:
             suiting = (
                 image_id
                 for image_id, entry in self._catalogue.items()
-                if entry.owner == owner
+                if owner in (None, entry.owner)
                 and (beyond is None or (image_id > beyond if oldest_first else image_id < beyond))
                 and entry.suits(wanted)
             )

@@ -150,13 +150,16 @@ class ServerReadModel:
         await self._write(_replace(image_id, tombstone(image_id, owner, generation), alive))
 
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
+        return await self._living(owner, image_ids)
+
+    async def _living(self, owner: str | None, image_ids: Sequence[str]) -> list[ImageRecord]:
         found = await self._retrieve(list(dict.fromkeys(image_ids)))
         records = (found[image_id] for image_id in image_ids if image_id in found)
-        return [record for record in records if record.owner == owner and not record.deleted]
+        return [record for record in records if owner in (None, record.owner) and not record.deleted]
 
     async def page(
         self,
-        owner: str,
+        owner: str | None,
         wanted: Filters,
         *,
         limit: int,
@@ -167,7 +170,7 @@ class ServerReadModel:
         found: list[ImageRecord] = []
         while True:  # again, if some of a page were deleted while it was read
             ids = await self._call(partial(walk, self._qdrant, self._name, suiting, beyond, limit))
-            found += await self.find(owner, ids)
+            found += await self._living(owner, ids)
             if len(ids) < limit or len(found) >= limit:
                 return found[:limit]
             beyond = ids[-1]
