@@ -21,6 +21,7 @@ from pydantic import Field
 
 from agents.abandoned import Abandoned
 from agents.erasing import belongings, receipts_of, remove
+from agents.expired_keys import ExpiredKeys
 from schemas.erasures import Erasure, Removed
 from schemas.receipts import ReceiptKind
 from schemas.values import ID_PATTERN
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _ID = re.compile(ID_PATTERN)
 _ROOT = "images/"
+_KEYS_PER_SWEEP = 500  # each is read
 
 
 class JanitorSettings(Group):
@@ -71,6 +73,7 @@ class SweepReport:
     orphans: int = 0  # objects that belong to no image
     orphans_removed: int = 0
     abandoned: int = 0  # claims and originals of uploads that were never accepted, claims of images long erased
+    expired_keys: int = 0  # of requests that may not be sent again any more
     looked_at: int = 0  # objects
 
 
@@ -112,6 +115,7 @@ class Janitor:
         self._clock = clock
         self._erasures = Erasures(files)
         self._abandoned = Abandoned(files, vectors)
+        self._expired_keys = ExpiredKeys(files)
         self._after: str | None = None
 
     async def sweep(self, *, dry_run: bool = False) -> SweepReport:
@@ -126,6 +130,9 @@ class Janitor:
         await self._walk(report)
         pages = self._settings.objects_per_sweep
         report.abandoned = await self._abandoned.note_late_claims(page_size=pages, dry_run=dry_run)
+        report.expired_keys = await self._expired_keys.remove(
+            now=self._clock(), page_size=min(pages, _KEYS_PER_SWEEP), dry_run=dry_run
+        )
         if self._settings.remove_orphans:
             report.abandoned += await self._abandoned.remove(
                 older_than=self._clock() - self._settings.orphan_age_s,
