@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from agents.core.merge import required_stages
+from agents.history import entry_of, keep_short
 from schemas.envelope import Event, now
 from schemas.facts import ImageAnnotated
 from schemas.values import ImageState
@@ -22,7 +23,7 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
         erasure = await erasures.get(event.image_id)
         if erasure is not None and erasure.covers(event.owner, event.generation):
             return False
-        await vectors.begin(stub(event, known))
+        await vectors.begin(stub(event, known), history=await vectors.history(event.image_id) if known else None)
         known = await vectors.get(event.image_id)
     if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
         return False
@@ -32,7 +33,8 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
             "revised_at": event.occurred_at,
             "updated_at": now(),
         }
-        await vectors.merge(event.image_id, known.generation, patch)
+        await vectors.merge(event.image_id, known.generation, patch, history=entry_of(event))
+        await keep_short(event.image_id, known.generation, vectors)
     return True
 
 

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from agents.annotating import stub
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
+from agents.history import entry_of, keep_short
 from schemas.envelope import now
 from schemas.facts import Fact
 from schemas.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
@@ -33,16 +34,20 @@ async def record(fact: Fact, vectors: ReadModel, erasures: Erasures) -> ImageRec
         erasure = await erasures.get(fact.image_id)
         if erasure is not None and erasure.covers(fact.owner, fact.generation):
             return None
-        await vectors.begin(stub(fact, known))
+        await vectors.begin(stub(fact, known), history=await vectors.history(fact.image_id) if known else None)
         known = await vectors.get(fact.image_id)
     if known is None or not _writable(fact, known):
         return None
-    old = known.stages.get(learned.stage)
+    old, entry = known.stages.get(learned.stage), entry_of(fact, learned.state, learned.code)
     if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
         patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
         stages = _stages(fact, learned, known)
-        await vectors.merge(fact.image_id, fact.generation, patch, stages=stages, vector=learned.vector)
+        await vectors.merge(fact.image_id, fact.generation, patch, stages=stages, history=entry, vector=learned.vector)
         known = await vectors.get(fact.image_id)
+    else:
+        await vectors.merge(fact.image_id, fact.generation, {}, history=entry)
+    if old is not None:  # else there are as many entries as stages
+        await keep_short(fact.image_id, fact.generation, vectors)
     return known if known is not None and _writable(fact, known) else None
 
 
@@ -109,7 +114,7 @@ def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, Stage
         reused=fact.report.reused,
         reason=learned.code,
         message=learned.message,
-        result=learned.result,
+        result=learned.result or fact.report.result,
         finished_at=fact.occurred_at,
     )
     return found

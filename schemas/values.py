@@ -301,3 +301,4 @@ class StageReport(Value):
     duration_ms: int = Field(ge=0)
     reused: bool = Field(default=False, description="the result was already there; nothing was computed")
     worker: str = ""
+    result: ObjectRef | None = Field(default=None, description="where the result is stored, with its lineage")

@@ -38,7 +38,7 @@ from streams.retry import (
 )
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
-from streams.tracing import child_of, trace_id
+from streams.tracing import Origin, child_of, in_hand, trace_id
 from streams.turns import Turns
 from streams.work import Answer, Services, Worked, perform, unless_deleted
 
@@ -158,10 +158,12 @@ class Runner:
     async def _work(self, job: _Job) -> None:
         record = job.record
         job.begun_at = time.monotonic()
-        with structlog.contextvars.bound_contextvars(
-            stage=self._stage.name,
-            image=(record.header("ce_subject") or "")[:64],
-            trace=trace_id(record.header("traceparent")),
+        trace = trace_id(record.header("traceparent"))
+        with (
+            structlog.contextvars.bound_contextvars(
+                stage=self._stage.name, image=(record.header("ce_subject") or "")[:64], trace=trace
+            ),
+            in_hand(Origin(trace, *origin_of(record), record.timestamp_ms)),
         ):
             kind = await self._in_its_turn(job)
         if reason := self._services.limit.note(died=kind == "dead"):

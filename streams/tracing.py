@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 _TRACEPARENT = re.compile(r"^00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})$")
 
@@ -23,3 +27,32 @@ def trace_id(traceparent: str | None) -> str | None:
     """Return the 32 hex digits of the trace id, None when malformed."""
     found = _TRACEPARENT.match(traceparent or "")
     return found.group(1) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the event in hand came from: its trace, its first place in the log, and when the log took it."""
+
+    trace_id: str | None
+    topic: str
+    partition: str
+    offset: str
+    taken_ms: int  # unix milliseconds; 0 = not known
+
+
+_IN_HAND: ContextVar[Origin | None] = ContextVar("origin of the event in hand", default=None)
+
+
+@contextmanager
+def in_hand(origin: Origin) -> Iterator[None]:
+    """Let whoever works on an event know where it came from."""
+    token = _IN_HAND.set(origin)
+    try:
+        yield
+    finally:
+        _IN_HAND.reset(token)
+
+
+def origin_in_hand() -> Origin | None:
+    """Return where the event that is worked on came from; None outside of such work."""
+    return _IN_HAND.get()

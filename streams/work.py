@@ -185,7 +185,7 @@ async def _once(
         metrics.RESULTS_REUSED.labels(stage.name).inc()
         tally.reused = True
         await _claim(once, services, event, found.value)
-        return once.announce(event, found.value, Announcement(_report(stage, services, tally), found.ref))
+        return once.announce(event, found.value, Announcement(_report(stage, services, tally, found.ref), found.ref))
     answer = await _compute(stage, tools, batcher, event, tally)
     if not isinstance(answer, StageResult):
         return answer
@@ -205,7 +205,7 @@ async def _once(
     )
     await _claim(once, services, event, answer)
     ref = await services.results.save(key, answer, lineage)
-    return once.announce(event, answer, Announcement(_report(stage, services, tally), ref))
+    return once.announce(event, answer, Announcement(_report(stage, services, tally, ref), ref))
 
 
 async def _claim(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
@@ -235,7 +235,9 @@ def _outcome(stage: Stage[Any, Any, Any], answer: Answer) -> Emit | Skip | Rejec
     return answer
 
 
-def _report(stage: Stage[Any, Any, Any], services: Services, tally: _Tally) -> StageReport:
+def _report(
+    stage: Stage[Any, Any, Any], services: Services, tally: _Tally, result: ObjectRef | None = None
+) -> StageReport:
     return StageReport(
         stage=stage.name,
         version=stage.version,
@@ -243,4 +245,5 @@ def _report(stage: Stage[Any, Any, Any], services: Services, tally: _Tally) -> S
         duration_ms=int((time.monotonic() - tally.started) * 1000),
         reused=tally.reused,
         worker=services.worker,
+        result=result,
     )
