@@ -23,7 +23,7 @@ class ExpiredKeys:
     _after: str | None = None
 
     async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
-        """Remove what the next page has of keys that expired before `now` (unix seconds); return how many there were."""
+        """Remove those of the next page that expired before `now` (unix seconds); return how many there were."""
         page, expired = 0, 0
         last: str | None = None
         async for info in self.files.list(IDEMPOTENCY, after=self._after):
