@@ -94,7 +94,7 @@ class AdminLetters:
         self,
         request: Request,
         response: Response,
-        agent: Annotated[str | None, Query(description=_AGENTS)] = None,
+        agent: Annotated[str | None, Query(description=_AGENTS, json_schema_extra={"enum": list(GIVES_UP)})] = None,
         code: Annotated[str | None, Query(max_length=64)] = None,
         image_id: Annotated[str | None, Query(max_length=64)] = None,
         since: Annotated[

@@ -10,6 +10,20 @@ from gateway.parts import QueryParts
 from gateway.query import query_routes
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
+from schemas.http_api import Landing
+
+_WAYS_IN = {
+    "upload": "POST /api/v1/images/upload",
+    "upload in pieces (tus)": "POST /api/v1/uploads",
+    "upload straight to the store": "POST /api/v1/uploads/direct",
+    "have it fetched": "POST /api/v1/images/fetch",
+    "follow": "GET /api/v1/images/jobs/{job_id}",
+    "read": "GET /api/v1/images/jobs/{job_id}/result",
+    "list": "GET /api/v1/images",
+    "listen": "GET /api/v1/events",
+    "search": "GET /api/v1/search",
+    "health": "GET /api/v1/health",
+}
 
 
 def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
@@ -18,19 +32,12 @@ def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
     app = new_app("gateway", "Darkroom", about, settings, parts)
 
     @app.get("/", summary="Where everything is", tags=["operation"])
-    async def landing(request: Request) -> dict[str, str]:
+    async def landing(request: Request) -> Landing:
         """Name the system and its ways in."""
         base = base_url(request, settings)
-        return {
-            "name": "darkroom",
-            "version": version(),
-            "upload": f"{base}/api/v1/images/upload",
-            "fetch": f"{base}/api/v1/images/fetch",
-            "search": f"{base}/api/v1/search?q=",
-            "health": f"{base}/api/v1/health",
-            "docs": f"{base}/docs",
-            "openapi": f"{base}/openapi.json",
-        }
+        return Landing(
+            name="darkroom", version=version(), docs=f"{base}/docs", openapi=f"{base}/openapi.json", ways_in=_WAYS_IN
+        )
 
     app.include_router(ingest_routes(settings, parts))
     app.include_router(query_routes(settings, parts))

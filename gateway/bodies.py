@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -39,9 +40,20 @@ async def read_json(
     except ClientDisconnect:
         raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the body did.", headers=_CLOSE) from None
     try:
-        return kind.model_validate_json(bytes(raw), strict=True)
+        return _read(kind, bytes(raw))
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
+
+
+def _read(kind: type[M], raw: bytes) -> M:
+    """Return a model of JSON, strictly: no text where a number must be. 1.0 is a whole number, as JSON Schema says."""
+    try:
+        return kind.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        if not any(found["type"] == "int_type" and isinstance(found["input"], float) for found in error.errors()):
+            raise
+        whole = json.loads(raw, parse_float=lambda text: int(float(text)) if float(text).is_integer() else float(text))
+        return kind.model_validate_json(json.dumps(whole), strict=True)
 
 
 def media_type(request: Request) -> str:

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.examples import IMAGE_ID, JOB_ID, example_of
+from gateway.examples import IMAGE_ID, JOB_ID, SHA256, example_of
 from gateway.permissions import PERMISSIONS, PUBLIC
 from gateway.problems import MEDIA_TYPE, PROBLEM_SCHEMA, documented
 from schemas.formats import MEDIA_TYPES
 from schemas.http_api import ProblemBody, ProblemCode
-from schemas.values import ID_PATTERN
+from schemas.values import ID_PATTERN, SHA256_PATTERN
 
 Operation = dict[str, Any]
 
@@ -54,6 +54,7 @@ _CORRELATION = {
 }
 _IDS = {
     "image_id": (ID_PATTERN, IMAGE_ID),
+    "sha256": (SHA256_PATTERN, SHA256),
     "job_id": (ID_PATTERN.replace("$", r"\.[1-9][0-9]{0,8}$"), JOB_ID),
 }
 _ANSWERS = {"202": ("Location", "Retry-After"), "201": ("Location",), "401": ("WWW-Authenticate",)}
@@ -69,6 +70,8 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         schemas.pop(unused, None)
     components["headers"] = {**_HEADERS, **components.get("headers", {})}
     components["parameters"] = {"CorrelationId": _CORRELATION, **components.get("parameters", {})}
+    for item in document.get("paths", {}).values():
+        item.pop("options", None)  # every resource answers it
     for method, path, operation in operations(document):
         operation["operationId"] = _name(method, path)
         _describe_form(operation)
@@ -77,6 +80,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
         for status, response in operation["responses"].items():
             _name_headers(status, response)
+            _describe_stream(response)
         _add_examples(operation, schemas)
     return document
 
@@ -160,6 +164,11 @@ def _name_headers(status: str, response: dict[str, Any]) -> None:
     headers = response.setdefault("headers", {})
     for name in named:
         headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
+
+
+def _describe_stream(response: dict[str, Any]) -> None:
+    """Server-sent events have no schema as a whole, and OpenAPI 3.1 no word for that of each."""
+    response.get("content", {}).get("text/event-stream", {}).pop("schema", None)
 
 
 def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:

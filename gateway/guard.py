@@ -26,6 +26,8 @@ class Authenticator(Protocol):
 class Everybody:
     """Knows nobody, and trusts everybody: for apps that nobody else can reach, as in tests. See gateway.auth."""
 
+    anonymous = ANONYMOUS
+
     async def identify(self, request: Request) -> Identity:
         """See Authenticator."""
         return ANONYMOUS

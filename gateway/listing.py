@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import StringConstraints
 
 from gateway.answers import image_item
 from gateway.conditional import answered
@@ -28,6 +29,8 @@ from streams.vectors_schema import words_of
 _PATH = "/api/v1/images"
 _DATE = {"format": "date-time"}
 
+# A word at least: nothing else can be looked for.
+_Name = Annotated[str, StringConstraints(max_length=MAX_WORD, pattern=r"[^\W_]")]
 Order = Literal["newest", "oldest"]
 
 
@@ -72,14 +75,16 @@ class Listing:
         request: Request,
         owner: Caller,
         *,
-        label: Annotated[list[str], _named("something on them, by its name; repeated: all of these")],
-        tag: Annotated[list[str], _named("a tag they carry; repeated: all of these")],
+        label: Annotated[list[_Name], _named("something on them, by its name; repeated: all of these")],
+        tag: Annotated[list[_Name], _named("a tag they carry; repeated: all of these")],
         state: Annotated[ListedState | None, Query(description="where they stand")] = None,
         bucket: Annotated[str | None, Query(pattern=BUCKET_PATTERN)] = None,
         category: Annotated[str | None, Query(min_length=1, max_length=MAX_WORD)] = None,
         since: Annotated[str | None, Query(description="submitted then or later", json_schema_extra=_DATE)] = None,
         until: Annotated[str | None, Query(description="submitted earlier", json_schema_extra=_DATE)] = None,
-        text: Annotated[str | None, Query(description="words that are all in their text", min_length=1)] = None,
+        text: Annotated[
+            str | None, Query(description="words that are all in their text", max_length=500, pattern=r"[^\W_]")
+        ] = None,
         order: Annotated[Order, Query(description="by when they were accepted")] = "newest",
         page_size: Annotated[
             int, Query(ge=1, description=f"images at most; more than {MAX_PAGE} are {MAX_PAGE}")

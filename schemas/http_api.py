@@ -335,6 +335,18 @@ class SearchLike(BaseModel):
     limit: int | None = Field(None, ge=1)
 
 
+class Landing(Value):
+    """The system and its ways in."""
+
+    name: str = Field(examples=["darkroom"])
+    version: str = Field(examples=["1.0.0"])
+    docs: str = Field(description="the API's page for people")
+    openapi: str = Field(description="the API's document")
+    ways_in: dict[str, str] = Field(
+        description="what for: method and path", examples=[{"upload": "POST /api/v1/images/upload"}]
+    )
+
+
 class PartHealth(Value):
     """How one part of the system does."""
 

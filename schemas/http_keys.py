@@ -41,7 +41,10 @@ class NewKey(BaseModel):
 
     owner: str = Field(pattern=OWNER_PATTERN, description="whose images it opens", examples=["shop"])
     scopes: frozenset[Scope] = Field(
-        frozenset({Scope.WRITE, Scope.READ, Scope.SEARCH}), min_length=1, description="what it may be used for"
+        frozenset({Scope.WRITE, Scope.READ, Scope.SEARCH}),
+        min_length=1,
+        description="what it may be used for",
+        json_schema_extra={"uniqueItems": False},  # twice is once
     )
     name: KeyName = Field("", description="for people", examples=["the shop's importer"])
     expires_at: AwareDatetime | None = Field(None, description="RFC 3339; empty: never")

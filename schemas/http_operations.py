@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from schemas.values import Value
+from schemas.values import REQUIRED_STAGES, Value
 
 LETTER_PATTERN = r"^[0-9]{1,6}-[0-9]{1,18}$"
 MAX_LETTERS = 200  # of one page, and acts of one request
@@ -43,17 +43,24 @@ class LetterDetail(LetterView):
     payload: str | None = Field(None, description="the event's body; it may hold what a client sent")
 
 
+_GIVE_UP = ("fetcher", *REQUIRED_STAGES, "indexer", "scheduler")  # who leaves dead letters; a test holds it to theirs
+
+
 class LetterFilter(BaseModel):
     """Which dead letters are meant: all of these hold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra={"dependentRequired": {"letter_id": ["agent"]}}
+    )
 
-    agent: str | None = Field(None, max_length=64, examples=["sanitizer"])
+    agent: str | None = Field(
+        None, max_length=64, examples=["sanitizer"], json_schema_extra={"enum": [*_GIVE_UP, None]}
+    )
     code: str | None = Field(None, max_length=64, examples=["object-changed"])
     image_id: str | None = Field(None, max_length=64, examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
     letter_id: str | None = Field(None, pattern=LETTER_PATTERN, description="of the agent named", examples=["0-17"])
     since: AwareDatetime | None = Field(None, description="died then or later", examples=["2026-11-21T18:00:00Z"])
-    dry_run: bool = Field(True, description="only say what would be done")
+    dry_run: bool = Field(True, strict=True, description="only say what would be done")
     limit: int = Field(LETTERS, ge=1, le=MAX_LETTERS, description="letters at most")
     cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the answer before")
 
@@ -86,3 +93,30 @@ class LetterActs(Value):
     dry_run: bool
     acts: tuple[LetterAct, ...]
     next_cursor: str | None = Field(None, description="there is more to look at: go on with this")
+
+
+class FailedImage(Value):
+    """One image that could not be processed."""
+
+    image_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
+    job_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912.1"])
+    owner: str | None = Field(None, description="told to those who see all owners", examples=["default"])
+    code: str = Field(description="one of the stable codes", examples=["deadline-exceeded"])
+    message: str = Field(examples=["the stage took longer than 120 s"])
+    stage: str | None = Field(None, description="the first that gave up", examples=["ocr"])
+    stages: dict[str, str] = Field(
+        default_factory=dict,
+        description="every stage that gave up, and its code",
+        examples=[{"ocr": "deadline-exceeded"}],
+    )
+    submitted_at: str | None = Field(None, examples=["2026-11-21T17:59:12.480Z"])
+    failed_at: str | None = Field(None, examples=["2026-11-21T18:02:40.113Z"])
+    status_url: str
+    dead_letters_url: str | None = Field(None, description="its dead letters, for operators")
+
+
+class FailedPage(Value):
+    """Images that could not be processed, those accepted last first."""
+
+    images: tuple[FailedImage, ...]
+    next_cursor: str | None = Field(None, description="absent on the last page")

@@ -1,14 +1,26 @@
-"""What Schemathesis cannot know from the document: how files look that are images. Named in schemathesis.toml."""
+"""What Schemathesis cannot know from the document. Named in schemathesis.toml, loaded by command and test alike.
+
+Files that are declared to be images are images. And a request that is meant to be valid carries nothing that only means
+something after an earlier answer, or about the very bytes of this one: a cursor, an event's id, a digest, a time that
+must lie ahead. Requests that are meant to be invalid are sent as they were made.
+"""
 
 from __future__ import annotations
 
 import io
+import uuid
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
 SIDE = 24  # pixels at most: the service must decode every one
+LATER_HEADERS = (
+    "Content-Digest", "Repr-Digest", "If-Match", "If-None-Match", "If-Range", "Range", "Last-Event-ID", "Prefer",
+    "Upload-Checksum", "Upload-Metadata", "Upload-Defer-Length", "Upload-Offset",
+)  # fmt: skip
+LATER_FIELDS = ("cursor", "last_event_id", "expires_at", "since", "until")
 
 
 def image(name: str, width: int, height: int, colour: tuple[int, int, int]) -> bytes:
@@ -24,6 +36,26 @@ def register() -> None:
     for name in ("jpeg", "png", "bmp", "tiff", "webp", "gif"):
         files = st.builds(image, st.just(name), side, side, st.tuples(shade, shade, shade))
         schemathesis.openapi.media_type(f"image/{name}", files)
+    schemathesis.openapi.media_type("application/offset+octet-stream", st.binary(max_size=100))
+
+
+@schemathesis.hook
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    """Leave out of a valid request what only an earlier answer could have given."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    for name in LATER_HEADERS:
+        case.headers.pop(name, None)
+    if "Idempotency-Key" in case.headers:
+        case.headers["Idempotency-Key"] = f'"{uuid.uuid4()}"'  # a key belongs to one request
+    if "Upload-Length" in case.headers:
+        case.headers["Upload-Length"] = "100"
+    if "Tus-Resumable" in case.headers:
+        case.headers["Tus-Resumable"] = "1.0.0"
+    for fields in (case.query, case.body):
+        if isinstance(fields, dict):
+            for name in LATER_FIELDS:
+                fields.pop(name, None)
 
 
 register()

@@ -449,7 +449,7 @@ async def test_a_text_whose_stored_result_is_gone_is_told_from_the_record(house:
 async def test_one_address_has_everything(house: House) -> None:
     """The embedded gateway has a landing page, the docs, the OpenAPI document and is ready."""
     landing = (await house.client.get("/")).json()
-    assert landing["upload"] == f"{BASE}{UPLOAD}"
+    assert landing["ways_in"]["upload"] == f"POST {UPLOAD}"
     page = (await house.client.get("/docs")).text
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(loaded) >= 3
