@@ -14,10 +14,11 @@ from gateway.admin_keys import AdminKeys
 from gateway.admin_letters import AdminLetters
 from gateway.annotations import Annotations
 from gateway.answers import image_view, job_status
-from gateway.conditional import answered
+from gateway.conditional import CONDITIONAL, TAGGED, answered
 from gateway.delivery import Delivery, Size
 from gateway.edge import base_url, new_app, traceparent_of
 from gateway.erasure import ErasureCheck
+from gateway.failures import Failures
 from gateway.features import FeatureExtraction
 from gateway.guard import Caller
 from gateway.ingest import submitted
@@ -66,7 +67,10 @@ class Images:
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
         lost = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
         early = documented(ProblemCode.NOT_FINISHED)
-        unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "you have it already"}}
+        unchanged: dict[int | str, dict[str, Any]] = {
+            200: {"headers": {"ETag": TAGGED}},
+            304: {"description": "you have it already"},
+        }
         sized = {**lost, **early, **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE)}
 
         router.add_api_route(
@@ -74,6 +78,7 @@ class Images:
             self.status,
             response_model=JobStatus,
             summary="Where a job stands",
+            openapi_extra=CONDITIONAL,
             responses={**lost, **unchanged},
         )
         router.add_api_route(
@@ -81,6 +86,7 @@ class Images:
             self.result,
             response_model=JobResult,
             summary="What a job found",
+            openapi_extra=CONDITIONAL,
             responses={**lost, **early, **unchanged},
         )
         router.add_api_route(
@@ -169,6 +175,7 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
     router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())
+    router.include_router(Failures(settings, vectors, lookup).routes())
     router.include_router(AdminLetters(settings, parts.letters).routes())
     router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())
     return router
