@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from gateway.answers import image_details
 from gateway.bodies import JSON, described, read_json
-from gateway.conditional import answered, matches, tag_of
+from gateway.conditional import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.edge import base_url, traceparent_of
 from gateway.guard import Caller
 from gateway.lookup import Lookup
@@ -39,7 +39,6 @@ MERGE_PATCH = "application/merge-patch+json"
 _MEDIA_TYPES = (MERGE_PATCH, JSON)
 _TRIES = 10  # against others who change the same image at the same time
 _LOOK_AGAIN_S = 0.05
-_TEXT = {"type": "string"}
 
 IfMatch = Annotated[
     str | None,
@@ -61,12 +60,13 @@ class Annotations:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
         lost = (ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        etag = {"ETag": {"description": "of this description; for If-None-Match and If-Match", "schema": _TEXT}}
+        etag = {"ETag": {**TAGGED, "description": "of this description; for If-None-Match and If-Match"}}
         router.add_api_route(
             "/{image_id}/metadata",
             self.details,
             response_model=ImageDetails,
             summary="What is known of an image",
+            openapi_extra=CONDITIONAL,
             responses={200: {"headers": etag}, 304: {"description": "you have it already"}, **documented(*lost)},
         )
         router.add_api_route(

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 
 _DIGITS = 32  # of the sha256 of a body, in its entity tag
+
+TAGGED: dict[str, Any] = {
+    "description": "of what is answered; for If-None-Match",
+    "schema": {"type": "string"},
+    "example": '"5f2b51ca2fdc5baa31ec02e002f69aec"',
+}
+"""The ETag of an answer, for its documentation."""
+
+CONDITIONAL: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "If-None-Match",
+            "in": "header",
+            "required": False,
+            "description": "304 if one of these is still the entity tag",
+            "schema": {"type": "string"},
+            "example": '"5f2b51ca2fdc5baa31ec02e002f69aec"',
+        }
+    ]
+}
+"""What a request for such an answer may ask, for its documentation."""
 
 
 def answered(request: Request, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:

@@ -21,7 +21,7 @@ from fastapi.responses import StreamingResponse
 
 from gateway.answers import VERSION_DIGITS
 from gateway.byte_ranges import ByteRange, OutOfRange, read_range
-from gateway.conditional import names
+from gateway.conditional import CONDITIONAL, names
 from gateway.guard import Caller
 from gateway.lookup import Lookup
 from gateway.problems import Problem, documented
@@ -80,7 +80,7 @@ class Delivery:
                 307: {"description": "it is there, for a while", "headers": {"Location": _PLAIN}},
                 **refusals,
             },
-            openapi_extra={"parameters": _RANGE_PARAMETERS},
+            openapi_extra={"parameters": [*_RANGE_PARAMETERS, *CONDITIONAL["parameters"]]},
         )
         return router
 
@@ -246,6 +246,5 @@ _RANGE_PARAMETERS = [
     for name, description, example in (
         ("Range", "one range of bytes; several are answered with the whole", "bytes=0-1023"),
         ("If-Range", "the range only if this is still the entity tag, else the whole", '"9f86d081884c7d65"'),
-        ("If-None-Match", "304 if this is the entity tag", '"9f86d081884c7d65"'),
     )
 ]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import StringConstraints
 
 from gateway.answers import image_item
-from gateway.conditional import answered
+from gateway.conditional import CONDITIONAL, TAGGED, answered
 from gateway.cursors import cursor_after, place_of
 from gateway.edge import base_url
 from gateway.guard import Caller
@@ -18,7 +18,7 @@ from gateway.lookup import Lookup
 from gateway.problems import Problem, documented
 from gateway.settings import GatewaySettings
 from gateway.timestamps import read_time
-from schemas.annotations import MAX_WORD
+from schemas.annotations import MAX_WORD, Category, Tag
 from schemas.http_api import BUCKET_PATTERN, ProblemCode, ProblemItem
 from schemas.http_images import MAX_NAMED, MAX_PAGE, PAGE, ImagePage, ListedState
 from schemas.values import ImageState, Owner
@@ -29,8 +29,8 @@ from streams.vectors_schema import words_of
 _PATH = "/api/v1/images"
 _DATE = {"format": "date-time"}
 
-# A word at least: nothing else can be looked for.
-_Name = Annotated[str, StringConstraints(max_length=MAX_WORD, pattern=r"[^\W_]")]
+_WORD = r"[^\W_]"  # one at least: nothing else can be looked for
+_Label = Annotated[str, StringConstraints(max_length=MAX_WORD, pattern=_WORD)]
 Order = Literal["newest", "oldest"]
 
 
@@ -55,13 +55,15 @@ class Listing:
             self.images,
             response_model=ImagePage,
             summary="List images",
+            openapi_extra=CONDITIONAL,
             responses={
                 200: {
                     "headers": {
+                        "ETag": TAGGED,
                         "Link": {
                             "description": 'the next page, `rel="next"` (RFC 8288); absent on the last',
                             "schema": {"type": "string"},
-                        }
+                        },
                     }
                 },
                 304: {"description": "you have this page already"},
@@ -75,15 +77,15 @@ class Listing:
         request: Request,
         owner: Caller,
         *,
-        label: Annotated[list[_Name], _named("something on them, by its name; repeated: all of these")],
-        tag: Annotated[list[_Name], _named("a tag they carry; repeated: all of these")],
+        label: Annotated[list[_Label], _named("something on them, by its name; repeated: all of these")],
+        tag: Annotated[list[Tag], _named("a tag they carry; repeated: all of these")],
         state: Annotated[ListedState | None, Query(description="where they stand")] = None,
         bucket: Annotated[str | None, Query(pattern=BUCKET_PATTERN)] = None,
-        category: Annotated[str | None, Query(min_length=1, max_length=MAX_WORD)] = None,
+        category: Category | None = None,
         since: Annotated[str | None, Query(description="submitted then or later", json_schema_extra=_DATE)] = None,
         until: Annotated[str | None, Query(description="submitted earlier", json_schema_extra=_DATE)] = None,
         text: Annotated[
-            str | None, Query(description="words that are all in their text", max_length=500, pattern=r"[^\W_]")
+            str | None, Query(description="words that are all in their text", max_length=500, pattern=_WORD)
         ] = None,
         order: Annotated[Order, Query(description="by when they were accepted")] = "newest",
         page_size: Annotated[
@@ -98,8 +100,8 @@ class Listing:
         wanted = Filters(
             state=ImageState(state) if state else None,
             bucket=bucket,
-            labels=_names(label, "label"),
-            tags=_names(tag, "tag"),
+            labels=tuple(sorted(set(label))),  # in whatever order they were named, it is one listing
+            tags=tuple(sorted(set(tag))),
             category=category,
             since=read_time(since, "since"),
             until=read_time(until, "until"),
@@ -124,13 +126,6 @@ class Listing:
         if text is not None and (len(text) > self.settings.max_query_length or not words_of(text)):
             raise _invalid("text", f"Give words, of {self.settings.max_query_length} characters at most.")
         return text
-
-
-def _names(given: list[str], field: str) -> tuple[str, ...]:
-    """Return each name once. One list of them, whatever order they were given in, is one listing."""
-    if any(not words_of(name) if field == "label" else not name or len(name) > MAX_WORD for name in given):
-        raise _invalid(field, f"Give a name of 1 to {MAX_WORD} characters.")
-    return tuple(sorted(set(given)))
 
 
 def _place(cursor: str | None, listing: dict[str, object]) -> str | None:
