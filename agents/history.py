@@ -10,9 +10,7 @@ from schemas.envelope import Event, now, parameters_hash
 from schemas.facts import Fact
 from schemas.values import ErrorCode, StageState
 from streams.tracing import origin_in_hand
-from streams.vectors import HistoryEntry, ReadModel
-
-HISTORY_LIMIT = 200  # entries of one image
+from streams.vectors import HISTORY_LIMIT, HistoryEntry, ReadModel
 
 
 def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | None = None) -> dict[str, HistoryEntry]:

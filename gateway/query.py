@@ -23,6 +23,8 @@ from gateway.features import FeatureExtraction
 from gateway.guard import Caller
 from gateway.ingest import submitted
 from gateway.listing import Listing
+from gateway.history import History
+from gateway.lineage import ImageLineages
 from gateway.live import Live
 from gateway.lookup import Lookup
 from gateway.parts import QueryParts
@@ -172,6 +174,8 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router.include_router(Annotations(settings, parts.events, vectors, lookup, Revisions(files)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Live(settings, lookup, parts.live).routes())
+    router.include_router(History(settings, files, vectors, lookup).routes())
+    router.include_router(ImageLineages(settings, files, lookup).routes())
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
     router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())

@@ -22,6 +22,7 @@ from streams.settings import QdrantSettings
 
 VECTOR = "clip"
 DIMENSIONS = 512
+HISTORY_LIMIT = 200  # entries of one image
 
 
 class StageRecord(Value):
