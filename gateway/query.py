@@ -21,10 +21,10 @@ from gateway.erasure import ErasureCheck
 from gateway.failures import Failures
 from gateway.features import FeatureExtraction
 from gateway.guard import Caller
-from gateway.ingest import submitted
-from gateway.listing import Listing
 from gateway.history import History
+from gateway.ingest import submitted
 from gateway.lineage import ImageLineages
+from gateway.listing import Listing
 from gateway.live import Live
 from gateway.lookup import Lookup
 from gateway.parts import QueryParts

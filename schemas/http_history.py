@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
-from schemas.values import Box, ErrorCode, ImageState, Lane, ModelRef, StageState, Value
+from schemas.values import Box, ImageState, Lane, ModelRef, StageState, Value
 
 _IMAGE = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -34,7 +34,7 @@ class HistoryItem(Value):
     event_id: str | None = Field(default=None, description="the event's ce_id")
     stage: str | None = Field(default=None, examples=["resizer"])
     state: StageState | ImageState | None = None
-    reason: ErrorCode | None = None
+    reason: str | None = Field(default=None, description="an error code of docs/errors.md")
     attempts: int | None = None
     duration_ms: int | None = None
     reused: bool | None = Field(default=None, description="the result was already there; nothing was computed")
