@@ -6,8 +6,8 @@
         print(result.urls["thumbnail"], [found.label for found in result.objects or ()])
 
 A call the server refuses for the moment (429, 503) is tried again after the time it asks for: the server promises
-that nothing of it was accepted. A submission whose connection broke is not, since it may have been. A gateway that
-only its own machine can reach may ask for no credentials.
+that nothing of it was accepted. So is a submission whose connection broke: it carries an Idempotency-Key, and the
+server makes one image of all tries. A gateway that only its own machine can reach may ask for no credentials.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -44,6 +45,9 @@ M = TypeVar("M", bound=BaseModel)
 
 Source = str | Path | bytes
 """An image: a path, the bytes themselves, or (a str that begins with http:// or https://) a URL to be fetched."""
+
+OnDuplicate = Literal["new", "reuse"]
+"""What happens to bytes you have submitted before."""
 
 API = "/api/v1"
 LONGEST_PAUSE_S = 30.0  # between tries, whatever the server asks for
@@ -85,6 +89,7 @@ class _Call:
     file: Path | bytes | None = None
     filename: str | None = None
     form: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None  # makes it harmless to send it again, whatever became of it
 
     @contextmanager
     def arguments(self) -> Iterator[dict[str, Any]]:
@@ -92,6 +97,8 @@ class _Call:
         found: dict[str, Any] = {"method": self.method, "url": self.path, "params": dict(self.params)}
         if self.json is not None:
             found["json"] = self.json
+        if self.key is not None:
+            found["headers"] = {"Idempotency-Key": _quoted(self.key)}
         if self.file is None:
             yield found
             return
@@ -106,16 +113,33 @@ class _Call:
 
 
 def _submission(
-    source: Source, bucket: str, metadata: Mapping[str, JsonValue] | None, filename: str | None, lane: Lane
+    source: Source,
+    bucket: str,
+    metadata: Mapping[str, JsonValue] | None,
+    filename: str | None,
+    lane: Lane,
+    on_duplicate: OnDuplicate,
+    idempotency_key: str | None,
 ) -> _Call:
+    key = idempotency_key or str(uuid.uuid4())
     waits = {"lane": lane} if lane is Lane.BULK else {}  # a server that knows no lanes takes the others
     if isinstance(source, str) and source.startswith(("http://", "https://")):
+        if on_duplicate == "reuse":
+            raise ValueError("which bytes a URL has is not known before they are fetched: only uploads can be reused")
         asked = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **waits}
-        return _Call("POST", f"{API}/images/fetch", json=asked)
+        return _Call("POST", f"{API}/images/fetch", json=asked, key=key)
     form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **waits}
+    form |= {"on_duplicate": on_duplicate} if on_duplicate == "reuse" else {}
     file = source if isinstance(source, bytes) else Path(source)
     name = filename or (file.name if isinstance(file, Path) else None)
-    return _Call("POST", f"{API}/images/upload", file=file, filename=name, form=form)
+    return _Call("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)
+
+
+def _quoted(key: str) -> str:
+    """Return a key as a string of RFC 8941. Raises ValueError."""
+    if not (key and key.isascii() and key.isprintable()):
+        raise ValueError("an idempotency key has printable ASCII letters only")
+    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _likeness(image: Source, limit: int | None) -> _Call:
@@ -158,8 +182,16 @@ def _refusal(response: httpx.Response) -> Refused:
     return Refused(problem, _retry_after(response))
 
 
-def _pause(response: httpx.Response, attempt: int) -> float:
-    return min(_retry_after(response) or 0.5 * 2**attempt, LONGEST_PAUSE_S)
+def _is_worth_another_try(response: httpx.Response, call: _Call) -> bool:
+    """Say whether the server may answer otherwise later: it is busy, or still at work on an earlier try of ours."""
+    if response.status_code == 409 and call.key is not None:
+        return _refusal(response).code == "idempotency-key-in-use"
+    return response.status_code in AGAIN
+
+
+def _pause(response: httpx.Response | None, attempt: int) -> float:
+    asked = _retry_after(response) if response is not None else None
+    return min(asked or 0.5 * 2**attempt, LONGEST_PAUSE_S)
 
 
 def credentials(token: str | None, api_key: str | None) -> dict[str, str]:
@@ -206,12 +238,18 @@ class Darkroom:
         metadata: Mapping[str, JsonValue] | None = None,
         filename: str | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        on_duplicate: OnDuplicate = "new",
+        idempotency_key: str | None = None,
     ) -> Submitted:
         """Send an image, or have one fetched. When this returns, the image will be carried to its end.
 
         In the bulk lane it waits behind whatever somebody waits for; many interactive images a minute go there too.
+        With `on_duplicate="reuse"` the answer is the image the same bytes were made into before, if there is one.
+        Whoever may come back after a crash gives the key themselves: the same one for the same submission.
         """
-        return self._ask(_submission(source, bucket, metadata, filename, lane), Submitted)
+        return self._ask(
+            _submission(source, bucket, metadata, filename, lane, on_duplicate, idempotency_key), Submitted
+        )
 
     def status(self, job_id: str) -> JobStatus:
         """Return where a job stands."""
@@ -276,10 +314,13 @@ class Darkroom:
                 with call.arguments() as arguments:
                     response = self._http.request(**arguments)
             except httpx.TransportError as error:
+                if call.key is not None and attempt + 1 < self._tries:
+                    time.sleep(_pause(None, attempt))
+                    continue
                 raise Unreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
             if response.is_success:
                 return response
-            if response.status_code not in AGAIN or attempt + 1 == self._tries:
+            if not _is_worth_another_try(response, call) or attempt + 1 == self._tries:
                 break
             time.sleep(_pause(response, attempt))
         raise _refusal(response)
@@ -322,9 +363,13 @@ class AsyncDarkroom:
         metadata: Mapping[str, JsonValue] | None = None,
         filename: str | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        on_duplicate: OnDuplicate = "new",
+        idempotency_key: str | None = None,
     ) -> Submitted:
         """See Darkroom.submit."""
-        return await self._ask(_submission(source, bucket, metadata, filename, lane), Submitted)
+        return await self._ask(
+            _submission(source, bucket, metadata, filename, lane, on_duplicate, idempotency_key), Submitted
+        )
 
     async def status(self, job_id: str) -> JobStatus:
         """See Darkroom.status."""
@@ -389,10 +434,13 @@ class AsyncDarkroom:
                 with call.arguments() as arguments:
                     response = await self._http.request(**arguments)
             except httpx.TransportError as error:
+                if call.key is not None and attempt + 1 < self._tries:
+                    await asyncio.sleep(_pause(None, attempt))
+                    continue
                 raise Unreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
             if response.is_success:
                 return response
-            if response.status_code not in AGAIN or attempt + 1 == self._tries:
+            if not _is_worth_another_try(response, call) or attempt + 1 == self._tries:
                 break
             await asyncio.sleep(_pause(response, attempt))
         raise _refusal(response)

@@ -49,7 +49,7 @@ class GatewaySettings(Group):
         8 << 20, ge=64 << 10, description="bytes of a resumable upload that a killed gateway loses at most"
     )
     idempotency_lease_s: float = Field(
-        30.0, gt=0, description="seconds after which whoever works on an Idempotency-Key and is silent has died"
+        15.0, gt=0, description="seconds after which whoever works on an Idempotency-Key and is silent has died"
     )
     idempotency_expiry_s: float = Field(
         86_400.0, gt=0, description="seconds an Idempotency-Key stands for the request it was first sent with"
