@@ -1,0 +1,75 @@
+"""Delivery by link, and the numbers of revisions, on a real MinIO."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from gateway.app import embedded_app
+from gateway.parts import QueryParts
+from gateway.revisions import Revisions
+from infra.local.minio import LocalMinio
+from schemas.facts import ImageAnnotated
+from schemas.values import DEFAULT_OWNER, ImageState, Rendition, new_image_id
+from streams.breaker import Breakers
+from streams.files import FileStore, image_key, open_files
+from streams.settings import FilesSettings, QdrantSettings
+from streams.vectors import ImageRecord, open_read_model
+from tests.unit.gateway_parts import Answers, Sink, client_of, settings
+
+DATA = b"RIFF and so on" * 1000
+
+
+@pytest.fixture
+async def files(minio: LocalMinio) -> AsyncIterator[FileStore]:
+    """Return an open bucket of our own."""
+    where = FilesSettings(
+        endpoint=minio.endpoint, access_key=minio.access_key, secret_key=SecretStr(minio.secret_key), bucket="delivery"
+    )
+    async with open_files(where, Breakers()) as store:
+        yield store
+
+
+async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -> None:
+    """Following the redirect gives the bytes from the store itself, as an image, under the original's name."""
+    image_id = new_image_id()
+    ref = await files.put(image_key(image_id, 1, "medium.webp"), DATA, content_type="image/webp")
+    rendition = Rendition(name="medium", object=ref, width=4, height=3, aspect_ratio=4 / 3, format="webp")
+    record = ImageRecord(
+        image_id=image_id,
+        owner=DEFAULT_OWNER,
+        generation=1,
+        state=ImageState.COMPLETED,
+        filename="Käfer.jpg",
+        renditions=(rendition,),
+    )
+    async with open_read_model(QdrantSettings(path=tmp_path)) as vectors:
+        await vectors.begin(record)
+        parts = QueryParts(files=files, events=Sink(), vectors=vectors, readiness=Answers())
+        async with client_of(embedded_app(settings(delivery="presigned"), parts)) as client:
+            moved = await client.get(f"/api/v1/images/{image_id}/direct")
+    assert moved.status_code == 307, moved.text
+    async with httpx.AsyncClient() as outside:
+        whole = await outside.get(moved.headers["location"])
+        part = await outside.get(moved.headers["location"], headers={"range": "bytes=5-9"})
+        forged = await outside.get(moved.headers["location"].replace("medium", "large"))
+    assert (whole.status_code, whole.content, whole.headers["content-type"]) == (200, DATA, "image/webp")
+    assert whole.headers["content-disposition"] == "inline; filename*=UTF-8''K%C3%A4fer.webp"
+    assert (part.status_code, part.content) == (206, DATA[5:10])
+    assert forged.status_code == 403
+
+
+async def test_one_of_several_takes_a_number(files: FileStore) -> None:
+    """Of several gateways that want the same revision of an image at once exactly one has it."""
+    image_id = new_image_id()
+    wanted = [
+        ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=(f"t{number}",)) for number in range(8)
+    ]
+    taken = await asyncio.gather(*map(Revisions(files).take, wanted))
+    assert sum(taken) == 1
+    assert await Revisions(files).newest(image_id) == wanted[taken.index(True)]
