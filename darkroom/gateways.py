@@ -26,6 +26,7 @@ from gateway.limit_settings import QuotaSettings, RateLimitSettings
 from gateway.limits import open_limits
 from gateway.parts import IngestParts, QueryParts
 from gateway.query import query_app
+from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
 from streams.breaker import Breakers
@@ -147,7 +148,14 @@ async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
         limits = await stack.enter_async_context(open_limits(environment.limits))
-        parts = IngestParts(files=files, events=events, readiness=ready, authenticator=door, limits=limits)
+        parts = IngestParts(
+            files=files,
+            events=events,
+            readiness=ready,
+            authenticator=door,
+            limits=limits,
+            quotas=Quotas(environment.quotas, files),
+        )
         await _serve_until_signal(ingest_app(own, parts), environment)
 
 
@@ -189,6 +197,7 @@ async def _answer(
             readiness=ready,
             authenticator=door,
             limits=await stack.enter_async_context(open_limits(environment.limits)),
+            quotas=Quotas(environment.quotas, files),
             live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
             vectors=vectors,
             encoder=encoder,

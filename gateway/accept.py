@@ -17,6 +17,7 @@ from typing import Any
 from gateway.metadata import Details
 from gateway.ports import EventSink
 from gateway.problems import Problem, away
+from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from gateway.spooling import SpooledFile
 from schemas.envelope import Event, now
@@ -49,6 +50,7 @@ class Accepting:
     settings: GatewaySettings
     files: FileStore
     events: EventSink
+    quotas: Quotas = field(default_factory=Quotas)
     _accepted: dict[str, None] = field(default_factory=dict)  # the newest images, oldest first
 
     def accepted_here(self, image_id: str) -> bool:
@@ -65,7 +67,7 @@ class Accepting:
         again: bool = True,
         traceparent: str | None = None,
     ) -> Receipt:
-        """Accept an uploaded file. Raises Problem (503), and then there is no job.
+        """Accept an uploaded file. Raises Problem (503, or 403 beyond a quota), and then there is no job.
 
         An attempt with the same image id that may have broken off is gone on with, unless `again` says there was none.
         """
@@ -73,7 +75,12 @@ class Accepting:
         if known is not None:
             await self._make_sure(file, owner)
             return await self._go_on(known, traceparent)
-        image_id = image_id or new_image_id()
+        async with self.quotas.room(owner, size=file.size):
+            return await self._take_in(file, details, owner, image_id or new_image_id(), traceparent)
+
+    async def _take_in(
+        self, file: SpooledFile, details: Details, owner: Owner, image_id: ImageId, traceparent: str | None
+    ) -> Receipt:
         brought = False
         try:
             async with self._bounded("The object store"):
@@ -106,12 +113,13 @@ class Accepting:
         again: bool = True,
         traceparent: str | None = None,
     ) -> Receipt:
-        """Accept a URL to be fetched. Raises Problem (503), and then there is no job."""
+        """Accept a URL to be fetched. Raises Problem (503, or 403 beyond a quota), and then there is no job."""
         known = await self._begun(image_id) if again else None
         if known is not None:
             return await self._go_on(known, traceparent)
         receipt = _receipt(image_id or new_image_id(), owner, details, kind=ReceiptKind.FETCH, url=url)
-        await self._promise(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
+        async with self.quotas.room(owner):
+            await self._promise(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
         return receipt
 
     async def has_begun(self, image_id: ImageId) -> bool:

@@ -63,6 +63,7 @@ class Direct:
                 ProblemCode.DIRECT_UPLOAD_UNAVAILABLE,
                 ProblemCode.TOO_MANY_UPLOADS,
                 ProblemCode.RATE_LIMITED,
+                ProblemCode.QUOTA_EXCEEDED,
                 away,
             ),
         )

@@ -24,6 +24,7 @@ from gateway.settings import GatewaySettings
 from gateway.submitting import Submitting
 from gateway.tus_routes import tus_and_direct_routes
 from gateway.uploads import SHA256_FIELD, receive_form
+from gateway.usage import usage_routes
 from gateway.waiting import PREFER_PARAMETER
 from schemas.http_api import FetchImage, JobResult, ProblemCode, Submitted
 from schemas.receipts import Receipt
@@ -61,6 +62,7 @@ _RETRIED = (
     ProblemCode.INVALID_DIGEST,
     ProblemCode.DIGEST_MISMATCH,
     ProblemCode.RATE_LIMITED,
+    ProblemCode.QUOTA_EXCEEDED,
     ProblemCode.DEPENDENCY_UNAVAILABLE,
 )
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -151,10 +153,12 @@ class Ingest:
 
 def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     """Return every route of the ingest app but health."""
-    accepting, lanes = Accepting(settings, parts.files, parts.events), Lanes(settings.interactive_per_minute)
+    accepting = Accepting(settings, parts.files, parts.events, parts.quotas)
+    lanes = Lanes(settings.interactive_per_minute)
     submitting = Submitting.of(settings, parts, accepting, lanes)
     router = APIRouter()
     router.include_router(Ingest(settings, submitting, parts.limits).routes())
+    router.include_router(usage_routes(parts.limits, parts.quotas))
     router.include_router(submitting.duplicates.routes())
     router.include_router(Batches(settings, submitting, parts.limits).routes())
     router.include_router(tus_and_direct_routes(settings, parts.files, accepting, lanes, parts.limits))

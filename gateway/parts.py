@@ -9,6 +9,7 @@ from gateway.batching import Batching
 from gateway.guard import Authenticator, Everybody
 from gateway.limits import Limits
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
+from gateway.quotas import Quotas
 from streams.feed_log import LogFeed
 from streams.files import FileStore
 from streams.letter_pages import LetterPages
@@ -24,6 +25,7 @@ class IngestParts:
     readiness: Readiness
     authenticator: Authenticator = field(default_factory=Everybody)
     limits: Limits = field(default_factory=Limits.none)
+    quotas: Quotas = field(default_factory=Quotas)
     live: LogFeed | None = None  # None: no live progress
 
 

@@ -16,6 +16,7 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("HEAD", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
     ("PATCH", "/api/v1/images/{image_id}"): Scope.WRITE,
     ("DELETE", "/api/v1/images/{image_id}"): Scope.WRITE,
+    ("GET", "/api/v1/usage"): Scope.READ,
     ("OPTIONS", "/api/v1/uploads"): PUBLIC,
     ("POST", "/api/v1/uploads"): Scope.WRITE,
     ("OPTIONS", "/api/v1/uploads/{upload_id}"): PUBLIC,

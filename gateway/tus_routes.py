@@ -125,6 +125,7 @@ def tus_routes(tus: Tus) -> APIRouter:
             ProblemCode.UNKNOWN_FIELD,
             ProblemCode.TOO_MANY_UPLOADS,
             ProblemCode.RATE_LIMITED,
+            ProblemCode.QUOTA_EXCEEDED,
             version,
             media,
             away,
