@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,10 +19,9 @@ from streams.files import open_files
 from streams.http_protocol import ServerSettings
 from streams.serving import serving
 from streams.settings import FilesSettings
+from tests.security.lines import PATIENCE_S, PAUSE_S, Line, connected
 from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, settings
 
-PATIENCE_S = 60.0  # for whatever must happen in the end
-PAUSE_S = 0.02  # between two bytes of who sends slowly
 MAX_UPLOAD = 200_000
 MEBIBYTE = 1 << 20
 FORM = b"multipart/form-data; boundary=x"
@@ -39,10 +38,7 @@ class Door:
     sink: Sink
 
     async def connect(self) -> Line:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        line = Line(reader, writer)
-        line.reading = asyncio.create_task(line.read())
-        return line
+        return await connected(self.port)
 
     async def still_well(self) -> None:
         """Check that others are served, and that nothing but their image was accepted."""
@@ -52,69 +48,6 @@ class Door:
         assert len(self.sink.sent) == 1
         assert len(await self.files.receipts()) == 1
         assert len([key for key in await self.files.objects() if key.startswith("originals/")]) == 1
-
-
-@dataclass
-class Line:
-    """One connection, byte by byte. Reads all the while, as honest clients do."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    sent: int = 0
-    received: bytearray = field(default_factory=bytearray)
-    ended: bool = False
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    reading: asyncio.Task[None] | None = None
-
-    async def read(self) -> None:
-        with suppress(ConnectionError):
-            while some := await self.reader.read(65536):
-                self.received += some
-                self.news.set()
-        self.ended = True
-        self.news.set()
-
-    async def send(self, data: bytes) -> bool:
-        """Send; say whether the other side listens still, and has not answered."""
-        try:
-            self.writer.write(data)
-            await self.writer.drain()
-        except ConnectionError:
-            return False
-        self.sent += len(data)
-        return not self.ended and not self.received
-
-    async def drip(self, data: Iterator[bytes], pause_s: float = PAUSE_S) -> None:
-        """Send bit after bit until the other side answers or ends the connection."""
-        async with asyncio.timeout(PATIENCE_S):
-            for some in data:
-                if not await self.send(some):
-                    return
-                await asyncio.sleep(pause_s)
-
-    async def rest(self) -> bytes:
-        """Return all that came when the other side has ended the connection, as it must."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not self.ended:
-                self.news.clear()
-                await self.news.wait()
-        self.writer.close()
-        return bytes(self.received)
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Take one answer, of which the connection need not be the last."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                head, end, body = bytes(self.received).partition(b"\r\n\r\n")
-                lines = head.decode("latin-1").split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-                length = int(headers.get("content-length", 0))
-                if end and len(body) >= length:
-                    del self.received[: len(head) + len(end) + length]
-                    return int(lines[0].split()[1]), headers, body[:length]
-                assert not self.ended, f"the connection ended: {bytes(self.received)!r}"
-                self.news.clear()
-                await self.news.wait()
 
 
 @asynccontextmanager

@@ -1,0 +1,276 @@
+"""Names that clients choose: of files, buckets, ids, headers. None leaves the store, an answer's header, or a path."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from gateway.app import embedded_app
+from gateway.parts import QueryParts
+from gateway.permissions import PERMISSIONS
+from schemas.receipts import Receipt
+from streams.files import FileStore, image_key, open_files
+from streams.serving import serving
+from streams.settings import FilesSettings, QdrantSettings
+from streams.vectors import ImageRecord, ReadModel, open_read_model
+from tests.security.lines import connected
+from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, settings
+
+INJECTED = "X-Injected: yes"
+NASTY_PATHS = (
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "..%5c..%5cetc%5cpasswd",
+    "..;%2f..;%2f",
+    "%2e%2e",
+    "%00",
+    "a%00.jpg",
+    f"%0d%0a{quote(INJECTED)}",
+    f"%0a{quote(INJECTED)}%0a",
+    "%c0%ae%c0%ae%2f",
+    "%ff%fe",
+    "%F0%9F%92%A9",
+    "'%22%3E%3Cscript%3E",
+    "%25%32%65%25%32%65%25%32%66",
+    "a" * 3000,
+    "-1",
+    "%20",
+)
+NASTY_NAMES = (
+    "../../../etc/passwd",
+    "..\\..\\windows\\win.ini",
+    "/etc/passwd",
+    "C:\\autoexec.bat",
+    "a\0.jpg",
+    f"cat.jpg\x0b{INJECTED}",
+    'cat";filename="../../x.jpg',
+    "\u202egpj.exe",
+    "..",
+    "." * 400 + "/.jpg",
+    "\u2028cat\u2029.jpg",
+    "caf\u00e9 \U0001f4a9.jpg",
+)
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class House:
+    """The embedded gateway on a socket, all of it in one folder."""
+
+    folder: Path
+    port: int
+    files: FileStore
+    vectors: ReadModel
+
+    async def ask(self, method: str, target: str, *lines: bytes, body: bytes = b"", host: bytes = b"x") -> Answer:
+        """Send a request as it is; fail if a header of the answer came from what was sent."""
+        line = await connected(self.port)
+        head = [f"{method} {target} HTTP/1.1".encode(), b"Host: " + host, b"Connection: close", *lines]
+        head += [b"Content-Length: %d" % len(body)] if body or method in ("POST", "PATCH") else []
+        await line.send(b"\r\n".join([*head, b"", body]))
+        raw = await line.rest()
+        top, _, content = raw.partition(b"\r\n\r\n")
+        first, *rest = top.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (found.partition(": ") for found in rest)}
+        assert "x-injected" not in headers, raw
+        assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f]", "".join(headers.values())), raw
+        status = int(first.split()[1])
+        assert status != 500, f"{method} {target}: {raw!r}"
+        assert b"root:" not in content
+        return Answer(status, headers, content)
+
+    async def upload(self, name: str, *, bucket: str = "default", metadata: str = "{}") -> Answer:
+        """Upload an image by that name, not escaped but for quotes."""
+        parts = [
+            f'Content-Disposition: form-data; name="bucket"\r\n\r\n{bucket}',
+            f'Content-Disposition: form-data; name="metadata"\r\n\r\n{metadata}',
+            f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n',
+        ]
+        form = "".join(f"\r\n--x\r\n{part}" for part in parts).encode()[2:] + JPEG + b"\r\n--x--\r\n"
+        return await self.ask("POST", UPLOAD, b"Content-Type: multipart/form-data; boundary=x", body=form)
+
+    async def receipt(self, answer: Answer) -> Receipt:
+        """Return the receipt of an upload."""
+        assert answer.status == 202, answer.body
+        job_id = json.loads(answer.body)["job_id"]
+        return Receipt.model_validate_json(await self.files.get(f"jobs/{job_id}.json"))
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    folder = tmp_path / "house"
+    folder.mkdir()
+    async with (
+        open_files(FilesSettings(directory=folder / "objects")) as files,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+    ):
+        parts = QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=Answers())
+        async with serving(embedded_app(settings(spool_dir=folder), parts), "127.0.0.1", 0) as port:
+            yield House(folder, port, files, vectors)
+    assert [path.name for path in tmp_path.iterdir()] == ["house"], "something was written outside"
+
+
+async def test_a_file_name_is_shown_and_never_a_path(house: House) -> None:
+    """Whatever a file is called, its bytes go under their hash; the name is kept without folders and control signs."""
+    for name in NASTY_NAMES:
+        answer = await house.upload(name)
+        if answer.status == 400:  # what it says is no form
+            assert "\0" in name or "\x0b" in name or len(name) > 400, answer.body
+            continue
+        receipt = await house.receipt(answer)
+        assert receipt.original is not None
+        assert re.fullmatch(r"originals/default/[0-9a-f]{2}/[0-9a-f]{64}", receipt.original.key)
+        kept = receipt.filename or ""
+        assert not {"/", "\\"} & set(kept), name
+        assert kept.isprintable(), name
+        assert len(kept) <= 255, name
+
+
+async def test_a_bucket_is_a_plain_word(house: House) -> None:
+    """A bucket that could be more than a word is refused, in a form and in JSON."""
+    for bucket in ("../x", "a/b", "..", ".hidden", "a\0b", "a b", f"a\r\n{INJECTED}", "x" * 65, "ä", "a\n"):
+        form = await house.upload("cat.jpg", bucket=bucket)
+        assert form.status == 400, (bucket, form.body)
+        body = json.dumps({"url": "http://x/", "bucket": bucket}).encode()
+        fetch = await house.ask("POST", "/api/v1/images/fetch", b"Content-Type: application/json", body=body)
+        assert fetch.status in (400, 422), (bucket, fetch.body)
+
+
+async def test_ids_in_paths_are_ids_or_nothing(house: House) -> None:
+    """In every path of the API, what is no id is refused as a problem: no file, no header, no 500 comes of it."""
+    patterns = [(method, path) for method, path in PERMISSIONS if "{" in path and method != "OPTIONS"]
+    assert len(patterns) > 20
+    for method, path in patterns:
+        for nasty in NASTY_PATHS:
+            answer = await house.ask(method, re.sub(r"\{[a-z0-9_]+\}", nasty, path))
+            said = (method, path, nasty, answer.status, answer.body)
+            assert 400 <= answer.status < 500 or answer.status == 503, said
+            assert not answer.body or answer.headers["content-type"] == "application/problem+json", said
+
+
+async def test_the_page_of_the_api_gives_away_no_other_files(house: House) -> None:
+    """The folder of the page's scripts gives away nothing beside them, however one asks."""
+    assert (await house.ask("GET", "/docs-assets/swagger-ui.css")).status == 200
+    for nasty in NASTY_PATHS:
+        assert (await house.ask("GET", f"/docs-assets/{nasty}")).status in (400, 404), nasty
+        assert (await house.ask("GET", f"/docs-assets/../{nasty}")).status in (400, 404), nasty
+
+
+async def test_a_correlation_id_is_ours_unless_it_is_plain(house: House) -> None:
+    """A correlation id that is no plain word is replaced by one of ours, in the header and in the body."""
+    for given in (
+        b"a b",
+        b"a\tb",
+        "ü".encode(),
+        b"x" * 129,
+        b'"><script>',
+        b"a\r\n X-Injected: yes",
+        b"a,b",
+        b"",
+        b"{jndi:ldap://x}",
+    ):
+        answer = await house.ask("GET", "/nowhere", b"X-Correlation-ID: " + given)
+        told = answer.headers["x-correlation-id"]
+        assert re.fullmatch(r"[0-9a-f-]{36}", told)
+        assert json.loads(answer.body)["correlation_id"] == told
+        plain = await house.ask("GET", "/nowhere", b"X-Correlation-ID: Order-4711.b_2")
+        assert plain.headers["x-correlation-id"] == "Order-4711.b_2"
+
+
+async def test_a_header_with_a_line_break_is_no_header(house: House) -> None:
+    """A line break inside of a header ends the request with 400, or begins a header that nobody reads."""
+    for sign in (b"\r", b"\n", b"\0", b"\r\n"):
+        answer = await house.ask("GET", "/health/live", b"X-Correlation-ID: a" + sign + INJECTED.encode())
+        assert answer.status == 400 or (sign in (b"\r\n", b"\n") and answer.status == 200)
+
+
+async def test_a_host_is_a_host_or_the_request_is_refused(house: House) -> None:
+    """A Host that is none is not taken apart into an error of ours, and no header comes of it."""
+    for host in (b"[", b"x:99999999", b"a b", b"evil.example\\@x", b"", b"x/..//y", b"%0d%0a", b"[::1"):
+        for target in ("/", "/api/v1/images", "/openapi.json"):
+            answer = await house.ask("GET", target, host=host)
+            assert answer.status in (200, 400), answer.body
+
+
+async def test_metadata_comes_back_in_json_and_nowhere_else(house: House) -> None:
+    """Line breaks and markup in a client's metadata come back as they were, inside JSON, and make no header."""
+    metadata = {"a": f"x\r\n{INJECTED}", "<b>": "</script><script>alert(1)</script>", "\x00": "\x1b[31m"}
+    receipt = await house.receipt(await house.upload("cat.jpg", metadata=json.dumps(metadata)))
+    assert receipt.context == metadata
+    answer = await house.ask("GET", f"/api/v1/images/jobs/{receipt.job_id}")
+    assert (answer.status, answer.headers["x-content-type-options"]) == (200, "nosniff")
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_a_name_from_another_service_is_quoted_in_headers(house: House) -> None:
+    """A downloaded image's Content-Disposition carries any name, also one no gateway has cleaned, as one header."""
+    for name in (*NASTY_NAMES, f"cat\r\n{INJECTED}", f"\n{INJECTED}\n", "<img src=x>.html", "a" * 5000):
+        receipt = await house.receipt(await house.upload("cat.jpg"))
+        ref = await house.files.put(image_key(receipt.image_id, 1, "medium.webp"), b"webp", content_type="image/webp")
+        size = {"name": "medium", "object": ref, "width": 1, "height": 1, "aspect_ratio": 1, "format": "webp"}
+        known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
+        await house.vectors.begin(ImageRecord.model_validate({**known, "renditions": (size,), "filename": name}))
+        answer = await house.ask("GET", f"/api/v1/images/{receipt.image_id}/direct?size=medium&download=true")
+        assert answer.status == 200, answer.body
+        told = answer.headers["content-disposition"]
+        assert told.isascii()
+        assert "/" not in told.replace("''", "")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-type"] == "image/webp"
+
+
+async def test_what_is_asked_for_makes_no_header_of_a_listing(house: House) -> None:
+    """Filters and cursors that come back in a listing's Link header come back encoded."""
+    for query in (
+        f"label=%0d%0a{quote(INJECTED)}",
+        f"tag=%0d%0a{quote(INJECTED)}&limit=1",
+        f"bucket=%0d%0a{quote(INJECTED)}",
+        f"cursor=%0d%0a{quote(INJECTED)}",
+        f"category=%00{quote(INJECTED)}",
+        "since=%00&label=%3E%3Cscript%3E",
+    ):
+        for number in range(3):
+            receipt = await house.receipt(await house.upload(f"{number}.jpg"))
+            known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
+            await house.vectors.begin(ImageRecord.model_validate(known))
+        for target in (
+            f"/api/v1/images?{query}",
+            f"/api/v1/search?q=x&{query}",
+            f"/api/v1/images/batch?image_ids={query}",
+        ):
+            assert (await house.ask("GET", target)).status in (200, 400, 404, 422)
+
+
+async def test_what_tus_is_told_comes_back_as_it_came_or_not_at_all(house: House) -> None:
+    """A resumable upload's name with line breaks makes no header when the upload is looked at again."""
+    name = base64.b64encode(f"../cat\r\n{INJECTED}".encode())
+    tus = (b"Tus-Resumable: 1.0.0", b"Upload-Length: 300")
+    made = await house.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: filename " + name)
+    assert made.status in (201, 400), made.body
+    if made.status == 201:
+        path = "/" + made.headers["location"].split("/", 3)[3]
+        assert (await house.ask("HEAD", path, b"Tus-Resumable: 1.0.0")).status in (200, 204)
+    for broken in (b"filename not-base64!", b"a" * 20_000, "nä me".encode(), b"filename " + name + b"," * 5000):
+        answer = await house.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: " + broken)
+        assert answer.status in (201, 400, 413, 422, 431), answer.body
+
+
+async def test_a_trace_that_is_none_is_replaced(house: House) -> None:
+    """A traceparent that is none does not stop a request."""
+    for given in (b"00-zz-11-01", b"\xff\xfe", b"00-" + b"0" * 32 + b"-" + b"1" * 16 + b"-01", b"x" * 9000):
+        assert (await house.ask("GET", "/health/live", b"traceparent: " + given)).status == 200
