@@ -156,6 +156,21 @@ def test_renditions_are_served(whole: Whole, bus: JobResult, sign: JobResult) ->
     assert httpx.get(f"{api}/{bus.image_id}", params={"size": "huge"}).status_code == 404
 
 
+def test_an_image_is_listed_by_what_its_owner_says_of_it(whole: Whole, bus: JobResult) -> None:
+    """Tags said anew are in the log, the indexer records them, and the listing finds the image by them."""
+    api = f"{whole.url}/api/v1/images"
+    said = httpx.patch(f"{api}/{bus.image_id}", json={"tags": ["street life"], "context": {"album": None}}, timeout=30)
+    assert said.status_code in (200, 202), said.text
+
+    def listed() -> list[str]:
+        page = httpx.get(api, params={"tag": "street life", "label": "bus", "state": "completed"}).json()
+        return [item["image_id"] for item in page["items"]]
+
+    until(lambda: listed() == [bus.image_id], "the image is not listed")
+    known = httpx.get(f"{api}/{bus.image_id}/metadata").json()
+    assert (known["tags"], known["context"]) == (["street life"], {"nested": {"n": [1, 2]}})
+
+
 def test_equal_bytes_are_worked_on_once(whole: Whole, sign: JobResult) -> None:
     """The same bytes sent again become an image of their own from results that were there, byte for byte."""
     again = _submitted(whole, draw_sign())
