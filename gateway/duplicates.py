@@ -84,7 +84,7 @@ class Duplicates:
 
     async def by_digest(self, sha256: str, request: Request, owner: Caller) -> KnownImage:
         """The newest of your images made of the bytes with this SHA-256, if it is not deleted; 404 if there is none."""
-        if not _SHA256.match(sha256.lower()):
+        if not _SHA256.fullmatch(sha256.lower()):
             raise Problem(ProblemCode.INVALID_DIGEST, "A SHA-256 has 64 hexadecimal digits.")
         found = await self.newest(owner, sha256.lower())
         if found is None:
@@ -108,7 +108,7 @@ class Duplicates:
         async for info in self.files.list(claim_prefix(owner, sha256)):
             recent.append(info.key.rpartition("/")[2])
         for image_id in reversed(recent):
-            found = await self._look(image_id, owner, sha256) if _ID.match(image_id) else None
+            found = await self._look(image_id, owner, sha256) if _ID.fullmatch(image_id) else None
             if found is not None and (found.usable or not usable):
                 return found
         return None

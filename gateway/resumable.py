@@ -133,7 +133,7 @@ class Uploads:
 
     async def find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:
         """Return an upload. Raises Problem for one that is not there (any more), or not this owner's."""
-        if not _ID.match(upload_id):
+        if not _ID.fullmatch(upload_id):
             raise _no_upload()
         found: UploadRecord | EndedUpload | None = await self._read(ended_upload_key(owner, upload_id), EndedUpload)
         found = found or await self._read(upload_key(owner, upload_id), UploadRecord)
