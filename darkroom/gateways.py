@@ -24,11 +24,13 @@ from gateway.batching import Batching, FeatureSettings, open_batching
 from gateway.ingest import ingest_app
 from gateway.limit_settings import QuotaSettings, RateLimitSettings
 from gateway.limits import open_limits
+from gateway.numbers import StatisticsSettings, open_numbers
 from gateway.parts import IngestParts, QueryParts
 from gateway.query import query_app
 from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from streams.admin import KafkaAdmin
+from streams.backlog import Backlog
 from streams.breaker import Breakers
 from streams.dead_letters import DeadLetterOffice
 from streams.errors import DependencyAway, NotReady
@@ -38,6 +40,7 @@ from streams.http_protocol import ServerSettings
 from streams.letter_pages import LetterPages
 from streams.process import consume, leave_undeliverable, until_signal
 from streams.producer import EventProducer, open_producer
+from streams.rates import RecentLog
 from streams.safety import check_safe
 from streams.serving import serving
 from streams.settings import Settings
@@ -59,6 +62,7 @@ class GatewayEnvironment(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     auth: AuthSettings = AuthSettings()
     features: FeatureSettings = FeatureSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
     limits: RateLimitSettings = RateLimitSettings()
     live: LiveSettings = LiveSettings()
     quotas: QuotaSettings = QuotaSettings()
@@ -204,6 +208,15 @@ async def _answer(
             features=await _features(stack, tower, environment.features),
             reconciling=keeping,
             letters=LetterPages(settings.kafka, DeadLetterOffice(settings.kafka, files, events)),
+            numbers=await stack.enter_async_context(
+                open_numbers(
+                    environment.statistics,
+                    files,
+                    vectors,
+                    RecentLog(settings.kafka),
+                    Backlog(KafkaAdmin(settings.kafka)),
+                )
+            ),
         )
         if with_indexer:
             await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))

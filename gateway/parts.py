@@ -8,6 +8,7 @@ from typing import Any
 from gateway.batching import Batching
 from gateway.guard import Authenticator, Everybody
 from gateway.limits import Limits
+from gateway.numbers import Numbers
 from gateway.ports import EventSink, Readiness, Reconciling, TextEncoder
 from gateway.quotas import Quotas
 from streams.feed_log import LogFeed
@@ -38,3 +39,4 @@ class QueryParts(IngestParts):
     features: Batching[Any] | None = None  # None: no vectors alone
     reconciling: Reconciling | None = None  # None: this process cannot
     letters: LetterPages | None = None  # None: this process cannot
+    numbers: Numbers | None = None  # None: this process does not count

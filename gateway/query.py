@@ -33,6 +33,7 @@ from gateway.readiness import health_routes
 from gateway.revisions import Revisions
 from gateway.search import Search
 from gateway.settings import GatewaySettings
+from gateway.statistics import HealthStatistics
 from gateway.waiting import Results
 from schemas.http_api import (
     MAX_BATCH,
@@ -179,6 +180,7 @@ def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
     router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
     router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())
+    router.include_router(HealthStatistics(settings, vectors, parts.numbers).routes())
     router.include_router(Failures(settings, vectors, lookup).routes())
     router.include_router(AdminLetters(settings, parts.letters).routes())
     router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())

@@ -120,3 +120,69 @@ class FailedPage(Value):
 
     images: tuple[FailedImage, ...]
     next_cursor: str | None = Field(None, description="absent on the last page")
+
+
+class Held(Value):
+    """Objects, and the bytes they take."""
+
+    objects: int = Field(examples=[1200])
+    bytes: int = Field(examples=[640_000_000])
+
+
+class StageCounts(Value):
+    """How the stages of images ended, by stage and state; counted from time to time."""
+
+    counts: dict[str, dict[str, int]] = Field(
+        description="`pending`: of unfinished images, not ended yet",
+        examples=[{"ocr": {"done": 960, "pending": 31, "failed": 2, "skipped": 7}}],
+    )
+    images: int = Field(description="images looked at, the newest first", examples=[1000])
+    complete: bool = Field(description="false: there are more images than are looked at")
+    as_of: str = Field(description="when the count was done", examples=["2026-11-21T18:00:00.000Z"])
+
+
+class StorageCounts(Value):
+    """What is stored; counted from time to time."""
+
+    kinds: dict[str, Held] = Field(examples=[{"originals": {"objects": 1200, "bytes": 640_000_000}}])
+    complete: bool = Field(description="false: there is more than is counted")
+    as_of: str = Field(description="when the count was done", examples=["2026-11-21T18:00:00.000Z"])
+
+
+class RateCounts(Value):
+    """Images a minute, over the last 1, 5 and 15 minutes, from the log: the same whichever gateway is asked."""
+
+    accepted: dict[str, float] = Field(examples=[{"1": 12.0, "5": 10.4, "15": 9.8}])
+    completed: dict[str, float] = Field(examples=[{"1": 11.0, "5": 10.2, "15": 9.7}])
+    rejected: dict[str, float] = Field(examples=[{"1": 0.0, "5": 0.2, "15": 0.07}])
+    failed: dict[str, float] = Field(examples=[{"1": 0.0, "5": 0.0, "15": 0.0}])
+    complete: bool = Field(description="false: so much came that not all is counted yet")
+    as_of: str = Field(examples=["2026-11-21T18:00:00.000Z"])
+
+
+class OldestUnfinished(Value):
+    """The image that was accepted first of those that have not ended, as far as the pipeline has seen it."""
+
+    image_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
+    submitted_at: str | None = Field(None, examples=["2026-11-21T17:59:12.480Z"])
+    age_s: float = Field(examples=[8.4])
+
+
+class QueueView(Value):
+    """What waits for one agent."""
+
+    waiting: int = Field(description="events", examples=[42])
+
+
+class Statistics(Value):
+    """How much there is, and how fast it goes. What could not be counted in time is absent."""
+
+    of: Literal["everybody", "owner"] = Field(description="whose images these numbers are of")
+    images: dict[str, int] = Field(description="by state", examples=[{"completed": 960, "processing": 31, "failed": 2}])
+    oldest_unfinished: OldestUnfinished | None = None
+    rates: RateCounts | None = None
+    stages: StageCounts | None = None
+    storage: StorageCounts | None = Field(
+        None, description="of everybody: all objects by kind; of an owner: what their images name"
+    )
+    queues: dict[str, QueueView] | None = Field(None, description="by agent, for operators")

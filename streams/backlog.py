@@ -20,5 +20,12 @@ class Backlog:
             return await self.admin.oldest(SCHEDULER, [BULK.name])
         if agent not in AGENTS:
             return None
-        own = [topic.name for topic in PIPELINE if agent in topic.readers]
-        return await self.admin.oldest(agent, [*own, retry_topic(agent)])
+        return await self.admin.oldest(agent, _read_by(agent))
+
+    async def waiting(self, agent: str) -> int:
+        """Return how many events wait for an agent, or for the scheduler."""
+        return await self.admin.lag(agent, [BULK.name] if agent == SCHEDULER else _read_by(agent))
+
+
+def _read_by(agent: str) -> list[str]:
+    return [*(topic.name for topic in PIPELINE if agent in topic.readers), retry_topic(agent)]
