@@ -44,7 +44,7 @@ T = TypeVar("T")
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 _KEY_LENGTH = 255
-_BARE = re.compile(r"^[A-Za-z0-9._~:/+=-]{1,255}$")
+_BARE = re.compile(r"^[A-Za-z0-9._~/+=-]{1,255}$")
 _MAX_ATTEMPT_BYTES = 1_000_000  # far more than a batch's answer
 _RENEWALS = 3  # in the time of one lease
 
@@ -56,7 +56,7 @@ KEY_PARAMETER: dict[str, Any] = {
         "Makes the request safe to send again: the same key and the same request have the same answer, with "
         f"`{REPLAYED}: true`. A quoted string of RFC 8941, or a bare word such as a UUID."
     ),
-    "schema": {"type": "string", "pattern": r'^("[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._~:/+=-]{1,255})$'},
+    "schema": {"type": "string", "pattern": r'^("[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._~/+=-]{1,255})$'},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
 """How OpenAPI describes the header."""
