@@ -37,6 +37,7 @@ from schemas.http_api import ProblemCode
 from streams.breaker import Breaker, State
 from streams.deadlines import bounded
 from streams.errors import DependencyAway
+from streams.metrics import BREAKER_OPENED, BREAKER_STATE
 from streams.settings import BreakerSettings
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,9 @@ def _spoken(seconds: int) -> str:
 
 
 def _tell(breaker: Breaker, before: State) -> None:
+    BREAKER_STATE.labels(breaker.name).set(breaker.state.value)
     if breaker.state is State.OPEN and before is State.CLOSED:
+        BREAKER_OPENED.labels(breaker.name).inc()
         log.error("Redis does not answer; this gateway counts limits by itself", extra={"error": breaker.last_error})
     elif breaker.state is State.CLOSED and before is not State.CLOSED:
         log.warning("Redis answers again; limits are counted for all gateways")
