@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from gateway.digests import promised_of
 from gateway.problems import Problem, invalid_fields
 from gateway.settings import GatewaySettings
 from schemas.http_api import ProblemCode
@@ -27,7 +28,7 @@ async def read_json(
     """Return the body as a model. Raises Problem: not JSON, too large, too slow, or not as the model says."""
     if media_type(request) not in media_types:
         raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"Send {' or '.join(media_types)}.", headers=_CLOSE)
-    raw = bytearray()
+    raw, check = bytearray(), promised_of(request)
     try:
         async with asyncio.timeout(settings.upload_idle_s):
             async for chunk in request.stream():
@@ -39,6 +40,8 @@ async def read_json(
         raise Problem(ProblemCode.UPLOAD_TOO_SLOW, "The body did not come in time.", headers=_CLOSE) from None
     except ClientDisconnect:
         raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the body did.", headers=_CLOSE) from None
+    check.update(raw)
+    check.check("the body")
     try:
         return _read(kind, bytes(raw))
     except ValidationError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import http_sf
+from fastapi import Request
 
 from gateway.problems import Problem
 from schemas.http_api import ProblemCode
@@ -53,6 +54,11 @@ class DigestCheck:
         for name, promised in self._promised:
             if self._found[name].digest() != promised:
                 raise mismatch(f"The {name} of {what} is not what its digest says.")
+
+
+def promised_of(request: Request) -> DigestCheck:
+    """Return the check of a whole body. Raises Problem: see DigestCheck."""
+    return DigestCheck(value for name in DIGEST_FIELDS for value in request.headers.getlist(name))
 
 
 def mismatch(detail: str) -> Problem:

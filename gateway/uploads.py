@@ -17,7 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from gateway.digests import DIGEST_FIELDS, DigestCheck
+from gateway.digests import DigestCheck, promised_of
 from gateway.forms import FormReader, Rules
 from gateway.problems import Problem
 from gateway.settings import GatewaySettings
@@ -61,7 +61,7 @@ async def receive_files(request: Request, settings: GatewaySettings, rules: Rule
     """Receive a form by its rules. Raises Problem; the files are gone on exit."""
     boundary = _boundary(request)
     _refuse_by_length(request, rules.body, rules.total)
-    check = _body_check(request)
+    check = promised_of(request)
     with spool_folder(settings) as folder:
         reader = FormReader(folder, rules)
         try:
@@ -97,7 +97,7 @@ async def receive_file(
 ) -> AsyncIterator[Arriving]:
     """Receive a body that is an image, or an archive if that may have bytes at all. Raises Problem; gone on exit."""
     _refuse_by_length(request, max_bytes, max_bytes)
-    check = _body_check(request)
+    check = promised_of(request)
     with spool_folder(settings) as folder:
         with room(settings):
             file = Arriving(
@@ -138,10 +138,6 @@ def _refuse_by_length(request: Request, longest: int, told: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > longest:
         raise too_large(told)
-
-
-def _body_check(request: Request) -> DigestCheck:
-    return DigestCheck(value for name in DIGEST_FIELDS for value in request.headers.getlist(name))
 
 
 def _promised(fields: dict[str, str]) -> str | None:
