@@ -27,14 +27,15 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
         known = await vectors.get(event.image_id)
     if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
         return False
+    patch: dict[str, JsonValue] = {}  # what comes too late is in the history alone
     if (event.revision, event.occurred_at) > (known.revision, known.revised_at or ""):
-        patch: dict[str, JsonValue] = {
+        patch = {
             **event.model_dump(mode="json", include={"tags", "category", "context", "revision"}),
             "revised_at": event.occurred_at,
             "updated_at": now(),
         }
-        await vectors.merge(event.image_id, known.generation, patch, history=entry_of(event))
-        await keep_short(event.image_id, known.generation, vectors)
+    await vectors.merge(event.image_id, known.generation, patch, history=entry_of(event))
+    await keep_short(event.image_id, known.generation, vectors)
     return True
 
 

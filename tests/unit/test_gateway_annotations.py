@@ -239,6 +239,21 @@ async def test_a_replay_of_the_log_says_the_same(house: House, seed: int) -> Non
     assert (record.state, record.revision, record.filename) == ("completed", 3, "me.jpg")
 
 
+async def test_what_was_said_is_in_the_history(house: House) -> None:
+    """Each change is in the image's history once, however often its event comes, also one that came too late."""
+    image_id = await house.image()
+    for tag in ("a", "b"):
+        assert (await house.patch(image_id, {"tags": [tag]})).status_code == 200
+    late = ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=("late",), occurred_at="2026-01-01")
+    await house.log.send(topics.FACTS, late)
+    await house.log.catch_up()
+    entries = await house.vectors.history(image_id)
+    said = sorted(entry.event_id for entry in entries.values() if entry.type == ImageAnnotated.type)
+    assert said == sorted(event.id for event in house.said())
+    assert len(said) == 3
+    assert (await house.details(image_id)).json()["tags"] == ["b"]
+
+
 async def test_what_was_said_outlives_a_run(house: House) -> None:
     """An annotation stands in the next generation of its image, whichever of the two is heard of first."""
     image_id = await house.image()
