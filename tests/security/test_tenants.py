@@ -1,0 +1,309 @@
+"""Owners do not learn of each other: another's id is answered as one that never was, in words, headers and work."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agents.recording import conclude, record
+from gateway.app import embedded_app
+from gateway.auth import open_door
+from gateway.auth_settings import AuthSettings
+from gateway.identity import Scope
+from gateway.parts import QueryParts
+from gateway.permissions import PERMISSIONS
+from gateway.resumable import UploadKind, Uploads
+from schemas.values import ImageState, ObjectRef, Owner, Rendition, StageState, job_id_of, new_image_id
+from streams.erasures import Erasures
+from streams.files import FileStore, image_key
+from streams.settings import QdrantSettings
+from streams.vectors import ReadModel, StageRecord, open_read_model
+from tests.security.door import HERE, secret_pair, token, trusting
+from tests.unit.facts import Facts
+from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, settings, unit_vector
+from tests.unit.sse import Told
+
+IMAGES = "/api/v1/images"
+SHARED = secret_pair("hs-1")
+TUS = {"Tus-Resumable": "1.0.0"}
+ALL = f"{Scope.WRITE} {Scope.READ} {Scope.SEARCH}"
+
+# What a request needs beside the id, to get as far as looking for it.
+NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("PATCH", f"{IMAGES}/{{image_id}}"): {"json": {"tags": ["mine"]}},
+    ("HEAD", "/api/v1/uploads/{upload_id}"): {"headers": TUS},
+    ("DELETE", "/api/v1/uploads/{upload_id}"): {"headers": TUS},
+    ("PATCH", "/api/v1/uploads/{upload_id}"): {
+        "headers": {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+        "content": b"mine",
+    },
+}
+OF_OWNERS = [
+    row for row, scope in PERMISSIONS.items() if scope not in (None, Scope.ADMIN) and re.search(r"\{\w+\}", row[1])
+]
+
+
+class Counting:
+    """Passes calls on to a store or read model, and writes down which they were."""
+
+    def __init__(self, inner: Any, calls: list[str]) -> None:
+        self._inner, self._calls = inner, calls
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def passed_on(*args: Any, **named: Any) -> Any:
+            self._calls.append(f"{type(self._inner).__name__}.{name}")
+            return found(*args, **named)
+
+        return passed_on
+
+
+@dataclass
+class Town:
+    """A gateway of two owners; anna has one of everything, bert has nothing."""
+
+    files: FileStore
+    vectors: ReadModel
+    client: httpx.AsyncClient
+    sink: Sink
+    calls: list[str]
+    images: dict[str, str] = field(default_factory=dict)  # how it stands -> id
+    uploads: dict[str, str] = field(default_factory=dict)
+
+    async def ask(self, owner: str, method: str, path: str, **needed: Any) -> httpx.Response:
+        """Ask as an owner."""
+        headers = {"Authorization": f"Bearer {token(SHARED, owner=owner, scope=ALL)}", **needed.pop("headers", {})}
+        return await self.client.request(method, path, headers=headers, **needed)
+
+    async def settle(self) -> None:
+        """Let anna have an image in each of its states, and uploads that have not ended."""
+        for stands in ("accepted", "erased", "long erased", "leaving", "completed"):
+            answer = await self.ask("anna", "POST", UPLOAD, files={"file": ("cat.jpg", JPEG + stands.encode())})
+            assert answer.status_code == 202, answer.text
+            self.images[stands] = answer.json()["image_id"]
+        for stands in ("completed", "leaving", "erased"):
+            await self._complete(self.images[stands])
+        for stands in ("leaving", "erased"):
+            answer = await self.ask("anna", "DELETE", f"{IMAGES}/{self.images[stands]}")
+            assert answer.status_code == 202, answer.text
+        await self.vectors.bury(self.images["erased"], "anna", 2)
+        erasures = Erasures(self.files)
+        await erasures.request(self.images["long erased"], "anna", 2)
+        certain = await erasures.make_certain(self.images["long erased"], "anna", 2)
+        assert certain is not None
+        await erasures.say(certain.model_copy(update={"erased_at": certain.certain_at}))
+        uploads = Uploads(settings(), self.files)
+        for kind in UploadKind:
+            begun = uploads.new(Owner("anna"), kind, **({"length": 10} if kind is UploadKind.RESUMABLE else {}))
+            await uploads.begin(begun)
+            self.uploads[kind] = begun.upload_id
+
+    async def _complete(self, image_id: str) -> None:
+        for fact in Facts(image_id, owner="anna").all():
+            known = await record(fact, self.vectors, Erasures(self.files))
+            if known is not None:
+                await conclude(fact, known, self.vectors)
+        data = b"a thumbnail"
+        stored = await self.files.put(image_key(image_id, 1, "medium.webp"), data, content_type="image/webp")
+        size = Rendition(name="medium", object=stored, width=15, height=10, aspect_ratio=1.5, format="webp")
+        result = ObjectRef(bucket="darkroom", key="results/none", sha256="0" * 64, size=1)
+        done = StageRecord(state=StageState.DONE, version="1", result=result)
+        await self.vectors.merge(
+            image_id,
+            1,
+            {
+                "state": ImageState.COMPLETED.value,
+                "renditions": [size.model_dump(mode="json")],
+                "text": "hello",
+                "labels": ["cat"],
+            },
+            stages={"ocr": done},
+            vector=unit_vector(0),
+        )
+
+    def of_anna(self, name: str) -> dict[str, str]:
+        """Return what of anna's the parameter of a path can name, by how it stands."""
+        return {
+            "image_id": self.images,
+            "job_id": {stands: job_id_of(image_id, 1) for stands, image_id in self.images.items()},
+            "upload_id": self.uploads,
+            "sha256": {stands: hashlib.sha256(JPEG + stands.encode()).hexdigest() for stands in self.images},
+        }[name]
+
+    async def stored(self) -> dict[str, str]:
+        """Return everything in the store, by its ETag."""
+        prefixes = ("originals/", "claims/", "jobs/", "images/", "results/", "erasures/", "uploads/", "idempotency/")
+        return {info.key: info.etag for prefix in prefixes async for info in self.files.list(prefix)}
+
+
+def never(name: str) -> str:
+    """Return what a parameter can name and nobody ever had."""
+    unknown = {"job_id": job_id_of(new_image_id(), 1), "sha256": "0" * 64}
+    return unknown.get(name, new_image_id())
+
+
+@pytest.fixture
+async def town(store: FileStore, tmp_path: Path) -> AsyncIterator[Town]:
+    """Build a town of its own."""
+    own, calls, sink = settings(), [], Sink()
+    async with AsyncExitStack() as stack:
+        vectors = await stack.enter_async_context(open_read_model(QdrantSettings(path=tmp_path / "qdrant")))
+        door = await open_door(own, AuthSettings.model_validate(trusting(SHARED)), store)
+        parts = QueryParts(
+            files=Counting(store, calls),  # type: ignore[arg-type]
+            events=sink,
+            vectors=Counting(vectors, calls),  # type: ignore[arg-type]
+            encoder=Encoder(),
+            readiness=Answers(),
+            authenticator=door,
+            live=Told(),
+        )
+        transport = httpx.ASGITransport(app=embedded_app(own, parts), raise_app_exceptions=False)
+        client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=HERE))
+        found = Town(store, vectors, client, sink, calls)
+        await found.settle()
+        yield found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """All that an answer and the work for it could tell."""
+
+    status: int
+    body: str
+    headers: Mapping[str, str]
+    calls: tuple[str, ...]
+
+
+async def told(town: Town, method: str, path: str, known: str, **needed: Any) -> Answered:
+    """Return what bert is told, with what names the request itself taken out."""
+    town.calls.clear()
+    answer = await town.ask("bert", method, path, **needed)
+    body = answer.text
+    for word in (known, known.partition(".")[0], answer.headers["x-correlation-id"]):
+        body = body.replace(word, "…")
+    headers = {name: value for name, value in answer.headers.items() if name != "x-correlation-id"}
+    return Answered(answer.status_code, body, headers, tuple(sorted(town.calls)))
+
+
+@pytest.mark.parametrize(("method", "path"), OF_OWNERS, ids=lambda part: part.removeprefix("/api/v1"))
+async def test_anothers_id_is_answered_as_one_that_never_was(town: Town, method: str, path: str) -> None:
+    """Whatever anna has, and however it stands, bert is told and costs what he would be of nothing; nothing changes."""
+    (name,) = re.findall(r"\{(\w+)\}", path)
+    needed = NEEDED.get((method, path), {})
+    unknown = never(name)
+    nothing = await told(town, method, path.replace(f"{{{name}}}", unknown), unknown, **needed)
+    assert nothing.status == 404
+    before, sent = await town.stored(), len(town.sink.sent)
+    for stands, known in town.of_anna(name).items():
+        assert await told(town, method, path.replace(f"{{{name}}}", known), known, **needed) == nothing, stands
+    assert (await town.stored(), len(town.sink.sent)) == (before, sent)
+    # And what bert was refused is there: anna is answered otherwise.
+    for known in reversed(town.of_anna(name).values()):
+        answer = await town.ask("anna", method, path.replace(f"{{{name}}}", known), **needed)
+        if answer.status_code not in (404, 405):
+            return
+    pytest.fail("nothing of anna's is there")
+
+
+async def test_what_is_no_id_is_no_error_of_ours(town: Town) -> None:
+    """Ids that could mean another place, or break a line, are those of nothing, at every endpoint."""
+    for method, path in OF_OWNERS:
+        (name,) = re.findall(r"\{(\w+)\}", path)
+        known = next(iter(town.of_anna(name).values()))
+        odd = [f"{known}%0A", f"%20{known}", f"{known}.1", "..%2F..%2Fetc%2Fpasswd", "%2e%2e", "%00", "%F0%9F%98%80"]
+        for given in (*odd, "x" * 3000, "*", "*.1", "-1"):
+            where = path.replace(f"{{{name}}}", given)
+            answer = await town.ask("anna", method, where, **NEEDED.get((method, path), {}))
+            assert answer.status_code in (400, 404, 405, 422), (method, where, answer.status_code, answer.text)
+
+
+async def test_a_batch_tells_nothing_of_anothers_images(town: Town) -> None:
+    """In a batch another's images stand among the errors exactly as those that never were."""
+    for known in town.images.values():
+        unknown = new_image_id()
+        town.calls.clear()
+        nothing = await town.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": unknown})
+        cost = sorted(town.calls)
+        town.calls.clear()
+        answer = await town.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": known})
+        assert answer.text.replace(known, "") == nothing.text.replace(unknown, "")
+        assert sorted(town.calls) == cost
+        assert not answer.json()["images"]
+
+
+async def test_likeness_tells_nothing_of_anothers_images(town: Town) -> None:
+    """To search by another's image is to search by one that never was."""
+    unknown = new_image_id()
+    path = "/api/v1/search/image"
+    nothing = await told(town, "POST", path, unknown, json={"image_id": unknown})
+    assert nothing.status == 404
+    for known in town.images.values():
+        assert await told(town, "POST", path, known, json={"image_id": known}) == nothing
+
+
+LISTS = {
+    "words": ("GET", "/api/v1/search", {"params": {"q": "cat"}}),
+    "likeness": ("POST", "/api/v1/search/image", {"files": {"file": ("q.jpg", JPEG)}}),
+    "list": ("GET", IMAGES, {}),
+    "list by label": ("GET", IMAGES, {"params": {"label": "cat"}}),
+    "failures": ("GET", "/api/v1/health/failed", {}),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "needed"), LISTS.values(), ids=LISTS)
+async def test_lists_and_searches_show_ones_own(town: Town, method: str, path: str, needed: dict[str, Any]) -> None:
+    """What anna finds, bert does not: his lists and searches are as empty as if he were alone."""
+    if path != "/api/v1/health/failed":
+        assert town.images["completed"] in (await town.ask("anna", method, path, **needed)).text
+    answer = await town.ask("bert", method, path, **needed)
+    assert answer.status_code == 200, answer.text
+    for text in (*town.images.values(), "anna", "hello w"):
+        assert text not in answer.text.lower()
+
+
+async def test_counts_are_ones_own(town: Town) -> None:
+    """Numbers of images say nothing of anybody else's."""
+    counts = (await town.ask("bert", "GET", "/api/v1/health/stats")).json()
+    mine = (await town.ask("anna", "GET", "/api/v1/health/stats")).json()
+    assert sum(mine["images"].values()) > 0
+    assert sum(counts["images"].values()) == 0
+
+
+async def test_the_same_bytes_are_nobody_elses(town: Town) -> None:
+    """Bytes that anna has are new when bert sends them, also if he would rather have an image that is there."""
+    file = {"file": ("cat.jpg", JPEG + b"completed")}
+    answer = await town.ask("bert", "POST", UPLOAD, files=file, data={"on_duplicate": "reuse"})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["image_id"] not in town.images.values()
+
+
+async def test_an_idempotency_key_is_its_owners(town: Town) -> None:
+    """A key that anna used for a try again is bert's to use for a request of his own."""
+    again = {"headers": {"Idempotency-Key": '"the-same"'}, "files": {"file": ("cat.jpg", JPEG)}}
+    first, other = [await town.ask(owner, "POST", UPLOAD, **again) for owner in ("anna", "bert")]
+    assert (first.status_code, other.status_code) == (202, 202)
+    assert first.json()["image_id"] != other.json()["image_id"]
+
+
+async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
+    """Nothing of anna's is told to a listener of bert's, in words or in number."""
+    feed = Told()
+    async with feed.listening("bert") as bert, feed.listening("anna") as anna:
+        for fact in Facts(town.images["accepted"], owner="anna").all():
+            feed.say(fact)
+        heard = await anna.heard(20)
+        assert heard is not None
+        assert heard.what.image_id == town.images["accepted"]
+        assert await bert.heard(0.01) is None
