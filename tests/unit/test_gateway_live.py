@@ -14,31 +14,23 @@ import pytest
 
 from agents.recording import conclude, record
 from gateway.app import embedded_app
-from gateway.guard import Authenticator
-from gateway.identity import ANONYMOUS, Identity
 from gateway.parts import QueryParts
 from schemas.facts import DeletionRequested, Fact
 from schemas.outcomes import ImageCompleted, ImageDeleted
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import DEFAULT_OWNER, Owner, job_id_of, new_image_id
+from schemas.values import DEFAULT_OWNER, job_id_of, new_image_id
 from streams.erasures import Erasures
 from streams.feed_log import LiveSettings
 from streams.files import FileStore, open_files, receipt_key
-from streams.serving import serving
+from streams.serving import make_room, serving
 from streams.settings import FilesSettings, QdrantSettings
 from streams.vectors import ReadModel, open_read_model
+from tests.unit.archive import ByHeader
 from tests.unit.facts import WHEN, Facts
 from tests.unit.gateway_parts import Answers, Sink, refused, settings
 from tests.unit.sse import QUICK, Told, listening
 
-
-class ByHeader:
-    """Knows callers by a header, for tests."""
-
-    async def identify(self, request: object) -> Identity:
-        """Return an identity of the owner named."""
-        owner = request.headers.get("x-owner", DEFAULT_OWNER)  # type: ignore[attr-defined]
-        return Identity(Owner(owner), ANONYMOUS.scopes, owner)
+MANY = 500  # listeners
 
 
 @dataclass
@@ -75,7 +67,7 @@ class House:
 
 
 @asynccontextmanager
-async def built(folder: Path, live: Told | None, door: Authenticator | None = None) -> AsyncIterator[House]:
+async def built(folder: Path, live: Told | None) -> AsyncIterator[House]:
     """Open a gateway."""
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
@@ -86,7 +78,7 @@ async def built(folder: Path, live: Told | None, door: Authenticator | None = No
             readiness=Answers(),
             vectors=vectors,
             live=live,
-            authenticator=door or ByHeader(),
+            authenticator=ByHeader(),
         )
         port = await stack.enter_async_context(serving(embedded_app(settings(), parts), "127.0.0.1", 0))
         base = f"http://127.0.0.1:{port}"
@@ -340,3 +332,29 @@ async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path)
         feed.say(ImageCompleted(image_id=new_image_id(), owner=DEFAULT_OWNER))
         async with listening(house.client, "/api/v1/events", source.last_id) as source:
             assert [event.name for event in await source.rest()] == ["completed"]
+
+
+async def test_very_many_listeners_are_all_told(tmp_path: Path) -> None:
+    """Five hundred connections to one process hear the same event, each once."""
+    make_room(2 * MANY)
+    feed = Told(LiveSettings(max_listeners=MANY))
+    async with built(tmp_path, feed) as house, AsyncExitStack() as stack:
+        port = house.client.base_url.port
+        assert port is not None
+        readers = [await opened(stack, port) for _ in range(MANY)]
+        refused(await house.client.get("/api/v1/events"), 503, "too-many-listeners")
+        feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        feed.hang_up()
+        async with asyncio.timeout(60):
+            streams = await asyncio.gather(*(reader.read() for reader in readers))
+    assert [stream.count(b"event: stage") for stream in streams] == [1] * MANY
+
+
+async def opened(stack: AsyncExitStack, port: int) -> asyncio.StreamReader:
+    """Open a stream on a connection of its own; return when it says where it stands."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    stack.callback(writer.close)
+    writer.write(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(60):
+        await reader.readuntil(b"\nid: ")
+    return reader

@@ -96,6 +96,7 @@ async def test_a_replayed_event_is_answered_without_work(files: FileStore) -> No
     await lab.run(event)
     assert lab.computed == [event.image_id]
     assert [report.reused for report in lab.reports] == [False, True]
+    assert [report.result for report in lab.reports] == lab.results
     assert lab.results[0] == lab.results[1]
 
 
