@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +28,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 AT_ONCE = 8
 MANY = 20  # images sent at once that are a bulk import, unless somebody says otherwise
 POLL_S = 0.5
+FULL = frozenset({"rate-limited", "quota-exceeded"})  # what refuses one image refuses those after it
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif"}
 
 
@@ -62,20 +63,29 @@ async def send_all(
 ) -> tuple[list[Shown], dict[str, str]]:
     """Send, then wait until every image ended; return results and refusals by source.
 
-    `moved` hears of progress: a line, images ended, images in all. Raises TimeoutError.
+    `moved` hears of progress: a line, images ended, images in all. Once a limit or quota is reached nothing more is
+    sent. Raises TimeoutError.
     """
     gate = asyncio.Semaphore(AT_ONCE)
     jobs: dict[str, tuple[str, float]] = {}
     refused: dict[str, str] = {}
+    full: str | None = None
 
     async def send(source: str) -> None:
+        nonlocal full
         async with gate:
+            if full is not None:
+                refused[source] = full
+                return
             try:
                 submitted = await client.submit(source, bucket=bucket, lane=lane)
             except Refused as refusal:
                 refused[source] = str(refusal)
+                if refusal.code in FULL:
+                    full = str(refusal)
             else:
                 jobs[submitted.job_id] = (source, time.monotonic())
+                moved(f"sending: {len(jobs)} of {len(sources)}", 0, len(sources))
 
     await asyncio.gather(*(send(source) for source in sources))
     ended: dict[str, float] = {}
@@ -91,6 +101,16 @@ async def send_all(
     names = {job: Path(source).name or source for job, (source, _) in jobs.items()}
     shown = [Shown(names[job], await client.result(job), ended[job]) for job in jobs]
     return shown, refused
+
+
+def refusal_lines(refused: Mapping[str, str]) -> list[str]:
+    """Say what was refused and why; what was refused for want of room, in one line with what to do."""
+    full = [source for source, reason in refused.items() if any(code in reason for code in FULL)]
+    lines = [f"refused: {source}: {reason}" for source, reason in refused.items() if source not in full]
+    if full:
+        lines.append(f"not sent: {len(full)} images, the first of them {full[0]}: {refused[full[0]]}")
+        lines.append("   limits and quotas are settings: see DARKROOM_LIMITS__UPLOADS in docs/operations.md")
+    return lines
 
 
 def submit(
@@ -126,8 +146,7 @@ def submit(
             raise SystemExit(f"not all images ended within {patience_s:.0f} s") from error
     Console().print(results_table(shown))
     print("\n".join(reason_lines(shown)))
-    for source, reason in refused.items():
-        print(f"refused: {source}: {reason}")
+    print("\n".join(refusal_lines(refused)))
     bad = refused or any(row.result.status is not ImageState.COMPLETED for row in shown)
     raise typer.Exit(1 if bad else 0)
 

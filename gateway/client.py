@@ -50,7 +50,7 @@ OnDuplicate = Literal["new", "reuse"]
 """What happens to bytes you have submitted before."""
 
 API = "/api/v1"
-LONGEST_PAUSE_S = 30.0  # between tries, whatever the server asks for
+LONGEST_PAUSE_S = 30.0  # between tries; what is refused for longer, as a limit per hour does, is told at once
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
 AGAIN = frozenset({429, 503})  # the server says that nothing was accepted, and when to come back
 
@@ -186,7 +186,10 @@ def _is_worth_another_try(response: httpx.Response, call: _Call) -> bool:
     """Say whether the server may answer otherwise later: it is busy, or still at work on an earlier try of ours."""
     if response.status_code == 409 and call.key is not None:
         return _refusal(response).code == "idempotency-key-in-use"
-    return response.status_code in AGAIN
+    asked = _retry_after(response)
+    if asked is None and response.status_code == 429:
+        return False  # no time will come at which it fits
+    return response.status_code in AGAIN and (asked or 0.0) <= LONGEST_PAUSE_S
 
 
 def _pause(response: httpx.Response | None, attempt: int) -> float:

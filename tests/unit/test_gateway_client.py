@@ -170,3 +170,18 @@ async def test_what_is_refused_for_the_moment_is_tried_again_with_its_file() -> 
         with pytest.raises(Refused) as refused:
             await darkroom.submit(JPEG)
     assert (refused.value.status, refused.value.problem.detail) == (503, "away")
+
+
+@pytest.mark.parametrize("headers", [{"retry-after": "3000"}, {}])
+async def test_a_limit_that_lasts_is_told_at_once(headers: dict[str, str]) -> None:
+    """A 429 that asks for longer than anybody would wait, or names no time, is raised without trying again."""
+    asked: list[str] = []
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(429, headers=headers, text="full")
+
+    async with AsyncDarkroom("http://d", transport=httpx.MockTransport(serve)) as darkroom:
+        with pytest.raises(Refused) as refused:
+            await darkroom.submit(JPEG)
+    assert (refused.value.status, len(asked)) == (429, 1)
