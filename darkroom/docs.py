@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from agents.janitor import JanitorSettings
 from agents.reconciler import ReconcilerSettings
 from darkroom.asyncapi import asyncapi
+from darkroom.gateways import GatewayEnvironment
 from gateway.problems import TITLES
-from gateway.settings import GatewaySettings
 from schemas.envelope import Event
 from schemas.http_api import ProblemCode
 from schemas.values import ERROR_MEANINGS
@@ -104,7 +104,8 @@ def settings_page() -> str:
     ]
     for name, field in Settings.model_fields.items():
         text.append(_section(f"DARKROOM_{name.upper()}__", _model(field.annotation)))
-    text.append(_section("DARKROOM_GATEWAY__", GatewaySettings))
+    for name, field in GatewayEnvironment.model_fields.items():
+        text.append(_section(f"DARKROOM_{name.upper()}__", _model(field.annotation)))
     for name, stage in stages().items():
         text.append(_section(f"DARKROOM_{name.upper()}__", stage.settings))
     text.append(_section("DARKROOM_RECONCILER__", ReconcilerSettings))
