@@ -39,6 +39,13 @@ class Source:
         self.retry: int | None = None
         self._lines = answer.aiter_lines()
 
+    async def placed(self) -> None:
+        """Wait until the stream says where it stands."""
+        while not self.last_id:
+            field, _, value = (await anext(self._lines)).partition(":")
+            if field == "id":
+                self.last_id = value.strip()
+
     async def next(self) -> Sse | None:
         """Return the next event; None at the end of the stream. HTML, section 9.2.6."""
         name, data = "message", []
