@@ -114,6 +114,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         tus.create,
         methods=["POST"],
         status_code=201,
+        response_class=Response,
         summary="Begin a resumable upload",
         openapi_extra=_CREATION,
         responses=documented(
