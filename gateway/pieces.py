@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import IO, Protocol
@@ -61,6 +61,7 @@ class Body:
     digest: Hash | None = None
     problem: Problem | None = None
     came: int = 0  # bytes
+    _gathered: bytearray = field(default_factory=bytearray)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Receive the pieces, each gone from this disk with the folder. Raises Problem when the disk is full."""
@@ -76,24 +77,21 @@ class Body:
 
     async def _fill(self, file: IO[bytes], body: AsyncIterator[bytes], ends: float) -> int:
         """Receive one piece; return its size, which is less than a whole piece when nothing more comes."""
-        size, gathered = 0, bytearray()
-        while size + len(gathered) < self.settings.piece_bytes:
-            chunk = await self._next(body, ends)
-            if chunk is None:
+        size, whole = 0, self.settings.piece_bytes
+        while size < whole:
+            wanted = min(_BUFFER, whole - size)
+            while len(self._gathered) < wanted:
+                chunk = await self._next(body, ends)
+                if chunk is None:
+                    break
+                self._gathered += chunk
+            data = self._gathered[:wanted]
+            del self._gathered[:wanted]
+            await asyncio.to_thread(self._write, file, data)
+            size += len(data)
+            if len(data) < wanted:
                 break
-            self.came += len(chunk)
-            if self.came > self.most:
-                self.problem = Problem(
-                    ProblemCode.FILE_TOO_LARGE, "More came than there is to the file.", headers=CLOSE
-                )
-                return 0
-            gathered += chunk
-            if len(gathered) >= _BUFFER:
-                size += len(gathered)
-                await asyncio.to_thread(self._write, file, gathered)
-                gathered = bytearray()
-        await asyncio.to_thread(self._write, file, gathered)
-        return size + len(gathered)
+        return size
 
     def _write(self, file: IO[bytes], data: bytearray) -> None:
         if self.digest is not None:
@@ -106,12 +104,18 @@ class Body:
         try:
             left = ends - asyncio.get_running_loop().time()
             async with self.turn.waiting(min(self.settings.upload_idle_s, max(left, 0))):
-                return await anext(body, None)
+                chunk = await anext(body, None)
         except TimeoutError:
             self.problem = busy() if self.turn.wanted else self._too_slow()
         except ClientDisconnect:
             detail = "The connection ended before the body did."
             self.problem = Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE)
+        else:
+            self.came += len(chunk or b"")
+            if self.came <= self.most:
+                return chunk
+            self.problem = Problem(ProblemCode.FILE_TOO_LARGE, "More came than there is to the file.", headers=CLOSE)
+            self._gathered.clear()
         return None
 
     def _too_slow(self) -> Problem:
