@@ -46,6 +46,7 @@ _FORM = {
         },
     },
 }
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
 _DESCRIPTION: dict[str, Any] = {
     "parameters": [
         KEY_PARAMETER,
@@ -58,7 +59,7 @@ _DESCRIPTION: dict[str, Any] = {
                 "description": f"for an archive as the body: {schema.get('description', 'as in a form')}",
                 "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
             }
-            for name, schema in FIELD_SCHEMAS.items()
+            for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT}.items()
         ),
     ],
     "requestBody": {
