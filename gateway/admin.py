@@ -9,6 +9,7 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Path, Request, Response
 
+from gateway.bodies import described, read_json
 from gateway.ports import Reconciling
 from gateway.problems import Problem, documented
 from gateway.reconcile_route import add_reconcile
@@ -62,6 +63,7 @@ class Admin:
             status_code=202,
             summary="Run a stage again",
             response_model=ReprocessView | ReprocessPlan,
+            openapi_extra=described(ReprocessRequest),
             response_model_exclude_none=True,
             responses={
                 200: {"model": ReprocessPlan, "description": "a dry run"},
@@ -92,6 +94,7 @@ class Admin:
             self.pause,
             methods=["POST"],
             summary="Pause an agent",
+            openapi_extra=described(PauseRequest),
             response_model_exclude_none=True,
             responses=lost,
         )
@@ -105,10 +108,9 @@ class Admin:
         )
         return router
 
-    async def reprocess(
-        self, asked: ReprocessRequest, request: Request, response: Response
-    ) -> ReprocessView | ReprocessPlan:
+    async def reprocess(self, request: Request, response: Response) -> ReprocessView | ReprocessPlan:
         """Slowly, in the bulk lane: new uploads do not wait for it. What is unchanged is not computed again."""
+        asked = await read_json(request, ReprocessRequest, self.settings)
         try:
             draft = drafted(asked.stage, asked.where, asked.per_second)
         except ValueError as error:
@@ -153,8 +155,9 @@ class Admin:
             )
         )
 
-    async def pause(self, name: AgentName, asked: PauseRequest) -> AgentList:
+    async def pause(self, name: AgentName, request: Request) -> AgentList:
         """It finishes what it works on and takes nothing more; its events wait in Kafka."""
+        asked = await read_json(request, PauseRequest, self.settings)
         control = Control(self.files)
         await bounded(control.pause(_known(name), asked.reason, by="operator"), self.settings.storage_timeout_s)
         log.warning("an agent is paused", agent=name, reason=asked.reason)
