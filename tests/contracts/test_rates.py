@@ -1,0 +1,96 @@
+"""Rates, counted from a real log."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from infra.local.kafka import LocalKafka
+from schemas.outcomes import ImageCompleted, ImageFailed
+from schemas.values import ErrorCode, new_image_id
+from streams import rates, topics
+from streams.admin import KafkaAdmin
+from streams.backlog import Backlog
+from streams.bulk_lane import in_bulk, read_bulk
+from streams.dead_letters import read_topic
+from streams.errors import DependencyAway
+from streams.producer import open_producer, outgoing
+from streams.rates import ACCEPTED, MINUTES, RecentLog
+from streams.settings import KafkaSettings
+from tests.unit.stage_kit import uploaded
+
+
+async def _look(log: RecentLog) -> None:
+    """Look, once the leaders of new topics know that they are."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await log.look()
+            except DependencyAway:
+                await asyncio.sleep(0.2)
+
+
+def _lately(log: RecentLog, owner: str | None = None) -> dict[str, int]:
+    """Return what happened in the longest time that is told: the machine may be slow."""
+    return {what: by_minutes[MINUTES[-1]] for what, by_minutes in log.lately(owner).items()}
+
+
+async def test_every_acceptance_and_end_is_counted_once_whoever_asks(
+    kafka: LocalKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads, by the bulk lane too, and outcomes count once each, by owner, in every process; look by look."""
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"r{uuid.uuid4().hex[:8]}.", partitions=2)
+    admin = KafkaAdmin(settings)
+    await admin.create_topics([topics.UPLOADED, topics.FETCH_REQUESTED, topics.BULK, topics.OUTCOMES])
+    log = RecentLog(settings)
+    await _look(log)
+    assert (_lately(log), log.behind) == ({}, False)
+
+    async with open_producer(settings, source="darkroom/gateway") as gateway:
+        waits = outgoing(topics.UPLOADED, uploaded(owner="berta"), source="darkroom/gateway", traceparent=None)
+        for _ in range(3):
+            await gateway.send(topics.UPLOADED, uploaded(owner="anna"))
+        await gateway.deliver([in_bulk(waits)])
+        (record,) = read_topic(settings, topics.BULK.name)
+        await gateway.deliver([read_bulk(record).message])  # as the scheduler lets it in
+        await gateway.send(topics.OUTCOMES, ImageCompleted(image_id=new_image_id(), owner="anna"))
+    async with open_producer(settings, source="darkroom/reconciler") as reconciler:
+        await reconciler.send(topics.UPLOADED, uploaded(owner="anna"))  # accepted long ago, said again
+    await _look(log)
+    assert _lately(log) == {ACCEPTED: 4, "completed": 1}
+    assert _lately(log, "berta") == {ACCEPTED: 1}
+
+    failed = ImageFailed(image_id=new_image_id(), owner="anna", code=ErrorCode.INTERNAL_ERROR, message="x")
+    async with open_producer(settings, source="darkroom/indexer") as indexer:
+        for _ in range(2):  # at least once
+            await indexer.send(topics.OUTCOMES, failed)
+    await _look(log)
+    another = RecentLog(settings)
+    monkeypatch.setattr(rates, "MAX_RECORDS", 3)
+    await _look(another)
+    assert another.behind
+    while another.behind:
+        await _look(another)
+    assert _lately(log) == _lately(another) == {ACCEPTED: 4, "completed": 1, "failed": 1}
+
+
+async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
+    """The backlog counts the events of all its topics that an agent has not committed."""
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"r{uuid.uuid4().hex[:8]}.", partitions=2)
+    admin = KafkaAdmin(settings)
+    await admin.create_topics()
+    async with open_producer(settings, source="darkroom/gateway") as gateway:
+        for _ in range(5):
+            await gateway.send(topics.UPLOADED, uploaded())
+    assert await Backlog(admin).waiting("sanitizer") == 5
+    assert await Backlog(admin).waiting("ocr") == 0
+    assert await Backlog(admin).waiting("scheduler") == 0
+
+
+async def test_without_kafka_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that does not answer is away."""
+    monkeypatch.setattr(rates, "_ANSWER_S", 1.0)
+    with pytest.raises(DependencyAway):
+        await RecentLog(KafkaSettings(bootstrap="127.0.0.1:9")).look()
