@@ -32,6 +32,12 @@ Limit = Annotated[str, AfterValidator(_checked)]
 """How often something may be done: `50/hour`, `10/minute; 50/hour`, or `none`."""
 
 
+def _redis(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("begins with redis://, rediss:// (TLS) or unix://")
+    return url
+
+
 class RateLimitSettings(Group):
     """How much each owner may do in any stretch of time, and where that is counted."""
 
@@ -40,7 +46,7 @@ class RateLimitSettings(Group):
     )
     requests: Limit = Field("none", description="requests of one owner to the API, of any kind")
     features: Limit = Field("none", description="images of one owner sent for their features alone")
-    redis_url: SecretStr | None = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(_redis)] | None = Field(
         None, description="redis://… or rediss://…, where all gateways count together; empty = each counts by itself"
     )
     redis_timeout_s: float = Field(1.0, gt=0, description="seconds Redis may take; then this gateway counts by itself")

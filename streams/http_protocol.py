@@ -4,8 +4,8 @@ A connection on which we wait for the client is cut after a while: for the whole
 trickles; for the rest of a body that was answered before its end; for the client to read what it was sent. A body
 that is read is bounded by whoever reads it.
 
-A client that is refused while it still sends is given that while to read why: closing at once would reset the
-connection, and the answer would be lost with it.
+A client that is refused while it still sends is given that while, or some more bytes, to read why: closing at once
+would reset the connection, and the answer could be lost with it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from streams.settings import Group
 log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5
+_LINGER_BYTES = 8 << 20  # what may be under way in buffers on both sides, and not much more
 _MEDIA_TYPE = "application/problem+json"
 
 
@@ -90,6 +91,7 @@ class BoundedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._dropped = 0  # bytes that came after the answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head; of one connection too many, answer its request 503."""
@@ -114,6 +116,9 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came; wait on if it was not all."""
         if self.transport.lingers:
+            self._dropped += len(data)
+            if self._dropped > _LINGER_BYTES:
+                self.transport.abort()
             return
         super().data_received(data)
         self._wait_for_client()

@@ -188,6 +188,14 @@ def test_limits_that_say_nothing_are_refused_at_start(text: str) -> None:
         RateLimitSettings(uploads=text)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", "memory://"])
+def test_a_shared_count_that_is_no_redis_is_refused_at_start(url: str) -> None:
+    """What is not the address of a Redis is an error of the settings; what is said of it tells no password."""
+    with pytest.raises(ValidationError) as found:
+        RateLimitSettings(redis_url=SecretStr(url))
+    assert url not in str(found.value)
+
+
 @dataclass
 class Named:
     """An authenticator that believes whoever says who they are."""

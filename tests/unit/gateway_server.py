@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
-
-import uvicorn
 
 from gateway.app import embedded_app
 from gateway.parts import QueryParts
 from gateway.readiness import Parts, files_part, vectors_part
 from streams.files import open_files
 from streams.logs import configure_logs
+from streams.serving import serving
 from streams.settings import FilesSettings, QdrantSettings, TelemetrySettings
 from streams.vectors import open_read_model
 from tests.unit.gateway_parts import Encoder, Sink, settings
@@ -29,11 +27,9 @@ async def serve(folder: Path) -> None:
         app = embedded_app(
             settings(), QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness)
         )
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            # Or answers wait 40 ms for a delayed ACK: asyncio knows only sockets made with IPPROTO_TCP as TCP.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            print(listener.getsockname()[1], flush=True)  # noqa: T201 - read by whoever started us
-            await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listener])
+        async with serving(app, "127.0.0.1", 0) as port:
+            print(port, flush=True)  # noqa: T201 - read by whoever started us
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
