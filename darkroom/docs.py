@@ -21,6 +21,7 @@ from agents.janitor import JanitorSettings
 from agents.reconciler import ReconcilerSettings
 from darkroom.asyncapi import asyncapi
 from darkroom.gateways import GatewayEnvironment
+from darkroom.openapi import openapi
 from gateway.problems import TITLES
 from schemas.envelope import Event
 from schemas.http_api import ProblemCode
@@ -39,6 +40,7 @@ def reference() -> dict[str, str]:
     """Return every generated file: path below docs/ -> text."""
     files = {f"events/{kind.type}.schema.json": _json(event_schema(kind)) for kind in event_types()}
     files["asyncapi.json"] = _json(asyncapi(KafkaSettings()))
+    files["openapi.json"] = _json(openapi())
     files["events.md"] = events_page()
     files["settings.md"] = settings_page()
     files["metrics.md"] = metrics_page()

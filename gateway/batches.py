@@ -33,9 +33,16 @@ _JSON = {"contentType": "application/json"}
 _BINARY = {"type": "string", "format": "binary"}
 _FORM = {
     "type": "object",
+    "required": ["file"],
     "properties": {
-        "file": {"type": "array", "items": _BINARY, "description": "the images, or one zip archive of them"},
-        "files": {"type": "array", "items": _BINARY, "description": "the same by another name"},
+        "file": {
+            "type": "array",
+            "items": _BINARY,
+            "minItems": 1,
+            "maxItems": 100,
+            "description": "the images, or one zip archive of them; may also be called `files`",
+        },
+        "files": {"type": "array", "items": _BINARY, "maxItems": 50, "description": "the same by another name"},
         **FIELD_SCHEMAS,
         ITEMS: {
             "type": "string",

@@ -32,6 +32,7 @@ from streams.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from streams.tracing import child_of
 
 _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+API_VERSION = "1.0.0"  # of the API, not of the software: the document changes when the API does
 _TAGS = [
     {"name": "ingest", "description": "Images in: by upload or by URL."},
     {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
@@ -106,7 +107,7 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     app = GatewayApp(
         title=title,
         description=description,
-        version=version(),
+        version=API_VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,

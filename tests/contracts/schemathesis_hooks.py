@@ -20,7 +20,7 @@ LATER_HEADERS = (
     "Content-Digest", "Repr-Digest", "If-Match", "If-None-Match", "If-Range", "Range", "Last-Event-ID", "Prefer",
     "Upload-Checksum", "Upload-Metadata", "Upload-Defer-Length",
 )  # fmt: skip
-LATER_FIELDS = ("cursor", "last_event_id", "expires_at", "since", "until", "sha256")
+LATER_FIELDS = ("cursor", "last_event_id", "expires_at", "since", "until", "sha256", "items", "files")
 TUS = {"Tus-Resumable": "1.0.0", "Upload-Length": "100", "Upload-Offset": "0"}  # numbers, which OpenAPI has as text
 
 
