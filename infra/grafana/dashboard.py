@@ -229,6 +229,14 @@ ROWS = (
         "HTTP and processes",
         (
             Panel(
+                "Listeners", "Open streams of live progress; near `live.max_listeners`: add query processes.",
+                "short", (Query("darkroom_live_listeners", "{{instance}}"),),
+            ),
+            Panel(
+                "Streams cut", "Their readers were too slow; they may resume.", "short",
+                (Query("sum by (instance) (increase(darkroom_live_cut_total[$__range]))", "{{instance}}"),),
+            ),
+            Panel(
                 "Requests", "By app and status.", "reqps",
                 (Query("sum by (app, status) (rate(darkroom_http_requests_total[$__rate_interval]))",
                        "{{app}} {{status}}"),),
