@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from agents import pipeline
 from darkroom.meaning import ImageTower, open_encoder, open_features, open_tower
@@ -74,7 +74,7 @@ def run_gateway(part: str) -> int:
     settings = read_settings(part)
     try:
         environment, upkeep = GatewayEnvironment(), ReconcilingEnvironment()
-    except ValidationError as error:
+    except (ValidationError, SettingsError) as error:
         return explain(error)
     if part == "ingest":
         return asyncio.run(guarded(_ingest(settings, environment)))

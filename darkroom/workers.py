@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 
 import structlog
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from agents import pipeline
 from streams.admin import KafkaAdmin
@@ -29,24 +31,31 @@ from streams.worker import EXIT_UNDELIVERABLE
 
 log = structlog.get_logger(__name__)
 
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|REDIS")
+
 
 def read_settings(process: str) -> Settings:
     """Read the shared settings, set up logging and memory; exit 2 naming what is wrong."""
     give_memory_back()
     try:
         settings = Settings()
-    except ValidationError as error:
+    except (ValidationError, SettingsError) as error:
         raise SystemExit(explain(error)) from error
     configure_logs(settings.telemetry, process=process)
     log.info("settings", **settings.model_dump(mode="json"))
     return settings
 
 
-def explain(error: ValidationError) -> int:
-    """Write one line per wrong setting to stderr, naming its variable; return the exit code."""
+def explain(error: ValidationError | SettingsError) -> int:
+    """Write one line per wrong setting to stderr, naming its variable, and no secret; return the exit code."""
+    if isinstance(error, SettingsError):  # a list or an object that is no JSON
+        sys.stderr.write(f"DARKROOM_*: {error}\n")
+        return EXIT_NOT_READY
     for item in error.errors(include_url=False):
         variable = "DARKROOM_" + "__".join(str(part).upper() for part in item["loc"])
-        sys.stderr.write(f"{variable}: {item['msg']} (it is {item.get('input')!r})\n")
+        given = item.get("input")
+        open_ = not _SECRET.search(variable) and not isinstance(given, dict | list | tuple)  # they may hold secrets
+        sys.stderr.write(f"{variable}: {item['msg']}" + (f" (it is {given!r})" if open_ else "") + "\n")
     return EXIT_NOT_READY
 
 
