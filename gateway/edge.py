@@ -62,13 +62,15 @@ class Edge:
         state = scope.setdefault("state", {})
         state["correlation_id"] = correlation_id
         state["traceparent"] = child_of(headers.get("traceparent"))
-        status = 0
+        status, answered = 0, 0.0
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 found = MutableHeaders(scope=message)
+                if found.get("content-type", "").startswith("text/event-stream"):
+                    answered = time.perf_counter()  # a stream has answered when it begins
                 found["X-Correlation-ID"] = correlation_id
                 found.setdefault("X-Content-Type-Options", "nosniff")
                 found.setdefault("Cache-Control", "no-store")
@@ -88,7 +90,7 @@ class Edge:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 HTTP_REQUESTS.labels(self._name, route, method, str(status or 499)).inc()
-                HTTP_SECONDS.labels(self._name, route).observe(time.perf_counter() - started)
+                HTTP_SECONDS.labels(self._name, route).observe((answered or time.perf_counter()) - started)
 
 
 class GatewayApp(FastAPI):
