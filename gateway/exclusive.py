@@ -23,8 +23,8 @@ from streams.files import FileStore, ObjectMissing
 
 log = logging.getLogger(__name__)
 
-LASTS_S = 20.0  # a turn whose holder has died is over after this
-SAID_EVERY_S = 5.0
+LASTS_S = 12.0  # a turn whose holder has died is over after this
+SAID_EVERY_S = 3.0
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,212 @@
+"""Resumable uploads through real gateways, sent by somebody else's client: connections break, gateways are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from tusclient.client import TusClient
+
+from infra.local.kafka import LocalKafka
+from schemas.http_resumable import UploadState, UploadView
+from schemas.receipts import Receipt
+from streams.files import original_key, receipt_key
+from tests.faults.processes import KILLED, Plant, planted, until
+from tests.security.gateways import start_gateways
+from tests.security.test_memory import ALLOWED, MEBIBYTE, Watch
+from tests.unit.gateway_parts import JPEG
+
+UPLOADS = "/api/v1/uploads"
+TUS = {"Tus-Resumable": "1.0.0"}
+PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
+PIECE = 256 << 10
+LARGE = 256 * MEBIBYTE
+
+
+@pytest.fixture(scope="module")
+def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Topics and a store for gateways."""
+    settings = {
+        "DARKROOM_GATEWAY__PIECE_BYTES": str(PIECE),
+        "DARKROOM_GATEWAY__MAX_UPLOAD_BYTES": str(LARGE),
+    }
+    with planted(kafka.bootstrap, tmp_path_factory.mktemp("tus"), agents=(), settings=settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def gateway(plant: Plant) -> str:
+    """Where a gateway answers."""
+    return start_gateways(plant, 1)[0]
+
+
+def begin(gateway: str, size: int) -> str:
+    """Begin an upload; return where it is."""
+    answer = httpx.post(gateway + UPLOADS, headers={**TUS, "Upload-Length": str(size)}, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return answer.headers["location"]
+
+
+def half_sent(url: str, offset: int, data: bytes, announced: int) -> socket.socket:
+    """Send less than was announced; return the connection."""
+    at = urlsplit(url)
+    connection = socket.create_connection((at.hostname, at.port), timeout=60)
+    headers = {**PART, "Host": at.netloc, "Upload-Offset": str(offset), "Content-Length": str(announced)}
+    lines = [f"PATCH {at.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    connection.sendall("\r\n".join(lines).encode() + data)
+    return connection
+
+
+def offset_of(url: str) -> int:
+    """Return how much has come."""
+    answer = httpx.head(url, headers=TUS, timeout=60)
+    return int(answer.headers.get("upload-offset", 0))
+
+
+def kill(plant: Plant) -> None:
+    """Kill the gateway with -9."""
+    child = plant.children["gateway#0"]
+    child.kill()
+    assert child.exit_code == KILLED
+
+
+def start_again(plant: Plant, gateway: str) -> None:
+    """Start the gateway where it was, and wait until it answers."""
+    plant.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port))
+    until(lambda: _answers(gateway), "the gateway answering again")
+
+
+def _answers(gateway: str) -> bool:
+    try:
+        return httpx.get(f"{gateway}/health/live", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def image_of(plant: Plant, url: str, data: bytes) -> str:
+    """Check that exactly one image has these bytes, and that the upload says so; return its id."""
+    view = UploadView.model_validate_json(httpx.get(url, timeout=60).content)
+    assert view.state is UploadState.ACCEPTED
+    assert view.job is not None
+    digest = hashlib.sha256(data).hexdigest()
+    receipts = [Receipt.model_validate_json(plant.read(key)) for key in plant.keys("jobs/")]
+    mine = [receipt for receipt in receipts if receipt.original is not None and receipt.original.sha256 == digest]
+    assert [receipt.image_id for receipt in mine] == [view.job.image_id]
+    assert receipt_key(view.job.job_id) in plant.keys("jobs/")
+    assert plant.read(original_key("default", digest)) == data
+    assert {key.rsplit("/", 1)[-1] for key in plant.keys(f"claims/default/{digest}/")} == {view.job.image_id}
+    return view.job.image_id
+
+
+def image(size: int) -> bytes:
+    """Return that many bytes which begin as a JPEG does, never the same."""
+    return JPEG + os.urandom(size - len(JPEG))
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_client_by_others_uploads_an_image_in_chunks_and_resumes(
+    plant: Plant, gateway: str, images_dir: Path, tmp_path: Path, checksum: bool
+) -> None:
+    """tuspy sends a real image, stops, and another tuspy goes on by its URL, with checksums and without."""
+    data = (images_dir / "formats/cat.jpg").read_bytes() + b"checked" * checksum
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(data)
+    client = TusClient(gateway + UPLOADS)
+    said = {"filename": "cat.jpg", "bucket": "pets"}
+    first = client.uploader(str(path), chunk_size=len(data) // 5, metadata=said, upload_checksum=checksum)
+    first.upload(stop_at=len(data) // 2)
+    assert plant.keys("pieces/")
+    second = client.uploader(str(path), url=first.url, chunk_size=len(data) // 3, upload_checksum=checksum)
+    assert second.offset == first.offset == offset_of(first.url) > 0
+    second.upload()
+    assert second.request.response_headers["darkroom-job"].startswith(image_of(plant, first.url, data))
+    assert not plant.keys("pieces/")
+
+
+def test_an_upload_survives_a_connection_that_is_killed(plant: Plant, gateway: str, tmp_path: Path) -> None:
+    """What arrived of a chunk is kept, and a client that resumes ends as one image with the right bytes."""
+    data, path = image(5 * PIECE), tmp_path / "image.jpg"
+    path.write_bytes(data)
+    url = begin(gateway, len(data))
+    arrived = 2 * PIECE + 12_345
+    connection = half_sent(url, 0, data[:arrived], len(data))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    until(lambda: len(plant.keys("pieces/")) >= 2, "two whole pieces")
+    connection.close()  # with a reset
+    assert 2 * PIECE <= offset_of(url) <= arrived
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE).upload()
+    image_of(plant, url, data)
+
+
+def test_an_upload_survives_a_gateway_that_is_killed_while_receiving(
+    plant: Plant, gateway: str, tmp_path: Path
+) -> None:
+    """After -9 in the middle of a chunk all whole pieces are there; the client resumes, and there is one image."""
+    data, path = image(5 * PIECE), tmp_path / "image.jpg"
+    path.write_bytes(data)
+    url = begin(gateway, len(data))
+    with half_sent(url, 0, data[: 3 * PIECE + 12_345], len(data)):
+        until(lambda: len(plant.keys("pieces/")) >= 3, "three whole pieces")
+        kill(plant)
+    start_again(plant, gateway)
+    assert offset_of(url) == sum(len(plant.read(key)) for key in plant.keys("pieces/")) >= 3 * PIECE
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE).upload()
+    image_of(plant, url, data)
+    assert not plant.keys("pieces/")
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05])
+def test_an_upload_survives_a_gateway_that_is_killed_while_finishing(
+    plant: Plant, gateway: str, tmp_path: Path, moment: float
+) -> None:
+    """Wherever -9 strikes after the last byte was sent, the client that resumes finds one image, not none, not two."""
+    data, path = image(2 * PIECE), tmp_path / "image.jpg"
+    path.write_bytes(data)
+    url = begin(gateway, len(data))
+    assert httpx.patch(url, headers={**PART, "Upload-Offset": "0"}, content=data[:PIECE], timeout=60).is_success
+    with half_sent(url, PIECE, data[PIECE:], PIECE):
+        time.sleep(moment + random.uniform(0, 0.02))  # no condition to wait for: any moment must do
+        kill(plant)
+    start_again(plant, gateway)
+    client = TusClient(gateway + UPLOADS)
+    until(lambda: httpx.head(url, headers=TUS, timeout=60).status_code != 423, "the dead gateway's turn being over")
+    client.uploader(str(path), url=url, chunk_size=PIECE).upload()
+    image_of(plant, url, data)
+
+
+def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(plant: Plant, gateway: str) -> None:
+    """Receiving 256 MB in parts and making an image of them raises the gateway's resident memory by 64 MiB at most."""
+    chunk = bytes(MEBIBYTE)
+
+    def body(size: int, first: bool) -> Iterator[bytes]:
+        if first:
+            yield JPEG
+        left = size - len(JPEG) * first
+        while left:
+            yield chunk[:left]
+            left -= min(left, len(chunk))
+
+    def send(size: int, parts: int) -> None:
+        url, each = begin(gateway, size), size // parts
+        for at in range(0, size, each):
+            headers = {**PART, "Upload-Offset": str(at), "Content-Length": str(each)}
+            answer = httpx.patch(url, headers=headers, content=body(each, at == 0), timeout=240)
+            assert answer.status_code == 204, answer.text
+        assert answer.headers["darkroom-job"]
+
+    send(3 * MEBIBYTE, 1)  # what the first upload loads is no part of it
+    with Watch(plant.children["gateway#0"].pid) as watch:
+        send(LARGE, 4)
+    assert watch.samples > 20
+    for key in plant.keys("originals/"):
+        plant.delete(key)  # pytest keeps folders
+    grown = watch.peak - watch.before
+    assert grown <= ALLOWED, f"{grown / MEBIBYTE:.0f} MiB"
