@@ -18,7 +18,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gateway.settings import GatewaySettings
+from darkroom.gateways import GatewayEnvironment
 from infra import validate
 from infra.grafana import dashboard
 from streams import metrics
@@ -45,9 +45,7 @@ def compose() -> dict[str, Any]:
 def setting_exists(variable: str) -> bool:
     """Return whether an environment variable sets something."""
     names = variable.removeprefix("DARKROOM_").lower().split("__")
-    group: type[BaseModel] = Settings
-    if names[0] == "gateway":
-        group, names = GatewaySettings, names[1:]
+    group: type[BaseModel] = Settings if names[0] in Settings.model_fields else GatewayEnvironment
     for name in names:
         field = group.model_fields.get(name)
         if field is None:
