@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -185,3 +188,67 @@ async def test_a_limit_that_lasts_is_told_at_once(headers: dict[str, str]) -> No
         with pytest.raises(Refused) as refused:
             await darkroom.submit(JPEG)
     assert (refused.value.status, len(asked)) == (429, 1)
+
+
+async def test_both_clients_describe_and_list(gateway: Gateway) -> None:
+    """What is known of an image is read and changed; a listing takes its filters, and a wrong one is refused."""
+    with Darkroom(gateway.url) as darkroom:
+        image_id = darkroom.submit(JPEG, metadata={"a": 1, "b": 2}).image_id
+        assert darkroom.details(image_id).context == {"a": 1, "b": 2}
+        changed = darkroom.annotate(image_id, tags=["beach"], context={"a": None})
+        assert (changed.tags, changed.context) == (("beach",), {"b": 2})
+        assert darkroom.images(tag=["x", "y"], state="completed", page_size=5).items == ()
+        with pytest.raises(Refused, match="invalid-field"):
+            darkroom.images(state="lost")
+    async with AsyncDarkroom(gateway.url) as client:
+        assert (await client.details(image_id)).filename == "image"
+        assert (await client.annotate(image_id, category="trip")).tags == ("beach",)
+        assert (await client.images(bucket="default")).next_cursor is None
+
+
+class _Store(BaseHTTPRequestHandler):
+    """An object store that gives one object, and remembers what it was told."""
+
+    told: ClassVar[list[dict[str, str]]] = []
+
+    def do_GET(self) -> None:
+        self.told.append({name.lower(): value for name, value in self.headers.items()})
+        self.send_response(200 if self.path == "/there" else 403)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"bytes")
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """Return the address of an object store."""
+    _Store.told.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+async def test_a_link_to_the_store_is_followed_without_credentials(store: str) -> None:
+    """Where the server links to its object store the bytes come from there, and no key of ours goes there."""
+    link = f"{store}/there"
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        assert request.headers["x-api-key"] == "dk_secret"
+        return httpx.Response(307, headers={"location": link})
+
+    with Darkroom("http://d", api_key="dk_secret", transport=httpx.MockTransport(serve)) as darkroom:
+        assert darkroom.download("i") == b"bytes"
+    async with AsyncDarkroom("http://d", api_key="dk_secret", transport=httpx.MockTransport(serve)) as client:
+        assert await client.download("i") == b"bytes"
+        link = f"{store}/expired"
+        with pytest.raises(Refused, match="403"):
+            await client.download("i")
+        link = "http://127.0.0.1:9/"
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1"):
+            await client.download("i")
+    assert len(_Store.told) == 3
+    assert not any(headers.keys() & {"x-api-key", "authorization"} for headers in _Store.told)
