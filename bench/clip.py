@@ -23,7 +23,8 @@ from streams.settings import ModelsSettings
 ROUNDS, BATCH = 4, 8
 
 
-def _weights(scratch: Path) -> tuple[Weights, ModelsSettings, str]:
+def weights_to_run(scratch: Path) -> tuple[Weights, ModelsSettings, str]:
+    """Return the weights to measure with, the settings that find them, and what they are."""
     import open_clip  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -44,7 +45,7 @@ def run(data_dir: Path) -> list[dict[str, Any]]:
 
     photos = hundred_photos(data_dir)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        weights, settings, which = _weights(Path(folder))
+        weights, settings, which = weights_to_run(Path(folder))
         encoder = ClipEncoder(weights, settings)
         model, _, preprocess = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=None)
         model = model.eval()

@@ -1,0 +1,81 @@
+"""Vectors alone: photos sent at once, which share calls of CLIP, against one by one. `python -m bench.features`.
+
+Everything but HTTP: sandboxed decoding, batching, the image tower. Without OpenAI's weights the network runs with
+seeded random ones: the same work, other vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.clip import weights_to_run
+from bench.photos import data_folder, hundred_photos, show
+from darkroom.meaning import open_features, open_tower
+from gateway.batching import Batching, FeatureSettings, open_batching
+
+ROUNDS, IMAGES = 4, 100
+
+
+async def _measure(paths: list[Path], scratch: Path) -> tuple[float, float, str]:
+    """Return the seconds one after the other and all at once, in turns, and what answered."""
+    weights, models, which = weights_to_run(scratch)
+    settings = FeatureSettings(weights=weights.path.name if weights.own else None, timeout_s=600)
+    async with (
+        open_tower(models, settings.weights) as tower,
+        open_features(tower, decoders=settings.decoders, max_bytes=settings.max_bytes) as encoder,
+        open_batching(encoder, settings) as batching,
+    ):
+        model = await batching.model()
+        await batching.vectors(paths[:4])  # children started, model warm
+        alone_s = together_s = 0.0
+        for at in range(ROUNDS):
+            some = paths[at::ROUNDS]
+            alone_s += await _timed(_one_by_one(batching, some))
+            together_s += await _timed(_at_once(batching, some))
+    return alone_s, together_s, f"{model.backend}, batch {settings.batch_size}, {which}"
+
+
+async def _timed(work: Any) -> float:
+    began = time.perf_counter()
+    await work
+    return time.perf_counter() - began
+
+
+async def _one_by_one(batching: Batching[Any], paths: list[Path]) -> None:
+    for path in paths:
+        await batching.vectors([path])
+
+
+async def _at_once(batching: Batching[Any], paths: list[Path]) -> None:
+    await asyncio.gather(*(batching.vectors([path]) for path in paths))
+
+
+def run(data_dir: Path) -> list[dict[str, Any]]:
+    """Return one row: seconds for 100 photos as requests one after the other, and as requests at once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = []
+        for number, photo in enumerate(hundred_photos(data_dir)[:IMAGES]):
+            path = folder / f"{number}.jpg"
+            photo.convert("RGB").save(path, "JPEG", quality=90)
+            paths.append(path)
+        alone_s, together_s, notes = asyncio.run(_measure(paths, folder))
+    rate = f"{len(paths) / together_s:.1f} images/s at once, {len(paths) / alone_s:.1f} one by one; {notes}"
+    return [
+        {
+            "work": "vectors of 100 photos",
+            "baseline_s": alone_s,
+            "ours_s": together_s,
+            "ratio": alone_s / together_s,
+            "target": 1.0,
+            "notes": rate,
+        }
+    ]
+
+
+if __name__ == "__main__":
+    show(run(data_folder()))
