@@ -37,10 +37,44 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "format": "uri-reference"},
         "example": "https://images.example.org/api/v1/images/jobs/0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b.1",
     },
+    "ETag": {
+        "description": "names this state of the resource, for If-None-Match and If-Match",
+        "schema": {"type": "string"},
+    },
+    "Cache-Control": {"description": "how long the answer may be kept (RFC 9111)", "schema": {"type": "string"}},
+    "Accept-Ranges": {"description": "`bytes`: parts can be asked for (RFC 9110)", "schema": {"type": "string"}},
+    "Last-Modified": {"description": "when the bytes were made", "schema": {"type": "string"}},
     "WWW-Authenticate": {
         "description": "which credentials are asked for (RFC 6750)",
         "schema": {"type": "string"},
         "example": 'Bearer realm="darkroom"',
+    },
+}
+_LIMITS = {
+    "RateLimit-Policy": {
+        "description": "the limits that hold for the caller (draft-ietf-httpapi-ratelimit-headers)",
+        "schema": {"type": "string"},
+        "example": '"uploads";q=50;w=3600',
+    },
+    "RateLimit": {
+        "description": "what is left of them, and seconds until there is more",
+        "schema": {"type": "string"},
+        "example": '"uploads";r=49;t=3600',
+    },
+    "X-RateLimit-Limit": {
+        "description": "requests of the limit that is nearest",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 50,
+    },
+    "X-RateLimit-Remaining": {
+        "description": "what is left of it",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 49,
+    },
+    "X-RateLimit-Reset": {
+        "description": "seconds until there is more",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 3600,
     },
 }
 _CORRELATION = {
@@ -68,7 +102,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     schemas.update(others)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    components["headers"] = {**_HEADERS, **components.get("headers", {})}
+    components["headers"] = {**_HEADERS, **_LIMITS, **components.get("headers", {})}
     components["parameters"] = {"CorrelationId": _CORRELATION, **components.get("parameters", {})}
     for item in document.get("paths", {}).values():
         item.pop("options", None)  # every resource answers it
@@ -78,9 +112,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         _describe_ids(path, operation)
         _add_refusals(method, path, operation)
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
+        limited = PERMISSIONS.get((method.upper(), path), PUBLIC) is not PUBLIC
         for status, response in operation["responses"].items():
-            _name_headers(status, response)
-            _describe_stream(response)
+            _name_headers(status, response, limited=limited)
+            _describe_body(response)
         _add_examples(operation, schemas)
     return document
 
@@ -134,6 +169,7 @@ def _add_refusals(method: str, path: str, operation: Operation) -> None:
         del responses["422"]
         _refuse(responses, ProblemCode.INVALID_FIELD)
     _refuse(responses, ProblemCode.INTERNAL_ERROR)
+    _refuse(responses, ProblemCode.HEADERS_TOO_LARGE)
     if "requestBody" in operation:
         for code in (*_UNREADABLE, ProblemCode.INVALID_FIELD):
             _refuse(responses, code)
@@ -142,6 +178,7 @@ def _add_refusals(method: str, path: str, operation: Operation) -> None:
             ProblemCode.UNAUTHORIZED,
             ProblemCode.FORBIDDEN,
             ProblemCode.UNKNOWN_FIELD,
+            ProblemCode.RATE_LIMITED,
             ProblemCode.DEPENDENCY_UNAVAILABLE,
         ):
             _refuse(responses, code)
@@ -157,18 +194,24 @@ def _refuse(responses: dict[str, Any], code: ProblemCode) -> None:
         found["description"] = f"{found['description']}; {wanted['description']}"
 
 
-def _name_headers(status: str, response: dict[str, Any]) -> None:
-    named = ["X-Correlation-ID", *_ANSWERS.get(status, ())]
+def _name_headers(status: str, response: dict[str, Any], *, limited: bool) -> None:
+    named = ["X-Correlation-ID", *_ANSWERS.get(status, ()), *(_LIMITS if limited and status[0] in "24" else ())]
     if status in ("409", "429", "503"):
         named.append("Retry-After")
     headers = response.setdefault("headers", {})
-    for name in named:
-        headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
+    for name in (*named, *(name for name in headers if name in _HEADERS)):
+        if "description" not in headers.get(name, {}):
+            headers[name] = {"$ref": f"#/components/headers/{name}"}
 
 
-def _describe_stream(response: dict[str, Any]) -> None:
-    """Server-sent events have no schema as a whole, and OpenAPI 3.1 no word for that of each."""
-    response.get("content", {}).get("text/event-stream", {}).pop("schema", None)
+def _describe_body(response: dict[str, Any]) -> None:
+    """Drop what is not so: JSON of no shape where there is no body, a schema of a stream, which has none as a whole."""
+    content = response.get("content", {})
+    content.get("text/event-stream", {}).pop("schema", None)
+    if content.get("application/json", {}).get("schema", ...) == {}:
+        del content["application/json"]
+    if not content:
+        response.pop("content", None)
 
 
 def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:

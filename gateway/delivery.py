@@ -46,6 +46,7 @@ _SAFETY = {
 }
 _FOR_GOOD, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
 _PLAIN = {"schema": {"type": "string"}}
+_RANGE = {"description": "which bytes, of how many (RFC 9110)", **_PLAIN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Delivery:
             response_class=StreamingResponse,
             responses={
                 200: {**bytes_of, "description": "the image", "headers": _HEADERS},
-                206: {**bytes_of, "description": "the range of it", "headers": {**_HEADERS, "Content-Range": _PLAIN}},
+                206: {**bytes_of, "description": "the range of it", "headers": {**_HEADERS, "Content-Range": _RANGE}},
                 304: {"description": "you have it already"},
                 307: {"description": "it is there, for a while", "headers": {"Location": _PLAIN}},
                 **refusals,

@@ -119,7 +119,8 @@ def _object(schema: Mapping[str, Any], components: Mapping[str, Any], depth: int
     }
     more = schema.get("additionalProperties")
     if not found and isinstance(more, Mapping) and more:
-        return {"medium": example_of(more, components, "", depth + 1)}
+        name = example_of(schema.get("propertyNames", {}), components, "", depth + 1) or "medium"
+        return {name: example_of(more, components, "", depth + 1)}
     return {name: value for name, value in found.items() if value is not None or name in required}
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.formats import MEDIA_TYPES
 from schemas.http_api import BUCKET_PATTERN, JobError, Submitted
 from schemas.values import SHA256_PATTERN, Lane, Value
 
@@ -38,7 +39,11 @@ class DirectUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     filename: str | None = Field(None, max_length=1000, examples=["cat.jpg"])
-    content_type: str = Field(description="what the file will be sent as", examples=["image/jpeg"])
+    content_type: str = Field(
+        description="what the file will be sent as",
+        examples=["image/jpeg"],
+        json_schema_extra={"enum": list(MEDIA_TYPES.values())},
+    )
     size: int | None = Field(None, ge=1, description="bytes of the file, if known: no other size is let in then")
     sha256: str | None = Field(None, pattern=SHA256_PATTERN, description="checked when the upload is completed")
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
