@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class House:
     vectors: ReadModel
     log: Log
     client: httpx.AsyncClient
+    impatient: httpx.AsyncClient  # hardly waits for an indexer that is behind
     folder: Path
-    ids: list[str] = field(default_factory=list)
 
     async def image(self, owner: str = DEFAULT_OWNER) -> str:
         """Have an image indexed; return its id. Its context is {"note": "private"}."""
@@ -79,7 +79,8 @@ class House:
     async def patch(self, image_id: str, body: Any, **headers: str) -> httpx.Response:
         """Send a merge patch."""
         said = {"content-type": MERGE_PATCH, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        return await self.client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=said)
+        client = self.impatient if self.log.behind else self.client
+        return await client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=said)
 
     async def details(self, image_id: str) -> httpx.Response:
         """Read what is known of an image."""
@@ -101,8 +102,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     ):
         log = Log(tools=Tools(vectors, files))
         parts = QueryParts(files=files, events=log, vectors=vectors, readiness=Answers())
-        async with client_of(embedded_app(settings(annotation_wait_s=0.2), parts)) as client:
-            yield House(files, vectors, log, client, tmp_path)
+        patient, impatient = (embedded_app(settings(annotation_wait_s=wait_s), parts) for wait_s in (60, 0.05))
+        async with client_of(patient) as client, client_of(impatient) as other:
+            yield House(files, vectors, log, client, other, tmp_path)
 
 
 async def test_what_is_said_is_seen_in_every_answer(house: House) -> None:
