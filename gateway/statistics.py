@@ -22,7 +22,7 @@ from gateway.settings import GatewaySettings
 from schemas.http_api import ProblemCode
 from schemas.http_operations import (
     Held,
-    OldestUnfinished,
+    OldestWaiting,
     QueueView,
     StageCounts,
     Statistics,
@@ -89,13 +89,13 @@ async def _nothing() -> None:
     return None
 
 
-def _oldest(record: ImageRecord) -> OldestUnfinished:
+def _oldest(record: ImageRecord) -> OldestWaiting:
     try:
         since = datetime.fromisoformat(record.submitted_at or "").timestamp()
     except ValueError:  # another service may have written anything
         since = made_at(record.image_id)
     age_s = max(0.0, round(time.time() - since, 1))
-    return OldestUnfinished(image_id=record.image_id, submitted_at=record.submitted_at, age_s=age_s)
+    return OldestWaiting(image_id=record.image_id, submitted_at=record.submitted_at, age_s=age_s)
 
 
 def _stages(records: Records | None, owner: str | None) -> StageCounts | None:

@@ -160,7 +160,7 @@ class RateCounts(Value):
     as_of: str = Field(examples=["2026-11-21T18:00:00.000Z"])
 
 
-class OldestUnfinished(Value):
+class OldestWaiting(Value):
     """The image that was accepted first of those that have not ended, as far as the pipeline has seen it."""
 
     image_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
@@ -179,7 +179,7 @@ class Statistics(Value):
 
     of: Literal["everybody", "owner"] = Field(description="whose images these numbers are of")
     images: dict[str, int] = Field(description="by state", examples=[{"completed": 960, "processing": 31, "failed": 2}])
-    oldest_unfinished: OldestUnfinished | None = None
+    oldest_unfinished: OldestWaiting | None = None
     rates: RateCounts | None = None
     stages: StageCounts | None = None
     storage: StorageCounts | None = Field(
