@@ -6,9 +6,11 @@ import asyncio
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
@@ -52,6 +54,12 @@ class LocalRedis:
         """Where it answers."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._child is not None, "it does not run"
+        return self._child.pid
+
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
         program = shutil.which("redis-server")
@@ -77,6 +85,17 @@ class LocalRedis:
         if self._child is not None:
             self._child.kill()
             self._child = None
+
+
+@contextmanager
+def suspended(server: LocalRedis) -> Iterator[None]:
+    """Have a Redis hang: it takes connections, and answers nobody."""
+    process = psutil.Process(server.pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from streams.files import open_files
 from streams.settings import FilesSettings
 from tests.faults.processes import planted
 from tests.security.gateways import start_gateways
-from tests.services import LocalRedis
+from tests.services import LocalRedis, suspended
 from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
 
 ANNA = Identity(Owner("anna"), frozenset(Scope), "token:anna")
@@ -308,6 +309,19 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(redis: Lo
             assert time.monotonic() < deadline, "the shared count did not come back"
             await one.standings(ANNA)
         assert [known.remaining for known in await one.standings(ANNA)] == [2], "a new Redis knows of nothing"
+
+
+async def test_a_redis_that_hangs_stops_nobody(redis: LocalRedis) -> None:
+    """A Redis that takes calls and answers none delays a request by seconds at most, and counts as away."""
+    with suspended(redis):
+        async with open_limits(
+            RateLimitSettings(redis_url=SecretStr(redis.url), redis_timeout_s=0.2, uploads="5/hour")
+        ) as limits:
+            async with asyncio.timeout(60):
+                await take(limits, cost=3)
+                await take(limits, cost=2)
+                assert await refusal(limits)
+            assert not limits.available()[0]
 
 
 def test_two_gateways_count_together(kafka: LocalKafka, redis: LocalRedis, tmp_path: Path) -> None:
