@@ -22,6 +22,7 @@ from pydantic import Field
 from agents.abandoned import Abandoned
 from agents.erasing import belongings, receipts_of, remove
 from agents.expired_keys import ExpiredKeys
+from agents.unfinished import Unfinished
 from schemas.erasures import Erasure, Removed
 from schemas.receipts import ReceiptKind
 from schemas.values import ID_PATTERN
@@ -74,6 +75,7 @@ class SweepReport:
     orphans_removed: int = 0
     abandoned: int = 0  # claims and originals of uploads that were never accepted, claims of images long erased
     expired_keys: int = 0  # of requests that may not be sent again any more
+    unfinished: int = 0  # objects of resumable and direct uploads that are over
     looked_at: int = 0  # objects
 
 
@@ -115,6 +117,7 @@ class Janitor:
         self._clock = clock
         self._erasures = Erasures(files)
         self._abandoned = Abandoned(files, vectors)
+        self._unfinished = Unfinished(files)
         self._expired_keys = ExpiredKeys(files)
         self._after: str | None = None
 
@@ -132,6 +135,9 @@ class Janitor:
         report.abandoned = await self._abandoned.note_late_claims(page_size=pages, dry_run=dry_run)
         report.expired_keys = await self._expired_keys.remove(
             now=self._clock(), page_size=min(pages, _KEYS_PER_SWEEP), dry_run=dry_run
+        )
+        report.unfinished = await self._unfinished.remove(
+            older_than=self._clock() - self._settings.horizon_s, page_size=pages, dry_run=dry_run
         )
         if self._settings.remove_orphans:
             report.abandoned += await self._abandoned.remove(
