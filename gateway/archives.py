@@ -56,13 +56,15 @@ class Archive:
         """Open an archive. Raises Problem when it is none that is opened here."""
         self._settings = settings
         with path.open("rb") as file:
-            table_at = _check_end(file, settings.max_batch_files * _ENTRIES_PER_FILE)
+            entries, table_at = _check_end(file, settings.max_batch_files * _ENTRIES_PER_FILE)
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
             raise _unreadable("Its table of contents cannot be read.") from error
         try:
             with path.open("rb") as file:
+                if len(self._zip.infolist()) != entries:
+                    raise _unreadable("It contradicts itself.")
                 _check_layout(file, self._zip.infolist(), table_at)
             self.members = tuple(_member(info, settings) for info in self._zip.infolist() if _is_wanted(info))
             self._check_sizes()
@@ -107,8 +109,8 @@ class Archive:
                 raise _unreadable("A file in it is packed more tightly than images can be.")
 
 
-def _check_end(file: BinaryIO, most: int) -> int:
-    """Return where the table of contents begins. Raises Problem unless it is small, whole, and the archive's end."""
+def _check_end(file: BinaryIO, most: int) -> tuple[int, int]:
+    """Return how many entries there are, and where the table of contents begins. Raises Problem unless it is small, whole, and the archive's end."""
     size = file.seek(0, os.SEEK_END)
     tail_at = max(0, size - _END.size - 0xFFFF - _ZIP64_LOCATOR)
     file.seek(tail_at)
@@ -125,7 +127,7 @@ def _check_end(file: BinaryIO, most: int) -> int:
         raise Problem(ProblemCode.TOO_MANY_FILES, f"An archive may have {most} entries at most.")
     if table_bytes > _MAX_DIRECTORY_BYTES or table_at + table_bytes != tail_at + at:
         raise _unreadable("Something comes before it, or its table of contents is too large.")
-    return int(table_at)
+    return int(entries), int(table_at)
 
 
 def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], table_at: int) -> None:
