@@ -117,6 +117,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             _name_headers(status, response, limited=limited)
             _describe_body(response)
         _add_examples(operation, schemas)
+        _name_bodies(operation, schemas)
     return document
 
 
@@ -220,6 +221,14 @@ def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:
         for content in body.get("content", {}).values():
             if "schema" in content and not content.keys() & {"example", "examples"} and not _is_bytes(content):
                 content["example"] = example_of(content["schema"], schemas)
+
+
+def _name_bodies(operation: Operation, schemas: dict[str, Any]) -> None:
+    """Give bodies that are read here, not by the framework, their names too: generated clients call models by them."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        name = content.get("schema", {}).get("title")
+        if name is not None and schemas.setdefault(name, content["schema"]) == content["schema"]:
+            content["schema"] = {"$ref": f"#/components/schemas/{name}"}
 
 
 def _is_bytes(content: dict[str, Any]) -> bool:
