@@ -63,9 +63,7 @@ class Archive:
             raise _unreadable("Its table of contents cannot be read.") from error
         try:
             with path.open("rb") as file:
-                if len(self._zip.infolist()) != entries:
-                    raise _unreadable("It contradicts itself.")
-                _check_layout(file, self._zip.infolist(), table_at)
+                _check_layout(file, self._zip.infolist(), entries, table_at)
             self.members = tuple(_member(info, settings) for info in self._zip.infolist() if _is_wanted(info))
             self._check_sizes()
         except BaseException:
@@ -110,7 +108,10 @@ class Archive:
 
 
 def _check_end(file: BinaryIO, most: int) -> tuple[int, int]:
-    """Return how many entries there are, and where the table of contents begins. Raises Problem unless it is small, whole, and the archive's end."""
+    """Return how many entries there are, and where their table begins.
+
+    Raises Problem unless the table is small, whole, and the archive's end.
+    """
     size = file.seek(0, os.SEEK_END)
     tail_at = max(0, size - _END.size - 0xFFFF - _ZIP64_LOCATOR)
     file.seek(tail_at)
@@ -130,8 +131,10 @@ def _check_end(file: BinaryIO, most: int) -> tuple[int, int]:
     return int(entries), int(table_at)
 
 
-def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], table_at: int) -> None:
+def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], entries: int, table_at: int) -> None:
     """Raises Problem when members share bytes, or the archive says one thing at its end and another before a member."""
+    if len(infos) != entries:
+        raise _unreadable("It contradicts itself.")
     free_from = 0
     for info in sorted(infos, key=lambda found: found.header_offset):
         file.seek(info.header_offset)
