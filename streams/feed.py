@@ -10,7 +10,7 @@ the deletion itself is told from then on.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,12 +155,12 @@ class Listener:
 class Feed:
     """What is told, and to whom."""
 
-    def __init__(self, *, remembered: int = 5_000, room: int = 256, most: int = 5_000) -> None:
+    def __init__(self, *, remembered: int, room: int, most: int, most_of_owner: int) -> None:
         self.positions: Positions = ()
         self.shape: tuple[int, ...] = ()
         self.hung_up = False
         self._room = room
-        self._most = most
+        self._most, self._most_of_owner = most, most_of_owner
         self._ring: deque[Told] = deque()
         self.remembered = remembered
         self._floor: list[int] = []  # per partition: from here on the ring holds everything
@@ -168,12 +168,16 @@ class Feed:
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._by_owner: dict[str, set[Listener]] = defaultdict(set)
         self._by_image: dict[str, set[Listener]] = defaultdict(set)
-        self._count = 0
+        self._count: Counter[str] = Counter()  # by owner
 
     @property
     def listeners(self) -> int:
         """How many listen."""
-        return self._count
+        return self._count.total()
+
+    def has_room(self, owner: str) -> bool:
+        """Say whether one more of this owner may listen."""
+        return self.listeners < self._most and self._count[owner] < self._most_of_owner
 
     @property
     def floor(self) -> Positions:
@@ -218,10 +222,10 @@ class Feed:
 
     def listener(self, owner: str, image_id: str | None = None) -> Listener:
         """Return a listener that is told nothing until it joins. Raises Crowded."""
-        if self._count >= self._most:
+        if not self.has_room(owner):
             raise Crowded
-        self._count += 1
-        metrics.LIVE_LISTENERS.set(self._count)
+        self._count[owner] += 1
+        metrics.LIVE_LISTENERS.set(self.listeners)
         return Listener(self, owner, image_id, room=self._room)
 
     def join(self, listener: Listener, since: Positions, known: Collection[str] = ()) -> None:
@@ -235,8 +239,9 @@ class Feed:
         for index, key in ((self._by_owner, listener.owner), (self._by_image, listener.image_id)):
             if key is not None and not index.get(key, True):
                 del index[key]
-        self._count -= 1
-        metrics.LIVE_LISTENERS.set(self._count)
+        self._count[listener.owner] -= 1
+        self._count += Counter()  # who has none left is forgotten
+        metrics.LIVE_LISTENERS.set(self.listeners)
 
     def hang_up(self) -> None:
         """End: who listens is told what is queued, and nothing more."""

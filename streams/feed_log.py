@@ -41,6 +41,7 @@ class LiveSettings(Group):
     max_listeners: int = Field(
         2_000, ge=1, description="streams open at once in one process; well below server.max_connections"
     )
+    max_of_owner: int = Field(1_000, ge=1, description="of them, streams of one owner")
     remembered: int = Field(5_000, ge=1, description="events kept in memory for those who resume")
     queue: int = Field(256, ge=1, description="events one listener may be behind before its stream is cut")
     heartbeat_s: float = Field(15.0, gt=0, description="seconds between signs of life on a quiet stream")
@@ -84,7 +85,12 @@ class LogFeed:
 
     def __init__(self, kafka: KafkaSettings, settings: LiveSettings) -> None:
         self.settings = settings
-        self.feed = Feed(remembered=settings.remembered, room=settings.queue, most=settings.max_listeners)
+        self.feed = Feed(
+            remembered=settings.remembered,
+            room=settings.queue,
+            most=settings.max_listeners,
+            most_of_owner=settings.max_of_owner,
+        )
         self.ready = asyncio.Event()
         self._kafka = kafka
         self._consumer: Any = None
@@ -101,6 +107,8 @@ class LogFeed:
                 await self._read()
             except (KafkaError, TimeoutError) as error:
                 log.warning("the feed is without Kafka and tries again", error=repr(error))
+            except Exception:  # a bug of ours: behind the record it was about, the feed goes on
+                log.exception("the feed failed and begins again")
             await asyncio.sleep(self.settings.reconnect_s)
 
     async def check(self) -> None:
@@ -116,10 +124,14 @@ class LogFeed:
     async def listening(
         self, owner: str, image_id: str | None = None, since: Positions | None = None
     ) -> AsyncIterator[Listening]:
-        """Listen to an image, or to all of an owner, from a position on, or from now on. Raises Crowded and Lost."""
+        """Listen to an image, or to all of an owner, from a position on, or from now on.
+
+        Raises Crowded, Lost, and DependencyAway when nobody can say where now is.
+        """
         listener = self.feed.listener(owner, image_id)
         try:
             if since is None:
+                await self._read_to_now()
                 self.feed.join(listener, self.feed.positions)
                 yield Listening(listener, None, None)
                 return
@@ -219,6 +231,13 @@ class LogFeed:
             if any(since[spot] > ends.get(self._places[spot], since[spot]) for spot in spots):
                 raise Lost
         return spots
+
+    async def _read_to_now(self) -> None:
+        """Wait until what is read again to know it has been read: what comes from then on is new."""
+        try:
+            await bounded(self.ready.wait(), self.settings.answer_s)
+        except TimeoutError as error:
+            raise DependencyAway("the feed has not read the log yet") from error
 
     async def _why_away(self) -> str | None:
         try:

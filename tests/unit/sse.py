@@ -95,6 +95,7 @@ class Told(LogFeed):
         self.away = False
         self.offsets = [0] * (2 * partitions)
         self._places = [TopicPartition(name, at) for name in ("facts", "outcomes") for at in range(partitions)]
+        self.ready.set()
         self.feed.begin((partitions, partitions), tuple(self.offsets))
 
     async def check(self) -> None:

@@ -165,14 +165,17 @@ async def test_a_reader_that_begins_anew_says_so() -> None:
 
 
 async def test_there_are_only_so_many_listeners() -> None:
-    """The bound holds, and whoever leaves makes room, once."""
-    feed = Told(LiveSettings(max_listeners=2))
-    one, _two = listen(feed), listen(feed)
+    """The bounds hold, of all and of each owner, and whoever leaves makes room, once."""
+    feed = Told(LiveSettings(max_listeners=2, max_of_owner=1))
+    listen(feed, "ben")
+    with pytest.raises(Crowded):
+        feed.feed.listener("ben")
+    one = listen(feed)
     with pytest.raises(Crowded):
         feed.feed.listener("anna")
     one.close()
     one.close()
-    listen(feed)
+    listen(feed, "carl")
     with pytest.raises(Crowded):
         feed.feed.listener("anna")
 
