@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from gateway.bodies import described, read_json
-from gateway.edge import base_url, traceparent_of
+from gateway.edge import base_url
 from gateway.exclusive import Turns
 from gateway.finishing import Finishing
 from gateway.guard import Caller, Who
@@ -147,9 +147,8 @@ class Direct:
             found = await self._find(owner, upload_id)
             if isinstance(found, UploadRecord):
                 await self._check_arrived(found)
-                found = await self.finishing.finish(
-                    found, lambda: self._content(found), traceparent=traceparent_of(request)
-                )
+                record = found
+                found = await self.finishing.finish(request, record, lambda: self._content(record))
         if found.refusal is not None:
             raise Problem(found.refusal.code, found.refusal.detail)
         base = base_url(request, self.settings)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.accept import Accepting
+from fastapi import Request
+
 from gateway.exclusive import alone_among_gateways
-from gateway.lanes import Lanes
 from gateway.problems import Problem
 from gateway.resumable import EndedUpload, UploadRecord, Uploads
 from gateway.settings import GatewaySettings
 from gateway.spooling import Arriving, SpooledFile, room, spool_folder
+from gateway.submitting import Submitting
 from schemas.formats import MEDIA_TYPES, sniff
 from schemas.http_api import ProblemCode
 from schemas.values import ImageId, new_image_id
@@ -35,11 +36,10 @@ class Finishing:
 
     settings: GatewaySettings
     uploads: Uploads
-    accepting: Accepting
-    lanes: Lanes
+    submitting: Submitting
 
     async def finish(
-        self, record: UploadRecord, content: Callable[[], AsyncIterator[bytes]], *, traceparent: str | None
+        self, request: Request, record: UploadRecord, content: Callable[[], AsyncIterator[bytes]]
     ) -> EndedUpload:
         """Accept what `content` gives as the upload's image; once it ended, say again how.
 
@@ -58,15 +58,10 @@ class Finishing:
                     if problem.code in _FINAL:
                         await self.uploads.end(record, 0, why=problem)
                     raise
-                lane = self.lanes.choose(record.details.lane, record.owner)
-                receipt = await self.accepting.upload(
-                    file,
-                    replace(record.details, lane=lane),
-                    owner=record.owner,
-                    image_id=ImageId(record.image_id),
-                    traceparent=traceparent,
+                answer = await self.submitting.accept(
+                    request, record.owner, file, record.details, ImageId(record.image_id), again=True
                 )
-            return await self.uploads.end(record, file.size, receipt=receipt)
+            return await self.uploads.end(record, file.size, job=answer.body)
 
     async def _with_own_image(self, record: UploadRecord) -> UploadRecord:
         """Give the upload another image if its own was disowned: Kafka did not confirm it, and may have it."""

@@ -161,7 +161,7 @@ def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
     router.include_router(usage_routes(parts.limits, parts.quotas))
     router.include_router(submitting.duplicates.routes())
     router.include_router(Batches(settings, submitting, parts.limits).routes())
-    router.include_router(tus_and_direct_routes(settings, parts.files, accepting, lanes, parts.limits))
+    router.include_router(tus_and_direct_routes(settings, parts.files, submitting, parts.limits))
     return router
 
 

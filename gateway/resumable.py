@@ -20,8 +20,7 @@ from pydantic import Field, ValidationError
 from gateway.metadata import Details
 from gateway.problems import Problem
 from gateway.settings import GatewaySettings
-from schemas.http_api import ProblemCode
-from schemas.receipts import Receipt
+from schemas.http_api import ProblemCode, Submitted
 from schemas.values import ID_PATTERN, Lane, Owner, Value, new_image_id
 from streams.errors import DependencyAway
 from streams.files import (
@@ -85,6 +84,7 @@ class EndedUpload(Value):
     job_id: str | None = None
     image_id: str | None = None
     lane: Lane = Lane.INTERACTIVE
+    duplicate: bool = False
     refusal: Refusal | None = None
 
 
@@ -168,7 +168,7 @@ class Uploads:
                 yield chunk
 
     async def end(
-        self, record: UploadRecord, size: int, *, receipt: Receipt | None = None, why: Problem | None = None
+        self, record: UploadRecord, size: int, *, job: Submitted | None = None, why: Problem | None = None
     ) -> EndedUpload:
         """Write down how an upload ended, with an image or a refusal, and remove what came of it."""
         ended = EndedUpload(
@@ -177,9 +177,10 @@ class Uploads:
             kind=record.kind,
             expires_at=in_seconds(self.settings.upload_expires_s),
             size=size,
-            job_id=receipt.job_id if receipt else None,
-            image_id=receipt.image_id if receipt else None,
-            lane=receipt.lane if receipt else record.details.lane,
+            job_id=job.job_id if job else None,
+            image_id=job.image_id if job else None,
+            lane=job.lane if job else record.details.lane,
+            duplicate=job.duplicate if job else False,
             refusal=Refusal(code=why.code, detail=why.detail) if why else None,
         )
         await self._write(ended_upload_key(record.owner, record.upload_id), ended)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from gateway.edge import base_url, traceparent_of
+from gateway.edge import base_url
 from gateway.exclusive import Turn, Turns
 from gateway.finishing import Finishing, known_format
 from gateway.guard import Caller, Who
@@ -216,9 +216,7 @@ class Tus:
         return offset + piece.size
 
     async def _finish(self, request: Request, record: UploadRecord) -> dict[str, str]:
-        ended = await self.finishing.finish(
-            record, lambda: self.uploads.content(record), traceparent=traceparent_of(request)
-        )
+        ended = await self.finishing.finish(request, record, lambda: self.uploads.content(record))
         if ended.refusal is not None:
             raise Problem(ended.refusal.code, ended.refusal.detail)
         return self._ended(request, ended)

@@ -8,15 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from gateway.accept import Accepting
 from gateway.direct import Direct
 from gateway.exclusive import Turns
 from gateway.finishing import Finishing
-from gateway.lanes import Lanes
 from gateway.limits import Limits
 from gateway.problems import Problem, away, documented
 from gateway.resumable import Uploads
 from gateway.settings import GatewaySettings
+from gateway.submitting import Submitting
 from gateway.tus import Tus
 from gateway.tus_headers import ALGORITHMS, MEDIA_TYPE, OURS, VERSION
 from schemas.http_api import ProblemCode
@@ -170,11 +169,11 @@ def tus_routes(tus: Tus) -> APIRouter:
 
 
 def tus_and_direct_routes(
-    settings: GatewaySettings, files: FileStore, accepting: Accepting, lanes: Lanes, limits: Limits
+    settings: GatewaySettings, files: FileStore, submitting: Submitting, limits: Limits
 ) -> APIRouter:
     """Return the routes of all uploads that take more than one request."""
     uploads = Uploads(settings, files)
-    finishing, turns = Finishing(settings, uploads, accepting, lanes), Turns(settings.storage_timeout_s)
+    finishing, turns = Finishing(settings, uploads, submitting), Turns(settings.storage_timeout_s)
     router = APIRouter()
     router.include_router(Direct(settings, uploads, finishing, limits, turns).routes())
     router.include_router(tus_routes(Tus(settings, uploads, finishing, limits, turns)))

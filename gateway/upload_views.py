@@ -46,6 +46,7 @@ def job_of(ended: EndedUpload, base: str) -> Submitted:
         job_id=ended.job_id or "",
         image_id=ended.image_id or "",
         lane=ended.lane,
+        duplicate=ended.duplicate,
         status_url=status_url,
         result_url=f"{status_url}/result",
     )

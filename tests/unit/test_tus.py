@@ -26,7 +26,7 @@ from schemas.http_resumable import UploadState, UploadView
 from schemas.intake import ImageUploaded
 from schemas.values import Owner, new_image_id
 from streams.errors import Unconfirmed
-from streams.files import FileStore, finishing_prefix, open_files, pieces_prefix, upload_key
+from streams.files import FileStore, finishing_prefix, image_key, open_files, pieces_prefix, upload_key
 from streams.settings import FilesSettings
 from tests.unit.gateway_parts import BASE, JPEG, Answers, FrailFiles, Sink, client_of, refused, settings
 
@@ -600,3 +600,19 @@ async def test_a_store_that_is_away_is_said_so_and_nothing_is_lost(
     assert answer.headers["tus-resumable"] == "1.0.0"
     files.away = False
     assert await offset_of(client, path) == 1000
+
+
+async def test_bytes_that_were_handed_in_before_may_end_as_that_image(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """`on_duplicate=reuse` holds for an upload in parts: no second image, and the first one's job is said."""
+    first = await begin(client, len(JPEG))
+    job = (await send(client, first, 0, JPEG)).headers["darkroom-job"]
+    image_id = sink.sent[0][1].image_id
+    await files.put(image_key(image_id, 1, "master.webp"), b"x", content_type="image/webp")  # an agent is at it
+    second = await begin(client, len(JPEG), told(on_duplicate="reuse"))
+    assert (await send(client, second, 0, JPEG)).headers["darkroom-job"] == job
+    view = UploadView.model_validate_json((await client.get(second)).content)
+    assert view.job is not None
+    assert (view.job.image_id, view.job.duplicate) == (image_id, True)
+    assert len(sink.sent) == 1
