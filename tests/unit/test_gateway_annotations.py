@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,6 @@ class House:
     vectors: ReadModel
     log: Log
     client: httpx.AsyncClient
-    impatient: httpx.AsyncClient  # hardly waits for an indexer that is behind
     folder: Path
 
     async def image(self, owner: str = DEFAULT_OWNER) -> str:
@@ -79,8 +79,17 @@ class House:
     async def patch(self, image_id: str, body: Any, **headers: str) -> httpx.Response:
         """Send a merge patch."""
         said = {"content-type": MERGE_PATCH, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        client = self.impatient if self.log.behind else self.client
-        return await client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=said)
+        return await self.client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=said)
+
+    @asynccontextmanager
+    async def behind(self) -> AsyncIterator[None]:
+        """Let the indexer fall behind, and the gateway hardly wait for it; at the end it catches up."""
+        patient, self.log.behind = self.client, True
+        parts = QueryParts(files=self.files, events=self.log, vectors=self.vectors, readiness=Answers())
+        async with client_of(embedded_app(settings(annotation_wait_s=0.05), parts)) as self.client:
+            yield
+        self.client = patient
+        await self.log.catch_up()
 
     async def details(self, image_id: str) -> httpx.Response:
         """Read what is known of an image."""
@@ -102,9 +111,8 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     ):
         log = Log(tools=Tools(vectors, files))
         parts = QueryParts(files=files, events=log, vectors=vectors, readiness=Answers())
-        patient, impatient = (embedded_app(settings(annotation_wait_s=wait_s), parts) for wait_s in (60, 0.05))
-        async with client_of(patient) as client, client_of(impatient) as other:
-            yield House(files, vectors, log, client, other, tmp_path)
+        async with client_of(embedded_app(settings(annotation_wait_s=60), parts)) as client:
+            yield House(files, vectors, log, client, tmp_path)
 
 
 async def test_what_is_said_is_seen_in_every_answer(house: House) -> None:
@@ -176,16 +184,15 @@ async def test_a_change_that_is_not_seen_yet_is_not_lost(house: House) -> None:
     """While the indexer is behind, a change is answered 202 with what will be; the next one builds on it."""
     image_id = await house.image()
     before = (await house.details(image_id)).headers["etag"]
-    house.log.behind = True
-    first = await house.patch(image_id, {"tags": ["a"], "context": {"x": 1}})
-    assert first.status_code == 202, first.text
-    assert first.json()["tags"] == ["a"]
-    assert first.headers["location"].endswith(f"{IMAGES}/{image_id}/metadata")
-    refused(await house.patch(image_id, {"category": "c"}, if_match=before), 412, "precondition-failed")
-    second = await house.patch(image_id, {"category": "c", "context": {"y": 2}}, if_match=first.headers["etag"])
-    assert second.status_code == 202, second.text
-    assert (await house.details(image_id)).json()["tags"] == []
-    await house.log.catch_up()
+    async with house.behind():
+        first = await house.patch(image_id, {"tags": ["a"], "context": {"x": 1}})
+        assert first.status_code == 202, first.text
+        assert first.json()["tags"] == ["a"]
+        assert first.headers["location"].endswith(f"{IMAGES}/{image_id}/metadata")
+        refused(await house.patch(image_id, {"category": "c"}, if_match=before), 412, "precondition-failed")
+        second = await house.patch(image_id, {"category": "c", "context": {"y": 2}}, if_match=first.headers["etag"])
+        assert second.status_code == 202, second.text
+        assert (await house.details(image_id)).json()["tags"] == []
     after = await house.details(image_id)
     assert (after.content, after.headers["etag"]) == (second.content, second.headers["etag"])
     assert (after.json()["tags"], after.json()["category"]) == (["a"], "c")
@@ -195,10 +202,9 @@ async def test_a_change_that_is_not_seen_yet_is_not_lost(house: House) -> None:
 async def test_changes_at_once_are_all_there(house: House) -> None:
     """Of several who change an image at the same time none loses anything, whether or not the indexer keeps up."""
     image_id = await house.image()
-    house.log.behind = True
-    answers = await asyncio.gather(*(house.patch(image_id, {"context": {f"k{n}": n}}) for n in range(4)))
-    assert {answer.status_code for answer in answers} == {202}
-    await house.log.catch_up()
+    async with house.behind():
+        answers = await asyncio.gather(*(house.patch(image_id, {"context": {f"k{n}": n}}) for n in range(4)))
+        assert {answer.status_code for answer in answers} == {202}
     assert (await house.details(image_id)).json()["context"] == {"note": "private", **{f"k{n}": n for n in range(4)}}
 
 
@@ -220,7 +226,7 @@ async def test_an_image_can_be_described_before_anybody_has_worked_on_it(house: 
     assert (known["state"], known["bucket"]) == ("completed", "trip")
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 async def test_a_replay_of_the_log_says_the_same(house: House, seed: int) -> None:
     """The facts read again into an empty read model, in any order and some twice, give the same annotations."""
     image_id = await house.image()
@@ -299,29 +305,19 @@ async def test_another_owners_image_is_none(house: House) -> None:
     assert (record.owner, record.generation, record.tags) == ("bert", 1, ())
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code", "field"),
-    [
-        ([], 422, "invalid-field", "body"),
-        ({"tags": "a"}, 422, "invalid-field", "tags"),
-        ({"tags": ["a", "b,c"]}, 422, "invalid-field", "tags.1"),
-        ({"tags": [" a"]}, 422, "invalid-field", "tags.0"),
-        ({"tags": ["a\n"]}, 422, "invalid-field", "tags.0"),
-        ({"tags": ["x" * 65]}, 422, "invalid-field", "tags.0"),
-        ({"tags": [str(n) for n in range(51)]}, 422, "invalid-field", "tags"),
-        ({"category": ""}, 422, "invalid-field", "category"),
-        ({"context": []}, 422, "invalid-field", "context"),
-        ({"context": {"x": "y" * 17_000}}, 400, "invalid-metadata", None),
-        ({"context": json.loads("[" * 40 + "]" * 40) and {"x": json.loads("[" * 40 + "]" * 40)}}, 400,
-         "invalid-metadata", None),
-    ],
-)  # fmt: skip
-async def test_what_cannot_be_said_is_named(house: House, body: Any, status: int, code: str, field: str | None) -> None:
+async def test_what_cannot_be_said_is_named(house: House) -> None:
     """What is not as it must be is refused by its name, and nothing is said."""
     image_id = await house.image()
-    problem = refused(await house.patch(image_id, body), status, code)
-    if field is not None:
+    wrong: list[tuple[Any, str]] = [
+        ([], "body"), ({"tags": "a"}, "tags"), ({"tags": ["a", "b,c"]}, "tags.1"), ({"tags": [" a"]}, "tags.0"),
+        ({"tags": ["a\n"]}, "tags.0"), ({"tags": ["x" * 65]}, "tags.0"), ({"category": ""}, "category"),
+        ({"tags": [str(n) for n in range(51)]}, "tags"), ({"context": []}, "context"),
+    ]  # fmt: skip
+    for body, field in wrong:
+        problem = refused(await house.patch(image_id, body), 422, "invalid-field")
         assert problem.errors[0].field == field
+    for context in ({"x": "y" * 17_000}, {"x": json.loads("[" * 40 + "]" * 40)}):
+        refused(await house.patch(image_id, {"context": context}), 400, "invalid-metadata")
     assert house.said() == []
 
 
