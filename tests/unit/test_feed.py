@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.facts import DeletionRequested
@@ -35,6 +35,7 @@ async def heard(listener: Listener) -> list[str]:
     return found
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_a_cursor_says_its_position(given: tuple[tuple[int, ...], Positions]) -> None:
     """Whatever the offsets are, a cursor gives them back, and is safe in a header and a URL."""
@@ -44,6 +45,7 @@ def test_a_cursor_says_its_position(given: tuple[tuple[int, ...], Positions]) ->
     assert all(letter.isalnum() or letter in "-_" for letter in cursor)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_what_is_no_cursor_is_refused(text: str) -> None:
     """No text does anything but be a cursor or be refused."""
