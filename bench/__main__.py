@@ -16,7 +16,7 @@ from rich.table import Table
 from streams.logs import configure_logs
 from streams.settings import TelemetrySettings
 
-PARTS = ("renditions", "clip", "features", "detection", "noop", "pipeline", "lanes", "memory", "live")
+PARTS = ("renditions", "clip", "features", "detection", "noop", "pipeline", "lanes", "memory", "live", "front_door")
 
 
 def _data_dir() -> Path:
