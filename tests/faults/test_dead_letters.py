@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -139,3 +140,36 @@ def test_over_http_a_letter_is_found_shown_and_replayed_once(plant: Plant) -> No
             cursor = {"cursor": page["next_cursor"]}
         letters = plant.records(topics.dead_topic("sanitizer"))
         assert sorted(seen) == sorted(("sanitizer", f"{letter.partition}-{letter.offset}") for letter in letters)
+
+
+def test_a_failed_image_is_named_and_counted(plant: Plant) -> None:
+    """The failed image is named with its stage, code and letter; numbers and health of the whole system are told."""
+    event = _spoilt(plant, draw_sign() + b"to be counted")
+    with httpx.Client(base_url=f"http://127.0.0.1:{plant.port}", timeout=60) as http:
+        failed = http.get("/api/v1/health/failed", params={"limit": 1}).json()["images"][0]
+        assert (failed["image_id"], failed["stage"], failed["code"]) == (event.image_id, "sanitizer", "object-changed")
+        (letter,) = http.get(failed["dead_letters_url"]).json()["letters"]
+        assert letter["image_id"] == event.image_id
+
+        found: dict[str, Any] = {}
+
+        def counted() -> bool:
+            found.update(http.get("/api/v1/health/stats").json())
+            return {"rates", "stages", "storage", "queues"} <= found.keys() and found["rates"]["failed"]["15"] > 0
+
+        until(counted, "every number")
+        assert found["of"] == "everybody"
+        assert found["images"]["failed"] >= 1
+        assert found["rates"]["accepted"]["15"] > 0
+        assert found["stages"]["counts"]["sanitizer"]["failed"] >= 1
+        assert found["storage"]["kinds"]["originals"]["objects"] >= 1
+        assert found["queues"]["sanitizer"]["waiting"] >= 0
+
+        parts = http.get("/health/ready").json()["parts"]
+        assert (parts["kafka"]["state"], parts["files"]["breaker"], parts["vectors"]["breaker"]) == (
+            "ok",
+            "closed",
+            "closed",
+        )
+        assert parts["kafka"]["latency_ms"] > 0
+        assert (parts["agents"]["state"], "ocr" in parts["agents"]["detail"]) == ("down", True)
