@@ -2,9 +2,9 @@
 
 The embedded system with every agent; once without limits, once with the limits that are the default. The polls are an
 open loop: each is sent at its time, whether or not earlier ones were answered, and is timed from when it should have
-been sent. Each uploader sends the next file when the last was answered; after a 429 or 503 it waits for what Retry-After
-says, a second at most. Anything but an honest answer is an error. The load, the gateway and all agents share the
-machine's cores. Before the load, an idle gateway is asked as fast as it answers: for a job's status, and for
+been sent. Each uploader sends the next file when the last was answered; after a 429 or 503 it waits for what
+Retry-After says, a second at most. Anything but an honest answer is an error. The load, the gateway and all agents share
+the machine's cores. Before the load, an idle gateway is asked as fast as it answers: for a job's status, and for
 /health/live, which looks nothing up. DARKROOM_BENCH_SECONDS shortens the minute, for trying.
 """
 
@@ -233,11 +233,7 @@ async def _minute(load: Load, memory: Memory) -> dict[str, Any]:
         "uploads_per_s": round(sum(load.uploads.statuses.values()) / took, 1),
         "polls": load.polls.summary(),
         "uploads": load.uploads.summary(),
-        "rss_mb": [
-            round(memory.samples[0][1]),
-            round(max(mb for _, mb in memory.samples)),
-            round(memory.samples[-1][1]),
-        ],
+        "rss_mb": [round(mb) for mb in (megabytes[0], max(megabytes), megabytes[-1])],
         "later_growth_mb": round(memory.later_growth_mb, 1),
         "seconds": round(took, 1),
     }

@@ -118,6 +118,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             _describe_body(response)
         _add_examples(operation, schemas)
         _name_bodies(operation, schemas)
+        _share_examples(operation, components.setdefault("examples", {}))
     return document
 
 
@@ -196,7 +197,11 @@ def _refuse(responses: dict[str, Any], code: ProblemCode) -> None:
 
 
 def _name_headers(status: str, response: dict[str, Any], *, limited: bool) -> None:
-    named = ["X-Correlation-ID", *_ANSWERS.get(status, ()), *(_LIMITS if limited and status[0] in "24" else ())]
+    named = [
+        "X-Correlation-ID",
+        *_ANSWERS.get(status, ()),
+        *(_LIMITS if limited and (status[0] == "2" or status == "429") else ()),
+    ]
     if status in ("409", "429", "503"):
         named.append("Retry-After")
     headers = response.setdefault("headers", {})
@@ -221,6 +226,15 @@ def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:
         for content in body.get("content", {}).values():
             if "schema" in content and not content.keys() & {"example", "examples"} and not _is_bytes(content):
                 content["example"] = example_of(content["schema"], schemas)
+
+
+def _share_examples(operation: Operation, shared: dict[str, Any]) -> None:
+    """Keep each refusal's example once: most operations can be refused in the same dozen ways."""
+    for response in operation["responses"].values():
+        examples = response.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+        for code, example in examples.items():
+            shared.setdefault(code, example)
+            examples[code] = {"$ref": f"#/components/examples/{code}"}
 
 
 def _name_bodies(operation: Operation, schemas: dict[str, Any]) -> None:

@@ -45,9 +45,11 @@ def followed(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def examples(content: dict[str, Any]) -> list[Any]:
+def examples(document: dict[str, Any], content: dict[str, Any]) -> list[Any]:
     """Return the examples of a body."""
-    return [content["example"]] if "example" in content else [e["value"] for e in content.get("examples", {}).values()]
+    if "example" in content:
+        return [content["example"]]
+    return [followed(document, example)["value"] for example in content.get("examples", {}).values()]
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
@@ -94,8 +96,8 @@ def test_bodies_have_examples_that_fit(document: dict[str, Any]) -> None:
             for kind, content in body.get("content", {}).items():
                 if kind in ("text/plain", "application/zip") or kind.startswith("image/") or "octet-stream" in kind:
                     continue  # bytes
-                assert examples(content), (name, kind)
-                for example in examples(content):
+                assert examples(document, content), (name, kind)
+                for example in examples(document, content):
                     validator = jsonschema.Draft202012Validator({**content.get("schema", {}), **whole})
                     wrong = [f"{'.'.join(map(str, e.path))}: {e.message}" for e in validator.iter_errors(example)]
                     assert not wrong, (name, kind, wrong)
@@ -108,7 +110,8 @@ def test_refusals_are_problems(document: dict[str, Any]) -> None:
             if status[0] not in "45" or name == "GET /health/ready":
                 continue
             assert list(response["content"]) == [MEDIA_TYPE], (name, status)
-            for code, example in response["content"][MEDIA_TYPE]["examples"].items():
+            for code, named_example in response["content"][MEDIA_TYPE]["examples"].items():
+                example = followed(document, named_example)
                 assert TITLES[ProblemCode(code)][0] == int(status) == example["value"]["status"], (name, code)
                 assert example["value"]["type"] == f"urn:darkroom:problem:{code}"
                 assert f"`{code}`" in response["description"], (name, code)

@@ -1,0 +1,61 @@
+"""Schemathesis, all its checks, against a running gateway: what the document says is so.
+
+The command that anybody may run does the same for longer: `make fuzz`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.local.kafka import LocalKafka
+from tests.faults.processes import Plant, planted, until
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = 4  # generated requests of each kind and operation; `make fuzz` sends many more
+SEED = 1  # the same requests each time: a new one that fails is found by `make fuzz`, not in a build
+PATIENCE_S = 280.0
+
+
+@pytest.fixture(scope="module")
+def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """A core: gateway and indexer, on a real Kafka and real folders, open to this machine."""
+    with planted(kafka.bootstrap, tmp_path_factory.mktemp("contract")) as plant:
+        plant.start("core")
+        until(lambda: answers(plant), "the gateway answering")
+        yield plant
+
+
+def answers(plant: Plant) -> bool:
+    """Say whether the gateway answers."""
+    plant.check_alive()
+    try:
+        return httpx.get(address(plant, "/health/live")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def address(plant: Plant, path: str) -> str:
+    """Return a URL of the gateway."""
+    return f"http://127.0.0.1:{plant.port}{path}"
+
+
+@pytest.mark.timeout(400)
+def test_every_answer_is_as_the_document_says(plant: Plant) -> None:
+    """Requests that are valid, invalid, or in a row are answered as documented, in every phase, with every check."""
+    ran = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("schemathesis")), "run", address(plant, "/openapi.json"),
+            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-deterministic",
+            "--no-color",
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    plant.check_alive()
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-12_000:]
+    assert "No issues found" in ran.stdout or " passed in " in ran.stdout, ran.stdout[-2000:]
