@@ -27,7 +27,7 @@ from infra.local.kafka import LocalKafka
 from schemas.http_api import ProblemCode
 from schemas.values import Owner
 from streams.files import open_files
-from streams.settings import FilesSettings
+from streams.settings import BreakerSettings, FilesSettings
 from tests.faults.processes import planted
 from tests.security.gateways import start_gateways
 from tests.services import LocalRedis, suspended
@@ -289,8 +289,11 @@ async def test_requests_are_limited_and_health_is_not(house: House) -> None:
     assert (await house.client.get("/health/live")).status_code == 200
 
 
-async def test_without_redis_each_gateway_counts_by_itself_and_says_so(redis: LocalRedis) -> None:
+async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
+    redis: LocalRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without Redis uploads go on under this gateway's own count, health tells, and the shared one comes back."""
+    monkeypatch.setattr("gateway.limits._PATIENCE", BreakerSettings(failures=3, open_s=0.2))
     limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
     async with open_limits(limits) as one, open_limits(limits) as other:
         await take(one)
