@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from limits import RateLimitItem
 from limits.aio.storage import MemoryStorage, RedisStorage
@@ -48,7 +48,7 @@ class RedisWindows(RedisStorage):
         # Tried once more on a new connection, at once: the one in the pool may have been cut.
         once_more = Retry(NoBackoff(), 1)
         self._client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=once_more)
-        pool = self._client.connection_pool
+        pool: Any = self._client.connection_pool  # the library's options are typed as plain values
         super().__init__(url, implementation="redispy", key_prefix=_PREFIX, connection_pool=pool)
 
     async def give_back(self, key: str, amount: int) -> None:
