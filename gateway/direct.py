@@ -81,6 +81,7 @@ class Direct:
                 ProblemCode.UNSUPPORTED_FORMAT,
                 ProblemCode.DIGEST_MISMATCH,
                 ProblemCode.UPLOAD_BUSY,
+                ProblemCode.QUOTA_EXCEEDED,
                 away,
             ),
         )

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from gateway.direct import Direct
+from gateway.examples import JOB_ID
 from gateway.exclusive import Turns
 from gateway.finishing import Finishing
 from gateway.limits import Limits
@@ -64,6 +65,31 @@ _PART: dict[str, Any] = {
 }
 
 
+def _answered(status: int, description: str, *names: str) -> dict[int | str, dict[str, Any]]:
+    """Describe an answer whose word is its headers."""
+    headers = {
+        name: {"description": _SAID[name][0], "schema": {"type": "string"}, "example": _SAID[name][1]}
+        for name in ("Tus-Resumable", *names)
+    }
+    return {status: {"description": description, "headers": headers}}
+
+
+_SAID = {
+    "Tus-Resumable": ("the protocol's version", VERSION),
+    "Upload-Offset": ("how many bytes have come", "70000"),
+    "Upload-Length": ("bytes of the whole file", "123456"),
+    "Upload-Defer-Length": ("1: the length is not known yet", "1"),
+    "Upload-Metadata": ("as it was sent", "filename Y2F0LmpwZw=="),
+    "Upload-Expires": ("until then the upload can go on", "Sun, 22 Nov 2026 18:30:00 GMT"),
+    "Darkroom-Job": ("the job, once the image is accepted", JOB_ID),
+    "Link": (
+        "rel=status: where the job stands",
+        f'<https://images.example.org/api/v1/images/jobs/{JOB_ID}>; rel="status"',
+    ),
+}
+_ENDED = ("Upload-Offset", "Upload-Expires", "Darkroom-Job", "Link")
+
+
 def speaking_tus(retry_after_s: int) -> type[APIRoute]:
     """Return routes whose every answer, also a refusal, says which version of the protocol is spoken."""
 
@@ -116,7 +142,8 @@ def tus_routes(tus: Tus) -> APIRouter:
         response_class=Response,
         summary="Begin a resumable upload",
         openapi_extra=_CREATION,
-        responses=documented(
+        responses=_answered(201, "the upload has begun", *_ENDED)
+        | documented(
             *bytes_come,
             ProblemCode.EMPTY_FILE,
             ProblemCode.INVALID_METADATA,
@@ -137,7 +164,10 @@ def tus_routes(tus: Tus) -> APIRouter:
         methods=["HEAD"],
         summary="How much of an upload has come",
         openapi_extra=_PARAMETERS,
-        responses=documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, version, away),
+        responses=_answered(
+            200, "how much has come", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"
+        )
+        | documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, away),
     )
     router.add_api_route(
         _ONE,
@@ -146,7 +176,8 @@ def tus_routes(tus: Tus) -> APIRouter:
         status_code=204,
         summary="Go on with an upload",
         openapi_extra=_PART,
-        responses=documented(*gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, version, media, away),
+        responses=_answered(204, "the bytes are kept; after the last one the image is accepted", *_ENDED)
+        | documented(*gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, ProblemCode.QUOTA_EXCEEDED, version, media, away),
     )
     router.add_api_route(
         _ONE,
@@ -155,7 +186,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         status_code=204,
         summary="Give a resumable upload up",
         openapi_extra=_PARAMETERS,
-        responses=documented(*gone, version, away),
+        responses=_answered(204, "nothing is left of it") | documented(*gone, version, away),
     )
     router.add_api_route(
         _ONE,
