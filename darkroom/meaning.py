@@ -149,7 +149,11 @@ class QueryEncoder:
 
     async def encode_image(self, data: bytes) -> list[float]:
         """See gateway.ports.TextEncoder."""
-        return (await self._tower.encode([await self._decoder.prepare(data)]))[0]
+        prepared = await self._decoder.prepare(data)
+        try:
+            return (await self._tower.encode([prepared]))[0]
+        except ModelAway as error:
+            raise DependencyAway(str(error)) from error
 
     def close(self) -> None:
         """Give the threads back."""

@@ -12,6 +12,7 @@ from streams import files_breaking, vectors_breaking
 from streams.admin import KafkaAdmin
 from streams.breaker import Breakers, State
 from streams.control import Control
+from streams.deadlines import bounded
 from streams.files import FileStore
 from streams.topics import AGENTS
 from streams.vectors import ReadModel
@@ -22,12 +23,13 @@ class Groups:
     """The agents' consumer groups, asked for once by all parts that look at the same time."""
 
     admin: KafkaAdmin
+    timeout_s: float
     _asking: asyncio.Task[dict[str, int]] | None = None
 
     async def members(self) -> dict[str, int]:
-        """Return how many members with partitions each agent's group has. Raises DependencyAway."""
+        """Return how many members with partitions each agent's group has. Raises DependencyAway, TimeoutError."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self.admin.members())
+            self._asking = asyncio.create_task(bounded(self.admin.members(), self.timeout_s))
             # It may end with an error after everybody has stopped waiting for it.
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._asking)
@@ -94,7 +96,7 @@ def readiness(
     said: Mapping[str, Part] | None = None,
 ) -> Parts:
     """Return the readiness of a gateway process; `said` are parts of this process's own."""
-    groups = Groups(admin)
+    groups = Groups(admin, settings.readiness_timeout_s)
     parts: Mapping[str, Part] = {
         "files": files_part(files),
         "kafka": kafka_part(groups),

@@ -37,21 +37,24 @@ _MAX_OWNERS = 10_000  # whose numbers are kept apart
 
 
 class Refreshed(Generic[T]):
-    """A value that is made anew in the background, when somebody asks and it is old."""
+    """A value that is made anew when somebody asks and it is old; whoever asks is not kept waiting for it for long."""
 
-    def __init__(self, make: Callable[[], Awaitable[T]], *, every_s: float) -> None:
+    def __init__(self, make: Callable[[], Awaitable[T]], *, every_s: float, stale_s: float) -> None:
+        """Make a value again after `every_s`; one older than `stale_s` is worth waiting for."""
         self._make = make
         self._every_s = every_s
+        self._stale_s = stale_s
         self._value: T | None = None
+        self._made_at = float("-inf")
         self._begun_at = float("-inf")
         self._making: asyncio.Task[None] | None = None
 
     async def get(self, wait_s: float) -> T | None:
-        """Return the value, made not long ago; None when there is none yet after waiting for so long."""
+        """Return the value; None when there is none yet after waiting for so long."""
         if self._making is None or (self._making.done() and time.monotonic() - self._begun_at >= self._every_s):
             self._begun_at = time.monotonic()
             self._making = asyncio.create_task(self._renew())
-        if self._value is None:
+        if time.monotonic() - self._made_at >= self._stale_s:
             await asyncio.wait({self._making}, timeout=wait_s)
         return self._value
 
@@ -64,6 +67,7 @@ class Refreshed(Generic[T]):
     async def _renew(self) -> None:
         try:
             self._value = await self._make()
+            self._made_at = time.monotonic()
         except Exception as error:  # whatever it is, the value stays as it was, and is tried again
             log.warning("statistics could not be made", extra={"error": repr(error)})
 

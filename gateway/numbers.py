@@ -20,6 +20,7 @@ from streams.topics import GIVES_UP
 from streams.vectors import ReadModel
 
 _CALL_S = 30.0  # for one page of a walk
+_NEVER_S = 1e9  # a walk is only waited for when there was none
 
 
 class StatisticsSettings(Group):
@@ -44,7 +45,7 @@ class Recent(Protocol):
         """Count what came since the last look. Raises DependencyAway."""
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
-        """Return, by what happened and by minutes, how often; of one owner or of everybody."""
+        """Return, by what happened and by the minutes before the last look, how often; of one owner or of everybody."""
 
 
 class Waiting(Protocol):
@@ -65,13 +66,15 @@ class Numbers:
         records = Pace(settings.max_records, settings.rest, _CALL_S)
         objects = Pace(settings.max_objects, settings.rest, _CALL_S)
         self.records: Refreshed[Records] = Refreshed(
-            lambda: count_records(vectors, records), every_s=settings.walk_every_s
+            lambda: count_records(vectors, records), every_s=settings.walk_every_s, stale_s=_NEVER_S
         )
         self.objects: Refreshed[Objects] = Refreshed(
-            lambda: count_objects(files, objects), every_s=settings.walk_every_s
+            lambda: count_objects(files, objects), every_s=settings.walk_every_s, stale_s=_NEVER_S
         )
-        self.looked: Refreshed[str] = Refreshed(self._look, every_s=settings.refresh_s)
-        self.queues: Refreshed[dict[str, int]] = Refreshed(self._queues, every_s=settings.refresh_s)
+        self.looked: Refreshed[str] = Refreshed(self._look, every_s=settings.refresh_s, stale_s=settings.refresh_s)
+        self.queues: Refreshed[dict[str, int]] = Refreshed(
+            self._queues, every_s=settings.refresh_s, stale_s=settings.refresh_s
+        )
 
     async def rates(self, owner: str | None) -> RateCounts | None:
         """Return how many images a minute; None while Kafka does not say."""
@@ -91,9 +94,8 @@ class Numbers:
         await asyncio.gather(*(one.close() for one in (self.records, self.objects, self.looked, self.queues)))
 
     async def _look(self) -> str:
-        as_of = now()
         await self._recent.look()
-        return as_of
+        return now()
 
     async def _queues(self) -> dict[str, int]:
         counts = await asyncio.gather(*(self._backlog.waiting(agent) for agent in GIVES_UP))

@@ -85,12 +85,13 @@ class RecentLog:
     kafka: KafkaSettings
     tally: Tally = field(default_factory=Tally)
     behind: bool = True  # whether more had come than one look took
+    looked_at: float = 0.0  # unix seconds
     _next: dict[Place, int] = field(default_factory=dict)  # offsets
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
-        """Return, by what happened and by minutes, how often it did so; of one owner or of everybody."""
-        return self.tally.counts(time.time(), owner)
+        """Return, by what happened and by the minutes before the last look, how often; of one owner or of everybody."""
+        return self.tally.counts(self.looked_at, owner)
 
     async def look(self) -> None:
         """Count what came since the last look."""
@@ -98,6 +99,7 @@ class RecentLog:
             found, self._next, self.behind = await asyncio.to_thread(read_recent, self.kafka, self._next)
             for happened in found:
                 self.tally.add(happened)
+            self.looked_at = time.time()
 
 
 def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Happened], dict[Place, int], bool]:

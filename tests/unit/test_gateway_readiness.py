@@ -129,7 +129,7 @@ async def test_kafka_is_asked_once_for_brokers_and_agents(tmp_path: Path) -> Non
             (Members(), "ok", "down"),
             (Members(DependencyAway("at 10.0.0.7")), "down", "down"),
         ):
-            groups = Groups(admin)
+            groups = Groups(admin, timeout_s=5)
             parts = {"kafka": kafka_part(groups), "agents": agents_part(groups, Control(files), ("ocr", "resizer"))}
             found = await Parts(parts, timeout_s=5).check()
             assert (found["kafka"].state, found["agents"].state) == (kafka, agents)

@@ -196,13 +196,13 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
             raise DependencyAway("away")
         return made
 
-    value = Refreshed(make, every_s=0)
+    value = Refreshed(make, every_s=0, stale_s=1e9)
     assert await value.get(0) is None
     asking = [asyncio.create_task(value.get(60)) for _ in range(5)]
     gate.set()
     assert await asyncio.gather(*asking) == [1] * 5
     assert made == 1
-    assert await value.get(60) == 1  # the second is begun
+    assert await value.get(60) == 1  # the second is begun, and not waited for
     while made < 2:
         await asyncio.sleep(0)
     assert await value.get(60) == 1
@@ -210,6 +210,10 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
         await asyncio.sleep(0)
     assert made >= 3
     await value.close()
+    fresh = Refreshed(make, every_s=0, stale_s=0)
+    assert await fresh.get(60) == made  # one that grows stale is waited for
+    assert await fresh.get(60) == made
+    await fresh.close()
 
 
 def test_what_is_said_again_is_counted_once_and_old_counts_go() -> None:
