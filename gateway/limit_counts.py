@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from limits import RateLimitItem
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.limit_settings import RateLimitSettings
 
+_CONNECTIONS = 16  # to Redis, of one gateway
 _PREFIX = "darkroom:limits"  # before every key in Redis
 
 
@@ -45,10 +46,16 @@ class RedisWindows(RedisStorage):
     """Windows in Redis, for all gateways."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
-        # Tried once more on a new connection, at once: the one in the pool may have been cut.
-        once_more = Retry(NoBackoff(), 1)
-        self._client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=once_more)
-        pool: Any = self._client.connection_pool  # the library's options are typed as plain values
+        # Typed as any: the library's options are plain values, as its types say.
+        pool: Any = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=timeout_s,  # for a free one: with very many requests at once they wait, and are still counted
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),  # at once, on a new connection: the one in the pool may have been cut
+        )
+        self._client = Redis(connection_pool=pool)
         super().__init__(url, implementation="redispy", key_prefix=_PREFIX, connection_pool=pool)
 
     async def give_back(self, key: str, amount: int) -> None:
@@ -58,6 +65,7 @@ class RedisWindows(RedisStorage):
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+        await self._client.connection_pool.aclose()
 
 
 class Counter:

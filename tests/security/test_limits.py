@@ -314,6 +314,16 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
         assert [known.remaining for known in await one.standings(ANNA)] == [2], "a new Redis knows of nothing"
 
 
+async def test_very_many_at_once_are_counted_one_by_one(redis: LocalRedis) -> None:
+    """Of 300 uses at once exactly as many fit as the limit says, and none is counted elsewhere for want of a line."""
+    patient = RateLimitSettings(redis_url=SecretStr(redis.url), redis_timeout_s=60, uploads="100/hour")
+    async with open_limits(patient) as limits:
+        ends = await asyncio.gather(*(take(limits) for _ in range(300)), return_exceptions=True)
+        assert sum(isinstance(end, Request) for end in ends) == 100
+        assert sum(isinstance(end, Problem) for end in ends) == 200
+        assert limits.available()[0]
+
+
 async def test_a_redis_that_hangs_stops_nobody(redis: LocalRedis) -> None:
     """A Redis that takes calls and answers none delays a request by seconds at most, and counts as away."""
     with suspended(redis):
