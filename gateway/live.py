@@ -30,7 +30,13 @@ from streams.positions import BadCursor, Positions, read_cursor
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "server-sent events, one JSON object each; see the models in `schemas/http_live.py`",
+        "description": (
+            "Server-sent events, the data of each one JSON object. `stage`: image_id, job_id, stage, state, attempts, "
+            "duration_ms, reused, run, reason, message, at. `completed`, `rejected`, `failed`, `deleted`: image_id, "
+            "job_id, status, reason, message, at. `deleting`, `annotated`: image_id, job_id, at. Of a job also "
+            "`snapshot`: its status, and `superseded`: image_id, job_id, by. Of the stream itself: `reset`, some events "
+            "are not to be had any more; `cut`, you are too slow, resume; each with detail."
+        ),
         "content": {
             "text/event-stream": {
                 "schema": {"type": "string"},
