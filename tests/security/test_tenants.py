@@ -5,31 +5,35 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from agents.recording import conclude, record
 from gateway.app import embedded_app
 from gateway.auth import open_door
 from gateway.auth_settings import AuthSettings
 from gateway.identity import Scope
+from gateway.numbers import StatisticsSettings, open_numbers
 from gateway.parts import QueryParts
 from gateway.permissions import PERMISSIONS
 from gateway.resumable import UploadKind, Uploads
 from schemas.values import ImageState, ObjectRef, Owner, Rendition, StageState, job_id_of, new_image_id
 from streams.erasures import Erasures
-from streams.files import FileStore, image_key
-from streams.settings import QdrantSettings
+from streams.files import FileStore, image_key, open_files
+from streams.settings import FilesSettings, QdrantSettings
 from streams.vectors import ReadModel, StageRecord, open_read_model
 from tests.security.door import HERE, secret_pair, token, trusting
 from tests.unit.facts import Facts
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, settings, unit_vector
+from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, refused, settings, unit_vector
 from tests.unit.sse import Told
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them
 
 IMAGES = "/api/v1/images"
 SHARED = secret_pair("hs-1")
@@ -67,6 +71,21 @@ class Counting:
             return found(*args, **named)
 
         return passed_on
+
+
+class Quiet:
+    """A log in which nothing happened lately, and nobody waits."""
+
+    behind = False
+
+    async def look(self) -> None:
+        pass
+
+    def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
+        return {}
+
+    async def waiting(self, agent: str) -> int:
+        return 0
 
 
 @dataclass
@@ -153,12 +172,13 @@ def never(name: str) -> str:
     return unknown.get(name, new_image_id())
 
 
-@pytest.fixture
-async def town(store: FileStore, tmp_path: Path) -> AsyncIterator[Town]:
-    """Build a town of its own."""
+@asynccontextmanager
+async def built(folder: Path) -> AsyncIterator[Town]:
+    """Build a town, and settle anna in it."""
     own, calls, sink = settings(), [], Sink()
     async with AsyncExitStack() as stack:
-        vectors = await stack.enter_async_context(open_read_model(QdrantSettings(path=tmp_path / "qdrant")))
+        store = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
+        vectors = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
         door = await open_door(own, AuthSettings.model_validate(trusting(SHARED)), store)
         parts = QueryParts(
             files=Counting(store, calls),  # type: ignore[arg-type]
@@ -168,11 +188,21 @@ async def town(store: FileStore, tmp_path: Path) -> AsyncIterator[Town]:
             readiness=Answers(),
             authenticator=door,
             live=Told(),
+            numbers=await stack.enter_async_context(
+                open_numbers(StatisticsSettings(), store, vectors, Quiet(), Quiet())
+            ),
         )
         transport = httpx.ASGITransport(app=embedded_app(own, parts), raise_app_exceptions=False)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=HERE))
         found = Town(store, vectors, client, sink, calls)
         await found.settle()
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
+    """Return a town for all: nothing that bert does changes what anna has."""
+    async with built(tmp_path_factory.mktemp("town")) as found:
         yield found
 
 
@@ -209,12 +239,25 @@ async def test_anothers_id_is_answered_as_one_that_never_was(town: Town, method:
     for stands, known in town.of_anna(name).items():
         assert await told(town, method, path.replace(f"{{{name}}}", known), known, **needed) == nothing, stands
     assert (await town.stored(), len(town.sink.sent)) == (before, sent)
-    # And what bert was refused is there: anna is answered otherwise.
+
+
+async def test_what_was_refused_is_there(tmp_path: Path) -> None:
+    """At each of these endpoints anna is answered otherwise: what bert was not told of exists."""
+    kept = [row for row in OF_OWNERS if row[0] != "DELETE"]
+    for number, rows in enumerate([kept, *([row] for row in OF_OWNERS if row not in kept)]):
+        async with built(tmp_path / str(number)) as town:
+            for method, path in rows:
+                assert await is_there(town, method, path), (method, path)
+
+
+async def is_there(town: Town, method: str, path: str) -> bool:
+    """Say whether anna is told of anything that she has."""
+    (name,) = re.findall(r"\{(\w+)\}", path)
     for known in reversed(town.of_anna(name).values()):
-        answer = await town.ask("anna", method, path.replace(f"{{{name}}}", known), **needed)
+        answer = await town.ask("anna", method, path.replace(f"{{{name}}}", known), **NEEDED.get((method, path), {}))
         if answer.status_code not in (404, 405):
-            return
-    pytest.fail("nothing of anna's is there")
+            return True
+    return False
 
 
 async def test_what_is_no_id_is_no_error_of_ours(town: Town) -> None:
@@ -275,10 +318,16 @@ async def test_lists_and_searches_show_ones_own(town: Town, method: str, path: s
 
 async def test_counts_are_ones_own(town: Town) -> None:
     """Numbers of images say nothing of anybody else's."""
-    counts = (await town.ask("bert", "GET", "/api/v1/health/stats")).json()
-    mine = (await town.ask("anna", "GET", "/api/v1/health/stats")).json()
-    assert sum(mine["images"].values()) > 0
-    assert sum(counts["images"].values()) == 0
+    path = "/api/v1/health/stats"
+    counts = {owner: (await town.ask(owner, "GET", path)).json()["images"] for owner in ("anna", "bert", "carl")}
+    assert sum(counts["anna"].values()) > 0
+    assert sum(counts["bert"].values()) == sum(counts["carl"].values()) == 0
+
+
+@pytest.mark.parametrize("path", ["/api/v1/health/stats", "/api/v1/health/failed"])
+async def test_only_operators_see_everybodys(town: Town, path: str) -> None:
+    """Who asks for what is everybody's without being an operator is refused."""
+    refused(await town.ask("bert", "GET", path, params={"everybody": "true"}), 403, "forbidden")
 
 
 async def test_the_same_bytes_are_nobody_elses(town: Town) -> None:
