@@ -34,8 +34,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
             "Server-sent events, the data of each one JSON object. `stage`: image_id, job_id, stage, state, attempts, "
             "duration_ms, reused, run, reason, message, at. `completed`, `rejected`, `failed`, `deleted`: image_id, "
             "job_id, status, reason, message, at. `deleting`, `annotated`: image_id, job_id, at. Of a job also "
-            "`snapshot`: its status, and `superseded`: image_id, job_id, by. Of the stream itself: `reset`, some events "
-            "are not to be had any more; `cut`, you are too slow, resume; each with detail."
+            "`snapshot`: its status, and `superseded`: image_id, job_id, by. Of the stream itself: `reset`, some "
+            "events are not to be had any more; `cut`, you are too slow, resume; each with detail."
         ),
         "content": {
             "text/event-stream": {

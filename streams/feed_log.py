@@ -181,7 +181,8 @@ class LogFeed:
         if shape != self.feed.shape or not all(
             begins[place] <= at <= ends[place] for place, at in zip(self._places, known, strict=True)
         ):
-            known = tuple(max(begins[place], ends[place] - LOOK_BACK) for place in self._places)
+            back = max(LOOK_BACK, self.settings.remembered // len(self._places))
+            known = tuple(max(begins[place], ends[place] - back) for place in self._places)
             self.feed.begin(shape, known)
         consumer.assign(self._places)
         for place, at in zip(self._places, known, strict=True):
