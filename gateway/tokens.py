@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gateway.auth_settings import Algorithm, AuthSettings, TokenKey
 from gateway.fresh import Fresh
 from gateway.identity import Identity, Scope
+from gateway.local import is_loopback
 from schemas.values import OWNER_PATTERN, Owner
 from streams.errors import DependencyAway
 
@@ -175,7 +176,11 @@ class _JwkSet(BaseModel):
 async def _fetched(url: str, timeout_s: float) -> dict[str, Key]:
     """Return the usable keys of a JWK set by kid. Raises DependencyAway."""
     try:
-        async with httpx.AsyncClient(timeout=timeout_s) as client, client.stream("GET", url) as answer:
+        here = is_loopback(httpx.URL(url).host)  # and then never through a proxy
+        async with (
+            httpx.AsyncClient(timeout=timeout_s, trust_env=not here) as client,
+            client.stream("GET", url) as answer,
+        ):
             answer.raise_for_status()
             body = bytearray()
             async for chunk in answer.aiter_bytes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,10 +15,14 @@ from typing import Any, get_args
 import httpx
 import pytest
 from fastapi import Request
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from darkroom import keys_cli
+from darkroom.gateways import GatewayEnvironment
+from darkroom.workers import explain
 from gateway import limits
 from gateway.api_keys import ApiKeys, KeyRefused, KnownKeys, TooManyKeys
 from gateway.app import embedded_app
@@ -211,6 +216,28 @@ def test_limits_of_keys_are_those_there_are() -> None:
     for rate in ("", "0/hour", "50", "50/hour;", "50 / fortnight", "-1/hour"):
         with pytest.raises(ValueError, match="limits"):
             NewKey(owner="anna", limits={"uploads": rate})
+
+
+def test_a_wrong_secret_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that is secret, or holds secrets, is named when it is wrong, and what it is stays out of the log."""
+    secret = "hunter2"
+    key = {"kid": "a", "algorithm": "HS256", "key": secret}
+    for name, value in (
+        ("DARKROOM_GATEWAY__ADMIN_TOKEN", secret),
+        ("DARKROOM_AUTH__KEYS", json.dumps([{**key, "file": "x"}])),
+        ("DARKROOM_AUTH__KEYS", json.dumps([key])),
+        ("DARKROOM_AUTH__KEYS", json.dumps(key)[:-1]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises((ValidationError, SettingsError)) as wrong:
+                GatewayEnvironment()
+        assert explain(wrong.value) == 2
+        said = capsys.readouterr().err
+        assert secret not in said
+        assert "AUTH" in said.upper() or name in said
 
 
 # The ways to say who asks
