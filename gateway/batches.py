@@ -139,6 +139,7 @@ class Batches:
                 ProblemCode.NOTHING_ACCEPTED,
                 ProblemCode.IDEMPOTENCY_KEY_REUSED,
                 ProblemCode.RATE_LIMITED,
+                ProblemCode.QUOTA_EXCEEDED,
                 ProblemCode.DEPENDENCY_UNAVAILABLE,
             ),
         )
@@ -171,8 +172,9 @@ class Batches:
                 async with gate:
                     return await self._item(run, index, batch.items[index], details[index], image_id)
 
-            items = await asyncio.gather(*(one(index, found) for index, found in enumerate(given.image_ids)))
-            return _answer(items, self.settings.retry_after_s)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(index, found)) for index, found in enumerate(given.image_ids)]
+            return _answer([task.result() for task in tasks], self.settings.retry_after_s)
 
         return await self.submitting.idempotency.once(
             request, owner, said, BatchSubmitted, work, images=len(batch.items)
