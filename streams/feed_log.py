@@ -145,16 +145,6 @@ class LogFeed:
         finally:
             listener.close()
 
-    async def ended(self, owner: str, image_id: str, generation: int, timeout_s: float) -> bool:
-        """Wait until a run of an image has ended; False if it has not by then. Also of one that ended just before."""
-        deadline = time.monotonic() + timeout_s
-        async with self.listening(owner, image_id, self.feed.floor) as listening:
-            while (left := deadline - time.monotonic()) > 0 and not self.feed.hung_up:
-                told = await listening.heard(left)
-                if told is not None and told.what.ends and told.what.generation >= generation:
-                    return True
-        return False
-
     def hang_up(self) -> None:
         """End all streams, because the process goes."""
         self.feed.hang_up()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from schemas.facts import DeletionRequested
 from schemas.http_live import LiveEvent
-from schemas.outcomes import ImageCompleted, ImageDeleted
+from schemas.outcomes import ImageDeleted
 from schemas.values import new_image_id
 from streams.feed import Crowded, Listener, Lost, TooSlow
 from streams.feed_log import LiveSettings
@@ -180,17 +180,6 @@ async def test_there_are_only_so_many_listeners() -> None:
     listen(feed, "carl")
     with pytest.raises(Crowded):
         feed.feed.listener("anna")
-
-
-async def test_the_end_of_an_image_can_be_waited_for() -> None:
-    """`ended` hears an outcome that came just before or comes in time, of that run of that image alone."""
-    feed, image_id = Told(), new_image_id()
-    feed.say(ImageCompleted(image_id=new_image_id(), owner="anna"))
-    assert not await feed.ended("anna", image_id, 1, 0.05)
-    feed.say(ImageCompleted(image_id=image_id, owner="anna"))
-    assert await feed.ended("anna", image_id, 1, 5)
-    assert not await feed.ended("anna", image_id, 2, 0.05)
-    assert not await feed.ended("ben", image_id, 1, 0.05)
 
 
 async def test_a_failed_stage_says_why() -> None:
