@@ -15,6 +15,7 @@ import httpx
 import pytest
 from tusclient.client import TusClient
 
+from gateway.settings import GatewaySettings
 from infra.local.kafka import LocalKafka
 from schemas.http_resumable import UploadState, UploadView
 from schemas.receipts import Receipt
@@ -78,9 +79,9 @@ def kill(plant: Plant) -> None:
     assert child.exit_code == KILLED
 
 
-def start_again(plant: Plant, gateway: str) -> None:
+def start_again(plant: Plant, gateway: str, **settings: str) -> None:
     """Start the gateway where it was, and wait until it answers."""
-    plant.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port))
+    plant.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port), **settings)
     until(lambda: _answers(gateway), "the gateway answering again")
 
 
@@ -202,6 +203,8 @@ def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(plant: Plant, ga
             assert answer.status_code == 204, answer.text
         assert answer.headers["darkroom-job"]
 
+    kill(plant)
+    start_again(plant, gateway, DARKROOM_GATEWAY__PIECE_BYTES=str(GatewaySettings().piece_bytes))
     send(3 * MEBIBYTE, 1)  # what the first upload loads is no part of it
     with Watch(plant.children["gateway#0"].pid) as watch:
         send(LARGE, 4)
