@@ -28,6 +28,7 @@ from tests.unit.gateway_parts import JPEG
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
 PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
+PATIENT = {"retries": 20, "retry_delay": 1}  # a gateway that just started may still look for Kafka
 PIECE = 256 << 10
 LARGE = 256 * MEBIBYTE
 
@@ -143,7 +144,7 @@ def test_an_upload_survives_a_connection_that_is_killed(plant: Plant, gateway: s
     until(lambda: len(plant.keys("pieces/")) >= 2, "two whole pieces")
     connection.close()  # with a reset
     assert 2 * PIECE <= offset_of(url) <= arrived
-    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE).upload()
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
     image_of(plant, url, data)
 
 
@@ -159,7 +160,7 @@ def test_an_upload_survives_a_gateway_that_is_killed_while_receiving(
         kill(plant)
     start_again(plant, gateway)
     assert offset_of(url) == sum(len(plant.read(key)) for key in plant.keys("pieces/")) >= 3 * PIECE
-    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE).upload()
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
     image_of(plant, url, data)
     assert not plant.keys("pieces/")
 
@@ -178,8 +179,8 @@ def test_an_upload_survives_a_gateway_that_is_killed_while_finishing(
         kill(plant)
     start_again(plant, gateway)
     client = TusClient(gateway + UPLOADS)
-    until(lambda: httpx.head(url, headers=TUS, timeout=60).status_code != 423, "the dead gateway's turn being over")
-    client.uploader(str(path), url=url, chunk_size=PIECE).upload()
+    until(lambda: httpx.head(url, headers=TUS, timeout=60).is_success, "the dead gateway's turn being over")
+    client.uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
     image_of(plant, url, data)
 
 
