@@ -174,11 +174,13 @@ class FeatureExtraction:
             return await batching.vectors(paths)
         except Busy:
             raise self._overloaded() from None
+        except TimeoutError:
+            raise self._overloaded("The vectors were not made in time.") from None
 
-    def _overloaded(self) -> Problem:
+    def _overloaded(self, why: str = "As many images wait for their vector as may.") -> Problem:
         return Problem(
             ProblemCode.OVERLOADED,
-            "As many images wait for their vector as may. Try again soon.",
+            f"{why} Try again soon.",
             headers={"Retry-After": str(self.settings.retry_after_s), **_CLOSE},
         )
 

@@ -171,6 +171,18 @@ async def test_one_image_more_than_may_wait_is_refused_at_once(serve: Serving, p
         assert (await post(client, jpeg(3))).status_code == 200
 
 
+async def test_a_vector_that_takes_too_long_is_not_waited_for(serve: Serving, paper: Paper) -> None:
+    """After its time a request is answered 503 with Retry-After, and makes room for the next."""
+    async with serve(queue=1, timeout_s=0.2) as client:
+        answer = await post(client, jpeg(1))
+        assert "in time" in refused(answer, 503, "overloaded").detail
+        assert answer.headers["retry-after"]
+        paper.open.set()
+        async with asyncio.timeout(60):
+            while (await post(client, jpeg(2))).status_code != 200:  # on a slow machine 0.2 s may be little
+                pass
+
+
 async def test_who_goes_away_leaves_the_queue(paper: Paper, tmp_path: Path) -> None:
     """An image nobody waits for any more makes room at once, and the model is never called for it."""
     paths = [tmp_path / str(number) for number in range(4)]
