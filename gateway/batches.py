@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -162,7 +162,7 @@ class Batches:
         said = {
             "files": batch.hashes,
             "names": [item.name for item in batch.items],
-            "details": [asdict(one) for one in details],
+            "details": [one.told() for one in details],
         }
 
         async def work(given: Work) -> Answer[BatchSubmitted]:

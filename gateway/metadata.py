@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -87,6 +87,11 @@ class Details:
     def said(self) -> dict[str, Any]:
         """Return what the image's event and receipt say of it."""
         return {"bucket": self.bucket, "context": self.context, "tags": self.tags, "category": self.category}
+
+    def told(self) -> dict[str, Any]:
+        """Return what differs from saying nothing: so it stays the same when there is more that could be said."""
+        nothing = asdict(Details())
+        return {name: value for name, value in asdict(self).items() if value != nothing[name]}
 
 
 def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:

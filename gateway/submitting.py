@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -47,7 +47,7 @@ class Submitting:
 
     async def upload(self, request: Request, owner: Owner, file: SpooledFile, details: Details) -> Answer[Submitted]:
         """Accept a file, or answer as before. Raises Problem."""
-        said = {"sha256": file.sha256, "filename": file.filename, **asdict(details)}
+        said = {"sha256": file.sha256, "filename": file.filename, **details.told()}
 
         async def work(given: Work) -> Answer[Submitted]:
             return await self.accept(request, owner, file, details, given.image_ids[0], again=given.again)
@@ -68,7 +68,7 @@ class Submitting:
             )
             return Answer(202, self.submitted(receipt, request))
 
-        return await self.idempotency.once(request, owner, {"url": url, **asdict(details)}, Submitted, work)
+        return await self.idempotency.once(request, owner, {"url": url, **details.told()}, Submitted, work)
 
     async def accept(
         self, request: Request, owner: Owner, file: SpooledFile, details: Details, image_id: ImageId, *, again: bool
