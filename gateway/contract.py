@@ -181,6 +181,7 @@ def _add_refusals(method: str, path: str, operation: Operation) -> None:
             ProblemCode.FORBIDDEN,
             ProblemCode.UNKNOWN_FIELD,
             ProblemCode.RATE_LIMITED,
+            ProblemCode.OVERLOADED,
             ProblemCode.DEPENDENCY_UNAVAILABLE,
         ):
             _refuse(responses, code)

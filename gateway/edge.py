@@ -24,6 +24,7 @@ from gateway.guard import identified
 from gateway.limits import LimitHeaders, counted
 from gateway.methods import Methods
 from gateway.openapi_security import secure
+from gateway.overload import Overload
 from gateway.parameters import known_parameters
 from gateway.parts import IngestParts
 from gateway.problems import bug, handle_problems
@@ -118,10 +119,12 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     )
     app.state.authenticator = parts.authenticator
     app.state.limits = parts.limits
+    app.state.parameters = {}  # what each operation reads, noted by gateway.parameters
     app.state.origins = frozenset(settings.cors_origins)
     _serve_docs(app)
     app.add_middleware(LimitHeaders, limits=parts.limits)
     app.add_middleware(Methods, whole=app)
+    app.add_middleware(Overload, most_late_s=settings.most_late_s, retry_after_s=settings.retry_after_s)
     app.add_middleware(Edge, name=name)
     allow_origins(app, settings.cors_origins)
     handle_problems(app, retry_after_s=settings.retry_after_s)

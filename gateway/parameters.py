@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import Request
+from fastapi.dependencies.utils import get_flat_dependant
 
 from gateway.permissions import PERMISSIONS, PUBLIC
 from gateway.problems import Problem
@@ -13,7 +14,7 @@ _LENGTH = 100  # characters of a name that are said back
 
 
 async def known_parameters(request: Request) -> None:
-    """Refuse a query parameter that the API's document does not have for this operation. Raises Problem.
+    """Refuse a query parameter that this operation does not have. Raises Problem.
 
     Not where everybody may ask: probes and caches add what they like.
     """
@@ -22,7 +23,7 @@ async def known_parameters(request: Request) -> None:
     path, method = request.scope["route"].path, request.method
     if PERMISSIONS.get((method, path), PUBLIC) is PUBLIC:
         return
-    known = _documented(request, path, method)
+    known = _known(request, path, method)
     unknown = sorted(set(request.query_params) - known)[:_SHOWN]
     if unknown:
         detail = f"not one of: {', '.join(sorted(known))}" if known else "this takes no parameters"
@@ -33,6 +34,15 @@ async def known_parameters(request: Request) -> None:
         )
 
 
-def _documented(request: Request, path: str, method: str) -> set[str]:
-    operation = request.app.openapi()["paths"].get(path, {}).get(method.lower(), {})
-    return {found["name"] for found in operation.get("parameters", ()) if found.get("in") == "query"}
+def _known(request: Request, path: str, method: str) -> frozenset[str]:
+    """Return the parameters an operation reads: those its functions declare, and those it reads by hand and describes.
+
+    Not from the document: to make it takes a second, in which nobody is answered.
+    """
+    known: dict[tuple[str, str], frozenset[str]] = request.app.state.parameters
+    if (method, path) not in known:
+        route = request.scope["route"]
+        declared = {field.alias for field in get_flat_dependant(route.dependant).query_params}
+        described = (route.openapi_extra or {}).get("parameters", ())
+        known[method, path] = frozenset(declared | {found["name"] for found in described if found["in"] == "query"})
+    return known[method, path]
