@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -41,26 +42,34 @@ class Entry:
             submitted=_seconds(record.submitted_at),
         )
 
-    def suits(self, wanted: Filters) -> bool:
-        """Say whether a listing of those filters has the image. What is deleted, or on the way there, is in none."""
-        if self.deleted or self.state == ImageState.DELETED:
-            return False
-        alike = (
-            wanted.state in (None, self.state)
-            and wanted.bucket in (None, self.bucket)
-            and wanted.category in (None, self.category)
-            and self.tags.issuperset(wanted.tags)
-            and all(label_key(label) in self.label_keys for label in wanted.labels)
-            and all(f" {word} " in self.text for word in text_words(wanted.text))
-        )
-        return alike and self._came_between(wanted.since, wanted.until)
 
-    def _came_between(self, since: datetime | None, until: datetime | None) -> bool:
+def suiting(wanted: Filters) -> Callable[[Entry], bool]:
+    """Return the test whether a listing has an image. What is deleted, or on the way there, is in none."""
+    labels, tags = frozenset(map(label_key, wanted.labels)), frozenset(wanted.tags)
+    words = [f" {word} " for word in text_words(wanted.text)]
+    since, until = (moment.timestamp() if moment is not None else None for moment in (wanted.since, wanted.until))
+
+    def came_between(entry: Entry) -> bool:
         if since is None and until is None:
             return True
-        if self.submitted is None or (since is not None and self.submitted < since.timestamp()):
+        if entry.submitted is None or (since is not None and entry.submitted < since):
             return False
-        return until is None or self.submitted < until.timestamp()
+        return until is None or entry.submitted < until
+
+    def suits(entry: Entry) -> bool:
+        return (
+            not entry.deleted
+            and entry.state != ImageState.DELETED
+            and wanted.state in (None, entry.state)
+            and wanted.bucket in (None, entry.bucket)
+            and wanted.category in (None, entry.category)
+            and entry.tags >= tags
+            and labels.issubset(entry.label_keys)
+            and came_between(entry)
+            and all(word in entry.text for word in words)
+        )
+
+    return suits
 
 
 def _seconds(text: str | None) -> float | None:

@@ -24,7 +24,7 @@ from schemas.values import ImageState
 from streams.errors import DependencyAway, NotReady
 from streams.settings import QdrantSettings
 from streams.vectors import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, ReadModel, StageRecord
-from streams.vectors_catalogue import Entry
+from streams.vectors_catalogue import Entry, suiting
 from streams.vectors_schema import (
     HISTORY,
     QUERY_WORDS,
@@ -151,14 +151,15 @@ class LocalReadModel:
         oldest_first: bool = False,
     ) -> list[ImageRecord]:
         def read() -> list[ImageRecord]:
-            suiting = (
+            suits = suiting(wanted)
+            found = (
                 image_id
                 for image_id, entry in self._catalogue.items()
                 if owner in (None, entry.owner)
                 and (beyond is None or (image_id > beyond if oldest_first else image_id < beyond))
-                and entry.suits(wanted)
+                and suits(entry)
             )
-            ids = nsmallest(limit, suiting) if oldest_first else nlargest(limit, suiting)
+            ids = nsmallest(limit, found) if oldest_first else nlargest(limit, found)
             return sorted(self._records(ids), key=lambda record: record.image_id, reverse=not oldest_first)
 
         return await self._call(read)
