@@ -153,6 +153,8 @@ def search_item(
         urls=urls(record, base),
         labels=record.labels,
         text=snippet(record.text, query, snippet_length),
+        tags=record.tags,
+        category=record.category,
         context=record.context,
     )
 

@@ -314,6 +314,8 @@ class SearchItem(Value):
     urls: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
     text: str | None = Field(None, description="the beginning of the image's text, or where the words are")
+    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    category: str | None = Field(None, examples=["holiday"])
     context: dict[str, JsonValue] = Field(default_factory=dict)
 
 
