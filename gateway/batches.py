@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from gateway.batch_contents import ITEMS, ZIP_TYPES, Batch, Item, details_of, receive_batch
 from gateway.digests import DIGEST_PARAMETER
 from gateway.guard import Who
-from gateway.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work
+from gateway.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work, read_key
 from gateway.limits import UPLOADS, Limits
 from gateway.metadata import FIELD_SCHEMAS, Details
 from gateway.problems import TITLES, Problem, away, documented
@@ -147,6 +147,7 @@ class Batches:
 
     async def upload(self, request: Request, identity: Who) -> Response:
         """Accept each file for itself. 202: all of them; 207: see which. Sent again with its key, it goes on."""
+        read_key(request)  # one that cannot be read is refused before the body is
         await self.limits.take(request, identity, UPLOADS)
         async with receive_batch(request, self.settings) as batch:
             details = details_of(batch, max_metadata_bytes=self.settings.max_metadata_bytes)

@@ -13,7 +13,7 @@ from gateway.bodies import described, read_json
 from gateway.digests import DIGEST_PARAMETER
 from gateway.edge import base_url, new_app
 from gateway.guard import Who
-from gateway.idempotency import KEY_PARAMETER
+from gateway.idempotency import KEY_PARAMETER, read_key
 from gateway.lanes import Lanes
 from gateway.limits import UPLOADS, Limits
 from gateway.metadata import FIELD_SCHEMAS, FIELDS, Details, check_metadata, read_details, read_url
@@ -128,6 +128,7 @@ class Ingest:
 
     async def upload(self, request: Request, identity: Who) -> Response:
         """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
+        read_key(request)  # one that cannot be read is refused before the body is
         await self.limits.take(request, identity, UPLOADS)
         owner, limit = identity.owner, self.settings.max_upload_bytes
         async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
@@ -137,6 +138,7 @@ class Ingest:
 
     async def fetch(self, request: Request, identity: Who) -> Response:
         """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
+        read_key(request)  # one that cannot be read is refused before the body is
         await self.limits.take(request, identity, UPLOADS)
         owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
