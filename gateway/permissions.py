@@ -23,6 +23,7 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
     ("HEAD", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
     ("PATCH", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
+    ("POST", "/api/v1/uploads/{upload_id}"): Scope.WRITE,  # in the name of another method
     ("DELETE", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
     ("POST", "/api/v1/uploads/direct"): Scope.WRITE,
     ("POST", "/api/v1/uploads/direct/{upload_id}/complete"): Scope.WRITE,

@@ -89,17 +89,29 @@ class Quotas:
         if not self.any:
             yield
             return
-        known, asked = await self._counted(owner), Usage(1, size)
-        if not self._fits(known, asked) and self._clock() - known.began >= AGAIN_S:
-            await self._count(owner, known)
-        if not self._fits(known, asked):
-            raise self._refusal(known)
+        known, asked = await self._with_room(owner, Usage(1, size)), Usage(1, size)
         known.pending += asked
         try:
             yield
             known.since.append((self._clock(), asked))
         finally:
             known.pending = Usage(known.pending.images - 1, known.pending.bytes - size)
+
+    async def check(self, owner: Owner, *, size: int = 0) -> None:
+        """Look whether there is room for one image of so many bytes, before it is sent; nothing is counted.
+
+        Raises as `room` does.
+        """
+        if self.any:
+            await self._with_room(owner, Usage(1, size))
+
+    async def _with_room(self, owner: Owner, asked: Usage) -> _Known:
+        known = await self._counted(owner)
+        if not self._fits(known, asked) and self._clock() - known.began >= AGAIN_S:
+            await self._count(owner, known)
+        if not self._fits(known, asked):
+            raise self._refusal(known)
+        return known
 
     async def usage(self, owner: Owner) -> Usage:
         """Return what an owner has. Raises DependencyAway or TimeoutError."""

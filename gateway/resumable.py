@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from gateway.metadata import Details
 from gateway.problems import Problem
+from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from schemas.http_api import ProblemCode, Submitted
 from schemas.values import ID_PATTERN, Lane, Owner, Value, new_image_id
@@ -104,6 +105,7 @@ class Uploads:
 
     settings: GatewaySettings
     files: FileStore
+    quotas: Quotas = field(default_factory=Quotas)
     _storing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_STORING))
 
     def new(self, owner: Owner, kind: UploadKind, **said: Any) -> UploadRecord:
@@ -118,7 +120,11 @@ class Uploads:
         )
 
     async def begin(self, record: UploadRecord) -> None:
-        """Write down that an upload begins. Raises Problem when its owner has too many that have not ended."""
+        """Write down that an upload begins.
+
+        Raises Problem when its owner has too many that have not ended, or no room for what it is to become.
+        """
+        await self.quotas.check(record.owner, size=record.size or 0)
         open_now, most = 0, self.settings.max_unfinished_uploads
         async for _ in self.files.list(uploads_prefix(record.owner)):
             open_now += 1

@@ -188,6 +188,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         openapi_extra=_PARAMETERS,
         responses=_answered(204, "nothing is left of it") | documented(*gone, version, away),
     )
+    router.add_api_route(_ONE, tus.overridden, methods=["POST"], include_in_schema=False)
     router.add_api_route(
         _ONE,
         tus.show,
@@ -203,7 +204,7 @@ def tus_and_direct_routes(
     settings: GatewaySettings, files: FileStore, submitting: Submitting, limits: Limits
 ) -> APIRouter:
     """Return the routes of all uploads that take more than one request."""
-    uploads = Uploads(settings, files)
+    uploads = Uploads(settings, files, submitting.accepting.quotas)
     finishing, turns = Finishing(settings, uploads, submitting), Turns(settings.storage_timeout_s)
     router = APIRouter()
     router.include_router(Direct(settings, uploads, finishing, limits, turns).routes())

@@ -19,7 +19,12 @@ from schemas.http_operations import LetterFilter
 from schemas.values import ErrorCode
 from streams.topics import GIVES_UP
 
-UNLISTED = frozenset({("GET", "/docs")})  # a page for people, of the document itself
+UNLISTED = frozenset(
+    {
+        ("GET", "/docs"),  # a page for people, of the document itself
+        ("POST", "/api/v1/uploads/{upload_id}"),  # other methods, in disguise
+    }
+)
 WITHOUT_BODY = frozenset({"204", "304"})
 
 

@@ -18,10 +18,11 @@ from fastapi import FastAPI, Request
 from gateway.exclusive import LASTS_S, alone_among_gateways
 from gateway.identity import Identity, Scope
 from gateway.ingest import ingest_app
-from gateway.limit_settings import RateLimitSettings
+from gateway.limit_settings import QuotaSettings, RateLimitSettings
 from gateway.limits import Limits
 from gateway.parts import IngestParts
 from gateway.problems import Problem
+from gateway.quotas import Quotas
 from schemas.http_resumable import UploadState, UploadView
 from schemas.intake import ImageUploaded
 from schemas.values import Owner, new_image_id
@@ -615,4 +616,32 @@ async def test_bytes_that_were_handed_in_before_may_end_as_that_image(
     view = UploadView.model_validate_json((await client.get(second)).content)
     assert view.job is not None
     assert (view.job.image_id, view.job.duplicate) == (image_id, True)
+    assert len(sink.sent) == 1
+
+
+async def test_a_method_may_be_said_in_a_header(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Where only POST comes through, X-HTTP-Method-Override names what is meant; without it there is no POST."""
+    path = await begin(client, len(JPEG))
+    headers = {**PART, "Upload-Offset": "0", "X-HTTP-Method-Override": "PATCH"}
+    answer = await client.post(path, headers=headers, content=JPEG)
+    assert (answer.status_code, answer.headers["darkroom-job"]) == (204, sink.sent[0][1].job_id)
+    answer = await client.post(path, headers={**TUS, "X-HTTP-Method-Override": "HEAD"})
+    assert (answer.status_code, answer.headers["upload-offset"]) == (200, str(len(JPEG)))
+    for said in ({}, {"X-HTTP-Method-Override": "TRACE"}):
+        answer = await client.post(path, headers={**TUS, **said})
+        refused(answer, 405, "method-not-allowed")
+        assert "PATCH" in answer.headers["allow"]
+    assert (await client.post(path, headers={**TUS, "X-HTTP-Method-Override": "DELETE"})).status_code == 204
+    refused(await client.get(path), 404, "not-found")
+
+
+async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink) -> None:
+    """The owner's quota is looked at when an upload begins, and again when it ends."""
+    quotas = Quotas(QuotaSettings(bytes=1000), files)
+    parts = IngestParts(files=files, events=sink, readiness=Answers(), quotas=quotas)
+    async with client_of(gateway(parts)) as client:
+        refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1001"}), 403, "quota-exceeded")
+        path = await begin(client, 1000)
+        assert (await send(client, path, 0, JPEG.ljust(1000, b"1"))).status_code == 204
+        refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1"}), 403, "quota-exceeded")
     assert len(sink.sent) == 1
