@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from streams.files import FileStore, open_files
 from streams.settings import FilesSettings
+from tests.security.jwks import Jwks, serving_keys
 
 
 @pytest.fixture
@@ -16,3 +17,10 @@ async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
     """Return an object store of its own, in a folder."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
         yield files
+
+
+@pytest.fixture
+def jwks() -> Iterator[Jwks]:
+    """Return a server of published keys of its own."""
+    with serving_keys() as found:
+        yield found

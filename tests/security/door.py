@@ -15,10 +15,12 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
+from gateway.api_keys import ApiKeys
 from gateway.auth import open_door
 from gateway.auth_settings import AuthSettings
 from gateway.ingest import ingest_app
 from gateway.parts import IngestParts
+from schemas.http_keys import NewKey
 from streams.files import FileStore
 from tests.unit.gateway_parts import Answers, Sink, refused, settings
 
@@ -27,6 +29,7 @@ FETCH = "/api/v1/images/fetch"
 ISSUER, AUDIENCE = "https://login.example.org", "darkroom"
 SECRET = "a secret of at least thirty-two bytes"
 SCOPES = "images:write images:read search"
+ADMIN_TOKEN = "correct horse battery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +139,8 @@ async def house(files: FileStore, auth: Mapping[str, Any] | None = None, **own: 
 def trusting(*pairs: Pair, **more: Any) -> dict[str, Any]:
     """Return the settings of a gateway that trusts these keys."""
     return {"keys": [pair.setting() for pair in pairs], "issuer": ISSUER, "audience": AUDIENCE, **more}
+
+
+async def made(store: FileStore, owner: str = "anna", **more: Any) -> str:
+    """Make a key right in the store; return it."""
+    return (await ApiKeys(store).create(NewKey(owner=owner, **more)))[1]

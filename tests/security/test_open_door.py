@@ -1,0 +1,197 @@
+"""Who gets in: what counts as credentials, and what happens where nothing is set up to tell callers by."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from structlog.testing import capture_logs
+
+from darkroom.gateways import GatewayEnvironment
+from darkroom.workers import explain
+from gateway.api_keys import ApiKeys
+from gateway.client import AsyncDarkroom, Darkroom, Refused
+from streams.errors import NotReady
+from streams.files import FileStore
+from tests.security.door import ADMIN_TOKEN, HERE, house, made, secret_pair, token, trusting
+from tests.unit.gateway_parts import refused
+
+SHARED = secret_pair("hs-1")
+
+
+async def test_credentials_are_sent_once(store: FileStore) -> None:
+    """Credentials sent in two ways at once are refused: nobody guesses which of them counts."""
+    key, other = await made(store), await made(store, "bert")
+    async with house(store) as gateway:
+        for headers in (
+            [("Authorization", f"Bearer {key}"), ("X-API-Key", other)],
+            [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {other}")],
+            [("X-API-Key", key), ("X-API-Key", other)],
+        ):
+            answer = await gateway.client.post("/api/v1/images/fetch", json={}, headers=headers)
+            refused(answer, 401, "unauthorized")
+            assert 'error="invalid_request"' in answer.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize("header", ["Basic YW5uYTpzZWNyZXQ=", "Digest x", "Bearer", "Bearer ", "", "token"])
+async def test_what_is_sent_is_always_checked(store: FileStore, header: str) -> None:
+    """On an open gateway, credentials that are none are refused: who sends some means to be known by them."""
+    async with house(store) as gateway:
+        assert (await gateway.knock()).status_code == 202
+        refused(await gateway.knock(Authorization=header), 401, "unauthorized")
+        refused(await gateway.knock(X_API_Key=header), 401, "unauthorized")
+        refused(await gateway.knock(X_API_Key=ADMIN_TOKEN), 401, "unauthorized")
+
+
+async def test_who_sends_nothing_is_told_what_to_send(store: FileStore) -> None:
+    """Without credentials where some are needed the answer names the scheme, and no error (RFC 6750)."""
+    await made(store)
+    async with house(store) as gateway:
+        answer = await gateway.knock()
+    refused(answer, 401, "unauthorized")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="darkroom"'
+
+
+async def test_the_operators_token_operates(store: FileStore) -> None:
+    """The operators' token opens the admin API, and nobody's images."""
+    async with house(store, admin_token=ADMIN_TOKEN, host="0.0.0.0") as gateway:
+        answer = await gateway.bearer(ADMIN_TOKEN)
+        refused(answer, 403, "forbidden")
+        assert 'scope="images:write"' in answer.headers["www-authenticate"]
+        await gateway.kept_out(f"{ADMIN_TOKEN}x")
+
+
+HOSTS = ("0.0.0.0", "::", "192.0.2.7", "darkroom.example")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_gateway_others_can_reach_does_not_start_unprotected(store: FileStore, host: str) -> None:
+    """Bound to any address but a loopback one, without anything to tell callers by, a gateway refuses to start."""
+    with pytest.raises(NotReady, match=re.escape(host)) as refusal:
+        async with house(store, host=host):
+            pass
+    for remedy in ("darkroom keys create", "DARKROOM_AUTH__KEYS", "DARKROOM_GATEWAY__ADMIN_TOKEN", "127.0.0.1"):
+        assert remedy in str(refusal.value)
+
+
+@pytest.mark.parametrize("way", ["token key", "JWK set", "admin token", "API key"])
+async def test_each_way_to_tell_callers_lets_it_start_closed(store: FileStore, way: str) -> None:
+    """With any of them it starts on any address, and lets in nobody without credentials."""
+    auth: dict[str, Any] = {}
+    own: dict[str, Any] = {"host": "0.0.0.0"}
+    if way == "token key":
+        auth = trusting(SHARED)
+    elif way == "JWK set":
+        auth = {**trusting(), "jwks_url": "https://login.example.org/keys"}
+    elif way == "admin token":
+        own["admin_token"] = ADMIN_TOKEN
+    else:
+        await made(store)
+    async with house(store, auth, **own) as gateway:
+        refused(await gateway.knock(), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("way", ["token key", "API key", "revoked key"])
+async def test_keys_close_a_gateway_on_loopback_too(store: FileStore, way: str) -> None:
+    """Where keys are in use, this machine needs some too, also when the last one was revoked."""
+    auth = trusting(SHARED) if way == "token key" else {}
+    if way != "token key":
+        key = await made(store)
+        if way == "revoked key":
+            await ApiKeys(store).revoke(key.split("_")[1])
+    async with house(store, auth) as gateway:
+        refused(await gateway.knock(), 401, "unauthorized")
+
+
+async def test_a_gateway_can_be_told_to_ask(store: FileStore) -> None:
+    """With the setting that requires credentials a loopback address is closed too, and needs a way to have some."""
+    with pytest.raises(NotReady, match="DARKROOM_AUTH__REQUIRED"):
+        async with house(store, {"required": True}):
+            pass
+    async with house(store, {"required": True}, admin_token=ADMIN_TOKEN) as gateway:
+        refused(await gateway.knock(), 401, "unauthorized")
+
+
+async def test_an_open_gateway_says_so_at_its_start(store: FileStore) -> None:
+    """An open gateway writes into its log that it is, and a closed one what it takes; neither writes a secret."""
+    with capture_logs() as logs:
+        async with house(store), house(store, trusting(SHARED), admin_token=ADMIN_TOKEN):
+            pass
+    assert [(entry["log_level"], "open" in entry["event"]) for entry in logs] == [("warning", True), ("info", False)]
+    assert logs[1]["taken"] == ["JWT", "admin token"]
+    assert ADMIN_TOKEN not in str(logs)
+    assert SHARED.public not in str(logs)
+
+
+PAGES = {
+    "a rebound name": ("http://rebound.example:8080", {}),
+    "another site": (HERE, {"Origin": "https://evil.example"}),
+    "a sandboxed frame or a file": (HERE, {"Origin": "null"}),
+    "another port here": (HERE, {"Origin": "http://127.0.0.1:9999"}),
+    "this host under another name": (HERE, {"Origin": "http://localhost:8080"}),
+    "a form without an origin": (HERE, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+    "a picture in a page": (HERE, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}),
+    "a page of another port": (HERE, {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}),
+}
+
+
+@pytest.mark.parametrize(("base", "headers"), PAGES.values(), ids=PAGES)
+async def test_a_web_page_cannot_use_an_open_gateway(store: FileStore, base: str, headers: dict[str, str]) -> None:
+    """A page of another site, in a browser of this machine, gets nothing in, whatever it does."""
+    async with house(store) as gateway:
+        gateway.client.base_url = httpx.URL(base)
+        refused(
+            await gateway.knock(**{name.replace("-", "_"): value for name, value in headers.items()}), 403, "forbidden"
+        )
+        assert not gateway.sink.sent
+
+
+@pytest.mark.parametrize("base", [HERE, "http://localhost:8080", "http://[::1]:8080"])
+async def test_programs_and_pages_of_this_machine_use_an_open_gateway(store: FileStore, base: str) -> None:
+    """A program here, and the gateway's own page, need nothing."""
+    async with house(store) as gateway:
+        gateway.client.base_url = httpx.URL(base)
+        for headers in ({}, {"Origin": base, "Sec_Fetch_Site": "same-origin"}):
+            assert (await gateway.knock(**headers)).status_code == 202
+
+
+async def test_the_client_says_who_it_is(store: FileStore) -> None:
+    """The client sends a token or a key, and is refused without them."""
+    key = await made(store)
+    async with house(store, trusting(SHARED)) as gateway:
+        transport = gateway.client._transport
+        for who in ({"token": token(SHARED)}, {"token": key}, {"api_key": key}):
+            async with AsyncDarkroom(HERE, transport=transport, **who) as client:
+                assert (await client.submit("https://example.org/cat.jpg")).job_id
+        async with AsyncDarkroom(HERE, transport=transport) as client:
+            with pytest.raises(Refused, match="401"):
+                await client.submit("https://example.org/cat.jpg")
+    with pytest.raises(ValueError, match="not both"):
+        Darkroom(HERE, token="a", api_key="b")
+
+
+def test_a_wrong_secret_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that is secret, or holds secrets, is named when it is wrong, and what it is stays out of the log."""
+    secret = "hunter2"
+    key = {"kid": "a", "algorithm": "HS256", "key": secret}
+    for name, value in (
+        ("DARKROOM_GATEWAY__ADMIN_TOKEN", secret),
+        ("DARKROOM_AUTH__KEYS", json.dumps([{**key, "file": "x"}])),
+        ("DARKROOM_AUTH__KEYS", json.dumps([key])),
+        ("DARKROOM_AUTH__KEYS", json.dumps(key)[:-1]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises((ValidationError, SettingsError)) as wrong:
+                GatewayEnvironment()
+        assert explain(wrong.value) == 2
+        said = capsys.readouterr().err
+        assert secret not in said
+        assert "AUTH" in said.upper() or name in said

@@ -1,0 +1,154 @@
+"""Operators and keys: made, listed and revoked over HTTP, and written down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Request
+from structlog.testing import capture_logs
+
+from gateway.api_keys import ApiKeys
+from gateway.app import embedded_app
+from gateway.auth import open_door
+from gateway.auth_settings import AuthSettings
+from gateway.identity import Identity, Scope
+from gateway.parts import QueryParts
+from schemas.http_keys import KeyCreated, KeyList, KeyState, KeyView
+from streams.files import FileStore
+from streams.settings import QdrantSettings
+from streams.vectors import open_read_model
+from tests.security.door import ADMIN_TOKEN, house, made
+from tests.unit.gateway_parts import Answers, Encoder, FrailFiles, Sink, refused, settings
+
+KEYS = "/api/v1/admin/keys"
+
+
+@dataclass
+class Office:
+    """An embedded gateway whose operators have a token."""
+
+    client: httpx.AsyncClient
+    store: FileStore
+    asked: list[Identity] = field(default_factory=list)
+
+
+@pytest.fixture
+async def office(store: FileStore, tmp_path: Path) -> AsyncIterator[Office]:
+    """Open the office, on an address that others can reach."""
+    async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors, _office(store, vectors) as found:
+        yield found
+
+
+@asynccontextmanager
+async def _office(store: FileStore, vectors: Any) -> AsyncIterator[Office]:
+    own = settings(host="0.0.0.0", admin_token=ADMIN_TOKEN)
+    asked: list[Identity] = []
+    door = await open_door(own, AuthSettings(), store)
+
+    class Remembering:
+        async def identify(self, request: Request) -> Identity:
+            asked.append(await door.identify(request))
+            return asked[-1]
+
+    parts = QueryParts(
+        files=FrailFiles(store),  # type: ignore[arg-type]
+        events=Sink(),
+        vectors=vectors,
+        encoder=Encoder(),
+        readiness=Answers(),
+    )
+    app = embedded_app(own, replace(parts, authenticator=Remembering()))
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://darkroom.example", headers=headers) as client:
+        yield Office(client, store, asked)
+
+
+async def test_operators_make_list_and_revoke_keys(office: Office) -> None:
+    """A key's secret is answered once; lists never have it; a revoked key is shown as that, and opens nothing."""
+    asked = {"owner": "anna", "scopes": ["images:read"], "name": "reader", "limits": {"requests": "10/second"}}
+    answer = await office.client.post(KEYS, json=asked)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    key = KeyCreated.model_validate_json(answer.content)
+    assert (key.owner, key.scopes, key.name, key.state) == ("anna", (Scope.READ,), "reader", KeyState.ACTIVE)
+    listed = await office.client.get(KEYS)
+    assert [found.id for found in KeyList.model_validate_json(listed.content).keys] == [key.id]
+    secret = key.key.split("_", 2)[2]
+    for text in (secret, hashlib.sha256(secret.encode()).hexdigest(), "sha256"):
+        assert text not in listed.text
+    revoked = KeyView.model_validate_json((await office.client.delete(f"{KEYS}/{key.id}")).content)
+    assert revoked.state is KeyState.REVOKED
+    again = await office.client.delete(f"{KEYS}/{key.id}")
+    assert KeyView.model_validate_json(again.content) == revoked
+    for unknown in ("0" * 16, "x", f"{key.id}.json", "..%2Fjobs"):
+        refused(await office.client.delete(f"{KEYS}/{unknown}"), 404, "not-found")
+    async with house(office.store) as gateway:
+        await gateway.kept_out(key.key)
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({}, "owner"),
+        ({"owner": "../anna"}, "owner"),
+        ({"owner": "anna", "scopes": []}, "scopes"),
+        ({"owner": "anna", "scopes": ["everything"]}, "scopes.0"),
+        ({"owner": "anna", "name": "a\nb"}, "name"),
+        ({"owner": "anna", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"owner": "anna", "expires_at": "2999-01-01T00:00:00"}, "expires_at"),
+        ({"owner": "anna", "limits": {"uploads": "lots"}}, "limits.uploads"),
+    ],
+)
+async def test_a_wrong_wish_for_a_key_names_its_field(office: Office, asked: dict[str, Any], where: str) -> None:
+    """What is not understood is refused with its field, and no key comes of it."""
+    problem = refused(await office.client.post(KEYS, json=asked), 422, "invalid-field")
+    assert [item.field for item in problem.errors] == [where]
+    problem = refused(await office.client.post(KEYS, json={"owner": "anna", "secret": "x"}), 400, "unknown-field")
+    assert [item.field for item in problem.errors] == ["secret"]
+    assert not await ApiKeys(office.store).any()
+
+
+async def test_a_key_may_operate(office: Office) -> None:
+    """An API key with the scope of operators makes keys; one without does not."""
+    for scope, status in ((Scope.ADMIN, 201), (Scope.WRITE, 403)):
+        key = await made(office.store, "anna", scopes={scope})
+        answer = await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+
+
+async def test_what_operators_do_and_who_is_refused_is_in_the_log(office: Office) -> None:
+    """Each act of an operator and each refusal leaves a line that says who and what, and holds no secret."""
+    key = await made(office.store, "anna", scopes={Scope.READ})
+    with capture_logs() as logs:
+        await office.client.post(KEYS, json={"owner": "bert"})
+        await office.client.get(KEYS)
+        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
+        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}x"})
+        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": ""})
+    acts = [entry for entry in logs if entry["event"] == "an operator acts"]
+    assert [(entry["method"], entry["path"], entry["by"]) for entry in acts] == [("POST", KEYS, "admin-token")]
+    refusals = [entry for entry in logs if entry["event"] == "a caller is refused"]
+    assert [(entry["why"], entry["by"]) for entry in refusals] == [
+        ("insufficient-scope", f"key:{key.split('_')[1]}"), ("invalid", None), ("invalid", None)
+    ]  # fmt: skip
+    assert key.split("_", 2)[2] not in str(logs)
+    assert ADMIN_TOKEN not in str(logs)
+
+
+async def test_the_document_says_what_each_operation_asks_for(office: Office) -> None:
+    """The API's document has both ways to send credentials, and each operation's scope, or that it asks for none."""
+    document = (await office.client.get("/openapi.json")).json()
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer"
+    assert (schemes["apiKey"]["in"], schemes["apiKey"]["name"]) == ("header", "X-API-Key")
+    upload = document["paths"]["/api/v1/images/upload"]["post"]["security"]
+    assert upload == [{"bearer": ["images:write"]}, {"apiKey": ["images:write"]}]
+    assert document["paths"]["/health/live"]["get"]["security"] == []
