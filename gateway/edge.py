@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -12,7 +13,7 @@ from importlib.resources import files
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
@@ -100,9 +101,10 @@ class GatewayApp(FastAPI):
     def openapi(self) -> dict[str, object]:
         """Return the OpenAPI document."""
         if not self.openapi_schema:
+            document, self.openapi_schema = super().openapi(), None  # there for others when it is whole
             anonymous = getattr(self.state.authenticator, "anonymous", None)
-            secure(complete(super().openapi()), anonymous=anonymous)
-        return self.openapi_schema or {}
+            self.openapi_schema = secure(complete(document), anonymous=anonymous)
+        return self.openapi_schema
 
 
 def new_app(name: str, title: str, description: str, settings: GatewaySettings, parts: IngestParts) -> FastAPI:
@@ -112,6 +114,7 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
         description=description,
         version=API_VERSION,
         docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
         dependencies=[Depends(identified), Depends(known_parameters), Depends(counted)],
@@ -121,6 +124,7 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     app.state.limits = parts.limits
     app.state.parameters = {}  # what each operation reads, noted by gateway.parameters
     app.state.origins = frozenset(settings.cors_origins)
+    _serve_document(app)
     _serve_docs(app)
     app.add_middleware(LimitHeaders, limits=parts.limits)
     app.add_middleware(Methods, whole=app)
@@ -130,6 +134,17 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     handle_problems(app, retry_after_s=settings.retry_after_s)
     app.include_router(_metrics_routes())
     return app
+
+
+def _serve_document(app: FastAPI) -> None:
+    """Serve the document at /openapi.json. To make it takes a second, in which others are answered."""
+    making = asyncio.Lock()
+
+    async def document(_request: Request) -> JSONResponse:
+        async with making:
+            return JSONResponse(await asyncio.to_thread(app.openapi))
+
+    app.add_route("/openapi.json", document, include_in_schema=False)
 
 
 def _serve_docs(app: FastAPI) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastapi import Request
-from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.dependencies.models import Dependant
 
 from gateway.permissions import PERMISSIONS, PUBLIC
 from gateway.problems import Problem
@@ -42,7 +44,13 @@ def _known(request: Request, path: str, method: str) -> frozenset[str]:
     known: dict[tuple[str, str], frozenset[str]] = request.app.state.parameters
     if (method, path) not in known:
         route = request.scope["route"]
-        declared = {field.alias for field in get_flat_dependant(route.dependant).query_params}
+        declared = set(_declared(route.dependant))
         described = (route.openapi_extra or {}).get("parameters", ())
         known[method, path] = frozenset(declared | {found["name"] for found in described if found["in"] == "query"})
     return known[method, path]
+
+
+def _declared(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _declared(inner)

@@ -82,7 +82,7 @@ class GatewaySettings(Group):
     readiness_timeout_s: float = Field(3.0, gt=0, description="seconds one part may take to prove that it works")
     readiness_cache_s: float = Field(1.0, ge=0, description="seconds a readiness answer is reused")
     most_late_s: float = Field(
-        2.0, gt=0, description="seconds the event loop may be behind; what is asked while it is more is answered 503"
+        3.0, gt=0, description="seconds the event loop may be behind; what is asked while it is more is answered 503"
     )
     retry_after_s: int = Field(5, ge=1, description="Retry-After of a 503, in seconds")
     poll_after_s: int = Field(1, ge=1, description="Retry-After of a 202 and of a job not finished, in seconds")
