@@ -24,7 +24,7 @@ ifneq ($(wildcard ../shared/data),)
 export DARKROOM_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup services demo up test test-unit check format bench e2e faults faults-short docs clean
+.PHONY: help setup services demo up test test-unit fuzz check format bench e2e faults faults-short docs clean
 
 help: ## print this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ faults: setup services ## break everything for 20 minutes under 2,000 uploads, a
 
 faults-short: setup services ## the same in a few minutes, as CI runs it
 	$(RUN) python -m tests.storm --short $(ARGS)
+
+fuzz: setup services ## ask a running gateway what its API document says, at length (ARGS="--max-time 3600")
+	DARKROOM_FUZZ="$(or $(ARGS),--max-examples 100)" $(RUN) pytest -s tests/contracts/test_schemathesis.py
 
 check: setup ## format, lint, types, import rules, deployment files, generated documents
 	$(RUN) ruff format --check .

@@ -5,6 +5,9 @@ The command that anybody may run does the same for longer: `make fuzz`.
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from tests.faults.processes import Plant, planted, until
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 4  # generated requests of each kind and operation; `make fuzz` sends many more
 SEED = 1  # the same requests each time: a new one that fails is found by `make fuzz`, not in a build
-PATIENCE_S = 280.0
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +48,20 @@ def address(plant: Plant, path: str) -> str:
     return f"http://127.0.0.1:{plant.port}{path}"
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(7200)  # of `make fuzz`; the build's own limit is PATIENCE_S
 def test_every_answer_is_as_the_document_says(plant: Plant) -> None:
     """Requests that are valid, invalid, or in a row are answered as documented, in every phase, with every check."""
+    # Asked for more: other requests each time, for as long as it takes.
+    more = shlex.split(os.environ.get("DARKROOM_FUZZ", ""))
+    few = ["--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-deterministic"]
     ran = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")), "run", address(plant, "/openapi.json"),
-            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-deterministic",
-            "--no-color",
+            "--checks", "all", *(more or few), "--no-color",
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=None if more else PATIENCE_S, check=False,
     )  # fmt: skip
     plant.check_alive()
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-12_000:]
-    assert "No issues found" in ran.stdout or " passed in " in ran.stdout, ran.stdout[-2000:]
+    tested = re.search(r"([0-9]+) generated, ([0-9]+) passed", ran.stdout)
+    assert tested and tested[1] == tested[2] and int(tested[1]) > 500, ran.stdout[-2000:]
