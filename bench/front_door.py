@@ -3,8 +3,8 @@
 The embedded system with every agent; once without limits, once with the limits that are the default. The polls are an
 open loop: each is sent at its time, whether or not earlier ones were answered, and is timed from when it should have
 been sent. Each uploader sends the next file when the last was answered; after a 429 or 503 it waits for what
-Retry-After says, a second at most. Anything but an honest answer is an error. The load, the gateway and all agents share
-the machine's cores. Before the load, an idle gateway is asked as fast as it answers: for a job's status, and for
+Retry-After says, a second at most. Anything but an honest answer is an error. Load, gateway and agents share the
+machine's cores. Before the load, an idle gateway is asked as fast as it answers: for a job's status, and for
 /health/live, which looks nothing up. DARKROOM_BENCH_SECONDS shortens the minute, for trying.
 """
 
