@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.core.decode import Limits
+from agents.core.decode import Limits as DecodeLimits
 from agents.core.sanitize import sanitize
 from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
 from darkroom.meaning import open_features, open_tower
 from gateway.batching import Batching, Busy, FeatureSettings, open_batching
+from gateway.limit_settings import RateLimitSettings
+from gateway.limits import Limits
 from gateway.parts import QueryParts
 from gateway.ports import ModelAway, Undecodable
 from gateway.query import query_app
@@ -85,11 +87,20 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
     ):
 
         @asynccontextmanager
-        async def serving(*, without: bool = False, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+        async def serving(
+            *, without: bool = False, limit: str = "none", **changes: Any
+        ) -> AsyncIterator[httpx.AsyncClient]:
             async with open_batching(paper, FeatureSettings(**changes)) as batching:
                 features = None if without else batching
                 sink = Sink()
-                parts = QueryParts(files=files, events=sink, readiness=Answers(), vectors=vectors, features=features)
+                parts = QueryParts(
+                    files=files,
+                    events=sink,
+                    readiness=Answers(),
+                    vectors=vectors,
+                    features=features,
+                    limits=Limits(RateLimitSettings(features=limit)),
+                )
                 async with client_of(query_app(settings(spool_dir=tmp_path), parts)) as client:
                     yield client
                 assert not sink.sent, "vectors alone are no event"
@@ -287,6 +298,17 @@ async def test_a_batch_is_bounded_and_not_all_in_vain(serve: Serving, paper: Pap
         refused(await client.post(f"{PATH}/batch", content=jpeg(1)), 415, "unsupported-media-type")
 
 
+async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper: Paper) -> None:
+    """Of three an hour, one and a batch of two are answered; a batch that does not fit is 429, none of it counted."""
+    paper.open.set()
+    async with serve(limit="3/hour") as client:
+        files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(3)]
+        assert (await post(client, jpeg(1))).status_code == 200
+        refused(await client.post(f"{PATH}/batch", files=files), 429, "rate-limited")
+        assert (await client.post(f"{PATH}/batch", files=files[:2])).status_code == 200
+        refused(await post(client, jpeg(1)), 429, "rate-limited")
+
+
 async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper) -> None:
     """503 `model-unavailable` with the reason, before the image is looked at; also where there is no encoder at all."""
     paper.away = "no ViT-B-32.pt in models.cache"
@@ -358,6 +380,6 @@ async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def master_of(path: Path) -> Image.Image:
     """Return a photo as the sanitizer leaves it."""
-    limits = Limits(max_bytes=10_000_000, max_side=10_000, max_pixels=40_000_000, max_frames=100)
+    limits = DecodeLimits(max_bytes=10_000_000, max_side=10_000, max_pixels=40_000_000, max_frames=100)
     made = sanitize(path.read_bytes(), limits, keep_capture_details=False)
     return Image.open(io.BytesIO(made.master)).convert("RGB")
