@@ -8,7 +8,7 @@ import structlog
 from fastapi import Depends, Request
 
 from gateway import refusals
-from gateway.identity import ANONYMOUS, Identity, Scope
+from gateway.identity import ANONYMOUS, NOBODY, Identity, Scope
 from gateway.permissions import PERMISSIONS
 from schemas.values import Owner
 
@@ -40,7 +40,7 @@ async def identified(request: Request) -> Identity:
         raise RuntimeError(f"{row[0]} {row[1]} has no row in gateway.permissions")
     scope = PERMISSIONS[row]
     if scope is None:
-        return ANONYMOUS
+        return NOBODY
     authenticator: Authenticator = request.app.state.authenticator
     identity = await authenticator.identify(request)
     if scope not in identity.scopes:

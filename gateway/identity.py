@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from schemas.http_keys import Scope
 from schemas.values import DEFAULT_OWNER, Owner
 
+__all__ = ("ANONYMOUS", "NOBODY", "Identity", "Scope")
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -19,7 +21,8 @@ class Identity:
     limits: Mapping[str, str] = field(default_factory=dict)  # of an API key, in place of the owner's: kind -> "50/hour"
 
 
-__all__ = ("ANONYMOUS", "Identity", "Scope")
-
 ANONYMOUS = Identity(DEFAULT_OWNER, frozenset(Scope), "anonymous")
 """Everybody, where no credentials are asked for."""
+
+NOBODY = Identity(DEFAULT_OWNER, frozenset(), ANONYMOUS.name)
+"""Whoever asks for what is public: they were not looked at, and may nothing else."""
