@@ -23,6 +23,7 @@ from schemas.formats import MEDIA_TYPES, sniff
 from schemas.http_api import ProblemCode
 from schemas.values import ImageId, new_image_id
 from streams.erasures import Erasures
+from streams.errors import DependencyAway
 from streams.files import finishing_prefix
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
@@ -82,6 +83,8 @@ class Finishing:
                 await asyncio.to_thread(arriving.write)
             finally:
                 arriving.close()
+        if record.size is not None and arriving.size < record.size:
+            raise DependencyAway(f"upload {record.upload_id}: {arriving.size} of {record.size} bytes were read back")
         return arriving.ready(record.sha256)
 
 

@@ -645,3 +645,30 @@ async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink
         assert (await send(client, path, 0, JPEG.ljust(1000, b"1"))).status_code == 204
         refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1"}), 403, "quota-exceeded")
     assert len(sink.sent) == 1
+
+
+async def test_an_upload_in_crumbs_is_refused(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is an object: beyond a number of them the client must begin anew with larger ones."""
+    monkeypatch.setattr("gateway.resumable._MAX_PIECES", 3)
+    path = await begin(client)
+    for at in range(3):
+        assert (await send(client, path, at, IMAGE[at : at + 1])).status_code == 204
+    refused(await send(client, path, 3, IMAGE[3:4]), 400, "bad-request")
+    assert await offset_of(client, path) == 3
+
+
+async def test_a_store_that_gives_back_less_than_it_took_makes_no_image(
+    client: httpx.AsyncClient, parts: IngestParts, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image is made of all the bytes there are to it, or the answer is 503 and the upload goes on later."""
+
+    async def nothing(*_args: object, **_more: object) -> AsyncIterator[bytes]:
+        for chunk in (JPEG[:-1],):
+            yield chunk
+
+    path = await begin(client, len(JPEG))
+    with monkeypatch.context() as changed:
+        changed.setattr(parts.files, "stream", nothing, raising=False)
+        refused(await send(client, path, 0, JPEG), 503, "dependency-unavailable")
+    assert not sink.sent
+    assert (await client.head(path, headers=TUS)).headers["darkroom-job"] == sink.sent[0][1].job_id
