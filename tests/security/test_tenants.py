@@ -38,6 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of the
 IMAGES = "/api/v1/images"
 SHARED = secret_pair("hs-1")
 TUS = {"Tus-Resumable": "1.0.0"}
+PIECE = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 ALL = f"{Scope.WRITE} {Scope.READ} {Scope.SEARCH}"
 
 # What a request needs beside the id, to get as far as looking for it.
@@ -45,8 +46,12 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", f"{IMAGES}/{{image_id}}"): {"json": {"tags": ["mine"]}},
     ("HEAD", "/api/v1/uploads/{upload_id}"): {"headers": TUS},
     ("DELETE", "/api/v1/uploads/{upload_id}"): {"headers": TUS},
+    ("POST", "/api/v1/uploads/{upload_id}"): {
+        "headers": {**TUS, **PIECE, "X-HTTP-Method-Override": "PATCH"},
+        "content": b"mine",
+    },
     ("PATCH", "/api/v1/uploads/{upload_id}"): {
-        "headers": {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+        "headers": {**TUS, **PIECE},
         "content": b"mine",
     },
 }
