@@ -128,7 +128,12 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
     _serve_docs(app)
     app.add_middleware(LimitHeaders, limits=parts.limits)
     app.add_middleware(Methods, whole=app)
-    app.add_middleware(Overload, most_late_s=settings.most_late_s, retry_after_s=settings.retry_after_s)
+    app.add_middleware(
+        Overload,
+        most_questions=settings.most_questions,
+        most_late_s=settings.most_late_s,
+        retry_after_s=settings.retry_after_s,
+    )
     app.add_middleware(Edge, name=name)
     allow_origins(app, settings.cors_origins)
     handle_problems(app, retry_after_s=settings.retry_after_s)

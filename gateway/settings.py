@@ -81,6 +81,9 @@ class GatewaySettings(Group):
     encode_timeout_s: float = Field(20.0, gt=0, description="seconds the CLIP encoder may take for one query")
     readiness_timeout_s: float = Field(3.0, gt=0, description="seconds one part may take to prove that it works")
     readiness_cache_s: float = Field(1.0, ge=0, description="seconds a readiness answer is reused")
+    most_questions: int = Field(
+        128, ge=1, description="GET requests in work at once, until their answers begin; one more is answered 503"
+    )
     most_late_s: float = Field(
         3.0, gt=0, description="seconds the event loop may be behind; what is asked while it is more is answered 503"
     )
