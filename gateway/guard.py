@@ -56,8 +56,8 @@ Who = Annotated[Identity, Depends(identified)]
 """Who asks."""
 
 
-def owner_of(identity: Who) -> Owner:
-    """Return whose images a request may see."""
+async def owner_of(identity: Who) -> Owner:
+    """Return whose images a request may see. A plain function would be called in a thread."""
     return identity.owner
 
 
