@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
+from gateway import refusals
 from gateway.cursors import cursor_after, place_of
 from gateway.edge import base_url
 from gateway.guard import Who
@@ -35,11 +36,7 @@ def whose(identity: Identity, everybody: bool | None) -> str | None:
     if everybody is None:
         everybody = Scope.ADMIN in identity.scopes
     if everybody and Scope.ADMIN not in identity.scopes:
-        raise Problem(
-            ProblemCode.FORBIDDEN,
-            "Only the scope `admin` sees what is not its own.",
-            headers={"WWW-Authenticate": 'Bearer realm="darkroom", error="insufficient_scope", scope="admin"'},
-        )
+        raise refusals.insufficient(Scope.ADMIN)
     return None if everybody else identity.owner
 
 
