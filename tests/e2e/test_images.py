@@ -83,7 +83,8 @@ def test_the_source_of_the_orientations_differs(images_dir: Path) -> None:
 def test_nothing_stored_tells_more_than_pixels(sent: Sent, whole: Whole, images_dir: Path) -> None:
     """No master and no rendition of any image carries EXIF, GPS, XMP, IPTC, an ICC profile or a comment."""
     assert Image.open(images_dir / "exif/DSCN0010.jpg").getexif().get_ifd(0x8825), "the photo has no GPS position"
-    store, keys = whole.objects(), whole.stored("images/")
+    store = whole.objects()
+    keys = [key for key in whole.stored("images/") if "/revisions/" not in key]  # what owners said anew is no picture
     assert len(keys) >= 5 * len([result for result in sent.results.values() if result.urls])
     for key in keys:
         answer = store.get_object("darkroom", key)
