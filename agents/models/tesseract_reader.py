@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 
 import pytesseract
@@ -19,6 +20,8 @@ ENGINE = "tesseract"
 _NAMES = {"en": "eng", "de": "deu", "fr": "fra", "es": "spa", "it": "ita", "pt": "por", "nl": "nld", "pl": "pol"}
 _SURE = 0.7  # a page read with less is looked at for its orientation
 _SIDE_LIMIT = 32_767  # pixels Tesseract can index
+# A process that got one of these was ended by somebody, a supervisor or the kernel; the page has no part in it.
+_ENDED_FROM_OUTSIDE = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL})
 
 
 class TesseractReader:
@@ -43,7 +46,7 @@ class TesseractReader:
     def read(self, image: Image.Image) -> list[TextSpan]:
         """Return the lines of an image. One that reads badly and stands on its side or head is turned first.
 
-        Raises Retryable when Tesseract takes longer than its timeout.
+        Raises Retryable when Tesseract takes longer than its timeout, or was ended from outside.
         """
         spans = self._lines(image)
         if not self._can_turn or mean_confidence(spans) >= _SURE or sum(len(s.text) for s in spans) < 20:
@@ -65,7 +68,10 @@ class TesseractReader:
             found = pytesseract.image_to_osd(
                 image, output_type=pytesseract.Output.DICT, timeout=self._timeout_s, config="--psm 0"
             )
-        except (pytesseract.TesseractError, RuntimeError):  # too few letters to tell
+        except pytesseract.TesseractError as error:  # too few letters to tell
+            _check_own_end(error)
+            return 0
+        except RuntimeError:  # a timeout
             return 0
         return int(found["rotate"]) if float(found["orientation_conf"]) > 1 else 0
 
@@ -77,6 +83,7 @@ class TesseractReader:
                 image, lang=self.languages, output_type=pytesseract.Output.DICT, timeout=self._timeout_s
             )
         except pytesseract.TesseractError as error:
+            _check_own_end(error)
             raise OSError(f"tesseract: {str(error)[:300]}") from error
         except RuntimeError as error:  # what pytesseract raises for a timeout
             raise Retryable(f"tesseract took longer than {self._timeout_s:g} s") from error
@@ -108,3 +115,9 @@ class TesseractReader:
             engine=ENGINE,
             language=self._language,
         )
+
+
+def _check_own_end(error: pytesseract.TesseractError) -> None:
+    """Raise Retryable if Tesseract did not end by itself."""
+    if error.status in _ENDED_FROM_OUTSIDE:
+        raise Retryable(f"tesseract was ended by {signal.Signals(-error.status).name}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytesseract
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +20,7 @@ from agents.models.weights import Unavailable, WrongAnswer
 from schemas.facts import TEXT_LIMIT, TextRead
 from schemas.results import ReadText
 from schemas.values import ErrorCode, StageReport, TextSpan
-from streams.errors import NotReady
+from streams.errors import NotReady, Retryable
 from streams.files import open_files
 from streams.health import Condition
 from streams.settings import FilesSettings, ModelsSettings
@@ -189,6 +190,21 @@ def test_a_large_image_is_read_scaled_down_with_polygons_at_full_size(tesseract:
     (span,) = Reading(Rules("tesseract", max_side=1200), tesseract, None, ()).read(large)
     assert span.text == "DARKROOM"
     assert frame_of(span.polygon).left == pytest.approx(1210, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("TERM", Retryable), ("KILL", Retryable), ("HUP", Retryable), ("SEGV", OSError)]
+)
+def test_a_page_whose_reader_is_killed_from_outside_is_read_again(
+    tesseract: TesseractReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: type[Exception]
+) -> None:
+    """Tesseract ended by somebody's signal is tried again; one that crashes by itself is an error of the page."""
+    killed = tmp_path / "tesseract"
+    killed.write_text(f"#!/bin/sh\nkill -{name} $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(killed))
+    with pytest.raises(said):
+        tesseract.read(Image.new("RGB", (200, 100), "white"))
 
 
 def test_an_unknown_language_is_unavailable() -> None:
