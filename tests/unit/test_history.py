@@ -161,7 +161,8 @@ async def test_a_history_is_bounded(house: Archive) -> None:
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     many = {f"{run:016x}": rerun(run) for run in range(1, HISTORY_LIMIT + 50)}
     await house.tools.vectors.merge(image_id, 1, {}, history=many)
-    await house.index(Facts(image_id, owner=DEFAULT_OWNER, run=HISTORY_LIMIT + 60).resized())
+    newest = Facts(image_id, owner=DEFAULT_OWNER, run=HISTORY_LIMIT + 60).resized()
+    await house.index(newest.model_copy(update={"occurred_at": "2026-03-01T00:00:00.000Z"}))
     entries = await house.tools.vectors.history(image_id)
     assert len(entries) == HISTORY_LIMIT
     found = await house.told(image_id, "history")
