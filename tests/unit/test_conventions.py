@@ -22,7 +22,7 @@ from streams.vectors import open_read_model
 from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, FrailFiles, Sink, client_of, refused, settings
 
 INTERNAL = re.compile(
-    r"Traceback|File \"|/home/|/root/|/tmp/|/work/|site-packages|\.py\b|10\.0\.0\.|:9000|:6333|:9092|Error\(|Exception"
+    r"Traceback|File \"|/home/|/root/|/tmp/|/srv/|site-packages|\.py\b|10\.0\.0\.|:9000|:6333|:9092|Error\(|Exception"
 )
 
 
@@ -30,14 +30,14 @@ class Secretive:
     """A read model that fails, and says in its error what nobody outside may read."""
 
     def __getattr__(self, name: str) -> Any:
-        raise DependencyAway("no qdrant at 10.0.0.9:6333, see /work/internal/settings.py")
+        raise DependencyAway("no qdrant at 10.0.0.9:6333, see /srv/internal/settings.py")
 
 
 class Mistaken:
     """A read model with a bug of ours in it."""
 
     def __getattr__(self, name: str) -> Any:
-        raise KeyError("/work/internal/settings.py")
+        raise KeyError("/srv/internal/settings.py")
 
 
 @pytest.fixture
