@@ -155,6 +155,8 @@ class Batches:
                 await self.limits.take(request, identity, UPLOADS, cost=len(batch.items) - 1)
             answer = await self._accept(request, identity.owner, batch, details)
         headers = {REPLAYED: "true"} if answer.replayed else {}
+        if answer.replayed:
+            await self.limits.give_back(request.scope, UPLOADS)
         return JSONResponse(answer.body.model_dump(mode="json", exclude_none=True), answer.status, headers)
 
     async def _accept(

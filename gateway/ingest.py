@@ -13,7 +13,7 @@ from gateway.bodies import described, read_json
 from gateway.digests import DIGEST_PARAMETER
 from gateway.edge import base_url, new_app
 from gateway.guard import Who
-from gateway.idempotency import KEY_PARAMETER, read_key
+from gateway.idempotency import KEY_PARAMETER, Answer, read_key
 from gateway.lanes import Lanes
 from gateway.limits import UPLOADS, Limits
 from gateway.metadata import FIELD_SCHEMAS, FIELDS, Details, check_metadata, read_details, read_url
@@ -28,6 +28,7 @@ from gateway.usage import usage_routes
 from gateway.waiting import PREFER_PARAMETER
 from schemas.http_api import FetchImage, JobResult, ProblemCode, Submitted
 from schemas.receipts import Receipt
+from schemas.values import Owner
 
 _FIELDS = FIELDS | {SHA256_FIELD}
 _HEADERS = [KEY_PARAMETER, PREFER_PARAMETER, DIGEST_PARAMETER]
@@ -134,7 +135,7 @@ class Ingest:
         async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
             details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
             answer = await self.submitting.upload(request, owner, form.file, details)
-        return await self.submitting.respond(request, owner, answer)
+        return await self._respond(request, owner, answer)
 
     async def fetch(self, request: Request, identity: Who) -> Response:
         """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
@@ -150,6 +151,11 @@ class Ingest:
             lane=asked.lane,
         )
         answer = await self.submitting.fetch(request, owner, url, details)
+        return await self._respond(request, owner, answer)
+
+    async def _respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
+        if answer.replayed:
+            await self.limits.give_back(request.scope, UPLOADS)
         return await self.submitting.respond(request, owner, answer)
 
 

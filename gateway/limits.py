@@ -4,8 +4,9 @@ The window moves: an upload counts for exactly as long as the limit says, so tha
 not for those of a clock, and so that `Retry-After` is the moment there is room again. (A sliding counter would take
 less memory, and would guess both.) What is kept is one time stamp for each use within the window.
 
-Whoever is refused has used nothing. An answer of 5xx gives back what its request had taken: nothing was accepted. One
-of 4xx does not: its body was received and looked at.
+Whoever is refused has used nothing. An answer of 5xx gives back what its request had taken: nothing was accepted. So
+does one that is repeated for an Idempotency-Key: nothing more was. One of 4xx does not: its body was received and
+looked at.
 
 While Redis does not answer, each gateway counts by itself: an owner then has up to the limit at each of them, which is
 better than nobody having anything. Health says so.
@@ -111,9 +112,13 @@ class Limits:
             tab.taken.append((counter, limit, cost))
             tab.standings[limit.policy] = await self._standing(limit)
 
-    async def give_back(self, scope: Scope) -> None:
-        """Give back all that a request has taken, as an answer of 5xx does."""
-        await self._give_back(_tab(scope))
+    async def give_back(self, scope: Scope, kind: str | None = None) -> None:
+        """Give back what a request has taken, of one kind or all: an answer of 5xx does, and one that is repeated."""
+        tab = _tab(scope)
+        kept = [taken for taken in tab.taken if kind not in (None, taken[1].kind)]
+        tab.taken = [taken for taken in tab.taken if taken not in kept]
+        await self._give_back(tab)
+        tab.taken = kept
 
     async def standings(self, identity: Identity) -> list[Standing]:
         """Return where a caller stands with every limit that holds for them."""

@@ -15,6 +15,8 @@ import pytest
 from agents.expired_keys import ExpiredKeys
 from gateway.identity import Identity, Scope
 from gateway.ingest import ingest_app
+from gateway.limit_settings import RateLimitSettings
+from gateway.limits import Limits
 from gateway.parts import IngestParts
 from schemas.envelope import Event
 from schemas.http_api import Submitted
@@ -101,6 +103,19 @@ async def test_an_upload_sent_again_has_the_same_answer_and_makes_no_second_imag
     assert again.headers["idempotency-replayed"] == "true"
     assert again.headers["location"] == first.headers["location"]
     assert len(sink.sent) == 1
+
+
+async def test_a_repeated_answer_costs_nothing_of_the_limit(files: FrailFiles, sink: Sink) -> None:
+    """An upload or batch that is sent again leaves its owner as many uploads as before."""
+    limits = Limits(RateLimitSettings(uploads="5/hour"))
+    parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+    async with client_of(ingest_app(settings(), parts)) as client:
+        for name, count, left in (("file", 1, "4"), ("files", 2, "2")):
+            path = UPLOAD if name == "file" else "/api/v1/images/batch"
+            sent = [(name, (f"{at}.jpg", JPEG + bytes([at]))) for at in range(count)]
+            said = [await client.post(path, files=sent, headers={"Idempotency-Key": f'"{name}"'}) for _ in range(2)]
+            assert [answer.headers.get("idempotency-replayed") for answer in said] == [None, "true"]
+            assert [answer.headers["x-ratelimit-remaining"] for answer in said] == [left, left]
 
 
 async def test_a_fetch_sent_again_is_not_fetched_again(client: httpx.AsyncClient, sink: Sink) -> None:
