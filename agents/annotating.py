@@ -18,13 +18,7 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
 
     Whatever order these events, the image's facts and its generations come in, the same stands at the end.
     """
-    known = await vectors.get(event.image_id)
-    if known is None or known.generation < event.generation:
-        erasure = await erasures.get(event.image_id)
-        if erasure is not None and erasure.covers(event.owner, event.generation):
-            return False
-        await vectors.begin(stub(event, known), history=await vectors.history(event.image_id) if known else None)
-        known = await vectors.get(event.image_id)
+    known = await begun(event, vectors, erasures)
     if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
         return False
     patch: dict[str, JsonValue] = {}  # what comes too late is in the history alone
@@ -39,7 +33,20 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
     return True
 
 
-def stub(event: Event, known: ImageRecord | None) -> ImageRecord:
+async def begun(event: Event, vectors: ReadModel, erasures: Erasures) -> ImageRecord | None:
+    """Return the record an event is about, begun if its generation is new here; None if the image is deleted."""
+    known = await vectors.get(event.image_id)
+    if known is None or known.generation < event.generation:
+        # The janitor has removed the tombstones of old deletions from the read model; a replayed event is older still.
+        erasure = await erasures.get(event.image_id)
+        if erasure is not None and erasure.covers(event.owner, event.generation):
+            return None
+        await vectors.begin(_stub(event, known), history=await vectors.history(event.image_id) if known else None)
+        known = await vectors.get(event.image_id)
+    return known
+
+
+def _stub(event: Event, known: ImageRecord | None) -> ImageRecord:
     """Return what a generation begins with: nothing but what the owner had said of the image before."""
     return ImageRecord.model_validate(
         {

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from agents.annotating import stub
+from agents.annotating import begun
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
 from agents.history import entry_of, keep_short
 from schemas.envelope import now
@@ -28,14 +28,7 @@ async def record(fact: Fact, vectors: ReadModel, erasures: Erasures) -> ImageRec
     Raises Malformed for a vector that is none.
     """
     learned = _learned(fact)
-    known = await vectors.get(fact.image_id)
-    if known is None or known.generation < fact.generation:
-        # The janitor has removed the tombstones of old deletions from the read model; a replayed fact is older still.
-        erasure = await erasures.get(fact.image_id)
-        if erasure is not None and erasure.covers(fact.owner, fact.generation):
-            return None
-        await vectors.begin(stub(fact, known), history=await vectors.history(fact.image_id) if known else None)
-        known = await vectors.get(fact.image_id)
+    known = await begun(fact, vectors, erasures)
     if known is None or not _writable(fact, known):
         return None
     old, entry = known.stages.get(learned.stage), entry_of(fact, learned.state, learned.code)
