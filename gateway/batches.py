@@ -23,7 +23,7 @@ from gateway.metadata import FIELD_SCHEMAS, Details
 from gateway.problems import TITLES, Problem, away, documented
 from gateway.settings import GatewaySettings
 from gateway.spooling import room
-from gateway.submitting import Submitting
+from gateway.submitting import FORM_REFUSALS, REFUSALS, Submitting
 from schemas.http_api import ProblemCode, ProblemItem
 from schemas.http_batches import BatchItem, BatchRefusal, BatchSubmitted
 from schemas.values import ImageId, Owner
@@ -120,27 +120,12 @@ class Batches:
             responses=_ANSWERS
             | documented(
                 ProblemCode.BAD_REQUEST,
-                ProblemCode.MISSING_FILE,
-                ProblemCode.EMPTY_FILE,
-                ProblemCode.INVALID_METADATA,
-                ProblemCode.INVALID_BUCKET,
-                ProblemCode.INVALID_FIELD,
-                ProblemCode.UNKNOWN_FIELD,
-                ProblemCode.INVALID_DIGEST,
-                ProblemCode.DIGEST_MISMATCH,
-                ProblemCode.INVALID_IDEMPOTENCY_KEY,
-                ProblemCode.UPLOAD_TOO_SLOW,
-                ProblemCode.IDEMPOTENCY_KEY_IN_USE,
-                ProblemCode.FILE_TOO_LARGE,
+                *FORM_REFUSALS,
                 ProblemCode.TOO_MANY_FILES,
-                ProblemCode.UNSUPPORTED_FORMAT,
                 ProblemCode.UNSUPPORTED_MEDIA_TYPE,
                 ProblemCode.INVALID_ARCHIVE,
                 ProblemCode.NOTHING_ACCEPTED,
-                ProblemCode.IDEMPOTENCY_KEY_REUSED,
-                ProblemCode.RATE_LIMITED,
-                ProblemCode.QUOTA_EXCEEDED,
-                ProblemCode.DEPENDENCY_UNAVAILABLE,
+                *REFUSALS,
             ),
         )
         return router

@@ -21,7 +21,7 @@ from gateway.parts import IngestParts
 from gateway.problems import documented
 from gateway.readiness import health_routes
 from gateway.settings import GatewaySettings
-from gateway.submitting import Submitting
+from gateway.submitting import FORM_REFUSALS, REFUSALS, Submitting
 from gateway.tus_routes import tus_and_direct_routes
 from gateway.uploads import SHA256_FIELD, receive_form
 from gateway.usage import usage_routes
@@ -56,16 +56,6 @@ _UPLOAD_FORM = {
         },
     },
 }
-_RETRIED = (
-    ProblemCode.INVALID_IDEMPOTENCY_KEY,
-    ProblemCode.IDEMPOTENCY_KEY_IN_USE,
-    ProblemCode.IDEMPOTENCY_KEY_REUSED,
-    ProblemCode.INVALID_DIGEST,
-    ProblemCode.DIGEST_MISMATCH,
-    ProblemCode.RATE_LIMITED,
-    ProblemCode.QUOTA_EXCEEDED,
-    ProblemCode.DEPENDENCY_UNAVAILABLE,
-)
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": JobResult | Submitted,
@@ -96,16 +86,8 @@ class Ingest:
             openapi_extra=_UPLOAD_FORM,
             responses=_ANSWERS
             | documented(
-                ProblemCode.MISSING_FILE,
-                ProblemCode.EMPTY_FILE,
-                ProblemCode.INVALID_METADATA,
-                ProblemCode.INVALID_BUCKET,
-                ProblemCode.INVALID_FIELD,
-                ProblemCode.UNKNOWN_FIELD,
-                ProblemCode.UPLOAD_TOO_SLOW,
-                ProblemCode.FILE_TOO_LARGE,
-                ProblemCode.UNSUPPORTED_FORMAT,
-                *_RETRIED,
+                *FORM_REFUSALS,
+                *REFUSALS,
             ),
         )
         router.add_api_route(
@@ -122,7 +104,7 @@ class Ingest:
                 ProblemCode.INVALID_METADATA,
                 ProblemCode.INVALID_FIELD,
                 ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                *_RETRIED,
+                *REFUSALS,
             ),
         )
         return router

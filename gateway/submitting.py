@@ -19,10 +19,35 @@ from gateway.problems import away
 from gateway.settings import GatewaySettings
 from gateway.spooling import SpooledFile
 from gateway.waiting import APPLIED, Results, read_preferences
-from schemas.http_api import JobResult, Submitted
+from schemas.http_api import JobResult, ProblemCode, Submitted
 from schemas.receipts import Receipt
 from schemas.values import ImageId, ImageState, Lane, Owner
 from streams.errors import DependencyAway
+
+REFUSALS = (
+    ProblemCode.INVALID_IDEMPOTENCY_KEY,
+    ProblemCode.IDEMPOTENCY_KEY_IN_USE,
+    ProblemCode.IDEMPOTENCY_KEY_REUSED,
+    ProblemCode.INVALID_DIGEST,
+    ProblemCode.DIGEST_MISMATCH,
+    ProblemCode.RATE_LIMITED,
+    ProblemCode.QUOTA_EXCEEDED,
+    ProblemCode.DEPENDENCY_UNAVAILABLE,
+)
+"""Why whatever is submitted may be refused, beside what is wrong with itself."""
+
+FORM_REFUSALS = (
+    ProblemCode.MISSING_FILE,
+    ProblemCode.EMPTY_FILE,
+    ProblemCode.INVALID_METADATA,
+    ProblemCode.INVALID_BUCKET,
+    ProblemCode.INVALID_FIELD,
+    ProblemCode.UNKNOWN_FIELD,
+    ProblemCode.UPLOAD_TOO_SLOW,
+    ProblemCode.FILE_TOO_LARGE,
+    ProblemCode.UNSUPPORTED_FORMAT,
+)
+"""Why a form with an image in it may be."""
 
 
 @dataclass(frozen=True, slots=True)
