@@ -26,7 +26,7 @@ from gateway.settings import GatewaySettings
 from schemas.http_api import ProblemCode
 from schemas.http_batches import KnownImage
 from schemas.receipts import Receipt, ReceiptKind
-from schemas.values import ID_PATTERN, ImageState, Lane, Owner, job_id_of
+from schemas.values import ID_PATTERN, SHA256_PATTERN, ImageState, Lane, Owner, job_id_of
 from streams.deadlines import bounded
 from streams.erasures import Erasures
 from streams.files import FileStore, image_prefix
@@ -36,7 +36,7 @@ from streams.vectors import ImageRecord, ReadModel
 
 _CANDIDATES = 20  # images of the same bytes that are looked at, newest first
 _ID = re.compile(ID_PATTERN)
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(SHA256_PATTERN)
 _ENDED_BADLY = {ImageState.REJECTED, ImageState.FAILED, ImageState.DELETED}
 
 
