@@ -22,7 +22,7 @@ from streams.vectors import open_read_model
 from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, FrailFiles, Sink, client_of, refused, settings
 
 INTERNAL = re.compile(
-    r"Traceback|File \"|/home/|/root/|/tmp/|/srv/|site-packages|\.py\b|10\.0\.0\.|:9000|:6333|:9092|Error\(|Exception"
+    r"Traceback|File \"|/(?:home|root|tmp|srv)/|site-packages|\.py\b|10\.0\.0\.|:9000|:6333|:9092|Error\(|Exception"
 )
 
 

@@ -163,4 +163,4 @@ def test_the_document_names_nothing_of_the_machine_it_was_made_on(document: dict
     """No version of the software, no path, no address of a host."""
     assert document["info"]["version"] == "1.0.0"
     assert "servers" not in document
-    assert not re.search(r"/home/|/root/|/tmp/|/srv/|localhost|127\.0\.0\.1", str(document))
+    assert not re.search(r"/(?:home|root|tmp|srv)/|localhost|127\.0\.0\.1", str(document))
