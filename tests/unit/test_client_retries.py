@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from gateway import client as client_module
+from gateway import calls
 from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http_api import ProblemBody, Submitted
 from tests.unit.gateway_parts import BASE, JPEG
@@ -39,7 +39,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_PAUSE_S", 0.0)
 
 
 def taken() -> httpx.Response:
