@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from agents.walk import Walk
 from streams.erasures import Erasures
 from streams.files import FileStore, ObjectInfo
 from streams.originals import claimed_by_others, withdraw
@@ -21,7 +22,6 @@ from streams.vectors import ReadModel
 log = structlog.get_logger(__name__)
 
 CLAIMS, ORIGINALS = "claims/", "originals/"
-_LATE = "late"  # a walk of its own over the claims
 
 
 @dataclass(slots=True)
@@ -30,19 +30,24 @@ class Abandoned:
 
     files: FileStore
     vectors: ReadModel
-    _after: dict[str, str | None] = field(default_factory=dict)
+    _claims: Walk = field(init=False)
+    _originals: Walk = field(init=False)
+    _late: Walk = field(init=False)  # a walk of its own over the claims
+
+    def __post_init__(self) -> None:
+        self._claims, self._late = Walk(self.files, CLAIMS), Walk(self.files, CLAIMS)
+        self._originals = Walk(self.files, ORIGINALS)
 
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove what the next page has of it, made before `older_than` (unix seconds); return how many there were.
 
         An original goes with its last claim.
         """
-        pages = {root: await self._page(root, page_size) for root in (CLAIMS, ORIGINALS)}
-        claims = await self._those(pages[CLAIMS], older_than, self._is_abandoned)
-        originals = await self._those(pages[ORIGINALS], older_than, self._is_nobodys)
+        claims = await self._those(await self._claims.page(page_size), older_than, self._is_abandoned)
+        originals = await self._those(await self._originals.page(page_size), older_than, self._is_nobodys)
         if not dry_run:
-            for root, page in pages.items():
-                self._after[root] = page[-1].key if len(page) == page_size else None
+            self._claims.go_on()
+            self._originals.go_on()
             for info in claims:
                 _, owner, sha256, image_id = info.key.split("/")
                 await withdraw(self.files, owner, sha256, image_id)
@@ -53,8 +58,8 @@ class Abandoned:
 
     async def note_late_claims(self, *, page_size: int, dry_run: bool) -> int:
         """Have the next page's claims of images long erased looked after once more; return how many there were."""
-        page, erasures, late = await self._page(CLAIMS, page_size, walk=_LATE), Erasures(self.files), 0
-        for info in page:
+        erasures, late = Erasures(self.files), 0
+        for info in await self._late.page(page_size):
             parts = info.key.split("/")
             erasure = await erasures.get(parts[3]) if len(parts) == 4 else None
             if erasure is None or erasure.finished_at is None or erasure.owner != parts[1]:
@@ -63,16 +68,8 @@ class Abandoned:
             if not dry_run:
                 await erasures.note(erasure.image_id, {parts[2]})
         if not dry_run:
-            self._after[_LATE] = page[-1].key if len(page) == page_size else None
+            self._late.go_on()
         return late
-
-    async def _page(self, root: str, size: int, *, walk: str = "") -> list[ObjectInfo]:
-        page: list[ObjectInfo] = []
-        async for info in self.files.list(root, after=self._after.get(walk or root)):
-            page.append(info)
-            if len(page) == size:
-                break
-        return page
 
     async def _those(
         self, page: list[ObjectInfo], older_than: float, condition: Callable[[ObjectInfo], Awaitable[bool]]

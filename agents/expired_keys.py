@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from pydantic import ValidationError
 
+from agents.walk import Walk
 from schemas.idempotency import IDEMPOTENCY, Attempt
 from streams.files import FileStore, ObjectMissing
 
@@ -20,22 +21,21 @@ class ExpiredKeys:
     """Walks what is kept of requests, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
 
     files: FileStore
-    _after: str | None = None
+    _walk: Walk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._walk = Walk(self.files, IDEMPOTENCY)
 
     async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
         """Remove those of the next page that expired before `now` (unix seconds); return how many there were."""
-        page, expired = 0, 0
-        last: str | None = None
-        async for info in self.files.list(IDEMPOTENCY, after=self._after):
-            page, last = page + 1, info.key
+        expired = 0
+        for info in await self._walk.page(page_size):
             if await self._is_expired(info.key, now):
                 expired += 1
                 if not dry_run:
                     await self.files.delete(info.key)
-            if page == page_size:
-                break
         if not dry_run:
-            self._after = last if page == page_size else None
+            self._walk.go_on()
         return expired
 
     async def _is_expired(self, key: str, now: float) -> bool:

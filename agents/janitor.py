@@ -23,6 +23,7 @@ from agents.abandoned import Abandoned
 from agents.erasing import belongings, receipts_of, remove
 from agents.expired_keys import ExpiredKeys
 from agents.unfinished import Unfinished
+from agents.walk import Walk
 from schemas.erasures import Erasure, Removed
 from schemas.receipts import ReceiptKind
 from schemas.values import ID_PATTERN
@@ -119,7 +120,7 @@ class Janitor:
         self._abandoned = Abandoned(files, vectors)
         self._unfinished = Unfinished(files)
         self._expired_keys = ExpiredKeys(files)
-        self._after: str | None = None
+        self._objects = Walk(files, _ROOT)
 
     async def sweep(self, *, dry_run: bool = False) -> SweepReport:
         """Finish the erasures that are due, and walk the next page of objects. A dry run only counts."""
@@ -199,11 +200,7 @@ class Janitor:
 
     async def _walk(self, report: SweepReport) -> None:
         """Look at the next page of objects under images/."""
-        page: list[ObjectInfo] = []
-        async for info in self._files.list(_ROOT, after=self._after):
-            page.append(info)
-            if len(page) == self._settings.objects_per_sweep:
-                break
+        page = await self._objects.page(self._settings.objects_per_sweep)
         report.looked_at = len(page)
         known, orphans = 0, list[ObjectInfo]()
         for image_id, objects in groupby(page, _image_of):
@@ -215,7 +212,7 @@ class Janitor:
                 orphans.extend(info for info in objects if self._is_older(info, self._settings.horizon_s))
         await self._remove_orphans(orphans, known, report)
         if not report.dry_run:
-            self._after = page[-1].key if len(page) == self._settings.objects_per_sweep else None
+            self._objects.go_on()
 
     async def _standing(self, image_id: str) -> _Standing:
         if not _ID.match(image_id):

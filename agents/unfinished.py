@@ -10,7 +10,8 @@ from datetime import datetime
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from streams.files import UNFINISHED, FileStore, ObjectInfo, ObjectMissing, ended_upload_key, upload_key
+from agents.walk import Walk
+from streams.files import UNFINISHED, FileStore, ObjectMissing, ended_upload_key, upload_key
 
 _ENDED = "uploaded"
 log = structlog.get_logger(__name__)
@@ -35,7 +36,10 @@ class Unfinished:
     """Walks what uploads left, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
 
     files: FileStore
-    _after: dict[str, str | None] = field(default_factory=dict)
+    _walks: dict[str, Walk] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._walks = {root: Walk(self.files, root) for root in reversed(UNFINISHED)}
 
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove what the next page has of uploads that were over before `older_than` (unix seconds); return how many.
@@ -43,27 +47,18 @@ class Unfinished:
         The record of an upload goes last, so that what it says holds for its parts.
         """
         count, known = 0, dict[str, _Ends]()
-        for root in reversed(UNFINISHED):
-            page = await self._page(root, page_size)
-            for info in page:
+        for walk in self._walks.values():
+            for info in await walk.page(page_size):
                 if info.modified > older_than or not await self._is_over(info.key, older_than, known):
                     continue
                 count += 1
                 if not dry_run:
                     await self.files.delete(info.key)
             if not dry_run:
-                self._after[root] = page[-1].key if len(page) == page_size else None
+                walk.go_on()
         if count:
             log.info("objects of uploads that are over", count=count)
         return count
-
-    async def _page(self, root: str, size: int) -> list[ObjectInfo]:
-        page: list[ObjectInfo] = []
-        async for info in self.files.list(root, after=self._after.get(root)):
-            page.append(info)
-            if len(page) == size:
-                break
-        return page
 
     async def _is_over(self, key: str, before: float, known: dict[str, _Ends]) -> bool:
         """Say whether an upload is over: it ended, its time is up, or nothing says that there is one."""
