@@ -19,7 +19,7 @@ def app() -> FastAPI:
     @app.get("/block")
     async def block() -> str:
         await asyncio.sleep(0)
-        time.sleep(1.0)
+        time.sleep(1.0)  # blocks the loop, as nothing here may
         return "done"
 
     @app.get("/quick")
@@ -51,7 +51,7 @@ async def test_a_pulse_knows_how_late_the_loop_is() -> None:
     """It is late by as long as the loop was blocked beyond its next beat, and in time again after a turn."""
     pulse = Pulse()
     assert pulse.late_s() == 0.0
-    time.sleep(0.5)
+    time.sleep(0.5)  # blocks the loop, on purpose
     assert pulse.late_s() >= 0.3
     async with asyncio.timeout(30):
         while pulse.late_s() > 0.2:
