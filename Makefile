@@ -74,7 +74,7 @@ check: setup ## format, lint, types, import rules, deployment files, generated d
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) python -m infra.validate
-	$(RUN) python -m darkroom.docs --check
+	$(RUN) python -m darkroom.generate.docs --check
 
 format: setup ## format the code and mend what ruff can
 	$(RUN) ruff check --fix .
@@ -84,7 +84,7 @@ bench: setup ## measure, against a baseline in the same run; prints and saves a 
 	$(RUN) python -m bench $(ARGS)
 
 docs: setup ## write the generated documents again (schemas, events, settings)
-	$(RUN) python -m darkroom.docs
+	$(RUN) python -m darkroom.generate.docs
 
 clean: ## remove data, logs and caches of this checkout (not the cache shared by all)
 	rm -rf .darkroom .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -25,13 +25,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from streams.stage import Stage, StageSettings
 
 STAGES: Mapping[str, str] = {
-    "fetcher": "agents.fetcher",
-    "sanitizer": "agents.sanitizer",
-    "resizer": "agents.resizer",
-    "ocr": "agents.ocr",
-    "detector": "agents.detector",
-    "embedder": "agents.embedder",
-    "indexer": "agents.indexer",
+    "fetcher": "agents.stages.fetcher",
+    "sanitizer": "agents.stages.sanitizer",
+    "resizer": "agents.stages.resizer",
+    "ocr": "agents.stages.ocr",
+    "detector": "agents.stages.detector",
+    "embedder": "agents.stages.embedder",
+    "indexer": "agents.stages.indexer",
 }
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from streams.logs import configure_logs
 from streams.settings import TelemetrySettings
+from streams.telemetry.logs import configure_logs
 
 PARTS = ("renditions", "clip", "features", "detection", "noop", "pipeline", "lanes", "memory", "live", "front_door")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.clip import weights_to_run
 from bench.photos import data_folder, hundred_photos, show
-from darkroom.meaning import open_features, open_tower
-from gateway.batching import Batching, FeatureSettings, open_batching
+from darkroom.processes.clip import open_features, open_tower
+from gateway.search.feature_batching import Batching, FeatureSettings, open_batching
 
 ROUNDS, IMAGES = 4, 100
 

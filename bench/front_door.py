@@ -31,7 +31,7 @@ import psutil
 from PIL import Image
 
 from bench.pipeline import models_of
-from darkroom.system import RunningSystem, SystemPlan, running_system
+from darkroom.local.system import RunningSystem, SystemPlan, running_system
 
 SECONDS = float(os.environ.get("DARKROOM_BENCH_SECONDS", "60"))
 UPLOADERS = 200

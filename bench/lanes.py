@@ -21,14 +21,16 @@ from aiokafka import AIOKafkaConsumer
 
 from bench.pipeline import models_of
 from bench.uploads import small
-from darkroom.system import RunningSystem, SystemPlan, running_system
+from darkroom.local.system import RunningSystem, SystemPlan, running_system
 from gateway.client import AsyncDarkroom
-from schemas.intake import ImageUploaded
+from schemas.events.intake import ImageUploaded
 from schemas.values import new_image_id
 from streams import topics
-from streams.bulk_lane import in_bulk
-from streams.files import FileStore, open_files, original_key
-from streams.producer import EventProducer, open_producer, outgoing
+from streams.kafka.messages import in_bulk, outgoing
+from streams.kafka.producer import EventProducer, open_producer
+from streams.object_store.factory import open_files
+from streams.object_store.keys import original_key
+from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, KafkaSettings
 
 IDLE, BUSY = 30, 60  # uploads

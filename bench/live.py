@@ -15,12 +15,13 @@ from pathlib import Path
 import psutil
 
 from bench.pipeline import models_of
-from darkroom.system import RunningSystem, SystemPlan, running_system
-from schemas.facts import StageSkipped
+from darkroom.local.system import RunningSystem, SystemPlan, running_system
+from schemas.events.facts import StageSkipped
 from schemas.values import ErrorCode, StageReport, new_image_id
 from streams import topics
-from streams.producer import EventProducer, open_producer, outgoing
-from streams.serving import make_room
+from streams.kafka.messages import outgoing
+from streams.kafka.producer import EventProducer, open_producer
+from streams.process.http_server import make_room
 from streams.settings import KafkaSettings
 
 LISTENERS = 1_000

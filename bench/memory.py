@@ -10,7 +10,7 @@ import psutil
 
 from bench.pipeline import models_of, send
 from bench.uploads import twelve_megapixels
-from darkroom.system import RunningSystem, SystemPlan, running_system
+from darkroom.local.system import RunningSystem, SystemPlan, running_system
 from gateway.client import AsyncDarkroom
 
 LARGE = 12

@@ -21,17 +21,18 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from infra.local.kafka import LocalKafka
-from schemas.intake import ImageUploaded
+from schemas.events.intake import ImageUploaded
 from schemas.values import ObjectRef, StageReport, new_image_id
 from streams import topics
-from streams.admin import KafkaAdmin
-from streams.dead_letters import read_topic
-from streams.logs import configure_logs
-from streams.process import run_stage
-from streams.producer import open_producer, outgoing
-from streams.reports import skipped
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.messages import outgoing
+from streams.kafka.producer import open_producer
+from streams.retries.dead_letters import read_topic
+from streams.runtime.outcome_facts import skipped
+from streams.runtime.worker_process import run_stage
 from streams.settings import KafkaSettings, Settings
 from streams.stage import Outcome, Resources, Skip, Stage, StageSettings
+from streams.telemetry.logs import configure_logs
 
 EVENTS = 6_000
 ROUNDS = 3

@@ -21,16 +21,17 @@ from typing import Any
 
 from agents import pipeline
 from bench.uploads import random_clip, varied
-from darkroom.system import SystemPlan, running_system
+from darkroom.local.system import SystemPlan, running_system
 from gateway.client import AsyncDarkroom
-from schemas.facts import ImageSanitized
-from schemas.intake import ImageUploaded
+from schemas.events.facts import ImageSanitized
+from schemas.events.intake import ImageUploaded
 from schemas.values import ImageState, StageReport, new_image_id
-from streams.files import open_files, original_key
-from streams.health import HealthBoard
-from streams.logs import configure_logs
+from streams.object_store.factory import open_files
+from streams.object_store.keys import original_key
 from streams.settings import FilesSettings, Settings, TelemetrySettings
 from streams.stage import Resources
+from streams.telemetry.health_board import HealthBoard
+from streams.telemetry.logs import configure_logs
 
 PHOTOS = 100
 AT_ONCE = 8

@@ -50,7 +50,7 @@ def _plain(data: bytes) -> dict[str, bytes]:
 
 
 def _ours(data: bytes, threads: ThreadPoolExecutor) -> dict[str, bytes]:
-    async def work() -> dict[str, bytes]:  # as agents.resizer does it
+    async def work() -> dict[str, bytes]:  # as agents.stages.resizer does it
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(threads, open_master, data, tuple(SIDES.values()))
         names = sorted(SIDES, key=SIDES.__getitem__, reverse=True)

@@ -1,6 +1,6 @@
 """`python -m darkroom` is the `darkroom` command."""
 
-from darkroom.cli import main
+from darkroom.main import main
 
 if __name__ == "__main__":
     main()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
-from gateway.cors import Origin
 from streams.settings import Group
 
 
@@ -98,3 +99,16 @@ class GatewaySettings(Group):
         min_length=16,
         description="the bearer token of the admin API; empty = API keys and JWTs with the scope `admin` open it",
     )
+
+
+ANY = "*"
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
+def _checked(origin: str) -> str:
+    if origin != ANY and not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"not an origin, which is like https://app.example.org, without a path: {origin!r}")
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_checked)]

@@ -14,15 +14,15 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field, JsonValue
 
-from schemas.envelope import Event
-from schemas.results import StageResult
+from schemas.events.envelope import Event
+from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, ObjectRef, StageReport
-from streams.breaker import Breakers
-from streams.files import FileStore
-from streams.health import HealthBoard
+from streams.concurrency.circuit_breaker import Breakers
+from streams.object_store.protocol import FileStore
+from streams.read_model.protocol import ReadModel
 from streams.settings import Group, Settings
+from streams.telemetry.health_board import HealthBoard
 from streams.topics import Topic
-from streams.vectors import ReadModel
 
 
 class StageSettings(Group):
@@ -117,7 +117,7 @@ class Stage(Generic[I, T, R]):
     Exactly one of `process` (one event) and `process_batch` (a list of events; one answer each, in the same order,
     an exception standing for a failed item) is given. With `once`, the answers are results; without, outcomes.
     `failed` and `refused` say what to tell the world when an event is given up on or an image refused; the runtime
-    has defaults for them (streams.reports).
+    has defaults for them (streams.runtime.outcome_facts).
     """
 
     name: str

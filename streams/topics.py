@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from schemas import facts, intake, outcomes
-from schemas.envelope import Event
+from schemas.events import facts, intake, outcomes
+from schemas.events.envelope import Event
 
 DELAY_TIERS: dict[str, float] = {"30s": 30.0, "5m": 300.0, "30m": 1800.0}  # name -> seconds
 AGENTS = ("fetcher", "sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")

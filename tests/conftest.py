@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from streams.logs import configure_logs
 from streams.settings import TelemetrySettings
+from streams.telemetry.logs import configure_logs
 
-pytest_plugins = ["tests.services", "tests.sentences"]
+pytest_plugins = ["tests.support.services", "tests.support.docstring_ids"]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from schemas.facts import (
+from schemas.events.facts import (
     Fact,
     ImageEmbedded,
     ImageRefused,
@@ -18,7 +18,7 @@ from schemas.facts import (
     StageSkipped,
     TextRead,
 )
-from schemas.intake import SUBMISSION, Submission
+from schemas.events.intake import SUBMISSION, Submission
 from schemas.values import ErrorCode, ImageState, ObjectRef, Profile, StageState
 
 SANITIZER, FETCHER = "sanitizer", "fetcher"

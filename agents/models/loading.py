@@ -17,10 +17,10 @@ from PIL import Image
 
 from agents.models.weights import Unavailable
 from schemas.values import ErrorCode
-from streams import metrics
 from streams.errors import NotReady
-from streams.health import Condition
 from streams.stage import Resources, Skip
+from streams.telemetry import metrics
+from streams.telemetry.health_board import Condition
 
 M = TypeVar("M")
 _open = Image.open  # ultralytics replaces Image.open when it is imported, with one that fails differently

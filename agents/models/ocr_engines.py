@@ -13,15 +13,15 @@ from agents.models.easyocr_reader import EasyocrReader, find_easyocr
 from agents.models.tesseract_reader import TesseractReader
 from agents.models.weights import Unavailable, WrongAnswer
 from schemas.values import ModelRef, TextSpan
-from streams import metrics
 from streams.settings import ModelsSettings
+from streams.telemetry import metrics
 
 _GOLDEN = "DARKROOM"
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How text is read; see agents.ocr.OcrSettings for each."""
+    """How text is read; see agents.stages.ocr.OcrSettings for each."""
 
     policy: str
     languages: tuple[str, ...] = ("en",)

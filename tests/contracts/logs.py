@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from schemas.envelope import Outgoing, Record
-from streams.admin import KafkaAdmin
-from streams.dead_letters import read_topic
+from schemas.events.envelope import Outgoing, Record
 from streams.errors import DependencyAway
-from streams.files import open_files
-from streams.memory import MemoryLog, MemoryWorker
-from streams.producer import open_producer
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.producer import open_producer
+from streams.object_store.factory import open_files
+from streams.retries.dead_letters import read_topic
 from streams.settings import FilesSettings, KafkaSettings
+from streams.testing.memory_log import MemoryLog, MemoryWorker
 from streams.topics import FACTS, FETCHED, UPLOADED, agent_topics
 from tests.contracts.obedient import SETTINGS, STAGE
-from tests.unit.stage_kit import bench
+from tests.support.stage_kit import bench
 
 TOPICS = ["image.uploaded", "image.fetched", "sanitizer.retry"]
 

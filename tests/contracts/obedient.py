@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from schemas.intake import ImageUploaded
+from schemas.events.intake import ImageUploaded
 from schemas.values import ErrorCode
 from streams import topics
 from streams.errors import Retryable
-from streams.logs import configure_logs
-from streams.process import run_stage
+from streams.runtime.worker_process import run_stage
 from streams.settings import Settings
 from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
-from tests.unit.stage_kit import said
+from streams.telemetry.logs import configure_logs
+from tests.support.stage_kit import said
 
 
 @asynccontextmanager

@@ -14,13 +14,13 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from streams.admin import KafkaAdmin
-from streams.backlog import Backlog
 from streams.errors import DependencyAway, NotReady
-from streams.producer import open_producer
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.producer import open_producer
+from streams.operations.consumer_lag import Backlog
 from streams.settings import KafkaSettings
 from tests.contracts.logs import OnKafka
-from tests.unit.stage_kit import message, uploaded
+from tests.support.stage_kit import message, uploaded
 
 
 def settings(kafka: LocalKafka, **changes: int) -> KafkaSettings:

@@ -16,19 +16,20 @@ from confluent_kafka.admin import AdminClient
 
 from infra.local.kafka import LocalKafka, Node
 from infra.local.ports import choose
-from schemas.envelope import Event
-from schemas.outcomes import ImageCompleted, Outcome
+from schemas.events.envelope import Event
+from schemas.events.outcomes import ImageCompleted, Outcome
 from schemas.values import new_image_id
-from streams.admin import KafkaAdmin
 from streams.errors import DependencyAway
-from streams.feed import Lost
-from streams.feed_back import ReadingBack, Unfinished
-from streams.feed_log import LiveSettings, LogFeed, open_feed
-from streams.positions import read_cursor
-from streams.producer import open_producer, outgoing
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.messages import outgoing
+from streams.kafka.producer import open_producer
+from streams.live.broadcast import Lost
+from streams.live.catch_up import ReadingBack, Unfinished
+from streams.live.cursors import read_cursor
+from streams.live.log_follower import LiveSettings, LogFeed, open_feed
 from streams.settings import KafkaSettings
 from streams.topics import FACTS, OUTCOMES
-from tests.unit.facts import Facts
+from tests.support.facts import Facts
 
 PATIENCE_S = 60.0
 SMALL = LiveSettings(remembered=5, answer_s=PATIENCE_S)

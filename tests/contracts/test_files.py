@@ -19,10 +19,12 @@ import pytest
 from pydantic import SecretStr
 
 from infra.local.minio import LocalMinio
-from streams.breaker import Breakers
+from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DependencyAway, NotReady
-from streams.files import FileStore, ObjectMissing, delete_prefix, image_key, image_prefix, open_files
-from streams.files_breaking import BreakingFiles
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key, image_prefix
+from streams.object_store.protocol import FileStore, ObjectMissing, delete_prefix
+from streams.object_store.with_breakers import BreakingFiles
 from streams.settings import BreakerSettings, FilesSettings
 
 HOSTILE = (
@@ -515,7 +517,7 @@ async def test_a_full_disk_is_a_dependency_away(tmp_path: Path) -> None:
 import asyncio, resource, signal, sys
 from pathlib import Path
 from streams.errors import DependencyAway
-from streams.files import open_files
+from streams.object_store.protocol import open_files
 from streams.settings import FilesSettings
 async def main():
     async with open_files(FilesSettings(directory=Path(sys.argv[1]), bucket="b")) as files:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Outgoing
+from schemas.events.envelope import Outgoing
 from schemas.values import new_image_id
 from tests.contracts.logs import InMemory, LogUnderTest, OnKafka
-from tests.unit.stage_kit import message, uploaded
+from tests.support.stage_kit import message, uploaded
 
 
 @pytest.fixture(params=["memory", "kafka"])

@@ -6,11 +6,11 @@ import asyncio
 from pathlib import Path
 
 from infra.local.kafka import LocalKafka
-from streams.control import Control
-from streams.files import open_files
+from streams.object_store.factory import open_files
+from streams.operations.agent_pauses import Control
 from streams.settings import FilesSettings
 from tests.contracts.logs import OnKafka
-from tests.unit.stage_kit import message, uploaded
+from tests.support.stage_kit import message, uploaded
 
 QUICK = {"DARKROOM_WORKER__CONTROL_INTERVAL_S": "0.2", "DARKROOM_LIMIT__IN_A_ROW": "5"}
 

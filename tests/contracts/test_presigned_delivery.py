@@ -10,17 +10,20 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from gateway.app import embedded_app
-from gateway.parts import QueryParts
-from gateway.revisions import Revisions
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.images.revisions import Revisions
 from infra.local.minio import LocalMinio
-from schemas.facts import ImageAnnotated
+from schemas.events.facts import ImageAnnotated
 from schemas.values import DEFAULT_OWNER, ImageState, Rendition, new_image_id
-from streams.breaker import Breakers
-from streams.files import FileStore, image_key, open_files
+from streams.concurrency.circuit_breaker import Breakers
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key
+from streams.object_store.protocol import FileStore
+from streams.read_model.factory import open_read_model
+from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from streams.vectors import ImageRecord, open_read_model
-from tests.unit.gateway_parts import Answers, Sink, client_of, settings
+from tests.support.gateway_components import Answers, Sink, client_of, settings
 
 DATA = b"RIFF and so on" * 1000
 

@@ -8,12 +8,12 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from streams.admin import KafkaAdmin
-from streams.dead_letters import read_topic
 from streams.errors import DependencyAway
-from streams.producer import open_producer
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.producer import open_producer
+from streams.retries.dead_letters import read_topic
 from streams.settings import KafkaSettings
-from tests.unit.stage_kit import uploaded
+from tests.support.stage_kit import uploaded
 
 
 async def test_what_was_not_confirmed_is_never_delivered_later(tmp_path: Path) -> None:

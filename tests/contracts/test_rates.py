@@ -8,18 +8,20 @@ import uuid
 import pytest
 
 from infra.local.kafka import LocalKafka
-from schemas.outcomes import ImageCompleted, ImageFailed
+from schemas.events.outcomes import ImageCompleted, ImageFailed
 from schemas.values import ErrorCode, new_image_id
-from streams import rates, topics
-from streams.admin import KafkaAdmin
-from streams.backlog import Backlog
-from streams.bulk_lane import in_bulk, read_bulk
-from streams.dead_letters import read_topic
+from streams import topics
 from streams.errors import DependencyAway
-from streams.producer import open_producer, outgoing
-from streams.rates import ACCEPTED, MINUTES, RecentLog
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.messages import in_bulk, outgoing
+from streams.kafka.producer import open_producer
+from streams.lanes.bulk_lane import read_bulk
+from streams.operations import recent_rates
+from streams.operations.consumer_lag import Backlog
+from streams.operations.recent_rates import ACCEPTED, MINUTES, RecentLog
+from streams.retries.dead_letters import read_topic
 from streams.settings import KafkaSettings
-from tests.unit.stage_kit import uploaded
+from tests.support.stage_kit import uploaded
 
 
 async def _look(log: RecentLog) -> None:
@@ -68,7 +70,7 @@ async def test_every_acceptance_and_end_is_counted_once_whoever_asks(
             await indexer.send(topics.OUTCOMES, failed)
     await _look(log)
     another = RecentLog(settings)
-    monkeypatch.setattr(rates, "MAX_RECORDS", 3)
+    monkeypatch.setattr(recent_rates, "MAX_RECORDS", 3)
     await _look(another)
     assert another.behind
     while another.behind:
@@ -91,6 +93,6 @@ async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
 
 async def test_without_kafka_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that does not answer is away."""
-    monkeypatch.setattr(rates, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(recent_rates, "_ANSWER_S", 1.0)
     with pytest.raises(DependencyAway):
         await RecentLog(KafkaSettings(bootstrap="127.0.0.1:9")).look()

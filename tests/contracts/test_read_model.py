@@ -26,12 +26,14 @@ from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
 
 from schemas.values import ImageState, ObjectRef, StageState, new_image_id
-from streams.breaker import Breakers
+from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DependencyAway, NotReady
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.qdrant_server import ServerReadModel
+from streams.read_model.records import DIMENSIONS, Filters, HistoryEntry, ImageRecord, StageRecord
+from streams.read_model.with_breakers import BreakingReadModel
 from streams.settings import BreakerSettings, QdrantSettings
-from streams.vectors import DIMENSIONS, Filters, HistoryEntry, ImageRecord, ReadModel, StageRecord, open_read_model
-from streams.vectors_breaking import BreakingReadModel
-from streams.vectors_server import ServerReadModel
 
 SERVER = os.environ.get("DARKROOM_TEST_QDRANT_URL")
 
@@ -547,7 +549,7 @@ async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
     """Opening the folder of a read model another process has open is NotReady and names the setting to use."""
     script = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom streams.settings import QdrantSettings\n"
-        "from streams.vectors import open_read_model\n"
+        "from streams.read_model.protocol import open_read_model\n"
         "async def main():\n"
         "    async with open_read_model(QdrantSettings(path=Path(sys.argv[1]))):\n"
         "        print('open', flush=True)\n        sys.stdin.read()\n"

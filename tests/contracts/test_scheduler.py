@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Outgoing, Record
-from schemas.intake import ImageUploaded
-from schemas.outcomes import ImageCompleted, ImageDeleted
+from schemas.events.envelope import Outgoing, Record
+from schemas.events.intake import ImageUploaded
+from schemas.events.outcomes import ImageCompleted, ImageDeleted
 from streams import topics
-from streams.admin import KafkaAdmin
-from streams.bulk_lane import in_bulk
-from streams.dead_letters import DeadLetterOffice, Selection, read_topic
 from streams.errors import DependencyAway
-from streams.files import open_files
-from streams.health import HealthBoard
-from streams.producer import EventProducer, open_producer, outgoing
-from streams.scheduler import Scheduler
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.messages import in_bulk, outgoing
+from streams.kafka.producer import EventProducer, open_producer
+from streams.lanes.bulk_scheduler import Scheduler
+from streams.object_store.factory import open_files
+from streams.retries.dead_letters import DeadLetterOffice, Selection, read_topic
 from streams.settings import FilesSettings, KafkaSettings, LaneSettings
+from streams.telemetry.health_board import HealthBoard
 from streams.topics import AGENTS, BULK, LANE_TARGET_HEADER, SCHEDULER, UPLOADED, retry_topic
-from tests.unit.facts import Facts
-from tests.unit.stage_kit import message, uploaded
+from tests.support.facts import Facts
+from tests.support.stage_kit import message, uploaded
 
 PATIENCE_S = 120.0
 PATIENT = LaneSettings(starve_s=3600, slot_s=3600, quiet_s=0)  # nothing happens because time has passed

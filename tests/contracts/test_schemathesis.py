@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from infra.local.kafka import LocalKafka
-from tests.faults.processes import Plant, planted, until
+from tests.support.plant import Plant, planted, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 4  # generated requests of each kind and operation; `make fuzz` sends many more

@@ -11,13 +11,14 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway.parts import QueryParts
-from gateway.query import query_app
+from gateway.apps.components import QueryParts
+from gateway.apps.query import query_app
 from schemas.values import ImageState, new_image_id
-from streams.files import open_files
+from streams.object_store.factory import open_files
+from streams.read_model.factory import open_read_model
+from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from streams.vectors import ImageRecord, open_read_model
-from tests.unit.gateway_parts import Answers, Sink, client_of, settings
+from tests.support.gateway_components import Answers, Sink, client_of, settings
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.client import Refused
-from schemas.http_api import JobResult
+from schemas.http.jobs import JobResult
 from tests.e2e.whole import PATIENCE_S, MemoryWatch, Whole, started
 
 GIVEN_UP_S = 3 * PATIENCE_S  # all images together, on a busy machine

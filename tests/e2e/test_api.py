@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from pydantic import JsonValue
 
-from darkroom.demo import DRAWN_TEXT, draw_sign, draw_turned
+from darkroom.local.demo import DRAWN_TEXT, draw_sign, draw_turned
 from gateway.client import Refused
-from schemas.erasures import ErasureState
-from schemas.http_api import JobResult
+from schemas.http.jobs import JobResult
+from schemas.stored.erasures import ErasureState
 from schemas.values import ErrorCode, ImageState, StageState
 from tests.e2e.whole import PATIENCE_S, Whole, until
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.demo import draw_turned
+from darkroom.local.demo import draw_turned
 from tests.e2e.whole import Whole, until
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the system

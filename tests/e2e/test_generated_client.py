@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.openapi import openapi
+from darkroom.generate.openapi import openapi
 from tests.e2e.whole import PATIENCE_S, Whole
 
 DOCS = Path(__file__).parents[2] / "docs"

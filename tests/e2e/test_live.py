@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.whole import PATIENCE_S, Whole
-from tests.unit.sse import Sse, listening
+from tests.support.server_sent_events import Sse, listening
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the system
 

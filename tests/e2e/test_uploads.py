@@ -13,7 +13,7 @@ from PIL import Image
 from tusclient.client import TusClient
 
 from schemas.values import ImageState
-from streams.files import original_key
+from streams.object_store.keys import original_key
 from tests.e2e.whole import PATIENCE_S, Whole
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the system

@@ -25,7 +25,7 @@ from minio import Minio
 
 from gateway.client import Darkroom, Refused, Unreachable
 from infra.local.ports import choose
-from schemas.http_api import JobResult
+from schemas.http.jobs import JobResult
 from schemas.values import ImageState, job_id_of
 
 PATIENCE_S = 240.0  # for anything that happens in the end, on a slow and busy machine

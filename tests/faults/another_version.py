@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import sys
 
-from darkroom.workers import run_agent
+from darkroom.processes.workers import run_agent
 
 if __name__ == "__main__":
     name, version = sys.argv[1:]

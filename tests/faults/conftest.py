@@ -8,7 +8,7 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams.topics import UPLOADED
-from tests.faults.processes import planted
+from tests.support.plant import planted
 
 # Small and quick, each of another kind: JPEG, progressive JPEG, palette PNG, alpha WebP, AVIF.
 NAMES = (

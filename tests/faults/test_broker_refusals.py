@@ -9,11 +9,11 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Outgoing
+from schemas.events.envelope import Outgoing
 from streams import topics
-from streams.worker import EXIT_UNDELIVERABLE
-from tests.faults.processes import PATIENCE_S, Plant, planted, until
-from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
+from streams.process.exit_codes import EXIT_UNDELIVERABLE
+from tests.support.plant import PATIENCE_S, Plant, planted, until
+from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from darkroom.demo import draw_sign
+from darkroom.local.demo import draw_sign
 from infra.local.kafka import LocalKafka
-from schemas.intake import ImageUploaded
+from schemas.events.intake import ImageUploaded
 from schemas.values import ImageState
 from streams import topics
-from tests.faults.processes import Plant, planted, until
+from tests.support.plant import Plant, planted, until
 
 LETTERS = "/api/v1/admin/dead-letters"
 AGENTS = ("sanitizer", "resizer", "indexer")

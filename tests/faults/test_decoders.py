@@ -14,8 +14,8 @@ from PIL import Image
 from infra.local.kafka import LocalKafka
 from schemas.values import ErrorCode, ImageState
 from streams import topics
-from tests.faults.processes import Plant, planted, until
-from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
+from tests.support.plant import Plant, planted, until
+from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 AT_WORK = 110_000_000  # bytes of a child that has the pixels in memory; it has some 70 million when idle
 

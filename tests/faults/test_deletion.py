@@ -11,15 +11,15 @@ import pytest
 
 from gateway.client import Refused, Unreachable
 from infra.local.kafka import LocalKafka
-from schemas.erasures import ErasureState
-from schemas.facts import DeletionRequested, ImageSanitized
-from schemas.http_api import ErasureView
-from schemas.intake import ImageUploaded
-from schemas.outcomes import ImageDeleted
+from schemas.events.facts import DeletionRequested, ImageSanitized
+from schemas.events.intake import ImageUploaded
+from schemas.events.outcomes import ImageDeleted
+from schemas.http.submissions import ErasureView
+from schemas.stored.erasures import ErasureState
 from schemas.values import DEFAULT_OWNER, ImageState, Profile
 from streams import topics
-from streams.originals import claim_prefix
-from tests.faults.processes import Plant, planted, until
+from streams.object_store.original_references import claim_prefix
+from tests.support.plant import Plant, planted, until
 
 # A worker that is stopped for a while must be the same worker afterwards.
 PATIENT = {

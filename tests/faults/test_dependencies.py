@@ -14,7 +14,7 @@ from infra.local.minio import LocalMinio
 from infra.local.supervisor import Backoff, Supervisor
 from streams import topics
 from streams.settings import FilesSettings
-from tests.faults.processes import Plant, planted, until
+from tests.support.plant import Plant, planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 

@@ -10,14 +10,14 @@ import pytest
 from confluent_kafka import Producer
 
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Event, Outgoing
-from schemas.facts import Fact
+from schemas.events.envelope import Event, Outgoing
+from schemas.events.facts import Fact
 from schemas.values import ErrorCode, new_image_id
 from streams import topics
 from streams.topics import Topic
-from tests.faults.processes import Plant, planted, said
-from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
-from tests.unit.facts import Facts
+from tests.support.facts import Facts
+from tests.support.plant import Plant, planted, said
+from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 IMAGES = 6
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import httpx
 
-from darkroom.demo import draw_turned
+from darkroom.local.demo import draw_turned
 from gateway.client import Darkroom
 from infra.local.kafka import LocalKafka
 from infra.local.ports import choose
-from schemas.http_api import JobResult, Submitted
+from schemas.http.jobs import JobResult
+from schemas.http.submissions import Submitted
 from schemas.values import ImageState
 from streams import topics
-from tests.faults.processes import PATIENCE_S, Plant, planted, until
+from tests.support.plant import PATIENCE_S, Plant, planted, until
 
 ROUNDS = 3
 

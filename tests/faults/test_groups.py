@@ -9,8 +9,8 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from tests.faults.processes import Plant, planted, until
-from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
+from tests.support.plant import Plant, planted, until
+from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 JOINS = 4
 

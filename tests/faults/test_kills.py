@@ -8,7 +8,7 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from tests.faults.processes import planted, until
+from tests.support.plant import planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from infra.local.kafka import LocalKafka
-from schemas.intake import FetchRequested
-from schemas.outcomes import ImageCompleted
+from schemas.events.intake import FetchRequested
+from schemas.events.outcomes import ImageCompleted
 from schemas.values import new_image_id
 from streams import topics
-from tests.faults.processes import Plant, planted, until
+from tests.support.plant import Plant, planted, until
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
 

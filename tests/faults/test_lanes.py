@@ -6,9 +6,9 @@ from pathlib import Path
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from streams.bulk_lane import in_bulk
+from streams.kafka.messages import in_bulk
 from streams.topics import LANE_TARGET_HEADER, SCHEDULER, UPLOADED
-from tests.faults.processes import Plant, planted, said, until
+from tests.support.plant import Plant, planted, said, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 ROUNDS = 6  # of the images

@@ -11,9 +11,9 @@ import httpx
 from infra.local.kafka import LocalKafka
 from schemas.values import DEFAULT_OWNER, job_id_of, new_image_id
 from streams import topics
-from tests.faults.processes import PATIENCE_S, Plant, planted, until
-from tests.unit.facts import Facts
-from tests.unit.sse import Sse, listening
+from tests.support.facts import Facts
+from tests.support.plant import PATIENCE_S, Plant, planted, until
+from tests.support.server_sent_events import Sse, listening
 
 
 def test_a_listener_misses_nothing_when_the_gateway_is_killed(kafka: LocalKafka, tmp_path: Path) -> None:

@@ -7,18 +7,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agents.indexer import STAGE, IndexerSettings, Tools
-from schemas.envelope import Outgoing, Record
-from schemas.outcomes import ImageCompleted
+from agents.stages.indexer import STAGE, IndexerSettings, Tools
+from schemas.events.envelope import Outgoing, Record
+from schemas.events.outcomes import ImageCompleted
 from schemas.values import ImageState, StageState, new_image_id
 from streams import topics
 from streams.errors import DependencyAway
-from streams.files import open_files
-from streams.memory import MemoryLog, MemoryWorker
+from streams.object_store.factory import open_files
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings, RetrySettings
-from streams.vectors import ReadModel, open_read_model
-from tests.unit.facts import Facts
-from tests.unit.stage_kit import bench, message
+from streams.testing.memory_log import MemoryLog, MemoryWorker
+from tests.support.facts import Facts
+from tests.support.stage_kit import bench, message
 
 IMAGES = 30
 ONE_IN = 5

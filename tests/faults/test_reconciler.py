@@ -13,19 +13,20 @@ import httpx
 import pytest
 from PIL import Image
 
-from darkroom.demo import draw_sign
+from darkroom.local.demo import draw_sign
 from infra.local.kafka import LocalKafka
 from infra.local.ports import choose
-from schemas.envelope import now
-from schemas.facts import ImageSanitized
-from schemas.intake import ImageUploaded
-from schemas.receipts import Receipt, ReceiptKind
-from schemas.reconciliation import ReconcileReport
-from schemas.results import SanitizedImage
+from schemas.events.envelope import now
+from schemas.events.facts import ImageSanitized
+from schemas.events.intake import ImageUploaded
+from schemas.http.reconciliation import ReconcileReport
+from schemas.stored.receipts import Receipt, ReceiptKind
+from schemas.stored.results import SanitizedImage
 from schemas.values import ImageState, ObjectRef, StageReport
 from streams import topics
-from streams.files import image_key, image_prefix, open_files, receipt_key
-from tests.faults.processes import Plant, planted, until
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key, image_prefix, receipt_key
+from tests.support.plant import Plant, planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 ON_REQUEST = {"DARKROOM_RECONCILER__INTERVAL_S": "100000", "DARKROOM_RECONCILER__OVERDUE_S": "2"}

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.demo import draw_turned
+from darkroom.local.demo import draw_turned
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Outgoing
-from schemas.facts import ImageSanitized
-from schemas.http_api import JobResult
-from schemas.intake import ImageUploaded
+from schemas.events.envelope import Outgoing
+from schemas.events.facts import ImageSanitized
+from schemas.events.intake import ImageUploaded
+from schemas.http.jobs import JobResult
 from schemas.values import ImageState, Profile, new_image_id
 from streams import topics
 from streams.topics import AGENTS, MAX_MESSAGE_BYTES, Topic
-from tests.faults.processes import Plant, planted
+from tests.support.plant import Plant, planted
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
 

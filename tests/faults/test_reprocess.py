@@ -11,12 +11,12 @@ import pytest
 from gateway.client import Refused
 from infra.local.kafka import LocalKafka
 from infra.local.process import Child
-from schemas.envelope import decode
-from schemas.facts import FACTS, ImageResized, ImageSanitized
-from schemas.http_api import JobStatus
+from schemas.events.envelope import decode
+from schemas.events.facts import FACTS, ImageResized, ImageSanitized
+from schemas.http.jobs import JobStatus
 from schemas.values import ImageState
 from streams import topics
-from tests.faults.processes import Plant, planted, until
+from tests.support.plant import Plant, planted, until
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -17,13 +17,13 @@ from tusclient.client import TusClient
 
 from gateway.settings import GatewaySettings
 from infra.local.kafka import LocalKafka
-from schemas.http_resumable import UploadState, UploadView
-from schemas.receipts import Receipt
-from streams.files import original_key, receipt_key
-from tests.faults.processes import KILLED, Plant, planted, until
-from tests.security.gateways import start_gateways
+from schemas.http.resumable import UploadState, UploadView
+from schemas.stored.receipts import Receipt
+from streams.object_store.keys import original_key, receipt_key
 from tests.security.test_memory import ALLOWED, MEBIBYTE, Watch
-from tests.unit.gateway_parts import JPEG
+from tests.support.gateway_components import JPEG
+from tests.support.gateway_processes import start_gateways
+from tests.support.plant import KILLED, Plant, planted, until
 
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}

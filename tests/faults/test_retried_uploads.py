@@ -12,10 +12,10 @@ import pytest
 from gateway.client import Darkroom, Unreachable
 from infra.local.kafka import LocalKafka
 from infra.local.ports import choose
-from schemas.http_api import Submitted
+from schemas.http.submissions import Submitted
 from streams import topics
-from tests.faults.processes import KILLED, PATIENCE_S, Plant, planted, until
-from tests.unit.gateway_parts import JPEG
+from tests.support.gateway_components import JPEG
+from tests.support.plant import KILLED, PATIENCE_S, Plant, planted, until
 
 LEASE = {"DARKROOM_GATEWAY__IDEMPOTENCY_LEASE_S": "2"}
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 from infra.local.kafka import LocalKafka
-from schemas.envelope import Outgoing, Record
-from streams.retry import DUE_HEADER
+from schemas.events.envelope import Outgoing, Record
+from streams.retries.retry_policy import DUE_HEADER
 from streams.topics import AGENTS, delay_topic, retry_topic
-from tests.faults.processes import planted, until
+from tests.support.plant import planted, until
 
 LATER_S = 8.0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from infra.local.kafka import LocalKafka
-from schemas.facts import ObjectsDetected
+from schemas.events.facts import ObjectsDetected
 from streams import topics
-from tests.faults.processes import WITH_OBJECTS, planted, until
+from tests.support.plant import WITH_OBJECTS, planted, until
 
 COUNT = 48
 BATCH = 4

@@ -9,16 +9,16 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from darkroom.demo import draw_sign
+from darkroom.local.demo import draw_sign
 from gateway.client import Darkroom, Refused
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
-from schemas.http_api import Submitted
+from schemas.http.submissions import Submitted
 from streams.settings import FilesSettings
-from tests.faults.processes import Plant, planted, until
-from tests.faults.sent import LIGHT_AGENTS, Calm, Sent
-from tests.faults.toxic import ToxicStore, toxic
-from tests.storm.proxy import Toxin
+from tests.support.plant import Plant, planted, until
+from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
+from tests.support.tcp_proxy import Toxin
+from tests.support.toxic_proxy import ToxicStore, toxic
 
 SERVICE_UNAVAILABLE = 503
 DEADLINE_S, DECODE_S, IN_PLACE_S = 3.0, 1.4, 0.5

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from streams.files import FileStore, open_files
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
 from tests.security.jwks import Jwks, serving_keys
 

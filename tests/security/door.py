@@ -15,14 +15,14 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from gateway.api_keys import ApiKeys
-from gateway.auth import open_door
-from gateway.auth_settings import AuthSettings
-from gateway.ingest import ingest_app
-from gateway.parts import IngestParts
-from schemas.http_keys import NewKey
-from streams.files import FileStore
-from tests.unit.gateway_parts import Answers, Sink, refused, settings
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticator import open_door
+from gateway.access.settings import AuthSettings
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from schemas.http.keys import NewKey
+from streams.object_store.protocol import FileStore
+from tests.support.gateway_components import Answers, Sink, refused, settings
 
 HERE = "http://127.0.0.1:8080"
 FETCH = "/api/v1/images/fetch"

@@ -17,13 +17,13 @@ from PIL import Image
 
 from agents.core.decode import Limits, Refusal
 from agents.core.sanitize import sanitize
-from gateway.ingest import ingest_app
-from gateway.parts import IngestParts
-from schemas.http_batches import BatchSubmitted
-from schemas.intake import ImageUploaded
-from streams.files import open_files
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from schemas.events.intake import ImageUploaded
+from schemas.http.batches import BatchSubmitted
+from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
 
 BATCH = "/api/v1/images/batch"
 ZIP = {"content-type": "application/zip"}

@@ -13,14 +13,14 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from gateway.ingest import ingest_app
-from gateway.parts import IngestParts
-from streams.files import open_files
-from streams.http_protocol import ServerSettings
-from streams.serving import serving
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from streams.object_store.factory import open_files
+from streams.process.bounded_http import ServerSettings
+from streams.process.http_server import serving
 from streams.settings import FilesSettings
 from tests.security.lines import PATIENCE_S, PAUSE_S, Line, connected
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, settings
 
 MAX_UPLOAD = 200_000
 MEBIBYTE = 1 << 20

@@ -11,17 +11,17 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from gateway.auth import open_door
-from gateway.auth_settings import AuthSettings
-from gateway.cors import SHOWN
-from gateway.ingest import ingest_app
-from gateway.limit_settings import RateLimitSettings
-from gateway.limits import open_limits
-from gateway.parts import IngestParts
+from gateway.access.authenticator import open_door
+from gateway.access.settings import AuthSettings
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from gateway.http.cors import SHOWN
+from gateway.limits.rate_limits import open_limits
+from gateway.limits.settings import RateLimitSettings
 from gateway.settings import GatewaySettings
-from streams.files import open_files
+from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Sink, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, Sink, refused, settings
 
 OURS = "https://app.example.org"
 THEIRS = "https://evil.example.org"

@@ -11,16 +11,16 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
-from darkroom import keys_cli
-from gateway import limits
-from gateway.api_keys import ApiKeys, KeyRefused, KnownKeys, TooManyKeys
-from gateway.fresh import Fresh
-from gateway.identity import Scope
-from schemas.http_keys import KeyState, LimitKind, NewKey
+from darkroom.commands import keys
+from gateway.access.api_keys import ApiKeys, KeyRefused, KnownKeys, TooManyKeys
+from gateway.access.identity import Scope
+from gateway.access.ttl_cache import Fresh
+from gateway.limits import rate_limits
+from schemas.http.keys import KeyState, LimitKind, NewKey
 from streams.errors import DependencyAway
-from streams.files import FileStore
+from streams.object_store.protocol import FileStore
 from tests.security.door import house, made
-from tests.unit.gateway_parts import refused
+from tests.support.gateway_components import refused
 
 
 def knowing(store: FileStore) -> KnownKeys:
@@ -162,7 +162,7 @@ async def test_an_unreadable_key_opens_nothing(store: FileStore) -> None:
 
 async def test_keys_are_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more keys can be made than every gateway can know."""
-    monkeypatch.setattr("gateway.api_keys.MAX_KEYS", 2)
+    monkeypatch.setattr("gateway.access.api_keys.MAX_KEYS", 2)
     await made(store)
     await made(store)
     with pytest.raises(TooManyKeys):
@@ -171,7 +171,7 @@ async def test_keys_are_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatc
 
 async def test_a_key_carries_scopes_and_limits(store: FileStore) -> None:
     """A key may do what its scopes say, and has its own limits where it was given some."""
-    key = await made(store, scopes={Scope.READ}, limits={"uploads": "50/hour"})
+    key = await made(store, scopes={Scope.READ}, rate_limits={"uploads": "50/hour"})
     identity = await knowing(store).identify(key)
     assert (identity.scopes, identity.limits, identity.name) == (
         {Scope.READ}, {"uploads": "50/hour"}, f"key:{key.split('_')[1]}"
@@ -182,13 +182,13 @@ async def test_a_key_carries_scopes_and_limits(store: FileStore) -> None:
 
 def test_limits_of_keys_are_those_there_are() -> None:
     """A key can have a limit of every kind there is, and of no other; each rate it can have can be read."""
-    assert set(get_args(LimitKind)) == set(limits.KINDS)
+    assert set(get_args(LimitKind)) == set(rate_limits.KINDS)
     for rate in ("50/hour", "10/minute; 50/hour", "none"):
-        NewKey(owner="anna", limits={"uploads": rate})
-        limits.parse_limits(rate)
+        NewKey(owner="anna", rate_limits={"uploads": rate})
+        rate_limits.parse_limits(rate)
     for rate in ("", "0/hour", "50", "50/hour;", "50 / fortnight", "-1/hour"):
         with pytest.raises(ValueError, match="limits"):
-            NewKey(owner="anna", limits={"uploads": rate})
+            NewKey(owner="anna", rate_limits={"uploads": rate})
 
 
 def test_keys_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,22 +196,22 @@ def test_keys_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DARKROOM_FILES__DIRECTORY", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     run = CliRunner()
-    assert "No keys." in run.invoke(keys_cli.app, ["list"]).stdout
+    assert "No keys." in run.invoke(keys.app, ["list"]).stdout
     wish = ["create", "--owner", "anna", "--scope", "images:read", "--limit", "requests=5/second", "--days", "30"]
-    created = run.invoke(keys_cli.app, wish)
+    created = run.invoke(keys.app, wish)
     assert created.exit_code == 0, created.output
     key = created.stdout.split()[0]
     key_id, secret = re.fullmatch(r"dk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", key).groups()  # type: ignore[union-attr]
-    listed = run.invoke(keys_cli.app, ["list"]).stdout
+    listed = run.invoke(keys.app, ["list"]).stdout
     for shown in (key_id, "anna", "images:read", "active", "requests 5/second"):
         assert shown in listed
     assert secret not in listed
-    assert run.invoke(keys_cli.app, ["revoke", key_id]).exit_code == 0
-    assert "revoked" in run.invoke(keys_cli.app, ["list"]).stdout
-    assert run.invoke(keys_cli.app, ["revoke", "0" * 16]).exit_code == 1
+    assert run.invoke(keys.app, ["revoke", key_id]).exit_code == 0
+    assert "revoked" in run.invoke(keys.app, ["list"]).stdout
+    assert run.invoke(keys.app, ["revoke", "0" * 16]).exit_code == 1
     for wrong in (
         ["--owner", "../anna"],
         ["--owner", "anna", "--limit", "uploads"],
         ["--owner", "a", "--scope", "all"],
     ):
-        assert run.invoke(keys_cli.app, ["create", *wrong]).exit_code == 2
+        assert run.invoke(keys.app, ["create", *wrong]).exit_code == 2

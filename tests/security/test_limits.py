@@ -17,21 +17,21 @@ import pytest
 from fastapi import Request
 from pydantic import SecretStr, ValidationError
 
-from gateway.identity import Identity, Scope
-from gateway.ingest import ingest_app
-from gateway.limit_settings import RateLimitSettings
-from gateway.limits import Limits, limit_headers, open_limits
-from gateway.parts import IngestParts
-from gateway.problems import Problem
+from gateway.access.identity import Identity, Scope
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from gateway.http.problems import Problem
+from gateway.limits.rate_limits import Limits, limit_headers, open_limits
+from gateway.limits.settings import RateLimitSettings
 from infra.local.kafka import LocalKafka
-from schemas.http_api import ProblemCode
+from schemas.http.problems import ProblemCode
 from schemas.values import Owner
-from streams.files import open_files
+from streams.object_store.factory import open_files
 from streams.settings import BreakerSettings, FilesSettings
-from tests.faults.processes import planted
-from tests.security.gateways import start_gateways
-from tests.services import LocalRedis, suspended
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_processes import start_gateways
+from tests.support.plant import planted
+from tests.support.services import LocalRedis, suspended
 
 ANNA = Identity(Owner("anna"), frozenset(Scope), "token:anna")
 BERT = Identity(Owner("bert"), frozenset(Scope), "token:bert")
@@ -293,7 +293,7 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
     redis: LocalRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without Redis uploads go on under this gateway's own count, health tells, and the shared one comes back."""
-    monkeypatch.setattr("gateway.limits._PATIENCE", BreakerSettings(failures=3, open_s=0.2))
+    monkeypatch.setattr("gateway.limits.rate_limits._PATIENCE", BreakerSettings(failures=3, open_s=0.2))
     limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
     async with open_limits(limits) as one, open_limits(limits) as other:
         await take(one)

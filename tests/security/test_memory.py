@@ -14,9 +14,9 @@ import pytest
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from streams.settings import FilesSettings
-from tests.faults.processes import planted
-from tests.security.gateways import start_gateways
-from tests.unit.gateway_parts import JPEG, UPLOAD
+from tests.support.gateway_components import JPEG, UPLOAD
+from tests.support.gateway_processes import start_gateways
+from tests.support.plant import planted
 
 GIGABYTE = 1_000_000_000
 MEBIBYTE = 1 << 20

@@ -12,16 +12,20 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.app import embedded_app
-from gateway.parts import QueryParts
-from gateway.permissions import PERMISSIONS
-from schemas.receipts import Receipt
-from streams.files import FileStore, image_key, open_files
-from streams.serving import serving
+from gateway.access.permissions import PERMISSIONS
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from schemas.stored.receipts import Receipt
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key
+from streams.object_store.protocol import FileStore
+from streams.process.http_server import serving
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from streams.vectors import ImageRecord, ReadModel, open_read_model
 from tests.security.lines import connected
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, Encoder, Sink, settings
 
 INJECTED = "X-Injected: yes"
 NASTY_PATHS = (

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from structlog.testing import capture_logs
 
-from darkroom.gateways import GatewayEnvironment
-from darkroom.workers import explain
-from gateway.api_keys import ApiKeys
+from darkroom.processes.gateway_runtime import GatewayEnvironment
+from darkroom.processes.launch import explain
+from gateway.access.api_keys import ApiKeys
 from gateway.client import AsyncDarkroom, Darkroom, Refused
 from streams.errors import NotReady
-from streams.files import FileStore
+from streams.object_store.protocol import FileStore
 from tests.security.door import ADMIN_TOKEN, HERE, house, made, secret_pair, token, trusting
-from tests.unit.gateway_parts import refused
+from tests.support.gateway_components import refused
 
 SHARED = secret_pair("hs-1")
 

@@ -14,18 +14,18 @@ import pytest
 from fastapi import Request
 from structlog.testing import capture_logs
 
-from gateway.api_keys import ApiKeys
-from gateway.app import embedded_app
-from gateway.auth import open_door
-from gateway.auth_settings import AuthSettings
-from gateway.identity import Identity, Scope
-from gateway.parts import QueryParts
-from schemas.http_keys import KeyCreated, KeyList, KeyState, KeyView
-from streams.files import FileStore
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticator import open_door
+from gateway.access.identity import Identity, Scope
+from gateway.access.settings import AuthSettings
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from schemas.http.keys import KeyCreated, KeyList, KeyState, KeyView
+from streams.object_store.protocol import FileStore
+from streams.read_model.factory import open_read_model
 from streams.settings import QdrantSettings
-from streams.vectors import open_read_model
 from tests.security.door import ADMIN_TOKEN, house, made
-from tests.unit.gateway_parts import Answers, Encoder, FrailFiles, Sink, refused, settings
+from tests.support.gateway_components import Answers, Encoder, FrailFiles, Sink, refused, settings
 
 KEYS = "/api/v1/admin/keys"
 

@@ -7,21 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.auth_settings import AuthSettings
-from gateway.tokens import Tokens
-from streams.files import FileStore
-from tests.security.door import (
-    AUDIENCE,
-    ISSUER,
-    Pair,
-    ed25519_pair,
-    house,
-    rsa_pair,
-    secret_pair,
-    token,
-)
+from gateway.access.jwt_verifier import Tokens
+from gateway.access.settings import AuthSettings
+from streams.object_store.protocol import FileStore
+from tests.security.door import AUDIENCE, ISSUER, Pair, ed25519_pair, house, rsa_pair, secret_pair, token
 from tests.security.jwks import Jwks
-from tests.unit.gateway_parts import refused
+from tests.support.gateway_components import refused
 
 pytestmark = pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # they are what is tested
 

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingest import ingest_app
-from gateway.limit_settings import QuotaSettings, RateLimitSettings
-from gateway.limits import open_limits
-from gateway.parts import IngestParts
-from gateway.problems import Problem
-from gateway.quotas import AGAIN_S, Quotas, Usage, count
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from gateway.http.problems import Problem
+from gateway.limits.quotas import AGAIN_S, Quotas, Usage, count
+from gateway.limits.rate_limits import open_limits
+from gateway.limits.settings import QuotaSettings, RateLimitSettings
 from schemas.values import Owner, new_image_id
 from streams.errors import DependencyAway
-from streams.files import FileStore, open_files, original_key
-from streams.originals import claim, withdraw
+from streams.object_store.factory import open_files
+from streams.object_store.keys import original_key
+from streams.object_store.original_references import claim, withdraw
+from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
 
 ANNA, BERT = Owner("anna"), Owner("bert")
 

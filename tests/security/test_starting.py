@@ -7,11 +7,11 @@ from pathlib import Path
 
 import httpx
 
-from gateway.api_keys import ApiKeys
+from gateway.access.api_keys import ApiKeys
 from infra.local.kafka import LocalKafka
-from schemas.http_keys import NewKey
-from streams.files import open_files
-from tests.faults.processes import PATIENCE_S, Plant, planted, until
+from schemas.http.keys import NewKey
+from streams.object_store.factory import open_files
+from tests.support.plant import PATIENCE_S, Plant, planted, until
 
 OTHERS = {"DARKROOM_GATEWAY__HOST": "0.0.0.0"}
 FETCH = "/api/v1/images/fetch"

@@ -14,24 +14,28 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from agents.recording import conclude, record
-from gateway.app import embedded_app
-from gateway.auth import open_door
-from gateway.auth_settings import AuthSettings
-from gateway.identity import Scope
-from gateway.numbers import StatisticsSettings, open_numbers
-from gateway.parts import QueryParts
-from gateway.permissions import PERMISSIONS
-from gateway.resumable import UploadKind, Uploads
+from agents.indexing.record_facts import conclude, record
+from gateway.access.authenticator import open_door
+from gateway.access.identity import Scope
+from gateway.access.permissions import PERMISSIONS
+from gateway.access.settings import AuthSettings
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.operations.statistics_cache import StatisticsSettings, open_numbers
+from gateway.upload_sessions.store import UploadKind, Uploads
 from schemas.values import ImageState, ObjectRef, Owner, Rendition, StageState, job_id_of, new_image_id
-from streams.erasures import Erasures
-from streams.files import FileStore, image_key, open_files
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key
+from streams.object_store.protocol import FileStore
+from streams.object_store.tombstones import Erasures
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import StageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from streams.vectors import ReadModel, StageRecord, open_read_model
 from tests.security.door import HERE, secret_pair, token, trusting
-from tests.unit.facts import Facts
-from tests.unit.gateway_parts import JPEG, UPLOAD, Answers, Encoder, Sink, refused, settings, unit_vector
-from tests.unit.sse import Told
+from tests.support.facts import Facts
+from tests.support.gateway_components import JPEG, UPLOAD, Answers, Encoder, Sink, refused, settings, unit_vector
+from tests.support.server_sent_events import Told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them
 

@@ -14,9 +14,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from gateway.auth_settings import AuthSettings
+from gateway.access.settings import AuthSettings
 from streams.errors import NotReady
-from streams.files import FileStore
+from streams.object_store.protocol import FileStore
 from tests.security.door import (
     AUDIENCE,
     ISSUER,
@@ -32,7 +32,7 @@ from tests.security.door import (
     unsigned,
 )
 from tests.security.jwks import Jwks
-from tests.unit.gateway_parts import refused
+from tests.support.gateway_components import refused
 
 pytestmark = pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # they are what is tested
 

@@ -17,9 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from darkroom.gateways import run_gateway
-from streams import vectors_local
+from darkroom.processes.gateways import run_gateway
 from streams.errors import DependencyAway
+from streams.read_model import qdrant_embedded
 from streams.settings import QdrantSettings
 
 FILE_VARIABLE = "DARKROOM_STORM_READ_MODEL"
@@ -71,5 +71,5 @@ def _more_settings(file: Path) -> None:
 if __name__ == "__main__":
     _more_settings(Path(os.environ[SETTINGS_VARIABLE]))
     # Below the breakers, where a server's trouble would be.
-    vectors_local.open_local_read_model = _poisoned(vectors_local.open_local_read_model)  # type: ignore[assignment]
+    qdrant_embedded.open_local_read_model = _poisoned(qdrant_embedded.open_local_read_model)  # type: ignore[assignment]
     sys.exit(run_gateway("core"))

@@ -12,17 +12,17 @@ from confluent_kafka import KafkaException
 
 from schemas.values import ImageState
 from streams import topics
-from streams.dead_letters import DeadLetterOffice, Selection
-from streams.files import FileStore
-from streams.producer import open_producer
+from streams.kafka.producer import open_producer
+from streams.object_store.protocol import FileStore
+from streams.retries.dead_letters import DeadLetterOffice, Selection
 from streams.topics import AGENTS
 from tests.storm.evidence import Evidence
 from tests.storm.gathering import read_log
 from tests.storm.log import read_topics
-from tests.storm.proxy import CALM
 from tests.storm.report import Say
 from tests.storm.uploads import Sent, Stream
 from tests.storm.world import World
+from tests.support.tcp_proxy import CALM
 
 _QUIET_PATIENCE_S = 420.0
 _LOOKS = 10  # of the reconciler, until it finds nothing to do

@@ -11,10 +11,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from tests.storm.proxy import CALM, Toxin
 from tests.storm.schedule import Planned
 from tests.storm.uploads import Stream
 from tests.storm.world import SESSION_S, WORKERS, World
+from tests.support.tcp_proxy import CALM, Toxin
 
 _STRIKE_PATIENCE_S = 90.0
 _POLL_S = 0.1

@@ -52,7 +52,7 @@ async def _at_work(at: Field) -> psutil.Process:
     coming = asyncio.create_task(lure(at, "sanitizer"))
     try:
         for _ in range(200):
-            children = [child for child in sanitizer.children() if "streams.sandbox_child" in child.cmdline()]
+            children = [child for child in sanitizer.children() if "streams.sandbox.child" in child.cmdline()]
             busy = [
                 child for child in children if child.cpu_percent(0.01) > 0 and child.status() == psutil.STATUS_RUNNING
             ]

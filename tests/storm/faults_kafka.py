@@ -7,7 +7,7 @@ import random
 
 from confluent_kafka import KafkaException, Producer
 
-from schemas.envelope import Outgoing, Record
+from schemas.events.envelope import Outgoing, Record
 from streams.topics import MAX_LETTER_BYTES, PIPELINE, dead_topic
 from tests.storm.cluster import set_topic
 from tests.storm.faults import Field, NotStruck, lure

@@ -16,12 +16,13 @@ import httpx
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from schemas.envelope import Record
-from schemas.facts import ImageRefused
+from schemas.events.envelope import Record
+from schemas.events.facts import ImageRefused
 from streams import topics
 from streams.errors import DependencyAway
-from streams.files import FileStore, ObjectMissing, image_prefix
-from streams.retry import ORIGIN_HEADERS
+from streams.object_store.keys import image_prefix
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.retries.retry_policy import ORIGIN_HEADERS
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS
 from tests.storm.evidence import ABSENT, GONE, CommitSample, Evidence, OutcomeSaid, Position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.storm import faults, faults_decoder, faults_kafka
 from tests.storm.faults import Kind
-from tests.storm.proxy import Toxin
+from tests.support.tcp_proxy import Toxin
 
 KINDS: dict[str, Kind] = {
     "kill": faults.kill,

@@ -6,7 +6,7 @@ import time
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.envelope import Record
+from schemas.events.envelope import Record
 from streams.settings import KafkaSettings
 
 _PATIENCE_S = 120.0

@@ -12,16 +12,16 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
-from agents import recording
-from darkroom.cli import main
-from schemas.envelope import Event, Outgoing
-from streams import work
-from streams.fence import TombstoneFence
-from streams.ledger import Ledger, Slice
-from streams.producer import EventProducer
+from agents.indexing import record_facts
+from darkroom.main import main
+from schemas.events.envelope import Event, Outgoing
+from streams.kafka.offset_ledger import Ledger, Slice
+from streams.kafka.producer import EventProducer
+from streams.read_model.qdrant_embedded import LocalReadModel
+from streams.read_model.qdrant_schema import to_payload
+from streams.runtime import execution
+from streams.runtime.tombstone_check import TombstoneFence
 from streams.stage import Outcome
-from streams.vectors_local import LocalReadModel
-from streams.vectors_schema import to_payload
 
 
 def _delivery_not_awaited() -> None:
@@ -60,14 +60,14 @@ def _no_fence() -> None:
 
     TombstoneFence.drops = drops  # type: ignore[method-assign]
     LocalReadModel.merge = merge  # type: ignore[method-assign]
-    recording._writable = lambda fact, known: True
+    record_facts._writable = lambda fact, known: True
 
 
 def _random_keys() -> None:
     def result_key(owner: str, input_sha256: str, stage: str, version: str, parameters: str) -> str:
         return f"results/{owner}/{input_sha256}/{stage}/{version}/{uuid4().hex[:16]}.json"
 
-    work.result_key = result_key  # type: ignore[attr-defined]
+    execution.result_key = result_key  # type: ignore[attr-defined]
 
 
 PROTECTIONS: dict[str, Callable[[], None]] = {

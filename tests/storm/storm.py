@@ -14,7 +14,8 @@ import httpx
 
 from schemas.values import ImageState
 from streams import topics
-from streams.files import FileStore, open_files
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
 from streams.topics import AGENTS
 from tests.storm.books import balance
 from tests.storm.ending import grow_old, heal, replay, until_ended, until_quiet

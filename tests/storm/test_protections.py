@@ -17,19 +17,19 @@ from aiokafka.partitioner import murmur2
 
 from infra.local.kafka import LocalKafka
 from infra.local.process import Child
-from schemas.envelope import Outgoing
-from schemas.intake import ImageUploaded
+from schemas.events.envelope import Outgoing
+from schemas.events.intake import ImageUploaded
 from schemas.values import new_image_id
 from streams import topics
-from streams.files import open_files
+from streams.object_store.factory import open_files
 from streams.topics import MAX_MESSAGE_BYTES
-from tests.faults.processes import KILLED, LIGHT, Plant, planted, until
 from tests.storm.books import balance
 from tests.storm.cluster import set_topic
 from tests.storm.evidence import CommitSample, Evidence
 from tests.storm.gathering import gather, outputs_of, sample_commits
 from tests.storm.pool import Content, make_pool
 from tests.storm.uploads import NUMBER, Sent
+from tests.support.plant import KILLED, LIGHT, Plant, planted, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 PICTURES = 8
@@ -143,7 +143,7 @@ def killed_with_work_open(bench: Bench) -> None:
     child = next(
         child
         for child in psutil.Process(sanitizer.pid).children(recursive=True)
-        if "streams.sandbox_child" in child.cmdline()
+        if "streams.sandbox.child" in child.cmdline()
     )
     os.kill(child.pid, signal.SIGSTOP)
     events = bench.send(*bench.anew())

@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 from infra.local.minio import LocalMinio
 from streams.errors import DependencyAway
-from streams.files import FileStore, open_files
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
-from tests.storm.proxy import CALM, Proxy, Toxin, running_proxy
+from tests.support.tcp_proxy import CALM, Proxy, Toxin, running_proxy
 
 DATA = bytes(range(256)) * 2000
 

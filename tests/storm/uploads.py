@@ -14,12 +14,13 @@ from typing import Any, Literal
 import httpx
 from confluent_kafka import Producer
 
-from schemas.envelope import Outgoing
-from schemas.intake import ImageUploaded
+from schemas.events.envelope import Outgoing
+from schemas.events.intake import ImageUploaded
 from schemas.values import ObjectRef, Profile, new_image_id
 from streams.errors import DependencyAway
-from streams.files import FileStore, original_key
-from streams.originals import claim
+from streams.object_store.keys import original_key
+from streams.object_store.original_references import claim
+from streams.object_store.protocol import FileStore
 from streams.topics import UPLOADED
 from tests.storm import source
 from tests.storm.pool import Content, Pool

@@ -19,15 +19,15 @@ from infra.local.minio import LocalMinio
 from infra.local.ports import choose
 from infra.local.process import Child
 from infra.local.supervisor import Backoff, Supervisor
-from streams.admin import KafkaAdmin
 from streams.errors import DependencyAway
-from streams.process import EXIT_NOT_READY
+from streams.kafka.admin import KafkaAdmin
+from streams.process.exit_codes import EXIT_NOT_READY
 from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import AGENTS
 from tests.storm import source
 from tests.storm.cluster import Cluster, running_cluster
 from tests.storm.core import FILE_VARIABLE, SETTINGS_VARIABLE
-from tests.storm.proxy import Proxy, running_proxy
+from tests.support.tcp_proxy import Proxy, running_proxy
 
 WORKERS = tuple(agent for agent in AGENTS if agent != "indexer")  # the indexer lives in the core
 PROCESSES = ("core", "ingest", "router", *WORKERS)

@@ -1,0 +1,130 @@
+"""Erasing an image: everything the object store holds of it goes, up to the generation that deletes it.
+
+First the deletion is made certain, so that the other agents drop what they have in flight; only then is looked what
+there is. What a repeated deletion needs to know (the hashes, the receipts) goes last, so that one that was interrupted
+anywhere can be finished. What other images of the owner share stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+
+from schemas.events.envelope import now
+from schemas.events.facts import DeletionRequested
+from schemas.stored.erasures import Removed
+from schemas.stored.receipts import Receipt
+from schemas.values import ImageState
+from streams.object_store.keys import original_key
+from streams.object_store.original_references import claimed_by_others, release
+from streams.object_store.protocol import FileStore
+from streams.object_store.receipts import generation_of, job_of, read_receipt, receipt_keys
+from streams.object_store.tombstones import Erasures, objects_of
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
+
+
+class Done(Enum):
+    """Whether a deletion was done now, or is an old one that was said again."""
+
+    NOW = "now"
+    BEFORE = "before"
+
+
+@dataclass(slots=True)
+class Belongings:
+    """What the object store holds of an image and of nobody else, by key; and the hashes of its bytes."""
+
+    objects: list[str] = field(default_factory=list)
+    originals: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
+    receipts: list[str] = field(default_factory=list)
+    hashes: set[str] = field(default_factory=set)
+
+    def counts(self) -> Removed:
+        """Return how many there are of each."""
+        return Removed(
+            objects=len(self.objects),
+            originals=len(self.originals),
+            results=len(self.results),
+            receipts=len(self.receipts),
+        )
+
+
+async def erase(
+    event: DeletionRequested, known: ImageRecord | None, vectors: ReadModel, files: FileStore
+) -> Done | None:
+    """Remove objects, original, results and the record, in this order; then the receipts. Repeats harmlessly.
+
+    None, and nothing is done, if the image is another owner's as far as read model, receipts and erasure know.
+    """
+    receipts = await receipts_of(event.image_id, event.generation, files)
+    if known is None and any(receipt.owner != event.owner for receipt in receipts.values() if receipt is not None):
+        return None
+    erasures = Erasures(files)
+    erasure = await erasures.make_certain(event.image_id, event.owner, event.generation)
+    if erasure is None:
+        return None
+    if erasure.finished_at is not None:
+        return Done.BEFORE
+    await erasures.note(event.image_id, _hashes(known, receipts.values()))
+    if known is not None and not known.deleted:
+        # From here on the image does not count as a user of its bytes: of two deletions at once, the last one sees it.
+        await vectors.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
+    noted = await erasures.noted(event.image_id)
+    found = await belongings(event.image_id, event.owner, event.generation, noted, vectors, files)
+    found.receipts = list(receipts)
+    again = erasure.erased_at is not None
+    removed = erasure.removed + found.counts() if again else erasure.removed.at_least(found.counts())
+    erasure = await erasures.say(erasure, removed=removed)
+    await remove(found, event.image_id, event.owner, files)
+    await vectors.bury(event.image_id, event.owner, event.generation)
+    for key in receipts:
+        await files.delete(key)
+    if not again:
+        await erasures.say(erasure, erased_at=now())
+    return Done.BEFORE if again else Done.NOW
+
+
+async def belongings(
+    image_id: str, owner: str, generation: int, hashes: Collection[str], vectors: ReadModel, files: FileStore
+) -> Belongings:
+    """Find what is stored of an image up to a generation, and under those hashes no other image of the owner has."""
+    found = Belongings(hashes=set(hashes))
+    found.objects = [key async for key in objects_of(files, image_id, generation)]
+    # The read model hears of an image late; its claims, on original and master, are there before anything follows.
+    claimed = {sha256 for sha256 in found.hashes if await claimed_by_others(files, owner, sha256, image_id)}
+    for sha256 in sorted(found.hashes):
+        if sha256 in claimed or await vectors.uses_of(owner, sha256) > 0:
+            continue
+        # Only ever at our own key: an event may name any object as its original, its owner's or not.
+        if await files.stat(original_key(owner, sha256)) is not None:
+            found.originals.append(original_key(owner, sha256))
+        found.results += [one.key async for one in files.list(f"results/{owner}/{sha256}/")]
+    return found
+
+
+async def remove(found: Belongings, image_id: str, owner: str, files: FileStore) -> None:
+    """Remove an image's objects, originals and results, and its claims on bytes."""
+    for key in (*found.objects, *found.results):
+        await files.delete(key)
+    for key in found.originals:
+        # Somebody may have sent these bytes again since they were found to be nobody's.
+        if not await claimed_by_others(files, owner, key.rpartition("/")[2], image_id):
+            await files.delete(key)
+    for sha256 in found.hashes:
+        await release(files, owner, sha256, image_id)
+
+
+async def receipts_of(image_id: str, generation: int, files: FileStore) -> dict[str, Receipt | None]:
+    """Return the receipts of an image up to a generation by key; None for one that cannot be read."""
+    keys = [key async for key in receipt_keys(files, image_id) if 0 < generation_of(key) <= generation]
+    return {key: await read_receipt(files, job_of(key)) for key in keys}
+
+
+def _hashes(known: ImageRecord | None, receipts: Collection[Receipt | None]) -> set[str]:
+    refs = [known.original, known.master] if known is not None else []
+    # An image that was refused, or is still on its way, has its original only in its receipt.
+    refs += [receipt.original for receipt in receipts if receipt is not None]
+    return {ref.sha256 for ref in refs if ref is not None}

@@ -1,0 +1,73 @@
+"""Histories: what the indexer writes down of each fact, for whoever asks later what happened to an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from schemas.events.envelope import Event, now, parameters_hash
+from schemas.events.facts import Fact
+from schemas.values import ErrorCode, StageState
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import HISTORY_LIMIT, HistoryEntry
+from streams.telemetry.tracing import origin_in_hand
+
+
+def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | None = None) -> dict[str, HistoryEntry]:
+    """Return what is to be written down of an event, by its name: the event's id and when it was said.
+
+    So one event that comes again is one entry, whatever came between; work that was done again is another.
+    """
+    origin = origin_in_hand()
+    report = event.report if isinstance(event, Fact) else None
+    entry = HistoryEntry(
+        event_id=event.id,
+        type=event.type,
+        generation=event.generation,
+        stage=event.producing_stage(),
+        state=state,
+        reason=reason,
+        attempts=report.attempts if report else None,
+        duration_ms=report.duration_ms if report else None,
+        reused=report.reused if report else False,
+        version=report.version if report else None,
+        run=event.run,
+        worker=(report.worker or None) if report else None,
+        occurred_at=event.occurred_at,
+        recorded_at=_when(origin.taken_ms) if origin and origin.taken_ms else now(),
+        trace_id=origin.trace_id if origin else None,
+        topic=origin.topic if origin else None,
+        partition=_number(origin.partition) if origin else None,
+        offset=_number(origin.offset) if origin else None,
+    )
+    return {parameters_hash({"id": event.id, "at": event.occurred_at}): entry}
+
+
+async def keep_short(image_id: str, generation: int, vectors: ReadModel) -> None:
+    """Forget the oldest entries beyond the limit: first of reruns, then of what was said again."""
+    entries = await vectors.history(image_id)
+    if len(entries) > HISTORY_LIMIT:
+        await vectors.keep_history(image_id, generation, shortened(entries))
+
+
+def shortened(entries: Mapping[str, HistoryEntry]) -> dict[str, HistoryEntry]:
+    """Return the entries that are kept; of each stage and generation the first ever said is among them if it can be."""
+    oldest_first = sorted(entries, key=lambda name: (entries[name].occurred_at, name))
+    firsts: dict[tuple[str, int], str] = {}
+    for name in oldest_first:
+        firsts.setdefault((entries[name].stage, entries[name].generation), name)
+    first = set(firsts.values())
+    least_first = sorted(oldest_first, key=lambda name: (name in first, entries[name].run == 0))
+    kept = set(least_first[-HISTORY_LIMIT:])
+    return {name: entry for name, entry in entries.items() if name in kept}
+
+
+def _when(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _number(text: str) -> int | None:
+    with suppress(ValueError):  # a header somebody else may have written
+        return int(text)
+    return None

@@ -1,0 +1,66 @@
+"""Annotating: the tags, category and metadata an owner says anew, into the image's record."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from agents.core.merge import required_stages
+from agents.indexing.fact_history import entry_of, keep_short
+from schemas.events.envelope import Event, now
+from schemas.events.facts import ImageAnnotated
+from schemas.values import ImageState
+from streams.object_store.tombstones import Erasures
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
+
+
+async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures) -> bool:
+    """Write what the owner says, unless something later is known; False if the image is deleted or another owner's.
+
+    Whatever order these events, the image's facts and its generations come in, the same stands at the end.
+    """
+    known = await begun(event, vectors, erasures)
+    if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
+        return False
+    patch: dict[str, JsonValue] = {}  # what comes too late is in the history alone
+    if (event.revision, event.occurred_at) > (known.revision, known.revised_at or ""):
+        patch = {
+            **event.model_dump(mode="json", include={"tags", "category", "context", "revision"}),
+            "revised_at": event.occurred_at,
+            "updated_at": now(),
+        }
+    await vectors.merge(event.image_id, known.generation, patch, history=entry_of(event))
+    await keep_short(event.image_id, known.generation, vectors)
+    return True
+
+
+async def begun(event: Event, vectors: ReadModel, erasures: Erasures) -> ImageRecord | None:
+    """Return the record an event is about, begun if its generation is new here; None if the image is deleted."""
+    known = await vectors.get(event.image_id)
+    if known is None or known.generation < event.generation:
+        # The janitor has removed the tombstones of old deletions from the read model; a replayed event is older still.
+        erasure = await erasures.get(event.image_id)
+        if erasure is not None and erasure.covers(event.owner, event.generation):
+            return None
+        await vectors.begin(_stub(event, known), history=await vectors.history(event.image_id) if known else None)
+        known = await vectors.get(event.image_id)
+    return known
+
+
+def _stub(event: Event, known: ImageRecord | None) -> ImageRecord:
+    """Return what a generation begins with: nothing but what the owner had said of the image before."""
+    return ImageRecord.model_validate(
+        {
+            "image_id": event.image_id,
+            "owner": event.owner,
+            "generation": event.generation,
+            "required": required_stages(event.profile),
+            **_kept(known),
+        }
+    )
+
+
+def _kept(known: ImageRecord | None) -> dict[str, object]:
+    if known is None or known.deleted or not known.revision:
+        return {}
+    return known.model_dump(include={"tags", "category", "context", "revision", "revised_at"})

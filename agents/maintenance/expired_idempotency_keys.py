@@ -1,0 +1,49 @@
+"""Idempotency keys whose time is over: what was kept of their requests goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+from pydantic import ValidationError
+
+from agents.maintenance.object_scan import Walk
+from schemas.stored.idempotency import IDEMPOTENCY, Attempt
+from streams.object_store.protocol import FileStore, ObjectMissing
+
+log = structlog.get_logger(__name__)
+
+_MAX_BYTES = 1_000_000  # of an attempt
+
+
+@dataclass(slots=True)
+class ExpiredKeys:
+    """Walks what is kept of requests, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
+
+    files: FileStore
+    _walk: Walk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._walk = Walk(self.files, IDEMPOTENCY)
+
+    async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
+        """Remove those of the next page that expired before `now` (unix seconds); return how many there were."""
+        expired = 0
+        for info in await self._walk.page(page_size):
+            if await self._is_expired(info.key, now):
+                expired += 1
+                if not dry_run:
+                    await self.files.delete(info.key)
+        if not dry_run:
+            self._walk.go_on()
+        return expired
+
+    async def _is_expired(self, key: str, now: float) -> bool:
+        try:
+            attempt = Attempt.model_validate_json(await self.files.get(key, limit=_MAX_BYTES))
+        except ObjectMissing:
+            return False
+        except (ValidationError, ValueError) as error:
+            log.warning("what was kept of a request is unreadable", key=key, error=str(error)[:300])
+            return True  # nobody can go on with it
+        return attempt.expires_at <= now

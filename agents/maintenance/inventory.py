@@ -1,0 +1,202 @@
+"""Where unfinished and damaged images are found: among receipts, records and objects, a bounded part at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import Field
+
+from agents.core.merge import SANITIZER
+from agents.maintenance.overdue import INDEXER, Waiting, accepted_at, lost, unfinished
+from schemas.stored.erasures import Erasure
+from schemas.stored.receipts import Receipt
+from schemas.values import ImageState, earliest_id, job_id_of, made_at
+from streams.object_store.keys import image_prefix
+from streams.object_store.protocol import FileStore
+from streams.object_store.receipts import RECEIPTS, generation_of, read_receipt, receipt_keys
+from streams.object_store.tombstones import Erasures
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
+from streams.settings import Group
+
+_AT_ONCE = 16
+_PAGE = 512
+REMEMBERED = 200_000  # receipts
+
+_Job = tuple[str, int]  # image id and generation
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class InventorySettings(Group):
+    """How much is looked at in one pass."""
+
+    overdue_s: float = Field(
+        3600.0, gt=0, description="seconds without news that make an image overdue; above all delays"
+    )
+    window_s: float = Field(604_800.0, gt=0, description="receipts older than these seconds are not walked")
+    receipts_per_pass: int = Field(100_000, ge=1, description="receipts listed in one pass; the next one goes on")
+    records_per_pass: int = Field(20_000, ge=1, description="unfinished records read in one pass, the oldest first")
+    objects_per_pass: int = Field(100, ge=1, description="completed images whose objects are looked for in one pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of one image, what it waits for, and which of its objects are gone."""
+
+    image_id: str
+    record: ImageRecord | None
+    receipt: Receipt | None
+    erasure: Erasure | None = None
+    waiting: tuple[Waiting, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()  # (stage that makes it, key)
+    job: int = 0  # the generation its receipt names
+
+    @property
+    def generation(self) -> int:
+        """The newest run that is known."""
+        known = (self.record, self.receipt, self.erasure)
+        return max((one.generation for one in known if one is not None), default=self.job)
+
+    @property
+    def accepted_at(self) -> float:
+        """When what is not finished was accepted, unix seconds; of a rerun or deletion: not when the image was."""
+        if self.waiting and (self.record is None or self.record.generation > 1 or self.waiting[0].agent == INDEXER):
+            return min(one.since for one in self.waiting)
+        known = self.record or self.receipt
+        return accepted_at(known) if known is not None else made_at(self.image_id)
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Looks for images. Calls raise DependencyAway. Keeps, between passes, only where it stands."""
+
+    files: FileStore
+    vectors: ReadModel
+    settings: InventorySettings
+    _receipt: str | None = None
+    _completed: str | None = None
+    _settled: set[_Job] = field(default_factory=set)
+    _open: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # what those wait for that are not settled
+
+    async def unfinished(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
+        """Return the images that have not ended: accepted and never heard of, in process, or going to be deleted."""
+        async for found in self._accepted(now, everything=everything):
+            yield found
+        async for record in self._scan(ImageState.PROCESSING, None if everything else self.settings.records_per_pass):
+            if SANITIZER in record.stages:
+                yield Found(record.image_id, record, None, waiting=unfinished(record, None))
+            else:  # only its receipt says whether it had to be fetched first
+                yield await self.examine(record.image_id)
+        async for image_id in Erasures(self.files).unfinished():
+            erasure = await Erasures(self.files).get(image_id)
+            if erasure is not None and erasure.erased_at is None:
+                yield await self.examine(image_id)
+
+    async def damaged(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
+        """Return the next completed images, or all of them, some of whose objects are gone."""
+        settled = now - self.settings.overdue_s
+        images = self._scan(ImageState.COMPLETED) if everything else self._next_completed()
+        async for found in _each(images, self._damage):
+            if found.missing and found.accepted_at < settled:
+                yield found
+
+    async def examine(self, image_id: str) -> Found:
+        """Return all that is known of one image as it is now."""
+        record = await self.vectors.get(image_id)
+        newest = max([generation_of(key) async for key in receipt_keys(self.files, image_id)], default=0)
+        receipt = await read_receipt(self.files, job_id_of(image_id, newest)) if newest else None
+        erasure = await Erasures(self.files).get(image_id)
+        waiting = unfinished(record, receipt, erasure)
+        missing = (await self._damage(record)).missing if record is not None and not waiting else ()
+        return Found(image_id, record, receipt, erasure, waiting, missing)
+
+    async def _accepted(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
+        """Walk the receipts, of which there is one per job, by age of the image; go on where the last walk ended."""
+        start = RECEIPTS + earliest_id(now - self.settings.window_s)
+        after = start if everything or self._receipt is None else max(start, self._receipt)
+        most = None if everything else self.settings.receipts_per_pass
+        newest: dict[str, int] = {}
+        listed, last = 0, None
+        async for info in self.files.list(RECEIPTS, after=after):
+            last, listed = info.key, listed + 1
+            if generation := generation_of(info.key):
+                image_id = info.key.removeprefix(RECEIPTS).partition(".")[0]
+                newest[image_id] = max(newest.get(image_id, 0), generation)
+            if listed == most:
+                break
+        if not everything:
+            self._receipt = last if listed == most else None
+        self._forget_some()
+        async for found in _each(_aiter(newest.items()), self._look_at_job):
+            if found is not None:
+                yield found
+
+    async def _look_at_job(self, job: _Job) -> Found | None:
+        image_id, generation = job
+        if job in self._settled:
+            return None
+        record = await self.vectors.get(image_id)
+        if record is not None and record.generation >= generation:  # what it waits for is found among the records
+            self._settled.add(job)
+            self._open.pop(job, None)
+            return None
+        if job not in self._open:
+            receipt = await read_receipt(self.files, job_id_of(image_id, generation))
+            if receipt is None:
+                return None
+            self._open[job] = unfinished(record, receipt)
+        return Found(image_id, None, None, waiting=self._open[job], job=generation)
+
+    def _forget_some(self) -> None:
+        """Keep what is remembered of receipts bounded: forgetting costs a look each."""
+        for known in (self._settled, self._open):
+            if len(known) > REMEMBERED:
+                known.clear()
+
+    async def _damage(self, record: ImageRecord) -> Found:
+        prefix = image_prefix(record.image_id)
+        there = {info.key async for info in self.files.list(prefix)}
+        gone = [(stage, ref.key) for stage, refs in lost(record, there).items() for ref in refs]
+        # Another service's facts may name objects elsewhere.
+        missing = [(stage, key) for stage, key in gone if key.startswith(prefix) or not await self.files.stat(key)]
+        return Found(record.image_id, record, None, missing=tuple(missing))
+
+    async def _scan(self, state: ImageState, most: int | None = None) -> AsyncIterator[ImageRecord]:
+        after, seen = None, 0
+        while page := await self.vectors.scan(state=state, after=after, limit=_PAGE):
+            for record in page:
+                yield record
+            after, seen = page[-1].image_id, seen + len(page)
+            if most is not None and seen >= most:
+                return
+
+    async def _next_completed(self) -> AsyncIterator[ImageRecord]:
+        """Return the next page of completed images; after the last one comes the first again."""
+        limit = self.settings.objects_per_pass
+        page = await self.vectors.scan(state=ImageState.COMPLETED, after=self._completed, limit=limit)
+        self._completed = page[-1].image_id if len(page) == limit else None
+        for record in page:
+            yield record
+
+
+async def _each(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]]) -> AsyncIterator[B]:
+    """Do the work on each item, a few at once, and return the answers in order."""
+    batch: list[A] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == _AT_ONCE:
+            for answer in await asyncio.gather(*map(work, batch)):
+                yield answer
+            batch.clear()
+    for answer in await asyncio.gather(*map(work, batch)):
+        yield answer
+
+
+async def _aiter(items: Iterable[A]) -> AsyncIterator[A]:
+    for item in items:
+        yield item

@@ -1,0 +1,59 @@
+"""How often the reconciler has led an image on already: kept beside the objects, so that no restart forgets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field, ValidationError
+
+from schemas.values import Value
+from streams.object_store.protocol import FileStore, ObjectMissing
+
+_PREFIX = "reconciler/"
+
+
+class Attempt(Value):
+    """How often an agent was told again, and when last (unix seconds)."""
+
+    count: int = 0
+    at: float = 0.0
+
+
+class _Noted(Value):
+    generation: int
+    agents: dict[str, Attempt] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """One small object per image that was overdue, until it has ended. Calls raise DependencyAway."""
+
+    files: FileStore
+
+    async def images(self) -> set[str]:
+        """Return the images that were led on and have not been seen finished since."""
+        listed = self.files.list(_PREFIX)
+        return {found.key.removeprefix(_PREFIX).removesuffix(".json") async for found in listed}
+
+    async def of(self, image_id: str, generation: int) -> dict[str, Attempt]:
+        """Return what was tried for one run of an image, by agent."""
+        try:
+            noted = _Noted.model_validate_json(await self.files.get(_key(image_id)))
+        except (ObjectMissing, ValidationError):
+            return {}
+        return dict(noted.agents) if noted.generation == generation else {}
+
+    async def note(self, image_id: str, generation: int, agent: str, at: float) -> None:
+        """Note one more try."""
+        agents = await self.of(image_id, generation)
+        agents[agent] = Attempt(count=agents.get(agent, Attempt()).count + 1, at=at)
+        noted = _Noted(generation=generation, agents=agents)
+        await self.files.put(_key(image_id), noted.model_dump_json().encode(), content_type="application/json")
+
+    async def forget(self, image_id: str) -> None:
+        """Forget an image that has ended."""
+        await self.files.delete(_key(image_id))
+
+
+def _key(image_id: str) -> str:
+    return f"{_PREFIX}{image_id}.json"

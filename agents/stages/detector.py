@@ -1,0 +1,154 @@
+"""Detector: a sanitized master in, the objects YOLO finds in it out, with label, confidence and box.
+
+Skipped, with the reason on the image, when the weights are not here. Refuses no image; no object is a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from pydantic import Field, JsonValue
+
+from agents.core.detect import as_objects
+from agents.models.loading import Loaded, load, open_master
+from agents.models.yolo_detector import MODEL, Letterboxed, YoloDetector, find_yolo
+from schemas.events.facts import ImageSanitized, ObjectsDetected
+from schemas.stored.results import DetectedObjects
+from schemas.values import ModelRef
+from streams import topics
+from streams.errors import Gone
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+
+
+class DetectorSettings(StageSettings):
+    """Limits of the detector; DARKROOM_DETECTOR__…"""
+
+    concurrency: int = Field(16, ge=1, description="events worked on at once; at least batch_size")
+    buffer: int = Field(64, ge=1, description="events fetched ahead")
+    batch_size: int = Field(8, ge=1, description="most images per call of the model")
+    weights: str | None = Field(
+        None, description="file in models.dir to use; empty = yolov8n.pt, else the first *yolo*.pt or .onnx there"
+    )
+    confidence: float = Field(0.25, ge=0, le=1, description="objects the model is less sure of are not reported")
+    iou: float = Field(0.7, ge=0, le=1, description="boxes of one class that overlap more are one object")
+    classes: tuple[str, ...] = Field((), description="labels to report; empty = all")
+    image_size: int = Field(640, ge=32, multiple_of=32, description="pixels of the longest side the model sees")
+    max_objects: int = Field(300, ge=1, description="most objects of one image, the most confident ones")
+    exact: bool = Field(False, description="float32 also where bfloat16 is faster (OpenVINO; half the speed)")
+    required: bool = Field(False, description="refuse to start without the model, instead of skipping")
+    decoders: int = Field(2, ge=1, description="masters decoded at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The object store, the detector if it is available, what it was told, and threads to work in."""
+
+    files: FileStore
+    detector: Loaded[YoloDetector]
+    thresholds: Mapping[str, JsonValue]
+    threads: ThreadPoolExecutor
+
+
+def _build(settings: DetectorSettings, resources: Resources) -> YoloDetector:
+    models = resources.settings.models
+    detector = YoloDetector(
+        find_yolo(models, settings.weights),
+        models,
+        confidence=settings.confidence,
+        iou=settings.iou,
+        classes=settings.classes,
+        image_size=settings.image_size,
+        max_objects=settings.max_objects,
+        exact=settings.exact,
+    )
+    detector.check()
+    return detector
+
+
+@asynccontextmanager
+async def open_tools(settings: DetectorSettings, resources: Resources) -> AsyncIterator[Tools]:
+    """Load the detector and prove it on drawn images and, with COCO's classes, on a known photo."""
+    detector = await load(
+        "detector",
+        MODEL,
+        lambda: _build(settings, resources),
+        resources,
+        required=settings.required,
+        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+    )
+    thresholds = settings.model_dump(
+        mode="json", include={"confidence", "iou", "classes", "image_size", "max_objects", "exact"}
+    )
+    with ThreadPoolExecutor(settings.decoders, thread_name_prefix="detector") as threads:
+        yield Tools(resources.files, detector, thresholds, threads)
+
+
+async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools) -> Letterboxed:
+    try:
+        data = await tools.files.get(event.image.master.key)
+    except ObjectMissing as error:
+        raise Gone(event.image.master.key) from error
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(tools.threads, lambda: detector.prepare(open_master(data)))
+
+
+async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[DetectedObjects | Skip | Exception]:
+    """Return the objects of each image; an image that cannot be read fails alone."""
+    detector = tools.detector.model
+    if detector is None:
+        return tools.detector.skips(len(events))
+    prepared = await asyncio.gather(*(_prepared(event, detector, tools) for event in events), return_exceptions=True)
+    good = [one for one in prepared if isinstance(one, Letterboxed)]
+    loop = asyncio.get_running_loop()
+    found = iter(await loop.run_in_executor(tools.threads, detector.detect, good))
+    model = ModelRef(name=detector.weights.name, sha256=detector.weights.sha256, backend=detector.backend)
+    answers: list[DetectedObjects | Skip | Exception] = []
+    for one in prepared:
+        if isinstance(one, Letterboxed):
+            objects = as_objects(next(found), width=one.width, height=one.height)
+            answers.append(DetectedObjects(objects_found=objects, model=model))
+        elif isinstance(one, Exception):
+            answers.append(one)
+        else:
+            raise one
+    return answers
+
+
+def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+    detector = tools.detector.model
+    if detector is None:
+        return {"weights": None}
+    return {"weights": detector.weights.sha256, "backend": detector.backend, **tools.thresholds}
+
+
+def _announce(event: ImageSanitized, result: DetectedObjects, known: Announcement) -> Emit:
+    fact = ObjectsDetected(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        report=known.report,
+        objects=result.objects_found,
+        model=result.model,
+    )
+    return Emit(((topics.FACTS, fact),))
+
+
+STAGE: Stage[ImageSanitized, Tools, DetectedObjects] = Stage(
+    name="detector",
+    version="1",
+    consumes=(topics.SANITIZED,),
+    emits=(topics.FACTS,),
+    settings=DetectorSettings,
+    open=open_tools,
+    process_batch=detect,
+    once=Once(
+        result=DetectedObjects, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
+    ),
+)

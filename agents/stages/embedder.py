@@ -1,0 +1,137 @@
+"""Embedder: a sanitized master in, its CLIP vector out (512 float32, unit length), for search by meaning.
+
+Skipped, with the reason on the image, when the weights are not here. Refuses no image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, JsonValue
+
+from agents.core.embed import Floats, check_distinct, prepare
+from agents.models.clip_encoder import ARCHITECTURE, MODEL, ClipEncoder, find_clip
+from agents.models.loading import Loaded, load, open_master
+from schemas.events.facts import ImageEmbedded, ImageSanitized
+from schemas.stored.results import ImageEmbedding
+from schemas.values import ModelRef, Vector
+from streams import topics
+from streams.errors import Gone
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+
+
+class EmbedderSettings(StageSettings):
+    """Limits of the embedder; DARKROOM_EMBEDDER__…"""
+
+    concurrency: int = Field(16, ge=1, description="events worked on at once; at least batch_size")
+    buffer: int = Field(64, ge=1, description="events fetched ahead")
+    batch_size: int = Field(8, ge=1, description="most images per call of the model")
+    weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
+    architecture: str = Field(ARCHITECTURE, description="open_clip's name of the weights' architecture (512-d)")
+    required: bool = Field(False, description="refuse to start without the model, instead of skipping")
+    decoders: int = Field(2, ge=1, description="masters decoded at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The object store, the encoder if it is available, and threads to work in."""
+
+    files: FileStore
+    encoder: Loaded[ClipEncoder]
+    threads: ThreadPoolExecutor
+
+
+def _build(settings: EmbedderSettings, resources: Resources) -> ClipEncoder:
+    models = resources.settings.models
+    encoder = ClipEncoder(find_clip(models, settings.weights), models, architecture=settings.architecture)
+    golden = (Image.linear_gradient("L"), Image.effect_mandelbrot((256, 256), (-3, -2.5, 2, 2.5), 100))
+    check_distinct(encoder.encode_images(golden))
+    encoder.encode(np.zeros((settings.batch_size, 3, 224, 224), np.float32))  # the largest batch, to warm up
+    return encoder
+
+
+@asynccontextmanager
+async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncIterator[Tools]:
+    """Load the encoder and prove it on two drawn images."""
+    encoder = await load(
+        "embedder",
+        MODEL,
+        lambda: _build(settings, resources),
+        resources,
+        required=settings.required,
+        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+    )
+    with ThreadPoolExecutor(settings.decoders, thread_name_prefix="embedder") as threads:
+        yield Tools(resources.files, encoder, threads)
+
+
+async def _prepared(event: ImageSanitized, tools: Tools) -> Floats:
+    try:
+        data = await tools.files.get(event.image.master.key)
+    except ObjectMissing as error:
+        raise Gone(event.image.master.key) from error
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(tools.threads, lambda: prepare(open_master(data)))
+
+
+async def embed(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[ImageEmbedding | Skip | Exception]:
+    """Return one vector per image; an image that cannot be read fails alone."""
+    encoder = tools.encoder.model
+    if encoder is None:
+        return tools.encoder.skips(len(events))
+    prepared = await asyncio.gather(*(_prepared(event, tools) for event in events), return_exceptions=True)
+    good = [one for one in prepared if not isinstance(one, BaseException)]
+    loop = asyncio.get_running_loop()
+    vectors = iter(await loop.run_in_executor(tools.threads, encoder.encode, np.stack(good)) if good else ())
+    model = ModelRef(name=encoder.weights.name, sha256=encoder.weights.sha256, backend=encoder.backend)
+    answers: list[ImageEmbedding | Skip | Exception] = []
+    for one in prepared:
+        if isinstance(one, Exception):
+            answers.append(one)
+        elif isinstance(one, BaseException):
+            raise one
+        else:
+            answers.append(ImageEmbedding(vector=Vector.of(next(vectors).tolist()), model=model))
+    return answers
+
+
+def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+    encoder = tools.encoder.model
+    if encoder is None:
+        return {"weights": None}
+    return {"weights": encoder.weights.sha256, "backend": encoder.backend, "architecture": encoder.architecture}
+
+
+def _announce(event: ImageSanitized, result: ImageEmbedding, known: Announcement) -> Emit:
+    fact = ImageEmbedded(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        report=known.report,
+        vector=result.vector,
+        model=result.model,
+    )
+    return Emit(((topics.FACTS, fact),))
+
+
+STAGE: Stage[ImageSanitized, Tools, ImageEmbedding] = Stage(
+    name="embedder",
+    version="1",
+    consumes=(topics.SANITIZED,),
+    emits=(topics.FACTS,),
+    settings=EmbedderSettings,
+    open=open_tools,
+    process_batch=embed,
+    once=Once(
+        result=ImageEmbedding, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
+    ),
+)

@@ -1,0 +1,90 @@
+"""fetcher: a URL comes in; the bytes it leads to are stored as an original, and `ImageFetched` says where.
+
+In: `image.fetch-requested`. Out: `image.fetched`. Refused: URLs and addresses the guard forbids, sources that have
+no such file or withhold it, files too large, empty, or no image by their first bytes. A source that is away is tried
+again, and one that asks for patience (Retry-After) not before the time it named.
+
+The same bytes from anywhere are stored once per owner. There is no `once`: a URL is not bytes, and what it leads to
+may have changed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from agents.fetching.http_source import HttpSource, Refused, SourceSettings, open_source
+from schemas.events.intake import FetchRequested, ImageFetched
+from schemas.formats import MEDIA_TYPES
+from schemas.stored.results import FetchedOriginal
+from streams import topics
+from streams.object_store.keys import original_key
+from streams.object_store.original_references import claim
+from streams.object_store.protocol import FileStore
+from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
+
+
+class FetcherSettings(StageSettings, SourceSettings):
+    """The limits of a source, and the stage's own."""
+
+    concurrency: int = Field(8, ge=1, description="downloads at once")
+    deadline_s: float = Field(120.0, gt=0, description="seconds one try may take, storing included")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Where bytes come from, and where they go."""
+
+    source: HttpSource
+    files: FileStore
+
+
+@asynccontextmanager
+async def open_tools(settings: FetcherSettings, resources: Resources) -> AsyncIterator[Tools]:
+    """Open the connection pool."""
+    async with open_source(settings) as source:
+        yield Tools(source, resources.files)
+
+
+async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
+    """Spool the download to disk while hashing it, then store it under its hash."""
+    with tempfile.NamedTemporaryFile(prefix="darkroom-fetch-") as spool:
+        try:
+            found = await tools.source.download(event.url, spool.file)
+        except Refused as refused:
+            return Reject(refused.code, str(refused))
+        await claim(tools.files, event.owner, found.sha256, event.image_id)
+        original = await tools.files.put(
+            original_key(event.owner, found.sha256),
+            Path(spool.name),
+            content_type=MEDIA_TYPES[found.format],
+            sha256=found.sha256,
+        )
+    fetched = ImageFetched(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        **event.said(),
+        original=original,
+        url=event.url,
+    )
+    return Emit(((topics.FETCHED, fetched),))
+
+
+STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
+    name="fetcher",
+    version="1",
+    consumes=(topics.FETCH_REQUESTED,),
+    emits=(topics.FETCHED,),
+    settings=FetcherSettings,
+    open=open_tools,
+    process=fetch_image,
+    in_profile=False,  # whoever asks for a fetch wants it, whatever else the image must pass
+)

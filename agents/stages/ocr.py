@@ -1,0 +1,136 @@
+"""OCR: a sanitized master in, its text out: lines with polygon, confidence, engine and language, in reading order.
+
+Policies: `auto` (Tesseract, then EasyOCR only where there is text that Tesseract read badly), `hybrid` (both, merged),
+`tesseract`, `easyocr`. When one of two engines is not here, the other reads alone and health says so; when none is,
+the stage skips. Refuses no image; no text is a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+from pydantic import Field, JsonValue
+
+from agents.core.read_text import mean_confidence
+from agents.models.loading import Loaded, load, open_master
+from agents.models.ocr_engines import Reading, Rules, open_engines
+from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
+from schemas.stored.results import ReadText
+from streams import topics
+from streams.errors import Gone
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.telemetry.health_board import Condition
+
+
+class OcrSettings(StageSettings):
+    """Limits of the OCR agent; DARKROOM_OCR__…"""
+
+    concurrency: int = Field(4, ge=1, description="events worked on at once")
+    deadline_s: float = Field(180.0, gt=0, description="seconds one try may take")
+    policy: Literal["auto", "hybrid", "tesseract", "easyocr"] = Field("auto", description="which engines read what")
+    languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes, or Tesseract's names")
+    min_confidence: float = Field(0.3, ge=0, le=1, description="lines an engine is less sure of are dropped")
+    sure: float = Field(0.6, ge=0, le=1, description="auto: Tesseract's lines below this may be read again")
+    max_side: int = Field(4096, ge=256, description="pixels; a larger image is read scaled down to this")
+    probe_side: int = Field(736, ge=256, description="pixels of the longest side EasyOCR looks for text at first")
+    page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image")
+    readers: int = Field(2, ge=1, description="images read at once")
+    required: bool = Field(False, description="refuse to start without an engine of the policy, instead of skipping")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The object store, the engines if any is available, and threads to work in."""
+
+    files: FileStore
+    reading: Loaded[Reading]
+    settings: OcrSettings
+    threads: ThreadPoolExecutor
+
+
+def _rules(settings: OcrSettings) -> Rules:
+    return Rules(
+        policy=settings.policy,
+        languages=settings.languages,
+        min_confidence=settings.min_confidence,
+        sure=settings.sure,
+        max_side=settings.max_side,
+        probe_side=settings.probe_side,
+        page_timeout_s=settings.page_timeout_s,
+        all_engines=settings.required,
+    )
+
+
+@asynccontextmanager
+async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterator[Tools]:
+    """Load the engines of the policy and prove each on a drawn word."""
+    models = resources.settings.models
+    reading = await load(
+        "ocr", settings.policy, lambda: open_engines(models, _rules(settings)), resources, required=settings.required
+    )
+    if reading.model is not None and reading.model.missing:
+        resources.health.say("ocr", Condition.DEGRADED, "; ".join(reading.model.missing))
+    with ThreadPoolExecutor(settings.readers, thread_name_prefix="ocr") as threads:
+        yield Tools(resources.files, reading, settings, threads)
+
+
+async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
+    """Return the text of an image."""
+    reading = tools.reading.model
+    if reading is None:
+        return tools.reading.skips(1)[0]
+    try:
+        data = await tools.files.get(event.image.master.key)
+    except ObjectMissing as error:
+        raise Gone(event.image.master.key) from error
+
+    def work() -> ReadText:
+        image: Image.Image = open_master(data)
+        spans = reading.read(image)
+        content = "\n".join(span.text for span in spans)
+        return ReadText(content=content, spans=tuple(spans), policy=tools.settings.policy, engines=reading.engines)
+
+    return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
+
+
+def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+    reading = tools.reading.model
+    told = tools.settings.model_dump(
+        mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
+    )
+    return {**told, "engines": [e.model_dump() for e in reading.engines] if reading is not None else []}
+
+
+def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:
+    fact = TextRead(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        report=known.report,
+        content=result.content[:TEXT_LIMIT],
+        span_count=len(result.spans),
+        mean_confidence=mean_confidence(result.spans),
+        result=known.result,
+    )
+    return Emit(((topics.FACTS, fact),))
+
+
+STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
+    name="ocr",
+    version="1",
+    consumes=(topics.SANITIZED,),
+    emits=(topics.FACTS,),
+    settings=OcrSettings,
+    open=open_tools,
+    process=read_text,
+    once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+)

@@ -1,0 +1,140 @@
+"""The resizer makes the sizes people look at.
+
+In: ImageSanitized. Out: ImageResized, a fact. Stored: one WebP per rendition, beside the master. Refused: nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import Field, JsonValue
+
+from agents.core.resize import (
+    LARGE_PIXELS,
+    WEBP_EFFORT,
+    WEBP_EFFORT_LARGE,
+    WEBP_QUALITY,
+    Size,
+    fitted,
+    open_master,
+    render,
+)
+from schemas.events.facts import ImageResized, ImageSanitized
+from schemas.stored.results import ResizedImage
+from schemas.values import ErrorCode, ObjectRef, Rendition
+from streams import topics
+from streams.concurrency.weighted_semaphore import PixelBudget
+from streams.errors import Gone, Malformed
+from streams.object_store.keys import image_key
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings
+
+T = TypeVar("T")
+
+
+class ResizerSettings(StageSettings):
+    """Which renditions are made, and how much is done at once."""
+
+    sides: dict[str, int] = Field(
+        {"thumbnail": 150, "medium": 600, "large": 1200, "original": 4096},
+        min_length=1,
+        description="rendition name -> pixels of its longest side; never enlarged",
+    )
+    threads: int = Field(2, ge=1, description="threads that decode, shrink and encode")
+    pixels_at_once: int = Field(16_000_000, ge=1, description="pixels in work together; a larger image goes alone")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the resizer works with."""
+
+    files: FileStore
+    threads: ThreadPoolExecutor
+    budget: PixelBudget
+    sides: Mapping[str, int]
+
+    async def work(self, function: Callable[..., T], *args: object) -> T:
+        """Run a function in the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+
+@asynccontextmanager
+async def open_tools(settings: ResizerSettings, resources: Resources) -> AsyncIterator[Tools]:
+    """Open the thread pool."""
+    with ThreadPoolExecutor(settings.threads, thread_name_prefix="resizer") as threads:
+        yield Tools(resources.files, threads, PixelBudget(settings.pixels_at_once), settings.sides)
+
+
+async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
+    """Store one rendition per side; the same master always gives the same bytes under the same keys."""
+    full = (event.image.width, event.image.height)
+    sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
+    async with tools.budget.hold(full[0] * full[1]):
+        bodies = await _render(event.image.master, set(sizes.values()), tools)
+    stored = (_store(event, name, size, bodies[size], tools.files) for name, size in sizes.items())
+    return ResizedImage(renditions=tuple(await asyncio.gather(*stored)))
+
+
+async def _render(master: ObjectRef, sizes: set[Size], tools: Tools) -> dict[Size, bytes]:
+    """Decode once, render every size; the largest first, so that one thread encodes it while others do the rest."""
+    image = await tools.work(open_master, await _read(master, tools), tuple(tools.sides.values()))
+    wanted = sorted(sizes, reverse=True)
+    return dict(zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True))
+
+
+async def _store(event: ImageSanitized, name: str, size: Size, body: bytes, files: FileStore) -> Rendition:
+    key = image_key(event.image_id, event.generation, f"{name}.webp", run=event.run)
+    return Rendition(
+        name=name,
+        object=await files.put(key, body, content_type="image/webp"),
+        width=size[0],
+        height=size[1],
+        aspect_ratio=round(event.image.width / event.image.height, 4),
+        format="webp",
+    )
+
+
+async def _read(master: ObjectRef, tools: Tools) -> bytes:
+    try:
+        data = await tools.files.get(master.key)
+    except ObjectMissing as error:
+        raise Gone(f"the master {master.key} is not there") from error
+    if (await tools.work(hashlib.sha256, data)).hexdigest() != master.sha256:
+        raise Malformed(f"the master {master.key} is not what its event says", code=ErrorCode.OBJECT_CHANGED)
+    return data
+
+
+def _parameters(_: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+    encoding: dict[str, JsonValue] = {"quality": WEBP_QUALITY, "effort": [WEBP_EFFORT, WEBP_EFFORT_LARGE, LARGE_PIXELS]}
+    return {"sides": dict(tools.sides), "webp": encoding}
+
+
+def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announcement) -> Emit:
+    said = ImageResized(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        report=announcement.report,
+        renditions=resized.renditions,
+    )
+    return Emit(((topics.FACTS, said),))
+
+
+STAGE: Stage[ImageSanitized, Tools, ResizedImage] = Stage(
+    name="resizer",
+    version="1",
+    consumes=(topics.SANITIZED,),
+    emits=(topics.FACTS,),
+    settings=ResizerSettings,
+    open=open_tools,
+    process=resize_image,
+    once=Once(ResizedImage, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+)

@@ -1,0 +1,47 @@
+"""`darkroom topics`: make the topics of the table, and compare the broker with it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from streams.errors import DependencyAway
+from streams.kafka.admin import KafkaAdmin
+from streams.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="The topics on the broker.")
+
+
+@app.command()
+def create() -> None:
+    """Create what is missing."""
+    try:
+        created = asyncio.run(KafkaAdmin(Settings().kafka).create_topics())
+    except DependencyAway as error:
+        raise SystemExit(str(error)) from error
+    print("\n".join(created) or "All topics are there.")
+
+
+@app.command()
+def show() -> None:
+    """Show every topic; exit 1 if one is missing or differs from the table."""
+    try:
+        states = asyncio.run(KafkaAdmin(Settings().kafka).topic_states())
+    except DependencyAway as error:
+        raise SystemExit(str(error)) from error
+    table = Table("topic", "key", "partitions", "written by", "read by", "problem")
+    for state in states:
+        topic = state.topic
+        table.add_row(
+            state.name,
+            topic.key,
+            str(state.partitions or "-"),
+            ", ".join(topic.writers),
+            ", ".join(topic.readers),
+            state.problem or "",
+        )
+    Console().print(table)
+    raise typer.Exit(1 if any(state.problem for state in states) else 0)

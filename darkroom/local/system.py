@@ -1,0 +1,168 @@
+"""The embedded system: a real Kafka started for you, the core, the router and every agent, supervised.
+
+A URL that is given (DARKROOM_KAFKA__BOOTSTRAP, DARKROOM_FILES__ENDPOINT, DARKROOM_QDRANT__URL) replaces the embedded
+part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.client import AsyncDarkroom, Unreachable
+from infra.local.kafka import LocalKafka
+from infra.local.minio import LocalMinio
+from infra.local.ports import choose
+from infra.local.service import LocalService
+from infra.local.supervisor import ChildState, Supervisor, keep_running
+from streams.errors import NotReady
+from streams.kafka.admin import KafkaAdmin
+from streams.settings import KafkaSettings
+from streams.topics import AGENTS
+
+Say = Callable[[str], None]
+START_PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPlan:
+    """What to start, and where."""
+
+    folder: Path
+    port: int = 8080
+    host: str = "127.0.0.1"
+    minio: bool = False  # a real MinIO instead of a folder of objects
+    agents: tuple[str, ...] = AGENTS
+    environment: Mapping[str, str] = field(default_factory=dict)  # more settings for every process
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSystem:
+    """The system while it runs."""
+
+    url: str
+    environment: Mapping[str, str]  # the settings its processes have
+    supervisor: Supervisor
+    kafka: LocalKafka | None
+    minio: LocalMinio | None
+    folder: Path
+
+    async def until_ready(self, say: Say, *, patience_s: float = START_PATIENCE_S) -> None:
+        """Wait until an upload would be carried to its end. Raises NotReady, naming what is missing."""
+        began = time.monotonic()
+        said = detail = ""
+        async with AsyncDarkroom(self.url, timeout_s=10) as client:
+            while time.monotonic() - began < patience_s:
+                try:
+                    health = await client.health()
+                    if health.ready:
+                        return
+                    detail = ", ".join(f"{name}: {part.detail}" for name, part in health.parts.items() if not part.ok)
+                except Unreachable:
+                    detail = "the gateway is starting"
+                broken = [s for s in self.supervisor.states().values() if s.exit_code == NOT_READY_EXIT]
+                if broken:
+                    raise NotReady("; ".join(f"{s.name} refuses to start: {_last_line(s)}" for s in broken))
+                if detail != said:
+                    said = detail
+                    say(detail)
+                await asyncio.sleep(0.5)
+        raise NotReady(f"not ready after {patience_s:.0f} s: {detail}; logs are in {self.folder / 'logs'}")
+
+
+NOT_READY_EXIT = 2
+
+
+def _last_line(state: ChildState) -> str:
+    lines = state.log_file.read_text(errors="replace").strip().splitlines() if state.log_file.exists() else []
+    return lines[-1][:500] if lines else f"see {state.log_file}"
+
+
+@asynccontextmanager
+async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSystem]:
+    """Start everything; on exit stop everything that was started, newest first."""
+    folder = plan.folder.resolve()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        environment = {**os.environ, **plan.environment}
+        kafka = await _kafka(stack, environment, folder, say)
+        minio = await _minio(stack, environment, folder, say) if plan.minio else None
+        environment.setdefault("DARKROOM_FILES__DIRECTORY", str(folder / "objects"))
+        environment.setdefault("DARKROOM_QDRANT__PATH", str(folder / "qdrant"))
+        environment.setdefault("DARKROOM_WORKER__STATE_DIR", str(folder / "state"))
+        # On one machine no network hides a worker: a killed one's partitions may go to the next one soon.
+        environment.setdefault("DARKROOM_WORKER__SESSION_TIMEOUT_S", "12")
+        environment["DARKROOM_GATEWAY__HOST"] = plan.host
+        environment.setdefault("DARKROOM_TELEMETRY__LOG_FORMAT", "json")
+        port = plan.port or choose(0)
+        environment["DARKROOM_GATEWAY__PORT"] = str(port)
+        say("Creating topics")
+        created = await KafkaAdmin(_kafka_settings(environment)).create_topics()
+        say(f"{len(created)} topics created" if created else "Topics are there")
+
+        seen: dict[str, str] = {}
+
+        def changed(state: ChildState) -> None:
+            if state.state == "backoff" and seen.get(state.name) == "running":
+                say(f"{state.name} ended (exit code {state.exit_code}); starting it again; log: {state.log_file}")
+            seen[state.name] = state.state
+
+        supervisor = await stack.enter_async_context(Supervisor(on_change=changed))
+        for number, (name, command) in enumerate(_commands(plan, environment)):
+            supervisor.start(
+                name,
+                [sys.executable, "-m", "darkroom", *command],
+                log_file=folder / "logs" / f"{name}.log",
+                env=environment,
+                tier=min(number, 1),  # the core goes last: it answers questions while the agents drain
+            )
+        yield RunningSystem(f"http://{plan.host}:{port}", environment, supervisor, kafka, minio, folder)
+        say("Stopping")
+
+
+def _kafka_settings(environment: Mapping[str, str]) -> KafkaSettings:
+    known = {"BOOTSTRAP": "bootstrap", "PREFIX": "prefix", "PARTITIONS": "partitions", "REPLICATION": "replication"}
+    found = {field: environment.get(f"DARKROOM_KAFKA__{name}") for name, field in known.items()}
+    return KafkaSettings.model_validate({key: value for key, value in found.items() if value})
+
+
+async def _kafka(stack: AsyncExitStack, environment: dict[str, str], folder: Path, say: Say) -> LocalKafka | None:
+    if environment.get("DARKROOM_KAFKA__BOOTSTRAP"):
+        say(f"Using Kafka at {environment['DARKROOM_KAFKA__BOOTSTRAP']}")
+        return None
+    say("Starting Kafka")
+    kafka = await stack.enter_async_context(LocalKafka(folder / "kafka", say=say))
+    environment["DARKROOM_KAFKA__BOOTSTRAP"] = kafka.bootstrap
+    _kept_running(stack, kafka, say)
+    say(f"Kafka answers at {kafka.bootstrap}")
+    return kafka
+
+
+async def _minio(stack: AsyncExitStack, environment: dict[str, str], folder: Path, say: Say) -> LocalMinio:
+    say("Starting MinIO")
+    minio = await stack.enter_async_context(LocalMinio(folder / "minio", say=say))
+    environment["DARKROOM_FILES__ENDPOINT"] = minio.endpoint
+    environment["DARKROOM_FILES__ACCESS_KEY"] = minio.access_key
+    environment["DARKROOM_FILES__SECRET_KEY"] = minio.secret_key
+    environment["DARKROOM_FILES__BUCKET"] = minio.bucket
+    _kept_running(stack, minio, say)
+    say(f"MinIO answers at {minio.endpoint}")
+    return minio
+
+
+def _kept_running(stack: AsyncExitStack, service: LocalService, say: Say) -> None:
+    stack.callback(asyncio.create_task(keep_running(service, say=say)).cancel)
+
+
+def _commands(plan: SystemPlan, environment: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Return (name, arguments) of every process. With the read model in process, the core holds what needs it."""
+    served = bool(environment.get("DARKROOM_QDRANT__URL"))
+    agents = [agent for agent in plan.agents if served or agent != "indexer"]
+    alone = ["router", "reconciler"] if served else ["router"]
+    return [*((name, [name]) for name in ("core", *alone)), *((agent, ["agent", agent]) for agent in agents)]

@@ -1,0 +1,273 @@
+"""CLIP in the query process: for search by meaning, and for services that only want vectors.
+
+Plugged in here: the named exception of the rooms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from pydantic import JsonValue
+
+from gateway.protocols import ModelAway, Undecodable
+from schemas.values import ErrorCode, ModelRef
+from streams.errors import DependencyAway
+from streams.sandbox.pool import (
+    Limits,
+    Sandbox,
+    SandboxError,
+    SandboxFailed,
+    SandboxMemory,
+    SandboxRefused,
+    SandboxTimeout,
+    SandboxUnavailable,
+)
+from streams.settings import ModelsSettings
+
+if TYPE_CHECKING:
+    from agents.core.embed import Floats
+    from agents.models.clip_encoder import ClipEncoder, ClipTextEncoder
+
+log = structlog.get_logger(__name__)
+CHILD = Limits(memory_mb=1024, cpu_s=10, wall_s=15)
+TRIES = 2  # children an image is given, if the first one ends without saying why
+QUERY_IMAGE: dict[str, JsonValue] = {
+    "max_bytes": 10_000_000,
+    "max_side": 10_000,
+    "max_pixels": 40_000_000,
+    "max_frames": 100,
+    "keep_capture_details": False,
+}
+T = TypeVar("T")
+
+
+class Decoder:
+    """Decodes untrusted images where all of them are: in bounded child processes, started when first needed."""
+
+    def __init__(self, *, workers: int, max_bytes: int) -> None:
+        self._sandbox = Sandbox("agents.core.sanitize:sanitize_in_child", workers=workers, limits=CHILD)
+        self._limits = {**QUERY_IMAGE, "max_bytes": max_bytes}
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+        self._opening = asyncio.Lock()
+        self._open = False
+
+    async def prepare(self, data: bytes) -> Floats:
+        """Return an image as CLIP's input. Raises Undecodable, and DependencyAway when no child can be had."""
+        try:
+            await self._opened()
+            _, (master,) = await self._sandbox.run(self._limits, data, tries=TRIES)
+        except SandboxUnavailable as error:
+            raise DependencyAway(str(error)) from error
+        except SandboxError as error:
+            raise _undecodable(error) from error
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _prepared, master)
+
+    def close(self) -> None:
+        """End the children."""
+        self._sandbox.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _opened(self) -> None:
+        async with self._opening:
+            if not self._open:
+                await self._sandbox.__aenter__()
+                self._open = True
+
+
+class ImageTower:
+    """CLIP's image tower, loaded when first needed, in a thread of its own."""
+
+    def __init__(self, settings: ModelsSettings, weights: str | None = None) -> None:
+        self._settings = settings
+        self._weights = weights
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="image-tower")
+        self._loading: asyncio.Task[ClipEncoder] | None = None
+
+    async def encoder(self) -> ClipEncoder:
+        """Return the encoder. Raises ModelAway. Who stops waiting for it does not stop it from being loaded."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._loaded())
+        return await asyncio.shield(self._loading)
+
+    async def encode(self, prepared: Sequence[Floats]) -> list[list[float]]:
+        """Return the vectors of prepared images. Raises ModelAway."""
+        encoder = await self.encoder()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _encoded, encoder, prepared)
+
+    def close(self) -> None:
+        """Give the thread back."""
+        if self._loading is not None:
+            self._loading.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _loaded(self) -> ClipEncoder:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._load)
+        except Exception as error:
+            log.warning("CLIP's image tower is not available", reason=repr(error))
+            raise ModelAway(_reason(error)) from error
+
+    def _load(self) -> ClipEncoder:
+        # Only now, and only where the model is wanted: a query process without weights never imports torch.
+        from agents.models.clip_encoder import (
+            ClipEncoder,
+            find_clip,
+        )
+
+        return ClipEncoder(find_clip(self._settings, self._weights), self._settings)
+
+
+class QueryEncoder:
+    """CLIP for queries. Opens in the background: the query process answers by words until it is there."""
+
+    def __init__(self, settings: ModelsSettings, tower: ImageTower) -> None:
+        self._settings = settings
+        self._tower = tower
+        self._decoder = Decoder(workers=1, max_bytes=int(str(QUERY_IMAGE["max_bytes"])))
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="meaning")
+        self._text: ClipTextEncoder | None = None
+        self._reason = "the model is being loaded"
+
+    def available(self) -> tuple[bool, str]:
+        """See gateway.protocols.TextEncoder."""
+        return (True, "CLIP answers") if self._text is not None else (False, self._reason)
+
+    async def load(self) -> None:
+        """Load the text tower, or note why it cannot be."""
+        try:
+            self._text = await self._do(self._load_text)
+        except Exception as error:  # whatever it is, search goes on by words, and health says why
+            self._reason = _reason(error)
+            log.warning("search by meaning is not available", reason=repr(error))
+
+    async def encode_text(self, text: str) -> list[float]:
+        """See gateway.protocols.TextEncoder."""
+        return await self._do(self._encode_text, text)
+
+    async def encode_image(self, data: bytes) -> list[float]:
+        """See gateway.protocols.TextEncoder."""
+        prepared = await self._decoder.prepare(data)
+        try:
+            return (await self._tower.encode([prepared]))[0]
+        except ModelAway as error:
+            raise DependencyAway(str(error)) from error
+
+    def close(self) -> None:
+        """Give the threads back."""
+        self._decoder.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _do(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def _load_text(self) -> ClipTextEncoder:
+        # See ImageTower._load.
+        from agents.models.clip_encoder import (
+            ClipTextEncoder,
+            find_clip,
+        )
+
+        return ClipTextEncoder(find_clip(self._settings), self._settings)
+
+    def _encode_text(self, text: str) -> list[float]:
+        if self._text is None:
+            raise ValueError(self._reason)
+        return [float(value) for value in self._text.encode_texts([text])[0]]
+
+
+class ClipFeatures:
+    """CLIP for services that only want vectors. See gateway.protocols.FeatureEncoder."""
+
+    def __init__(self, tower: ImageTower, *, decoders: int, max_bytes: int) -> None:
+        self._tower = tower
+        self._decoder = Decoder(workers=decoders, max_bytes=max_bytes)
+
+    async def model(self) -> ModelRef:
+        """See gateway.protocols.FeatureEncoder."""
+        encoder = await self._tower.encoder()
+        return ModelRef(name=encoder.weights.name, sha256=encoder.weights.sha256, backend=encoder.backend)
+
+    async def prepare(self, data: bytes) -> Floats:
+        """See gateway.protocols.FeatureEncoder."""
+        return await self._decoder.prepare(data)
+
+    async def encode(self, prepared: Sequence[Floats]) -> list[list[float]]:
+        """See gateway.protocols.FeatureEncoder."""
+        return await self._tower.encode(prepared)
+
+    def close(self) -> None:
+        """End the children."""
+        self._decoder.close()
+
+
+@asynccontextmanager
+async def open_tower(settings: ModelsSettings, weights: str | None = None) -> AsyncIterator[ImageTower]:
+    """Open the image tower; it loads when first needed."""
+    tower = ImageTower(settings, weights)
+    try:
+        yield tower
+    finally:
+        tower.close()
+
+
+@asynccontextmanager
+async def open_encoder(settings: ModelsSettings, tower: ImageTower) -> AsyncIterator[QueryEncoder]:
+    """Open the encoder for queries; it loads in the background."""
+    encoder = QueryEncoder(settings, tower)
+    loading = asyncio.create_task(encoder.load())
+    try:
+        yield encoder
+    finally:
+        loading.cancel()
+        encoder.close()
+
+
+@asynccontextmanager
+async def open_features(tower: ImageTower, *, decoders: int, max_bytes: int) -> AsyncIterator[ClipFeatures]:
+    """Open the encoder for vectors alone."""
+    features = ClipFeatures(tower, decoders=decoders, max_bytes=max_bytes)
+    try:
+        yield features
+    finally:
+        features.close()
+
+
+def _reason(error: Exception) -> str:
+    """Return why a model is not there, in words that may be shown to anybody."""
+    from agents.models.weights import Unavailable  # noqa: PLC0415
+
+    return str(error) if isinstance(error, Unavailable) else "the model cannot be loaded; the log says why"
+
+
+def _undecodable(error: SandboxError) -> Undecodable:
+    if isinstance(error, SandboxRefused) and error.code in set(ErrorCode):
+        return Undecodable(ErrorCode(error.code), error.message[:500])
+    if isinstance(error, SandboxMemory):
+        return Undecodable(ErrorCode.DECODE_MEMORY, "Decoding the image takes more memory than one image may use.")
+    if isinstance(error, SandboxTimeout):
+        return Undecodable(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than one image may take.")
+    if isinstance(error, SandboxFailed):
+        log.error("decoding an image failed", error=str(error))
+        return Undecodable(ErrorCode.INTERNAL_ERROR, "Decoding the image failed on our side; it was logged.")
+    return Undecodable(ErrorCode.DECODER_CRASHED, "The image is built in a way that makes its decoder crash.")
+
+
+def _prepared(master: bytes) -> Floats:
+    from PIL import Image  # noqa: PLC0415
+
+    from agents.core.embed import prepare  # noqa: PLC0415
+
+    with Image.open(io.BytesIO(master)) as image:
+        return prepare(image.convert("RGB"))
+
+
+def _encoded(encoder: ClipEncoder, prepared: Sequence[Floats]) -> list[list[float]]:
+    import numpy as np  # noqa: PLC0415
+
+    return [[float(value) for value in row] for row in encoder.encode(np.stack(prepared))]

@@ -1,0 +1,106 @@
+"""What every gateway process does: settings, start-up checks, object store, serving until a signal."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+from fastapi import FastAPI
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from darkroom.processes.gateways import log
+from gateway.access.settings import AuthSettings
+from gateway.limits.settings import QuotaSettings, RateLimitSettings
+from gateway.operations.statistics_cache import StatisticsSettings
+from gateway.search.feature_batching import FeatureSettings
+from gateway.settings import GatewaySettings
+from streams.concurrency.circuit_breaker import Breakers
+from streams.errors import DependencyAway, NotReady
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.producer import EventProducer, open_producer
+from streams.live.log_follower import LiveSettings, LogFeed
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
+from streams.process.bounded_http import ServerSettings
+from streams.process.http_server import serving
+from streams.process.settings_checks import check_safe
+from streams.process.signals import until_signal
+from streams.process.startup_checks import check_files
+from streams.settings import Settings
+from streams.topics import PIPELINE
+
+
+class GatewayEnvironment(BaseSettings):
+    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_LIMITS__* and others named as its fields."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
+    features: FeatureSettings = FeatureSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
+    limits: RateLimitSettings = RateLimitSettings()
+    live: LiveSettings = LiveSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    server: ServerSettings = ServerSettings()
+
+
+async def _serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live: LogFeed | None = None) -> None:
+    own = environment.gateway
+    async with serving(app, own.host, own.port, environment.server) as port:
+        log.info("listening", url=f"http://{own.host}:{port}")
+        await until_signal()
+        if live is not None:
+            live.hang_up()  # streams would keep the server from closing
+
+
+def _confirm_s(settings: Settings) -> float:
+    return min(settings.kafka.request_timeout_s, 10.0)
+
+
+def _gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
+    """A gateway starts, and answers 503, while Kafka is away; and it tells its clients so soon."""
+    kafka = settings.kafka.model_copy(update={"request_timeout_s": _confirm_s(settings)})
+    return open_producer(kafka, source="darkroom/gateway", now=False)
+
+
+def check_gateway(settings: Settings, own: GatewaySettings) -> None:
+    """Refuse settings under which a gateway could answer what is not so. Raises NotReady naming all."""
+    problems = []
+    if own.delivery_timeout_s <= _confirm_s(settings):
+        # A 503 would be answered while Kafka may still be given the event: refused, and done all the same.
+        problems.append(
+            f"DARKROOM_GATEWAY__DELIVERY_TIMEOUT_S ({own.delivery_timeout_s:g}) must be more than the "
+            f"{_confirm_s(settings):g} s Kafka has to confirm"
+        )
+    if own.upload_idle_s > own.upload_total_s:
+        # The limit of a silent client could never be reached.
+        problems.append(
+            f"DARKROOM_GATEWAY__UPLOAD_IDLE_S ({own.upload_idle_s:g}) is more than DARKROOM_GATEWAY__UPLOAD_TOTAL_S "
+            f"({own.upload_total_s:g})"
+        )
+    for name, seconds in (("STORAGE", own.storage_timeout_s), ("QUERY", own.query_timeout_s)):
+        if seconds <= settings.breaker.slow_s:
+            # Every request would wait for a dependency that hangs: giving up so soon never counts as a failure.
+            problems.append(
+                f"DARKROOM_GATEWAY__{name}_TIMEOUT_S ({seconds:g}) must be more than DARKROOM_BREAKER__SLOW_S "
+                f"({settings.breaker.slow_s:g})"
+            )
+    if problems:
+        raise NotReady("unsafe settings: " + "; ".join(problems))
+
+
+async def _opened_files(
+    stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers
+) -> FileStore:
+    """Go through the start-up checks of a gateway; return its object store, which let us write and read."""
+    check_safe(settings)
+    check_gateway(settings, own)
+    try:
+        await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
+    except DependencyAway as error:
+        log.warning("Kafka is away; uploads are answered 503 until it is back", error=str(error))
+    files = await stack.enter_async_context(open_files(settings.files, breakers))
+    await check_files(files, settings.files)
+    return files

@@ -1,0 +1,166 @@
+"""The gateway processes, each opened from its settings: ingest, query, and the core that has both on one address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from agents import pipeline
+from darkroom.processes.clip import ImageTower, open_encoder, open_features, open_tower
+from darkroom.processes.gateway_runtime import GatewayEnvironment, _gateway_events, _opened_files, _serve_until_signal
+from darkroom.processes.ingest import _ingest
+from darkroom.processes.launch import explain, guarded, read_settings
+from darkroom.processes.readiness import readiness
+from darkroom.processes.reconciler import RECONCILER, ReconcilingEnvironment, Upkeep
+from gateway.access.authenticator import open_door
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.apps.query import query_app
+from gateway.limits.quotas import Quotas
+from gateway.limits.rate_limits import open_limits
+from gateway.operations.statistics_cache import open_numbers
+from gateway.search.feature_batching import Batching, FeatureSettings, open_batching
+from gateway.settings import GatewaySettings
+from streams.concurrency.circuit_breaker import Breakers
+from streams.kafka.admin import KafkaAdmin
+from streams.live.log_follower import open_feed
+from streams.object_store.protocol import FileStore
+from streams.operations.consumer_lag import Backlog
+from streams.operations.recent_rates import RecentLog
+from streams.process.exit_codes import leave_undeliverable
+from streams.process.settings_checks import check_safe
+from streams.process.watchdog import Watchdog, WatchdogSettings
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.retries.dead_letter_listing import LetterPages
+from streams.retries.dead_letters import DeadLetterOffice
+from streams.runtime.worker_process import consume
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def run_gateway(part: str) -> int:
+    """Be `ingest`, `query`, or the embedded `core` (both, with the indexer) until SIGTERM; return the exit code."""
+    settings = read_settings(part)
+    try:
+        environment, upkeep = GatewayEnvironment(), ReconcilingEnvironment()
+    except (ValidationError, SettingsError) as error:
+        return explain(error)
+    if part == "ingest":
+        return asyncio.run(guarded(_ingest(settings, environment)))
+    answering = _query if part == "query" else _core
+    return asyncio.run(guarded(answering(settings, environment, upkeep)))
+
+
+async def _query(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
+    await _answer("query", query_app, settings, environment, upkeep, with_indexer=False)
+
+
+async def _core(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
+    """Ingest and query on one address; with the read model in process, indexer and reconciler too: it has one owner."""
+    await _answer("core", embedded_app, settings, environment, upkeep, with_indexer=settings.qdrant.url is None)
+
+
+async def _answer(
+    process: str,
+    make: Callable[[GatewaySettings, QueryParts], FastAPI],
+    settings: Settings,
+    environment: GatewayEnvironment,
+    upkeep: ReconcilingEnvironment,
+    *,
+    with_indexer: bool,
+) -> None:
+    """Open what answers need, and serve the app that `make` builds of it."""
+    own = environment.gateway
+    async with AsyncExitStack() as stack:
+        breakers = Breakers(settings.breaker)
+        files = await _opened_files(stack, settings, own, breakers)
+        door = await open_door(own, environment.auth, files)
+        events = await stack.enter_async_context(_gateway_events(settings))
+        vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
+        tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
+        encoder = await stack.enter_async_context(open_encoder(settings.models, tower))
+        keeping = Upkeep.of(upkeep, settings.kafka, files=files, vectors=vectors, deliverer=events)
+        said = {RECONCILER: keeping.part} if with_indexer else {}
+        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
+        await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
+        parts = QueryParts(
+            files=files,
+            events=events,
+            readiness=ready,
+            authenticator=door,
+            limits=await stack.enter_async_context(open_limits(environment.limits)),
+            quotas=Quotas(environment.quotas, files),
+            live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
+            vectors=vectors,
+            encoder=encoder,
+            features=await _features(stack, tower, environment.features),
+            reconciling=keeping,
+            letters=LetterPages(settings.kafka, DeadLetterOffice(settings.kafka, files, events)),
+            numbers=await stack.enter_async_context(
+                open_numbers(
+                    environment.statistics,
+                    files,
+                    vectors,
+                    RecentLog(settings.kafka),
+                    Backlog(KafkaAdmin(settings.kafka)),
+                )
+            ),
+        )
+        if with_indexer:
+            await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
+            await stack.enter_async_context(keeping.going_on())
+        await _serve_until_signal(make(own, parts), environment, parts.live)
+
+
+async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:
+    """Open CLIP for services that only want vectors. Nothing is loaded, and no child started, before the first asks."""
+    encoder = await stack.enter_async_context(open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes))
+    return await stack.enter_async_context(open_batching(encoder, own))
+
+
+@asynccontextmanager
+async def _indexer_beside(
+    settings: Settings, files: FileStore, breakers: Breakers, vectors: ReadModel
+) -> AsyncIterator[None]:
+    """Run the indexer in this process. If it cannot go on, the whole process goes, and is started again."""
+    stage = pipeline.stage("indexer")
+    own = pipeline.settings_of(stage)
+    check_safe(settings, stage.name, own)
+    leaving = asyncio.Event()
+    until = asyncio.create_task(_until(leaving))
+    consuming = asyncio.create_task(
+        consume(
+            stage,
+            own,
+            settings,
+            health=breakers.health,
+            files=files,
+            breakers=breakers,
+            vectors=vectors,
+            until=until,
+        )
+    )
+    consuming.add_done_callback(lambda task: None if leaving.is_set() else leave_undeliverable(_why(task)))
+    try:
+        yield
+    finally:
+        leaving.set()
+        await consuming
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _why(task: asyncio.Task[None]) -> BaseException:
+    error = None if task.cancelled() else task.exception()
+    return error or RuntimeError("the indexer ended")

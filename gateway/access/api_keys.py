@@ -1,0 +1,178 @@
+"""API keys: `dk_<id>_<secret>`. Of the secret, 256 random bits, only the SHA-256 is stored, in `keys/{id}.json`.
+
+A hash made slow on purpose would protect a secret that can be guessed; this one cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from pydantic import AwareDatetime, Field, ValidationError
+
+from gateway.access.identity import Identity
+from gateway.access.ttl_cache import Fresh
+from schemas.http.keys import KeyState, NewKey, Scope
+from schemas.values import OWNER_PATTERN, SHA256_PATTERN, Owner, Value
+from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing
+
+KEYS = "keys/"
+PREFIX = "dk_"
+MAX_KEYS = 10_000  # every process knows all of them by heart
+KEY_BYTES = 1 << 16
+ID_PATTERN = r"^[0-9a-f]{16}$"
+_KEY = re.compile(r"dk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+_PARALLEL = 16  # reads of the store at once
+_JSON = "application/json"
+APART_S = 0.5  # between two looks at the store, however many unknown keys are tried
+_STALE_S = 60.0  # a store that is away does not keep a revoked key alive for longer
+_NOBODY = "0" * 64  # compared with where there is no such key: no answer comes sooner
+
+log = structlog.get_logger(__name__)
+
+
+class ApiKey(Value):
+    """A key as it is stored."""
+
+    id: str = Field(pattern=ID_PATTERN)
+    owner: str = Field(pattern=OWNER_PATTERN)
+    scopes: frozenset[Scope]
+    name: str = ""
+    secret_sha256: str = Field(pattern=SHA256_PATTERN)
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+    limits: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def state(self) -> KeyState:
+        """Whether it opens anything now."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        expired = self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+        return KeyState.EXPIRED if expired else KeyState.ACTIVE
+
+
+class KeyRefused(Exception):
+    """The key opens nothing. `expired` is told only to who has its secret."""
+
+    def __init__(self, *, expired: bool = False) -> None:
+        super().__init__("expired" if expired else "invalid")
+        self.expired = expired
+
+
+class TooManyKeys(Exception):
+    """There are as many keys as there may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeys:
+    """The keys in the object store. Calls raise DependencyAway."""
+
+    files: FileStore
+
+    async def create(self, asked: NewKey) -> tuple[ApiKey, str]:
+        """Store a new key; return it and the only copy of its secret form. Raises TooManyKeys."""
+        if len([info async for info in self.files.list(KEYS)]) >= MAX_KEYS:
+            raise TooManyKeys(f"there are {MAX_KEYS} keys already")
+        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        created = datetime.now(UTC).replace(microsecond=0)
+        key = ApiKey(id=key_id, secret_sha256=_hash(secret), created_at=created, **asked.model_dump())
+        await self._put(key)
+        return key, f"{PREFIX}{key_id}_{secret}"
+
+    async def revoke(self, key_id: str) -> ApiKey | None:
+        """Make a key open nothing any more, for good; return it, None if there is none. Again changes nothing."""
+        if not re.fullmatch(ID_PATTERN, key_id):
+            return None
+        key = await self.get(key_id)
+        if key is not None and key.revoked_at is None:
+            key = key.model_copy(update={"revoked_at": datetime.now(UTC).replace(microsecond=0)})
+            await self._put(key)
+        return key
+
+    async def get(self, key_id: str) -> ApiKey | None:
+        """Return a key, None if there is none that can be read: what cannot be read opens nothing."""
+        try:
+            return ApiKey.model_validate_json(await self.files.get(f"{KEYS}{key_id}.json", limit=KEY_BYTES))
+        except ObjectMissing:
+            return None
+        except (ValidationError, ValueError) as error:
+            log.warning("an API key's object is unreadable", key_id=key_id, error=type(error).__name__)
+            return None
+
+    async def all(self, known: Mapping[str, tuple[str, ApiKey]] | None = None) -> dict[str, tuple[str, ApiKey]]:
+        """Return every key by id with its object's ETag; what is `known` by that ETag already is not read again."""
+        known = known or {}
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def read(info: ObjectInfo) -> tuple[str, ApiKey] | None:
+            key_id = info.key.removeprefix(KEYS).removesuffix(".json")
+            if key_id in known and known[key_id][0] == info.etag:
+                return known[key_id]
+            async with gate:
+                key = await self.get(key_id)
+            return (info.etag, key) if key is not None and key.id == key_id else None
+
+        listed = [info async for info in self.files.list(KEYS)]
+        if len(listed) > MAX_KEYS:
+            log.error("there are more API keys than can be known; the last ones open nothing", keys=len(listed))
+        found = await asyncio.gather(*map(read, listed[:MAX_KEYS]))
+        return {pair[1].id: pair for pair in found if pair is not None}
+
+    async def any(self) -> bool:
+        """Say whether a key was ever made: then this is no system that is open to whoever comes."""
+        async for _ in self.files.list(KEYS):
+            return True
+        return False
+
+    async def _put(self, key: ApiKey) -> None:
+        await self.files.put(f"{KEYS}{key.id}.json", key.model_dump_json().encode(), content_type=_JSON)
+
+
+class KnownKeys:
+    """What a gateway knows of the keys: all of them, read again when a few seconds old.
+
+    So a revoked key soon opens nothing, and whoever tries keys that were never made costs no look at the store each.
+    """
+
+    def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float, apart_s: float = APART_S) -> None:
+        self._keys = keys
+        self._seen: dict[str, tuple[str, ApiKey]] = {}
+        self._table = Fresh(
+            "the API keys",
+            self._read,
+            fresh_s=fresh_s,
+            apart_s=apart_s,
+            stale_s=_STALE_S,
+            timeout_s=timeout_s,
+            patient=True,  # a key that was made a moment ago is one
+        )
+
+    async def identify(self, given: str) -> Identity:
+        """Return whose key this is. Raises KeyRefused and DependencyAway."""
+        parts = _KEY.fullmatch(given)
+        if parts is None:
+            raise KeyRefused
+        key = await self._table.find(parts[1])
+        right = hmac.compare_digest(_hash(parts[2]), key.secret_sha256 if key else _NOBODY)
+        if key is None or not right or key.state is KeyState.REVOKED:
+            raise KeyRefused
+        if key.state is KeyState.EXPIRED:
+            raise KeyRefused(expired=True)
+        return Identity(Owner(key.owner), key.scopes, f"key:{key.id}", key.limits)
+
+    async def _read(self) -> dict[str, ApiKey]:
+        self._seen = await self._keys.all(self._seen)
+        return {key_id: key for key_id, (_, key) in self._seen.items()}
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,65 @@
+"""The guard at the door: every request is identified, and let in only with the scope its endpoint asks for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+import structlog
+from fastapi import Depends, Request
+
+from gateway.access import auth_errors
+from gateway.access.identity import ANONYMOUS, NOBODY, Identity, Scope
+from gateway.access.permissions import PERMISSIONS
+from schemas.values import Owner
+
+log = structlog.get_logger(__name__)
+_SAFE = frozenset({"GET", "HEAD"})
+
+
+class Authenticator(Protocol):
+    """Whoever knows callers by what they send along."""
+
+    async def identify(self, request: Request) -> Identity:
+        """Return who asks. Raises Problem (401) for credentials that are missing or wrong, and DependencyAway."""
+
+
+class Everybody:
+    """Knows nobody, and trusts everybody: for apps that nobody else can reach, as in tests. See gateway.access.authenticator."""
+
+    anonymous = ANONYMOUS
+
+    async def identify(self, request: Request) -> Identity:
+        """See Authenticator."""
+        return ANONYMOUS
+
+
+async def identified(request: Request) -> Identity:
+    """Return who asks, if they may. Runs before anything of the body is read. Raises Problem (401, 403)."""
+    row = (request.method, request.scope["route"].path)
+    if row not in PERMISSIONS:
+        raise RuntimeError(f"{row[0]} {row[1]} has no row in gateway.access.permissions")
+    scope = PERMISSIONS[row]
+    if scope is None:
+        return NOBODY
+    authenticator: Authenticator = request.app.state.authenticator
+    identity = await authenticator.identify(request)
+    if scope not in identity.scopes:
+        if identity.name == ANONYMOUS.name:
+            raise auth_errors.noted(request, auth_errors.missing(), "missing")
+        raise auth_errors.noted(request, auth_errors.insufficient(scope), "insufficient-scope", by=identity.name)
+    if scope is Scope.ADMIN and request.method not in _SAFE:
+        log.info("an operator acts", method=row[0], path=request.url.path[:300], by=identity.name, owner=identity.owner)
+    return identity
+
+
+Who = Annotated[Identity, Depends(identified)]
+"""Who asks."""
+
+
+async def owner_of(identity: Who) -> Owner:
+    """Return whose images a request may see. A plain function would be called in a thread."""
+    return identity.owner
+
+
+Caller = Annotated[Owner, Depends(owner_of)]
+"""Whose request it is."""

@@ -1,0 +1,46 @@
+"""The embedded gateway: ingest, query and the docs on one address."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+
+from gateway.apps.components import QueryParts
+from gateway.apps.factory import new_app
+from gateway.apps.ingest import ingest_routes
+from gateway.apps.query import query_routes
+from gateway.http.request_context import base_url, version
+from gateway.operations.health import health_routes
+from gateway.settings import GatewaySettings
+from schemas.http.health import Landing
+
+_WAYS_IN = {
+    "upload": "POST /api/v1/images/upload",
+    "upload in pieces (tus)": "POST /api/v1/uploads",
+    "upload straight to the store": "POST /api/v1/uploads/direct",
+    "have it fetched": "POST /api/v1/images/fetch",
+    "follow": "GET /api/v1/images/jobs/{job_id}",
+    "read": "GET /api/v1/images/jobs/{job_id}/result",
+    "list": "GET /api/v1/images",
+    "listen": "GET /api/v1/events",
+    "search": "GET /api/v1/search",
+    "health": "GET /api/v1/health",
+}
+
+
+def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
+    """Return ingest and query in one app."""
+    about = "An image goes in and comes out safe, resized, read and searchable."
+    app = new_app("gateway", "Darkroom", about, settings, parts)
+
+    @app.get("/", summary="Where everything is", tags=["operation"])
+    async def landing(request: Request) -> Landing:
+        """Name the system and its ways in."""
+        base = base_url(request, settings)
+        return Landing(
+            name="darkroom", version=version(), docs=f"{base}/docs", openapi=f"{base}/openapi.json", ways_in=_WAYS_IN
+        )
+
+    app.include_router(ingest_routes(settings, parts))
+    app.include_router(query_routes(settings, parts))
+    app.include_router(health_routes(parts))
+    return app

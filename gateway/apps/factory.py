@@ -1,0 +1,119 @@
+"""The edge of every app: correlation ids, metrics, safe headers, and an answer to our own bugs."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.resources import files
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.access.dependencies import identified
+from gateway.apps.components import IngestParts
+from gateway.apps.unknown_parameters import known_parameters
+from gateway.http.cors import allow_origins
+from gateway.http.load_shedding import Overload
+from gateway.http.method_routing import Methods
+from gateway.http.middleware import Edge
+from gateway.http.problems import handle_problems
+from gateway.limits.rate_limits import LimitHeaders, counted
+from gateway.openapi.document import complete
+from gateway.openapi.security import secure
+from gateway.settings import GatewaySettings
+
+API_VERSION = "1.0.0"  # of the API, not of the software: the document changes when the API does
+_TAGS = [
+    {"name": "ingest", "description": "Images in: by upload or by URL."},
+    {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
+    {"name": "search", "description": "By meaning, by text, by what is on them, by likeness."},
+    {"name": "features", "description": "The CLIP vectors of images, and nothing else: nothing is kept."},
+    {"name": "operation", "description": "How the system does."},
+    {"name": "admin", "description": "For operators: run stages again, pause agents."},
+]
+
+
+class GatewayApp(FastAPI):
+    """FastAPI whose OpenAPI document tells the truth about errors."""
+
+    def openapi(self) -> dict[str, object]:
+        """Return the OpenAPI document."""
+        if not self.openapi_schema:
+            document, self.openapi_schema = super().openapi(), None  # there for others when it is whole
+            anonymous = getattr(self.state.authenticator, "anonymous", None)
+            self.openapi_schema = secure(complete(document), anonymous=anonymous)
+        return self.openapi_schema
+
+
+def new_app(name: str, title: str, description: str, settings: GatewaySettings, parts: IngestParts) -> FastAPI:
+    """Return an app without routes that behaves as all of ours do."""
+    app = GatewayApp(
+        title=title,
+        description=description,
+        version=API_VERSION,
+        docs_url=None,
+        openapi_url=None,
+        redoc_url=None,
+        openapi_tags=_TAGS,
+        dependencies=[Depends(identified), Depends(known_parameters), Depends(counted)],
+        redirect_slashes=False,  # one resource has one address
+    )
+    app.state.authenticator = parts.authenticator
+    app.state.limits = parts.limits
+    app.state.parameters = {}  # what each operation reads, noted by gateway.apps.unknown_parameters
+    app.state.origins = frozenset(settings.cors_origins)
+    _serve_document(app)
+    _serve_docs(app)
+    app.add_middleware(LimitHeaders, limits=parts.limits)
+    app.add_middleware(Methods, whole=app)
+    app.add_middleware(
+        Overload,
+        most_questions=settings.most_questions,
+        most_late_s=settings.most_late_s,
+        retry_after_s=settings.retry_after_s,
+    )
+    app.add_middleware(Edge, name=name)
+    allow_origins(app, settings.cors_origins)
+    handle_problems(app, retry_after_s=settings.retry_after_s)
+    app.include_router(_metrics_routes())
+    return app
+
+
+def _serve_document(app: FastAPI) -> None:
+    """Serve the document at /openapi.json. To make it takes a second, in which others are answered."""
+    making = asyncio.Lock()
+
+    async def document(_request: Request) -> JSONResponse:
+        async with making:
+            return JSONResponse(await asyncio.to_thread(app.openapi))
+
+    app.add_route("/openapi.json", document, include_in_schema=False)
+
+
+def _serve_docs(app: FastAPI) -> None:
+    """Serve the API's page at /docs with scripts of our own: it works without the internet, and tells nobody of it."""
+    folder = files("fastapi_offline") / "static"
+    app.mount("/docs-assets", StaticFiles(directory=str(folder)), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url="/docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs-assets/swagger-ui.css",
+            swagger_favicon_url="/docs-assets/favicon.png",
+        )
+
+
+def _metrics_routes() -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    def metrics() -> Response:
+        """Every metric of this process."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

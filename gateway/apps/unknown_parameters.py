@@ -1,0 +1,56 @@
+"""Query parameters that nobody reads are refused by name: a misspelt filter must not look like one that was obeyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+
+from gateway.access.permissions import PERMISSIONS, PUBLIC
+from gateway.http.problems import Problem
+from schemas.http.problems import ProblemCode, ProblemItem
+
+_SHOWN = 20  # unknown parameters a refusal names
+_LENGTH = 100  # characters of a name that are said back
+
+
+async def known_parameters(request: Request) -> None:
+    """Refuse a query parameter that this operation does not have. Raises Problem.
+
+    Not where everybody may ask: probes and caches add what they like.
+    """
+    if not request.query_params:
+        return
+    path, method = request.scope["route"].path, request.method
+    if PERMISSIONS.get((method, path), PUBLIC) is PUBLIC:
+        return
+    known = _known(request, path, method)
+    unknown = sorted(set(request.query_params) - known)[:_SHOWN]
+    if unknown:
+        detail = f"not one of: {', '.join(sorted(known))}" if known else "this takes no parameters"
+        raise Problem(
+            ProblemCode.UNKNOWN_FIELD,
+            f"`{unknown[0][:_LENGTH]}` is {detail}.",
+            tuple(ProblemItem(field=name[:_LENGTH], detail=detail) for name in unknown),
+        )
+
+
+def _known(request: Request, path: str, method: str) -> frozenset[str]:
+    """Return the parameters an operation reads: those its functions declare, and those it reads by hand and describes.
+
+    Not from the document: to make it takes a second, in which nobody is answered.
+    """
+    known: dict[tuple[str, str], frozenset[str]] = request.app.state.parameters
+    if (method, path) not in known:
+        route = request.scope["route"]
+        declared = set(_declared(route.dependant))
+        described = (route.openapi_extra or {}).get("parameters", ())
+        known[method, path] = frozenset(declared | {found["name"] for found in described if found["in"] == "query"})
+    return known[method, path]
+
+
+def _declared(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _declared(inner)

@@ -1,0 +1,185 @@
+"""Multipart forms, taken apart as they arrive: text fields are kept, files go to disk (gateway.http.spooling)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from python_multipart.multipart import parse_options_header
+
+from gateway.http.digests import DIGEST_FIELDS, DigestCheck
+from gateway.http.problems import Problem
+from gateway.http.spooling import BUFFER, CLOSE, Arriving, clean_filename
+from schemas.http.problems import ProblemCode, ProblemItem
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_OVERHEAD = 64 * 1024  # bytes a form may have beside each of its files: metadata, part headers, boundaries
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a form may have."""
+
+    allowed: frozenset[str]  # text fields
+    max_bytes: int  # of one file
+    max_field_bytes: int
+    names: frozenset[str] = frozenset({"file"})  # of the fields that are files
+    max_files: int = 1
+    max_total_bytes: int | None = None  # of all files together, if there may be several
+    max_archive_bytes: int = 0  # of a zip archive in the place of a file; 0: none is taken
+
+    @property
+    def total(self) -> int:
+        """The bytes of all files together."""
+        return self.max_total_bytes or self.max_bytes
+
+    @property
+    def strict(self) -> bool:
+        """Whether what is wrong with the file is wrong with the request: there can only be one."""
+        return self.max_files == 1
+
+    @property
+    def body(self) -> int:
+        """The bytes of the whole body."""
+        return self.total + self.max_files * _OVERHEAD
+
+
+@dataclass(slots=True)
+class _Part:
+    name: str | None = None
+    filename: str | None = None
+    is_file: bool = False
+    digests: list[str] = field(default_factory=list)
+    file: Arriving | None = None
+    text: bytearray = field(default_factory=bytearray)
+
+
+class FormReader:
+    """Takes the parser's callbacks. They run on the loop and only gather; `settle` writes and hashes in a thread."""
+
+    def __init__(self, folder: Path, rules: Rules) -> None:
+        self._folder = folder
+        self._rules = rules
+        self.fields: dict[str, str] = {}
+        self._files: list[Arriving] = []
+        self._settled = 0  # files that are written and closed
+        self._part = _Part()
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._ended = False
+
+    def callbacks(self) -> MultipartCallbacks:
+        """Return what MultipartParser calls."""
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_data,
+            "on_part_data": self._take_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    async def settle(self, *, last: bool = False) -> None:
+        """Write what was gathered, when it is worth it or the form has ended."""
+        pending = self._files[self._settled :]
+        ended = sum(file.ended for file in pending)
+        if last or ended > 1 or sum(file.gathered for file in pending) >= BUFFER:
+            await asyncio.to_thread(self._write, pending)
+            self._settled += ended
+
+    def close(self) -> None:
+        """Let all files go."""
+        for file in self._files[self._settled :]:
+            file.close()
+
+    def finished(self) -> tuple[Arriving, ...]:
+        """Return the files of the whole form. Raises Problem when there is none, or the form is not whole."""
+        if not self._ended:
+            raise Problem(ProblemCode.BAD_REQUEST, "The form ends before its last boundary.")
+        if not self._files:
+            raise Problem(ProblemCode.MISSING_FILE, "Send the image as the form field `file`, with a file name.")
+        return tuple(self._files)
+
+    def _write(self, files: list[Arriving]) -> None:
+        for file in files:
+            file.write()
+            if file.ended:
+                file.close()
+
+    def _begin_part(self) -> None:
+        self._part = _Part()
+
+    def _end_header(self) -> None:
+        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
+        self._header = (bytearray(), bytearray())
+        if name.decode("latin-1") in DIGEST_FIELDS:
+            self._part.digests.append(value.decode("latin-1"))
+        if name != b"content-disposition":
+            return
+        _, options = parse_options_header(value)
+        if b"name" in options:
+            self._part.name = options[b"name"].decode("utf-8", "replace")
+        if b"filename" in options:
+            self._part.filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
+            self._part.is_file = True
+
+    def _begin_data(self) -> None:
+        part, rules = self._part, self._rules
+        if part.name is None:
+            raise Problem(ProblemCode.BAD_REQUEST, "A part of the form has no name.", headers=CLOSE)
+        if part.name in rules.names:
+            self._begin_file(part)
+        elif part.name not in rules.allowed:
+            shown = part.name[:80]
+            known = ", ".join(sorted({*rules.names, *rules.allowed}))
+            item = ProblemItem(field=shown, detail=f"not one of: {known}")
+            raise Problem(ProblemCode.UNKNOWN_FIELD, f"`{shown}` is not one of: {known}.", (item,), headers=CLOSE)
+        elif part.name in self.fields:
+            raise Problem(ProblemCode.BAD_REQUEST, f"The field `{part.name}` comes twice.", headers=CLOSE)
+
+    def _begin_file(self, part: _Part) -> None:
+        rules = self._rules
+        if not part.is_file:
+            raise Problem(ProblemCode.MISSING_FILE, f"The field `{part.name}` must have a file name.", headers=CLOSE)
+        if len(self._files) == rules.max_files:
+            if rules.max_files == 1:
+                raise Problem(ProblemCode.BAD_REQUEST, "Send one file per request.", headers=CLOSE)
+            detail = f"Send {rules.max_files} files at most."
+            raise Problem(ProblemCode.TOO_MANY_FILES, detail, headers=CLOSE)
+        part.file = Arriving(
+            self._folder / str(len(self._files)),
+            part.filename,
+            max_bytes=rules.max_bytes,
+            strict=rules.strict,
+            promised=DigestCheck(part.digests),
+            max_archive_bytes=rules.max_archive_bytes,
+        )
+        self._files.append(part.file)
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.file is not None:
+            self._part.file.take(memoryview(data)[start:end])
+            return
+        self._part.text.extend(data[start:end])
+        if len(self._part.text) > self._rules.max_field_bytes:
+            code = ProblemCode.INVALID_METADATA if self._part.name == "metadata" else ProblemCode.BAD_REQUEST
+            detail = f"The field `{self._part.name}` may have {self._rules.max_field_bytes} bytes at most."
+            raise Problem(code, detail, headers=CLOSE)
+
+    def _end_part(self) -> None:
+        if self._part.file is not None:
+            self._part.file.ended = True
+        elif self._part.name is not None:
+            try:
+                self.fields[self._part.name] = self._part.text.decode()
+            except UnicodeDecodeError:
+                detail = f"The field `{self._part.name}` is not UTF-8."
+                raise Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE) from None
+
+    def _end(self) -> None:
+        self._ended = True

@@ -1,0 +1,182 @@
+"""Uploads: a body read as a stream, as a multipart form or as one file; what arrives goes to disk (gateway.http.spooling).
+
+What is too large is cut off at the byte that is one too many, also when the client did not say how much it would
+send. The files are gone when the request is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from gateway.http.digests import DigestCheck, promised_of
+from gateway.http.multipart import FormReader, Rules
+from gateway.http.problems import Problem
+from gateway.http.spooling import BUFFER, CLOSE, Arriving, SpooledFile, room, spool_folder, too_large
+from gateway.settings import GatewaySettings
+from schemas.http.problems import ProblemCode
+
+SHA256_FIELD = "sha256"
+"""The form field that says what the file must be, where it is allowed."""
+
+_SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart form with exactly one file."""
+
+    file: SpooledFile
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A multipart form with one file or more, each of which may have something wrong with it."""
+
+    files: tuple[Arriving, ...]
+    fields: dict[str, str]
+
+
+@asynccontextmanager
+async def receive_form(
+    request: Request, settings: GatewaySettings, *, allowed: frozenset[str], max_bytes: int
+) -> AsyncIterator[Form]:
+    """Receive a form of one `file` and the allowed text fields. Raises Problem; the file is gone on exit."""
+    rules = Rules(allowed, max_bytes, max(settings.max_metadata_bytes, 64))
+    async with receive_files(request, settings, rules) as found:
+        yield Form(found.files[0].ready(_promised(found.fields)), found.fields)
+
+
+@asynccontextmanager
+async def receive_files(request: Request, settings: GatewaySettings, rules: Rules) -> AsyncIterator[Files]:
+    """Receive a form by its rules. Raises Problem; the files are gone on exit."""
+    boundary = _boundary(request)
+    _refuse_by_length(request, rules.body, rules.total)
+    check = promised_of(request)
+    with spool_folder(settings) as folder:
+        reader = FormReader(folder, rules)
+        try:
+            parser = MultipartParser(boundary, reader.callbacks())
+
+            async def take(chunk: bytes) -> None:
+                parser.write(chunk)
+                await reader.settle()
+
+            await _read_body(request, settings, take, check, longest=rules.body, told=rules.total)
+            with room(settings):
+                parser.finalize()
+                await reader.settle(last=True)
+        except FormParserError:
+            raise Problem(ProblemCode.BAD_REQUEST, "The body is not a whole multipart form.", headers=CLOSE) from None
+        finally:
+            reader.close()
+        files = reader.finished()
+        check.check("the body")
+        yield Files(files, reader.fields)
+
+
+@asynccontextmanager
+async def receive_archive(request: Request, settings: GatewaySettings, *, max_bytes: int) -> AsyncIterator[Arriving]:
+    """Receive a body that is a zip archive. Raises Problem; it is gone on exit."""
+    async with receive_file(request, settings, max_bytes=max_bytes, max_archive_bytes=max_bytes) as file:
+        yield file
+
+
+@asynccontextmanager
+async def receive_file(
+    request: Request, settings: GatewaySettings, *, max_bytes: int, max_archive_bytes: int = 0
+) -> AsyncIterator[Arriving]:
+    """Receive a body that is an image, or an archive if that may have bytes at all. Raises Problem; gone on exit."""
+    _refuse_by_length(request, max_bytes, max_bytes)
+    check = promised_of(request)
+    with spool_folder(settings) as folder:
+        with room(settings):
+            file = Arriving(
+                folder / "body", None, max_bytes=max_bytes, strict=True, max_archive_bytes=max_archive_bytes
+            )
+
+        async def take(chunk: bytes) -> None:
+            file.take(chunk)
+            if file.gathered >= BUFFER:
+                await asyncio.to_thread(file.write)
+
+        try:
+            await _read_body(request, settings, take, check, longest=max_bytes, told=max_bytes)
+            with room(settings):
+                await asyncio.to_thread(file.write)
+        finally:
+            file.close()
+        check.check("the body")
+        yield file
+
+
+def media_boundary(request: Request) -> tuple[bytes, bytes | None]:
+    """Return the media type of a body and the boundary it names."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    return kind, options.get(b"boundary")
+
+
+def _boundary(request: Request) -> bytes:
+    kind, boundary = media_boundary(request)
+    if kind != b"multipart/form-data":
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.", headers=CLOSE)
+    if not boundary:
+        raise Problem(ProblemCode.BAD_REQUEST, "The Content-Type header names no boundary.", headers=CLOSE)
+    return boundary
+
+
+def _refuse_by_length(request: Request, longest: int, told: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > longest:
+        raise too_large(told)
+
+
+def _promised(fields: dict[str, str]) -> str | None:
+    text = fields.get(SHA256_FIELD)
+    if text is None:
+        return None
+    if not _SHA256.match(text):
+        raise Problem(ProblemCode.INVALID_DIGEST, "The field `sha256` has 64 hexadecimal digits.")
+    return text.lower()
+
+
+async def _read_body(
+    request: Request,
+    settings: GatewaySettings,
+    take: Callable[[bytes], Awaitable[None]],
+    check: DigestCheck,
+    *,
+    longest: int,
+    told: int,
+) -> None:
+    body = aiter(request.stream())
+    received = 0
+    try:
+        async with asyncio.timeout(settings.upload_total_s):
+            while True:
+                try:
+                    async with asyncio.timeout(settings.upload_idle_s):
+                        chunk = await anext(body)
+                except StopAsyncIteration:
+                    break
+                received += len(chunk)  # also counts what surrounds the parts
+                if received > longest:
+                    raise too_large(told)
+                if check:
+                    await asyncio.to_thread(check.update, chunk)
+                with room(settings):
+                    await take(chunk)
+    except TimeoutError:
+        detail = f"No byte for {settings.upload_idle_s:g} s, or not whole after {settings.upload_total_s:g} s."
+        raise Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=CLOSE) from None
+    except ClientDisconnect:
+        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the upload did.", headers=CLOSE) from None

@@ -1,0 +1,251 @@
+"""Delivery: the bytes of one size of an image, through the gateway, or by a link to the object store.
+
+What is sent is named by its content: its entity tag is its hash, and an address that names the hash is good for ever.
+Only images are ever shown by a browser, by a list of types of our own; anything else could only be saved.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from pathlib import PurePath
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from gateway.access.dependencies import Caller
+from gateway.http.byte_ranges import ByteRange, OutOfRange, read_range
+from gateway.http.etags import CONDITIONAL, names
+from gateway.http.problems import Problem, documented
+from gateway.images.lookup import Lookup
+from gateway.images.views import VERSION_DIGITS
+from gateway.settings import Delivered, GatewaySettings
+from schemas.formats import MEDIA_TYPES
+from schemas.http.problems import ProblemCode
+from schemas.values import Rendition
+from streams.concurrency.timeouts import bounded
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.read_model.records import ImageRecord
+
+log = logging.getLogger(__name__)
+
+Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
+
+SHOWN = frozenset(MEDIA_TYPES.values())  # content types that are sent as what they are; no SVG among them
+_UNKNOWN = "application/octet-stream"
+_SAFETY = {
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_FOR_GOOD, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
+_PLAIN = {"schema": {"type": "string"}}
+_RANGE = {"description": "which bytes, of how many (RFC 9110)", **_PLAIN}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The endpoint that sends bytes."""
+
+    settings: GatewaySettings
+    files: FileStore
+    lookup: Lookup
+
+    def routes(self) -> APIRouter:
+        """Return the route."""
+        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        refusals = documented(
+            ProblemCode.NOT_FOUND,
+            ProblemCode.NO_SUCH_SIZE,
+            ProblemCode.NOT_FINISHED,
+            ProblemCode.GONE,
+            ProblemCode.RANGE_NOT_SATISFIABLE,
+            ProblemCode.DEPENDENCY_UNAVAILABLE,
+        )
+        bytes_of = {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}}
+        router.add_api_route(
+            "/{image_id}/direct",
+            self.direct,
+            summary="The bytes of one size",
+            response_class=StreamingResponse,
+            responses={
+                200: {**bytes_of, "description": "the image", "headers": _HEADERS},
+                206: {**bytes_of, "description": "the range of it", "headers": {**_HEADERS, "Content-Range": _RANGE}},
+                304: {"description": "you have it already"},
+                307: {"description": "it is there, for a while", "headers": {"Location": _PLAIN}},
+                **refusals,
+            },
+            openapi_extra={"parameters": [*_RANGE_PARAMETERS, *CONDITIONAL["parameters"]]},
+        )
+        return router
+
+    async def direct(
+        self,
+        image_id: str,
+        request: Request,
+        owner: Caller,
+        size: Size = "medium",
+        v: Annotated[str | None, Query(description="names the bytes, as the URLs in answers do", max_length=64)] = None,
+        download: Annotated[bool, Query(description="to be saved rather than shown")] = False,
+    ) -> Response:
+        """Send the bytes, or a range of them. An address with the right `v` may be cached for good. Where delivery is
+        by link (a setting of the server), the answer is a redirect to one that is good for a short time.
+        """
+        record = await self.lookup.image(image_id, owner)
+        sent = _Sent.of(record, self.lookup.rendition(record, size), named=v, download=download)
+        if _is_known(request, sent):
+            return Response(status_code=304, headers=sent.headers)
+        link = await self._link(sent)
+        if link is not None:
+            age = self.settings.link_expires_s // 2  # a kept redirect must not outlive what it leads to
+            headers = {**_SAFETY, "Location": link, "Cache-Control": f"private, max-age={age}"}
+            return Response(status_code=307, headers=headers)
+        return await self._stream(image_id, sent, _range_of(request, sent))
+
+    async def _link(self, sent: _Sent) -> str | None:
+        """Return a link to the object store; None if bytes go through here, or the store gives none."""
+        if self.settings.delivery is not Delivered.PRESIGNED or sent.content_type == _UNKNOWN:
+            return None
+        link = self.files.presign_get(
+            sent.key, expires_s=self.settings.link_expires_s, filename=sent.filename, inline=not sent.download
+        )
+        return await bounded(link, self.settings.storage_timeout_s)
+
+    async def _stream(self, image_id: str, sent: _Sent, part: ByteRange | None) -> Response:
+        timeout_s = self.settings.storage_timeout_s
+        start, length = (part.first, part.length) if part is not None else (0, None)
+        chunks = aiter(self.files.stream(sent.key, start=start, length=length))
+        try:
+            first = await bounded(anext(chunks, b""), timeout_s)
+        except ObjectMissing:
+            log.warning("a rendition is missing", extra={"image_id": image_id, "key": sent.key})
+            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size are not there any more.") from None
+        headers = {**sent.headers, "Content-Length": str(part.length if part is not None else sent.size)}
+        if part is not None:
+            headers["Content-Range"] = str(part)
+        return StreamingResponse(
+            _all_chunks(first, chunks, timeout_s),
+            status_code=200 if part is None else 206,
+            media_type=sent.content_type,
+            headers=headers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """One size of an image as it is sent."""
+
+    key: str
+    size: int  # bytes
+    content_type: str
+    filename: str
+    download: bool
+    modified: datetime | None
+    headers: dict[str, str]
+
+    @classmethod
+    def of(cls, record: ImageRecord, rendition: Rendition, *, named: str | None, download: bool) -> _Sent:
+        stored = rendition.object
+        content_type = stored.content_type if stored.content_type in SHOWN else _UNKNOWN
+        download = download or content_type == _UNKNOWN
+        filename = _filename(record, rendition, content_type)
+        modified = _modified(record)
+        headers = {
+            **_SAFETY,
+            "ETag": f'"{stored.sha256}"',
+            "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(stored.sha256)).decode()}:",
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(filename, download=download),
+            "Cache-Control": _FOR_GOOD if named == stored.sha256[:VERSION_DIGITS] else _ASK_AGAIN,
+        }
+        if modified is not None:
+            headers["Last-Modified"] = format_datetime(modified, usegmt=True)
+        return cls(stored.key, stored.size, content_type, filename, download, modified, headers)
+
+
+def disposition(filename: str, *, download: bool) -> str:
+    """Return a Content-Disposition (RFC 6266): the name in ASCII for old readers, and as it is (RFC 8187)."""
+    kind = "attachment" if download else "inline"
+    plain = "".join(letter if " " <= letter <= "~" and letter not in '"\\%' else "_" for letter in filename)
+    named = f'{kind}; filename="{plain}"'
+    return named if plain == filename else f"{named}; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+def _filename(record: ImageRecord, rendition: Rendition, content_type: str) -> str:
+    """Return the original's name with the extension of what is sent."""
+    stem = PurePath(record.filename or "").stem.strip(". ") or record.image_id
+    endings = {kind: name for name, kind in MEDIA_TYPES.items()}
+    return f"{stem}.{endings.get(content_type, 'bin')}"
+
+
+def _modified(record: ImageRecord) -> datetime | None:
+    """Return when the sizes were made, to the second, None if nobody said."""
+    stage = record.stages.get("resizer")
+    try:
+        made = datetime.fromisoformat((stage and stage.finished_at) or "")
+        return (made if made.tzinfo is not None else made.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
+    except (ValueError, OverflowError):  # another service may have said anything
+        return None
+
+
+def _is_known(request: Request, sent: _Sent) -> bool:
+    """Say whether the client has the bytes (RFC 9110 section 13.2.2): by tag, else by date."""
+    tags = request.headers.get("if-none-match")
+    if tags is not None:
+        return names(tags, sent.headers["ETag"])
+    since = request.headers.get("if-modified-since")
+    if since is None or sent.modified is None:
+        return False
+    try:
+        return sent.modified <= parsedate_to_datetime(since)
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
+        return False
+
+
+def _range_of(request: Request, sent: _Sent) -> ByteRange | None:
+    """Return the range to send. Raises Problem (416). With another If-Range than the tag, the whole."""
+    condition = request.headers.get("if-range")
+    if condition is not None and condition.strip() != sent.headers["ETag"]:
+        return None
+    try:
+        return read_range(request.headers.get("range"), sent.size)
+    except OutOfRange:
+        headers = {"Content-Range": f"bytes */{sent.size}", "Accept-Ranges": "bytes"}
+        detail = f"There are {sent.size} bytes."
+        raise Problem(ProblemCode.RANGE_NOT_SATISFIABLE, detail, headers=headers) from None
+
+
+async def _all_chunks(first: bytes, rest: AsyncIterator[bytes], timeout_s: float) -> AsyncIterator[bytes]:
+    yield first
+    while chunk := await bounded(anext(rest, b""), timeout_s):
+        yield chunk
+
+
+_HEADERS: dict[str, Any] = {
+    "ETag": {"description": "the sha256 of the bytes", **_PLAIN},
+    "Accept-Ranges": _PLAIN,
+    "Cache-Control": _PLAIN,
+    "Content-Disposition": {"description": "the original's name, with the ending of what is sent", **_PLAIN},
+    "Repr-Digest": {"description": "the sha256 of the bytes (RFC 9530)", **_PLAIN},
+    "Last-Modified": _PLAIN,
+}
+_RANGE_PARAMETERS = [
+    {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
+    for name, description, example in (
+        ("Range", "one range of bytes; several are answered with the whole", "bytes=0-1023"),
+        ("If-Range", "the range only if this is still the entity tag, else the whole", '"9f86d081884c7d65"'),
+    )
+]

@@ -1,0 +1,233 @@
+"""Looking up: what the read model knows of an image, and the receipt until it knows. Every look is one owner's.
+
+An image is hidden from the moment its deletion is accepted: the receipt of the deletion is there before the indexer
+has seen the event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gateway.http.problems import Problem
+from gateway.images.publishing import known_receipt
+from gateway.settings import GatewaySettings
+from schemas.events.intake import SUBMISSION
+from schemas.http.problems import ProblemCode
+from schemas.stored.erasures import Erasure
+from schemas.stored.receipts import Receipt, ReceiptKind
+from schemas.values import ID_PATTERN, ImageState, Owner, Rendition, job_id_of, split_job_id
+from streams.concurrency.timeouts import bounded
+from streams.object_store.protocol import FileStore
+from streams.object_store.tombstones import Erasures
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import Hit, ImageRecord
+
+_ID = re.compile(ID_PATTERN)
+_PARALLEL = 16  # looks at the object store at once, for one request
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one image: the record if the read model has seen this run, else the receipt."""
+
+    job_id: str
+    image_id: str
+    record: ImageRecord | None
+    receipt: Receipt | None
+
+    @property
+    def state(self) -> ImageState:
+        """Where the run stands."""
+        if self.record is None:
+            return ImageState.PROCESSING
+        return ImageState.DELETED if self.record.deleted else self.record.state
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The owner's images and jobs. Calls raise Problem, DependencyAway or TimeoutError."""
+
+    settings: GatewaySettings
+    files: FileStore
+    vectors: ReadModel
+
+    async def image(self, image_id: str, owner: Owner) -> ImageRecord:
+        """Return an image. Refused: unknown, deleted (410), or accepted but not seen by the indexer yet (409)."""
+        record = await self.known(image_id, owner)
+        if isinstance(record, Receipt):
+            await self._refuse_deleted(image_id, record.generation)
+            raise self.not_finished("The image was accepted and is not processed yet.")
+        await self._refuse_deleted(image_id, record.generation)
+        return record
+
+    async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
+        """Return several images, each or why not, in the order asked."""
+        wanted = [image_id for image_id in image_ids if _ID.fullmatch(image_id)]
+        found = await bounded(self.vectors.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
+        by_id = {record.image_id: record for record in found}
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def one(image_id: str) -> ImageRecord | Problem:
+            async with gate:
+                try:
+                    if image_id not in by_id:
+                        return await self.image(image_id, owner)
+                    await self._refuse_deleted(image_id, by_id[image_id].generation)
+                except Problem as problem:
+                    return problem
+                return by_id[image_id]
+
+        return list(await asyncio.gather(*(one(image_id) for image_id in image_ids)))
+
+    async def visible(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Return the hits whose image nobody has asked to delete."""
+        shown = {record.image_id for record in await self.shown([hit.record for hit in hits])}
+        return [hit for hit in hits if hit.record.image_id in shown]
+
+    async def shown(self, records: Iterable[ImageRecord]) -> list[ImageRecord]:
+        """Return the images nobody has asked to delete."""
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def one(record: ImageRecord) -> ImageRecord | None:
+            async with gate:
+                deleted = await self._is_deleted(record.image_id, record.generation)
+                return None if deleted or record.deleted else record
+
+        return [record for record in await asyncio.gather(*map(one, records)) if record is not None]
+
+    async def job(self, job_id: str, owner: Owner) -> Job:
+        """Return a job. Refused: unknown, its image deleted since, or a newer run has taken over (410)."""
+        try:
+            image_id, generation = split_job_id(job_id)
+        except ValueError:
+            raise _no_job() from None
+        if not _ID.fullmatch(image_id) or job_id != job_id_of(image_id, generation):
+            raise _no_job()
+        record = await self._record(image_id, owner)
+        if record is not None and record.generation > generation:
+            if record.deleted:
+                raise _gone()
+            newer = job_id_of(image_id, record.generation)
+            raise Problem(ProblemCode.SUPERSEDED, f"The job {newer} has taken over.")
+        if record is not None and record.generation == generation:
+            if not record.deleted:
+                await self._refuse_deleted(image_id, generation)
+            return Job(job_id, image_id, record, None)
+        receipt = await self._receipt(job_id)
+        if receipt is None or receipt.owner != owner:
+            raise _no_job()
+        if receipt.kind is not ReceiptKind.DELETE:
+            await self._refuse_deleted(image_id, generation)
+        return Job(job_id, image_id, None, receipt)
+
+    async def known(self, image_id: str, owner: Owner) -> ImageRecord | Receipt:
+        """Return an image's record, or its first receipt; also when its deletion was asked for but not done."""
+        if not _ID.fullmatch(image_id):
+            raise _no_image()
+        record = await self._record(image_id, owner)
+        if record is None:
+            receipt = await self._receipt(job_id_of(image_id, 1))
+            if receipt is None or receipt.owner != owner:
+                raise _no_image()
+            return receipt
+        if record.deleted or record.state is ImageState.DELETED:
+            raise _gone()
+        return record
+
+    async def accepted(self, image_id: str, owner: Owner) -> ImageRecord:
+        """Return an image as it is known, else as it was accepted. Refused: unknown, or deleted (410)."""
+        found = await self.known(image_id, owner)
+        await self._refuse_deleted(image_id, found.generation)
+        if isinstance(found, Receipt):
+            return _as_accepted(found, ImageRecord(image_id=image_id, owner=owner, generation=found.generation))
+        if found.submitted_at is not None or found.revision:
+            return found
+        receipt = await self._receipt(job_id_of(image_id, found.generation))
+        return found if receipt is None or receipt.owner != owner else _as_accepted(receipt, found)
+
+    def rendition(self, record: ImageRecord, size: str) -> Rendition:
+        """Return one size of an image. Refused: it has none yet (409), or not this one."""
+        self.refuse_without_sizes(record)
+        for rendition in record.renditions:
+            if rendition.name == size:
+                return rendition
+        known = ", ".join(rendition.name for rendition in record.renditions)
+        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image has these sizes: {known}.")
+
+    def refuse_without_sizes(self, record: ImageRecord) -> None:
+        """Refuse an image that has no sizes: yet (409), or for good."""
+        if record.renditions:
+            return
+        if record.state is ImageState.PROCESSING:
+            raise self.not_finished("The image's sizes are not made yet.")
+        raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
+
+    def not_finished(self, detail: str) -> Problem:
+        """Return the refusal of what is not there yet."""
+        return Problem(ProblemCode.NOT_FINISHED, detail, headers={"Retry-After": str(self.settings.poll_after_s)})
+
+    async def erasure(self, image_id: str, owner: Owner) -> Erasure:
+        """Return what is left of a deleted image. Refused: nobody asked to delete an image of that id."""
+        if not _ID.fullmatch(image_id):
+            raise _no_erasure()
+        found = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        if found is None or found.owner != owner:
+            raise _no_erasure()
+        return found
+
+    async def _record(self, image_id: str, owner: Owner) -> ImageRecord | None:
+        """Return what the read model knows; of an image erased so long ago that it knows nothing more, a tombstone.
+
+        For another owner's image the same is asked as for one that never was, so that the time tells nothing either.
+        """
+        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        if record is not None and record.owner == owner:
+            return record
+        erasure = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        if erasure is None or erasure.erased_at is None or erasure.owner != owner:
+            return None
+        return ImageRecord(
+            image_id=image_id,
+            owner=erasure.owner,
+            generation=erasure.generation,
+            state=ImageState.DELETED,
+            deleted=True,
+        )
+
+    async def _receipt(self, job_id: str) -> Receipt | None:
+        return await known_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
+
+    async def _is_deleted(self, image_id: str, generation: int) -> bool:
+        receipt = await self._receipt(job_id_of(image_id, generation + 1))
+        return receipt is not None and receipt.kind is ReceiptKind.DELETE
+
+    async def _refuse_deleted(self, image_id: str, generation: int) -> None:
+        if await self._is_deleted(image_id, generation):
+            raise _gone()
+
+
+def _as_accepted(receipt: Receipt, known: ImageRecord) -> ImageRecord:
+    """Return what is known of an image and what was said of it when it was accepted, which nobody has told yet."""
+    said = receipt.model_dump(include=set(SUBMISSION))
+    submitted = {"submitted_at": receipt.first_submitted_at or receipt.submitted_at, "source_url": receipt.url}
+    required = known.required or receipt.profile.stages
+    return ImageRecord.model_validate({**known.model_dump(), **said, **submitted, "required": required})
+
+
+def _no_image() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no image of that id.")
+
+
+def _no_erasure() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no deletion of an image of that id.")
+
+
+def _no_job() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "There is no job of that id.")
+
+
+def _gone() -> Problem:
+    return Problem(ProblemCode.GONE, "The image was deleted.")

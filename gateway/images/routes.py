@@ -1,0 +1,139 @@
+"""Routes that return jobs and images, and delete an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import StringConstraints
+
+from gateway.access.dependencies import Caller
+from gateway.http.etags import CONDITIONAL, TAGGED, answered
+from gateway.http.problems import Problem, documented
+from gateway.http.request_context import base_url, traceparent_of
+from gateway.images.delivery import Size
+from gateway.images.lookup import Lookup
+from gateway.images.results import Results
+from gateway.images.views import image_view, job_status, submitted
+from gateway.settings import GatewaySettings
+from gateway.uploads.acceptance import Accepting
+from schemas.http.images import MAX_BATCH, BatchError, ImageBatch, ImageSizes, ImageView
+from schemas.http.jobs import JobResult, JobStatus
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.http.submissions import DeletionSubmitted
+from schemas.values import ImageState
+from streams.object_store.protocol import FileStore
+
+Ids = Annotated[
+    list[Annotated[str, StringConstraints(pattern=rf"^[^,]+(?:,[^,]+){{0,{MAX_BATCH - 1}}}$")]],
+    Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most", min_length=1, max_length=MAX_BATCH),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The endpoints that tell of images and jobs."""
+
+    settings: GatewaySettings
+    files: FileStore
+    lookup: Lookup
+    accepting: Accepting
+
+    def routes(self) -> APIRouter:
+        """Return the routes; fixed paths before those with an id."""
+        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        lost = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        early = documented(ProblemCode.NOT_FINISHED)
+        unchanged: dict[int | str, dict[str, Any]] = {
+            200: {"headers": {"ETag": TAGGED}},
+            304: {"description": "you have it already"},
+        }
+        sized = {**lost, **early, **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE)}
+
+        router.add_api_route(
+            "/jobs/{job_id}",
+            self.status,
+            response_model=JobStatus,
+            summary="Where a job stands",
+            openapi_extra=CONDITIONAL,
+            responses={**lost, **unchanged},
+        )
+        router.add_api_route(
+            "/jobs/{job_id}/result",
+            self.result,
+            response_model=JobResult,
+            summary="What a job found",
+            openapi_extra=CONDITIONAL,
+            responses={**lost, **early, **unchanged},
+        )
+        router.add_api_route(
+            "/batch",
+            self.batch,
+            summary="Several images in one size",
+            responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
+        )
+        router.add_api_route("/{image_id}", self.image, summary="One size of an image", responses=sized)
+        router.add_api_route("/{image_id}/all", self.sizes, summary="Every size", responses={**lost, **early})
+        router.add_api_route(
+            "/{image_id}", self.delete, methods=["DELETE"], status_code=202, summary="Delete an image", responses=lost
+        )
+        return router
+
+    async def status(self, job_id: str, request: Request, owner: Caller) -> Response:
+        """Right from the moment of the 202, whether or not the pipeline has begun."""
+        job = await self.lookup.job(job_id, owner)
+        soon = {"Retry-After": str(self.settings.poll_after_s)} if job.state is ImageState.PROCESSING else {}
+        return answered(request, job_status(job, base_url(request, self.settings)), soon)
+
+    async def result(self, job_id: str, request: Request, owner: Caller) -> Response:
+        """409 until the job has ended; then also of an image that was rejected or failed, with the reason."""
+        job = await self.lookup.job(job_id, owner)
+        result = await Results(self.settings, self.files, self.lookup).of(job, base_url(request, self.settings))
+        return answered(request, result)
+
+    async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
+        """Width, height, bytes, hash and URL of one size."""
+        record = await self.lookup.image(image_id, owner)
+        return image_view(record, self.lookup.rendition(record, size), base_url(request, self.settings))
+
+    async def sizes(self, image_id: str, request: Request, owner: Caller) -> ImageSizes:
+        """Every size that is there. 409 until the resizer is done."""
+        record = await self.lookup.image(image_id, owner)
+        self.lookup.refuse_without_sizes(record)
+        base = base_url(request, self.settings)
+        return ImageSizes(image_id=image_id, sizes={r.name: image_view(record, r, base) for r in record.renditions})
+
+    async def batch(
+        self,
+        request: Request,
+        owner: Caller,
+        image_ids: Ids,
+        size: Size = "medium",
+    ) -> ImageBatch:
+        """The images that are there in the order asked; of the others, why they are not."""
+        wanted = list(dict.fromkeys(name for given in image_ids for name in given.split(",") if name))
+        if not 1 <= len(wanted) <= MAX_BATCH:
+            detail = f"Name 1 to {MAX_BATCH} images."
+            raise Problem(ProblemCode.INVALID_FIELD, detail, (ProblemItem(field="image_ids", detail=detail),))
+        base = base_url(request, self.settings)
+        images: list[ImageView] = []
+        errors: list[BatchError] = []
+        for image_id, found in zip(wanted, await self.lookup.images(wanted, owner), strict=True):
+            try:
+                if isinstance(found, Problem):
+                    raise found
+                images.append(image_view(found, self.lookup.rendition(found, size), base))
+            except Problem as problem:
+                errors.append(BatchError(image_id=image_id[:64], code=problem.code, detail=problem.detail))
+        return ImageBatch(images=tuple(images), errors=tuple(errors))
+
+    async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> DeletionSubmitted:
+        """Hidden at once, gone soon: the job says when. Asking again is harmless."""
+        known = await self.lookup.known(image_id, owner)
+        receipt = await self.accepting.delete(
+            image_id, known.generation, owner=owner, traceparent=traceparent_of(request)
+        )
+        accepted = submitted(receipt, request, response, self.settings)
+        erasure_url = f"{base_url(request, self.settings)}/api/v1/images/{image_id}/erasure"
+        return DeletionSubmitted(**accepted.model_dump(), erasure_url=erasure_url)

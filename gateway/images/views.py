@@ -1,0 +1,262 @@
+"""Answers: what is known of an image, as the bodies of responses. Pure; the caller has fetched everything."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from fastapi import Request, Response
+
+from gateway.http.request_context import base_url
+from gateway.images.lookup import Job
+from gateway.settings import GatewaySettings
+from schemas.http.images import ImageDetails, ImageItem, ImageView
+from schemas.http.jobs import (
+    Dimensions,
+    ImageMetadata,
+    JobError,
+    JobResult,
+    JobStatus,
+    ObjectView,
+    SpanView,
+    StageView,
+    TextView,
+    VariantView,
+)
+from schemas.http.search import SearchItem
+from schemas.http.submissions import Submitted
+from schemas.stored.receipts import Receipt, ReceiptKind
+from schemas.stored.results import ReadText
+from schemas.values import ImageState, Rendition, StageState, job_id_of
+from streams.read_model.records import ImageRecord
+
+VERSION_DIGITS = 12  # of the sha256 in a rendition's URL: other bytes, another URL
+
+
+def job_status(job: Job, base: str) -> JobStatus:
+    """Return where a job stands."""
+    record, receipt = job.record, job.receipt
+    if record is None:
+        return JobStatus(
+            job_id=job.job_id,
+            image_id=job.image_id,
+            status=job.state,
+            stages=_receipt_stages(receipt) if receipt else {},
+            created_at=receipt.submitted_at if receipt else None,
+            lane=receipt.lane if receipt else None,
+        )
+    return JobStatus(
+        job_id=job.job_id,
+        image_id=job.image_id,
+        status=job.state,
+        stages=stages(record),
+        urls=urls(record, base),
+        created_at=record.submitted_at,
+        completed_at=record.finished_at,
+        error=_error(record),
+    )
+
+
+def job_result(job: Job, record: ImageRecord, text: ReadText | None, base: str) -> JobResult:
+    """Return everything known of an image whose job has ended; `text` is the stored result of its OCR."""
+    detector = record.stages.get("detector")
+    detected = detector is not None and detector.state is StageState.DONE
+    return JobResult(
+        image_id=job.image_id,
+        job_id=job.job_id,
+        status=job.state,
+        urls=urls(record, base),
+        metadata=_metadata(record),
+        text=_text(record, text),
+        objects=_objects(record) if detected or record.objects else None,
+        stages=stages(record),
+        error=_error(record),
+        created_at=record.submitted_at,
+        completed_at=record.finished_at,
+    )
+
+
+def stages(record: ImageRecord) -> dict[str, StageView]:
+    """Return every stage, those that have not reported yet as pending."""
+    required = () if record.deleted else record.required
+    found = {name: StageView(state=StageState.PENDING) for name in required}
+    for name, stage in record.stages.items():
+        worked = stage.state in (StageState.DONE, StageState.FAILED, StageState.REJECTED)
+        found[name] = StageView(
+            state=stage.state,
+            attempts=stage.attempts if worked else None,
+            duration_ms=stage.duration_ms if worked else None,
+            version=stage.version or None,
+            reused=True if stage.reused else None,
+            reason=stage.reason,
+            message=stage.message,
+        )
+    return found
+
+
+def urls(record: ImageRecord, base: str) -> dict[str, str]:
+    """Return where each size can be had, as far as it is there."""
+    return {rendition.name: _url(record.image_id, rendition, base) for rendition in record.renditions}
+
+
+def image_view(record: ImageRecord, rendition: Rendition, base: str) -> ImageView:
+    """Return what is known of one size of an image."""
+    return ImageView(
+        image_id=record.image_id,
+        size=rendition.name,
+        url=_url(record.image_id, rendition, base),
+        width=rendition.width,
+        height=rendition.height,
+        aspect_ratio=rendition.aspect_ratio,
+        format=rendition.format,
+        size_bytes=rendition.object.size,
+        sha256=rendition.object.sha256,
+    )
+
+
+def image_item(record: ImageRecord, base: str) -> ImageItem:
+    """Return one image of a listing."""
+    return ImageItem(
+        image_id=record.image_id,
+        job_id=job_id_of(record.image_id, record.generation),
+        state=record.state,
+        urls=urls(record, base),
+        filename=record.filename,
+        bucket=record.bucket,
+        labels=record.labels,
+        tags=record.tags,
+        category=record.category,
+        context=record.context,
+        error=_error(record),
+        created_at=record.submitted_at,
+        completed_at=record.finished_at,
+    )
+
+
+def image_details(record: ImageRecord, base: str) -> ImageDetails:
+    """Return everything known of an image but where its text and objects are."""
+    known = {**image_item(record, base).model_dump(), **_metadata(record).model_dump()}
+    return ImageDetails(**known, text=record.text, stages=stages(record), revision=record.revision)
+
+
+def search_item(
+    record: ImageRecord,
+    *,
+    score: float,
+    similarity: float | None,
+    matched: tuple[str, ...],
+    query: str,
+    snippet_length: int,
+    base: str,
+) -> SearchItem:
+    """Return one image a search found."""
+    return SearchItem(
+        image_id=record.image_id,
+        score=round(min(score, 1.0), 4),
+        similarity=None if similarity is None else round(similarity, 4),
+        matched=matched,
+        urls=urls(record, base),
+        labels=record.labels,
+        text=snippet(record.text, query, snippet_length),
+        tags=record.tags,
+        category=record.category,
+        context=record.context,
+    )
+
+
+def snippet(text: str | None, query: str, length: int) -> str | None:
+    """Return at most `length` characters of a text, around the first word of the query that is in it."""
+    if not text:
+        return None
+    flat = " ".join(text.split())
+    places = [flat.lower().find(word.lower()) for word in query.split()]
+    first = min((place for place in places if place >= 0), default=0)
+    start = max(0, min(first - length // 4, len(flat) - length))
+    return flat[start : start + length]
+
+
+def _url(image_id: str, rendition: Rendition, base: str) -> str:
+    version = rendition.object.sha256[:VERSION_DIGITS]
+    return f"{base}/api/v1/images/{image_id}/direct?size={quote(rendition.name)}&v={version}"
+
+
+def _receipt_stages(receipt: Receipt) -> dict[str, StageView]:
+    if receipt.kind is ReceiptKind.DELETE:
+        return {}
+    wanted = ("sanitizer", *(name for name in receipt.profile.stages if name != "sanitizer"))
+    return {name: StageView(state=StageState.PENDING) for name in wanted}
+
+
+def _error(record: ImageRecord) -> JobError | None:
+    if record.error_code is None or record.state not in (ImageState.REJECTED, ImageState.FAILED):
+        return None
+    return JobError(code=record.error_code, message=record.error_message or "")
+
+
+def _metadata(record: ImageRecord) -> ImageMetadata:
+    known = record.width is not None and record.height is not None
+    return ImageMetadata(
+        dominant_color=record.dominant_colour,
+        palette=tuple(colour.hex for colour in record.palette),
+        thumbhash=record.thumbhash,
+        perceptual_hash=record.perceptual_hash,
+        original_dimensions=Dimensions(width=record.width or 0, height=record.height or 0) if known else None,
+        source_format=record.source_format,
+        frames=record.frames,
+        filename=record.filename,
+        bucket=record.bucket,
+        source_url=record.source_url,
+        tags=record.tags,
+        category=record.category,
+        variants=_variants(record.renditions),
+        context=record.context,
+    )
+
+
+def _variants(renditions: tuple[Rendition, ...]) -> dict[str, VariantView]:
+    return {
+        rendition.name: VariantView(
+            width=rendition.width,
+            height=rendition.height,
+            aspect_ratio=rendition.aspect_ratio,
+            format=rendition.format,
+            size_bytes=rendition.object.size,
+        )
+        for rendition in renditions
+    }
+
+
+def _text(record: ImageRecord, text: ReadText | None) -> TextView | None:
+    if text is None:
+        return None if record.text is None else TextView(content=record.text)
+    spans = tuple(
+        SpanView(
+            text=span.text,
+            confidence=span.confidence,
+            polygon=span.polygon,
+            engine=span.engine,
+            language=span.language,
+        )
+        for span in text.spans
+    )
+    return TextView(content=text.content, spans=spans)
+
+
+def _objects(record: ImageRecord) -> tuple[ObjectView, ...]:
+    return tuple(
+        ObjectView(label=found.label, confidence=found.confidence, box=found.box, pixels=found.pixels)
+        for found in record.objects
+    )
+
+
+def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:
+    """Return the body of a 202, and say in its headers where to look and when."""
+    status_url = f"{base_url(request, settings)}/api/v1/images/jobs/{receipt.job_id}"
+    response.headers["Location"] = status_url
+    response.headers["Retry-After"] = str(settings.poll_after_s)
+    return Submitted(
+        job_id=receipt.job_id,
+        image_id=receipt.image_id,
+        lane=receipt.lane,
+        status_url=status_url,
+        result_url=f"{status_url}/result",
+    )

@@ -1,0 +1,44 @@
+"""Usage: what callers would ask before they are refused: what is left of limits and quotas."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from gateway.access.dependencies import Who
+from gateway.http.problems import documented
+from gateway.limits.quotas import Quotas
+from gateway.limits.rate_limits import Limits
+from schemas.http.problems import ProblemCode
+from schemas.http.usage import Amount, LimitView, UsageView
+
+
+def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
+    """Return the route that tells callers where they stand."""
+    router = APIRouter(prefix="/api/v1/usage", tags=["ingest"])
+
+    async def usage(identity: Who) -> UsageView:
+        """Where the caller stands with rate limits, and their owner with quotas."""
+        kept = await quotas.usage(identity.owner) if quotas.any else None
+        return UsageView(
+            images=Amount(used=kept and kept.images, allowed=quotas.settings.images),
+            bytes=Amount(used=kept and kept.bytes, allowed=quotas.settings.bytes),
+            limits=tuple(
+                LimitView(
+                    name=known.limit.policy,
+                    limit=known.limit.item.amount,
+                    window_s=known.limit.item.get_expiry(),
+                    remaining=known.remaining,
+                    reset_s=known.reset_s,
+                )
+                for known in await limits.standings(identity)
+            ),
+        )
+
+    router.add_api_route(
+        "",
+        usage,
+        methods=["GET"],
+        summary="What is left of limits and quotas",
+        responses=documented(ProblemCode.DEPENDENCY_UNAVAILABLE),
+    )
+    return router

@@ -1,0 +1,162 @@
+"""Live progress: server-sent events of one job until it has ended, and of everything an owner has.
+
+Each event's `id` is where the log stands with it; whoever sends it back as `Last-Event-ID` goes on behind it, here or
+at another gateway. A quiet stream says where it stands again and again. Where the log no longer holds a position, a
+`reset` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from gateway.access.dependencies import Caller
+from gateway.http.problems import Problem, documented
+from gateway.http.request_context import base_url
+from gateway.images.lookup import Lookup
+from gateway.live.event_streams import END, JobProgress, owner_events
+from gateway.settings import GatewaySettings
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.values import ImageState, Owner
+from streams.live.cursors import BadCursor, Positions, read_cursor
+from streams.live.log_follower import LogFeed
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": (
+            "Server-sent events, the data of each one JSON object. `stage`: image_id, job_id, stage, state, attempts, "
+            "duration_ms, reused, run, reason, message, at. `completed`, `rejected`, `failed`, `deleted`: image_id, "
+            "job_id, status, reason, message, at. `deleting`, `annotated`: image_id, job_id, at. Of a job also "
+            "`snapshot`: its status, and `superseded`: image_id, job_id, by. Of the stream itself: `reset`, some "
+            "events are not to be had any more; `cut`, you are too slow, resume; each with detail."
+        ),
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": "id: AQIEBAwAAAA\r\nevent: stage\r\ndata: "
+                '{"image_id":"01890a5d-ac96-774b-bcce-b302099a8057","job_id":"01890a5d-ac96-774b-bcce-b302099a8057.1",'
+                '"stage":"resizer","state":"done","attempts":1,"duration_ms":41,"at":"2026-01-01T12:00:00.000Z"}'
+                "\r\n\r\n",
+            }
+        },
+    }
+}
+
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", max_length=8192, description="go on behind this event")
+]
+LastEventIdQuery = Annotated[
+    str | None,
+    Query(alias="last_event_id", max_length=8192, description="the same, for clients that cannot send the header"),
+]
+
+
+class Stream(EventSourceResponse):
+    """A stream of events with a heartbeat of its own; a client that takes nothing for long is let go."""
+
+    def __init__(self, content: AsyncIterator[ServerSentEvent], *, send_timeout: float) -> None:
+        super().__init__(content, ping=0, send_timeout=send_timeout)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(SendTimeoutError):  # the connection is closed; that a client is gone is no error of ours
+            await super().__call__(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The endpoints of live progress."""
+
+    settings: GatewaySettings
+    lookup: Lookup
+    feed: LogFeed | None
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(prefix="/api/v1", tags=["query"])
+        away = documented(
+            ProblemCode.INVALID_FIELD,
+            ProblemCode.DEPENDENCY_UNAVAILABLE,
+            ProblemCode.LIVE_UNAVAILABLE,
+            ProblemCode.TOO_MANY_LISTENERS,
+        )
+        router.add_api_route(
+            "/images/jobs/{job_id}/events",
+            self.of_job,
+            summary="Live progress of a job",
+            response_class=EventSourceResponse,
+            responses={
+                **_STREAM,
+                204: {"description": "you have seen the end of this job: do not ask again"},
+                **documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.SUPERSEDED),
+                **away,
+            },
+        )
+        router.add_api_route(
+            "/events",
+            self.of_owner,
+            summary="Live progress of all your images",
+            response_class=EventSourceResponse,
+            responses={**_STREAM, **away},
+        )
+        return router
+
+    async def of_job(
+        self,
+        job_id: str,
+        request: Request,
+        owner: Caller,
+        last_event_id: LastEventId = None,
+        last_event_id_query: LastEventIdQuery = None,
+    ) -> Response:
+        """Begin with a `snapshot` (the job's status), end with `completed`, `rejected`, `failed` or `deleted`."""
+        feed = self._feed(owner)
+        since = feed.feed.floor  # before the look: what happens after it is told
+        job = await self.lookup.job(job_id, owner)
+        last = last_event_id or last_event_id_query
+        if last == END and job.state is not ImageState.PROCESSING:
+            return Response(status_code=204)
+        resumed = _position(last) if last and last != END else None
+        if resumed is not None or job.state is ImageState.PROCESSING:
+            await feed.check()
+        if not since:  # nothing was read yet when this was asked
+            since = feed.feed.floor
+        progress = JobProgress(self.lookup, feed, owner, base_url(request, self.settings), job)
+        return Stream(progress.events(since, resumed), send_timeout=feed.settings.send_timeout_s)
+
+    async def of_owner(
+        self,
+        owner: Caller,
+        last_event_id: LastEventId = None,
+        last_event_id_query: LastEventIdQuery = None,
+    ) -> Response:
+        """From now on, or from the event named; ends only when the server does, or after an hour: ask again."""
+        feed = self._feed(owner)
+        last = last_event_id or last_event_id_query
+        resumed = _position(last) if last else None
+        await feed.check()
+        return Stream(owner_events(feed, owner, resumed), send_timeout=feed.settings.send_timeout_s)
+
+    def _feed(self, owner: Owner) -> LogFeed:
+        if self.feed is None:
+            raise Problem(ProblemCode.LIVE_UNAVAILABLE, "This gateway does not read the log: ask for the status.")
+        if not self.feed.feed.has_room(owner):
+            retry = {"Retry-After": str(self.settings.retry_after_s)}
+            raise Problem(ProblemCode.TOO_MANY_LISTENERS, "As many streams are open as there can be.", headers=retry)
+        return self.feed
+
+
+def _position(cursor: str) -> Positions:
+    """Return the position a client names. Refused: what never was a cursor of ours."""
+    try:
+        return read_cursor(cursor)[1]
+    except BadCursor:
+        detail = "This is no id of an event."
+        item = ProblemItem(field="last_event_id", detail=detail)
+        raise Problem(ProblemCode.INVALID_FIELD, detail, (item,)) from None

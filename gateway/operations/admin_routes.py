@@ -1,0 +1,202 @@
+"""Admin: what operators do over HTTP: run a stage again, pause and resume agents. Who may: gateway.access.authenticator."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Path, Request, Response
+
+from gateway.http.json_bodies import described, read_json
+from gateway.http.problems import Problem, documented
+from gateway.operations.reconcile_routes import add_reconcile
+from gateway.protocols import Reconciling
+from gateway.settings import GatewaySettings
+from schemas.http.admin import (
+    AgentList,
+    AgentPause,
+    AgentView,
+    PauseRequest,
+    ReprocessList,
+    ReprocessPlan,
+    ReprocessRequest,
+    ReprocessView,
+)
+from schemas.http.problems import ProblemCode, ProblemItem
+from streams.concurrency.timeouts import bounded
+from streams.object_store.protocol import FileStore
+from streams.operations.agent_pauses import Control
+from streams.operations.image_filter import WrongFilter
+from streams.operations.reprocess_jobs import ReprocessJob, ReprocessJobs, drafted, selected
+from streams.read_model.protocol import ReadModel
+from streams.topics import AGENTS
+
+log = structlog.get_logger(__name__)
+
+COUNT_S = 15.0  # a dry run counts for so long
+SHOWN = 10  # ids a dry run names
+
+AgentName = Annotated[str, Path(description=f"Of: {', '.join(AGENTS)}.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """The endpoints for operators."""
+
+    settings: GatewaySettings
+    files: FileStore
+    vectors: ReadModel
+    reconciling: Reconciling | None = None  # None: this process cannot
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        refusals = documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        lost = documented(ProblemCode.NOT_FOUND)
+        router = APIRouter(prefix="/api/v1/admin", tags=["admin"], responses=refusals)
+        router.add_api_route(
+            "/reprocess",
+            self.reprocess,
+            methods=["POST"],
+            status_code=202,
+            summary="Run a stage again",
+            response_model=ReprocessView | ReprocessPlan,
+            openapi_extra=described(ReprocessRequest),
+            response_model_exclude_none=True,
+            responses={
+                200: {"model": ReprocessPlan, "description": "a dry run"},
+                **documented(ProblemCode.INVALID_FIELD),
+            },
+        )
+        router.add_api_route("/reprocess", self.jobs, summary="Every rerun", response_model_exclude_none=True)
+        router.add_api_route(
+            "/reprocess/{job_id}",
+            self.job,
+            summary="How far a rerun is",
+            response_model_exclude_none=True,
+            responses=lost,
+        )
+        router.add_api_route(
+            "/reprocess/{job_id}/cancel",
+            self.cancel,
+            methods=["POST"],
+            summary="Stop a rerun",
+            response_model_exclude_none=True,
+            responses=lost,
+        )
+        if self.reconciling is not None:
+            add_reconcile(router, self.reconciling)
+        router.add_api_route("/agents", self.agents, summary="Who is paused", response_model_exclude_none=True)
+        router.add_api_route(
+            "/agents/{name}/pause",
+            self.pause,
+            methods=["POST"],
+            summary="Pause an agent",
+            openapi_extra=described(PauseRequest),
+            response_model_exclude_none=True,
+            responses=lost,
+        )
+        router.add_api_route(
+            "/agents/{name}/resume",
+            self.resume,
+            methods=["POST"],
+            summary="Resume an agent",
+            response_model_exclude_none=True,
+            responses=lost,
+        )
+        return router
+
+    async def reprocess(self, request: Request, response: Response) -> ReprocessView | ReprocessPlan:
+        """Slowly, in the bulk lane: new uploads do not wait for it. What is unchanged is not computed again."""
+        asked = await read_json(request, ReprocessRequest, self.settings)
+        try:
+            draft = drafted(asked.stage, asked.where, asked.per_second)
+        except ValueError as error:
+            field = "where" if isinstance(error, WrongFilter) else "stage"
+            raise Problem(
+                ProblemCode.INVALID_FIELD, str(error), (ProblemItem(field=field, detail=str(error)),)
+            ) from None
+        if asked.dry_run:
+            response.status_code = 200
+            return await self._plan(draft)
+        job = await bounded(ReprocessJobs(self.files).start(draft), self.settings.storage_timeout_s)
+        log.info("a rerun was asked for", job=job.id, stage=job.stage, where=job.where, per_second=job.per_second)
+        response.headers["Location"] = f"{request.url.path}/{job.id}"
+        return view(job)
+
+    async def jobs(self) -> ReprocessList:
+        """Newest first; of those that have ended, the last hundred."""
+        jobs = await bounded(ReprocessJobs(self.files).all(), self.settings.storage_timeout_s)
+        return ReprocessList(jobs=tuple(map(view, jobs)))
+
+    async def job(self, job_id: str) -> ReprocessView:
+        """Images selected, on their way and skipped, the pace, and when all will be on their way."""
+        return _found(await bounded(ReprocessJobs(self.files).get(job_id), self.settings.storage_timeout_s))
+
+    async def cancel(self, job_id: str) -> ReprocessView:
+        """What is on its way already goes on; one that has ended stays as it is."""
+        return _found(await bounded(ReprocessJobs(self.files).cancel(job_id), self.settings.storage_timeout_s))
+
+    async def agents(self) -> AgentList:
+        """Every agent, and what stops or lessens it."""
+        control = Control(self.files)
+        paused = {mark.agent: mark for mark in await bounded(control.all(), self.settings.storage_timeout_s)}
+        degraded = await bounded(control.degraded(), self.settings.storage_timeout_s)
+        return AgentList(
+            agents=tuple(
+                AgentView(
+                    name=name,
+                    paused=AgentPause.model_validate(mark.model_dump()) if (mark := paused.get(name)) else None,
+                    degraded=degraded.get(name),
+                )
+                for name in AGENTS
+            )
+        )
+
+    async def pause(self, name: AgentName, request: Request) -> AgentList:
+        """It finishes what it works on and takes nothing more; its events wait in Kafka."""
+        asked = await read_json(request, PauseRequest, self.settings)
+        control = Control(self.files)
+        await bounded(control.pause(_known(name), asked.reason, by="operator"), self.settings.storage_timeout_s)
+        log.warning("an agent is paused", agent=name, reason=asked.reason)
+        return await self.agents()
+
+    async def resume(self, name: AgentName) -> AgentList:
+        """Let it consume again; one that was not paused goes on as it does."""
+        await bounded(Control(self.files).resume(_known(name)), self.settings.storage_timeout_s)
+        log.warning("an agent is resumed", agent=name)
+        return await self.agents()
+
+    async def _plan(self, draft: ReprocessJob) -> ReprocessPlan:
+        count, first, counted_all = 0, [], True
+        try:
+            async with asyncio.timeout(COUNT_S):
+                async for record in selected(draft, self.vectors):
+                    count += 1
+                    if count <= SHOWN:
+                        first.append(record.image_id)
+        except TimeoutError:
+            counted_all = False
+        return ReprocessPlan(
+            stage=draft.stage, where=draft.where, images=count, counted_all=counted_all, first=tuple(first)
+        )
+
+
+def view(job: ReprocessJob) -> ReprocessView:
+    """Return a job as it is shown."""
+    eta_s = round(job.eta_s, 1) if job.eta_s is not None else None
+    said = job.model_dump() | {"state": job.state.value, "eta_s": eta_s, "rate": round(job.rate, 2)}
+    return ReprocessView.model_validate(said)
+
+
+def _found(job: ReprocessJob | None) -> ReprocessView:
+    if job is None:
+        raise Problem(ProblemCode.NOT_FOUND, "There is no rerun of that id.")
+    return view(job)
+
+
+def _known(agent: str) -> str:
+    if agent not in AGENTS:
+        raise Problem(ProblemCode.NOT_FOUND, f"There is no such agent; there are {', '.join(AGENTS)}.")
+    return agent

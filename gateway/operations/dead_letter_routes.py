@@ -1,0 +1,248 @@
+"""Dead letters over HTTP: what was given up on, why, and what to do with it. The same as `darkroom dead-letters`.
+
+Nothing of an event's body is shown unless it is asked for, of one letter, and of a deleted image never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+from urllib.parse import urlencode
+
+import structlog
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from gateway.http.json_bodies import described, read_json
+from gateway.http.problems import Problem, documented
+from gateway.http.request_context import base_url
+from gateway.http.timestamps import read_time
+from gateway.settings import GatewaySettings
+from schemas.http.operations import (
+    LETTER_PATTERN,
+    LETTERS,
+    MAX_LETTERS,
+    DiscardRequest,
+    LetterAct,
+    LetterActs,
+    LetterDetail,
+    LetterFilter,
+    LetterPage,
+    LetterView,
+    ReplayRequest,
+)
+from schemas.http.problems import ProblemCode, ProblemItem
+from streams.concurrency.timeouts import bounded
+from streams.retries.dead_letter_listing import LetterPages, Page, Place
+from streams.retries.dead_letters import Letter, Selection
+from streams.topics import GIVES_UP
+
+log = structlog.get_logger(__name__)
+
+PATH = "/api/v1/admin/dead-letters"
+READ_S = 60.0  # for a page of letters
+ACT_S = 20.0  # after so long a request does not begin with another letter, and says where to go on
+_AGENTS = f"of: {', '.join(GIVES_UP)}"
+
+Act = Callable[[Letter], Awaitable[str]]
+AgentName = Annotated[str, Path(description=_AGENTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminLetters:
+    """The endpoints about dead letters."""
+
+    settings: GatewaySettings
+    letters: LetterPages | None  # None: this process cannot
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        refusals = documented(ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        router = APIRouter(prefix=PATH, tags=["admin"], responses=refusals)
+        router.add_api_route("", self.page, summary="Dead letters", response_model_exclude_none=True)
+        router.add_api_route(
+            "/replay",
+            self.replay,
+            methods=["POST"],
+            summary="Give dead letters another life",
+            openapi_extra=described(ReplayRequest),
+            response_model_exclude_none=True,
+        )
+        router.add_api_route(
+            "/discard",
+            self.discard,
+            methods=["POST"],
+            summary="Set dead letters aside",
+            openapi_extra=described(DiscardRequest),
+            response_model_exclude_none=True,
+        )
+        router.add_api_route(
+            "/{agent}/{letter_id}",
+            self.one,
+            summary="One dead letter",
+            response_model_exclude_none=True,
+            responses=documented(ProblemCode.NOT_FOUND),
+        )
+        return router
+
+    async def page(
+        self,
+        request: Request,
+        response: Response,
+        agent: Annotated[str | None, Query(description=_AGENTS, json_schema_extra={"enum": list(GIVES_UP)})] = None,
+        code: Annotated[str | None, Query(max_length=64)] = None,
+        image_id: Annotated[str | None, Query(max_length=64)] = None,
+        since: Annotated[
+            str | None, Query(description="died then or later", json_schema_extra={"format": "date-time"})
+        ] = None,
+        handled: Annotated[bool, Query(description="those that were dealt with too")] = False,
+        limit: Annotated[int, Query(ge=1, le=MAX_LETTERS)] = LETTERS,
+        cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+    ) -> LetterPage:
+        """By agent, partition and offset; an empty page with a `next_cursor` found nothing yet and was not done."""
+        died = read_time(since, "since")
+        wanted = Selection(code, image_id, None, _text(died))
+        found = await self._page(_agents(agent), wanted, cursor=cursor, limit=limit, handled=handled)
+        following = _cursor(found.next)
+        if following:
+            query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+            base = base_url(request, self.settings)
+            response.headers["Link"] = f'<{base}{PATH}?{urlencode([*query, ("cursor", following)])}>; rel="next"'
+        return LetterPage(letters=tuple(map(_view, found.letters)), next_cursor=following)
+
+    async def one(
+        self,
+        agent: AgentName,
+        letter_id: Annotated[str, Path(pattern=LETTER_PATTERN)],
+        payload: Annotated[bool, Query(description="with the event's body")] = False,
+    ) -> LetterDetail:
+        """Headers, reason and stack; the body if it is asked for. Of a deleted image: that it is there."""
+        partition, _, offset = letter_id.partition("-")
+        letter = None
+        if agent in GIVES_UP:
+            letter = await bounded(self._office().one(agent, int(partition), int(offset)), READ_S)
+        if letter is None:
+            raise Problem(ProblemCode.NOT_FOUND, "There is no dead letter of that agent and id.")
+        headers = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.record.headers}
+        body = (letter.record.value or b"").decode("utf-8", "replace") if payload else None
+        if payload:
+            log.info("a dead letter's body was read", agent=agent, letter=letter_id)
+        return LetterDetail(**_view(letter).model_dump(), headers=headers, payload=body)
+
+    async def replay(self, request: Request) -> LetterActs:
+        """Into their agent's retry topic. Dry run unless told otherwise; each letter once; no more than three lives."""
+        asked = await read_json(request, ReplayRequest, self.settings)
+
+        async def act(letter: Letter) -> str:
+            done = await self._office().office.replay_one(letter, dry_run=asked.dry_run)
+            if done == "replayed":
+                await asyncio.sleep(1 / asked.per_second)
+            return done
+
+        return await self._act(asked, act)
+
+    async def discard(self, request: Request) -> LetterActs:
+        """They leave the list and are never replayed; when and why stays on record. Dry run unless told otherwise."""
+        asked = await read_json(request, DiscardRequest, self.settings)
+
+        async def act(letter: Letter) -> str:
+            return await self._office().office.discard_one(letter, reason=asked.reason, dry_run=asked.dry_run)
+
+        return await self._act(asked, act)
+
+    async def _act(self, asked: LetterFilter, act: Act) -> LetterActs:
+        if asked.letter_id is not None and asked.agent is None:
+            raise _invalid("agent", "Name the agent whose letter it is.")
+        wanted = Selection(asked.code, asked.image_id, asked.letter_id, _text(asked.since))
+        found = await self._page(_agents(asked.agent), wanted, cursor=asked.cursor, limit=asked.limit)
+        acts: list[LetterAct] = []
+        following, until = found.next, time.monotonic() + ACT_S
+        for letter in found.letters:
+            if time.monotonic() >= until:
+                following = Place(letter.agent, letter.record.partition, letter.record.offset)
+                break
+            done = await bounded(act(letter), self.settings.storage_timeout_s + self.settings.delivery_timeout_s)
+            acts.append(LetterAct.model_validate({**_view(letter).model_dump(), "act": done}))
+            if not asked.dry_run:
+                log.warning("a dead letter was dealt with", agent=letter.agent, letter=letter.id, act=done)
+        return LetterActs(dry_run=asked.dry_run, acts=tuple(acts), next_cursor=_cursor(following))
+
+    async def _page(
+        self, agents: tuple[str, ...], wanted: Selection, *, cursor: str | None, limit: int, handled: bool = False
+    ) -> Page:
+        place = _place(cursor, agents)
+        page = self._office().page(agents, wanted, place=place, limit=limit, handled=handled)
+        return await bounded(page, READ_S)
+
+    def _office(self) -> LetterPages:
+        if self.letters is None:
+            raise Problem(
+                ProblemCode.DEPENDENCY_UNAVAILABLE,
+                "This process does not read dead letters.",
+                headers={"Retry-After": str(self.settings.retry_after_s)},
+            )
+        return self.letters
+
+
+def _view(letter: Letter) -> LetterView:
+    return LetterView(
+        agent=letter.agent,
+        id=letter.id,
+        code=letter.code,
+        message=letter.message,
+        image_id=letter.image_id or None,
+        attempts=_number(letter.record.header("dlq.attempt")),
+        replays=letter.replays,
+        died_at=letter.died_at,
+        topic=letter.record.header("dlq.original.topic"),
+        size_bytes=len(letter.record.value or b""),
+        handled=letter.handled,
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else 0
+
+
+def _agents(agent: str | None) -> tuple[str, ...]:
+    if agent is None:
+        return GIVES_UP
+    if agent not in GIVES_UP:
+        raise _invalid("agent", f"Name one {_AGENTS}.")
+    return (agent,)
+
+
+def _text(at: datetime | None) -> str | None:
+    """Return a time as letters carry it, so that the texts compare as the times do."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at is not None else None
+
+
+def _cursor(place: Place | None) -> str | None:
+    if place is None:
+        return None
+    said = f"{place.agent}.{place.partition}.{place.offset}"
+    return base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
+
+
+def _place(cursor: str | None, agents: tuple[str, ...]) -> Place | None:
+    if cursor is None:
+        return None
+    try:
+        said = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+        agent, partition, offset = said.split(".")
+        place = Place(agent, int(partition), int(offset))
+    except (binascii.Error, ValueError):
+        place = None
+    if place is None or place.agent not in agents or _cursor(place) != cursor:
+        detail = "Give `next_cursor` as it was answered, with the same agent."
+        raise Problem(ProblemCode.INVALID_CURSOR, detail, (ProblemItem(field="cursor", detail=detail),))
+    return place
+
+
+def _invalid(where: str, detail: str) -> Problem:
+    return Problem(ProblemCode.INVALID_FIELD, f"{where}: {detail}", (ProblemItem(field=where, detail=detail),))

@@ -1,0 +1,122 @@
+"""Failures: images that could not be processed, and why; for operators, the way to their dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+
+from gateway.access import auth_errors
+from gateway.access.dependencies import Who
+from gateway.access.identity import Identity, Scope
+from gateway.http.cursors import cursor_after, place_of
+from gateway.http.problems import Problem, documented
+from gateway.http.request_context import base_url
+from gateway.images.lookup import Lookup
+from gateway.settings import GatewaySettings
+from schemas.http.operations import FailedImage, FailedPage
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.values import ErrorCode, ImageState, StageState, job_id_of
+from streams.concurrency.timeouts import bounded
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import Filters, ImageRecord
+
+PATH = "/api/v1/health/failed"
+MAX_FAILED, FAILED = 200, 20
+_FAILED = Filters(state=ImageState.FAILED)
+
+Everybody = Annotated[
+    bool | None, Query(description="of every owner (scope `admin`); absent: with that scope of everybody")
+]
+
+
+def whose(identity: Identity, everybody: bool | None) -> str | None:
+    """Return whose images are meant, None for everybody's. Raises Problem when the caller may not see those."""
+    if everybody is None:
+        everybody = Scope.ADMIN in identity.scopes
+    if everybody and Scope.ADMIN not in identity.scopes:
+        raise auth_errors.insufficient(Scope.ADMIN)
+    return None if everybody else identity.owner
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """The endpoint that names failed images."""
+
+    settings: GatewaySettings
+    vectors: ReadModel
+    lookup: Lookup
+
+    def routes(self) -> APIRouter:
+        """Return the route."""
+        router = APIRouter(tags=["operation"])
+        router.add_api_route(
+            PATH,
+            self.failed,
+            summary="Images that could not be processed",
+            response_model_exclude_none=True,
+            responses=documented(
+                ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE
+            ),
+        )
+        return router
+
+    async def failed(
+        self,
+        request: Request,
+        response: Response,
+        identity: Who,
+        limit: Annotated[int, Query(ge=1, le=MAX_FAILED)] = FAILED,
+        everybody: Everybody = None,
+        cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+    ) -> FailedPage:
+        """The caller's, newest first; with the scope `admin` those of every owner, each with its dead letters."""
+        owner = whose(identity, everybody)
+        listing = {"failed": owner or "", "everybody": owner is None}
+        page = self.vectors.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing))
+        records = await bounded(page, self.settings.query_timeout_s)
+        following = cursor_after(records[limit - 1].image_id, listing) if len(records) > limit else None
+        base = base_url(request, self.settings)
+        if following:
+            query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+            response.headers["Link"] = f'<{base}{PATH}?{urlencode([*query, ("cursor", following)])}>; rel="next"'
+        shown = await self.lookup.shown(records[:limit])
+        operator = Scope.ADMIN in identity.scopes
+        images = tuple(_failed(record, base, with_owner=owner is None, operator=operator) for record in shown)
+        return FailedPage(images=images, next_cursor=following)
+
+
+def _failed(record: ImageRecord, base: str, *, with_owner: bool, operator: bool) -> FailedImage:
+    given_up = {
+        name: stage.reason or ErrorCode.INTERNAL_ERROR.value
+        for name, stage in record.stages.items()
+        if stage.state is StageState.FAILED
+    }
+    ended = sorted((record.stages[name].finished_at or "~", name) for name in given_up)
+    job_id = job_id_of(record.image_id, record.generation)
+    letters = f"{base}/api/v1/admin/dead-letters?{urlencode({'image_id': record.image_id})}"
+    return FailedImage(
+        image_id=record.image_id,
+        job_id=job_id,
+        owner=record.owner if with_owner else None,
+        code=record.error_code or ErrorCode.INTERNAL_ERROR,
+        message=record.error_message or "",
+        stage=ended[0][1] if ended else None,
+        stages=given_up,
+        submitted_at=record.submitted_at,
+        failed_at=record.finished_at,
+        status_url=f"{base}/api/v1/images/jobs/{job_id}",
+        dead_letters_url=letters if operator else None,
+    )
+
+
+def _place(cursor: str | None, listing: dict[str, object]) -> str | None:
+    if cursor is None:
+        return None
+    try:
+        return place_of(cursor, listing)
+    except ValueError:
+        detail = "Give `next_cursor` as it was answered, with the filters of the page it came with."
+        raise Problem(ProblemCode.INVALID_CURSOR, detail, (ProblemItem(field="cursor", detail=detail),)) from None

@@ -1,0 +1,132 @@
+"""Readiness: every part proves that it works, all at once, within a bound, not more often than it must."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastapi import APIRouter, Response
+
+from gateway.apps.components import IngestParts, QueryParts
+from gateway.http.request_context import version
+from schemas.http.health import Health, PartHealth
+from streams.concurrency.circuit_breaker import State
+from streams.object_store.protocol import FileStore
+from streams.read_model.protocol import ReadModel
+
+log = logging.getLogger(__name__)
+
+Part = Callable[[], Awaitable[tuple[bool, str]]]
+BreakerState = Callable[[], State]
+
+_BREAKERS = {State.CLOSED: "closed", State.HALF_OPEN: "half-open", State.OPEN: "open"}
+
+
+@dataclass(slots=True)
+class Parts:
+    """A Readiness made of parts. One that raises or takes too long does not work; why is logged, not told."""
+
+    parts: Mapping[str, Part]
+    timeout_s: float
+    cache_s: float = 0.0
+    breakers: Mapping[str, BreakerState] = field(default_factory=dict)  # of those parts that have one
+    _known: dict[str, PartHealth] = field(default_factory=dict)
+    _known_at: float = float("-inf")
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def check(self) -> dict[str, PartHealth]:
+        """See Readiness."""
+        async with self._lock:
+            if time.monotonic() - self._known_at > self.cache_s:
+                answers = await asyncio.gather(*(self._ask(name, part) for name, part in self.parts.items()))
+                self._known = dict(zip(self.parts, answers, strict=True))
+                self._known_at = time.monotonic()
+            return dict(self._known)
+
+    async def _ask(self, name: str, part: Part) -> PartHealth:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                ok, detail = await part()
+        except Exception as error:  # whatever it is, this part does not work
+            log.warning("%s is not ready", name, extra={"error": repr(error)})
+            ok, detail = False, "does not answer"
+        latency_ms = round((time.monotonic() - began) * 1000, 1)
+        breaker = self.breakers[name]() if name in self.breakers else None
+        state = "down" if not ok else "degraded" if breaker not in (None, State.CLOSED) else "ok"
+        said = _BREAKERS[breaker] if breaker is not None else None
+        return PartHealth.model_validate(
+            {"ok": ok, "detail": detail, "state": state, "latency_ms": latency_ms, "breaker": said}
+        )
+
+
+def files_part(files: FileStore) -> Part:
+    """Return the part that proves objects can be written and read."""
+
+    async def check() -> tuple[bool, str]:
+        await files.check()
+        return True, "objects can be written and read"
+
+    return check
+
+
+def vectors_part(vectors: ReadModel) -> Part:
+    """Return the part that proves the read model answers."""
+
+    async def check() -> tuple[bool, str]:
+        await vectors.check()
+        return True, "the read model answers"
+
+    return check
+
+
+def health_routes(parts: IngestParts) -> APIRouter:
+    """Return the routes that say how the system does. What can be done without degrades; it never makes unready."""
+    router = APIRouter(tags=["operation"])
+
+    async def look() -> Health:
+        found = await parts.readiness.check()
+        ready = all(part.ok for part in found.values())
+        found |= {name: _optional(*answer) for name, answer in _without(parts).items()}
+        well = all(part.ok and part.state != "degraded" for part in found.values())
+        status = "ok" if well else "degraded" if ready else "unready"
+        return Health(status=status, ready=ready, version=version(), parts=found)
+
+    @router.get("/health/live", summary="Is this process alive")
+    async def live() -> dict[str, str]:
+        """Answer as long as the event loop turns; asks nobody else."""
+        return {"status": "ok"}
+
+    @router.get(
+        "/health/ready",
+        summary="Would an upload be carried to its end",
+        responses={503: {"model": Health, "description": "not now"}},
+        response_model_exclude_none=True,
+    )
+    async def ready(response: Response) -> Health:
+        """200 only when every part works that an upload needs from here to its end."""
+        health = await look()
+        response.status_code = 200 if health.ready else 503
+        return health
+
+    @router.get("/api/v1/health", summary="How every part does", response_model_exclude_none=True)
+    async def health() -> Health:
+        """Always 200: for people and dashboards."""
+        return await look()
+
+    return router
+
+
+def _without(parts: IngestParts) -> dict[str, tuple[bool, str]]:
+    """Return how those parts do that the system can do without."""
+    found = {"limits": parts.limits.available()}
+    if isinstance(parts, QueryParts) and parts.encoder is not None:
+        found["search-by-meaning"] = parts.encoder.available()
+    return found
+
+
+def _optional(ok: bool, detail: str) -> PartHealth:
+    return PartHealth(ok=ok, detail=detail, state="ok" if ok else "degraded")

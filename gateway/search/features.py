@@ -1,0 +1,295 @@
+"""Features: the CLIP vectors of images, for services that want nothing else. Nothing is stored, and no event is said.
+
+An image comes as a form, as the raw body, or, if it is here already, by its id: then its stored vector is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from gateway.access.dependencies import Who
+from gateway.http.json_bodies import described, media_type, read_json
+from gateway.http.multipart import Rules
+from gateway.http.problems import Problem, documented
+from gateway.http.request_bodies import receive_file, receive_files, receive_form
+from gateway.http.spooling import Arriving
+from gateway.images.lookup import Lookup
+from gateway.limits.rate_limits import FEATURES, Limits
+from gateway.protocols import ModelAway, Undecodable
+from gateway.search.feature_batching import Batching, Busy
+from gateway.settings import GatewaySettings
+from schemas.http.features import FeatureBatch, FeatureError, FeatureItem, FeatureModel, Features, FeaturesOf
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.stored.results import ImageEmbedding
+from schemas.values import ModelRef, Owner, StageState
+from streams.concurrency.timeouts import bounded
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.object_store.results import StoredResult
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ALIAS, ALIAS_BATCH = "/extract-features", "/extract-features-batch"
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
+_MAX_RESULT_BYTES = 1_000_000  # a stored vector has about 4 KB
+_FILE = {"type": "string", "format": "binary"}
+_NAMES = frozenset({"file", "files"})  # of the fields a batch comes in
+_SEVERAL_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": _FILE, "minItems": 1}},
+                }
+            }
+        },
+    }
+}
+_REFUSALS = documented(
+    ProblemCode.MISSING_FILE,
+    ProblemCode.EMPTY_FILE,
+    ProblemCode.FILE_TOO_LARGE,
+    ProblemCode.UNSUPPORTED_FORMAT,
+    ProblemCode.UPLOAD_TOO_SLOW,
+    ProblemCode.CORRUPT_IMAGE,
+    ProblemCode.RATE_LIMITED,
+    ProblemCode.MODEL_UNAVAILABLE,
+    ProblemCode.OVERLOADED,
+    ProblemCode.DEPENDENCY_UNAVAILABLE,
+)
+_LOST = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NO_VECTOR, ProblemCode.NOT_FINISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureExtraction:
+    """The endpoints that answer with vectors."""
+
+    settings: GatewaySettings
+    files: FileStore
+    lookup: Lookup
+    batching: Batching[Any] | None  # None: there is no CLIP in this process
+
+    def routes(self) -> APIRouter:
+        """Return the routes, under their own names and under those that other services know."""
+        router = APIRouter(tags=["features"])
+        for path in ("/api/v1/features", ALIAS):
+            router.add_api_route(
+                path,
+                self.one,
+                methods=["POST"],
+                summary="The vector of an image" + (" (as /api/v1/features)" if path == ALIAS else ""),
+                openapi_extra=_one_body(),
+                responses=_REFUSALS | _LOST,
+            )
+        for path in ("/api/v1/features/batch", ALIAS_BATCH):
+            router.add_api_route(
+                path,
+                self.several,
+                methods=["POST"],
+                summary="The vectors of several images"
+                + (" (as /api/v1/features/batch)" if path == ALIAS_BATCH else ""),
+                openapi_extra=_SEVERAL_BODY,
+                response_model_exclude_none=True,
+                responses=_REFUSALS | documented(ProblemCode.TOO_MANY_FILES, ProblemCode.NOTHING_ACCEPTED),
+            )
+        return router
+
+    async def one(self, request: Request, identity: Who) -> Features:
+        """Send the image as a form, as the body itself, or JSON that names one of yours. Nothing of it is kept."""
+        await _limits(request).take(request, identity, FEATURES)
+        if media_type(request) == "application/json":
+            return await self._stored(request, identity.owner)
+        batching, model = await self._ready()
+        async with self._received(request, batching.settings.max_bytes) as path:
+            began = time.monotonic()
+            (vector,) = await _while_connected(request, self._vectors(batching, [path]))
+        if isinstance(vector, Undecodable):
+            raise _undecodable(vector)
+        return Features(vector=tuple(vector), dimensions=len(vector), model=_shown(model), duration_ms=_since(began))
+
+    async def several(self, request: Request, identity: Who) -> FeatureBatch:
+        """Send images as a form, each as `file` or `files`. One that cannot be used is named among the errors, and
+        fails alone; when none can be used, the answer is 422. Each counts for itself against the limit."""
+        batching, model = await self._ready()
+        own = batching.settings
+        rules = Rules(
+            frozenset(),
+            own.max_bytes,
+            self.settings.max_metadata_bytes,
+            names=_NAMES,
+            max_files=own.max_files,
+            max_total_bytes=own.max_batch_bytes,
+        )
+        async with receive_files(request, self.settings, rules) as form:
+            await _limits(request).take(request, identity, FEATURES, cost=len(form.files))
+            began = time.monotonic()
+            judged = [_judged(index, file) for index, file in enumerate(form.files)]
+            good = [file for file in judged if isinstance(file, _Sent)]
+            vectors = iter(await _while_connected(request, self._vectors(batching, [file.path for file in good])))
+        answers = [file.answered(next(vectors)) if isinstance(file, _Sent) else file for file in judged]
+        items = tuple(one for one in answers if isinstance(one, FeatureItem))
+        errors = tuple(one for one in answers if isinstance(one, FeatureError))
+        if not items:
+            wrong = tuple(
+                ProblemItem(field=f"files[{one.index}]", detail=f"{one.code}: {one.detail}") for one in errors
+            )
+            raise Problem(ProblemCode.NOTHING_ACCEPTED, "No vector could be made of any file.", wrong)
+        return FeatureBatch(
+            items=items,
+            errors=errors,
+            dimensions=len(items[0].vector),
+            model=_shown(model),
+            duration_ms=_since(began),
+        )
+
+    async def _ready(self) -> tuple[Batching[Any], ModelRef]:
+        """Return the way to the encoder, and its model, before anything of a body is read. Raises Problem."""
+        retry = {"Retry-After": str(self.settings.retry_after_s), **_CLOSE}
+        if self.batching is None:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, "There is no CLIP in this process.", headers=_CLOSE)
+        try:
+            self.batching.check_room()
+            return self.batching, await self.batching.model()
+        except ModelAway as error:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"No vectors can be made: {error}.", headers=retry) from None
+        except Busy:
+            raise self._overloaded() from None
+
+    async def _vectors(self, batching: Batching[Any], paths: Sequence[Path]) -> list[list[float] | Undecodable]:
+        try:
+            return await batching.vectors(paths)
+        except Busy:
+            raise self._overloaded() from None
+        except TimeoutError:
+            raise self._overloaded("The vectors were not made in time.") from None
+
+    def _overloaded(self, why: str = "As many images wait for their vector as may.") -> Problem:
+        return Problem(
+            ProblemCode.OVERLOADED,
+            f"{why} Try again soon.",
+            headers={"Retry-After": str(self.settings.retry_after_s), **_CLOSE},
+        )
+
+    @asynccontextmanager
+    async def _received(self, request: Request, max_bytes: int) -> AsyncIterator[Path]:
+        """Receive the one image of a request to disk, where it stays until the block ends. Raises Problem."""
+        kind = media_type(request)
+        if kind == "multipart/form-data":
+            async with receive_form(request, self.settings, allowed=frozenset(), max_bytes=max_bytes) as form:
+                yield form.file.path
+        elif kind.startswith("image/") or kind == "application/octet-stream":
+            async with receive_file(request, self.settings, max_bytes=max_bytes) as file:
+                yield file.ready().path
+        else:
+            detail = "Send the image as multipart/form-data, or as the body itself with an image's type."
+            raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail, headers=_CLOSE)
+
+    async def _stored(self, request: Request, owner: Owner) -> Features:
+        """Return the vector the embedder has stored of an image."""
+        began = time.monotonic()
+        asked = await read_json(request, FeaturesOf, self.settings)
+        record = await self.lookup.image(asked.image_id, owner)
+        stage = record.stages.get("embedder")
+        if stage is None or stage.state is not StageState.DONE or stage.result is None:
+            raise _no_vector()
+        try:
+            raw = await bounded(
+                self.files.get(stage.result.key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s
+            )
+            found = ImageEmbedding.model_validate(StoredResult.model_validate_json(raw).result)
+        except (ObjectMissing, ValidationError) as error:
+            log.warning("a stored vector cannot be read", extra={"image_id": record.image_id, "error": repr(error)})
+            raise _no_vector() from None
+        vector = tuple(found.vector.values())
+        return Features(vector=vector, dimensions=len(vector), model=_shown(found.model), duration_ms=_since(began))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """One image of several."""
+
+    index: int
+    filename: str | None
+    path: Path
+
+    def answered(self, vector: list[float] | Undecodable) -> FeatureItem | FeatureError:
+        """Return what is said of it."""
+        if isinstance(vector, Undecodable):
+            return FeatureError(index=self.index, filename=self.filename, code=vector.code, detail=vector.message)
+        return FeatureItem(index=self.index, filename=self.filename, vector=tuple(vector))
+
+
+def _judged(index: int, file: Arriving) -> _Sent | FeatureError:
+    try:
+        ready = file.ready()
+    except Problem as problem:
+        return FeatureError(index=index, filename=file.filename, code=problem.code, detail=problem.detail)
+    return _Sent(index, ready.filename, ready.path)
+
+
+def _limits(request: Request) -> Limits:
+    limits: Limits = request.app.state.limits
+    return limits
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work as long as somebody waits for it. Raises Problem when the client has gone."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the answer.", headers=_CLOSE)
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _undecodable(error: Undecodable) -> Problem:
+    """Return the refusal of an image: with the stream's own code where HTTP has the word too."""
+    known = set(ProblemCode)
+    code = ProblemCode(error.code.value) if error.code.value in known else ProblemCode.CORRUPT_IMAGE
+    return Problem(code, error.message)
+
+
+def _no_vector() -> Problem:
+    return Problem(ProblemCode.NO_VECTOR, "The image has no vector: its embedder is not done, or was skipped.")
+
+
+def _shown(model: ModelRef) -> FeatureModel:
+    return FeatureModel(name=model.name, weights_sha256=model.sha256, backend=model.backend)
+
+
+def _since(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
+
+
+def _one_body() -> dict[str, Any]:
+    """Describe the ways one image comes."""
+    body = described(FeaturesOf)
+    body["requestBody"]["content"] |= {
+        "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},
+        "application/octet-stream": {"schema": _FILE},
+        "image/*": {"schema": _FILE},
+    }
+    return body

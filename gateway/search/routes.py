@@ -1,0 +1,222 @@
+"""Search: by meaning when CLIP is there, always by the words in images and the labels of what they show.
+
+The lists of the ways of searching are joined by reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009,
+k = 60): ranks can be compared where cosines and word matches cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from gateway.access.dependencies import Caller
+from gateway.http.json_bodies import described, media_type, read_json
+from gateway.http.problems import Problem, documented
+from gateway.http.request_bodies import receive_form
+from gateway.http.request_context import base_url
+from gateway.images.lookup import Lookup
+from gateway.images.views import search_item
+from gateway.protocols import TextEncoder
+from gateway.settings import GatewaySettings
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.http.search import SearchAnswer, SearchItem, SearchLike
+from schemas.values import Owner
+from streams.concurrency.timeouts import bounded
+from streams.errors import DependencyAway
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import Hit, ImageRecord
+
+log = logging.getLogger(__name__)
+
+RANK_CONSTANT = 60
+_WAYS = ("meaning", "text", "label")
+_NO_ENCODER = "no CLIP encoder is set up here"
+_FILE_FORM: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "string", "format": "binary"}, "limit": {"type": "integer"}},
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One image, with all the ways it was found."""
+
+    record: ImageRecord
+    score: float
+    similarity: float | None
+    matched: tuple[str, ...]
+
+
+def fuse(lists: Sequence[Sequence[Hit]]) -> list[Ranked]:
+    """Join lists of hits, each best first: an image's score is 1 when it is first in every list."""
+    best = len(lists) / (RANK_CONSTANT + 1)
+    scores: dict[str, float] = {}
+    hits: dict[str, list[Hit]] = {}
+    for found in lists:
+        for rank, hit in enumerate(found, start=1):
+            image_id = hit.record.image_id
+            scores[image_id] = scores.get(image_id, 0.0) + 1 / (RANK_CONSTANT + rank)
+            hits.setdefault(image_id, []).append(hit)
+    ranked = [
+        Ranked(
+            record=found[0].record,
+            score=scores[image_id] / best,
+            similarity=next((hit.score for hit in found if "meaning" in hit.matched), None),
+            matched=tuple(way for way in _WAYS if any(way in hit.matched for hit in found)),
+        )
+        for image_id, found in hits.items()
+    ]
+    return sorted(ranked, key=lambda item: item.score, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The endpoints that find images."""
+
+    settings: GatewaySettings
+    vectors: ReadModel
+    lookup: Lookup
+    encoder: TextEncoder | None
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(prefix="/api/v1/search", tags=["search"])
+        away = ProblemCode.DEPENDENCY_UNAVAILABLE
+        body = described(SearchLike)
+        body["requestBody"]["content"]["multipart/form-data"] = _FILE_FORM
+        router.add_api_route(
+            "",
+            self.by_words,
+            summary="Search images by words",
+            response_model_exclude_none=True,
+            responses=documented(ProblemCode.INVALID_FIELD, away),
+        )
+        router.add_api_route(
+            "/image",
+            self.by_image,
+            methods=["POST"],
+            summary="Search images like another",
+            response_model_exclude_none=True,
+            openapi_extra=body,
+            responses=documented(
+                ProblemCode.MISSING_FILE,
+                ProblemCode.NOT_FOUND,
+                ProblemCode.NO_VECTOR,
+                ProblemCode.FILE_TOO_LARGE,
+                ProblemCode.UNSUPPORTED_FORMAT,
+                ProblemCode.CORRUPT_IMAGE,
+                ProblemCode.MODEL_UNAVAILABLE,
+                away,
+            ),
+        )
+        return router
+
+    async def by_words(
+        self,
+        request: Request,
+        owner: Caller,
+        q: Annotated[str, Query(description="what to look for", min_length=1)],
+        limit: Annotated[int | None, Query(ge=1, description="answers at most")] = None,
+    ) -> SearchAnswer:
+        """Find images by meaning, by the text in them and by what they show, best first."""
+        words = " ".join(q.split())
+        if not words or len(words) > self.settings.max_query_length:
+            raise _invalid("q", f"Give 1 to {self.settings.max_query_length} characters.")
+        count = self._limit(limit)
+        vector, reason = await self._encode(words)
+        in_words = bounded(self.vectors.search_words(owner, words, limit=count), self.settings.query_timeout_s)
+        if vector is None:
+            lists = [await in_words]
+        else:
+            lists = list(await asyncio.gather(self._near(owner, vector, count), in_words))
+        items = await self._items(lists, count, words, request)
+        return SearchAnswer(query=words, by_meaning=vector is not None, reason=reason, items=items)
+
+    async def by_image(self, request: Request, owner: Caller) -> SearchAnswer:
+        """Find images that look or mean alike: send a file, or JSON that names an image that is already there."""
+        if media_type(request) == "application/json":
+            return await self._like_known(request, owner)
+        encoder = self._encoder()
+        limit = self.settings.max_query_image_bytes
+        async with receive_form(request, self.settings, allowed=frozenset({"limit"}), max_bytes=limit) as form:
+            count = self._limit(_whole_number(form.fields.get("limit")))
+            data = await asyncio.to_thread(form.file.path.read_bytes)
+        try:
+            vector = await bounded(encoder.encode_image(data), self.settings.encode_timeout_s)
+        except ValueError:
+            raise Problem(ProblemCode.CORRUPT_IMAGE, "The image cannot be decoded.") from None
+        items = await self._items([await self._near(owner, vector, count)], count, "", request)
+        return SearchAnswer(query="image", by_meaning=True, items=items)
+
+    async def _like_known(self, request: Request, owner: Owner) -> SearchAnswer:
+        asked = await read_json(request, SearchLike, self.settings)
+        count = self._limit(asked.limit)
+        record = await self.lookup.image(asked.image_id, owner)
+        vector = await bounded(self.vectors.vector_of(record.image_id), self.settings.query_timeout_s)
+        if vector is None:
+            raise Problem(ProblemCode.NO_VECTOR, "The image has no vector: its embedder is not done, or was skipped.")
+        near = [hit for hit in await self._near(owner, vector, count + 1) if hit.record.image_id != record.image_id]
+        items = await self._items([near], count, "", request)
+        return SearchAnswer(query=f"image {record.image_id}", by_meaning=True, items=items)
+
+    async def _encode(self, words: str) -> tuple[list[float] | None, str | None]:
+        if self.encoder is None:
+            return None, _NO_ENCODER
+        available, reason = self.encoder.available()
+        if not available:
+            return None, reason
+        try:
+            return await bounded(self.encoder.encode_text(words), self.settings.encode_timeout_s), None
+        except (DependencyAway, TimeoutError) as error:
+            log.warning("the encoder did not answer", extra={"error": repr(error)})
+            return None, "the CLIP encoder did not answer in time"
+
+    def _encoder(self) -> TextEncoder:
+        if self.encoder is None:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Cannot compare by meaning: {_NO_ENCODER}.")
+        available, reason = self.encoder.available()
+        if not available:
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Cannot compare by meaning: {reason}.")
+        return self.encoder
+
+    async def _near(self, owner: Owner, vector: list[float], limit: int) -> list[Hit]:
+        return await bounded(self.vectors.search_vector(owner, vector, limit=limit), self.settings.query_timeout_s)
+
+    async def _items(self, lists: list[list[Hit]], count: int, words: str, request: Request) -> tuple[SearchItem, ...]:
+        seen = [await self.lookup.visible(hits) for hits in lists]
+        base = base_url(request, self.settings)
+        return tuple(
+            search_item(
+                found.record,
+                score=found.score,
+                similarity=found.similarity,
+                matched=found.matched,
+                query=words,
+                snippet_length=self.settings.snippet_length,
+                base=base,
+            )
+            for found in fuse(seen)[:count]
+        )
+
+    def _limit(self, asked: int | None) -> int:
+        return min(asked or self.settings.search_limit, self.settings.max_search_limit)
+
+
+def _whole_number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
+        raise _invalid("limit", "Give a whole number above zero.")
+    return int(text)
+
+
+def _invalid(where: str, detail: str) -> Problem:
+    return Problem(ProblemCode.INVALID_FIELD, f"{where}: {detail}", (ProblemItem(field=where, detail=detail),))

@@ -1,0 +1,247 @@
+"""Resumable uploads by tus 1.0.0, https://tus.io/protocols/resumable-upload: what came is never sent again.
+
+The image is accepted with the last byte, before that request is answered. Should the answer be lost, or the gateway
+die before it, the client's next look (HEAD) finishes what is left to do: whoever hears that all bytes are there hears
+it of an image that is accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+
+from gateway.access.dependencies import Caller, Who
+from gateway.http.problems import Problem
+from gateway.http.request_context import base_url
+from gateway.http.spooling import clean_filename, spool_folder
+from gateway.limits.rate_limits import UPLOADS, Limits
+from gateway.settings import GatewaySettings
+from gateway.upload_sessions.chunks import CLOSE, Body, Piece
+from gateway.upload_sessions.completion import Finishing, known_format
+from gateway.upload_sessions.leases import Turn, Turns
+from gateway.upload_sessions.store import EndedUpload, UploadKind, UploadRecord, Uploads
+from gateway.upload_sessions.tus_headers import (
+    ALGORITHMS,
+    EXTENSIONS,
+    VERSION,
+    Checksum,
+    check_length,
+    check_media_type,
+    check_version,
+    expiry,
+    is_part,
+    read_checksum,
+    read_count,
+    read_length,
+    read_metadata_header,
+    read_offset,
+)
+from gateway.upload_sessions.views import job_url, upload_url, view_of
+from gateway.uploads.submission_fields import read_details
+from schemas.formats import SNIFF_BYTES
+from schemas.http.problems import ProblemCode
+from schemas.http.resumable import UploadView
+from schemas.values import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Tus:
+    """The endpoints of resumable uploads."""
+
+    settings: GatewaySettings
+    uploads: Uploads
+    finishing: Finishing
+    limits: Limits
+    turns: Turns
+
+    async def options(self) -> Response:
+        """Say what is spoken here."""
+        return Response(
+            status_code=204,
+            headers={
+                "Tus-Version": VERSION,
+                "Tus-Extension": EXTENSIONS,
+                "Tus-Max-Size": str(self.settings.max_upload_bytes),
+                "Tus-Checksum-Algorithm": ALGORITHMS,
+            },
+        )
+
+    async def create(self, request: Request, identity: Who) -> Response:
+        """Begin an upload; its first bytes may come along."""
+        check_version(request)
+        size = read_length(request, self.settings.max_upload_bytes)
+        said = read_metadata_header(request, self.settings.max_metadata_bytes)
+        details = read_details(said, max_metadata_bytes=self.settings.max_metadata_bytes)
+        checksum = read_checksum(request)
+        if not is_part(request) and _has_body(request):
+            check_media_type(request)
+        await self.limits.take(request, identity, UPLOADS)
+        record = self.uploads.new(
+            identity.owner,
+            UploadKind.RESUMABLE,
+            size=size,
+            told=request.headers.get("upload-metadata"),
+            filename=clean_filename(said.get("filename") or said.get("name") or ""),
+            details=details,
+        )
+        await self.uploads.begin(record)
+        headers = {"Location": upload_url(base_url(request, self.settings), record.upload_id)}
+        if is_part(request):
+            try:
+                async with self.turns.alone(record.upload_id) as turn:
+                    headers = {**await self._append(request, record, 0, checksum, turn), **headers}
+            except Problem as problem:
+                problem.headers = {**problem.headers, **headers}
+                raise
+        return Response(status_code=201, headers={**expiry(record), **headers})
+
+    async def head(self, request: Request, upload_id: str, owner: Caller) -> Response:
+        """Say how much has come. When all has, the image is accepted before this is answered."""
+        check_version(request)
+        async with self.turns.alone(upload_id):
+            found = await self._find(owner, upload_id)
+            if isinstance(found, EndedUpload):
+                return Response(headers=self._ended(request, found))
+            offset = await self.uploads.offset(found)
+            if offset == found.size:
+                return Response(headers=await self._finish(request, found))
+        headers = {"Upload-Offset": str(offset), **expiry(found)}
+        headers |= {"Upload-Defer-Length": "1"} if found.size is None else {"Upload-Length": str(found.size)}
+        headers |= {"Upload-Metadata": found.told} if found.told else {}
+        return Response(headers=headers)
+
+    async def append(self, request: Request, upload_id: str, owner: Caller) -> Response:
+        """Take the bytes that come next. With the last one the image is accepted."""
+        check_version(request)
+        check_media_type(request)
+        offset, checksum = read_offset(request), read_checksum(request)
+        async with self.turns.alone(upload_id) as turn:
+            found = await self._find(owner, upload_id)
+            if isinstance(found, EndedUpload):
+                self._check_offset(offset, found.size)
+                if _has_body(request):
+                    raise Problem(ProblemCode.FILE_TOO_LARGE, "The upload has all its bytes.", headers=CLOSE)
+                return Response(status_code=204, headers=self._ended(request, found))
+            self._check_offset(offset, await self.uploads.offset(found))
+            found = await self._with_length(request, found, offset)
+            return Response(status_code=204, headers=await self._append(request, found, offset, checksum, turn))
+
+    async def delete(self, request: Request, upload_id: str, owner: Caller) -> Response:
+        """Remove what came. An image that was accepted stays."""
+        check_version(request)
+        async with self.turns.alone(upload_id):
+            found = await self.uploads.find(owner, upload_id)
+            if isinstance(found, EndedUpload):
+                await self.uploads.forget(found)
+            else:
+                await self.uploads.remove(found)
+        return Response(status_code=204)
+
+    async def overridden(self, request: Request, upload_id: str, owner: Caller) -> Response:
+        """Do what X-HTTP-Method-Override says: some networks let no PATCH and no DELETE through."""
+        named = request.headers.get("x-http-method-override", "").upper()
+        handlers = {"HEAD": self.head, "PATCH": self.append, "DELETE": self.delete}
+        if named not in handlers:
+            detail = f"POST goes here only with X-HTTP-Method-Override: {', '.join(handlers)}."
+            allow = {"Allow": "DELETE, GET, HEAD, OPTIONS, PATCH", **CLOSE}
+            raise Problem(ProblemCode.METHOD_NOT_ALLOWED, detail, headers=allow)
+        return await handlers[named](request, upload_id, owner)
+
+    async def show(self, request: Request, upload_id: str, owner: Caller) -> UploadView:
+        """Say where an upload stands, and what became of it. Changes nothing."""
+        found = await self.uploads.find(owner, upload_id)
+        offset = None
+        if isinstance(found, UploadRecord) and found.kind is UploadKind.RESUMABLE:
+            offset = await self.uploads.offset(found)
+        return view_of(found, base_url(request, self.settings), offset=offset)
+
+    async def _find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:
+        """Return a resumable upload. Raises Problem for none, and the refusal of one that was refused."""
+        found = await self.uploads.find(owner, upload_id)
+        if found.kind is not UploadKind.RESUMABLE:
+            raise Problem(ProblemCode.NOT_FOUND, "There is no resumable upload of that id.")
+        if isinstance(found, EndedUpload) and found.refusal is not None:
+            raise Problem(found.refusal.code, found.refusal.detail, headers=CLOSE)
+        return found
+
+    def _check_offset(self, said: int, offset: int) -> None:
+        if said != offset:
+            raise Problem(
+                ProblemCode.OFFSET_MISMATCH,
+                f"The upload goes on at byte {offset}.",
+                headers={"Upload-Offset": str(offset), **CLOSE},
+            )
+
+    async def _with_length(self, request: Request, record: UploadRecord, offset: int) -> UploadRecord:
+        """Take the size a client says only now."""
+        length = read_count(request, "upload-length")
+        if length is None or length == record.size:
+            return record
+        if record.size is not None or length < offset:
+            raise Problem(ProblemCode.BAD_REQUEST, "The upload's length was said otherwise.", headers=CLOSE)
+        record = record.model_copy(update={"size": check_length(length, self.settings.max_upload_bytes)})
+        await self.uploads.save(record)
+        return record
+
+    async def _append(
+        self, request: Request, record: UploadRecord, offset: int, checksum: Checksum | None, turn: Turn
+    ) -> dict[str, str]:
+        """Keep what comes; return the answer's headers."""
+        most = (self.settings.max_upload_bytes if record.size is None else record.size) - offset
+        if (announced := read_count(request, "content-length")) is not None and announced > most:
+            raise Problem(ProblemCode.FILE_TOO_LARGE, f"There are {most} bytes left of the file.", headers=CLOSE)
+        with spool_folder(self.settings) as folder:
+            body = Body(request, self.settings, turn, folder, most, checksum.digest if checksum else None)
+            held: list[Piece] = []
+            async for piece in body.pieces():
+                if checksum is None:
+                    offset = await self._keep(record, offset, piece)
+                else:
+                    held.append(piece)  # what does not match must leave no trace
+            if checksum is not None and body.problem is None and not checksum.matches():
+                body.problem = Problem(
+                    ProblemCode.CHECKSUM_MISMATCH, "What arrived has another checksum. Send it again."
+                )
+            if body.problem is None:
+                for piece in held:
+                    offset = await self._keep(record, offset, piece)
+        if body.problem is not None:
+            body.problem.headers = {**body.problem.headers, "Upload-Offset": str(offset), **expiry(record)}
+            raise body.problem
+        if offset == record.size:
+            return await self._finish(request, record)
+        return {"Upload-Offset": str(offset), **expiry(record)}
+
+    async def _keep(self, record: UploadRecord, offset: int, piece: Piece) -> int:
+        if offset == 0 and (piece.size >= SNIFF_BYTES or piece.size == record.size):
+            try:
+                known_format(piece.head(SNIFF_BYTES))  # why send the rest of what is no image?
+            except Problem as problem:
+                await self.uploads.end(record, 0, why=problem)
+                problem.headers = CLOSE
+                raise
+        await self.uploads.add(record, offset, piece.path)
+        piece.path.unlink()
+        return offset + piece.size
+
+    async def _finish(self, request: Request, record: UploadRecord) -> dict[str, str]:
+        ended = await self.finishing.finish(request, record, lambda: self.uploads.content(record))
+        if ended.refusal is not None:
+            raise Problem(ended.refusal.code, ended.refusal.detail)
+        return self._ended(request, ended)
+
+    def _ended(self, request: Request, ended: EndedUpload) -> dict[str, str]:
+        """Return what is said of an upload whose image was accepted."""
+        status_url = job_url(base_url(request, self.settings), ended.job_id or "")
+        return {
+            "Upload-Offset": str(ended.size),
+            "Upload-Length": str(ended.size),
+            "Darkroom-Job": ended.job_id or "",
+            "Link": f'<{status_url}>; rel="status"',
+            **expiry(ended),
+        }
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers

@@ -1,0 +1,222 @@
+"""Batches: many images in one request, each accepted or refused for itself.
+
+A batch is a form with many files, or one zip archive. The answer is 202 when all were accepted, 207 with what became of
+each when some were refused. When all were refused, it is a problem: theirs, if they have the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.access.dependencies import Who
+from gateway.http.digests import DIGEST_PARAMETER
+from gateway.http.problems import TITLES, Problem, away, documented
+from gateway.http.spooling import room
+from gateway.limits.rate_limits import UPLOADS, Limits
+from gateway.settings import GatewaySettings
+from gateway.uploads.batch_contents import ITEMS, ZIP_TYPES, Batch, Item, details_of, receive_batch
+from gateway.uploads.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work, read_key
+from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submitting
+from gateway.uploads.submission_fields import FIELD_SCHEMAS, Details
+from schemas.http.batches import BatchItem, BatchRefusal, BatchSubmitted
+from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.values import ImageId, Owner
+
+_AT_ONCE = 4  # files of one batch that are being accepted
+_JSON = {"contentType": "application/json"}
+_BINARY = {"type": "string", "format": "binary"}
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "array",
+            "items": _BINARY,
+            "minItems": 1,
+            "maxItems": 100,
+            "description": "the images, or one zip archive of them; may also be called `files`",
+        },
+        "files": {"type": "array", "items": _BINARY, "maxItems": 50, "description": "the same by another name"},
+        **FIELD_SCHEMAS,
+        ITEMS: {
+            "type": "string",
+            "description": "what is said of single files in place of what is said of all: a JSON list in their order "
+            "(null = nothing), or an object by file name, in an archive by the whole name. Of each: bucket, metadata, "
+            "tags, category",
+            "examples": ['{"cat.jpg": {"tags": ["cat"], "metadata": {"album": "pets"}}}'],
+        },
+    },
+}
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
+_DESCRIPTION: dict[str, Any] = {
+    "parameters": [
+        KEY_PARAMETER,
+        DIGEST_PARAMETER,
+        *(
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": f"for an archive as the body: {schema.get('description', 'as in a form')}",
+                "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
+            }
+            for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT}.items()
+        ),
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": _FORM,
+                "encoding": {"metadata": _JSON, ITEMS: _JSON},
+            },
+            ZIP_TYPES[0]: {"schema": _BINARY},
+        },
+    },
+}
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": BatchSubmitted, "description": "you had handed in all of them before"},
+    207: {"model": BatchSubmitted, "description": "some were accepted, some refused"},
+}
+
+
+@dataclass(slots=True)
+class _Run:
+    """One try to accept a batch."""
+
+    request: Request
+    owner: Owner
+    again: bool
+    given_up: bool = False  # a part of the system is away
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The endpoint that accepts many images at once."""
+
+    settings: GatewaySettings
+    submitting: Submitting
+    limits: Limits
+
+    def routes(self) -> APIRouter:
+        """Return the route."""
+        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
+        router.add_api_route(
+            "/batch",
+            self.upload,
+            methods=["POST"],
+            status_code=202,
+            operation_id="upload_batch",
+            summary="Upload many images",
+            response_model=BatchSubmitted,
+            openapi_extra=_DESCRIPTION,
+            responses=_ANSWERS
+            | documented(
+                ProblemCode.BAD_REQUEST,
+                *FORM_REFUSALS,
+                ProblemCode.TOO_MANY_FILES,
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                ProblemCode.INVALID_ARCHIVE,
+                ProblemCode.NOTHING_ACCEPTED,
+                *REFUSALS,
+            ),
+        )
+        return router
+
+    async def upload(self, request: Request, identity: Who) -> Response:
+        """Accept each file for itself. 202: all of them; 207: see which. Sent again with its key, it goes on."""
+        read_key(request)  # one that cannot be read is refused before the body is
+        await self.limits.take(request, identity, UPLOADS)
+        async with receive_batch(request, self.settings) as batch:
+            details = details_of(batch, max_metadata_bytes=self.settings.max_metadata_bytes)
+            if len(batch.items) > 1:
+                await self.limits.take(request, identity, UPLOADS, cost=len(batch.items) - 1)
+            answer = await self._accept(request, identity.owner, batch, details)
+        headers = {REPLAYED: "true"} if answer.replayed else {}
+        if answer.replayed:
+            await self.limits.give_back(request.scope, UPLOADS)
+        return JSONResponse(answer.body.model_dump(mode="json", exclude_none=True), answer.status, headers)
+
+    async def _accept(
+        self, request: Request, owner: Owner, batch: Batch, details: Sequence[Details]
+    ) -> Answer[BatchSubmitted]:
+        said = {
+            "files": batch.hashes,
+            "names": [item.name for item in batch.items],
+            "details": [one.told() for one in details],
+        }
+
+        async def work(given: Work) -> Answer[BatchSubmitted]:
+            gate, run = asyncio.Semaphore(_AT_ONCE), _Run(request, owner, given.again)
+
+            async def one(index: int, image_id: ImageId) -> BatchItem:
+                async with gate:
+                    return await self._item(run, index, batch.items[index], details[index], image_id)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(index, found)) for index, found in enumerate(given.image_ids)]
+            return _answer([task.result() for task in tasks], self.settings.retry_after_s)
+
+        return await self.submitting.idempotency.once(
+            request, owner, said, BatchSubmitted, work, images=len(batch.items)
+        )
+
+    async def _item(self, run: _Run, index: int, item: Item, details: Details, image_id: ImageId) -> BatchItem:
+        """Accept one file; what is wrong with it is its own. After the first 503 the others are not tried."""
+        known = BatchItem(index=index, filename=_shown(item.name), status=202)
+        try:
+            if run.given_up:
+                raise away("A part of the system", retry_after_s=self.settings.retry_after_s)
+            with room(self.settings):
+                file = await asyncio.to_thread(item.ready)
+            known = known.model_copy(update={"sha256": file.sha256})
+            try:
+                answer = await self.submitting.accept(run.request, run.owner, file, details, image_id, again=run.again)
+            finally:
+                file.path.unlink(missing_ok=True)
+        except Problem as problem:
+            run.given_up = run.given_up or problem.code is ProblemCode.DEPENDENCY_UNAVAILABLE
+            refusal = BatchRefusal(code=problem.code, title=TITLES[problem.code][1], detail=problem.detail)
+            return known.model_copy(update={"status": problem.status, "error": refusal})
+        return known.model_copy(update={"status": answer.status, "accepted": answer.body})
+
+
+def _answer(items: Sequence[BatchItem], retry_after_s: int) -> Answer[BatchSubmitted]:
+    """Return the answer to a batch. Raises Problem when none of it was accepted."""
+    refused = [item for item in items if item.error is not None]
+    if len(refused) == len(items):
+        raise _all_refused(refused, retry_after_s)
+    statuses = {item.status for item in items}
+    status = 207 if refused else max(statuses)
+    body = BatchSubmitted(accepted=len(items) - len(refused), refused=len(refused), items=tuple(items))
+    # What was refused for the moment may be sent again with the same key.
+    return Answer(status, body, final=not any(found >= 500 for found in statuses))
+
+
+def _all_refused(items: Sequence[BatchItem], retry_after_s: int) -> Problem:
+    reasons = {item.error.code: item.error for item in items if item.error is not None}
+    named = tuple(
+        ProblemItem(field=item.filename or f"files.{item.index}", detail=f"{item.error.code}: {item.error.detail}")
+        for item in items
+        if item.error is not None
+    )
+    if len(reasons) == 1:
+        (reason,) = reasons.values()
+        code = ProblemCode(reason.code)
+        again = {"Retry-After": str(retry_after_s)} if code is ProblemCode.DEPENDENCY_UNAVAILABLE else {}
+        return Problem(code, reason.detail, named, headers=again)
+    return Problem(ProblemCode.NOTHING_ACCEPTED, "Each file of the batch was refused; see `errors`.", named)
+
+
+def _shown(name: str | None) -> str | None:
+    """Return a name that may be said back: of an archive's member with its folders, of printable letters only."""
+    if name is None:
+        return None
+    return "".join(letter for letter in name if letter.isprintable())[:255] or None

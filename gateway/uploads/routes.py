@@ -1,0 +1,135 @@
+"""Routes that accept a single image: multipart upload and fetch by URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.access.dependencies import Who
+from gateway.http.digests import DIGEST_PARAMETER
+from gateway.http.json_bodies import described, read_json
+from gateway.http.problems import documented
+from gateway.http.request_bodies import SHA256_FIELD, receive_form
+from gateway.images.results import PREFER_PARAMETER
+from gateway.images.user_metadata import check_metadata
+from gateway.limits.rate_limits import UPLOADS, Limits
+from gateway.settings import GatewaySettings
+from gateway.uploads.idempotency import KEY_PARAMETER, Answer, read_key
+from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submitting
+from gateway.uploads.submission_fields import FIELD_SCHEMAS, FIELDS, Details, read_details, read_url
+from schemas.http.jobs import JobResult
+from schemas.http.problems import ProblemCode
+from schemas.http.submissions import FetchImage, Submitted
+from schemas.values import Owner
+
+_FIELDS = FIELDS | {SHA256_FIELD}
+_HEADERS = [KEY_PARAMETER, PREFER_PARAMETER, DIGEST_PARAMETER]
+_UPLOAD_FORM = {
+    "parameters": _HEADERS,
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        **FIELD_SCHEMAS,
+                        SHA256_FIELD: {
+                            "type": "string",
+                            "pattern": "^[0-9a-fA-F]{64}$",
+                            "description": "what the file must be, else nothing is accepted",
+                        },
+                    },
+                },
+                "encoding": {"metadata": {"contentType": "application/json"}},
+            }
+        },
+    },
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": JobResult | Submitted,
+        "description": "the result itself, if `Prefer: wait` was sent and it was ready in time; or the image you had "
+        "handed in before, with `on_duplicate=reuse`",
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """The endpoints that accept images."""
+
+    settings: GatewaySettings
+    submitting: Submitting
+    limits: Limits
+
+    def routes(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
+        router.add_api_route(
+            "/upload",
+            self.upload,
+            methods=["POST"],
+            status_code=202,
+            summary="Upload an image",
+            response_model=Submitted,
+            openapi_extra=_UPLOAD_FORM,
+            responses=_ANSWERS
+            | documented(
+                *FORM_REFUSALS,
+                *REFUSALS,
+            ),
+        )
+        router.add_api_route(
+            "/fetch",
+            self.fetch,
+            methods=["POST"],
+            status_code=202,
+            summary="Have an image fetched from a URL",
+            response_model=Submitted,
+            openapi_extra={"parameters": _HEADERS, **described(FetchImage)},
+            responses=_ANSWERS
+            | documented(
+                ProblemCode.INVALID_URL,
+                ProblemCode.INVALID_METADATA,
+                ProblemCode.INVALID_FIELD,
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                *REFUSALS,
+            ),
+        )
+        return router
+
+    async def upload(self, request: Request, identity: Who) -> Response:
+        """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
+        read_key(request)  # one that cannot be read is refused before the body is
+        await self.limits.take(request, identity, UPLOADS)
+        owner, limit = identity.owner, self.settings.max_upload_bytes
+        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
+            details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
+            answer = await self.submitting.upload(request, owner, form.file, details)
+        return await self._respond(request, owner, answer)
+
+    async def fetch(self, request: Request, identity: Who) -> Response:
+        """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
+        read_key(request)  # one that cannot be read is refused before the body is
+        await self.limits.take(request, identity, UPLOADS)
+        owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
+        url = read_url(asked.url)
+        details = Details(
+            bucket=asked.bucket,
+            context=check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes),
+            tags=tuple(dict.fromkeys(asked.tags)),
+            category=asked.category,
+            lane=asked.lane,
+        )
+        answer = await self.submitting.fetch(request, owner, url, details)
+        return await self._respond(request, owner, answer)
+
+    async def _respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
+        if answer.replayed:
+            await self.limits.give_back(request.scope, UPLOADS)
+        return await self.submitting.respond(request, owner, answer)

@@ -1,0 +1,179 @@
+"""Submitting: from an image that has arrived to the answer; known bytes, retries and patience are seen to here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.apps.components import IngestParts, QueryParts
+from gateway.http.problems import away
+from gateway.http.request_context import base_url, traceparent_of
+from gateway.http.spooling import SpooledFile
+from gateway.images.lookup import Lookup
+from gateway.images.results import APPLIED, Results, read_preferences
+from gateway.settings import GatewaySettings
+from gateway.uploads.acceptance import Accepting
+from gateway.uploads.duplicates import Duplicates
+from gateway.uploads.idempotency import REPLAYED, Answer, Idempotency, Work
+from gateway.uploads.lane_selection import Lanes
+from gateway.uploads.submission_fields import Details, OnDuplicate
+from schemas.http.jobs import JobResult
+from schemas.http.problems import ProblemCode
+from schemas.http.submissions import Submitted
+from schemas.stored.receipts import Receipt
+from schemas.values import ImageId, ImageState, Lane, Owner
+from streams.errors import DependencyAway
+
+REFUSALS = (
+    ProblemCode.INVALID_IDEMPOTENCY_KEY,
+    ProblemCode.IDEMPOTENCY_KEY_IN_USE,
+    ProblemCode.IDEMPOTENCY_KEY_REUSED,
+    ProblemCode.INVALID_DIGEST,
+    ProblemCode.DIGEST_MISMATCH,
+    ProblemCode.RATE_LIMITED,
+    ProblemCode.QUOTA_EXCEEDED,
+    ProblemCode.DEPENDENCY_UNAVAILABLE,
+)
+"""Why whatever is submitted may be refused, beside what is wrong with itself."""
+
+FORM_REFUSALS = (
+    ProblemCode.MISSING_FILE,
+    ProblemCode.EMPTY_FILE,
+    ProblemCode.INVALID_METADATA,
+    ProblemCode.INVALID_BUCKET,
+    ProblemCode.INVALID_FIELD,
+    ProblemCode.UNKNOWN_FIELD,
+    ProblemCode.UPLOAD_TOO_SLOW,
+    ProblemCode.FILE_TOO_LARGE,
+    ProblemCode.UNSUPPORTED_FORMAT,
+)
+"""Why a form with an image in it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitting:
+    """Accepts what has arrived, once per Idempotency-Key, and answers."""
+
+    settings: GatewaySettings
+    accepting: Accepting
+    lanes: Lanes
+    duplicates: Duplicates
+    idempotency: Idempotency
+    results: Results | None  # None: this process cannot tell what becomes of an image
+
+    @staticmethod
+    def of(settings: GatewaySettings, parts: IngestParts, accepting: Accepting, lanes: Lanes) -> Submitting:
+        """Return one of an app's parts."""
+        files = parts.files
+        vectors = parts.vectors if isinstance(parts, QueryParts) else None
+        results = Results(settings, files, Lookup(settings, files, vectors)) if vectors is not None else None
+        duplicates = Duplicates(settings, files, vectors, accepting.accepted_here)
+        return Submitting(settings, accepting, lanes, duplicates, Idempotency(settings, files), results)
+
+    async def upload(self, request: Request, owner: Owner, file: SpooledFile, details: Details) -> Answer[Submitted]:
+        """Accept a file, or answer as before. Raises Problem."""
+        said = {"sha256": file.sha256, "filename": file.filename, **details.told()}
+
+        async def work(given: Work) -> Answer[Submitted]:
+            return await self.accept(request, owner, file, details, given.image_ids[0], again=given.again)
+
+        return await self.idempotency.once(request, owner, said, Submitted, work)
+
+    async def fetch(self, request: Request, owner: Owner, url: str, details: Details) -> Answer[Submitted]:
+        """Accept a URL, or answer as before. Raises Problem."""
+
+        async def work(given: Work) -> Answer[Submitted]:
+            receipt = await self.accepting.fetch(
+                url,
+                self._in_lane(details, owner),
+                owner=owner,
+                image_id=given.image_ids[0],
+                again=given.again,
+                traceparent=traceparent_of(request),
+            )
+            return Answer(202, self.submitted(receipt, request))
+
+        return await self.idempotency.once(request, owner, {"url": url, **details.told()}, Submitted, work)
+
+    async def accept(
+        self, request: Request, owner: Owner, file: SpooledFile, details: Details, image_id: ImageId, *, again: bool
+    ) -> Answer[Submitted]:
+        """Accept a file as that image (202), or say which image it is already (200), if that is asked for."""
+        if details.on_duplicate is OnDuplicate.REUSE:
+            known = await self._known(owner, file, image_id, again=again)
+            if known is not None:
+                return Answer(200, self._submitted(request, *known, duplicate=True))
+        receipt = await self.accepting.upload(
+            file,
+            self._in_lane(details, owner),
+            owner=owner,
+            image_id=image_id,
+            again=again,
+            traceparent=traceparent_of(request),
+        )
+        return Answer(202, self.submitted(receipt, request))
+
+    async def respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
+        """Return the response: the result itself, if the client prefers to wait for it and it is ready in time."""
+        body, wanted = answer.body, read_preferences(request)
+        headers = {"Location": body.status_url}
+        if answer.replayed:
+            headers[REPLAYED] = "true"
+        applied = ["respond-async"] if wanted.respond_async else []
+        wait_s = min(wanted.wait_s or 0, self.settings.max_wait_s)
+        result: JobResult | None = None
+        if self.results is not None and wait_s:
+            applied.append(f"wait={wait_s}")
+            result = await self.results.within(wait_s, body.job_id, owner, base_url(request, self.settings))
+        if applied:
+            headers[APPLIED] = ", ".join(applied)
+        if result is not None:
+            headers["Content-Location"] = body.result_url
+            return JSONResponse(result.model_dump(mode="json", exclude_none=True), 200, headers)
+        if answer.status == 202:
+            headers["Retry-After"] = str(self.settings.poll_after_s)
+        return JSONResponse(body.model_dump(mode="json"), answer.status, headers)
+
+    def submitted(self, receipt: Receipt, request: Request) -> Submitted:
+        """Return the body of a 202."""
+        return self._submitted(request, receipt.image_id, receipt.job_id, receipt.lane)
+
+    def _submitted(
+        self,
+        request: Request,
+        image_id: str,
+        job_id: str,
+        lane: Lane,
+        state: ImageState = ImageState.PROCESSING,
+        *,
+        duplicate: bool = False,
+    ) -> Submitted:
+        status_url = f"{base_url(request, self.settings)}/api/v1/images/jobs/{job_id}"
+        return Submitted(
+            job_id=job_id,
+            image_id=image_id,
+            status=state,
+            lane=lane,
+            duplicate=duplicate,
+            status_url=status_url,
+            result_url=f"{status_url}/result",
+        )
+
+    async def _known(
+        self, owner: Owner, file: SpooledFile, image_id: ImageId, *, again: bool
+    ) -> tuple[str, str, Lane, ImageState] | None:
+        """Return image, job, lane and state of an image these bytes were made into before."""
+        try:
+            if again and await self.accepting.has_begun(image_id):
+                return None  # it is the very image that is gone on with
+            found = await self.duplicates.newest(owner, file.sha256, usable=True)
+        except (DependencyAway, TimeoutError) as error:
+            raise away("A part of the system", retry_after_s=self.settings.retry_after_s) from error
+        if found is None:
+            return None
+        return found.image_id, found.job_id, found.lane, found.state or ImageState.PROCESSING
+
+    def _in_lane(self, details: Details, owner: Owner) -> Details:
+        return replace(details, lane=self.lanes.choose(details.lane, owner))

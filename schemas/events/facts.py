@@ -1,0 +1,141 @@
+"""Facts: everything that is now true of an image. The indexer reads these, and only these."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, JsonValue
+
+from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.events.envelope import Event, parameters_hash
+from schemas.events.intake import Submission
+from schemas.stored.results import SanitizedImage
+from schemas.values import DetectedObject, ErrorCode, ModelRef, ObjectRef, Rendition, StageReport, Vector
+
+TEXT_LIMIT = 32_768  # characters of text a fact carries; the whole text is in the stored result
+
+
+class Fact(Event):
+    """A fact about one stage of one image."""
+
+    report: StageReport
+
+    def producing_stage(self) -> str:
+        return self.report.stage
+
+
+class ImageSanitized(Submission, Fact):
+    """The image is acceptable, and here is its safe form. Also the work event of the four analysis stages."""
+
+    type: ClassVar[str] = "darkroom.image.sanitized.v1"
+
+    original: ObjectRef
+    image: SanitizedImage
+    source_url: str | None = None
+
+
+class ImageResized(Fact):
+    """The renditions are stored."""
+
+    type: ClassVar[str] = "darkroom.image.resized.v1"
+
+    renditions: tuple[Rendition, ...]
+
+
+class TextRead(Fact):
+    """The text is known; spans are in the stored result."""
+
+    type: ClassVar[str] = "darkroom.image.text-read.v1"
+
+    content: str = Field(max_length=TEXT_LIMIT)
+    span_count: int = Field(ge=0)
+    mean_confidence: float = Field(ge=0, le=1)
+    result: ObjectRef
+
+
+class ObjectsDetected(Fact):
+    """The objects are known."""
+
+    type: ClassVar[str] = "darkroom.image.objects-detected.v1"
+
+    objects: tuple[DetectedObject, ...]
+    model: ModelRef
+
+
+class ImageEmbedded(Fact):
+    """The vector is known."""
+
+    type: ClassVar[str] = "darkroom.image.embedded.v1"
+
+    vector: Vector
+    model: ModelRef
+
+
+class StageSkipped(Fact):
+    """A stage could not or need not do its work, and says why; the image goes on without it."""
+
+    type: ClassVar[str] = "darkroom.image.stage-skipped.v1"
+
+    reason: ErrorCode
+    message: str
+
+
+class ImageRefused(Submission, Fact):
+    """The image itself is bad: final, nobody is paged."""
+
+    type: ClassVar[str] = "darkroom.image.refused.v1"
+
+    code: ErrorCode
+    message: str = Field(description="a sentence a person understands")
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
+
+
+class StageFailed(Fact):
+    """A stage gave up and the event is in its dead letters, from which it can be replayed."""
+
+    type: ClassVar[str] = "darkroom.image.stage-failed.v1"
+
+    code: ErrorCode
+    message: str
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
+
+
+class DeletionRequested(Event):
+    """The owner wants the image gone: a new generation that leaves nothing but a tombstone."""
+
+    type: ClassVar[str] = "darkroom.image.deletion-requested.v1"
+    stage: ClassVar[str] = "gateway"
+
+
+class ImageAnnotated(Event):
+    """The owner says tags, category and metadata anew: all of them, as they now are.
+
+    Of two, the one of the higher revision stands; of equal revisions, the later. It is said of the image, not of one
+    run of it: it holds in later generations too, until the image is deleted.
+    """
+
+    type: ClassVar[str] = "darkroom.image.annotated.v1"
+    stage: ClassVar[str] = "gateway"
+
+    revision: int = Field(ge=1, description="how often the owner has changed them, this time included")
+    tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
+    category: Category | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned as it is")
+
+    def identity(self) -> str:
+        said = self.model_dump(mode="json", include={"tags", "category", "context"})
+        return f"{self.revision} {parameters_hash(said)}"
+
+
+FACTS: tuple[type[Event], ...] = (
+    ImageSanitized,
+    ImageResized,
+    TextRead,
+    ObjectsDetected,
+    ImageEmbedded,
+    StageSkipped,
+    ImageRefused,
+    StageFailed,
+    DeletionRequested,
+    ImageAnnotated,
+)

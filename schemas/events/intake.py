@@ -1,0 +1,69 @@
+"""Work events: what tells an agent to do something. Another service may produce the first two itself."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, JsonValue
+
+from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.events.envelope import Event
+from schemas.values import ObjectRef
+
+SUBMISSION = ("bucket", "filename", "tags", "category", "context", "revision", "submitted_at")
+"""The fields of a submission: what is carried from event to event, and into receipts and records."""
+
+
+class Submission(Event):
+    """What the client said of its image; carried along so that the read model can answer with it."""
+
+    bucket: str = Field(default="default", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    filename: str | None = Field(default=None, max_length=255)
+    tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
+    category: Category | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned as it is")
+    revision: int = Field(
+        default=0, ge=0, description="of tags, category and context: how often the owner had changed them; a rerun's"
+    )
+    submitted_at: str | None = Field(default=None, description="RFC 3339, UTC; when the pipeline accepted the image")
+
+    def said(self) -> dict[str, Any]:
+        """Return the fields of the submission, for the event that follows from this one."""
+        return {name: getattr(self, name) for name in SUBMISSION} | {
+            "submitted_at": self.submitted_at or self.occurred_at
+        }
+
+
+class ImageUploaded(Submission):
+    """The original bytes are in the object store: make them safe."""
+
+    type: ClassVar[str] = "darkroom.image.uploaded.v1"
+    stage: ClassVar[str] = "gateway"
+
+    original: ObjectRef
+
+
+class FetchRequested(Submission):
+    """Bring an image from a URL. Keyed by source host, so that one fetcher owns a source's budget."""
+
+    type: ClassVar[str] = "darkroom.image.fetch-requested.v1"
+    stage: ClassVar[str] = "gateway"
+
+    url: str = Field(max_length=4096)
+
+    def key(self) -> bytes:
+        try:
+            return (urlsplit(self.url).hostname or "").encode() or self.image_id.encode()
+        except ValueError:
+            return self.image_id.encode()
+
+
+class ImageFetched(Submission):
+    """The fetcher brought the original bytes into the object store: make them safe."""
+
+    type: ClassVar[str] = "darkroom.image.fetched.v1"
+    stage: ClassVar[str] = "fetcher"
+
+    original: ObjectRef
+    url: str

@@ -1,0 +1,118 @@
+"""What is said over HTTP: the bodies of requests and responses, shared by the gateway and its Python client."""
+
+from __future__ import annotations
+
+from pydantic import Field, JsonValue
+
+from schemas.values import Box, ImageState, Lane, StageState, Value
+
+
+class StageView(Value):
+    """Where one stage of one image stands."""
+
+    state: StageState
+    attempts: int | None = None
+    duration_ms: int | None = None
+    version: str | None = None
+    reused: bool | None = Field(None, description="the result was already there; nothing was computed")
+    reason: str | None = Field(None, description="a stable code, when skipped, rejected or failed")
+    message: str | None = None
+
+
+class JobError(Value):
+    """Why an image was refused or could not be processed."""
+
+    code: str
+    message: str
+
+
+class JobStatus(Value):
+    """Where a job stands."""
+
+    job_id: str
+    image_id: str
+    status: ImageState
+    stages: dict[str, StageView]
+    urls: dict[str, str] = Field(default_factory=dict, description="by size, as far as they are there")
+    created_at: str | None = None
+    completed_at: str | None = None
+    error: JobError | None = None
+    lane: Lane | None = Field(None, description="where it waits, until the first agent has reported of it")
+
+
+class Dimensions(Value):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+class VariantView(Value):
+    """What is known of one size of an image."""
+
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    aspect_ratio: float = Field(description="width / height")
+    format: str
+    size_bytes: int
+
+
+class ImageMetadata(Value):
+    """What is known of an image beside what it shows."""
+
+    dominant_color: str | None = None
+    palette: tuple[str, ...] = ()
+    thumbhash: str | None = None
+    perceptual_hash: str | None = None
+    original_dimensions: Dimensions | None = Field(None, description="upright")
+    source_format: str | None = None
+    frames: int | None = None
+    filename: str | None = None
+    bucket: str = "default"
+    source_url: str | None = None
+    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    category: str | None = Field(None, examples=["holiday"])
+    variants: dict[str, VariantView] = Field(default_factory=dict)
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="what the client sent as metadata")
+
+
+class SpanView(Value):
+    """One piece of text; the polygon is in pixels of the upright image, clockwise from the text's top left."""
+
+    text: str
+    confidence: float
+    polygon: tuple[tuple[float, float], ...]
+    engine: str
+    language: str
+
+
+class TextView(Value):
+    """The text of an image in reading order."""
+
+    content: str
+    spans: tuple[SpanView, ...] = ()
+
+
+class ObjectView(Value):
+    """One object found in an image."""
+
+    label: str
+    confidence: float
+    box: Box = Field(description="fractions of the upright image's width and height")
+    pixels: Box = Field(description="pixels of the upright image")
+
+
+class JobResult(Value):
+    """Everything known of an image whose job has ended."""
+
+    image_id: str
+    job_id: str
+    status: ImageState
+    urls: dict[str, str] = Field(default_factory=dict)
+    metadata: ImageMetadata = Field(default_factory=ImageMetadata)
+    text: TextView | None = Field(None, description="absent when no text stage was done")
+    objects: tuple[ObjectView, ...] | None = Field(None, description="absent when no detection was done")
+    stages: dict[str, StageView] = Field(default_factory=dict)
+    error: JobError | None = None
+    created_at: str | None = None
+    completed_at: str | None = None

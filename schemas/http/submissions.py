@@ -1,0 +1,66 @@
+"""Bodies of submission and deletion requests, and of their 202 answers."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from schemas.annotations import MAX_TAGS, Category, Tag
+from schemas.stored.erasures import ErasureState, Removed
+from schemas.values import ImageState, Lane, Value
+
+BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_URL_LENGTH = 4096  # characters
+# What clients are told that these are made of; the readers of both know more, and say what is wrong.
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_URL_PATTERN = rf"^https?://{_HOST}(?:\.{_HOST})*(?::[1-9][0-9]{{0,3}})?(?:[/?#][!-~]*)?$"
+
+
+class FetchImage(BaseModel):
+    """Ask the pipeline to bring an image from a URL."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(
+        min_length=1,
+        max_length=MAX_URL_LENGTH,
+        examples=["https://example.org/cat.jpg"],
+        json_schema_extra={"pattern": _URL_PATTERN},
+    )
+    bucket: str = Field("default", pattern=BUCKET_PATTERN)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+    tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS, examples=[["cat", "black and white"]])
+    category: Category | None = Field(None, examples=["animals"])
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: when there is room, behind whoever waits")
+
+
+class Submitted(Value):
+    """The request is accepted: stored, and confirmed by Kafka."""
+
+    job_id: str
+    image_id: str
+    status: ImageState = ImageState.PROCESSING
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk although it was not asked for: too many interactive ones")
+    duplicate: bool = Field(False, description="you had handed in the same bytes before: this is that image")
+    status_url: str
+    result_url: str
+
+
+class DeletionSubmitted(Submitted):
+    """The deletion is accepted: confirmed by Kafka, the image hidden."""
+
+    erasure_url: str = Field(description="what has been removed, to be checked at any time")
+
+
+class ErasureView(Value):
+    """What is left of a deleted image. Times are RFC 3339, UTC."""
+
+    image_id: str
+    state: ErasureState = Field(description="requested, erased, or finished: nothing can be written late any more")
+    requested_at: str
+    erased_at: str | None = None
+    finished_at: str | None = None
+    removed: Removed
+    remaining: int = Field(
+        description="objects and receipts of the image that the store holds right now: 0 once erased"
+    )
+    leaves_log_by: str = Field(description="when the last event about it has left Kafka")

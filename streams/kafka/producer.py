@@ -1,0 +1,122 @@
+"""Producing: an idempotent aiokafka producer whose every delivery is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from schemas.events.envelope import Event, Outgoing
+from streams.errors import DependencyAway, Unconfirmed
+from streams.kafka.messages import in_bulk, outgoing
+from streams.settings import KafkaSettings
+from streams.telemetry.tracing import child_of
+from streams.topics import Topic
+
+
+class Deliverer(Protocol):
+    """Whatever takes messages and returns when they are safely in the log."""
+
+    async def deliver(self, messages: Sequence[Outgoing]) -> None:
+        """Deliver all, in order per key. Raises DependencyAway when any was not acknowledged in time."""
+
+
+class EventProducer:
+    """Kafka, with awaited delivery. Acks from all in-sync replicas; idempotent, so a retry never duplicates.
+
+    A delivery that was not confirmed in time is given up for good: the connection is dropped with everything it still
+    holds, so that nothing is delivered after its sender was told that it was not. The next delivery connects anew.
+    """
+
+    def __init__(self, settings: KafkaSettings, source: str) -> None:
+        self._settings = settings
+        self._source = source
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def connect(self) -> AIOKafkaProducer:
+        """Return the connected producer. Raises DependencyAway when Kafka is away."""
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._settings.bootstrap,
+                    client_id=self._source.rsplit("/", 1)[-1] or "darkroom",
+                    enable_idempotence=True,
+                    acks="all",
+                    compression_type="lz4",
+                    linger_ms=2,
+                    max_request_size=1_048_576,
+                    request_timeout_ms=int(self._settings.request_timeout_s * 1000),
+                )
+                try:
+                    async with asyncio.timeout(self._settings.request_timeout_s):
+                        await producer.start()
+                except (KafkaError, TimeoutError) as error:
+                    await producer.stop()
+                    raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+                self._producer = producer
+            return self._producer
+
+    async def deliver(self, messages: Sequence[Outgoing]) -> None:
+        """See Deliverer."""
+        producer: AIOKafkaProducer | None = None
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                producer = await self.connect()
+                futures = [
+                    await producer.send(
+                        self._settings.topic(message.topic),
+                        key=message.key,
+                        value=message.value,
+                        headers=list(message.headers),
+                    )
+                    for message in messages
+                ]
+                for future in futures:
+                    await future
+        except (KafkaError, TimeoutError) as error:
+            await self._abandon(producer)
+            kind = DependencyAway if producer is None else Unconfirmed
+            raise kind(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
+
+    async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyAway when it was not confirmed."""
+        message = outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))
+        await self.deliver([in_bulk(message) if bulk else message])
+
+    async def close(self) -> None:
+        """Deliver what is under way and disconnect."""
+        if self._producer is not None:
+            # What is under way is waited for by its sender; the client itself would wait for ever.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    await self._producer.stop()
+
+    async def _abandon(self, producer: AIOKafkaProducer | None) -> None:
+        if producer is None or producer is not self._producer:
+            return
+        self._producer = None
+        # stop() would first deliver what is left; here it must not be.
+        abandoned: Any = producer
+        abandoned._closed = True
+        await abandoned._sender.close()
+        await abandoned.client.close()
+
+
+@asynccontextmanager
+async def open_producer(settings: KafkaSettings, *, source: str, now: bool = True) -> AsyncIterator[EventProducer]:
+    """Open a producer; `source` is the ce_source of what it sends.
+
+    With `now`, raises DependencyAway when Kafka is away; without, it connects when there is something to deliver.
+    """
+    producer = EventProducer(settings, source)
+    if now:
+        await producer.connect()
+    try:
+        yield producer
+    finally:
+        await producer.close()

@@ -1,0 +1,85 @@
+"""A FileStore behind circuit breakers: when the store fails again and again, calls are refused at once.
+
+Two of them, because a full disk still reads: what needs room (put, copy) has its own. Removing needs none, and is how
+room is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from schemas.values import ObjectRef
+from streams.concurrency.circuit_breaker import Breakers
+from streams.object_store.protocol import FileStore, ObjectInfo, PostForm
+
+ANSWERS = "object-store"
+TAKES = "object-store-writes"
+
+
+class BreakingFiles:
+    """A FileStore that raises DependencyAway at once, with the time that is left, while a breaker is open."""
+
+    def __init__(self, inner: FileStore, breakers: Breakers) -> None:
+        self.bucket = inner.bucket
+        self._inner = inner
+        self._answers = breakers.add(ANSWERS, self.check)
+        self._takes = breakers.add(TAKES, self.check)
+
+    async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
+        with self._takes.passing():
+            return await self._inner.put(key, data, content_type=content_type, sha256=sha256)
+
+    async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
+        with self._takes.passing():
+            return await self._inner.create(key, data, content_type=content_type)
+
+    async def get(self, key: str, *, limit: int | None = None) -> bytes:
+        with self._answers.passing():
+            return await self._inner.get(key, limit=limit)
+
+    def stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        return self._answers.steps(self._inner.stream(key, start=start, length=length))
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        with self._answers.passing():
+            return await self._inner.stat(key)
+
+    async def copy(self, source: str, target: str) -> None:
+        with self._takes.passing():
+            await self._inner.copy(source, target)
+
+    async def delete(self, key: str) -> None:
+        with self._answers.passing():
+            await self._inner.delete(key)
+
+    def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
+        return self._answers.steps(self._inner.list(prefix, after=after))
+
+    async def presign_get(
+        self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
+    ) -> str | None:
+        return await self._inner.presign_get(key, expires_s=expires_s, filename=filename, inline=inline)
+
+    async def presign_post(
+        self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
+    ) -> PostForm | None:
+        return await self._inner.presign_post(
+            key, content_type=content_type, min_bytes=min_bytes, max_bytes=max_bytes, expires_s=expires_s
+        )
+
+    async def check(self) -> None:
+        with self._answers.probing(), self._takes.probing():
+            await self._inner.check()
+
+
+@asynccontextmanager
+async def open_breaking(store: AbstractAsyncContextManager[FileStore], breakers: Breakers) -> AsyncIterator[FileStore]:
+    """Open a store behind breakers."""
+    async with store as inner:
+        try:
+            yield BreakingFiles(inner, breakers)
+        finally:
+            breakers.remove(ANSWERS)
+            breakers.remove(TAKES)

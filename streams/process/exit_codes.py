@@ -1,0 +1,29 @@
+"""Exit codes of Darkroom's processes, and immediate exits that lose no event."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from streams.runtime.worker_process import log
+
+EXIT_NOT_DRAINED = 1
+EXIT_NOT_READY = 2
+EXIT_FAUST_STOPPED = 72
+
+
+def leave_undeliverable(error: BaseException) -> None:
+    """Exit at once: going on would lose an event. Kafka redelivers to whoever comes next."""
+    log.critical("exiting, so that Kafka redelivers", error=repr(error))
+    sys.stderr.flush()
+    os._exit(EXIT_UNDELIVERABLE)
+
+
+def leave_stopped(stage: str) -> None:
+    """Exit at once: Faust stopped by itself, and a worker that consumes nothing must not look alive."""
+    log.critical("Faust stopped by itself", stage=stage)
+    sys.stderr.flush()
+    os._exit(EXIT_FAUST_STOPPED)
+
+
+EXIT_UNDELIVERABLE = 70

@@ -1,0 +1,173 @@
+"""How an image lies in Qdrant: the collection, its indexes, the payload, and how words are matched."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from pydantic import JsonValue
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+
+from schemas.events.envelope import now
+from schemas.values import ImageState
+from streams.errors import DependencyAway, NotReady
+from streams.read_model.records import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
+from streams.read_model.words import label_key, words_of
+from streams.settings import QdrantSettings
+
+Payload = dict[str, JsonValue]
+
+LABEL_KEYS = "label_keys"  # labels in small letters, for matching; derived from `labels`
+SEQUENCE = "sequence"  # milliseconds of the image id (UUIDv7), for newest-first; derived from `image_id`
+HISTORY = "history"  # entries by name; beside the record, and read only when it is asked for
+RECORD = models.PayloadSelectorExclude(exclude=[HISTORY])
+LABEL_WORDS = 3  # the longest label looked for in a query
+QUERY_WORDS = 64  # more words than this are not looked at
+
+INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams] = {
+    "owner": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
+    "state": models.PayloadSchemaType.KEYWORD,
+    "bucket": models.PayloadSchemaType.KEYWORD,
+    "tags": models.PayloadSchemaType.KEYWORD,
+    "category": models.PayloadSchemaType.KEYWORD,
+    "labels": models.PayloadSchemaType.KEYWORD,
+    LABEL_KEYS: models.PayloadSchemaType.KEYWORD,
+    "dominant_colour": models.PayloadSchemaType.KEYWORD,
+    "original.sha256": models.PayloadSchemaType.KEYWORD,
+    "master.sha256": models.PayloadSchemaType.KEYWORD,
+    "deleted": models.PayloadSchemaType.BOOL,
+    "generation": models.PayloadSchemaType.INTEGER,
+    SEQUENCE: models.PayloadSchemaType.INTEGER,
+    "submitted_at": models.PayloadSchemaType.DATETIME,
+    "finished_at": models.PayloadSchemaType.DATETIME,
+    "text": models.TextIndexParams(
+        type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD, lowercase=True, min_token_len=1
+    ),
+}
+
+
+def prepare(client: QdrantClient, settings: QdrantSettings, *, indexes: bool) -> None:
+    """Create the collection and its indexes where they are missing. NotReady if the one there does not fit."""
+    name = settings.collection
+    if not client.collection_exists(name):
+        vectors = {VECTOR: models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)}
+        try:
+            client.create_collection(name, vectors_config=vectors, on_disk_payload=True)
+        except UnexpectedResponse as error:
+            if error.status_code != 409:  # another process was faster
+                raise
+    if not fits(client, name):
+        raise NotReady(
+            f"Qdrant collection {name} has no vector {VECTOR} of {DIMENSIONS} dimensions by cosine: "
+            "name another with DARKROOM_QDRANT__COLLECTION"
+        )
+    if indexes:
+        there = client.get_collection(name).payload_schema
+        for field, schema in INDEXES.items():
+            if field not in there:
+                client.create_payload_index(name, field_name=field, field_schema=schema, wait=True)
+
+
+def fits(client: QdrantClient, name: str) -> bool:
+    """Say whether a collection has the vectors we write."""
+    vectors = client.get_collection(name).config.params.vectors
+    found = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+    return found is not None and (found.size, found.distance) == (DIMENSIONS, models.Distance.COSINE)
+
+
+@contextmanager
+def away_as_such() -> Iterator[None]:
+    """Turn what the client raises when Qdrant is away, busy or full into DependencyAway."""
+    try:
+        yield
+    except ResourceExhaustedResponse as error:
+        raise DependencyAway(f"Qdrant is busy: {error}", after_s=float(error.retry_after_s)) from error
+    except UnexpectedResponse as error:
+        if (error.status_code or 500) in (400, 409, 422):
+            raise
+        raise DependencyAway(f"Qdrant: {error.status_code} {error.reason_phrase}") from error
+    except (ResponseHandlingException, ApiException, OSError) as error:
+        raise DependencyAway(f"Qdrant does not answer: {error}") from error
+
+
+def to_payload(record: ImageRecord) -> Payload:
+    """Return what is stored of a record."""
+    return with_derived(record.model_dump(mode="json", exclude_none=True)) | {SEQUENCE: sequence(record.image_id)}
+
+
+def to_entries(entries: Mapping[str, HistoryEntry]) -> Payload:
+    """Return what is stored of entries of a history."""
+    return {name: entry.model_dump(mode="json", exclude_none=True) for name, entry in entries.items()}
+
+
+def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
+    """Return the history a payload holds."""
+    entries = payload.get(HISTORY)
+    if not isinstance(entries, dict):
+        return {}
+    return {str(name): HistoryEntry.model_validate(entry) for name, entry in entries.items()}
+
+
+def to_record(payload: Mapping[str, object]) -> ImageRecord:
+    """Return the record a payload holds."""
+    return ImageRecord.model_validate(payload)
+
+
+def with_derived(patch: Mapping[str, JsonValue]) -> Payload:
+    """Return a patch with the keys that are derived from it."""
+    found = dict(patch)
+    labels = found.get("labels")
+    if isinstance(labels, list | tuple):
+        found[LABEL_KEYS] = [label_key(str(label)) for label in labels]
+    return found
+
+
+def tombstone(image_id: str, owner: str, generation: int) -> Payload:
+    """Return all that is left of a deleted image."""
+    record = ImageRecord(
+        image_id=image_id,
+        owner=owner,
+        generation=generation,
+        state=ImageState.DELETED,
+        deleted=True,
+        updated_at=now(),
+    )
+    return to_payload(record)
+
+
+def sequence(image_id: str) -> int:
+    """Return the first 48 bits of an id: unix milliseconds in a UUIDv7."""
+    return uuid.UUID(image_id).int >> 80
+
+
+def text_words(text: str | None) -> list[str]:
+    """Return the words a text is asked for, as far as they are looked at."""
+    return words_of(text or "")[:QUERY_WORDS]
+
+
+def equals(key: str, value: bool | int | str) -> models.FieldCondition:
+    """Return the condition that a field has a value."""
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def owned(owner: str, *more: models.FieldCondition) -> models.Filter:
+    """Return the filter of what an owner has, tombstones apart."""
+    return models.Filter(must=[equals("owner", owner), equals("deleted", False), *more])
+
+
+def labels_in(words: Sequence[str]) -> frozenset[str]:
+    """Return every run of words that could name a label."""
+    return frozenset(
+        " ".join(words[start : start + size])
+        for size in range(1, LABEL_WORDS + 1)
+        for start in range(len(words) - size + 1)
+    )
+
+
+def share(words: Sequence[str], named: Collection[str]) -> float:
+    """Return which part of the words is in the labels they name: 0 to 1."""
+    covered = {word for key in named for word in key.split()}
+    return len(covered) / len(set(words))

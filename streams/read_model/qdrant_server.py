@@ -1,0 +1,347 @@
+"""The read model on a Qdrant server (1.17 or later, for insert-only upserts and conditional vectors).
+
+Every write is conditional on the server, so two indexers that meet during a rebalance cannot undo each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar, cast
+
+from pydantic import JsonValue
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from schemas.values import ID_PATTERN, ImageState
+from streams.errors import DependencyAway
+from streams.read_model.protocol import ReadModel
+from streams.read_model.qdrant_paging import newest, oldest, page_filter
+from streams.read_model.qdrant_schema import (
+    HISTORY,
+    LABEL_KEYS,
+    QUERY_WORDS,
+    RECORD,
+    SEQUENCE,
+    Payload,
+    away_as_such,
+    equals,
+    fits,
+    labels_in,
+    owned,
+    prepare,
+    share,
+    to_entries,
+    to_history,
+    to_payload,
+    to_record,
+    tombstone,
+    with_derived,
+)
+from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.words import words_of
+from streams.settings import QdrantSettings
+
+CONNECTIONS = 16
+CANDIDATES = 1000  # the newest images a word search ranks
+
+R = TypeVar("R")
+Operation = (
+    models.UpsertOperation
+    | models.SetPayloadOperation
+    | models.OverwritePayloadOperation
+    | models.UpdateVectorsOperation
+    | models.DeleteVectorsOperation
+    | models.DeleteOperation
+)
+
+
+class ServerReadModel:
+    """A ReadModel on a server. `client` is any QdrantClient whose calls may come from several threads."""
+
+    def __init__(self, client: QdrantClient, settings: QdrantSettings, *, threads: int = CONNECTIONS) -> None:
+        self._qdrant = client
+        self._settings = settings
+        self._name = settings.collection
+        self._longest_s = 2 * settings.timeout_s  # also for what comes byte by byte, and for a free thread
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="qdrant")
+
+    async def open(self) -> None:
+        """Create what is missing."""
+        # Many calls, each bounded by the client: indexes of a large collection take their time.
+        await self._in_thread(lambda: prepare(self._qdrant, self._settings, indexes=True))
+
+    def close(self) -> None:
+        """Let connections and threads go."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._qdrant.close()
+
+    async def get(self, image_id: str) -> ImageRecord | None:
+        found = await self._retrieve([image_id])
+        return found.get(image_id)
+
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
+        older = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[record.image_id]),
+                equals("owner", record.owner),
+                models.FieldCondition(key="generation", range=models.Range(lt=record.generation)),
+            ]
+        )
+        await self._write(_replace(record.image_id, to_payload(record) | {HISTORY: to_entries(history or {})}, older))
+
+    async def merge(
+        self,
+        image_id: str,
+        generation: int,
+        patch: Mapping[str, JsonValue],
+        *,
+        stages: Mapping[str, StageRecord] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
+        vector: Sequence[float] | None = None,
+    ) -> None:
+        fence = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                equals("generation", generation),
+                equals("deleted", False),
+            ]
+        )
+        operations: list[Operation] = []
+        if patch:
+            operations.append(_set(with_derived(patch), fence))
+        if stages:
+            records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in stages.items()}
+            operations.append(_set(records, fence, key="stages"))
+        if history:
+            operations.append(_set(to_entries(history), fence, key=HISTORY))
+        if vector is not None:  # last: the only one that answers "no such point", after the others were applied
+            update = models.UpdateVectors(
+                points=[models.PointVectors(id=image_id, vector={VECTOR: list(vector)})], update_filter=fence
+            )
+            operations.append(models.UpdateVectorsOperation(update_vectors=update))
+        if operations:
+            await self._write(operations)
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        def read() -> dict[str, HistoryEntry]:
+            found = self._qdrant.retrieve(
+                self._name, [image_id], with_payload=[HISTORY], consistency=models.ReadConsistencyType.MAJORITY
+            )
+            return to_history(found[0].payload or {}) if found else {}
+
+        return await self._call(read) if re.match(ID_PATTERN, image_id) else {}
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        await self.merge(image_id, generation, {HISTORY: to_entries(entries)})
+
+    async def bury(self, image_id: str, owner: str, generation: int) -> None:
+        alive = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                equals("owner", owner),
+                models.FieldCondition(key="generation", range=models.Range(lte=generation)),
+            ],
+            must_not=[models.Filter(must=[equals("generation", generation), equals("deleted", True)])],
+        )
+        await self._write(_replace(image_id, tombstone(image_id, owner, generation), alive))
+
+    async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
+        return await self._living(owner, image_ids)
+
+    async def _living(self, owner: str | None, image_ids: Sequence[str]) -> list[ImageRecord]:
+        found = await self._retrieve(list(dict.fromkeys(image_ids)))
+        records = (found[image_id] for image_id in image_ids if image_id in found)
+        return [record for record in records if owner in (None, record.owner) and not record.deleted]
+
+    async def page(
+        self,
+        owner: str | None,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[ImageRecord]:
+        suiting, walk = page_filter(owner, wanted), oldest if oldest_first else newest
+        found: list[ImageRecord] = []
+        while True:  # again, if some of a page were deleted while it was read
+            ids = await self._call(partial(walk, self._qdrant, self._name, suiting, beyond, limit))
+            found += await self._living(owner, ids)
+            if len(ids) < limit or len(found) >= limit:
+                return found[:limit]
+            beyond = ids[-1]
+
+    async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
+        def search() -> list[Hit]:
+            answer = self._qdrant.query_points(
+                self._name,
+                query=list(vector),
+                using=VECTOR,
+                query_filter=owned(owner),
+                limit=limit,
+                with_payload=RECORD,
+            )
+            return [Hit(to_record(point.payload or {}), point.score, ("meaning",)) for point in answer.points]
+
+        return await self._call(search)
+
+    async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
+        wanted = words_of(words)[:QUERY_WORDS]
+        if not wanted:
+            return []
+        # Of the text only the word tokenizer's own words are asked for, so that both adapters cut alike.
+        holds = models.FieldCondition(key="text", match=models.MatchText(text=" ".join(wanted)))
+        names = labels_in(wanted)
+        carries = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=sorted(names)))
+        by_text, by_label = await asyncio.gather(self._newest(owner, holds), self._newest(owner, carries))
+        texts = {str(point.id) for point in by_text}
+        shares = {str(point.id): share(wanted, names.intersection(_label_keys(point))) for point in by_label}
+        scores = {image_id: 1.0 if image_id in texts else shares[image_id] for image_id in texts | shares.keys()}
+        ranked = sorted(sorted(scores, reverse=True), key=lambda image_id: -scores[image_id])[:limit]
+        records = {record.image_id: record for record in await self.find(owner, ranked)}
+        return [
+            Hit(records[i], scores[i], ("text",) * (i in texts) + ("label",) * (i in shares))
+            for i in ranked
+            if i in records
+        ]
+
+    async def vector_of(self, image_id: str) -> list[float] | None:
+        def read() -> list[float] | None:
+            found = self._qdrant.retrieve(self._name, [image_id], with_payload=False, with_vectors=[VECTOR])
+            vectors = found[0].vector if found else None
+            vector = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+            return cast("list[float]", vector) if vector else None
+
+        return await self._call(read)
+
+    async def uses_of(self, owner: str, sha256: str) -> int:
+        either = [equals("original.sha256", sha256), equals("master.sha256", sha256)]
+        going = [equals("state", ImageState.DELETED.value)]
+        same = models.Filter(must=[equals("owner", owner)], must_not=going, should=either)
+        return await self._call(lambda: self._qdrant.count(self._name, same, exact=True).count)
+
+    async def count(self, owner: str | None = None) -> dict[str, int]:
+        living = owned(owner) if owner is not None else models.Filter(must=[equals("deleted", False)])
+
+        def facet() -> dict[str, int]:
+            answer = self._qdrant.facet(self._name, "state", facet_filter=living, limit=len(ImageState), exact=True)
+            return {str(hit.value): hit.count for hit in answer.hits}
+
+        return await self._call(facet)
+
+    async def scan(
+        self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
+    ) -> list[ImageRecord]:
+        wanted = equals("deleted", False) if state is None else equals("state", state.value)
+
+        def read() -> list[ImageRecord]:  # Qdrant scrolls by id, from the offset on: so one more, and without that one
+            points, _ = self._qdrant.scroll(
+                self._name, models.Filter(must=[wanted]), limit=limit + 1, offset=after, with_payload=RECORD
+            )
+            return [to_record(point.payload or {}) for point in points if point.id != after][:limit]
+
+        return await self._call(read)
+
+    async def purge(self, image_id: str, generation: int) -> None:
+        buried = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=[image_id]),
+                equals("deleted", True),
+                models.FieldCondition(key="generation", range=models.Range(lte=generation)),
+            ]
+        )
+        await self._write([models.DeleteOperation(delete=models.FilterSelector(filter=buried))])
+
+    async def check(self) -> None:
+        if not await self._call(lambda: fits(self._qdrant, self._name)):
+            raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")
+
+    async def _in_thread(self, work: Callable[[], R]) -> R:
+        def guarded() -> R:
+            with away_as_such():
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+
+    async def _call(self, work: Callable[[], R]) -> R:
+        try:
+            async with asyncio.timeout(self._longest_s):
+                return await self._in_thread(work)
+        except TimeoutError as error:
+            raise DependencyAway(f"Qdrant did not answer within {self._longest_s:g} s") from error
+
+    async def _write(self, operations: Sequence[Operation]) -> None:
+        def write() -> None:
+            try:
+                self._qdrant.batch_update_points(
+                    self._name, operations, wait=True, ordering=models.WriteOrdering.STRONG
+                )
+            except KeyError:  # a vector for a point that is not there, said by the in-process client
+                return
+            except UnexpectedResponse as error:  # the same, said by a server
+                if error.status_code != 404 or not self._qdrant.collection_exists(self._name):
+                    raise
+
+        await self._call(write)
+
+    async def _retrieve(self, image_ids: Sequence[str]) -> dict[str, ImageRecord]:
+        ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id)]  # others would fail the whole call
+        if not ids:
+            return {}
+        points = await self._call(
+            lambda: self._qdrant.retrieve(
+                self._name, ids, with_payload=RECORD, consistency=models.ReadConsistencyType.MAJORITY
+            )
+        )
+        return {str(point.id): to_record(point.payload or {}) for point in points}
+
+    async def _newest(self, owner: str, condition: models.FieldCondition) -> list[models.Record]:
+        wanted = owned(owner, condition)
+        order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
+        return await self._call(
+            lambda: self._qdrant.scroll(
+                self._name, wanted, limit=CANDIDATES, order_by=order, with_payload=[LABEL_KEYS], with_vectors=False
+            )[0]
+        )
+
+
+def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Operation:
+    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
+
+
+def _replace(image_id: str, payload: Payload, where: models.Filter) -> list[Operation]:
+    """Insert a point; if one is there and the filter holds, forget its vector, then all it knew.
+
+    The vector goes first: a crash in between leaves the filter true, so that the repeated fact finishes the work.
+    """
+    point = models.PointStruct(id=image_id, vector={}, payload=dict(payload))
+    insert = models.PointsList(points=[point], update_mode=models.UpdateMode.INSERT_ONLY)
+    return [
+        models.UpsertOperation(upsert=insert),
+        models.DeleteVectorsOperation(delete_vectors=models.DeleteVectors(vector=[VECTOR], filter=where)),
+        models.OverwritePayloadOperation(overwrite_payload=models.SetPayload(payload=dict(payload), filter=where)),
+    ]
+
+
+def _label_keys(point: models.Record) -> list[str]:
+    return [str(key) for key in (point.payload or {}).get(LABEL_KEYS, [])]
+
+
+@asynccontextmanager
+async def open_server_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
+    """Open the collection on a server; DependencyAway when it does not answer, NotReady when it does not fit."""
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    client = QdrantClient(
+        url=settings.url, api_key=key, timeout=max(1, round(settings.timeout_s)), check_compatibility=False
+    )
+    model = ServerReadModel(client, settings)
+    try:
+        await model.open()
+        yield model
+    finally:
+        await asyncio.to_thread(model.close)

@@ -1,0 +1,120 @@
+"""Records of the read model, and the filters and hits of its queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import Field, JsonValue
+
+from schemas.stored.results import CaptureDetails, Colour
+from schemas.values import DetectedObject, ImageState, ObjectRef, Rendition, StageState, Value
+
+VECTOR = "clip"
+DIMENSIONS = 512
+HISTORY_LIMIT = 200  # entries of one image
+
+
+class StageRecord(Value):
+    """What is known of one stage of one image."""
+
+    state: StageState
+    run: int = 0  # the rerun that said this; 0 = the first run
+    version: str = ""
+    attempts: int = 1
+    duration_ms: int = 0
+    reused: bool = False
+    reason: str | None = None  # an ErrorCode, when skipped, rejected or failed
+    message: str | None = None
+    result: ObjectRef | None = None
+    finished_at: str | None = None
+
+
+class HistoryEntry(Value):
+    """One fact, as the indexer met it. Kept beside the record, and not part of it."""
+
+    event_id: str
+    type: str
+    generation: int
+    stage: str
+    state: StageState | None = None  # None: no stage said this
+    reason: str | None = None  # an ErrorCode
+    attempts: int | None = None
+    duration_ms: int | None = None
+    reused: bool = False
+    version: str | None = None
+    run: int = 0
+    worker: str | None = None  # who said it
+    occurred_at: str
+    recorded_at: str  # when the log took it
+    trace_id: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+
+class ImageRecord(Value):
+    """One image as the read model knows it."""
+
+    image_id: str
+    owner: str
+    generation: int
+    state: ImageState = ImageState.PROCESSING
+    deleted: bool = False
+    required: tuple[str, ...] = ()
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+    bucket: str = "default"
+    filename: str | None = None
+    source_url: str | None = None
+    tags: tuple[str, ...] = ()
+    category: str | None = None
+    context: dict[str, JsonValue] = Field(default_factory=dict)
+    revision: int = 0  # of tags, category and context: 0 = as they were submitted
+    revised_at: str | None = None
+    original: ObjectRef | None = None
+    master: ObjectRef | None = None
+    width: int | None = None
+    height: int | None = None
+    source_format: str | None = None
+    frames: int | None = None
+    has_alpha: bool | None = None
+    perceptual_hash: str | None = None
+    dominant_colour: str | None = None
+    palette: tuple[Colour, ...] = ()
+    thumbhash: str | None = None
+    capture: CaptureDetails | None = None
+    renditions: tuple[Rendition, ...] = ()
+    text: str | None = None
+    text_confidence: float | None = None
+    objects: tuple[DetectedObject, ...] = ()
+    labels: tuple[str, ...] = ()
+    has_vector: bool = False
+    error_code: str | None = None
+    error_message: str | None = None
+    submitted_at: str | None = None
+    updated_at: str | None = None
+    finished_at: str | None = None
+    finished_by: str | None = None  # ce_id of the fact that completed it: only that fact says the outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer of a search."""
+
+    record: ImageRecord
+    score: float
+    matched: tuple[str, ...]  # of: "meaning", "text", "label"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which images a listing is of; what is None or empty leaves the choice free."""
+
+    state: ImageState | None = None
+    bucket: str | None = None
+    labels: tuple[str, ...] = ()  # all of them, whatever their case
+    tags: tuple[str, ...] = ()  # all of them, as they were written
+    category: str | None = None
+    since: datetime | None = None  # submitted then or later
+    until: datetime | None = None  # submitted earlier
+    text: str | None = None  # words that are all in the image's text

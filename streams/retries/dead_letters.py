@@ -1,0 +1,333 @@
+"""Dead letters: written by the runner byte for byte with the reason in headers; listed, replayed, discarded by people.
+
+Every act on a letter leaves a mark in the object store (who, when, what), so that replaying again is idempotent and
+discarding is never silent. A letter of a deleted image cannot be taken out of Kafka before its time: it is not listed,
+never replayed, and nobody is shown what is in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+
+from schemas.events.envelope import Outgoing, Record, now
+from schemas.values import ID_PATTERN, ErrorCode
+from streams.errors import DependencyAway
+from streams.kafka.producer import Deliverer
+from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.object_store.tombstones import Erasures
+from streams.retries.retry_policy import ORIGIN_HEADERS, number_header
+from streams.settings import KafkaSettings
+from streams.topics import GIVES_UP, dead_topic, replay_topic
+
+SCHEMA = "1"
+MAX_MESSAGE = 1024  # bytes of the error's message that are kept
+MAX_STACK = 8192  # bytes of the tail of the traceback that are kept
+REPLAY_LIMIT = 3  # a letter that died this often after replay is not replayed again
+_ID = re.compile(ID_PATTERN)
+REPLAY_LIMIT_REACHED = "replay-limit"
+ERASED = "erased"  # what was done with the letters of a deleted image
+_OURS = ("dlq.", "retry.", "replay.")
+# Of a deleted image's letter: that it is there, where it came from and how it died. No message, no stack, no name.
+_HARMLESS = (
+    "ce_subject", "ce_type", "dlq.agent", "dlq.attempt", "dlq.error.code", "dlq.first-failure.ts",
+    "dlq.last-failure.ts", "dlq.original.topic", "dlq.original.partition", "dlq.original.offset", "replay.count",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the runner gave up."""
+
+    code: ErrorCode
+    error: BaseException
+    attempts: int
+    retriable: bool
+    first_failure: str  # RFC 3339
+
+
+def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> Outgoing:
+    """Return the dead letter of a record: key, value and headers as they came, plus `dlq.*` headers."""
+    topic, partition, offset = origin_of(record)
+    stack = "".join(traceback.format_exception(failure.error))
+    added = {
+        "dlq.schema": SCHEMA,
+        "dlq.agent": agent,
+        "dlq.agent.version": version,
+        "dlq.original.topic": topic,
+        "dlq.original.partition": partition,
+        "dlq.original.offset": offset,
+        "dlq.original.timestamp": str(record.timestamp_ms),
+        "dlq.first-failure.ts": failure.first_failure,
+        "dlq.last-failure.ts": now(),
+        "dlq.attempt": str(failure.attempts),
+        "dlq.error.class": type(failure.error).__name__,
+        "dlq.error.code": failure.code.value,
+        "dlq.error.message": str(failure.error)[:MAX_MESSAGE],
+        "dlq.error.stack": stack[-MAX_STACK:],
+        "dlq.retriable": str(failure.retriable).lower(),
+    }
+    kept = tuple((n, v) for n, v in record.headers if not n.startswith(("dlq.", "retry.")))
+    return Outgoing(dead_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added.items())))
+
+
+def origin_of(record: Record) -> tuple[str, str, str]:
+    """Return topic, partition and offset where the event was first, through all its delays."""
+    found = tuple(record.header(name) for name in ORIGIN_HEADERS)
+    topic, partition, offset = found
+    if topic is not None and partition is not None and offset is not None:
+        return topic, partition, offset
+    return record.topic, str(record.partition), str(record.offset)
+
+
+def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
+    """Return the message that gives a dead letter another life: the original, with fresh tries."""
+    count = number_header(record, "replay.count") + 1
+    kept = tuple((n, v) for n, v in record.headers if not n.startswith(_OURS))
+    topic, partition, offset = (
+        record.header(f"dlq.original.{part}") or "" for part in ("topic", "partition", "offset")
+    )
+    added = (
+        ("replay.id", replay_id),
+        ("replay.count", str(count)),
+        *zip(ORIGIN_HEADERS, (topic, partition, offset), strict=True),
+    )
+    return Outgoing(replay_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added)))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter, as people see it."""
+
+    agent: str
+    record: Record
+    handled: str | None  # "replayed", "discarded" or "erased", when it was dealt with
+
+    @property
+    def id(self) -> str:
+        """The letter's name within its agent: partition and offset."""
+        return f"{self.record.partition}-{self.record.offset}"
+
+    @property
+    def code(self) -> str:
+        """The stable error code."""
+        return self.record.header("dlq.error.code") or ""
+
+    @property
+    def message(self) -> str:
+        """The error's message, for operators."""
+        return self.record.header("dlq.error.message") or ""
+
+    @property
+    def image_id(self) -> str:
+        """The image it is about, '' when that cannot be told."""
+        return self.record.header("ce_subject") or ""
+
+    @property
+    def died_at(self) -> str:
+        """When the runner gave up, RFC 3339."""
+        return self.record.header("dlq.last-failure.ts") or ""
+
+    @property
+    def replays(self) -> int:
+        """How often it was replayed before it died this time."""
+        return number_header(self.record, "replay.count")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters are meant; empty fields mean any."""
+
+    code: str | None = None
+    image_id: str | None = None
+    letter_id: str | None = None
+    since: str | None = None  # RFC 3339
+
+    def matches(self, letter: Letter) -> bool:
+        """Say whether a letter is meant."""
+        return (
+            (self.code is None or letter.code == self.code)
+            and (self.image_id is None or letter.image_id == self.image_id)
+            and (self.letter_id is None or letter.id == self.letter_id)
+            and (self.since is None or letter.died_at >= self.since)
+        )
+
+
+class DeadLetterOffice:
+    """Reads and acts on the dead letters of all agents."""
+
+    def __init__(self, kafka: KafkaSettings, files: FileStore, deliverer: Deliverer) -> None:
+        self._kafka = kafka
+        self._files = files
+        self._deliverer = deliverer
+
+    async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[Letter]:
+        """Walk an agent's letters from the oldest; those already dealt with only if `handled`."""
+        marks = await self._marks(agent)
+        deleted: dict[str, bool] = {}
+        for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
+            letter = Letter(agent, record, None)
+            key = marks.get(letter.id)
+            if not selection.matches(letter) or (key is not None and not handled):
+                continue
+            if letter.image_id not in deleted:
+                deleted[letter.image_id] = await self._is_deleted(letter.image_id)
+            if deleted[letter.image_id] and not handled:
+                continue
+            act = await self._act_of(letter) if key is not None else None
+            yield Letter(agent, _emptied(record), ERASED) if deleted[letter.image_id] else Letter(agent, record, act)
+
+    async def known(self, agent: str, record: Record) -> Letter:
+        """Return a record of an agent's dead topic as a letter: with what was done with it, emptied if erased."""
+        letter = Letter(agent, record, None)
+        if await self._is_deleted(letter.image_id):
+            return Letter(agent, _emptied(record), ERASED)
+        return Letter(agent, record, await self._act_of(letter))
+
+    async def _act_of(self, letter: Letter) -> str | None:
+        try:
+            return str(json.loads(await self._files.get(_mark_key(letter))).get("act"))
+        except ObjectMissing:
+            return None
+
+    async def erase(self, image_ids: Collection[str], agents: Iterable[str] = GIVES_UP) -> Counter[str]:
+        """Close the letters of these deleted images for good; return how many each has, closed before or now."""
+        found: Counter[str] = Counter()
+        for agent in agents:
+            marks = await self._marks(agent)
+            for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
+                letter = Letter(agent, record, None)
+                if letter.image_id not in image_ids:
+                    continue
+                found[letter.image_id] += 1
+                if letter.id not in marks:
+                    await self._mark(letter, ERASED)
+        return found
+
+    async def _marks(self, agent: str) -> dict[str, str]:
+        return {
+            found.key.rsplit("/", 1)[-1].removesuffix(".json"): found.key
+            async for found in self._files.list(f"dead-letters/{agent}/")
+        }
+
+    async def _is_deleted(self, image_id: str) -> bool:
+        return bool(_ID.match(image_id)) and await Erasures(self._files).get(image_id) is not None
+
+    async def replay(
+        self,
+        agent: str,
+        selection: Selection,
+        *,
+        dry_run: bool = True,
+        per_second: float = 20.0,
+        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+    ) -> int:
+        """Send letters to the agent's retry topic, oldest first, rate-limited; return how many.
+
+        `seen` hears of each letter with "would-replay", "replayed", or "replay-limit".
+        """
+        count = 0
+        async for letter in self.letters(agent, selection):
+            act = await self.replay_one(letter, dry_run=dry_run)
+            seen(letter, act)
+            if act == REPLAY_LIMIT_REACHED:
+                continue
+            count += 1
+            if not dry_run:
+                await asyncio.sleep(1 / per_second)
+        return count
+
+    async def replay_one(self, letter: Letter, *, dry_run: bool = True) -> str:
+        """Send one letter that was not dealt with to the agent's retry topic; return what was done, or would be."""
+        if letter.replays >= REPLAY_LIMIT:
+            return REPLAY_LIMIT_REACHED
+        if dry_run:
+            return "would-replay"
+        await self._deliverer.deliver([replay_of(letter.record, letter.agent, f"{letter.agent}/{letter.id}")])
+        await self._mark(letter, "replayed")
+        return "replayed"
+
+    async def discard(
+        self,
+        agent: str,
+        selection: Selection,
+        *,
+        reason: str,
+        dry_run: bool = True,
+        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+    ) -> int:
+        """Set letters aside for good, leaving an audit record; return how many."""
+        count = 0
+        async for letter in self.letters(agent, selection):
+            count += 1
+            seen(letter, await self.discard_one(letter, reason=reason, dry_run=dry_run))
+        return count
+
+    async def discard_one(self, letter: Letter, *, reason: str, dry_run: bool = True) -> str:
+        """Set one letter aside that was not dealt with; return what was done, or would be."""
+        if dry_run:
+            return "would-discard"
+        await self._mark(letter, "discarded", reason=reason)
+        return "discarded"
+
+    async def _mark(self, letter: Letter, act: str, *, reason: str = "") -> None:
+        body = {"act": act, "at": now(), "reason": reason, "code": letter.code, "image_id": letter.image_id}
+        await self._files.put(_mark_key(letter), json.dumps(body).encode(), content_type="application/json")
+
+
+def _mark_key(letter: Letter) -> str:
+    return f"dead-letters/{letter.agent}/{letter.id}.json"
+
+
+def _emptied(record: Record) -> Record:
+    kept = tuple((name, value) for name, value in record.headers if name in _HARMLESS)
+    return Record(record.topic, record.partition, record.offset, None, None, kept, record.timestamp_ms)
+
+
+def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:
+    """Return all records of a logical topic, oldest first. Blocking. Raises DependencyAway."""
+    name = kafka.topic(topic)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": kafka.group("reader"),
+            "enable.auto.commit": False,
+            "enable.partition.eof": False,
+        }
+    )
+    try:
+        ends = {}
+        for number in consumer.list_topics(name, timeout=10).topics[name].partitions:
+            low, high = consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
+            if high > low:
+                ends[number] = high
+        consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in ends])
+        found = _read_until(consumer, topic, ends)
+    except KafkaException as error:
+        raise DependencyAway(f"cannot read {name}: {error}") from error
+    finally:
+        consumer.close()
+    return sorted(found, key=lambda record: (record.timestamp_ms, record.partition, record.offset))
+
+
+def _read_until(consumer: Consumer, topic: str, ends: dict[int, int]) -> list[Record]:
+    found: list[Record] = []
+    while ends:
+        message = consumer.poll(10.0)
+        if message is None:
+            raise DependencyAway(f"{topic}: the broker stopped answering before the end was read")
+        if message.error():
+            raise KafkaException(message.error())
+        headers = tuple((name, value) for name, value in message.headers() or ())
+        partition, offset = message.partition(), message.offset()
+        found.append(Record(topic, partition, offset, message.key(), message.value(), headers, message.timestamp()[1]))
+        if offset + 1 >= ends.get(partition, 0):
+            ends.pop(partition, None)
+    return found

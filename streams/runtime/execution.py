@@ -1,0 +1,249 @@
+"""One event's work: look whether the result is there, else compute it with a deadline and a few tries, and store it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from pydantic import JsonValue
+
+from schemas.events.envelope import Event, Record, now, parameters_hash
+from schemas.stored.results import StageResult
+from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
+from streams.concurrency.batcher import Batcher
+from streams.concurrency.circuit_breaker import Breakers
+from streams.errors import NO_ROOM, DependencyAway, Retryable
+from streams.kafka.producer import Deliverer
+from streams.object_store.keys import result_key
+from streams.object_store.original_references import claim
+from streams.object_store.results import ResultStore
+from streams.retries.dead_letter_limit import DeadLetterLimit
+from streams.retries.retry_policy import ATTEMPT_HEADER, RetryPolicy, number_header
+from streams.runtime.poison_events import CrashMarkers
+from streams.runtime.tombstone_check import Fence, OpenFence
+from streams.stage import Announcement, Emit, Once, Outcome, Reject, Skip, Stage, StageSettings
+from streams.telemetry import metrics
+from streams.telemetry.tracing import trace_id
+
+log = structlog.get_logger(__name__)
+
+Answer = StageResult | Emit | Skip | Reject
+
+_DELETED = Skip(ErrorCode.SUPERSEDED, "the image is deleted")
+
+Hook = Callable[[str, Record], Awaitable[None]]
+
+
+async def _no_hook(_point: str, _record: Record) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a runner works with. `hook` is called at named points, so that fault tests can strike there."""
+
+    deliverer: Deliverer
+    results: ResultStore
+    retry: RetryPolicy
+    fatal: Callable[[BaseException], None]
+    limit: DeadLetterLimit
+    halt: Callable[[str], None]  # too many dead letters: stop consuming, and say why
+    worker: str = ""
+    code_version: str = ""
+    hook: Hook = _no_hook
+    markers: CrashMarkers | None = None
+    breakers: Breakers | None = None  # events are not begun while one of them is open
+    fence: Fence = field(default_factory=OpenFence)
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """How the work on one event ended: an outcome, or the exception that ended the last try."""
+
+    answer: Emit | Skip | Reject | Exception
+    report: StageReport
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the report will say."""
+
+    attempts: int
+    started: float
+    reused: bool = False
+    computed_ms: int = 0
+
+
+async def perform(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    settings: StageSettings,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+) -> Worked:
+    """Work on one event until it has an outcome or trying again here is no use. Never raises but CancelledError."""
+    tally = _Tally(attempts=number_header(record, ATTEMPT_HEADER), started=time.monotonic())
+    tries = 0
+    while True:
+        tries += 1
+        tally.attempts += 1
+        answer = await _one_try(stage, tools, settings, services, batcher, record, event, tally)
+        if isinstance(answer, Retryable):
+            pause = services.retry.pause_in_place(tries, time.monotonic() - tally.started, answer.after_s)
+            if pause is not None:
+                metrics.RETRIES.labels(stage.name, "in-place").inc()
+                log.info("trying again here", error=repr(answer)[:300], tries=tries)
+                await asyncio.sleep(pause)
+                continue
+        return Worked(answer, _report(stage, services, tally))
+
+
+async def _one_try(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    settings: StageSettings,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Outcome | Exception:
+    """Try once, between two looks whether the image is deleted."""
+    try:
+        async with asyncio.timeout(settings.deadline_s):
+            if await _dropped(stage, services, event):
+                return _DELETED
+            answer = await _answer(stage, tools, services, batcher, record, event, tally)
+    except TimeoutError:
+        answer = Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            return DependencyAway(f"the worker's own disk is full: {error}")
+        return error
+    except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
+        answer = error
+    return await unless_deleted(stage, services, event, answer)
+
+
+async def unless_deleted(
+    stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception
+) -> Outcome | Exception:
+    """Return what came of the work; a silent skip if the image was deleted meanwhile; an error if nobody can tell."""
+    try:
+        return _DELETED if await _dropped(stage, services, event, answer) else answer
+    except Exception as error:  # as above; a failure to be tried again anyway says more than that of the look
+        return answer if isinstance(answer, Retryable) else error
+
+
+async def _dropped(
+    stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception | None = None
+) -> bool:
+    if not stage.fenced or not await services.fence.drops(event, answer):
+        return False
+    metrics.FENCED.labels(stage.name).inc()
+    log.info("dropped: the image is deleted", worked=answer is not None)
+    return True
+
+
+async def _answer(
+    stage: Stage[Any, Any, Any],
+    tools: Any,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Outcome | Exception:
+    once = stage.once
+    if once is None:
+        return _outcome(stage, await _compute(stage, tools, batcher, event, tally))
+    return await _once(stage, once, tools, services, batcher, record, event, tally)
+
+
+async def _once(
+    stage: Stage[Any, Any, Any],
+    once: Once[Any, Any, Any],
+    tools: Any,
+    services: Services,
+    batcher: Batcher[Event, Answer] | None,
+    record: Record,
+    event: Event,
+    tally: _Tally,
+) -> Emit | Skip | Reject:
+    source: ObjectRef = once.input(event)
+    parameters: Mapping[str, JsonValue] = once.parameters(event, tools)
+    digest = parameters_hash(parameters)
+    key = result_key(event.owner, source.sha256, stage.name, stage.version, digest)
+    found = await services.results.find(key, once.result, event)
+    if found is not None:
+        metrics.RESULTS_REUSED.labels(stage.name).inc()
+        tally.reused = True
+        await _claim(once, services, event, found.value)
+        return once.announce(event, found.value, Announcement(_report(stage, services, tally, found.ref), found.ref))
+    answer = await _compute(stage, tools, batcher, event, tally)
+    if not isinstance(answer, StageResult):
+        return answer
+    await services.hook("after-object", record)
+    lineage = Lineage(
+        input_sha256=source.sha256,
+        stage=stage.name,
+        stage_version=stage.version,
+        code_version=services.code_version,
+        models=answer.models(),
+        parameters=dict(parameters),
+        parameters_hash=digest,
+        duration_ms=tally.computed_ms,
+        event_id=record.header("ce_id") or "",
+        trace_id=trace_id(record.header("traceparent")),
+        computed_at=now(),
+    )
+    await _claim(once, services, event, answer)
+    ref = await services.results.save(key, answer, lineage)
+    return once.announce(event, answer, Announcement(_report(stage, services, tally, ref), ref))
+
+
+async def _claim(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
+    """Claim what later stages keep results of: another image with the same bytes may be deleted meanwhile."""
+    if once.yields is not None:
+        await claim(services.results.files, event.owner, once.yields(value).sha256, event.image_id)
+
+
+async def _compute(
+    stage: Stage[Any, Any, Any], tools: Any, batcher: Batcher[Event, Answer] | None, event: Event, tally: _Tally
+) -> Answer:
+    begun = time.monotonic()
+    if batcher is not None:
+        answer: Answer = await batcher.ask(event)
+    else:
+        assert stage.process is not None  # noqa: S101 - Stage.__post_init__ holds it
+        answer = await stage.process(event, tools)
+    seconds = time.monotonic() - begun
+    tally.computed_ms = int(seconds * 1000)
+    metrics.COMPUTE_SECONDS.labels(stage.name).observe(seconds)
+    return answer
+
+
+def _outcome(stage: Stage[Any, Any, Any], answer: Answer) -> Emit | Skip | Reject:
+    if isinstance(answer, StageResult):
+        raise TypeError(f"stage {stage.name} answered a result but does not say how to announce it")
+    return answer
+
+
+def _report(
+    stage: Stage[Any, Any, Any], services: Services, tally: _Tally, result: ObjectRef | None = None
+) -> StageReport:
+    return StageReport(
+        stage=stage.name,
+        version=stage.version,
+        attempts=tally.attempts,
+        duration_ms=int((time.monotonic() - tally.started) * 1000),
+        reused=tally.reused,
+        worker=services.worker,
+        result=result,
+    )

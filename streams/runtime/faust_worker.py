@@ -1,0 +1,304 @@
+"""The Faust shell: group membership, fetching, the stream. The only module that knows Faust.
+
+Faust is not the reliability layer: it acks an event whose agent raised, commits past running work, and hides failed
+sends. So its agent is one loop over `stream.noack().events()` that hands each event to the intake and never raises;
+topics are raw bytes; acks come from the ledger, in order; outputs come from our own producer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import faust
+import structlog
+from aiokafka import TopicPartition
+from faust.contrib.asgi import bind_to_running_loop
+from faust.types import TP
+
+from schemas.events.envelope import Record
+from streams.errors import DependencyAway, NotReady
+from streams.kafka.transaction_markers import empty_ends
+from streams.runtime.record_intake import Intake
+from streams.settings import BreakerSettings, KafkaSettings, RetrySettings, WorkerSettings
+from streams.stage import StageSettings
+from streams.telemetry import metrics
+from streams.telemetry.health_board import Condition, HealthBoard
+from streams.topics import Topic, retry_topic
+
+FAUST_VERSION = "0.15.3"
+LONGEST_POLL_INTERVAL_S = 3600.0
+HOLES_INTERVAL_S = 5.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a worker consumes, and as whom."""
+
+    stage: str
+    topics: tuple[Topic, ...]
+    buffer: int  # events fetched ahead
+    slowest_s: float  # the longest one event may take here, all tries
+    parallel: int  # events worked on at once
+    held_s: float = 0.0  # the longest one event may stay here that waits for a dependency and is then refused
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        topics: tuple[Topic, ...],
+        settings: StageSettings,
+        retry: RetrySettings,
+        breaker: BreakerSettings,
+    ) -> Subscription:
+        """Derive it from the settings: one last try may begin just before the time for tries is over."""
+        slowest_s = settings.deadline_s + retry.in_place_total_s
+        return cls(
+            stage, topics, settings.buffer, slowest_s, settings.in_flight, breaker.gate_s + retry.in_place_total_s
+        )
+
+
+def check_faust() -> None:
+    """Refuse to run on a Faust whose behaviour was not verified. Raises NotReady."""
+    found = version("faust-streaming")
+    if found != FAUST_VERSION:
+        raise NotReady(f"faust-streaming {found} is installed; the acks were verified with {FAUST_VERSION} only")
+    try:
+        import faust._cython.streams  # noqa: F401, PLC0415 - its presence is what is checked
+    except ImportError as error:
+        raise NotReady(
+            "faust-streaming is installed without its Cython loop, whose Python twin acks events of an old "
+            "assignment; install the wheel"
+        ) from error
+
+
+def poll_interval_s(subscription: Subscription, settings: WorkerSettings) -> float:
+    """Return the max.poll.interval under which a working worker is never thrown out of its group. Raises NotReady.
+
+    At least 2 x (buffer + max poll records) x slowest event / events at once, both of the first being the buffer.
+    While a dependency is left alone the slowest event is one that waits at the gate in vain, for then its tries cost
+    nothing. Events at once wait together, and those that both wait and work, when the dependency comes back, do so
+    once: the factor of two has room for that.
+    A worker that is truly stuck is the watchdog's business, so a long interval costs nothing; past an hour the
+    settings are refused, because then a single partition's backlog could hold a rebalance for as long.
+    """
+    slowest_s = max(subscription.slowest_s, subscription.held_s)
+    needed = 2 * 2 * subscription.buffer * slowest_s / subscription.parallel
+    if needed > LONGEST_POLL_INTERVAL_S:
+        raise NotReady(
+            f"{subscription.stage}: {subscription.buffer} events fetched ahead of up to {slowest_s:.0f} s "
+            f"each, {subscription.parallel} at once, could take {needed:.0f} s between polls. "
+            f"Lower DARKROOM_{subscription.stage.upper()}__BUFFER or DARKROOM_{subscription.stage.upper()}__DEADLINE_S."
+        )
+    return max(settings.max_poll_interval_s, needed)
+
+
+class FaustWorker:
+    """One consumer of one stage's topics."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        intake: Intake,
+        *,
+        kafka: KafkaSettings,
+        worker: WorkerSettings,
+        health: HealthBoard,
+        before_commit: Callable[[Record], Awaitable[None]] | None = None,
+    ) -> None:
+        check_faust()
+        self._subscription = subscription
+        self._intake = intake
+        self._kafka = kafka
+        self._worker = worker
+        self._health = health
+        self._before_commit = before_commit
+        self._parked = asyncio.Event()
+        self._last_event = time.monotonic()
+        self._passing: asyncio.Task[None] | None = None
+        self.app = self._build()
+
+    async def start(self) -> None:
+        """Join the group; returns when the consumer runs. Raises when Kafka is away."""
+        logging.getLogger("faust").setLevel(logging.WARNING)
+        self._health.say("kafka", Condition.UNREADY, "joining the consumer group")
+        bind_to_running_loop(self.app)
+        self.app.finalize()
+        await self.app.maybe_start()
+        self._passing = asyncio.create_task(self._pass_holes(), name="pass-holes")
+
+    async def until_stopped(self) -> None:
+        """Return when Faust stopped by itself, which is always a failure."""
+        await self.app.wait_until_stopped()
+
+    async def stop(self) -> bool:
+        """Take nothing more, finish what is in flight, commit, leave the group. False when time ran out."""
+        if self._passing is not None:
+            self._passing.cancel()
+        drained = await self._intake.drain(self._worker.drain_s)
+        # Everything finished is acked by now; the rest stays uncommitted, and Faust must not wait for it.
+        self.app.conf.stream_wait_empty = False
+        try:
+            async with asyncio.timeout(10):
+                with contextlib.suppress(Exception):
+                    await self.app.consumer.commit()
+                await self.app.stop()
+        except TimeoutError:
+            log.warning("Faust did not stop in time; leaving without it")
+        return drained
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Return the uncommitted events per partition this worker owns, and set the metric."""
+        consumer = self.app.consumer
+        found: dict[tuple[str, int], int] = {}
+        for place in consumer.assignment():
+            end = consumer.highwater(place)
+            if end is not None:
+                found[self._kafka.logical(place.topic), place.partition] = max(0, end - self._finished(place))
+        for (topic, partition), events in found.items():
+            metrics.LAG.labels(self._subscription.stage, topic, str(partition)).set(events)
+        return found
+
+    def stuck(self) -> str | None:
+        """Say what the watchdog should act on: lag, nothing in flight, and no event for too long."""
+        quiet = time.monotonic() - self._last_event
+        if quiet < self._worker.stuck_fetch_s or self._intake.runner.in_flight() or self.app.rebalancing:
+            return None
+        try:
+            lag = sum(self.lag().values())
+        except Exception:  # the consumer is being set up or torn down; the loop check covers a hang there
+            return None
+        return f"{lag} events wait and none was fetched for {quiet:.0f} s" if lag > 0 else None
+
+    def _finished(self, place: Any) -> int:
+        """Return the offset up to which a partition is known to be finished."""
+        consumer = self.app.consumer
+        committed = consumer._committed_offset.get(place)
+        return int(committed if committed is not None else (consumer._read_offset.get(place) or 0))
+
+    async def _pass_holes(self) -> None:
+        """Commit over offsets that hold no event, when nothing else is to be done: lag is what waits, and only that."""
+        while True:
+            await asyncio.sleep(HOLES_INTERVAL_S)
+            quiet = time.monotonic() - self._last_event > HOLES_INTERVAL_S
+            if not quiet or self._intake.runner.in_flight() or self.app.rebalancing:
+                continue
+            try:
+                await self._pass_holes_once()
+            except DependencyAway as error:
+                log.warning("cannot see what is behind the last event", error=str(error))
+            except Exception as error:  # the consumer is being set up or torn down
+                log.debug("holes are not looked at now", error=repr(error))
+
+    async def _pass_holes_once(self) -> None:
+        consumer = self.app.consumer
+        generation = self.app.consumer_generation_id
+        behind = {
+            TopicPartition(place.topic, place.partition): self._finished(place)
+            for place in consumer.assignment()
+            if (consumer.highwater(place) or 0) > self._finished(place)
+        }
+        if not behind:
+            return
+        ends = await empty_ends(self._kafka, behind)
+        if ends and generation == self.app.consumer_generation_id and not self.app.rebalancing:
+            log.info("passing offsets without events", partitions=len(ends))
+            await consumer._commit_offsets({TP(place.topic, place.partition): end for place, end in ends.items()})
+
+    def _build(self) -> Any:
+        kafka, worker, subscription = self._kafka, self._worker, self._subscription
+        group = kafka.group(subscription.stage)
+        app = faust.App(
+            group,
+            broker=[f"kafka://{address.strip()}" for address in kafka.bootstrap.split(",")],
+            autodiscover=False,
+            web_enabled=False,
+            store="memory://",
+            datadir=Path(tempfile.gettempdir())
+            / "darkroom-faust",  # Faust insists on one; without tables it stays empty
+            stream_buffer_maxsize=subscription.buffer,
+            stream_wait_empty=True,
+            stream_publish_on_commit=False,
+            broker_max_poll_records=subscription.buffer,
+            broker_max_poll_interval=poll_interval_s(subscription, worker),
+            broker_session_timeout=worker.session_timeout_s,
+            broker_heartbeat_interval=min(3.0, worker.session_timeout_s / 3),
+            broker_request_timeout=max(60.0, worker.session_timeout_s + 5),
+            broker_rebalance_timeout=worker.rebalance_timeout_s,
+            broker_commit_interval=worker.commit_interval_s,
+            broker_commit_every=100,
+            consumer_max_fetch_size=1_048_576,
+            consumer_auto_offset_reset="earliest",
+            processing_guarantee="at_least_once",
+            table_standby_replicas=0,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            producer_acks=-1,
+        )
+        names = [kafka.topic(topic.name) for topic in subscription.topics]
+        channel = app.topic(
+            *names,
+            kafka.topic(retry_topic(subscription.stage)),
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+        app.agent(channel, name=f"{group}.loop")(self._loop)
+        app.on_partitions_assigned.connect(self._assigned)
+        app.on_partitions_revoked.connect(self._revoked)
+        return app
+
+    async def _loop(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            self._last_event = time.monotonic()
+            if not await self._take(stream, event):
+                # Closing: keep the event unacked and never come back for another.
+                await self._parked.wait()
+
+    async def _take(self, stream: Any, event: Any) -> bool:
+        message = event.message
+        record = Record(
+            self._kafka.logical(message.topic),
+            message.partition,
+            message.offset,
+            message.key,
+            message.value,
+            tuple(_headers(message.headers)),
+            int((message.timestamp or 0) * 1000),
+        )
+        generation = message.generation_id
+
+        async def ack() -> None:
+            if self._before_commit is not None:
+                await self._before_commit(record)
+            if generation == self.app.consumer_generation_id:
+                await stream.ack(event)
+
+        taken = await self._intake.take(record, generation, ack)
+        return taken or not self._intake.closed
+
+    async def _assigned(self, _app: Any, assigned: Any, **_kwargs: Any) -> None:
+        self._last_event = time.monotonic()
+        self._health.say("kafka", Condition.OK, f"{len(assigned)} partitions")
+        log.info("partitions assigned", stage=self._subscription.stage, partitions=len(assigned))
+
+    async def _revoked(self, _app: Any, revoked: Any, **_kwargs: Any) -> None:
+        for place in revoked:
+            self._intake.revoke(self._kafka.logical(place.topic), place.partition)
+            with contextlib.suppress(KeyError):
+                metrics.LAG.remove(self._subscription.stage, self._kafka.logical(place.topic), str(place.partition))
+
+
+def _headers(headers: Any) -> list[tuple[str, bytes]]:
+    pairs = headers.items() if hasattr(headers, "items") else headers or ()
+    return [(name, value if value is not None else b"") for name, value in pairs]

@@ -1,0 +1,333 @@
+"""The runner: decode → known already? → work (deadline, tries) → deliver → done. No Faust, no Kafka client.
+
+It promises: `finished` is called for a record only when everything that follows from it is in the log (its events,
+its delay, or its dead letter); records of one image are worked on in the order they came; never more than the
+settings' bound are in flight; whatever a stage raises, the loop goes on. If something cannot be delivered, `fatal` is
+called instead, and the process must exit so that Kafka redelivers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now
+from schemas.values import ErrorCode, StageReport
+from streams.concurrency.batcher import Batcher
+from streams.concurrency.readers_writer_lock import Turns
+from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable, WorkerCrashed
+from streams.kafka.messages import outgoing
+from streams.retries.dead_letters import Failure, dead_letter, origin_of
+from streams.retries.retry_policy import (
+    ATTEMPT_HEADER,
+    DELAYS_HEADER,
+    DUE_HEADER,
+    FIRST_FAILURE_HEADER,
+    ORIGIN_HEADERS,
+    Delay,
+    number_header,
+)
+from streams.runtime import outcome_facts
+from streams.runtime.backpressure import Gate
+from streams.runtime.execution import Answer, Services, Worked, perform, unless_deleted
+from streams.runtime.poison_events import Verdict
+from streams.stage import Emit, Reject, Skip, Stage, StageSettings
+from streams.telemetry import metrics
+from streams.telemetry.tracing import Origin, child_of, in_hand, trace_id
+from streams.topics import MAX_MESSAGE_BYTES, delay_topic
+
+log = structlog.get_logger(__name__)
+
+Finished = Callable[[], Awaitable[None]]
+
+
+def _lane(record: Record) -> bytes:
+    """Return what orders a record: its image, which on some topics is not the key; else the key; else nothing does."""
+    subject = record.header("ce_subject")
+    if subject:
+        return subject.encode()
+    return record.key if record.key is not None else f"{record.topic}/{record.partition}/{record.offset}".encode()
+
+
+def _check_size(message: Outgoing) -> None:
+    size = len(message.value or b"") + sum(len(name) + len(value) for name, value in message.headers)
+    if size > MAX_MESSAGE_BYTES and not message.topic.endswith((".dead", ".retry")) and ".delay." not in message.topic:
+        raise ValueError(f"an event of {size} bytes for {message.topic} breaks the claim check ({MAX_MESSAGE_BYTES})")
+
+
+@dataclass(slots=True)
+class _Job:
+    record: Record
+    finished: Finished
+    taken_at: float = field(default_factory=time.monotonic)
+    begun_at: float | None = None  # None while others of its image are before it
+
+
+class Runner:
+    """Runs one stage over records that anything may feed it: Faust, the in-memory log, a test."""
+
+    def __init__(self, stage: Stage[Any, Any, Any], tools: Any, settings: StageSettings, services: Services) -> None:
+        self._stage = stage
+        self._tools = tools
+        self._settings = settings
+        self._services = services
+        self._room = asyncio.Semaphore(settings.in_flight)
+        self._lanes: dict[bytes, deque[_Job]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[int, _Job] = {}
+        self._draining = False
+        self._gate = Gate(services.breakers)
+        self._turns = Turns()
+        self._batcher: Batcher[Event, Answer] | None = None
+        if stage.process_batch is not None:
+            batch = stage.process_batch
+            self._batcher = Batcher(
+                lambda events: batch(events, tools),
+                size=settings.batch_size,
+                wait_s=settings.batch_wait_s,
+                parallel=max(1, settings.in_flight // (2 * settings.batch_size)),
+                observe=metrics.BATCH_SIZE.labels(stage.name).observe,
+            )
+
+    async def submit(self, record: Record, finished: Finished) -> bool:
+        """Take a record; returns as soon as there is room for it, which is the back-pressure. False while draining."""
+        await self._room.acquire()
+        if self._draining:
+            self._room.release()
+            return False
+        job = _Job(record, finished)
+        self._open[id(job)] = job
+        metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
+        lane_key = _lane(record)
+        lane = self._lanes.get(lane_key)
+        if lane is not None:
+            lane.append(job)
+            return True
+        self._lanes[lane_key] = deque([job])
+        task = asyncio.create_task(self._work_lane(lane_key), name=f"{self._stage.name}-lane")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def in_flight(self) -> int:
+        """Return how many records were taken and are not finished."""
+        return len(self._open)
+
+    def oldest_s(self) -> float:
+        """Return for how many seconds the record that is worked on the longest has been."""
+        begun = [job.begun_at for job in self._open.values() if job.begun_at is not None]
+        return time.monotonic() - min(begun) if begun else 0.0
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing more and wait for what is in flight; False if time ran out. What waits at the gate is left."""
+        self._draining = True
+        self._gate.close()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+        return not self._tasks
+
+    async def close(self) -> None:
+        """Cancel what is left; nothing cancelled is ever reported finished."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._batcher is not None:
+            await self._batcher.close()
+
+    async def _work_lane(self, lane_key: bytes) -> None:
+        lane = self._lanes[lane_key]
+        try:
+            while lane and await self._gate.passed():
+                await self._work(lane[0])
+                lane.popleft()
+            for left in lane:  # not begun, never finished: Kafka redelivers
+                self._forget(left)
+        except Exception as error:
+            # Nothing of this lane may be acked any more: leave it to the next process.
+            log.critical("the runner cannot go on", stage=self._stage.name, error=repr(error), exc_info=error)
+            self._services.fatal(error)
+        finally:
+            self._lanes.pop(lane_key, None)
+
+    async def _work(self, job: _Job) -> None:
+        record = job.record
+        job.begun_at = time.monotonic()
+        trace = trace_id(record.header("traceparent"))
+        with (
+            structlog.contextvars.bound_contextvars(
+                stage=self._stage.name, image=(record.header("ce_subject") or "")[:64], trace=trace
+            ),
+            in_hand(Origin(trace, *origin_of(record), record.timestamp_ms)),
+        ):
+            kind = await self._in_its_turn(job)
+        if reason := self._services.limit.note(died=kind == "dead"):
+            self._services.halt(reason)
+        metrics.EVENTS.labels(self._stage.name, kind).inc()
+        metrics.STAGE_SECONDS.labels(self._stage.name).observe(time.monotonic() - job.taken_at)
+        self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        self._open.pop(id(job), None)
+        metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
+        self._room.release()
+
+    async def _in_its_turn(self, job: _Job) -> str:
+        """Work on a record beside others; alone if it may have killed the worker before this one."""
+        markers = self._services.markers
+        if markers is None:
+            return await self._finish(job, self._settle_surely)
+        verdict = markers.verdict(job.record)
+        # Suspects only become fewer: without any, nobody will ever have to be alone.
+        turn = nullcontext() if not markers.suspects() else self._turns.together()
+        async with turn if verdict is Verdict.FREE else self._turns.alone():
+            markers.begin(job.record)
+            kind = await self._finish(job, self._condemn if verdict is Verdict.GUILTY else self._settle_surely)
+            markers.end(job.record)
+            return kind
+
+    async def _finish(self, job: _Job, settle: Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]) -> str:
+        """Settle a record, deliver what follows from it, ack it; return how it ended."""
+        await self._services.hook("before-work", job.record)
+        kind, messages = await settle(job.record)
+        if messages:
+            await self._deliver(messages)
+        await self._services.hook("after-produce", job.record)
+        await job.finished()
+        return kind
+
+    async def _condemn(self, record: Record) -> tuple[str, list[Outgoing]]:
+        """Give up on an event that killed its worker; it is not touched again."""
+        crash = WorkerCrashed()
+        failure = Failure(ErrorCode.WORKER_CRASHED, crash, 1, retriable=False, first_failure=now())
+        try:
+            event = decode(record, self._stage.accepts())
+        except NotAnEvent:
+            return self._die(record, None, failure)
+        report = StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
+        answer = await unless_deleted(self._stage, self._services, event, crash)
+        if answer is not crash:
+            return self._conclude(record, event, Worked(answer, report))
+        return self._die(record, event, failure, Worked(crash, report))
+
+    async def _deliver(self, messages: list[Outgoing]) -> None:
+        try:
+            await self._services.deliverer.deliver(messages)
+        except DependencyAway as error:
+            raise Undeliverable(str(error)) from error
+
+    async def _settle_surely(self, record: Record) -> tuple[str, list[Outgoing]]:
+        try:
+            kind, messages = await self._settle(record)
+            for message in messages:
+                _check_size(message)
+        except Exception as error:
+            # A bug of ours around the stage; as poison as one within it, and treated alike.
+            return self._die(
+                record, None, Failure(ErrorCode.INTERNAL_ERROR, error, 1, retriable=False, first_failure=now())
+            )
+        return kind, messages
+
+    async def _settle(self, record: Record) -> tuple[str, list[Outgoing]]:
+        """Return how a record ended, and the messages that must be in the log before it is done."""
+        if record.timestamp_ms:
+            metrics.EVENT_AGE_SECONDS.labels(self._stage.name).observe(
+                max(0.0, time.time() - record.timestamp_ms / 1000)
+            )
+        try:
+            event = decode(record, self._stage.accepts())
+        except NotAnEvent as error:
+            # A topic carries only the types of its table: another one is somebody's mistake, and must be seen.
+            code = ErrorCode.UNKNOWN_EVENT if error.unknown else ErrorCode.MALFORMED_EVENT
+            return self._die(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
+        if not self._concerns(event):
+            return "ignored", []
+        worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
+        return self._conclude(record, event, worked)
+
+    def _concerns(self, event: Event) -> bool:
+        name = self._stage.name
+        return not self._stage.in_profile or event.profile.requires(name)
+
+    def _conclude(self, record: Record, event: Event, worked: Worked) -> tuple[str, list[Outgoing]]:
+        stage = self._stage.name
+        match worked.answer:
+            case Emit():
+                return "emitted", self._messages(record, worked.answer)
+            case Skip(reported=True):
+                return "skipped", self._messages(record, outcome_facts.skipped(event, worked.answer, worked.report))
+            case Skip():
+                return "skipped", []
+            case Reject():
+                metrics.REJECTIONS.labels(stage, worked.answer.code.value).inc()
+                log.info("image refused", code=worked.answer.code.value, reason=worked.answer.message)
+                return "rejected", self._messages(record, outcome_facts.refused(event, worked.answer, worked.report))
+            case Exception() as error:
+                return self._give_up(record, event, worked, error)
+
+    def _give_up(self, record: Record, event: Event, worked: Worked, error: Exception) -> tuple[str, list[Outgoing]]:
+        match error:
+            case Gone():
+                log.warning("an object is gone; its image was deleted, or it never was there", error=str(error))
+                return "gone", self._failed(record, event, ErrorCode.GONE, worked)
+            case Retryable():
+                delay = self._services.retry.next_delay(number_header(record, DELAYS_HEADER), error.after_s)
+                if delay is not None:
+                    return "retried", [self._delayed(record, delay, worked)]
+                code = error.code
+            case Malformed():
+                code = error.code
+            case _:
+                code = ErrorCode.INTERNAL_ERROR
+        first = record.header(FIRST_FAILURE_HEADER) or now()
+        failure = Failure(code, error, worked.report.attempts, isinstance(error, Retryable), first)
+        return self._die(record, event, failure, worked)
+
+    def _messages(self, record: Record, emit: Emit) -> list[Outgoing]:
+        traceparent = child_of(record.header("traceparent"))
+        source = f"darkroom/{self._stage.name}"
+        return [outgoing(topic, event, source=source, traceparent=traceparent) for topic, event in emit.events]
+
+    def _failed(self, record: Record, event: Event, code: ErrorCode, worked: Worked) -> list[Outgoing]:
+        # The reader of facts cannot report its own failures as facts: it would read them for ever.
+        if not self._stage.reports_failures:
+            return []
+        return self._messages(record, outcome_facts.failed(event, code, worked.report))
+
+    def _delayed(self, record: Record, delay: Delay, worked: Worked) -> Outgoing:
+        metrics.RETRIES.labels(self._stage.name, delay.tier).inc()
+        log.warning("will try again later", delay=delay.tier, error=repr(worked.answer)[:500])
+        kept = tuple((n, v) for n, v in record.headers if not n.startswith("retry."))
+        added = {
+            ATTEMPT_HEADER: str(worked.report.attempts),
+            DELAYS_HEADER: str(list(self._services.retry.settings.tiers).index(delay.tier) + 1),
+            DUE_HEADER: str(int((time.time() + delay.seconds) * 1000)),
+            FIRST_FAILURE_HEADER: record.header(FIRST_FAILURE_HEADER) or now(),
+            **dict(zip(ORIGIN_HEADERS, origin_of(record), strict=True)),
+        }
+        headers = (*kept, *((name, value.encode()) for name, value in added.items()))
+        return Outgoing(delay_topic(self._stage.name, delay.tier), record.key, record.value, headers)
+
+    def _die(
+        self, record: Record, event: Event | None, failure: Failure, worked: Worked | None = None
+    ) -> tuple[str, list[Outgoing]]:
+        stage = self._stage.name
+        metrics.DEAD_LETTERS.labels(stage, failure.code.value).inc()
+        log.error(
+            "event goes to the dead letters",
+            code=failure.code.value,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            exc_info=failure.error,
+        )
+        messages = [dead_letter(record, stage, self._stage.version, failure)]
+        if event is not None and worked is not None:
+            messages += self._failed(record, event, failure.code, worked)
+        return "dead", messages

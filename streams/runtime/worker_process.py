@@ -1,0 +1,327 @@
+"""A worker process: opens what a stage needs, runs it until SIGTERM, drains, and says by its exit code how it ended.
+
+Exit codes: 0 drained; 1 drained not in time (Kafka redelivers the rest); 2 the settings are wrong or something
+required is missing; 70 an output could not be delivered; 71 the watchdog saw it stuck; 72 Faust stopped by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+
+from streams.concurrency.circuit_breaker import Breakers
+from streams.errors import NO_ROOM, DependencyAway, NotReady
+from streams.kafka.admin import KafkaAdmin
+from streams.kafka.producer import open_producer
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
+from streams.object_store.results import ResultStore
+from streams.operations.agent_pauses import Control
+from streams.process.exit_codes import (
+    EXIT_NOT_DRAINED,
+    EXIT_NOT_READY,
+    EXIT_UNDELIVERABLE,
+    leave_stopped,
+    leave_undeliverable,
+)
+from streams.process.http_server import serving_health
+from streams.process.settings_checks import check_safe
+from streams.process.signals import until_signal
+from streams.process.startup_checks import check_files
+from streams.process.watchdog import Watchdog, WatchdogSettings
+from streams.read_model.protocol import ReadModel
+from streams.retries.dead_letter_limit import DeadLetterLimit
+from streams.retries.retry_policy import RetryPolicy
+from streams.runtime.execution import Services
+from streams.runtime.fault_injection import strike_hook
+from streams.runtime.faust_worker import FaustWorker, Subscription
+from streams.runtime.poison_events import CrashMarkers, crash_markers
+from streams.runtime.record_intake import Intake
+from streams.runtime.runner import Runner
+from streams.runtime.tombstone_check import TombstoneFence
+from streams.settings import Settings, WorkerSettings
+from streams.stage import Resources, Stage, StageSettings
+from streams.telemetry import metrics
+from streams.telemetry.health_board import Condition, HealthBoard
+from streams.topics import FACTS, agent_topics
+
+LAG_INTERVAL_S = 5.0
+START_PATIENCE_S = 300.0  # for joining a group that may be rebalancing
+
+log = structlog.get_logger(__name__)
+
+
+def code_version() -> str:
+    """Return the version of the code that runs."""
+    try:
+        return version("darkroom")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def worker_name() -> str:
+    """Return what this process is called in reports and marks."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+class Halted:
+    """Whether a stage stopped itself, and why."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.event = asyncio.Event()
+
+    def stop(self, reason: str) -> None:
+        """Stop; the first reason counts."""
+        self.reason = self.reason or reason
+        self.event.set()
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStage:
+    """A stage that consumes."""
+
+    worker: FaustWorker
+    halted: Halted
+    markers: CrashMarkers
+
+
+@asynccontextmanager
+async def running_stage(
+    stage: Stage[Any, Any, Any],
+    stage_settings: StageSettings,
+    settings: Settings,
+    *,
+    health: HealthBoard,
+    files: FileStore,
+    breakers: Breakers | None = None,
+    vectors: ReadModel | None = None,
+) -> AsyncIterator[RunningStage]:
+    """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
+    halted = Halted()
+    subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry, settings.breaker)
+    hook = strike_hook()
+    needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
+    await KafkaAdmin(settings.kafka).check_topics(needed)
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
+        resources = Resources(settings=settings, files=files, health=health, breakers=breakers, vectors=vectors)
+        tools = await stack.enter_async_context(stage.open(stage_settings, resources))
+        markers = _markers(stack, stage.name, settings)
+        services = Services(
+            deliverer=producer,
+            results=ResultStore(files),
+            retry=RetryPolicy(settings.retry),
+            fatal=partial(_leave_blameless, markers),
+            limit=DeadLetterLimit(settings.limit),
+            halt=halted.stop,
+            worker=worker_name(),
+            code_version=code_version(),
+            hook=hook,
+            markers=markers,
+            breakers=breakers,
+            fence=TombstoneFence(files),
+        )
+        runner = Runner(stage, tools, stage_settings, services)
+        stack.push_async_callback(runner.close)
+        intake = Intake(runner)
+
+        worker = FaustWorker(
+            subscription,
+            intake,
+            kafka=settings.kafka,
+            worker=settings.worker,
+            health=health,
+            before_commit=partial(hook, "before-commit"),
+        )
+        overdue_s = 2 * subscription.slowest_s + 30
+
+        def overdue() -> str | None:
+            oldest = runner.oldest_s()
+            return f"work is in flight for {oldest:.0f} s" if oldest > overdue_s else None
+
+        limits = WatchdogSettings(stage.name, loop_lag_s=settings.worker.loop_lag_s)
+        await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
+        await _joined(worker, markers)
+        try:
+            yield RunningStage(worker, halted, markers)
+        finally:
+            drained = await worker.stop()
+            log.info("stopped", stage=stage.name, drained=drained)
+            if not drained:
+                # Work that ignores its deadline holds threads; only an exit frees them, and loses nothing.
+                markers.forgive()
+                sys.stderr.flush()
+                os._exit(EXIT_NOT_DRAINED)
+
+
+def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> CrashMarkers:
+    """Take a slot for crash markers; offsets mean something only within one cluster and prefix."""
+    kafka = settings.kafka
+    cluster = hashlib.sha256(f"{kafka.bootstrap} {kafka.prefix}".encode()).hexdigest()[:12]
+    folder = settings.worker.state_dir / cluster
+    try:
+        markers = stack.enter_context(crash_markers(folder, agent, limit=settings.worker.crash_limit))
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DependencyAway(f"no room in {folder} (DARKROOM_WORKER__STATE_DIR)") from error
+        raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} cannot be used: {error}") from error
+    if suspects := markers.suspects():
+        log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)
+    return markers
+
+
+async def _joined(worker: FaustWorker, markers: CrashMarkers) -> None:
+    try:
+        async with asyncio.timeout(START_PATIENCE_S):
+            await worker.start()
+    except TimeoutError as error:  # half of Faust runs, in threads of its own: only an exit ends it
+        _leave_blameless(markers, error)
+
+
+def _leave_blameless(markers: CrashMarkers, error: BaseException) -> None:
+    markers.forgive()
+    leave_undeliverable(error)
+
+
+async def keep_lag(worker: FaustWorker) -> None:
+    """Refresh the lag metric, for scrapers that cannot wait for a computation."""
+    while True:
+        await asyncio.sleep(LAG_INTERVAL_S)
+        try:
+            worker.lag()
+        except Exception as error:  # during a rebalance Faust's consumer has no assignment to ask
+            log.debug("lag is not known now", error=repr(error))
+
+
+async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, settings: Settings) -> int:
+    """Run one stage as this process; return the exit code."""
+    health = HealthBoard()
+    health.say("stage", Condition.UNREADY, "opening")
+    signalled = asyncio.create_task(until_signal())
+    try:
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(serving_health(health, settings.worker))
+            log.info("health and metrics", url=f"http://{settings.worker.http_host}:{port}")
+            check_safe(settings, stage.name, stage_settings)
+            breakers = Breakers(settings.breaker, health)
+            files = await stack.enter_async_context(open_files(settings.files, breakers))
+            await check_files(files, settings.files)
+            await consume(
+                stage, stage_settings, settings, health=health, files=files, breakers=breakers, until=signalled
+            )
+    except NotReady as error:
+        log.critical("cannot start", reason=str(error))
+        return EXIT_NOT_READY
+    except DependencyAway as error:
+        log.critical("a dependency is away", reason=str(error))
+        return EXIT_UNDELIVERABLE
+    finally:
+        signalled.cancel()
+    return 0
+
+
+async def consume(
+    stage: Stage[Any, Any, Any],
+    stage_settings: StageSettings,
+    settings: Settings,
+    *,
+    health: HealthBoard,
+    files: FileStore,
+    until: asyncio.Task[None],
+    breakers: Breakers | None = None,
+    vectors: ReadModel | None = None,
+) -> None:
+    """Consume until `until` is done; leave the group while the agent is paused, and come back when it is resumed.
+
+    Raises NotReady and DependencyAway. If Faust stops by itself, the process goes.
+    """
+    control = Control(files)
+    while not until.done():
+        if await _held(stage.name, control, health, settings.worker, until):
+            continue
+        opened = running_stage(
+            stage, stage_settings, settings, health=health, files=files, breakers=breakers, vectors=vectors
+        )
+        async with opened as running:
+            health.say("stage", Condition.OK, "")
+            lag = asyncio.create_task(keep_lag(running.worker))
+            asking = asyncio.create_task(breakers.keep_asking()) if breakers is not None else None
+            told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker, breakers))
+            stopped = asyncio.create_task(running.worker.until_stopped())
+            halted = asyncio.create_task(running.halted.event.wait())
+            paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
+            await asyncio.wait({until, stopped, halted, paused}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (lag, told, halted, paused, asking):
+                if task is not None:
+                    task.cancel()
+            if stopped.done():
+                running.markers.forgive()
+                leave_stopped(stage.name)
+            stopped.cancel()
+            log.info("stopping: finishing what is in flight", stage=stage.name)
+            if running.halted.reason:
+                health.say("stage", Condition.UNREADY, f"stopped itself: {running.halted.reason}")
+                log.critical("stopping: something is broken", stage=stage.name, reason=running.halted.reason)
+                await control.pause(stage.name, running.halted.reason, by=worker_name())
+
+
+async def _held(
+    agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, until: asyncio.Task[None]
+) -> bool:
+    """Wait one interval if the agent is paused, or nobody can say whether it is; say whether it waited."""
+    try:
+        mark = await control.paused(agent)
+    except DependencyAway as error:
+        # Without the store no stage can work either: wait here for it, and do not consume what would only fail.
+        health.say("stage", Condition.UNREADY, "the object store is away")
+        log.warning("cannot see whether the agent is paused", stage=agent, error=str(error))
+        await asyncio.wait({until}, timeout=settings.control_interval_s)
+        with suppress(DependencyAway):
+            await control.files.check()  # is not refused while the store is left alone, and ends that
+        return True
+    if mark is None:
+        metrics.PAUSED.labels(agent).set(0)
+        return False
+    metrics.PAUSED.labels(agent).set(1)
+    health.say("stage", Condition.UNREADY, f"paused by {mark.by} since {mark.at}: {mark.reason}")
+    log.error("paused; `darkroom agents resume` lets it go on", stage=agent, reason=mark.reason, by=mark.by)
+    await asyncio.wait({until}, timeout=settings.control_interval_s)
+    return True
+
+
+async def _tell_degraded(
+    agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, breakers: Breakers | None
+) -> None:
+    """Tell the other processes what this agent does without, as soon as the store takes it; not what passes."""
+    passing = breakers.names() if breakers is not None else frozenset()
+    while True:
+        try:
+            await control.say_degraded(agent, health.degraded(without=passing))
+        except DependencyAway as error:
+            log.warning("cannot tell whether the agent is degraded", stage=agent, error=str(error))
+            await asyncio.sleep(settings.control_interval_s)
+        else:
+            return
+
+
+async def _until_paused(agent: str, control: Control, settings: WorkerSettings) -> None:
+    """Return when somebody paused the agent. A store that is away pauses nobody."""
+    while True:
+        await asyncio.sleep(settings.control_interval_s)
+        try:
+            if await control.paused(agent) is not None:
+                return
+        except DependencyAway as error:
+            log.warning("cannot see whether the agent is paused", error=str(error))

@@ -1,0 +1,120 @@
+"""The other end of streams.sandbox.pool: a process that bounds itself, then runs one function on what it is sent.
+
+Started as `python -m streams.sandbox.child module:function LIMITS`; the socket to the parent is its standard input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # nothing here may slow the start
+    from pydantic import JsonValue
+
+Function = Callable[[dict[str, "JsonValue"], bytes], "tuple[dict[str, JsonValue], list[bytes]]"]
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
+_MESSAGE_LIMIT = 4000  # characters of a traceback's tail
+
+
+def bound(limits: dict[str, int]) -> None:
+    """Give up what a decoder does not need. Called before any untrusted byte is read."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    memory = limits["memory_mb"] << 20
+    # RLIMIT_DATA counts private writable memory (Linux >= 4.7); RLIMIT_AS would also count every mapped library.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits["open_files"], limits["open_files"]))
+    os.nice(limits["niceness"])
+
+
+def frame_header(header: dict[str, JsonValue]) -> bytes:
+    """Return the start of a frame: the length of its JSON (4 bytes, big endian), then the JSON; blobs follow."""
+    body = json.dumps(header, separators=(",", ":")).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def serve(link: socket.socket, function: Function, cpu_s: int) -> None:
+    """Answer tasks until the parent closes its end."""
+    _send(link, {"status": "ready"})
+    while (task := _receive(link)) is not None:
+        used = time.process_time()
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used) + cpu_s, hard))
+        _send(link, *_answer(function, *task))
+        del task  # an idle child holds no image
+
+
+def _answer(function: Function, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
+    try:
+        result, blobs = function(args, data)
+    except MemoryError:
+        return {"status": "memory"}, []
+    except Exception as error:
+        code, message = getattr(error, "code", None), getattr(error, "message", None)
+        if isinstance(code, str) and isinstance(message, str):
+            return {"status": "refused", "code": str(code), "message": message[:_MESSAGE_LIMIT]}, []
+        return {"status": "failed", "message": traceback.format_exc()[-_MESSAGE_LIMIT:]}, []
+    return {"status": "ok", "result": result}, blobs
+
+
+def _send(link: socket.socket, header: dict[str, JsonValue], blobs: list[bytes] | None = None) -> None:
+    link.sendall(frame_header({**header, "blobs": [len(blob) for blob in blobs or ()]}))
+    for blob in blobs or ():
+        link.sendall(blob)
+
+
+def _receive(link: socket.socket) -> tuple[dict[str, JsonValue], bytes] | None:
+    size = _exactly(link, 4)
+    if size is None:
+        return None
+    header = json.loads(_exactly(link, int.from_bytes(size, "big")) or b"{}")
+    data = _exactly(link, header["blobs"][0])
+    return None if data is None else (header["args"], data)
+
+
+def _exactly(link: socket.socket, size: int) -> bytes | None:
+    parts, missing = [], size
+    while missing:
+        part = link.recv(min(missing, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def main() -> None:
+    """Bound this process, import the function, serve."""
+    name, limits = sys.argv[1], json.loads(sys.argv[2])
+    link = socket.socket(fileno=os.dup(0))
+    os.close(0)  # a decoder that reads standard input must not meet our socket
+    os.open(os.devnull, os.O_RDONLY)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # the parent ends us, after our task
+        signal.signal(sent, signal.SIG_IGN)
+    try:
+        bound(limits)
+        module, _, attribute = name.partition(":")
+        function: Function = getattr(importlib.import_module(module), attribute)
+    except Exception:
+        _send(link, {"status": "failed", "message": traceback.format_exc()[-_MESSAGE_LIMIT:]})
+        return
+    serve(link, function, limits["cpu_s"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A gateway in its own process, on a free port of this machine: `python -m tests.support.gateway_server FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.operations.health import Parts, files_part, vectors_part
+from streams.object_store.factory import open_files
+from streams.process.http_server import serving
+from streams.read_model.factory import open_read_model
+from streams.settings import FilesSettings, QdrantSettings, TelemetrySettings
+from streams.telemetry.logs import configure_logs
+from tests.support.gateway_components import Encoder, Sink, settings
+
+
+async def serve(folder: Path) -> None:
+    """Serve until killed; the first line on stdout is the port."""
+    async with (
+        open_files(FilesSettings(directory=folder / "objects")) as files,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+    ):
+        readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
+        app = embedded_app(
+            settings(), QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness)
+        )
+        async with serving(app, "127.0.0.1", 0) as port:
+            print(port, flush=True)  # noqa: T201 - read by whoever started us
+            await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    configure_logs(TelemetrySettings(log_level="WARNING"), process="gateway")  # to stderr: stdout is for the port
+    asyncio.run(serve(Path(sys.argv[1])))

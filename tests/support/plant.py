@@ -1,0 +1,353 @@
+"""Real worker processes on a real Kafka, to be killed: start, strike, stop, produce, and look at what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from confluent_kafka import Producer
+
+from gateway.client import Darkroom, Refused, Unreachable
+from infra.local.ports import choose
+from infra.local.process import Child
+from schemas.events.envelope import Event, Outgoing, Record
+from schemas.events.intake import ImageUploaded
+from schemas.http.jobs import JobResult, JobStatus
+from schemas.values import ImageState, ObjectRef, Profile, job_id_of, new_image_id
+from streams import topics
+from streams.errors import DependencyAway
+from streams.kafka.admin import KafkaAdmin
+from streams.object_store.factory import open_files
+from streams.object_store.keys import original_key
+from streams.object_store.protocol import FileStore
+from streams.retries.dead_letters import read_topic
+from streams.settings import FilesSettings, KafkaSettings
+from streams.topics import Topic, agent_topics
+
+PATIENCE_S = 180.0  # for anything that happens in the end, on a slow and busy machine
+KILLED = -signal.SIGKILL
+
+LIGHT = Profile(stages=("sanitizer", "resizer"))  # what a fault test needs where no model does
+WITH_OBJECTS = Profile(stages=("sanitizer", "detector"))
+
+
+def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
+    """Wait until something happened; fail naming it."""
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+@dataclass(slots=True)
+class Plant:
+    """One set of topics, one object store, and the processes on them. `with planted(…)` ends them all."""
+
+    kafka: KafkaSettings
+    files: FilesSettings
+    folder: Path
+    environment: Mapping[str, str]
+    port: int
+    children: dict[str, Child] = field(default_factory=dict)
+    supervised: bool = False  # what ends is started again, instead of failing the test
+
+    # Processes
+
+    def command(self, name: str) -> list[str]:
+        """Return the command of a process: an agent, a second one of it (`resizer#2`), or a process that is none."""
+        process, _, _ = name.partition("#")
+        return [sys.executable, "-m", "darkroom", *(["agent"] if process in topics.AGENTS else []), process]
+
+    def start(self, *names: str, strike: str = "", **more: str) -> None:
+        """Start processes; `strike` is the point:passage at which each is to be killed with -9."""
+        environment = {**self.environment, **more, **({"DARKROOM_STRIKE": strike} if strike else {})}
+        for name in names:
+            self.children[name] = Child(self.command(name), log_file=self.log_file(name), env=environment)
+
+    def log_file(self, name: str) -> Path:
+        """Return where a process writes its log."""
+        return self.folder / f"{name}.log"
+
+    def until_killed(self, *names: str) -> None:
+        """Wait until each of these was killed where it was to be struck."""
+        for name in names:
+            code = self.children[name].wait_blocking(PATIENCE_S)
+            assert code == KILLED, f"{name} ended with {code}: {self.log_file(name).read_text()[-2000:]}"
+
+    def terminate(self, name: str) -> int:
+        """Send SIGTERM; return the exit code."""
+        child = self.children.pop(name)
+        child.signal(signal.SIGTERM)
+        return child.wait_blocking(90)
+
+    def until_ready(self, *agents: str, members: int = 1) -> None:
+        """Wait until each of these agents' groups has that many members, with their tools open."""
+        admin = KafkaAdmin(self.kafka)
+
+        def joined() -> bool:
+            self.check_alive()
+            try:
+                found = asyncio.run(admin.members(agents))
+            except DependencyAway:
+                return False
+            return all(found.get(agent, 0) >= members for agent in agents)
+
+        until(joined, f"{members} workers of {', '.join(agents)}")
+
+    def check_alive(self) -> None:
+        """Fail if a process that should run has ended; if they are supervised, start it again as a supervisor does."""
+        for name, child in list(self.children.items()):
+            if self.supervised and child.exit_code is not None:
+                self.start(name)
+            ended = not self.supervised and child.exit_code not in (None, KILLED)
+            assert not ended, f"{name} ended with {child.exit_code}: {self.log_file(name).read_text()[-3000:]}"
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        for child in self.children.values():
+            child.kill()
+        self.children.clear()
+
+    # Events
+
+    def produce(self, messages: Iterable[Outgoing]) -> None:
+        """Produce messages as another service does, and wait until Kafka has them."""
+        settings = {"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random"}
+        producer = Producer({**settings, "message.max.bytes": 1_000_000, "enable.idempotence": True})
+        for message in messages:
+            producer.produce(
+                self.kafka.topic(message.topic), key=message.key, value=message.value, headers=list(message.headers)
+            )
+        assert producer.flush(60) == 0, "Kafka did not take the events"
+
+    def say(self, topic: Topic, *events: Event) -> None:
+        """Produce events."""
+        self.produce(said(topic, event) for event in events)
+
+    def records(self, topic: str | Topic) -> list[Record]:
+        """Return all records of a topic, oldest first."""
+        name = topic if isinstance(topic, str) else topic.name
+        for _ in range(20):
+            try:
+                return read_topic(self.kafka, name)
+            except (DependencyAway, KeyError):  # a broker that has just come back
+                time.sleep(0.5)
+        return read_topic(self.kafka, name)
+
+    def lag(self, agent: str) -> int:
+        """Return how many events of its topics an agent has not committed."""
+        consumed = [topic.name for topic in topics.PIPELINE if agent in topic.readers]
+        try:
+            return asyncio.run(KafkaAdmin(self.kafka).lag(agent, [*consumed, topics.retry_topic(agent)]))
+        except DependencyAway:  # the coordinator of a new group may still be loading
+            return -1
+
+    def until_idle(self, *agents: str) -> None:
+        """Wait until nothing of these agents' topics is uncommitted."""
+
+        def idle() -> bool:
+            self.check_alive()
+            return all(self.lag(agent) == 0 for agent in agents)
+
+        until(idle, f"{', '.join(agents)} being idle")
+
+    # Objects
+
+    def uploaded(self, data: bytes, *, profile: Profile = LIGHT, image_id: str | None = None) -> ImageUploaded:
+        """Store bytes as an original; return the event that says so, not yet produced."""
+        digest = hashlib.sha256(data).hexdigest()
+        key = original_key("default", digest)
+        original = ObjectRef(bucket=self.files.bucket, key=key, sha256=digest, size=len(data))
+        self.put(key, data)
+        return ImageUploaded(image_id=image_id or new_image_id(), profile=profile, original=original)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object."""
+
+        async def write(files: FileStore) -> None:
+            await files.put(key, data, content_type="application/octet-stream")
+
+        self._with_files(write)
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+
+        async def remove(files: FileStore) -> None:
+            await files.delete(key)
+
+        self._with_files(remove)
+
+    def objects(self, image_id: str) -> dict[str, str]:
+        """Return the sha256 of every stored file of an image, by its name within the image."""
+        found: dict[str, str] = {}
+
+        async def read(files: FileStore) -> None:
+            async for info in files.list(f"images/{image_id[-2:]}/{image_id}/"):
+                found[info.key.rsplit("/", 1)[-1]] = hashlib.sha256(await files.get(info.key)).hexdigest()
+
+        self._with_files(read)
+        return found
+
+    def read(self, key: str) -> bytes:
+        """Return an object."""
+        found: list[bytes] = []
+
+        async def get(files: FileStore) -> None:
+            found.append(await files.get(key))
+
+        self._with_files(get)
+        return found[0]
+
+    def keys(self, prefix: str) -> set[str]:
+        """Return the keys of all objects under a prefix."""
+        found: set[str] = set()
+
+        async def walk(files: FileStore) -> None:
+            async for info in files.list(prefix):
+                found.add(info.key)
+
+        self._with_files(walk)
+        return found
+
+    def _with_files(self, work: Callable[[FileStore], object]) -> None:
+        async def run() -> None:
+            async with open_files(self.files) as files:
+                await work(files)  # type: ignore[misc]
+
+        asyncio.run(run())
+
+    # Ends
+
+    def client(self) -> Darkroom:
+        """Return a client of the core's gateway."""
+        return Darkroom(f"http://127.0.0.1:{self.port}", timeout_s=30)
+
+    def status(self, image_id: str) -> JobStatus | None:
+        """Return where an image stands, None while the core does not know or does not answer."""
+        with self.client() as client:
+            try:
+                return client.status(job_id_of(image_id, 1))
+            except (Refused, Unreachable):
+                return None
+
+    def state(self, image_id: str) -> ImageState | None:
+        """Return the state of an image, None while it is not known."""
+        status = self.status(image_id)
+        return status.status if status is not None else None
+
+    def result(self, image_id: str) -> JobResult:
+        """Return what is known of an image that has ended."""
+        with self.client() as client:
+            return client.result(job_id_of(image_id, 1))
+
+    def until_ended(self, image_ids: Sequence[str], state: ImageState = ImageState.COMPLETED) -> None:
+        """Wait until each image has ended, and fail if one ended otherwise than it should."""
+        left = set(image_ids)
+
+        def ended() -> bool:
+            self.check_alive()
+            for image_id in list(left):
+                status = self.status(image_id)
+                if status is None or status.status is ImageState.PROCESSING:
+                    return False
+                assert status.status is state, f"{image_id} is {status.status}: {status.error} {status.stages}"
+                left.discard(image_id)
+            return True
+
+        until(ended, f"the end of {len(image_ids)} images")
+
+    def outcomes(self) -> dict[str, set[tuple[str, str]]]:
+        """Return the distinct outcomes of every image: (ce_id, ce_type)."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for record in self.records(topics.OUTCOMES):
+            about = found.setdefault(record.header("ce_subject") or "", set())
+            about.add((record.header("ce_id") or "", record.header("ce_type") or ""))
+        return found
+
+    def check_ended_once(self, image_ids: Sequence[str]) -> None:
+        """Fail unless each of these images, and no other, was said to be completed, once."""
+        found = self.outcomes()
+        assert set(found) == set(image_ids)
+        assert [sorted(kind for _, kind in found[image_id]) for image_id in image_ids] == [
+            ["darkroom.image.completed.v1"]
+        ] * len(image_ids)
+
+
+def said(topic: Topic, event: Event) -> Outgoing:
+    """Return an event as the message another service produces."""
+    return Outgoing(topic.name, event.key(), event.body(), event.headers(source="another-service"))
+
+
+@contextmanager
+def planted(
+    bootstrap: str,
+    folder: Path,
+    *,
+    files: FilesSettings | None = None,
+    agents: Sequence[str] = topics.AGENTS,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Plant]:
+    """Make the topics of these agents under a prefix of their own; at the end leave no process.
+
+    `settings` are DARKROOM_ variables of every process, beyond what each needs to find Kafka and the objects.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kafka = KafkaSettings(bootstrap=bootstrap, prefix=f"t{uuid.uuid4().hex[:8]}.", partitions=2)
+    files = files or FilesSettings(directory=folder / "objects")
+    port = choose(0)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    environment = {
+        **own,
+        "DARKROOM_KAFKA__BOOTSTRAP": bootstrap,
+        "DARKROOM_KAFKA__PREFIX": kafka.prefix,
+        "DARKROOM_KAFKA__PARTITIONS": str(kafka.partitions),
+        **_files_environment(files),
+        "DARKROOM_QDRANT__PATH": str(folder / "qdrant"),
+        "DARKROOM_GATEWAY__PORT": str(port),
+        "DARKROOM_LIMITS__UPLOADS": "none",
+        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a busy machine is no reason to turn a test away
+        "DARKROOM_MODELS__DOWNLOAD": "false",
+        "DARKROOM_MODELS__CACHE": str(folder / "models"),
+        "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",
+        "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.2",
+        "DARKROOM_TELEMETRY__LOG_FORMAT": "json",
+        **(settings or {}),
+    }
+    wanted = [*topics.PIPELINE, topics.SCHEDULER_DEAD, *(topic for agent in agents for topic in agent_topics(agent))]
+    asyncio.run(KafkaAdmin(kafka).create_topics(wanted))
+    plant = Plant(kafka, files, folder, environment, port)
+    try:
+        yield plant
+    finally:
+        plant.close()
+        left = [child for child in psutil.Process().children(recursive=True) if _is_of(child, folder)]
+        assert not left, f"left behind: {left}"
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("DARKROOM_QDRANT__PATH", "").startswith(str(folder))
+    except psutil.Error:
+        return False
+
+
+def _files_environment(files: FilesSettings) -> dict[str, str]:
+    found = {
+        "ENDPOINT": files.endpoint,
+        "ACCESS_KEY": files.access_key,
+        "SECRET_KEY": files.secret_key.get_secret_value() if files.secret_key else None,
+        "BUCKET": files.bucket,
+        "DIRECTORY": str(files.directory),
+        "TIMEOUT_S": str(files.timeout_s),
+    }
+    return {f"DARKROOM_FILES__{name}": value for name, value in found.items() if value}

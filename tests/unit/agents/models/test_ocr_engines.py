@@ -1,0 +1,275 @@
+"""The OCR engines on pages whose text is known, the policies on real photos, and the OCR agent around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytesseract
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from agents.core.read_text import frame_of
+from agents.models import ocr_engines
+from agents.models.easyocr_reader import EasyocrReader, _in_bands, find_easyocr
+from agents.models.ocr_engines import Reading, Rules, open_engines
+from agents.models.tesseract_reader import TesseractReader
+from agents.models.weights import Unavailable, WrongAnswer
+from agents.stages import ocr as agent
+from schemas.events.facts import TEXT_LIMIT, TextRead
+from schemas.stored.results import ReadText
+from schemas.values import ErrorCode, StageReport, TextSpan
+from streams.errors import NotReady, Retryable
+from streams.object_store.factory import open_files
+from streams.settings import FilesSettings, ModelsSettings
+from streams.stage import Announcement, Skip
+from streams.telemetry.health_board import Condition
+from tests.support.masters import gone, resources, store
+
+COLUMN = (255, 580, 1260, 1030)  # the page's first ten lines that run over one column
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
+    return ModelsSettings(dir=None, cache=tmp_path_factory.mktemp("cache"), download=False)
+
+
+@pytest.fixture(scope="module")
+def tesseract() -> TesseractReader:
+    return TesseractReader()
+
+
+@pytest.fixture(scope="module")
+def easyocr(settings: ModelsSettings) -> EasyocrReader:
+    return EasyocrReader(*find_easyocr(settings, ["en"]), settings)
+
+
+@pytest.fixture(scope="module")
+def auto(tesseract: TesseractReader, easyocr: EasyocrReader) -> Reading:
+    return Reading(Rules("auto"), tesseract, easyocr, ())
+
+
+@pytest.fixture(scope="module")
+def picture(images_dir: Path) -> Callable[[str], Image.Image]:
+    return lambda name: Image.open(images_dir / name).convert("RGB")
+
+
+def text_of(spans: list[TextSpan]) -> str:
+    return "\n".join(span.text for span in spans)
+
+
+def error_rate(read: str, truth: str) -> float:
+    """Return the character error rate in points: edits (Levenshtein 1966) per 100 characters, white space as one."""
+    one, two = " ".join(read.split()), " ".join(truth.split())
+    letters, steps = np.frombuffer(two.encode("utf-32-le"), np.uint32), np.arange(len(two) + 1)
+    row = steps
+    for i, letter in enumerate(one, 1):
+        swapped = row[:-1] + (letters != ord(letter))
+        without = np.concatenate(([i], np.minimum(row[1:] + 1, swapped)))
+        row = np.minimum.accumulate(without - steps) + steps  # the cheapest run of insertions up to each place
+    return 100 * int(row[-1]) / len(two)
+
+
+@pytest.mark.parametrize(
+    ("page", "truth"), [("phototest.tif", "phototest.gold.txt"), ("8087_054.3B.tif", "8087_054.3B.txt")]
+)
+def test_tesseract_reads_as_well_as_when_called_directly(
+    tesseract: TesseractReader, images_dir: Path, page: str, truth: str
+) -> None:
+    """On pages with known text the error rate is at most a point above that of Tesseract's own plain text."""
+    import pytesseract  # noqa: PLC0415
+
+    gold = (images_dir / "ocr" / truth).read_text(errors="replace")
+    image = Image.open(images_dir / "ocr" / page).convert("RGB")
+    direct = error_rate(pytesseract.image_to_string(image), gold)
+    assert error_rate(text_of(tesseract.read(image)), gold) <= direct + 1
+    reading = Reading(Rules("tesseract"), tesseract, None, ())
+    assert error_rate(text_of(reading.read(image)), gold) <= direct + 1
+
+
+def test_easyocr_reads_as_well_as_when_called_directly(
+    easyocr: EasyocrReader, settings: ModelsSettings, images_dir: Path
+) -> None:
+    """With CRAFT converted and looking small first, the error rate is at most a point above EasyOCR's own.
+
+    Of the large page the first paragraph: EasyOCR has no page layout, so columns are not its to order.
+    """
+    import easyocr as package  # noqa: PLC0415
+
+    direct = package.Reader(
+        ["en"], gpu=False, verbose=False, download_enabled=False,
+        model_storage_directory=str(find_easyocr(settings, ["en"])[0].path.parent),
+        user_network_directory=str(settings.cache),
+    )  # fmt: skip
+    folder = images_dir / "ocr"
+    page = (folder / "8087_054.3B.txt").read_text(errors="replace")
+    paragraph = page[page.index('"This is Greater') : page.index("that historians")]
+    for image, truth in (
+        (Image.open(folder / "phototest.tif").convert("RGB"), (folder / "phototest.gold.txt").read_text()),
+        (Image.open(folder / "8087_054.3B.tif").convert("RGB").crop(COLUMN), paragraph),
+    ):
+        theirs = " ".join(text for _, text, _ in direct.readtext(np.asarray(image)))
+        assert error_rate(text_of(easyocr.read(image)), truth) <= error_rate(theirs, truth) + 1
+
+
+def test_a_page_on_its_head_is_turned_and_its_spans_lie_where_the_text_is(
+    tesseract: TesseractReader, images_dir: Path, picture: Callable[[str], Image.Image]
+) -> None:
+    """An upside-down page reads like the upright one; its first line starts at the image's lower right."""
+    gold = (images_dir / "ocr" / "phototest.gold.txt").read_text()
+    image = picture("ocr/phototest-rotated-180.png")
+    spans = tesseract.read(image)
+    assert error_rate(text_of(spans), gold) < 2
+    first, last = frame_of(spans[0].polygon), frame_of(spans[-1].polygon)
+    assert first.top > last.top
+    assert spans[0].polygon[0] == (first.right, first.bottom)
+
+
+def test_bands_of_a_large_image_give_what_the_whole_gives(easyocr: EasyocrReader) -> None:
+    """CRAFT over bands finds the same lines as CRAFT over a page it can take at once."""
+    page = Image.new("RGB", (500, 900), "white")
+    draw = ImageDraw.Draw(page)
+    for row in range(12):
+        draw.text((40, 20 + 72 * row), f"line number {row}", fill="black", font=ImageFont.load_default(32))
+    assert len(easyocr.find(page.crop((0, 0, 500, 450)))) == 6
+    found = sorted(frame_of(box).top for box in easyocr._detect(np.asarray(page), 900))
+    assert len(found) == 12
+    assert max(abs(top - (20 + 72 * row)) for row, top in enumerate(found)) < 20
+
+
+def test_bands_are_put_together_row_by_row() -> None:
+    """A map that depends on nothing but its own row comes out of bands exactly as out of the whole."""
+    image = np.arange(1300, dtype=np.float32)[None, None, :, None].repeat(3, axis=1).repeat(8, axis=3)
+
+    def half(band: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return band[:, 0, ::2, ::2, None]
+
+    assert np.array_equal(_in_bands(image, half), half(image))
+
+
+def test_auto_reads_signs_that_tesseract_cannot(auto: Reading, picture: Callable[[str], Image.Image]) -> None:
+    """Street and road signs in photos are read with EasyOCR's help, and each span says who read it."""
+    spans = auto.read(picture("ocr/chinese.jpg"))
+    assert "Yuyuan Rd." in text_of(spans)
+    assert "315" in text_of(spans)
+    assert "easyocr" in {span.engine for span in spans}
+    road = text_of(auto.read(picture("ocr/korean.png")))
+    assert "Seoul" in road
+    assert "Pyeongyang" in road
+    assert "205Km" in road
+
+
+def test_auto_leaves_pages_to_tesseract(auto: Reading, picture: Callable[[str], Image.Image], images_dir: Path) -> None:
+    """A typed page is Tesseract's alone, and as right as Tesseract's."""
+    spans = auto.read(picture("ocr/phototest.tif"))
+    assert {span.engine for span in spans} == {"tesseract"}
+    assert error_rate(text_of(spans), (images_dir / "ocr" / "phototest.gold.txt").read_text()) < 1
+
+
+@pytest.mark.parametrize("photo", ["photos/owl.jpg", "photos/cat_720p.jpg"])
+def test_no_text_is_a_result(auto: Reading, picture: Callable[[str], Image.Image], photo: str) -> None:
+    """A photo without text gives no spans, and no error."""
+    assert auto.read(picture(photo)) == []
+
+
+def test_hybrid_merges_both_engines(
+    tesseract: TesseractReader, easyocr: EasyocrReader, picture: Callable[[str], Image.Image]
+) -> None:
+    """Every line of a poster is read once, not once by each engine."""
+    text = text_of(Reading(Rules("hybrid"), tesseract, easyocr, ()).read(picture("ocr/english.png")))
+    assert text.lower().count("reduce your risk") == 1
+    assert "hand rub" in text
+    assert "Cover nose and mouth" in text
+
+
+def test_a_large_image_is_read_scaled_down_with_polygons_at_full_size(tesseract: TesseractReader) -> None:
+    """Above `max_side` the image is read smaller; polygons are in pixels of the image as it was."""
+    large = Image.new("RGB", (2400, 600), "white")
+    ImageDraw.Draw(large).text((1200, 200), "DARKROOM", fill="black", font=ImageFont.load_default(160))
+    (span,) = Reading(Rules("tesseract", max_side=1200), tesseract, None, ()).read(large)
+    assert span.text == "DARKROOM"
+    assert frame_of(span.polygon).left == pytest.approx(1210, abs=30)
+
+
+@pytest.mark.parametrize(("name", "said"), [("TERM", Retryable), ("KILL", Retryable), ("SEGV", OSError)])
+def test_a_page_whose_reader_is_killed_from_outside_is_read_again(
+    tesseract: TesseractReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: type[Exception]
+) -> None:
+    """Tesseract ended by somebody's signal is tried again; one that crashes by itself is an error of the page."""
+    killed = tmp_path / "tesseract"
+    killed.write_text(f"#!/bin/sh\nkill -{name} $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(killed))
+    with pytest.raises(said):
+        tesseract.read(Image.new("RGB", (200, 100), "white"))
+
+
+def test_an_unknown_language_is_unavailable() -> None:
+    """A language Tesseract does not have is named in the reason."""
+    with pytest.raises(Unavailable, match="xyz"):
+        TesseractReader(["xyz"])
+
+
+def test_one_missing_engine_leaves_the_other_to_read_alone(
+    settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without EasyOCR's weights `auto` reads with Tesseract and says what is missing; if all are required, nothing does."""  # noqa: E501
+    monkeypatch.setattr(ocr_engines, "find_easyocr", _nowhere)
+    reading = open_engines(settings, Rules("auto"))
+    assert reading.easyocr is None
+    assert reading.missing == ("easyocr: no weights",)
+    with pytest.raises(Unavailable, match="no weights"):
+        open_engines(settings, Rules("auto", all_engines=True))
+
+
+def _nowhere(_settings: ModelsSettings, _languages: tuple[str, ...]) -> None:
+    raise Unavailable("no weights")
+
+
+def test_an_engine_that_misreads_the_golden_word_is_found_out(
+    settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that reads nothing where a word is drawn does not pass."""
+    monkeypatch.setattr(TesseractReader, "read", lambda _self, _image: [])
+    with pytest.raises(WrongAnswer, match="DARKROOM"):
+        open_engines(settings, Rules("tesseract"))
+
+
+async def test_the_agent_reads_and_announces(
+    settings: ModelsSettings, picture: Callable[[str], Image.Image], tmp_path: Path
+) -> None:
+    """A page's text comes out with its engines; the fact carries at most the limit of characters."""
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        lent = resources(files, settings, tmp_path)
+        async with agent.STAGE.open(agent.OcrSettings(policy="tesseract"), lent) as tools:
+            event = await store(files, picture("ocr/phototest.tif"))
+            result = await agent.read_text(event, tools)
+            assert isinstance(result, ReadText)
+            assert "The quick brown dog jumped" in result.content
+            assert result.engines[0].name.startswith("tesseract 5")
+            with pytest.raises(OSError, match="cannot identify"):
+                await agent.read_text(await store(files, b"no image"), tools)
+            assert agent.STAGE.once is not None
+            long = result.model_copy(update={"content": "x" * (TEXT_LIMIT + 1)})
+            report = StageReport(stage="ocr", version="1", attempts=1, duration_ms=1)
+            ((_, fact),) = agent.STAGE.once.announce(event, long, Announcement(report, event.image.master)).events
+            assert isinstance(fact, TextRead)
+            assert (len(fact.content), fact.span_count) == (TEXT_LIMIT, 8)
+            assert agent.STAGE.once.parameters(event, tools)["policy"] == "tesseract"
+        assert lent.health.condition() is Condition.OK
+
+
+async def test_without_any_engine_the_agent_skips_or_refuses_to_start(tmp_path: Path) -> None:
+    """Where no engine reads the language each image is skipped with the reason; required, the agent does not start."""
+    settings = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        lent = resources(files, settings, tmp_path)
+        async with agent.STAGE.open(agent.OcrSettings(languages=("xyz",)), lent) as tools:
+            answer = await agent.read_text(gone(), tools)
+        assert isinstance(answer, Skip)
+        assert (answer.code, answer.reported) == (ErrorCode.MODEL_UNAVAILABLE, True)
+        assert lent.health.condition() is Condition.DEGRADED
+        with pytest.raises(NotReady, match="xyz"):
+            async with agent.STAGE.open(agent.OcrSettings(languages=("xyz",), required=True), lent):
+                pytest.fail("the stage opened")

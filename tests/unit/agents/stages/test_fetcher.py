@@ -1,0 +1,427 @@
+"""The fetcher against a real server, most of whose answers are traps."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.core.url_guard import Address
+from agents.fetching.http_source import Resolve, open_source, resolve, retry_after
+from agents.stages import fetcher
+from agents.stages.fetcher import FetcherSettings, Tools, fetch_image
+from schemas.events.intake import FetchRequested, ImageFetched, Submission
+from schemas.values import ErrorCode, Profile, new_image_id
+from streams import topics
+from streams.errors import Retryable
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
+from streams.settings import FilesSettings, Settings
+from streams.stage import Emit, Reject, Resources
+from streams.telemetry.health_board import HealthBoard
+from tests.support.web_source import Request, WebSource, serve
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
+LOCAL = (ip_network("127.0.0.1/32"),)
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[WebSource]:
+    async with serve() as source:
+        yield source
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
+    async with open_files(FilesSettings(directory=tmp_path)) as store:
+        yield store
+
+
+def request(url: str, **more: object) -> FetchRequested:
+    return FetchRequested.model_validate({"image_id": new_image_id(), "url": url, **more})
+
+
+async def fetch(
+    url: str, files: FileStore, resolver: Resolve = resolve, **settings: object
+) -> ImageFetched | ErrorCode:
+    """Fetch with the server's address allowed; return the event said, or the code of the refusal."""
+    limits = FetcherSettings.model_validate({"allowed_networks": LOCAL, **settings})
+    async with open_source(limits, resolver) as source:
+        outcome = await fetch_image(request(url), Tools(source, files))
+    if isinstance(outcome, Reject):
+        assert outcome.message
+        return outcome.code
+    assert isinstance(outcome, Emit)
+    [(topic, event)] = outcome.events
+    assert topic is topics.FETCHED
+    assert isinstance(event, ImageFetched)
+    return event
+
+
+async def test_stores_what_it_fetched(web: WebSource, tmp_path: Path, files: FileStore) -> None:
+    """The stage, opened as the runtime opens it, stores the bytes under their hash and says so in full."""
+    web.answer("/a.png", PNG, content_type="text/html", set_cookie="a=b; Path=/")
+    event = request(
+        web.url("/a.png"),
+        owner="acme",
+        generation=3,
+        bucket="shop",
+        filename="a.png",
+        context={"sku": [1, None]},
+        profile=Profile(stages=("resizer",)),
+    )
+    stage = fetcher.STAGE
+    resources = Resources(Settings(), files, HealthBoard())
+    assert stage.process is not None
+    async with stage.open(FetcherSettings(allowed_networks=LOCAL), resources) as tools:
+        outcomes = [await stage.process(event, tools) for _ in range(2)]
+
+    assert isinstance(outcomes[0], Emit)
+    [(topic, fetched)] = outcomes[0].events
+    assert topic is topics.FETCHED
+    assert isinstance(fetched, ImageFetched)
+    digest = hashlib.sha256(PNG).hexdigest()
+    assert fetched.original.key == f"originals/acme/{digest[:2]}/{digest}"
+    assert (fetched.original.sha256, fetched.original.size) == (digest, len(PNG))
+    assert fetched.original.content_type == "image/png"
+    assert await files.get(fetched.original.key) == PNG
+    assert fetched.submitted_at == event.occurred_at
+    assert fetched.url == event.url
+    for name in set(Submission.model_fields) - {"occurred_at", "submitted_at"}:
+        assert getattr(fetched, name) == getattr(event, name), name
+    assert isinstance(outcomes[1], Emit)
+    assert outcomes[1].events[0][1].id == fetched.id
+    assert web.connections == 1  # pooled
+    assert all("cookie" not in r.headers for r in web.requests)
+    assert all(r.headers["accept-encoding"] == "identity" for r in web.requests)
+
+
+async def test_keeps_the_time_of_submission(web: WebSource, files: FileStore) -> None:
+    """A time of submission that the event carries is passed on."""
+    web.answer("/a", PNG)
+    async with open_source(FetcherSettings(allowed_networks=LOCAL)) as source:
+        outcome = await fetch_image(request(web.url("/a"), submitted_at="2026-01-02T03:04:05Z"), Tools(source, files))
+    assert isinstance(outcome, Emit)
+    assert isinstance(event := outcome.events[0][1], ImageFetched)
+    assert event.submitted_at == "2026-01-02T03:04:05Z"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_follows_redirects(web: WebSource, files: FileStore, status: int) -> None:
+    """Redirects are followed, relative ones too, with spaces as servers write them."""
+    web.answer("/a", b"", status, location="b/c d?x=1")
+    web.answer("/b/c%20d?x=1", PNG)
+    event = await fetch(web.url("/a"), files)
+    assert isinstance(event, ImageFetched)
+    assert event.url == web.url("/a")
+
+
+async def test_counts_redirects(web: WebSource, files: FileStore) -> None:
+    """As many redirects as allowed are followed, one more is refused; a loop ends."""
+    for n in range(5):
+        web.answer(f"/{n}", b"", 302, location=f"/{n + 1}")
+    web.answer("/5", PNG)
+    assert isinstance(await fetch(web.url("/0"), files), ImageFetched)
+    assert await fetch(web.url("/0"), files, max_redirects=4) is ErrorCode.TOO_MANY_REDIRECTS
+    web.answer("/loop", b"", 302, location="/loop")
+    assert await fetch(web.url("/loop"), files) is ErrorCode.TOO_MANY_REDIRECTS
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.2/x", "http://10.0.0.1/", "http://[::1]/", "file:///etc/passwd", "//169.254.169.254/latest", "http://a@127.0.0.1/",
+     "http://0x7f.1/", "http://[::ffff:127.0.0.2]/", "ftp://127.0.0.1/", "http://127.0.0.1:22/"],
+)  # fmt: skip
+async def test_checks_every_redirect(web: WebSource, files: FileStore, location: str) -> None:
+    """A redirect to what may not be fetched is refused like a first URL."""
+    web.answer("/a", b"", 302, location=location)
+    assert await fetch(web.url("/a"), files) is ErrorCode.URL_NOT_ALLOWED
+
+
+async def test_checks_where_a_redirect_resolves_to(web: WebSource, files: FileStore) -> None:
+    """A redirect to a name is judged by the address of the name."""
+    web.answer("/a", b"", 302, location=web.url("/b", host="inside.example"))
+    web.answer("/b", PNG)
+    resolver = Resolver({"127.0.0.1": ["127.0.0.1"], "inside.example": ["192.168.0.1"]})
+    assert await fetch(web.url("/a"), files, resolver) is ErrorCode.URL_NOT_ALLOWED
+    assert [r.path for r in web.requests] == ["/a"]
+
+
+class Resolver:
+    """Answers from a table, each name with its next list of addresses at each question, the last one for ever."""
+
+    def __init__(self, table: dict[str, list[str]], *later: dict[str, list[str]]) -> None:
+        self._tables = [table, *later]
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str, port: int) -> Sequence[Address]:
+        self.asked.append(host)
+        table = self._tables[min(self.asked.count(host), len(self._tables)) - 1]
+        return [ip_address(text) for text in table[host]]
+
+
+async def test_connects_to_what_it_checked(web: WebSource, files: FileStore) -> None:
+    """A name that answers differently the second time is connected to where it was judged, under its own name."""
+    web.answer("/a", PNG)
+    resolver = Resolver({"rebind.example": ["127.0.0.1"]}, {"rebind.example": ["127.0.0.2"]})
+    assert isinstance(await fetch(web.url("/a", host="rebind.example"), files, resolver), ImageFetched)
+    assert resolver.asked == ["rebind.example"]
+    assert web.requests[0].peer == "127.0.0.1"
+    assert web.requests[0].headers["host"] == f"rebind.example:{web.port}"
+
+
+async def test_judges_each_new_connection(web: WebSource, files: FileStore) -> None:
+    """A name that moves to a private address after its first answer is refused at the next connection."""
+    web.answer("/a", b"", 302, location="/b", connection="close")
+    web.answer("/b", PNG)
+    resolver = Resolver({"rebind.example": ["127.0.0.1"]}, {"rebind.example": ["127.0.0.2"]})
+    assert await fetch(web.url("/a", host="rebind.example"), files, resolver) is ErrorCode.URL_NOT_ALLOWED
+    assert len(web.requests) == 1
+
+
+@pytest.mark.parametrize("answers", [["127.0.0.1", "10.0.0.1"], ["::ffff:127.0.0.2"], ["64:ff9b::7f00:2"], []])
+async def test_refuses_a_name_with_a_private_address(web: WebSource, files: FileStore, answers: list[str]) -> None:
+    """One private address among a name's answers is enough to refuse it, in whatever form."""
+    resolver = Resolver({"mixed.example": answers})
+    assert await fetch(web.url("/a", host="mixed.example"), files, resolver) is ErrorCode.URL_NOT_ALLOWED
+    assert web.connections == 0
+
+
+async def test_nothing_local_by_default(web: WebSource, files: FileStore) -> None:
+    """Without permission the machine itself cannot be fetched from, by address or by name."""
+    for host in ("127.0.0.1", "localhost"):
+        assert await fetch(web.url("/a", host=host), files, allowed_networks=()) is ErrorCode.URL_NOT_ALLOWED
+    assert web.connections == 0
+
+
+async def test_tries_the_next_address(web: WebSource, files: FileStore) -> None:
+    """When the first address of a host does not answer, the next one is connected to."""
+    web.answer("/a", PNG)
+    networks = (ip_network("127.0.0.1/32"), ip_network("127.0.0.9/32"))
+    resolver = Resolver({"two.example": ["127.0.0.9", "127.0.0.1"]})
+    found = await fetch(web.url("/a", host="two.example"), files, resolver, allowed_networks=networks)
+    assert isinstance(found, ImageFetched)
+
+
+async def test_tls_proves_the_name(files: FileStore, tmp_path: Path) -> None:
+    """A connection to a pinned address sends the name as SNI, and refuses a certificate of another name."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("images.example").configure_cert(context)
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    resolver = Resolver({"images.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
+    async with serve(tls=context) as web:
+        web.answer("/a", PNG)
+        good, other = (web.url("/a", host=f"{name}.example", scheme="https") for name in ("images", "other"))
+        assert isinstance(await fetch(good, files, resolver, ca_file=tmp_path / "ca.pem"), ImageFetched)
+        assert names == ["images.example"]
+        assert await fetch(other, files, resolver, ca_file=tmp_path / "ca.pem") is ErrorCode.SOURCE_REFUSED
+        assert await fetch(good, files, resolver) is ErrorCode.SOURCE_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (404, ErrorCode.SOURCE_NOT_FOUND),
+        (410, ErrorCode.SOURCE_NOT_FOUND),
+        (401, ErrorCode.SOURCE_REFUSED),
+        (403, ErrorCode.SOURCE_REFUSED),
+        (400, ErrorCode.SOURCE_REFUSED),
+        (451, ErrorCode.SOURCE_REFUSED),
+        (206, ErrorCode.SOURCE_REFUSED),
+        (304, ErrorCode.SOURCE_REFUSED),
+        (302, ErrorCode.SOURCE_REFUSED),  # without a Location
+        (204, ErrorCode.EMPTY_FILE),
+        (200, ErrorCode.EMPTY_FILE),
+    ],
+)
+async def test_final_answers(web: WebSource, files: FileStore, status: int, code: ErrorCode) -> None:
+    """A source that has no such file, or will not give it, is final."""
+    web.answer("/a", b"", status)
+    assert await fetch(web.url("/a"), files) is code
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
+async def test_come_again(web: WebSource, files: FileStore, status: int) -> None:
+    """A source in trouble is tried again, not before the time it names, within our own limit."""
+    web.answer("/a", b"", status)
+    with pytest.raises(Retryable) as caught:
+        await fetch(web.url("/a"), files)
+    assert (caught.value.code, caught.value.after_s) == (ErrorCode.SOURCE_UNAVAILABLE, None)
+    for asked, heard in (("120", 120.0), ("999999999", 1800.0)):
+        web.answer("/a", b"", status, retry_after=asked)
+        with pytest.raises(Retryable) as caught:
+            await fetch(web.url("/a"), files)
+        assert caught.value.after_s == heard
+
+
+@given(st.integers(-10_000, 10_000))
+def test_reads_a_date_to_come_again(seconds: int) -> None:
+    """Retry-After as a date means the seconds until then, never less than none."""
+    now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+    assert retry_after(format_datetime(now + timedelta(seconds=seconds), usegmt=True), now) == max(0, seconds)
+
+
+@given(st.text())
+def test_survives_any_retry_after(value: str) -> None:
+    """A Retry-After that says nothing is nothing, never an error."""
+    found = retry_after(value, datetime.now(UTC))
+    assert found is None or found >= 0
+
+
+async def test_nobody_there(files: FileStore) -> None:
+    """A closed port is a dependency that is away."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    with pytest.raises(Retryable) as caught:
+        await fetch(f"http://127.0.0.1:{port}/", files)
+    assert caught.value.code is ErrorCode.SOURCE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(("number", "final"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)])
+async def test_names_that_do_not_resolve(files: FileStore, number: int, final: bool) -> None:
+    """A host that does not exist is final; a resolver that does not answer is tried again."""
+
+    async def broken(host: str, port: int) -> Sequence[Address]:
+        raise socket.gaierror(number, "no")
+
+    if final:
+        assert await fetch("http://nowhere.example/", files, broken) is ErrorCode.SOURCE_NOT_FOUND
+    else:
+        with pytest.raises(Retryable):
+            await fetch("http://nowhere.example/", files, broken)
+
+
+async def test_slow_drip(web: WebSource, files: FileStore) -> None:
+    """A source that sends a byte at a time for ever is left when its time is over."""
+    dripped = 0
+
+    async def drip(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal dripped
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG[:64])
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            dripped += 1
+            await asyncio.sleep(0.02)
+
+    web.answers["/a"] = drip
+    with pytest.raises(Retryable, match="too long"):
+        await fetch(web.url("/a"), files, total_timeout_s=0.5, idle_timeout_s=5)
+    assert dripped > 1
+
+
+async def test_silence(web: WebSource, files: FileStore) -> None:
+    """A source that stops in the middle is left after the idle time, long before the total."""
+
+    async def stop(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG)
+        await asyncio.sleep(3600)
+
+    web.answers["/a"] = stop
+    with pytest.raises(Retryable, match="too long"):
+        await fetch(web.url("/a"), files, total_timeout_s=3600, idle_timeout_s=0.2)
+
+
+async def test_broken_off(web: WebSource, files: FileStore) -> None:
+    """A body shorter than announced is a broken connection, not an image."""
+
+    async def stop(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG)
+        await writer.drain()
+        writer.close()
+
+    web.answers["/a"] = stop
+    with pytest.raises(Retryable):
+        await fetch(web.url("/a"), files)
+    assert [info async for info in files.list("originals/")] == []
+
+
+async def test_endless_body(web: WebSource, files: FileStore) -> None:
+    """A body without a length is cut off at the limit, to within what the sockets had buffered."""
+    sent = 0
+
+    async def endless(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunk = (PNG * 32)[:65536]
+        while True:
+            writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            await writer.drain()
+            sent += len(chunk)
+
+    web.answers["/a"] = endless
+    assert await fetch(web.url("/a"), files, max_bytes=1_000_000) is ErrorCode.FILE_TOO_LARGE
+    assert sent < 50_000_000
+    assert [info async for info in files.list("originals/")] == []
+
+
+async def test_too_large_by_its_own_word(web: WebSource, files: FileStore) -> None:
+    """An announced length above the limit is refused before the body; exactly the limit is taken."""
+
+    async def announce(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000001\r\n\r\n")
+        await asyncio.sleep(3600)
+
+    web.answers["/a"] = announce
+    assert await fetch(web.url("/a"), files, total_timeout_s=3600) is ErrorCode.FILE_TOO_LARGE
+    web.answer("/b", PNG)
+    assert isinstance(await fetch(web.url("/b"), files, max_bytes=len(PNG)), ImageFetched)
+    assert await fetch(web.url("/b"), files, max_bytes=len(PNG) - 1) is ErrorCode.FILE_TOO_LARGE
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+async def test_compressed_bomb(web: WebSource, files: FileStore, coding: str) -> None:
+    """A compressed answer was not asked for and is never unpacked."""
+    web.answer("/a", gzip.compress(PNG + bytes(10_000_000)), content_encoding=coding)
+    assert await fetch(web.url("/a"), files) is ErrorCode.SOURCE_REFUSED
+
+
+@pytest.mark.parametrize(
+    "body", [b"<!doctype html><p>please log in" * 10, b"\x1f\x8b\x08" + bytes(100), b"x", b"%PDF-1.7" + bytes(99)]
+)
+async def test_not_an_image(web: WebSource, files: FileStore, body: bytes) -> None:
+    """The first bytes decide what a file is, not what the source calls it."""
+    web.answer("/a", body, content_type="image/png")
+    assert await fetch(web.url("/a"), files) is ErrorCode.NOT_AN_IMAGE
+
+
+async def test_bytes_in_small_pieces(web: WebSource, files: FileStore) -> None:
+    """An image that arrives byte by byte is the same image."""
+
+    async def pieces(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for byte in PNG[:300]:
+            writer.write(b"1\r\n%c\r\n" % byte)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    web.answers["/a"] = pieces
+    event = await fetch(web.url("/a"), files)
+    assert isinstance(event, ImageFetched)
+    assert event.original.sha256 == hashlib.sha256(PNG[:300]).hexdigest()
+
+
+async def test_fetches_over_ipv6(files: FileStore) -> None:
+    """An IPv6 literal that is allowed is fetched from; its neighbours are not."""
+    async with serve(host="::1") as web:
+        web.answer("/a", PNG)
+        allowed = (ip_network("::1/128"),)
+        assert isinstance(await fetch(web.url("/a", host="[::1]"), files, allowed_networks=allowed), ImageFetched)
+        assert web.requests[0].headers["host"] == f"[::1]:{web.port}"
+        for host in ("[::2]", "[fe80::1]", "[::ffff:127.0.0.1]", "[64:ff9b::10.0.0.1]", "[2002:7f00:1::]"):
+            assert await fetch(web.url("/a", host=host), files, allowed_networks=allowed) is ErrorCode.URL_NOT_ALLOWED

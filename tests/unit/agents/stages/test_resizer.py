@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents.stages import sanitizer
+from agents.stages.resizer import STAGE, ResizerSettings, resize_image
+from agents.stages.sanitizer import SanitizerSettings
+from schemas.events.facts import ImageResized, ImageSanitized
+from schemas.stored.results import SanitizedImage
+from schemas.values import ErrorCode, ObjectRef
+from streams import topics
+from streams.concurrency.weighted_semaphore import PixelBudget
+from streams.errors import Gone, Malformed
+from streams.object_store.protocol import FileStore
+from streams.stage import Announcement
+from tests.support.image_stages import REPORT, opened, sanitized, uploaded
+
+
+async def _arrived(files: FileStore, tmp_path: Path, data: bytes) -> ImageSanitized:
+    async with opened(sanitizer.STAGE, tmp_path, SanitizerSettings(concurrency=1)) as (_, tools):
+        event = await uploaded(files, data)
+        image = await sanitizer.sanitize_image(event, tools)
+    assert isinstance(image, SanitizedImage)
+    return sanitized(event, image)
+
+
+async def test_four_renditions_are_stored_beside_the_master(images_dir: Path, tmp_path: Path) -> None:
+    """Each lies under its name, says its true size, and has the photo's ratio; the same again on a repeat."""
+    async with opened(STAGE, tmp_path) as (files, tools):
+        event = await _arrived(files, tmp_path, (images_dir / "exif" / "Landscape_6.jpg").read_bytes())
+        resized = await resize_image(event, tools)
+        bodies = {made.name: await files.get(made.object.key) for made in resized.renditions}
+        assert await resize_image(event, tools) == resized
+    assert [(made.name, made.width, made.height) for made in resized.renditions] == [
+        ("thumbnail", 150, 100),
+        ("medium", 600, 400),
+        ("large", 1200, 800),
+        ("original", 1800, 1200),
+    ]
+    for made in resized.renditions:
+        body = bodies[made.name]
+        with Image.open(io.BytesIO(body)) as image:
+            assert (image.format, image.size) == ("WEBP", (made.width, made.height))
+            assert not image.getexif()
+        assert made.object.key.endswith(f"{event.image_id}/1/{made.name}.webp")
+        assert (made.object.sha256, made.object.size) == (hashlib.sha256(body).hexdigest(), len(body))
+        assert (made.aspect_ratio, made.format, made.object.content_type) == (1.5, "webp", "image/webp")
+
+
+async def test_alpha_is_kept(images_dir: Path, tmp_path: Path) -> None:
+    """A transparent image has transparent renditions."""
+    async with opened(STAGE, tmp_path) as (files, tools):
+        event = await _arrived(files, tmp_path, (images_dir / "formats" / "5_webp_a.webp").read_bytes())
+        thumbnail, *_ = (await resize_image(event, tools)).renditions
+        image = Image.open(io.BytesIO(await files.get(thumbnail.object.key)))
+    assert image.mode == "RGBA"
+    seen = np.asarray(image)[..., 3]
+    assert seen.min() == 0
+    assert 160 <= seen.max() <= 190  # the source is nowhere more opaque than 174; Lanczos overshoots a little
+
+
+async def test_a_missing_or_changed_master_is_told_apart(images_dir: Path, tmp_path: Path) -> None:
+    """A deleted master ends the event; one that is not what the event says is a dead letter."""
+    async with opened(STAGE, tmp_path) as (files, tools):
+        event = await _arrived(files, tmp_path, (images_dir / "photos" / "owl.jpg").read_bytes())
+        await files.put(event.image.master.key, b"other", content_type="image/jpeg")
+        with pytest.raises(Malformed) as caught:
+            await resize_image(event, tools)
+        assert caught.value.code == ErrorCode.OBJECT_CHANGED
+        await files.delete(event.image.master.key)
+        with pytest.raises(Gone):
+            await resize_image(event, tools)
+
+
+async def test_many_images_at_once_end_within_a_small_budget(images_dir: Path, tmp_path: Path) -> None:
+    """More work than threads and pixels allow waits its turn and is all done."""
+    settings = ResizerSettings(threads=1, pixels_at_once=1000)
+    async with opened(STAGE, tmp_path, settings) as (files, tools):
+        event = await _arrived(files, tmp_path, (images_dir / "photos" / "owl.jpg").read_bytes())
+        answers = await asyncio.gather(*(resize_image(event, tools) for _ in range(6)))
+    assert all(answer == answers[0] for answer in answers)
+
+
+async def test_the_fact_names_the_renditions(tmp_path: Path) -> None:
+    """What was stored is announced as a fact, under the report of the runtime; the sides name the result."""
+    out = io.BytesIO()
+    Image.new("RGB", (30, 20), "teal").save(out, "PNG")
+    async with opened(STAGE, tmp_path, ResizerSettings(sides={"tiny": 8})) as (files, tools):
+        event = await _arrived(files, tmp_path, out.getvalue())
+        resized = await resize_image(event, tools)
+        assert STAGE.once is not None
+        assert STAGE.once.parameters(event, tools)["sides"] == {"tiny": 8}
+    result = ObjectRef(bucket="darkroom", key="results/x", sha256="a" * 64, size=1)
+    ((topic, fact),) = STAGE.once.announce(event, resized, Announcement(REPORT, result)).events
+    assert topic is topics.FACTS
+    assert isinstance(fact, ImageResized)
+    assert (fact.renditions, fact.report, fact.image_id) == (resized.renditions, REPORT, event.image_id)
+
+
+async def test_a_budget_never_lends_more_than_it_has_and_forgets_nobody() -> None:
+    """Shares in use never exceed the whole, a too large one goes alone, and a cancelled wait costs nothing."""
+    budget, held, most = PixelBudget(100), 0, 0
+
+    async def work(share: int) -> None:
+        nonlocal held, most
+        async with budget.hold(share):
+            held += min(share, 100)
+            most = max(most, held)
+            await asyncio.sleep(0)
+            held -= min(share, 100)
+
+    waiting = [asyncio.create_task(work(share)) for share in (60, 60, 30, 500, 10, 100, 1, 99) * 5]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(answer, asyncio.CancelledError) for answer in done) == 1
+    assert sum(answer is None for answer in done) == len(waiting) - 1
+    assert most <= 100

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import JsonValue, ValidationError
+
+from agents.stages import sanitizer
+from agents.stages.sanitizer import STAGE, SanitizerSettings, Tools, sanitize_image
+from schemas.events.facts import ImageSanitized
+from schemas.events.intake import ImageFetched
+from schemas.stored.results import SanitizedImage
+from schemas.values import ErrorCode, ObjectRef
+from streams import topics
+from streams.errors import Gone, Malformed, Retryable
+from streams.sandbox.pool import Limits, Sandbox
+from streams.stage import Announcement, Reject
+from tests.support.image_stages import REPORT, opened, uploaded
+from tests.unit.streams.sandbox import test_pool
+
+ONE = SanitizerSettings(concurrency=1)
+
+
+async def _rejected(tools: Tools, event: object) -> Reject:
+    answer = await sanitize_image(event, tools)  # type: ignore[arg-type]
+    assert isinstance(answer, Reject)
+    return answer
+
+
+async def test_a_photo_becomes_a_master_and_what_is_known_of_it(images_dir: Path, tmp_path: Path) -> None:
+    """The master lies under its deterministic key, matches its reference, and carries no metadata."""
+    data = (images_dir / "exif" / "DSCN0010.jpg").read_bytes()
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, data)
+        image = await sanitize_image(event, tools)
+        assert isinstance(image, SanitizedImage)
+        master = await files.get(image.master.key)
+        again = await sanitize_image(event, tools)
+    assert image == again
+    assert image.master.key.endswith(f"{event.image_id}/1/master.jpg")
+    assert hashlib.sha256(master).hexdigest() == image.master.sha256
+    assert (image.width, image.height, image.source_format, image.frames, image.has_alpha) == (
+        640, 480, "jpeg", 1, False,
+    )  # fmt: skip
+    assert b"GPS" not in master
+    assert image.capture is None
+    assert image.dominant_colour == image.palette[0].hex
+    assert len(image.perceptual_hash) == 16
+
+
+async def test_capture_details_are_kept_when_the_settings_say_so(images_dir: Path, tmp_path: Path) -> None:
+    """Date and camera reach the private result only by choice, and the choice is part of the result's name."""
+    chosen = SanitizerSettings(concurrency=1, keep_capture_details=True)
+    async with opened(STAGE, tmp_path, chosen) as (files, tools):
+        event = await uploaded(files, (images_dir / "exif" / "DSCN0010.jpg").read_bytes())
+        image = await sanitize_image(event, tools)
+        assert STAGE.once is not None
+        assert STAGE.once.parameters(event, tools)["keep_capture_details"] is True
+    assert isinstance(image, SanitizedImage)
+    assert image.capture is not None
+    assert image.capture.camera == "NIKON COOLPIX P6000"
+
+
+async def test_every_hostile_image_is_rejected_with_a_sentence(images_dir: Path, tmp_path: Path) -> None:
+    """No hostile file gets through, and none costs the child that looked at it."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        before = tools.sandbox.pids()
+        for path in sorted((images_dir / "hostile").iterdir()):
+            rejected = await _rejected(tools, await uploaded(files, path.read_bytes()))
+            assert rejected.message.endswith("."), path.name
+        assert tools.sandbox.pids() == before
+
+
+async def test_a_file_too_large_is_rejected_unread(tmp_path: Path) -> None:
+    """The size its reference tells is enough: the object need not even be there."""
+    ref = ObjectRef(bucket="darkroom", key="originals/default/aa/x", sha256="a" * 64, size=60_000_000)
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = (await uploaded(files, b"x")).model_copy(update={"original": ref})
+        rejected = await _rejected(tools, event)
+    assert rejected == Reject(ErrorCode.FILE_TOO_LARGE, "The file has 60.0 MB; at most 50 MB are accepted.")
+
+
+async def test_a_missing_original_is_gone(tmp_path: Path) -> None:
+    """An original deleted under us ends the event."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, b"x")
+        await files.delete(event.original.key)
+        with pytest.raises(Gone):
+            await sanitize_image(event, tools)
+
+
+async def test_an_original_that_is_not_what_its_event_says_is_a_dead_letter(tmp_path: Path) -> None:
+    """Other bytes, of the same or of another size, are never processed under the event's name."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, b"abc")
+        for other in (b"abd", b"abcdef", b""):
+            await files.put(event.original.key, other, content_type="image/png")
+            with pytest.raises(Malformed) as caught:
+                await sanitize_image(event, tools)
+            assert caught.value.code == ErrorCode.OBJECT_CHANGED
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("segfault", ErrorCode.DECODER_CRASHED),
+        ("bomb", ErrorCode.DECODE_MEMORY),
+        ("sleep", ErrorCode.DECODE_TIMEOUT),
+    ],
+)
+async def test_a_decoder_that_dies_rejects_the_image(what: str, code: ErrorCode, tmp_path: Path) -> None:
+    """A crash, too much memory and too much time each end in their own code; the agent lives on."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, what.encode())
+        limits = Limits(memory_mb=256, wall_s=1.0)
+        async with Sandbox(f"{__name__}:misbehave_as_told", limits=limits) as sandbox:
+            assert (await _rejected(Tools(files, sandbox, tools.settings), event)).code == code
+
+
+async def test_an_image_whose_child_was_ended_is_not_refused_for_it(images_dir: Path, tmp_path: Path) -> None:
+    """A good image whose decoder somebody kills in the middle becomes the same master, from a fresh child."""
+    data = (images_dir / "formats" / "cat.jpg").read_bytes()
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, data)
+        expected = await sanitize_image(event, tools)
+        (pid,) = tools.sandbox.pids()
+        os.kill(pid, signal.SIGKILL)
+        assert await sanitize_image(event, tools) == expected
+    assert isinstance(expected, SanitizedImage)
+
+
+def test_time_for_a_second_decode_is_required() -> None:
+    """Settings under which the second child could not finish before the deadline are refused."""
+    with pytest.raises(ValidationError, match="2 x decode_wall_s"):
+        SanitizerSettings(deadline_s=60, decode_wall_s=30)
+
+
+def misbehave_as_told(_: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
+    """A decoder under the attacker's control: the image says what happens."""
+    return test_pool.misbehave({"do": data.decode()}, b"")
+
+
+async def test_a_decompression_bomb_meets_the_childs_memory_limit(tmp_path: Path) -> None:
+    """An image within every limit whose decoding needs more memory than a child has is rejected, not fatal."""
+    out = io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(out, "PNG")
+    tight = SanitizerSettings(concurrency=1, decode_memory_mb=300)
+    async with opened(STAGE, tmp_path, tight) as (files, tools):
+        assert (await _rejected(tools, await uploaded(files, out.getvalue()))).code == ErrorCode.DECODE_MEMORY
+        small = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(small, "PNG")
+        assert isinstance(await sanitize_image(await uploaded(files, small.getvalue()), tools), SanitizedImage)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "formats/hopper.avif", "formats/hopper_lzw.tif", "formats/rotating-squares.gif", "formats/cat.jpg",
+        "formats/rotating-squares.webp", "formats/basi3p08.png", "exif/samplefilehub.heif", "exif/hopper_bad_exif.jpg",
+    ],
+)  # fmt: skip
+async def test_no_damage_gets_another_answer_than_a_verdict(name: str, images_dir: Path, tmp_path: Path) -> None:
+    """Whatever bytes are changed, the image is accepted or rejected; nothing becomes an error of ours."""
+    data = (images_dir / name).read_bytes()
+    chance = random.Random(name)
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        for _ in range(12):
+            damaged = bytearray(data)
+            for _ in range(chance.choice((1, 3, 30))):
+                damaged[chance.randrange(min(len(data), chance.choice((64, 600, len(data)))))] = chance.randrange(256)
+            answer = await sanitize_image(await uploaded(files, bytes(damaged)), tools)
+            assert isinstance(answer, SanitizedImage | Reject)
+
+
+async def test_a_worker_that_closes_blames_nobody(tmp_path: Path) -> None:
+    """An image whose child is ended because the worker stops is not rejected: it is tried again elsewhere."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, b"sleep")
+        async with Sandbox(f"{__name__}:misbehave_as_told", limits=Limits(memory_mb=256)) as sandbox:
+            task = asyncio.create_task(sanitize_image(event, Tools(files, sandbox, tools.settings)))
+            await asyncio.sleep(0.3)
+        with pytest.raises(Retryable):
+            await task
+
+
+async def test_several_images_at_once_get_their_own_answers(images_dir: Path, tmp_path: Path) -> None:
+    """With two children, good and bad images side by side do not mix."""
+    paths = [images_dir / "photos" / "owl.jpg", images_dir / "hostile" / "truncated.jpg"] * 3
+    async with opened(STAGE, tmp_path, SanitizerSettings(concurrency=2)) as (files, tools):
+        events = [await uploaded(files, path.read_bytes()) for path in paths]
+        answers = await asyncio.gather(*(sanitize_image(event, tools) for event in events))
+    assert [isinstance(answer, SanitizedImage) for answer in answers] == [True, False] * 3
+
+
+async def test_the_event_carries_what_the_client_said_to_work_and_to_facts(images_dir: Path, tmp_path: Path) -> None:
+    """One and the same event goes to the analysis stages and to the indexer, with the submission's own words."""
+    said = {"bucket": "cats", "filename": "owl.jpg", "context": {"album": 7}, "submitted_at": "2026-01-02T03:04:05Z"}
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, (images_dir / "photos" / "owl.jpg").read_bytes(), **said)
+        image = await sanitize_image(event, tools)
+    assert isinstance(image, SanitizedImage)
+    assert STAGE.once is not None
+    emitted = STAGE.once.announce(event, image, Announcement(REPORT, event.original)).events
+    assert [topic for topic, _ in emitted] == [topics.SANITIZED, topics.FACTS]
+    first, second = (fact for _, fact in emitted)
+    assert first is second
+    assert isinstance(first, ImageSanitized)
+    assert first.model_dump(include=set(said)) == said
+    assert (first.image, first.original, first.image_id) == (image, event.original, event.image_id)
+
+    fetched = ImageFetched(image_id=event.image_id, original=event.original, url="https://example.org/a.jpg")
+    (_, fact), _ = STAGE.once.announce(fetched, image, Announcement(REPORT, event.original)).events
+    assert isinstance(fact, ImageSanitized)
+    assert (fact.source_url, fact.submitted_at) == ("https://example.org/a.jpg", fetched.occurred_at)
+
+
+def test_the_parent_never_loads_a_decoder() -> None:
+    """The agent's own process imports neither Pillow nor numpy: it could not decode an image if it wanted to."""
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    program = f"import sys, {sanitizer.__name__}; print({{'PIL', 'numpy', 'pillow_heif'}} & set(sys.modules))"
+    root = str(Path(__file__).parents[2])
+    assert subprocess.check_output((sys.executable, "-c", program), cwd=root, text=True).strip() == "set()"

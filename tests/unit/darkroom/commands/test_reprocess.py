@@ -1,0 +1,144 @@
+"""What `darkroom reprocess` tells an operator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from threading import Thread
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer import Typer
+from typer.testing import CliRunner
+
+from darkroom.commands.reprocess import duration, jobs_table, pace, plan_text, reprocess, sentence
+from schemas.http.admin import ReprocessList, ReprocessPlan, ReprocessView
+
+VIEW = ReprocessView(
+    id="ocr-7", stage="ocr", where="owner=anna", per_second=20, state="running", total=100, done=30, skipped=10,
+    reasons={"in-process": 10}, rate=4, eta_s=15, started_at="2026-01-01T00:00:00Z", updated_at="2026-01-01T00:00:10Z",
+)  # fmt: skip
+PLAN = ReprocessPlan(stage="ocr", where="", images=3, counted_all=True, first=("a", "b", "c"))
+app = Typer()
+app.command()(reprocess)
+
+
+class Gateway:
+    """A gateway that answers what it is told, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, bytes]] = []
+        self.asked: list[tuple[str, str, Any, str | None]] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                said = json.loads(body) if body else None
+                gateway.asked.append((self.command, self.path, said, self.headers.get("authorization")))
+                status, answer = gateway.answers.pop(0)
+                self.send_response(status)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_DELETE = do_GET  # noqa: N815 - http.server's names
+
+            def log_message(self, *_args: object) -> None:
+                return None
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def run(self, *arguments: str, token: str = "") -> tuple[int, str]:
+        """Run the command against this gateway; return its exit code and what it printed."""
+        environment = {"DARKROOM_URL": self.url, "DARKROOM_GATEWAY__ADMIN_TOKEN": token}
+        done = CliRunner().invoke(app, list(arguments), env=environment)
+        said = str(done.exception) if isinstance(done.exception, SystemExit) else ""
+        return done.exit_code, done.output + said
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    """Return a gateway on a port of its own."""
+    gateway = Gateway()
+    thread = Thread(target=gateway.server.serve_forever, daemon=True)
+    thread.start()
+    yield gateway
+    gateway.server.shutdown()
+    gateway.server.server_close()
+    thread.join()
+
+
+def test_without_yes_nothing_is_done(gateway: Gateway) -> None:
+    """The command first says how many images it would be, and how to mean it."""
+    gateway.answers = [(200, PLAN.model_dump_json().encode())]
+    code, said = gateway.run("--stage", "ocr")
+    assert code == 0
+    assert "again for 3 images" in said
+    assert "--yes" in said
+    assert [asked[2]["dry_run"] for asked in gateway.asked] == [True]
+
+
+def test_with_yes_it_is_watched_to_its_end(gateway: Gateway) -> None:
+    """The command asks for the rerun with the token, looks until it is done, and says what came of it."""
+    done = VIEW.model_copy(update={"state": "done", "done": 90, "eta_s": None})
+    gateway.answers = [(202, VIEW.model_dump_json().encode()), (200, done.model_dump_json().encode())]
+    code, said = gateway.run("--stage", "ocr", "--where", "owner=anna", "--per-second", "5", "--yes", token="s" * 16)
+    assert code == 0
+    assert "ocr-7 is done: 90 of 100 images are on their way to ocr; skipped: 10 in-process" in said
+    assert [asked[:2] for asked in gateway.asked] == [
+        ("POST", "/api/v1/admin/reprocess"), ("GET", "/api/v1/admin/reprocess/ocr-7"),
+    ]  # fmt: skip
+    assert gateway.asked[0][2] == {"stage": "ocr", "where": "owner=anna", "per_second": 5.0}
+    assert {asked[3] for asked in gateway.asked} == {f"Bearer {'s' * 16}"}
+
+
+def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
+    """The list shows pace and time left; a cancel says where the rerun was stopped."""
+    cancelled = VIEW.model_copy(update={"state": "cancelled", "eta_s": None})
+    gateway.answers = [
+        (200, ReprocessList(jobs=(VIEW,)).model_dump_json().encode()), (200, cancelled.model_dump_json().encode()),
+    ]  # fmt: skip
+    assert "ocr-7" in gateway.run("--list")[1]
+    assert "ocr-7 is cancelled: 30 of 100" in gateway.run("--cancel", "ocr-7")[1]
+    assert gateway.asked[1][:2] == ("POST", "/api/v1/admin/reprocess/ocr-7/cancel")
+
+
+def test_a_refusal_is_said_as_it_is(gateway: Gateway) -> None:
+    """What the gateway refuses is told in its own words, and the exit code is not 0."""
+    problem = {
+        "type": "x",
+        "code": "invalid-field",
+        "title": "t",
+        "status": 422,
+        "detail": "no such key",
+        "instance": "/",
+    }
+    for status, body, told in ((422, json.dumps(problem).encode(), "no such key"), (502, b"<html>", "502")):
+        gateway.answers = [(status, body)]
+        code, said = gateway.run("--stage", "ocr")
+        assert code != 0
+        assert told in said
+    assert gateway.run()[0] != 0  # no stage
+
+
+def test_how_it_is_put() -> None:
+    """Numbers, times and reasons read as a person would say them."""
+    assert pace(VIEW) == "4.0/s, 15 s to go"
+    assert pace(VIEW.model_copy(update={"total": None, "eta_s": None})) == "counting"
+    assert sentence(VIEW.model_copy(update={"state": "failed", "error": "why"})).endswith("(why)")
+    assert plan_text(PLAN.model_copy(update={"images": 1, "first": ("a",)}), 20).startswith(
+        "ocr would run again for 1 image,"
+    )
+    assert "more than 3 images" in plan_text(PLAN.model_copy(update={"counted_all": False}), 20)
+    assert [duration(seconds) for seconds in (4.4, 61, 7325)] == ["4 s", "1 min 1 s", "2 h 2 min"]
+    shown = StringIO()
+    Console(width=200, file=shown).print(jobs_table(ReprocessList(jobs=(VIEW,))))
+    assert "30 of 100" in shown.getvalue()

@@ -1,0 +1,80 @@
+"""`darkroom submit` with more images than there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from darkroom.commands.submit import AT_ONCE, refusal_lines, send_all
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.client import AsyncDarkroom
+from gateway.limits.rate_limits import open_limits
+from gateway.limits.settings import RateLimitSettings
+from schemas.values import ImageState, split_job_id
+from streams.object_store.factory import open_files
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
+from streams.settings import FilesSettings, QdrantSettings
+from tests.support.gateway_components import BASE, JPEG, Answers, Sink, settings
+
+ALLOWED = 3
+
+
+@pytest.fixture
+async def vectors(tmp_path: Path) -> AsyncIterator[ReadModel]:
+    async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as found:
+        yield found
+
+
+async def test_what_a_limit_refuses_is_told_in_one_line(vectors: ReadModel, tmp_path: Path) -> None:
+    """Images beyond the limit are neither tried for an hour nor told one by one; those before it come to their end."""
+    sources = []
+    for number in range(30):
+        path = tmp_path / f"{number:02}.jpg"
+        path.write_bytes(JPEG + bytes([number]))
+        sources.append(str(path))
+    asked, lines = [], []
+
+    async def note(request: httpx.Request) -> None:
+        if request.method == "POST":
+            asked.append(request.url.path)
+
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_limits(RateLimitSettings(uploads=f"{ALLOWED}/hour")) as limits,
+    ):
+        sink = Sink()
+        parts = QueryParts(files=files, events=sink, vectors=vectors, readiness=Answers(), limits=limits)
+        transport = httpx.ASGITransport(app=embedded_app(settings(), parts))
+        async with AsyncDarkroom(BASE, transport=transport) as client:
+            client._http.event_hooks["request"].append(note)
+
+            def moved(line: str, done: int, total: int) -> None:
+                lines.append(line)
+
+            async def pipeline() -> None:
+                for _, event in sink.sent:
+                    image_id, _ = split_job_id(event.job_id)
+                    done = {"image_id": image_id, "owner": "default", "generation": 1, "state": ImageState.COMPLETED}
+                    await vectors.begin(ImageRecord.model_validate(done))
+
+            original = client.status
+
+            async def status(job_id: str) -> object:
+                await pipeline()
+                return await original(job_id)
+
+            client.status = status  # type: ignore[method-assign,assignment]
+            shown, refused = await send_all(client, sources, bucket="b", patience_s=60, moved=moved)
+    assert len(shown) == ALLOWED
+    assert len(refused) == len(sources) - ALLOWED
+    assert len(asked) <= ALLOWED + AT_ONCE
+    told, hint = refusal_lines({**refused, "bad.txt": "415 unsupported-format: no image"})[1:]
+    assert told.startswith("not sent: 27 images, the first of them ")
+    assert "3 uploads in 1 hour" in told
+    assert "DARKROOM_LIMITS__UPLOADS" in hint

@@ -1,0 +1,184 @@
+"""What an owner is told of a deletion, from its 202 on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.apps.components import QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.client import AsyncDarkroom
+from gateway.operations.health import Parts
+from schemas.http.submissions import ErasureView
+from schemas.stored.erasures import ErasureState, Removed
+from schemas.values import DEFAULT_OWNER, REQUIRED_STAGES, job_id_of, new_image_id
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key, receipt_key
+from streams.object_store.protocol import FileStore
+from streams.object_store.tombstones import Erasures
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord
+from streams.settings import FilesSettings, QdrantSettings
+from tests.support.gateway_components import BASE, JPEG, UPLOAD, Encoder, FrailFiles, Sink, client_of, refused, settings
+
+IMAGES = "/api/v1/images"
+
+
+@dataclass
+class House:
+    """The embedded gateway, its parts real, its Kafka a list."""
+
+    files: FrailFiles
+    store: FileStore
+    vectors: ReadModel
+    sink: Sink
+    client: httpx.AsyncClient
+
+    @property
+    def erasures(self) -> Erasures:
+        return Erasures(self.store)
+
+    async def image(self) -> str:
+        """Upload an image and let the read model know it."""
+        answer = await self.client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
+        image_id: str = answer.json()["image_id"]
+        await self.vectors.begin(
+            ImageRecord(image_id=image_id, owner=DEFAULT_OWNER, generation=1, required=REQUIRED_STAGES)
+        )
+        await self.store.put(image_key(image_id, 1, "master.png"), b"x", content_type="image/png")
+        return image_id
+
+    async def erasure(self, image_id: str) -> ErasureView:
+        answer = await self.client.get(f"{IMAGES}/{image_id}/erasure")
+        assert answer.status_code == 200, answer.text
+        return ErasureView.model_validate_json(answer.content)
+
+    async def erase(self, image_id: str) -> None:
+        """Do what the indexer does."""
+        erasure = await self.erasures.make_certain(image_id, DEFAULT_OWNER, 2)
+        assert erasure is not None
+        for key in (image_key(image_id, 1, "master.png"), receipt_key(f"{image_id}.1"), receipt_key(f"{image_id}.2")):
+            await self.store.delete(key)
+        await self.vectors.bury(image_id, DEFAULT_OWNER, 2)
+        await self.erasures.say(erasure, erased_at="2026-01-01T00:00:01Z", removed=Removed(objects=1, receipts=2))
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """Return the gateway."""
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as store,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+    ):
+        sink, files = Sink(), FrailFiles(store)
+        app = embedded_app(
+            settings(),
+            QueryParts(
+                files=files,
+                events=sink,
+                vectors=vectors,
+                encoder=Encoder(),
+                readiness=Parts({}, timeout_s=5),
+            ),
+        )
+        async with client_of(app) as client:
+            yield House(files, store, vectors, sink, client)
+
+
+async def test_a_deletion_can_be_followed_to_its_end(house: House) -> None:
+    """The 202 names the receipt, which says how far the deletion is, what went and what is still there right now."""
+    image_id = await house.image()
+    accepted = (await house.client.delete(f"{IMAGES}/{image_id}")).json()
+    assert accepted["erasure_url"] == f"{BASE}{IMAGES}/{image_id}/erasure"
+    asked = await house.erasure(image_id)
+    assert (asked.state, asked.erased_at, asked.removed) == (ErasureState.REQUESTED, None, Removed())
+    assert asked.remaining == 3, "an object, and the receipts of upload and deletion"
+    assert asked.requested_at < asked.leaves_log_by
+
+    await house.erase(image_id)
+    erased = await house.erasure(image_id)
+    assert (erased.state, erased.remaining, erased.removed) == (
+        ErasureState.ERASED,
+        0,
+        Removed(objects=1, receipts=2),
+    )
+    await house.store.put(image_key(image_id, 1, "late.webp"), b"x", content_type="image/webp")
+    assert (await house.erasure(image_id)).remaining == 1
+    await house.store.delete(image_key(image_id, 1, "late.webp"))
+
+    known = await house.erasures.get(image_id)
+    assert known is not None
+    await house.erasures.finish(known, known.removed)
+    finished = await house.erasure(image_id)
+    assert finished.state is ErasureState.FINISHED
+    assert finished.finished_at is not None
+
+
+async def test_a_deleted_image_stays_deleted_when_the_read_model_forgets_it(house: House) -> None:
+    """With the tombstone gone, the image is still gone, its deletion still done, and asking again still refused."""
+    image_id = await house.image()
+    job = (await house.client.delete(f"{IMAGES}/{image_id}")).json()["job_id"]
+    await house.erase(image_id)
+    for purged in (False, True):
+        if purged:
+            await house.vectors.purge(image_id, 2)
+        assert (await house.client.get(f"{IMAGES}/jobs/{job}")).json()["status"] == "deleted"
+        for path in (image_id, f"{image_id}/all", f"jobs/{job_id_of(image_id, 1)}"):
+            refused(await house.client.get(f"{IMAGES}/{path}"), 410, "gone")
+        refused(await house.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
+
+
+async def test_nobody_is_told_of_anothers_deletion(house: House) -> None:
+    """Of an image that is not deleted, never was, or is another's, there is no erasure."""
+    foreign = new_image_id()
+    assert await house.erasures.request(foreign, "rival", 2)
+    for image_id in (await house.image(), new_image_id(), foreign, "x", "..%2Fx"):
+        refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
+
+
+async def test_a_deletion_kafka_did_not_take_leaves_no_erasure(house: House) -> None:
+    """After the 503 nothing of the request is left, and the next one is accepted."""
+    image_id = await house.image()
+    house.sink.away = True
+    before = {key async for key in _keys(house.store)}
+    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
+    assert {key async for key in _keys(house.store)} == before
+    refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
+    house.sink.away = False
+    assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
+
+
+async def test_a_second_request_that_fails_takes_nothing_from_the_first(house: House) -> None:
+    """When Kafka goes away between two requests to delete, the one that was accepted stays accepted."""
+    image_id = await house.image()
+    assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
+    house.sink.away = True
+    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
+    assert (await house.erasure(image_id)).state is ErasureState.REQUESTED
+
+
+async def test_without_the_store_nothing_is_claimed(house: House) -> None:
+    """A store that is away is said to be away: no count is made up."""
+    image_id = await house.image()
+    await house.client.delete(f"{IMAGES}/{image_id}")
+    house.files.away = True
+    refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 503, "dependency-unavailable")
+
+
+async def test_the_client_reads_the_receipt(house: House) -> None:
+    """The Python client deletes, and tells of the erasure."""
+    image_id = await house.image()
+    async with AsyncDarkroom(BASE, transport=house.client._transport) as darkroom:
+        accepted = await darkroom.delete(image_id)
+        assert accepted.erasure_url.endswith(f"{image_id}/erasure")
+        assert (await darkroom.erasure(image_id)).state is ErasureState.REQUESTED
+
+
+async def _keys(files: FileStore) -> AsyncIterator[str]:
+    async for found in files.list(""):
+        yield found.key

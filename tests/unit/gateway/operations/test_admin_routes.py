@@ -1,0 +1,270 @@
+"""The admin API: who may, what is refused, and what operators are told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agents.indexing.record_facts import record as record_fact
+from gateway.access.authenticator import open_door
+from gateway.access.loopback import is_loopback
+from gateway.access.settings import AuthSettings
+from gateway.apps.components import IngestParts, QueryParts
+from gateway.apps.embedded import embedded_app
+from gateway.apps.ingest import ingest_app
+from gateway.apps.query import query_app
+from gateway.settings import GatewaySettings
+from schemas.http.admin import AgentList, ReprocessList, ReprocessPlan, ReprocessView
+from schemas.values import ImageState, new_image_id
+from streams.errors import NotReady
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
+from streams.object_store.tombstones import Erasures
+from streams.operations.agent_pauses import Control
+from streams.operations.reprocess_jobs import JobState, ReprocessJobs
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.settings import FilesSettings, QdrantSettings
+from tests.support.facts import Facts
+from tests.support.gateway_components import Answers, Encoder, FrailFiles, Sink, refused, settings
+
+TOKEN = "correct horse battery"
+HERE = "http://127.0.0.1:8080"
+ADMIN = "/api/v1/admin"
+CALLS = (
+    ("GET", f"{ADMIN}/reprocess"),
+    ("POST", f"{ADMIN}/reprocess"),
+    ("GET", f"{ADMIN}/reprocess/ocr-1"),
+    ("POST", f"{ADMIN}/reprocess/ocr-1/cancel"),
+    ("GET", f"{ADMIN}/agents"),
+    ("POST", f"{ADMIN}/agents/ocr/pause"),
+    ("POST", f"{ADMIN}/agents/ocr/resume"),
+)
+
+Client = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@dataclass
+class Office:
+    """An embedded gateway over a real store and read model in a folder."""
+
+    files: FrailFiles
+    vectors: ReadModel
+
+    @property
+    def store(self) -> FileStore:
+        return self.files  # type: ignore[return-value]
+
+    @asynccontextmanager
+    async def client(
+        self, base: str = HERE, headers: dict[str, str] | None = None, **changes: object
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        """Talk to the gateway under other settings, without a socket."""
+        own = settings(**changes)
+        door = await open_door(own, AuthSettings(), self.store)
+        app = embedded_app(own, replace(self.parts(), authenticator=door))
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client:
+            yield client
+
+    def parts(self) -> QueryParts:
+        """Return what an app is made of."""
+        return QueryParts(
+            files=self.files,  # type: ignore[arg-type]
+            events=Sink(),
+            vectors=self.vectors,
+            encoder=Encoder(),
+            readiness=Answers(),
+        )
+
+    async def complete(self, count: int) -> list[str]:
+        """Make completed images; return their ids, oldest first."""
+        images = [new_image_id() for _ in range(count)]
+        for image in images:
+            for fact in Facts(image).all():
+                await record_fact(fact, self.vectors, Erasures(self.store))
+            await self.vectors.merge(image, 1, {"state": ImageState.COMPLETED.value})
+        return images
+
+
+@pytest.fixture
+async def office(tmp_path: Path) -> AsyncIterator[Office]:
+    """Return an office of its own."""
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+    ):
+        yield Office(FrailFiles(files), vectors)
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_a_set_token_is_asked_for(office: Office, method: str, path: str) -> None:
+    """Without the token, or with another, every admin route refuses, wherever the gateway listens."""
+    for given in (None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer é{TOKEN}"):
+        headers = {} if given is None else {"Authorization": given.encode()}
+        async with office.client(admin_token=TOKEN, host="0.0.0.0") as client:
+            answer = await client.request(method, path, headers=headers, json={})  # type: ignore[arg-type]
+        refused(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert TOKEN not in answer.text
+
+
+async def test_the_token_opens_it_to_others(office: Office) -> None:
+    """With the right token the admin API answers from anywhere."""
+    headers = {"Authorization": f"bearer {TOKEN}"}
+    async with office.client("http://darkroom.example", headers, admin_token=TOKEN, host="0.0.0.0") as client:
+        assert (await client.get(f"{ADMIN}/agents")).status_code == 200
+
+
+async def test_without_a_token_or_keys_nobody_opens_it_to_others(office: Office) -> None:
+    """A gateway others can reach does not start unless something was set up to tell them apart, and says so."""
+    with pytest.raises(NotReady, match="ADMIN_TOKEN"):
+        async with office.client(host="0.0.0.0"):
+            pass
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_a_token_of_this_machine_keeps_others_here_out(office: Office, method: str, path: str) -> None:
+    """On a loopback address with a token set, programs without it may do everything but operate."""
+    async with office.client(admin_token=TOKEN) as client:
+        refused(await client.request(method, path, json={}), 401, "unauthorized")
+        assert (await client.get("/api/v1/search", params={"q": "cat"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("base", "headers"),
+    [
+        ("http://rebound.example:8080", {}),
+        (HERE, {"Origin": "https://evil.example"}),
+        (HERE, {"Origin": "null"}),
+        (HERE, {"Origin": "http://127.0.0.1:9999"}),
+    ],
+)
+async def test_pages_of_other_sites_are_kept_out(office: Office, base: str, headers: dict[str, str]) -> None:
+    """A browser on this machine that another site's page leads here gets nothing, by whatever name it calls."""
+    async with office.client(base, headers) as client:
+        refused(await client.post(f"{ADMIN}/agents/ocr/resume"), 403, "forbidden")
+
+
+async def test_this_machine_may(office: Office) -> None:
+    """On a loopback address programs of this machine need no token."""
+    for base in (HERE, "http://localhost:8080", "http://[::1]:8080"):
+        async with office.client(base, {"Origin": base}) as client:
+            assert (await client.get(f"{ADMIN}/agents")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True),
+     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("", False), ("localhost.example", False)],
+)  # fmt: skip
+def test_what_is_this_machine(host: str, local: bool) -> None:
+    """Only addresses nobody else can reach count as this machine."""
+    assert is_loopback(host) is local
+
+
+def test_a_short_token_is_refused() -> None:
+    """A token that can be guessed is no token."""
+    with pytest.raises(ValueError, match="admin_token"):
+        GatewaySettings.model_validate({"admin_token": "secret"})
+
+
+async def test_only_who_answers_has_it(office: Office) -> None:
+    """The query gateway has the admin API, the ingest gateway has not."""
+    apps = {
+        200: query_app(settings(), office.parts()),
+        404: ingest_app(settings(), IngestParts(files=office.store, events=Sink(), readiness=Answers())),
+    }
+    for status, app in apps.items():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HERE) as client:
+            assert (await client.get(f"{ADMIN}/agents")).status_code == status
+
+
+async def test_a_dry_run_changes_nothing(office: Office) -> None:
+    """It says how many images it would be, and which the first are."""
+    images = await office.complete(12)
+    async with office.client() as client:
+        asked = {"stage": "ocr", "where": "state=completed", "dry_run": True}
+        answer = await client.post(f"{ADMIN}/reprocess", json=asked)
+    assert answer.status_code == 200
+    plan = ReprocessPlan.model_validate_json(answer.content)
+    assert (plan.images, plan.counted_all, list(plan.first)) == (12, True, images[:10])
+    assert await ReprocessJobs(office.store).all() == []
+
+
+async def test_a_rerun_is_asked_for_shown_and_stopped(office: Office) -> None:
+    """What was asked for is what the runner will find, can be looked at, and can be cancelled."""
+    await office.complete(1)
+    async with office.client() as client:
+        answer = await client.post(f"{ADMIN}/reprocess", json={"stage": "ocr", "where": "owner=anna", "per_second": 5})
+        assert answer.status_code == 202
+        asked = ReprocessView.model_validate_json(answer.content)
+        (job,) = await ReprocessJobs(office.store).all()
+        assert (job.id, job.stage, job.where, job.per_second) == (asked.id, "ocr", "owner=anna", 5.0)
+        await ReprocessJobs(office.store).save(
+            job.model_copy(update={"total": 100, "done": 30, "skipped": 10, "rate": 4})
+        )
+        shown = ReprocessView.model_validate_json((await client.get(answer.headers["location"])).content)
+        assert (shown.total, shown.done, shown.skipped, shown.eta_s) == (100, 30, 10, 15.0)
+        listed = ReprocessList.model_validate_json((await client.get(f"{ADMIN}/reprocess")).content)
+        assert listed.jobs == (shown,)
+        stopping = await client.post(f"{answer.headers['location']}/cancel")
+        stopped = ReprocessView.model_validate_json(stopping.content)
+        assert (stopped.state, stopped.eta_s) == (JobState.CANCELLED, None)
+        refused(await client.get(f"{ADMIN}/reprocess/ocr-1"), 404, "not-found")
+        refused(await client.post(f"{ADMIN}/reprocess/ocr-1/cancel"), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "refusal"),
+    [
+        ({"stage": "indexer"}, "stage", (422, "invalid-field")),
+        ({"stage": "ocr", "where": "colour=red"}, "where", (422, "invalid-field")),
+        ({"stage": "ocr", "per_second": 0}, "per_second", (422, "invalid-field")),
+        ({"stage": "ocr", "per_second": 1e9}, "per_second", (422, "invalid-field")),
+        ({"stage": "ocr", "dry_run": 0}, "dry_run", (422, "invalid-field")),
+        ({"stage": "ocr", "force": True}, "force", (400, "unknown-field")),
+        ({}, "stage", (422, "invalid-field")),
+    ],
+)
+async def test_a_wrong_request_names_its_field(
+    office: Office, asked: dict[str, Any], field: str, refusal: tuple[int, str]
+) -> None:
+    """What is not understood is refused with the field and the term, and no job comes of it."""
+    async with office.client() as client:
+        problem = refused(await client.post(f"{ADMIN}/reprocess", json=asked), *refusal)
+    assert [item.field for item in problem.errors] == [field]
+    assert await ReprocessJobs(office.store).all() == []
+
+
+async def test_agents_are_paused_and_resumed(office: Office) -> None:
+    """An agent paused here is paused for all its workers, and everybody can read why."""
+    control = Control(office.store)
+    await control.say_degraded("embedder", "no weights")
+    async with office.client() as client:
+        answer = await client.post(f"{ADMIN}/agents/ocr/pause", json={"reason": "new model"})
+        found = {agent.name: agent for agent in AgentList.model_validate_json(answer.content).agents}
+        assert found["ocr"].paused is not None
+        assert (found["ocr"].paused.reason, found["ocr"].paused.by) == ("new model", "operator")
+        assert (found["embedder"].paused, found["embedder"].degraded) == (None, "no weights")
+        assert (await control.paused("ocr")) is not None
+        resumed = AgentList.model_validate_json((await client.post(f"{ADMIN}/agents/ocr/resume")).content)
+        assert all(agent.paused is None for agent in resumed.agents)
+        assert await control.paused("ocr") is None
+        refused(await client.post(f"{ADMIN}/agents/painter/pause", json={"reason": "x"}), 404, "not-found")
+        refused(await client.post(f"{ADMIN}/agents/ocr/pause", json={}), 422, "invalid-field")
+
+
+async def test_an_absent_store_is_said(office: Office) -> None:
+    """While the object store is away the answer is 503, and nothing internal is told."""
+    async with office.client() as client:
+        office.files.away = True
+        for path in (f"{ADMIN}/agents", f"{ADMIN}/reprocess"):
+            problem = refused(await client.get(path), 503, "dependency-unavailable")
+            assert "10.0.0.7" not in problem.detail

@@ -1,0 +1,127 @@
+"""Failed images: told to their owner, with the reason; to operators, everybody's, with the way to their letters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import Request
+
+from gateway.access.identity import Identity, Scope
+from gateway.apps.components import QueryParts
+from gateway.apps.query import query_app
+from schemas.http.operations import FailedPage
+from schemas.values import ImageState, Owner, StageState, new_image_id
+from streams.object_store.factory import open_files
+from streams.read_model.factory import open_read_model
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import ImageRecord, StageRecord
+from streams.settings import FilesSettings, QdrantSettings
+from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+
+FAILED = "/api/v1/health/failed"
+
+
+class Named:
+    """An authenticator that believes whoever says who they are: `owner scope scope`."""
+
+    async def identify(self, request: Request) -> Identity:
+        owner, *scopes = request.headers["authorization"].split()
+        return Identity(Owner(owner), frozenset(map(Scope, scopes)), owner)
+
+
+@dataclass
+class House:
+    """A query gateway over images of two owners."""
+
+    client: httpx.AsyncClient
+    vectors: ReadModel
+
+    async def image(self, owner: str, state: ImageState = ImageState.FAILED) -> str:
+        """Put an image into the read model, failed in two stages unless told otherwise."""
+        image_id = new_image_id()
+        record = ImageRecord(image_id=image_id, owner=owner, generation=1, submitted_at="2026-01-01T00:00:00.000Z")
+        await self.vectors.begin(record)
+        failed = StageRecord(state=StageState.FAILED, reason="deadline-exceeded", message="too slow")
+        stages = {
+            "ocr": failed.model_copy(update={"finished_at": "2026-01-01T00:00:09.000Z"}),
+            "detector": failed.model_copy(
+                update={"reason": "internal-error", "finished_at": "2026-01-01T00:00:05.000Z"}
+            ),
+            "resizer": StageRecord(state=StageState.DONE),
+        }
+        patch = {"state": state.value, "error_code": "internal-error", "error_message": "a bug of ours"}
+        await self.vectors.merge(image_id, 1, patch, stages=stages)
+        return image_id
+
+    async def page(self, who: str, **parameters: str | int | bool) -> FailedPage:
+        """Ask as somebody."""
+        answer = await self.client.get(FAILED, params=parameters, headers={"authorization": who})
+        assert answer.status_code == 200, answer.text
+        return FailedPage.model_validate_json(answer.content)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """Open the gateway."""
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+    ):
+        parts = QueryParts(files=files, events=Sink(), readiness=Answers(), vectors=vectors)
+        async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
+            yield House(client, vectors)
+
+
+async def test_an_owner_is_told_their_own_failed_images_newest_first(house: House) -> None:
+    """Only failed images, only the owner's, the newest first, each with code, message, stages and times."""
+    first = await house.image("anna")
+    await house.image("anna", ImageState.COMPLETED)
+    await house.image("berta")
+    second = await house.image("anna")
+    page = await house.page("anna images:read")
+    assert [image.image_id for image in page.images] == [second, first]
+    shown = page.images[0]
+    assert (shown.code, shown.message, shown.stage) == ("internal-error", "a bug of ours", "detector")
+    assert shown.stages == {"ocr": "deadline-exceeded", "detector": "internal-error"}
+    assert shown.submitted_at == "2026-01-01T00:00:00.000Z"
+    assert shown.status_url.endswith(f"/api/v1/images/jobs/{second}.1")
+    assert (shown.owner, shown.dead_letters_url) == (None, None)
+
+
+async def test_an_operator_is_told_everybodys_with_their_letters(house: House) -> None:
+    """With the scope `admin` all owners' images come, with owner and the way to their letters; or only one's own."""
+    theirs, own = await house.image("berta"), await house.image("root")
+    page = await house.page("root images:read admin")
+    assert [(image.image_id, image.owner) for image in page.images] == [(own, "root"), (theirs, "berta")]
+    assert str(page.images[1].dead_letters_url).endswith(f"/api/v1/admin/dead-letters?image_id={theirs}")
+    mine = await house.page("root images:read admin", everybody=False)
+    assert [image.image_id for image in mine.images] == [own]
+
+
+async def test_pages_follow_each_other(house: House) -> None:
+    """Each page names the next by cursor and Link until all were told once; a cursor is good for its own list alone."""
+    images = [await house.image("anna") for _ in range(5)]
+    seen: list[str] = []
+    page = await house.page("anna images:read", limit=2)
+    cursor = page.next_cursor
+    assert cursor is not None
+    while True:
+        seen += [image.image_id for image in page.images]
+        if page.next_cursor is None:
+            break
+        page = await house.page("anna images:read", limit=2, cursor=page.next_cursor)
+    assert seen == images[::-1]
+    other = await house.client.get(FAILED, params={"cursor": cursor}, headers={"authorization": "berta images:read"})
+    refused(other, 400, "invalid-cursor")
+
+
+async def test_nobody_else_sees_everybodys(house: House) -> None:
+    """Asking for every owner's images without the scope `admin` is 403; a limit out of bounds is refused."""
+    headers = {"authorization": "anna images:read"}
+    refused(await house.client.get(FAILED, params={"everybody": True}, headers=headers), 403, "forbidden")
+    for limit in (0, 201):
+        refused(await house.client.get(FAILED, params={"limit": limit}, headers=headers), 422, "invalid-field")

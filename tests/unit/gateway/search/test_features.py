@@ -1,0 +1,385 @@
+"""Vectors alone: requests share calls of the model, one bad image fails alone, and what is too much is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents.core.decode import Limits as DecodeLimits
+from agents.core.sanitize import sanitize
+from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
+from darkroom.processes.clip import open_features, open_tower
+from gateway.apps.components import QueryParts
+from gateway.apps.query import query_app
+from gateway.limits.rate_limits import Limits
+from gateway.limits.settings import RateLimitSettings
+from gateway.protocols import ModelAway, Undecodable
+from gateway.search.feature_batching import Batching, Busy, FeatureSettings, open_batching
+from schemas.values import ErrorCode, ModelRef
+from streams.object_store.factory import open_files
+from streams.read_model.factory import open_read_model
+from streams.settings import FilesSettings, ModelsSettings, QdrantSettings
+from tests.support.gateway_components import JPEG, Answers, Sink, client_of, refused, settings, unit_vector
+
+MODEL = ModelRef(name="drawn", sha256="c" * 64, backend="paper")
+PATH = "/api/v1/features"
+
+Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@dataclass
+class Paper:
+    """An encoder of JPEGs by their last byte. Each call of the model waits until it may go on."""
+
+    prepared: list[int] = field(default_factory=list)
+    calls: list[list[int]] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    away: str = ""
+
+    async def model(self) -> ModelRef:
+        if self.away:
+            raise ModelAway(self.away)
+        return MODEL
+
+    async def prepare(self, data: bytes) -> int:
+        if not data.startswith(JPEG[:4]):
+            raise Undecodable(ErrorCode.TRUNCATED_IMAGE, "The file ends before the image does.")
+        self.prepared.append(data[-1])
+        return data[-1]
+
+    async def until_prepared(self, count: int) -> None:
+        """Return when that many images are decoded and wait for the model, or are through."""
+        async with asyncio.timeout(60):
+            while len(self.prepared) < count:
+                await asyncio.sleep(0.01)
+
+    async def encode(self, prepared: Sequence[int]) -> Sequence[list[float] | Exception]:
+        self.calls.append(list(prepared))
+        self.called.set()
+        await self.open.wait()
+        if 99 in prepared:
+            raise ValueError("the model cannot take 99")
+        return [unit_vector(number) for number in prepared]
+
+
+@pytest.fixture
+def paper() -> Paper:
+    return Paper()
+
+
+@pytest.fixture
+async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
+    """Serve the query app with the paper encoder behind batching of these settings."""
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+    ):
+
+        @asynccontextmanager
+        async def serving(
+            *, without: bool = False, limit: str = "none", **changes: Any
+        ) -> AsyncIterator[httpx.AsyncClient]:
+            async with open_batching(paper, FeatureSettings(**changes)) as batching:
+                features = None if without else batching
+                sink = Sink()
+                parts = QueryParts(
+                    files=files,
+                    events=sink,
+                    readiness=Answers(),
+                    vectors=vectors,
+                    features=features,
+                    limits=Limits(RateLimitSettings(features=limit)),
+                )
+                async with client_of(query_app(settings(spool_dir=tmp_path), parts)) as client:
+                    yield client
+                assert not sink.sent, "vectors alone are no event"
+                assert not [info.key async for info in files.list("originals/")], "nothing is stored"
+
+        yield serving
+
+
+def jpeg(number: int) -> bytes:
+    """Return what the paper encoder takes for a JPEG of that number."""
+    return JPEG + bytes([number])
+
+
+async def post(client: httpx.AsyncClient, data: bytes, path: str = PATH) -> httpx.Response:
+    """Send the body as the image itself."""
+    return await client.post(path, content=data, headers={"content-type": "image/jpeg"})
+
+
+async def test_one_image_is_answered_with_its_vector_and_what_made_it(serve: Serving, paper: Paper) -> None:
+    """A form, a raw body and the other services' path all give the vector, its width, and the weights' hash."""
+    paper.open.set()
+    async with serve() as client:
+        answers = [
+            await post(client, jpeg(3)),
+            await post(client, jpeg(3), "/extract-features"),
+            await client.post(PATH, files={"file": ("cat.jpg", jpeg(3))}),
+            await client.post(PATH, content=jpeg(3), headers={"content-type": "application/octet-stream"}),
+        ]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["vector"] == unit_vector(3)
+        assert body["dimensions"] == 512
+        assert body["model"] == {"name": "drawn", "weights_sha256": "c" * 64, "backend": "paper"}
+        assert body["duration_ms"] >= 0
+
+
+async def test_requests_at_the_same_time_share_calls_of_the_model(serve: Serving, paper: Paper) -> None:
+    """While one call runs, what comes waits and goes together into the next; each request gets its own vector."""
+    async with serve(batch_size=8, batch_wait_s=0) as client:
+        first = asyncio.create_task(post(client, jpeg(0)))
+        await paper.called.wait()
+        others = [asyncio.create_task(post(client, jpeg(number))) for number in range(1, 8)]
+        await paper.until_prepared(8)
+        paper.open.set()
+        answers = await asyncio.gather(first, *others)
+    assert [answer.json()["vector"] for answer in answers] == [unit_vector(number) for number in range(8)]
+    assert [sorted(call) for call in paper.calls] == [[0], [1, 2, 3, 4, 5, 6, 7]]
+
+
+async def test_an_image_that_fails_fails_alone(serve: Serving, paper: Paper) -> None:
+    """Of requests in one batch, one that the decoder or the model refuses is refused alone; the others are answered."""
+    async with serve(batch_size=8, batch_wait_s=0) as client:
+        first = asyncio.create_task(post(client, jpeg(0)))
+        await paper.called.wait()
+        others = [asyncio.create_task(post(client, jpeg(number))) for number in (1, 99, 2)]
+        await paper.until_prepared(4)
+        torn = asyncio.create_task(post(client, b"\x89PNG\r\n\x1a\n" + bytes(40)))
+        paper.open.set()
+        good, bad, also_good = await asyncio.gather(*others)
+        assert (await first).status_code == 200
+        assert (good.json()["vector"], also_good.json()["vector"]) == (unit_vector(1), unit_vector(2))
+        refused(bad, 500, "internal-error")
+        problem = refused(await torn, 422, "corrupt-image")
+        assert problem.detail == "The file ends before the image does."
+    assert [1, 2, 99] in [sorted(call) for call in paper.calls]
+
+
+async def test_one_image_more_than_may_wait_is_refused_at_once(serve: Serving, paper: Paper) -> None:
+    """A full queue answers 503 with Retry-After before it reads the body; when there is room again, it answers."""
+    async with serve(queue=2, batch_size=1) as client:
+        waiting = [asyncio.create_task(post(client, jpeg(number))) for number in (1, 2)]
+        await until_waiting(client, 2)
+        answer = await post(client, jpeg(3))
+        refused(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+        paper.open.set()
+        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+        assert (await post(client, jpeg(3))).status_code == 200
+
+
+async def test_a_vector_that_takes_too_long_is_not_waited_for(serve: Serving, paper: Paper) -> None:
+    """After its time a request is answered 503 with Retry-After, and makes room for the next."""
+    async with serve(queue=1, timeout_s=0.2) as client:
+        answer = await post(client, jpeg(1))
+        assert "in time" in refused(answer, 503, "overloaded").detail
+        assert answer.headers["retry-after"]
+        paper.open.set()
+        async with asyncio.timeout(60):
+            while (await post(client, jpeg(2))).status_code != 200:  # on a slow machine 0.2 s may be little
+                pass
+
+
+async def test_who_goes_away_leaves_the_queue(paper: Paper, tmp_path: Path) -> None:
+    """An image nobody waits for any more makes room at once, and the model is never called for it."""
+    paths = [tmp_path / str(number) for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_bytes(jpeg(number))
+    async with open_batching(paper, FeatureSettings(queue=2, batch_size=1, batch_wait_s=0)) as batching:
+        first = asyncio.create_task(batching.vectors(paths[:1]))
+        await paper.called.wait()
+        second = asyncio.create_task(batching.vectors(paths[1:2]))
+        await paper.until_prepared(2)
+        with pytest.raises(Busy):
+            await batching.vectors(paths[2:3])
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        third = asyncio.create_task(batching.vectors(paths[2:3]))
+        paper.open.set()
+        assert await first == [unit_vector(0)]
+        assert await third == [unit_vector(2)]
+    assert paper.calls == [[0], [2]]
+
+
+async def test_a_client_that_hangs_up_is_not_worked_for(serve: Serving, paper: Paper) -> None:
+    """When the connection of a waiting request ends, its image leaves the queue."""
+    sent = 0
+
+    async with serve(queue=1) as client:
+        app = client._transport.app  # type: ignore[attr-defined]
+        hung_up = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            sent += 1
+            if sent == 1:
+                return {"type": "http.request", "body": jpeg(1), "more_body": False}
+            await hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": PATH,
+            "raw_path": PATH.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+            "headers": [(b"host", b"darkroom.test"), (b"content-type", b"image/jpeg")],
+            "client": ("127.0.0.1", 1), "server": ("darkroom.test", 80),
+        }  # fmt: skip
+        request = asyncio.create_task(app(scope, receive, send))
+        await paper.called.wait()
+        refused(await post(client, jpeg(2)), 503, "overloaded")
+        hung_up.set()
+        await request
+        paper.open.set()
+        assert (await post(client, jpeg(2))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "code"),
+    [
+        (b"", "image/jpeg", 400, "empty-file"),
+        (b"GIF?" * 20, "image/gif", 415, "unsupported-format"),
+        (JPEG + bytes(2000), "image/jpeg", 413, "file-too-large"),
+        (JPEG, "text/plain", 415, "unsupported-media-type"),
+        (b'{"image_id": "nobody"}', "application/json", 404, "not-found"),
+        (b'{"image_id": "x", "model": "y"}', "application/json", 400, "unknown-field"),
+    ],
+)
+async def test_what_is_no_image_is_refused_with_a_reason(
+    serve: Serving, content: bytes, kind: str, status: int, code: str
+) -> None:
+    """Nothing, no image, too much, another type, an unknown id and an unknown field each have their own refusal."""
+    async with serve(max_bytes=1000) as client:
+        refused(await client.post(PATH, content=content, headers={"content-type": kind}), status, code)
+
+
+@pytest.mark.parametrize("path", [f"{PATH}/batch", "/extract-features-batch"])
+async def test_several_images_are_answered_each_for_itself(serve: Serving, paper: Paper, path: str) -> None:
+    """Of five files one is torn, one no image and one too large: two vectors in order, three errors with codes."""
+    paper.open.set()
+    torn = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    sent = [("a.jpg", jpeg(1)), ("b.png", torn), ("c.txt", b"words " * 20), ("d.jpg", JPEG * 10), ("e.jpg", jpeg(2))]
+    async with serve(max_bytes=1000, batch_size=16) as client:
+        answer = await client.post(path, files=[("files", file) for file in sent])
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert [(item["index"], item["filename"]) for item in body["items"]] == [(0, "a.jpg"), (4, "e.jpg")]
+        assert [item["vector"] for item in body["items"]] == [unit_vector(1), unit_vector(2)]
+        errors = {error["filename"]: error["code"] for error in body["errors"]}
+        assert errors == {"b.png": "truncated-image", "c.txt": "unsupported-format", "d.jpg": "file-too-large"}
+        assert (body["dimensions"], body["model"]["name"]) == (512, "drawn")
+
+
+async def test_a_batch_is_bounded_and_not_all_in_vain(serve: Serving, paper: Paper) -> None:
+    """Too many files are 413; more than find room are 503, none of them taken in; of none that can be used, 422."""
+    paper.open.set()
+    async with serve(max_files=3, queue=2) as client:
+        files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(4)]
+        refused(await client.post(f"{PATH}/batch", files=files), 413, "too-many-files")
+        refused(await client.post(f"{PATH}/batch", files=files[:3]), 503, "overloaded")
+        assert (await client.post(f"{PATH}/batch", files=files[:2])).status_code == 200
+        problem = refused(await client.post(f"{PATH}/batch", files={"file": ("x", b"text")}), 422, "nothing-accepted")
+        assert problem.errors[0].field == "files[0]"
+        refused(await client.post(f"{PATH}/batch", content=jpeg(1)), 415, "unsupported-media-type")
+
+
+async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper: Paper) -> None:
+    """Of three an hour, one and a batch of two are answered; a batch that does not fit is 429, none of it counted."""
+    paper.open.set()
+    async with serve(limit="3/hour") as client:
+        files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(3)]
+        assert (await post(client, jpeg(1))).status_code == 200
+        refused(await client.post(f"{PATH}/batch", files=files), 429, "rate-limited")
+        assert (await client.post(f"{PATH}/batch", files=files[:2])).status_code == 200
+        refused(await post(client, jpeg(1)), 429, "rate-limited")
+
+
+async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper) -> None:
+    """503 `model-unavailable` with the reason, before the image is looked at; also where there is no encoder at all."""
+    paper.away = "no ViT-B-32.pt in models.cache"
+    async with serve() as client:
+        assert "no ViT-B-32.pt" in refused(await post(client, b"no image"), 503, "model-unavailable").detail
+    async with serve(without=True) as client:
+        refused(await post(client, jpeg(1)), 503, "model-unavailable")
+
+
+async def until_waiting(client: httpx.AsyncClient, count: int) -> None:
+    """Return when that many images were taken in and not answered."""
+    async with asyncio.timeout(60):
+        while f"darkroom_features_waiting_images {count}.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
+    """Settings whose folder holds ViT-B/32 with seeded random weights, for torch: nothing is converted."""
+    import open_clip  # noqa: PLC0415 - seconds
+    import torch  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(7)
+    torch.save(open_clip.create_model(ARCHITECTURE, pretrained=None).state_dict(), folder / "random.pt")
+    return ModelsSettings(dir=folder, cache=tmp_path_factory.mktemp("cache"), download=False, backend="torch")
+
+
+async def test_real_images_go_through_the_sandbox_to_the_vectors_the_pipeline_makes(
+    models: ModelsSettings, images_dir: Path, tmp_path: Path
+) -> None:
+    """With ViT-B/32, photos sent at once have the vectors of their masters; a torn file between them fails alone."""
+    photos = sorted((images_dir / "clip_golden").glob("*.jpg"))[:3]
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(photos[0].read_bytes()[:300])
+    own = FeatureSettings(weights="random.pt", decoders=1)
+    async with (
+        open_tower(models, own.weights) as tower,
+        open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes) as encoder,
+        open_batching(encoder, own) as batching,
+    ):
+        model = await batching.model()
+        answers = await batching.vectors([photos[0], torn, *photos[1:]])
+    weights = find_clip(models, "random.pt")
+    assert (model.name, model.sha256, model.backend) == ("random", weights.sha256, "torch")
+    bad = answers.pop(1)
+    assert isinstance(bad, Undecodable)
+    assert bad.code in set(ErrorCode)
+    expected = ClipEncoder(weights, models).encode_images([master_of(path) for path in photos])
+    found = np.array(answers)
+    assert found.shape == (3, 512)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    assert float((found * expected).sum(axis=1).min()) >= 0.99999
+
+
+async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Without weights the encoder says which file was looked for, and names no folder of this machine."""
+    nowhere = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
+    async with (
+        open_tower(nowhere) as tower,
+        open_features(tower, decoders=1, max_bytes=1000) as encoder,
+        open_batching(encoder, FeatureSettings()) as batching,
+    ):
+        assert isinstance(batching, Batching)
+        with pytest.raises(ModelAway, match=r"ViT-B-32\.pt") as refusal:
+            await batching.model()
+    assert str(tmp_path) not in str(refusal.value)
+
+
+def master_of(path: Path) -> Image.Image:
+    """Return a photo as the sanitizer leaves it."""
+    limits = DecodeLimits(max_bytes=10_000_000, max_side=10_000, max_pixels=40_000_000, max_frames=100)
+    made = sanitize(path.read_bytes(), limits, keep_capture_details=False)
+    return Image.open(io.BytesIO(made.master)).convert("RGB")

@@ -1,0 +1,560 @@
+"""What the ingest gateway accepts, refuses, and never half-accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.apps.components import IngestParts
+from gateway.apps.ingest import ingest_app
+from gateway.uploads.lane_selection import Lanes
+from schemas.events.envelope import Event
+from schemas.events.intake import FetchRequested, ImageUploaded
+from schemas.http.submissions import Submitted
+from schemas.stored.receipts import Receipt, ReceiptKind
+from schemas.values import Lane, Owner, split_job_id
+from streams import topics
+from streams.errors import DependencyAway
+from streams.object_store.factory import open_files
+from streams.object_store.keys import receipt_key
+from streams.object_store.tombstones import Erasures
+from streams.settings import FilesSettings
+from streams.topics import Topic
+from tests.support.gateway_components import BASE, JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+
+FETCH = "/api/v1/images/fetch"
+DEEP = '{"a":' * 3000 + "1" + "}" * 3000
+LONG = json.dumps({"a": "x" * 17_000})
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+    async with open_files(FilesSettings(directory=tmp_path)) as found:
+        yield FrailFiles(found)
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
+
+
+@pytest.fixture
+async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
+    app = ingest_app(settings(max_upload_bytes=200_000), IngestParts(files=files, events=sink, readiness=Answers()))
+    async with client_of(app) as found:
+        yield found
+
+
+async def test_an_upload_is_stored_noted_and_announced_before_202(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """A 202 means: the bytes are stored under their hash, the receipt is written, the event is delivered."""
+    answer = await client.post(
+        UPLOAD, files={"file": ("cat.jpg", JPEG)}, data={"bucket": "pets", "metadata": '{"album": null, "n": [1]}'}
+    )
+    assert answer.status_code == 202, answer.text
+    body = Submitted.model_validate_json(answer.content)
+    assert split_job_id(body.job_id) == (body.image_id, 1)
+    assert answer.headers["location"] == body.status_url == f"{BASE}/api/v1/images/jobs/{body.job_id}"
+    digest = hashlib.sha256(JPEG).hexdigest()
+    assert (await files.objects())[f"originals/default/{digest[:2]}/{digest}"] == (JPEG, "image/jpeg")
+    receipt = Receipt.model_validate_json((await files.objects())[receipt_key(body.job_id)][0])
+    assert (receipt.kind, receipt.bucket, receipt.filename) == (ReceiptKind.UPLOAD, "pets", "cat.jpg")
+    assert receipt.context == {"album": None, "n": [1]}
+    ((topic, event),) = sink.sent
+    assert topic is topics.UPLOADED
+    assert isinstance(event, ImageUploaded)
+    assert event.original == receipt.original
+    assert (event.image_id, event.generation, event.context) == (body.image_id, 1, receipt.context)
+    assert ImageUploaded.model_validate_json(event.body()) == event
+
+
+async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -> None:
+    """At the moment the event goes to Kafka, the original, the claim on it and the receipt are already stored."""
+    seen: list[set[str]] = []
+
+    class Watching(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+            seen.append({key.split("/")[0] for key in await files.objects()})
+
+    app = ingest_app(settings(), IngestParts(files=files, events=Watching(), readiness=Answers()))
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+    assert seen == [{"originals", "claims", "jobs"}]
+
+
+async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
+) -> None:
+    """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are taken by magic bytes, under any file name and type."""
+    wanted = {
+        "formats/cat.jpg": "image/jpeg",
+        "formats/p3.png": "image/png",
+        "formats/hopper_lzw.tif": "image/tiff",
+        "formats/5_webp_a.webp": "image/webp",
+        "formats/rotating-squares.gif": "image/gif",
+        "formats/hopper.avif": "image/avif",
+        "exif/samplefilehub.heif": "image/heic",
+    }
+    for name, kind in wanted.items():
+        data = (images_dir / name).read_bytes()
+        app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=Answers()))
+        async with client_of(app) as roomy:
+            answer = await roomy.post(UPLOAD, files={"file": ("x.txt", data, "text/plain")})
+        assert answer.status_code == 202, (name, answer.text)
+        event = sink.sent[-1][1]
+        assert isinstance(event, ImageUploaded)
+        assert event.original.content_type == kind
+    bmp = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    assert (await client.post(UPLOAD, files={"file": ("x", bmp + bytes(60))})).status_code == 202
+
+
+async def test_what_is_no_image_is_refused_with_415(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
+) -> None:
+    """Text, SVG, JPEG 2000 and a JPEG's name on other bytes are refused, and leave nothing behind."""
+    for data in (
+        b"BMW is not a bitmap, whatever its first two letters say, is it?",
+        b"x",
+        (images_dir / "formats" / "check.svg").read_bytes(),
+        (images_dir / "formats" / "relax.jp2").read_bytes()[:5000],
+        b"\x00\x00\x00\x18ftypmp42" + b"isom" * 40,
+    ):
+        answer = await client.post(UPLOAD, files={"file": ("cat.jpg", data, "image/jpeg")})
+        refused(answer, 415, "unsupported-format")
+    assert not await files.objects()
+    assert not sink.sent
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "code"),
+    [
+        ({"files": {"file": ("a.jpg", b"")}}, 400, "empty-file"),
+        ({"files": {"bucket": (None, "b")}}, 400, "missing-file"),
+        ({"files": {"file": (None, "not a file")}}, 400, "missing-file"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": "[1]"}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": "{"}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": '{"a": NaN}'}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": '{"a": 1e999}'}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": '{"a": "\\ud800"}'}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": DEEP}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"metadata": LONG}}, 400, "invalid-metadata"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"bucket": "../x"}}, 400, "invalid-bucket"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"bucket": "x" * 65}}, 400, "invalid-bucket"),
+        ({"files": {"file": ("a", JPEG)}, "data": {"colour": "red"}}, 400, "unknown-field"),
+        ({"files": [("file", ("a", JPEG)), ("file", ("b", JPEG))]}, 400, "bad-request"),
+        ({"content": b"hello", "headers": {"content-type": "text/plain"}}, 415, "unsupported-media-type"),
+        ({"content": b"hello", "headers": {"content-type": "multipart/form-data"}}, 400, "bad-request"),
+        ({"content": b"hello", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "bad-request"),
+        (
+            {
+                "content": b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG,
+                "headers": {"content-type": "multipart/form-data; boundary=x"},
+            },
+            400,
+            "bad-request",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_bad_form_is_refused_and_leaves_nothing(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, form: dict[str, object], status: int, code: str
+) -> None:
+    """Every way a form can be wrong has its own code, and leaves neither object nor receipt nor event."""
+    refused(await client.post(UPLOAD, **form), status, code)  # type: ignore[arg-type]
+    assert not await files.objects()
+    assert not sink.sent
+
+
+async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
+    """The refusal of an unknown field names it and what is known."""
+    answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, data={"colour": "red"})
+    problem = refused(answer, 400, "unknown-field")
+    assert [item.field for item in problem.errors] == ["colour"]
+    assert "bucket, category, file, lane, metadata, on_duplicate, sha256, tags" in problem.detail
+
+
+async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(client: httpx.AsyncClient) -> None:
+    """A Content-Length over the limit is refused with 413 without taking one byte of the body."""
+
+    async def body() -> AsyncIterator[bytes]:
+        pytest.fail("the body was read")
+        yield b""
+
+    headers = {"content-type": "multipart/form-data; boundary=x", "content-length": "900000000"}
+    problem = refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
+    assert "200000" in problem.detail
+
+
+async def test_too_much_without_a_length_is_cut_off_at_once(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """A body of unknown length is read until the limit and not further."""
+    taken = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
+        for _ in range(10_000):
+            taken += 10_000
+            yield b"\x00" * 10_000
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
+    assert taken <= 220_000
+    assert not await files.objects()
+    assert not sink.sent
+
+
+async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.AsyncClient) -> None:
+    """Bytes after the last boundary count too: a whole form with an endless tail is cut off."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG + b"\r\n--x--\r\n"
+        for _ in range(40):
+            yield b" " * 10_000
+        pytest.fail("the tail was taken")
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
+
+
+async def test_a_gateway_without_room_on_disk_says_503(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+    """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
+    app = ingest_app(
+        settings(spool_dir=tmp_path / "nowhere"), IngestParts(files=files, events=sink, readiness=Answers())
+    )
+    async with client_of(app) as client:
+        refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
+    assert not sink.sent
+
+
+async def test_no_upload_is_left_on_disk(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+    """However an upload ends, nothing of it stays where it waited."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    app = ingest_app(settings(spool_dir=spool), IngestParts(files=files, events=sink, readiness=Answers()))
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+        refused(await client.post(UPLOAD, files={"file": ("a", b"x" * 100)}), 415, "unsupported-format")
+        sink.away = True
+        refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
+    assert not list(spool.iterdir())
+
+
+async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Sink) -> None:
+    """An upload in which nothing comes for longer than allowed ends with 408."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
+        await asyncio.Event().wait()
+
+    app = ingest_app(settings(upload_idle_s=0.05), IngestParts(files=files, events=sink, readiness=Answers()))
+    async with client_of(app) as client:
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        refused(await client.post(UPLOAD, content=body(), headers=headers), 408, "upload-too-slow")
+    assert not await files.objects()
+
+
+async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -> None:
+    """The limit is a size that is allowed; one byte more is not."""
+    whole = JPEG + bytes(200_000 - len(JPEG))
+    assert (await client.post(UPLOAD, files={"file": ("a", whole)})).status_code == 202
+    refused(await client.post(UPLOAD, files={"file": ("a", whole + b"\x00")}), 413, "file-too-large")
+
+
+async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+    """Without Kafka's confirmation there is no job: 503 with Retry-After, and everything is taken back."""
+    sink.away = True
+    for answer in (
+        await client.post(UPLOAD, files={"file": ("a", JPEG)}),
+        await client.post(FETCH, json={"url": "https://example.org/a.jpg"}),
+    ):
+        problem = refused(answer, 503, "dependency-unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert "Kafka" in problem.detail
+    assert not await files.objects()
+    sink.away = False
+    assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+
+
+async def test_a_failed_upload_leaves_the_bytes_others_stand_on(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """A second upload of the same bytes that is not accepted takes nothing from the first, which was."""
+    first = (await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()
+    before = await files.objects()
+    sink.away = True
+    refused(await client.post(UPLOAD, files={"file": ("b", JPEG)}), 503, "dependency-unavailable")
+    assert await files.objects() == before
+    assert receipt_key(first["job_id"]) in before
+
+
+async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_other(files: FrailFiles) -> None:
+    """Of two uploads of the same bytes at once, the one that stored them fails: the accepted one keeps them."""
+    brought, accepted = asyncio.Event(), asyncio.Event()
+
+    class Split(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+            if not brought.is_set():
+                brought.set()
+                await accepted.wait()
+                raise DependencyAway("the first is not confirmed")
+            accepted.set()
+
+    app = ingest_app(settings(), IngestParts(files=files, events=Split(), readiness=Answers()))
+    async with client_of(app) as client:
+
+        async def second() -> httpx.Response:
+            await brought.wait()
+            return await client.post(UPLOAD, files={"file": ("b", JPEG)})
+
+        failed, taken = await asyncio.gather(client.post(UPLOAD, files={"file": ("a", JPEG)}), second())
+    refused(failed, 503, "dependency-unavailable")
+    assert taken.status_code == 202
+    receipt = Receipt.model_validate_json(await files.get(receipt_key(taken.json()["job_id"])))
+    assert receipt.original is not None
+    assert await files.get(receipt.original.key) == JPEG
+    assert len(await files.receipts()) == 1
+
+
+async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: FrailFiles) -> None:
+    """An original that goes while its event is being delivered is there again before the 202."""
+
+    class Removing(Sink):
+        async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
+            assert isinstance(event, ImageUploaded)
+            await files.delete(event.original.key)
+
+    app = ingest_app(settings(), IngestParts(files=files, events=Removing(), readiness=Answers()))
+    async with client_of(app) as client:
+        assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
+    assert JPEG in [data for data, _ in (await files.objects()).values()]
+
+
+async def only_its_deletion(files: FrailFiles) -> None:
+    """Fail unless all that is left of an upload is that whatever becomes of it is deleted."""
+    (image_id,) = [one async for one in Erasures(files).unfinished()]
+    assert await files.receipts() == [receipt_key(f"{image_id}.2")]
+    receipt = Receipt.model_validate_json(await files.get(receipt_key(f"{image_id}.2")))
+    assert receipt.kind is ReceiptKind.DELETE
+    erasure = await Erasures(files).get(image_id)
+    assert erasure is not None
+    assert erasure.covers(receipt.owner, 1)
+    assert not [key for key in await files.objects() if key.startswith(("originals/", "claims/"))]
+
+
+async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles) -> None:
+    """A confirmation that does not come is not waited for without end; the image, if it comes to be, is deleted."""
+
+    class Silent(Sink):
+        async def send(self, *args: object, **named: object) -> None:
+            await asyncio.Event().wait()
+
+    app = ingest_app(settings(delivery_timeout_s=0.05), IngestParts(files=files, events=Silent(), readiness=Answers()))
+    async with client_of(app) as client:
+        refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
+    await only_its_deletion(files)
+
+
+async def test_storage_away_is_503_and_nothing_is_sent(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """Without the object store nothing is accepted, nothing announced, and no address of ours is told."""
+    files.away = True
+    answer = await client.post(UPLOAD, files={"file": ("a", JPEG)})
+    refused(answer, 503, "dependency-unavailable")
+    assert answer.headers["retry-after"]
+    assert "10.0.0.7" not in answer.text
+    assert not sink.sent
+
+
+async def test_equal_bytes_are_stored_once_and_are_two_images(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """Two uploads of the same bytes share one original; each is its own image."""
+    ids = {(await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()["image_id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert len([key for key in await files.objects() if key.startswith("originals/")]) == 1
+
+
+async def test_a_fetch_is_noted_and_announced_by_its_host(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """A URL is accepted as an event keyed by its host, so that one fetcher owns a source."""
+    asked = {"url": "https://Example.org:8443/a.jpg", "bucket": "b", "metadata": {"k": "v"}}
+    answer = await client.post(FETCH, json=asked)
+    assert answer.status_code == 202, answer.text
+    ((topic, event),) = sink.sent
+    assert topic is topics.FETCH_REQUESTED
+    assert isinstance(event, FetchRequested)
+    assert (event.url, event.bucket, event.context, event.key()) == (asked["url"], "b", {"k": "v"}, b"example.org")
+    receipt = Receipt.model_validate_json((await files.objects())[receipt_key(event.job_id)][0])
+    assert (receipt.kind, receipt.url) == (ReceiptKind.FETCH, asked["url"])
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://a/b", "http://", "/a.jpg", "http://[::1", "http://a b/c", "http://a:99999/"]
+)
+async def test_what_is_no_http_url_is_refused(client: httpx.AsyncClient, sink: Sink, url: str) -> None:
+    """Only absolute http and https URLs are passed on to the fetcher."""
+    refused(await client.post(FETCH, json={"url": url}), 400, "invalid-url")
+    assert not sink.sent
+
+
+async def test_a_bad_fetch_body_names_every_field(client: httpx.AsyncClient) -> None:
+    """A JSON body that is not as it must be is refused with 422, naming each field."""
+    problem = refused(await client.post(FETCH, json={"bucket": "/", "colour": 1}), 422, "invalid-field")
+    assert {item.field for item in problem.errors} == {"url", "bucket", "colour"}
+    refused(await client.post(FETCH, content=b"{", headers={"content-type": "application/json"}), 422, "invalid-field")
+    deep = {"url": "https://a.example/", "metadata": {"a": "x" * 20_000}}
+    refused(await client.post(FETCH, json=deep), 400, "invalid-metadata")
+
+
+async def test_a_json_body_is_read_under_a_limit(client: httpx.AsyncClient) -> None:
+    """A JSON body without end is cut off, and one of another type is not read."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 10_000
+        pytest.fail("the body was taken whole")
+
+    headers = {"content-type": "application/json"}
+    refused(await client.post(FETCH, content=body(), headers=headers), 413, "file-too-large")
+    refused(await client.post(FETCH, data={"url": "https://a.example/"}), 415, "unsupported-media-type")
+
+
+async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
+    """The framework's own 404 and 405 look like every other refusal."""
+    refused(await client.get("/nothing"), 404, "not-found")
+    answer = await client.get(UPLOAD)
+    refused(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "OPTIONS, POST"
+
+
+async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> None:
+    """An unforeseen error is answered with its correlation id and not with what it was."""
+
+    class Broken(Sink):
+        async def send(self, *args: object, **named: object) -> None:
+            raise RuntimeError("secret-host-name")
+
+    app = ingest_app(settings(), IngestParts(files=files, events=Broken(), readiness=Answers()))
+    async with client_of(app) as client:
+        answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers={"x-correlation-id": "abc-1"})
+    problem = refused(answer, 500, "internal-error")
+    assert "secret" not in answer.text
+    assert answer.headers["x-correlation-id"] == problem.correlation_id == "abc-1"
+    await only_its_deletion(files)
+
+
+async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink: Sink) -> None:
+    """A good correlation id comes back, a bad one is replaced, and the client's trace reaches the event."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"x-correlation-id": "order-77", "traceparent": trace}
+    answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers=headers)
+    assert answer.headers["x-correlation-id"] == "order-77"
+    assert (sink.traceparents[0] or "").startswith(trace[:35])
+    answer = await client.get("/health/live", headers={"x-correlation-id": "a b<script>"})
+    assert answer.headers["x-correlation-id"] != "a b<script>"
+
+
+async def test_ready_only_when_every_part_works(files: FrailFiles, sink: Sink) -> None:
+    """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
+    readiness = Answers({"kafka": (True, "answers"), "ocr": (False, "no worker")})
+    app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=readiness))
+    async with client_of(app) as client:
+        answer = await client.get("/health/ready")
+        assert answer.status_code == 503
+        ocr = answer.json()["parts"]["ocr"]
+        assert (ocr["ok"], ocr["detail"]) == (False, "no worker")
+        assert (await client.get("/health/live")).status_code == 200
+        assert (await client.get("/api/v1/health")).json()["status"] == "unready"
+        readiness.parts = {"kafka": (True, "answers")}
+        assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_requests_are_counted_by_route_and_status(client: httpx.AsyncClient) -> None:
+    """The metrics page counts requests by the route's template, never by a path with ids."""
+    await client.post(UPLOAD, files={"file": ("a", JPEG)})
+    await client.get("/no/such/path/named-by-nobody")
+    text = (await client.get("/metrics")).text
+    assert 'darkroom_http_requests_total{app="ingest",method="POST",route="/api/v1/images/upload",status="202"}' in text
+    assert 'route="unmatched",status="404"' in text
+    assert "named-by-nobody" not in text
+
+
+async def test_the_api_is_described(client: httpx.AsyncClient) -> None:
+    """The OpenAPI document describes the upload form and says that errors are problems."""
+    document = (await client.get("/openapi.json")).json()
+    upload = document["paths"][UPLOAD]["post"]
+    assert "file" in upload["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert list(upload["responses"]["413"]["content"]) == ["application/problem+json"]
+
+
+async def test_an_upload_or_fetch_can_wait_in_the_bulk_lane(
+    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+) -> None:
+    """What is asked to wait is stored, noted and confirmed as any other, but its event goes into the bulk lane."""
+    upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "bulk"})
+    fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "bulk"})
+    assert (upload.status_code, fetch.status_code) == (202, 202), (upload.text, fetch.text)
+    for answer in (upload, fetch):
+        body = Submitted.model_validate_json(answer.content)
+        assert body.lane is Lane.BULK
+        assert Receipt.model_validate_json(await files.get(receipt_key(body.job_id))).lane is Lane.BULK
+    assert [topic for topic, _ in sink.sent] == [topics.UPLOADED, topics.FETCH_REQUESTED]
+    assert sink.bulk == [event for _, event in sink.sent]
+
+
+async def test_an_image_is_interactive_unless_it_says_otherwise(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Without a lane, and with an empty one, an upload goes straight to the sanitizer."""
+    for data in ({}, {"lane": ""}, {"lane": "interactive"}):
+        answer = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data=data)
+        assert Submitted.model_validate_json(answer.content).lane is Lane.INTERACTIVE
+    assert not sink.bulk
+
+
+async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+    """A lane that does not exist is refused by name, for uploads and fetches, and nothing is kept."""
+    upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "express"})
+    fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "express"})
+    for answer, status in ((upload, 422), (fetch, 422)):
+        assert [item.field for item in refused(answer, status, "invalid-field").errors] == ["lane"]
+    assert not sink.sent
+    assert not await files.objects()
+
+
+async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FrailFiles, sink: Sink) -> None:
+    """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
+    app = ingest_app(settings(interactive_per_minute=2), IngestParts(files=files, events=sink, readiness=Answers()))
+    async with client_of(app) as client:
+        lanes = []
+        for number in range(3):
+            answer = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG + bytes([number]))})
+            assert answer.status_code == 202
+            lanes.append(Submitted.model_validate_json(answer.content).lane)
+        answer = await client.post(FETCH, json={"url": "https://example.org/a.jpg"})
+        lanes.append(Submitted.model_validate_json(answer.content).lane)
+    assert lanes == [Lane.INTERACTIVE, Lane.INTERACTIVE, Lane.BULK, Lane.BULK]
+    assert sink.bulk == [event for _, event in sink.sent][2:]
+
+
+def test_a_minute_later_images_are_interactive_again() -> None:
+    """The limit slides with time, is each owner's own, and does not count what is sent as bulk."""
+    now = 0.0
+    lanes = Lanes(2, clock=lambda: now)
+    assert [lanes.choose(Lane.BULK, Owner("a")) for _ in range(5)] == [Lane.BULK] * 5
+    assert lanes.choose(Lane.INTERACTIVE, Owner("a")) is Lane.INTERACTIVE
+    now = 40.0
+    chosen = [lanes.choose(Lane.INTERACTIVE, Owner("a")) for _ in range(2)]
+    assert chosen == [Lane.INTERACTIVE, Lane.BULK]
+    assert lanes.choose(Lane.INTERACTIVE, Owner("b")) is Lane.INTERACTIVE
+    now = 60.0
+    chosen = [lanes.choose(Lane.INTERACTIVE, Owner("a")) for _ in range(2)]
+    assert chosen == [Lane.INTERACTIVE, Lane.BULK]

@@ -1,0 +1,307 @@
+"""The circuit breaker: what opens it, what closes it, and that it never asks more than it may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from streams.concurrency.circuit_breaker import Breaker, Breakers, State
+from streams.errors import DependencyAway
+from streams.object_store.protocol import ObjectMissing
+from streams.settings import BreakerSettings
+from streams.telemetry import metrics
+from streams.telemetry.health_board import Condition, HealthBoard
+
+SETTINGS = BreakerSettings(failures=5, open_s=30, slow_s=5)
+
+
+class Clock:
+    """A monotonic clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fail(breaker: Breaker, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(DependencyAway, match="down"), breaker.passing():
+            raise DependencyAway("down")
+
+
+def state(breaker: Breaker) -> State:
+    return breaker.state
+
+
+def made(clock: Clock) -> Breaker:
+    return Breaker("store", SETTINGS, clock=clock)
+
+
+def opened(clock: Clock) -> Breaker:
+    breaker = made(clock)
+    fail(breaker, 5)
+    return breaker
+
+
+def test_five_failures_in_a_row_open_it() -> None:
+    """Four failures and an answer change nothing; five in a row make it refuse, and say for how long."""
+    clock = Clock()
+    breaker = made(clock)
+    fail(breaker, 4)
+    with breaker.passing():
+        pass
+    fail(breaker, 4)
+    assert state(breaker) is State.CLOSED
+    fail(breaker)
+    clock.now += 10
+    with pytest.raises(DependencyAway, match="down") as refused, breaker.passing():
+        pytest.fail("a call was let through")
+    assert refused.value.after_s == pytest.approx(20)
+
+
+@pytest.mark.parametrize("answer", [ObjectMissing("k"), ValueError("no"), KeyError("k")])
+def test_an_answer_is_no_failure(answer: Exception) -> None:
+    """What is missing or refused was answered: it never opens the breaker, and ends a row of failures."""
+    breaker = made(Clock())
+    fail(breaker, 4)
+    with pytest.raises(type(answer)), breaker.passing():
+        raise answer
+    fail(breaker, 4)
+    assert state(breaker) is State.CLOSED
+
+
+def test_timeouts_are_failures() -> None:
+    """A call that timed out counts, and so does one that somebody gave up on after long enough, but not before."""
+    clock = Clock()
+    breaker = made(clock)
+    for _ in range(2):
+        with pytest.raises(TimeoutError), breaker.passing():
+            raise TimeoutError
+    for seconds in (1, 4.9, 5, 6, 60):
+        with pytest.raises(asyncio.CancelledError), breaker.passing():
+            clock.now += seconds
+            raise asyncio.CancelledError
+    assert state(breaker) is State.OPEN
+
+
+def test_one_probe_decides() -> None:
+    """When the time is over one call is let through and no other beside it; its answer closes, its failure reopens."""
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 30
+    with breaker.passing():
+        assert state(breaker) is State.HALF_OPEN
+        with pytest.raises(DependencyAway), breaker.passing():
+            pytest.fail("a second call beside the probe")
+    assert state(breaker) is State.CLOSED
+    breaker = opened(clock)
+    clock.now += 30
+    fail(breaker)
+    assert (breaker.state, breaker.left_s()) == (State.OPEN, 30)
+
+
+def test_a_probe_that_nobody_waits_for_is_made_by_the_next() -> None:
+    """A probe whose caller went away says nothing: the next call is the probe; one that is lost blocks nobody."""
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 30
+    with pytest.raises(asyncio.CancelledError), breaker.passing():
+        raise asyncio.CancelledError
+    lost = breaker.passing()
+    lost.__enter__()
+    clock.now += 30
+    with breaker.passing():
+        pass
+    assert state(breaker) is State.CLOSED
+    lost.__exit__(DependencyAway, DependencyAway("late"), None)
+    assert state(breaker) is State.CLOSED
+
+
+def test_calls_of_before_do_not_count_after() -> None:
+    """What was under way when the breaker opened neither closes nor reopens it."""
+    clock = Clock()
+    breaker = made(clock)
+    good, bad = breaker.passing(), breaker.passing()
+    good.__enter__()
+    bad.__enter__()
+    fail(breaker, 5)
+    good.__exit__(None, None, None)
+    assert state(breaker) is State.OPEN
+    clock.now += 30
+    with breaker.passing():
+        bad.__exit__(DependencyAway, DependencyAway("late"), None)
+    assert state(breaker) is State.CLOSED
+
+
+def test_a_question_passes_and_decides() -> None:
+    """A readiness check is let through while calls are refused: its answer closes, its failure changes no time."""
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 10
+    with pytest.raises(DependencyAway), breaker.probing():
+        raise DependencyAway("still down")
+    assert breaker.left_s() == pytest.approx(20)
+    with breaker.probing():
+        pass
+    assert state(breaker) is State.CLOSED
+    for _ in range(9):
+        with pytest.raises(DependencyAway), breaker.probing():
+            raise DependencyAway("of questions alone it does not open")
+    assert state(breaker) is State.CLOSED
+
+
+async def test_a_walk_counts_as_one_call() -> None:
+    """A stream may be refused at its beginning only; where it breaks off counts as a failure."""
+    clock = Clock()
+    breaker = made(clock)
+
+    async def numbers(breaks: bool) -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        if breaks:
+            raise DependencyAway("down")
+
+    for _ in range(4):
+        with pytest.raises(DependencyAway):
+            assert [n async for n in breaker.steps(numbers(breaks=True))]
+    # Each began well, which ends a row of failures.
+    assert state(breaker) is State.CLOSED
+    walk = breaker.steps(numbers(breaks=False))
+    assert await anext(walk) == 1
+    fail(breaker, 5)
+    assert [n async for n in walk] == [2]
+    with pytest.raises(DependencyAway):
+        await anext(breaker.steps(numbers(breaks=False)))
+    assert state(breaker) is State.OPEN
+
+
+async def test_it_is_seen_on_health_and_metrics() -> None:
+    """An open breaker degrades the process and names its last error; that it opened is counted."""
+    clock, board = Clock(), HealthBoard()
+
+    async def nothing() -> None:
+        return
+
+    breakers = Breakers(SETTINGS, board, clock)
+    before = metrics.BREAKER_OPENED.labels("store")._value.get()
+    breaker = breakers.add("store", nothing)
+    assert board.condition() is Condition.OK
+    fail(breaker, 5)
+    assert board.condition() is Condition.DEGRADED
+    assert board.snapshot()["store"]["detail"] == "left alone for 30 s: down"
+    assert board.degraded(without=breakers.names()) is None
+    assert breakers.shut() == ["store is left alone for 30 s after failures"]
+    assert metrics.BREAKER_STATE.labels("store")._value.get() == State.OPEN.value
+    clock.now += 30
+    fail(breaker)
+    with breaker.probing():
+        pass
+    assert (board.condition(), breakers.shut()) == (Condition.OK, [])
+    assert metrics.BREAKER_STATE.labels("store")._value.get() == 0
+    assert metrics.BREAKER_OPENED.labels("store")._value.get() == before + 1
+
+
+async def test_whoever_waits_asks_once_for_all() -> None:
+    """However many wait, a dependency is asked once each time its time is over, until it answers."""
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        with breaker.probing():
+            asked += 1
+            await asyncio.sleep(0.02)
+            if asked < 3:
+                raise DependencyAway("still down")
+
+    breakers = Breakers(BreakerSettings(failures=1, open_s=0.05))
+    breaker = breakers.add("store", ask)
+    fail(breaker)
+    await asyncio.wait_for(asyncio.gather(*(breakers.all_closed() for _ in range(20))), 60)
+    assert asked == 3
+    assert state(breaker) is State.CLOSED
+
+
+async def test_a_dependency_that_is_back_is_found_where_no_work_waits() -> None:
+    """In an idle process a breaker that is open closes by itself when the dependency answers again."""
+    away = True
+
+    async def ask() -> None:
+        with breaker.probing():
+            if away:
+                raise DependencyAway("still down")
+
+    breakers = Breakers(BreakerSettings(failures=1, open_s=0.02))
+    breaker = breakers.add("store", ask)
+    asking = asyncio.create_task(breakers.keep_asking())
+    for _ in range(2):
+        fail(breaker)
+        away = False
+        async with asyncio.timeout(60):
+            while state(breaker) is not State.CLOSED:
+                await asyncio.sleep(0.005)
+    asking.cancel()
+
+
+class Machine(RuleBasedStateMachine):
+    """Calls that begin and end in any order, beside what the promise says of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.breaker = made(self.clock)
+        self.calls: list[AbstractContextManager[None]] = []
+
+    @rule(seconds=st.floats(min_value=0, max_value=45))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def begin(self) -> None:
+        left, before = self.breaker.left_s(), state(self.breaker)
+        call = self.breaker.passing()
+        try:
+            call.__enter__()
+        except DependencyAway as refused:
+            assert before is not State.CLOSED
+            assert refused.after_s == left > 0
+            return
+        assert before is State.CLOSED or left == 0
+        assert before is State.CLOSED or state(self.breaker) is State.HALF_OPEN
+        self.calls.append(call)
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), how=st.sampled_from(["answers", "fails", "is missing", "is given up"]))
+    def end(self, data: st.DataObject, how: str) -> None:
+        call = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
+        error: BaseException | None = {
+            "answers": None,
+            "fails": DependencyAway("down"),
+            "is missing": ObjectMissing("k"),
+            "is given up": asyncio.CancelledError(),
+        }[how]
+        before = self.breaker.state
+        assert not call.__exit__(type(error) if error else None, error, None)
+        if before is State.OPEN:
+            assert self.breaker.state is State.OPEN, "what was under way decided, not the probe"
+        if before is State.CLOSED and how != "fails":
+            assert self.breaker.state in (State.CLOSED, State.OPEN if how == "is given up" else State.CLOSED)
+
+    @invariant()
+    def it_is_never_shut_for_longer_than_said(self) -> None:
+        assert 0 <= self.breaker.left_s() <= SETTINGS.open_s
+        assert self.breaker.state is not State.CLOSED or self.breaker.left_s() == 0
+
+
+def test_calls_in_any_order_keep_the_promise() -> None:
+    """Calls that begin and end in any order: refused only while it is shut, never more than one probe, never stuck."""
+    run_state_machine_as_test(
+        Machine, settings=hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+    )

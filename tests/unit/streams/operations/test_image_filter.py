@@ -1,0 +1,122 @@
+"""The language in which a person says which images are meant."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from schemas.values import ImageState, StageState
+from streams.operations.image_filter import Selection, WrongFilter, read_selection
+from streams.read_model.records import ImageRecord, StageRecord
+
+IMAGE = "0190a1b2-0000-7000-8000-00000000000a"
+RECORD = ImageRecord(
+    image_id=IMAGE,
+    owner="anna",
+    generation=1,
+    state=ImageState.COMPLETED,
+    bucket="trip",
+    labels=("Traffic light", "person"),
+    text="Hello World",
+    submitted_at="2026-03-05T12:00:00.000Z",
+    stages={
+        "sanitizer": StageRecord(state=StageState.DONE, version="1"),
+        "ocr": StageRecord(state=StageState.DONE, version="1.9"),
+        "embedder": StageRecord(state=StageState.SKIPPED, version="2024-beta"),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "selected"),
+    [
+        ("", True),
+        ("  ", True),
+        ("state=completed", True),
+        ("state!=completed", False),
+        ("owner=anna and bucket=trip", True),
+        ("owner=anna and bucket=other", False),
+        (f"id={IMAGE}", True),
+        (f"id!={IMAGE}", False),
+        ('label="traffic light"', True),
+        ("label!=person", False),
+        ("label=bus", False),
+        ("text~world", True),
+        ('text~"o w"', True),
+        ("text~moon", False),
+        ("submitted>=2026-03-05", True),
+        ("submitted<2026-03-05", False),
+        ("submitted<2026-03-05T13:00:00+01:00", False),
+        ("submitted<=2026-03-05T13:00:00+01:00", True),
+        ("stage.embedder=skipped", True),
+        ("stage.ocr=failed", False),
+        ("stage.resizer!=done", False),  # it has said nothing
+        ("version.ocr<1.10", True),
+        ("version.ocr>=2", False),
+        ("version.ocr!=2", True),
+        ("version.embedder=2024-beta", True),
+        ("version.embedder<3", False),  # not a version of numbers
+        ("version.resizer<9", False),
+        ("state=completed AND version.ocr<2 and text~hello", True),
+    ],
+)
+def test_what_a_filter_selects(where: str, selected: bool) -> None:
+    """Every term must hold; a stage that has said nothing is in no term about a stage."""
+    assert read_selection(where).holds(RECORD) is selected
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("colour=red", "colour"),
+        ("state=finished", "'state=finished': there is no state"),
+        ("state<completed", "takes = !="),
+        ("stage.painter=done", "there is no stage painter"),
+        ("stage.ocr=pending", "there is no stage state"),
+        ("version.ocr<new", "made of numbers"),
+        ("submitted=2026-01-01", "takes < <= > >="),
+        ("submitted>=tomorrow", "is no date"),
+        ("id=7", "not an image id"),
+        ("text=hello", "takes ~"),
+        ("label=traffic light", "double quotes"),
+        ("owner = anna", "'owner'"),
+        ("owner=anna and", "a term is missing"),
+        ("owner=anna or owner=bert", "'or' is not `and`"),
+        ('label="bus', "not closed"),
+        ("ocr", "is not KEY=VALUE"),
+        ("version=2", "there is no key version"),
+        ("x" * 2001, "more than 2000"),
+    ],
+)
+def test_a_wrong_term_is_named(where: str, named: str) -> None:
+    """Who writes a filter wrongly reads which term is wrong and what there is instead."""
+    with pytest.raises(WrongFilter) as refusal:
+        read_selection(where)
+    assert named in str(refusal.value)
+
+
+WORDS = st.sampled_from(
+    ["and", "AND", "state=", "state=completed", "version.ocr<", "submitted>=", '"', "stage.", "=", "~", "²", "id=", " "]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=6), max_size=8).map("".join) | st.text(max_size=60))
+@example("version.ocr<" + "9" * 400)
+@example("submitted>=²")
+def test_no_text_breaks_the_reader(where: str) -> None:
+    """Whatever is written, it is a selection or a refusal that says why."""
+    try:
+        selection = read_selection(where)
+    except WrongFilter as refusal:
+        assert str(refusal)
+    else:
+        assert isinstance(selection, Selection)
+        assert selection.holds(RECORD) in (True, False)
+
+
+def test_one_state_narrows_the_walk() -> None:
+    """A filter for one state says so, so that the read model need not show the others."""
+    assert read_selection("owner=anna and state=failed").state is ImageState.FAILED
+    assert read_selection("state=failed and state=completed").state is None
+    assert read_selection("state!=failed").state is None

@@ -1,0 +1,314 @@
+"""The runner, on the in-memory log: what is said, when it is done, and what is never lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.events.envelope import Event, Outgoing
+from schemas.events.facts import ImageRefused, StageFailed, StageSkipped
+from schemas.values import ErrorCode, Profile, new_image_id
+from streams import topics
+from streams.errors import Gone, Malformed, Retryable
+from streams.object_store.factory import open_files
+from streams.object_store.protocol import FileStore
+from streams.settings import FilesSettings, RetrySettings
+from streams.stage import Reject, Skip, Stage, StageSettings
+from streams.testing.memory_log import MemoryLog, MemoryWorker
+from tests.support.stage_kit import Bench, Seen, batch_stage, bench, echo_stage, message, said, uploaded
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
+    """An object store in a folder."""
+    async with open_files(FilesSettings(directory=tmp_path)) as store:
+        yield store
+
+
+async def run(on: Bench, stage: Stage[Any, Any, Any], messages: Sequence[Outgoing]) -> MemoryLog:
+    """Send messages, work until all are committed, stop."""
+    await on.log.deliver(messages)
+    names = [topic.name for topic in stage.consumes] + [topics.retry_topic(stage.name)]
+    worker = MemoryWorker(on.log, stage.name, names, on.intake)
+    await worker.until_idle()
+    assert await worker.stop()
+    return on.log
+
+
+def facts(log: MemoryLog, kind: type[Event]) -> list[Any]:
+    """Return the facts of one type."""
+    found = [r for r in log.records("image.facts") if r.header("ce_type") == kind.type]
+    return [kind.model_validate_json(r.value or b"") for r in found]
+
+
+async def test_every_event_is_answered_and_committed(files: FileStore) -> None:
+    """What a stage emits is in the log before its input is committed."""
+    stage = echo_stage()
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded()) for _ in range(50)])
+    assert len(facts(log, StageSkipped)) == 50
+    assert sum(log.committed.values()) == 50
+
+
+async def test_no_more_than_the_bound_is_in_flight(files: FileStore) -> None:
+    """Concurrency is what the settings say, however much waits."""
+    seen = Seen()
+    stage = echo_stage(seen, seconds=0.002)
+    on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=3))
+    await run(on, stage, [message(uploaded()) for _ in range(40)])
+    assert seen.most == 3
+
+
+async def test_events_of_one_image_keep_their_order(files: FileStore) -> None:
+    """Events of a key are worked on one after the other, as they came; other keys overtake."""
+    order: list[tuple[str, int]] = []
+    running: set[str] = set()
+
+    async def process(event: Event, _tools: None) -> Any:
+        assert event.image_id not in running
+        running.add(event.image_id)
+        await asyncio.sleep(0.001 * (event.generation % 3))
+        order.append((event.image_id, event.generation))
+        running.discard(event.image_id)
+        return said(event)
+
+    plain = echo_stage()
+    stage = Stage(plain.name, "1", plain.consumes, plain.emits, StageSettings, plain.open, process=process)
+    ids = [new_image_id() for _ in range(4)]
+    events = [message(uploaded(image, generation=g)) for g in range(1, 9) for image in ids]
+    await run(bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=16)), stage, events)
+    for image in ids:
+        assert [g for i, g in order if i == image] == list(range(1, 9))
+
+
+async def test_a_refused_image_becomes_a_fact_and_no_dead_letter(files: FileStore) -> None:
+    """A bad image is an outcome: said to the world with its sender's words, and nobody is paged."""
+    stage = echo_stage(act=lambda _e: Reject(ErrorCode.TRUNCATED_IMAGE, "The file ends too early."))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded(filename="a.jpg", bucket="cats"))])
+    (fact,) = facts(log, ImageRefused)
+    assert (fact.code, fact.filename, fact.bucket) == (ErrorCode.TRUNCATED_IMAGE, "a.jpg", "cats")
+    assert log.records("sanitizer.dead") == []
+
+
+async def test_a_reported_skip_is_a_fact_and_an_unreported_one_is_silent(files: FileStore) -> None:
+    """A missing model is visible on the image; a superseded event is only counted."""
+    skips = iter([Skip(ErrorCode.MODEL_UNAVAILABLE, "no weights", reported=True), Skip(ErrorCode.SUPERSEDED)])
+    stage = echo_stage(act=lambda _e: next(skips))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded()), message(uploaded())])
+    (fact,) = facts(log, StageSkipped)
+    assert fact.reason is ErrorCode.MODEL_UNAVAILABLE
+
+
+async def test_a_bug_becomes_a_dead_letter_byte_for_byte_and_a_failed_fact(files: FileStore) -> None:
+    """Whatever a stage raises, the event is kept as it came, the image ends failed, and the next event is worked on."""
+
+    def act(event: Event) -> None:
+        if event.generation == 7:
+            raise ZeroDivisionError("ours")
+
+    stage = echo_stage(act=act)
+    poison = message(uploaded(generation=7), x_custom="kept")
+    log = await run(bench(stage, files, MemoryLog()), stage, [poison, message(uploaded())])
+    (letter,) = log.records("sanitizer.dead")
+    assert (letter.key, letter.value) == (poison.key, poison.value)
+    assert letter.header("x-custom") == "kept"
+    assert letter.header("dlq.error.code") == "internal-error"
+    assert letter.header("dlq.error.class") == "ZeroDivisionError"
+    assert letter.header("dlq.original.topic") == "image.uploaded"
+    assert "ZeroDivisionError" in (letter.header("dlq.error.stack") or "")
+    (fact,) = facts(log, StageFailed)
+    assert fact.code is ErrorCode.INTERNAL_ERROR
+    assert "ZeroDivisionError" not in fact.message
+    assert len(facts(log, StageSkipped)) == 1
+
+
+UPLOADED = ("ce_type", b"darkroom.image.uploaded.v1")
+
+
+@pytest.mark.parametrize(
+    ("poison", "code"),
+    [
+        (Outgoing("image.uploaded", b"k", b"\xff\x00 not json", (UPLOADED,)), "malformed-event"),
+        (Outgoing("image.uploaded", b"k", None, (UPLOADED,)), "malformed-event"),
+        (Outgoing("image.uploaded", None, b"{}", ()), "malformed-event"),
+        (Outgoing("image.uploaded", b"k", b"{}", (("ce_type", b"somebody.elses.v1"),)), "unknown-event"),
+        (Outgoing("image.uploaded", b"k", b"{}", (("ce_type", b"\xff\xfe"),)), "unknown-event"),
+    ],
+)
+async def test_bytes_that_are_no_event_become_dead_letters(files: FileStore, poison: Outgoing, code: str) -> None:
+    """Poison never stops the queue: it is set aside with a stable code, and what follows is worked on."""
+    stage = echo_stage()
+    log = await run(bench(stage, files, MemoryLog()), stage, [poison, message(uploaded())])
+    (letter,) = log.records("sanitizer.dead")
+    assert (letter.key, letter.value, letter.header("dlq.error.code")) == (poison.key, poison.value, code)
+    assert len(facts(log, StageSkipped)) == 1
+
+
+async def test_made_up_retry_headers_do_no_harm(files: FileStore) -> None:
+    """Another producer's nonsense in our headers is read as nothing."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("away")))
+    hostile = message(uploaded(), retry_attempt="-4e9", retry_delays="ninety")
+    hostile = Outgoing(
+        hostile.topic, hostile.key, hostile.value, (*hostile.headers, ("retry.attempt", b"x"), ("retry.delays", b"y"))
+    )
+    log = await run(bench(stage, files, MemoryLog()), stage, [hostile])
+    assert len(log.records("sanitizer.delay.30s")) == 1
+
+
+async def test_a_passing_error_is_tried_again_in_place(files: FileStore) -> None:
+    """Two short failures and a success leave no trace but the number of attempts."""
+    tries = iter([Retryable("away"), Retryable("away"), None])
+
+    def act(_event: Event) -> None:
+        if error := next(tries):
+            raise error
+
+    stage = echo_stage(act=act)
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
+    assert len(facts(log, StageSkipped)) == 1
+    assert log.records("sanitizer.delay.30s") == []
+
+
+async def test_a_lasting_error_walks_the_delay_topics_and_then_dies(files: FileStore) -> None:
+    """30 s, 5 min, 30 min, then the dead letters with the dependency's code; the payload never changes."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("away", code=ErrorCode.SOURCE_UNAVAILABLE)))
+    first = message(uploaded())
+    log = await run(bench(stage, files, MemoryLog()), stage, [first])
+    for tier in ("30s", "5m", "30m"):
+        (delayed,) = log.records(f"sanitizer.delay.{tier}")
+        assert (delayed.key, delayed.value) == (first.key, first.value)
+        assert int(delayed.header("retry.due-ms") or 0) > 0
+        back = Outgoing("sanitizer.retry", delayed.key, delayed.value, delayed.headers)
+        await run(bench(stage, files, log), stage, [back])
+    (letter,) = log.records("sanitizer.dead")
+    assert letter.value == first.value
+    assert letter.header("dlq.error.code") == "source-unavailable"
+    assert letter.header("dlq.attempt") == "12"
+    assert letter.header("dlq.original.topic") == "image.uploaded"
+    (fact,) = facts(log, StageFailed)
+    assert fact.report.attempts == 12
+
+
+async def test_a_dependency_that_asks_for_time_gets_it(files: FileStore) -> None:
+    """Retry-After of ten minutes goes straight to the tier that is long enough."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("busy", after_s=600)))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
+    assert len(log.records("sanitizer.delay.30m")) == 1
+
+
+async def test_work_past_its_deadline_is_given_up_and_tried_later(files: FileStore) -> None:
+    """A stage that hangs costs its deadline, never the worker."""
+    stage = echo_stage(seconds=60)
+    on = bench(stage, files, MemoryLog(), settings=StageSettings(deadline_s=0.01), retry=RetrySettings(backoff_s=0.001))
+    log = await run(on, stage, [message(uploaded())])
+    assert len(log.records("sanitizer.delay.30s")) == 1
+
+
+async def test_malformed_content_dies_at_once_with_its_own_code(files: FileStore) -> None:
+    """An object that is not what the event says is not tried again."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Malformed("other bytes", code=ErrorCode.OBJECT_CHANGED)))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
+    assert [r.header("dlq.error.code") for r in log.records("sanitizer.dead")] == ["object-changed"]
+
+
+async def test_a_gone_object_ends_the_image_without_a_dead_letter(files: FileStore) -> None:
+    """A deleted image's late events fill no dead letters; a tombstone lets the fact bounce off."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Gone("no such key")))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
+    assert log.records("sanitizer.dead") == []
+    assert [f.code for f in facts(log, StageFailed)] == [ErrorCode.GONE]
+
+
+async def test_a_stage_left_out_of_the_profile_does_nothing(files: FileStore) -> None:
+    """An image that must not pass a stage is passed over without a word."""
+    sizes: list[int] = []
+    stage = batch_stage(lambda events: [said(e) for e in events], sizes)
+    event = uploaded(profile=Profile(stages=("sanitizer", "ocr")))
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(event)])
+    assert sizes == []
+    assert log.records("image.facts") == []
+
+
+async def test_batches_fill_and_one_bad_image_fails_alone(files: FileStore) -> None:
+    """Items of a batch succeed and fail on their own."""
+    sizes: list[int] = []
+    stage = batch_stage(lambda es: [ValueError("bad") if e.generation == 2 else said(e) for e in es], sizes)
+    on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=1, batch_size=4, batch_wait_s=0.05))
+    log = await run(on, stage, [message(uploaded(generation=2 if n == 3 else 1)) for n in range(8)])
+    assert max(sizes) == 4
+    assert len(facts(log, StageSkipped)) == 7
+    assert len(log.records("detector.dead")) == 1
+
+
+async def test_a_batch_that_explodes_is_taken_apart(files: FileStore) -> None:
+    """When the whole call raises, each item is tried alone, and only the poison dies."""
+
+    def answer(events: Sequence[Event]) -> list[Any]:
+        if any(e.generation == 2 for e in events):
+            raise RuntimeError("the engine fell over")
+        return [said(e) for e in events]
+
+    stage = batch_stage(answer)
+    on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=1, batch_size=4, batch_wait_s=0.05))
+    log = await run(on, stage, [message(uploaded(generation=2 if n == 1 else 1)) for n in range(4)])
+    assert len(facts(log, StageSkipped)) == 3
+    assert len(log.records("detector.dead")) == 1
+
+
+async def test_an_event_too_large_for_the_log_is_a_dead_letter_not_a_crash_loop(files: FileStore) -> None:
+    """A stage that breaks the claim check loses nothing and stops nobody."""
+    stage = echo_stage(act=lambda e: said(e, note="x" * 300_000))
+    on = bench(stage, files, MemoryLog())
+    log = await run(on, stage, [message(uploaded())])
+    assert len(log.records("sanitizer.dead")) == 1
+    assert on.fatal == []
+
+
+async def test_an_undeliverable_output_is_fatal_and_commits_nothing(files: FileStore) -> None:
+    """If Kafka does not take the output, the process must go, and the input is delivered again."""
+    stage = echo_stage()
+    log = MemoryLog()
+    await log.deliver([message(uploaded())])
+    on = bench(stage, files, log)
+    log.away = True
+    worker = MemoryWorker(log, stage.name, ["image.uploaded"], on.intake)
+    while not on.fatal:
+        await asyncio.sleep(0.001)
+    await worker.kill()
+    assert log.committed == {}
+    log.away = False
+    await run(bench(stage, files, log), stage, [])
+    assert len(facts(log, StageSkipped)) == 1
+
+
+async def test_a_killed_worker_loses_nothing_and_says_the_same_ids(files: FileStore) -> None:
+    """Work cut off at any moment is done again by the next worker, under the same event ids."""
+    log = MemoryLog()
+    stage = echo_stage(seconds=0.002)
+    await log.deliver([message(uploaded()) for _ in range(60)])
+    for _ in range(5):
+        on = bench(stage, files, log)
+        worker = MemoryWorker(log, stage.name, ["image.uploaded"], on.intake)
+        await asyncio.sleep(0.01)
+        await worker.kill()
+    await run(bench(stage, files, log), stage, [])
+    ids = {r.header("ce_id") for r in log.records("image.facts")}
+    assert len(ids) == 60
+
+
+async def test_stopping_finishes_what_is_in_flight_and_leaves_the_rest(files: FileStore) -> None:
+    """SIGTERM: nothing is cut off, nothing new is begun, everything finished is committed."""
+    log = MemoryLog()
+    seen = Seen()
+    stage = echo_stage(seen, seconds=0.02)
+    await log.deliver([message(uploaded()) for _ in range(60)])
+    on = bench(stage, files, log, settings=StageSettings(concurrency=4))
+    worker = MemoryWorker(log, stage.name, ["image.uploaded"], on.intake)
+    await asyncio.sleep(0.05)
+    assert await worker.stop()
+    assert seen.running == 0
+    assert len(facts(log, StageSkipped)) == len(seen.images) < 60
+    assert sum(log.committed.values()) == len(seen.images)

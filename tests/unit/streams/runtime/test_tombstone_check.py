@@ -1,0 +1,204 @@
+"""The fence around work: a deletion wins against whatever is in flight, and only when it is certain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.events.envelope import Event, Outgoing, Record
+from schemas.events.facts import DeletionRequested, ImageSanitized
+from schemas.values import ErrorCode, new_image_id
+from streams import topics
+from streams.errors import DependencyAway, Malformed, Retryable
+from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key
+from streams.object_store.protocol import FileStore
+from streams.object_store.tombstones import Erasures, erasure_key, objects_of
+from streams.runtime.poison_events import CrashMarkers
+from streams.runtime.tombstone_check import TombstoneFence, hashes_in
+from streams.settings import FilesSettings, RetrySettings
+from streams.stage import Emit, Outcome, Reject
+from streams.telemetry import metrics
+from streams.testing.memory_log import MemoryLog, MemoryWorker
+from tests.support.facts import Facts
+from tests.support.stage_kit import SHA, Seen, bench, echo_stage, message, said, uploaded
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
+    """An object store in a folder."""
+    async with open_files(FilesSettings(directory=tmp_path / "objects")) as store:
+        yield store
+
+
+class AwayFence:
+    """A fence nobody can ask for a number of looks; then it lets pass."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
+        self.looks -= 1
+        if self.looks >= 0:
+            raise DependencyAway("the store is away")
+        return False
+
+
+async def delete(files: FileStore, event: Event, generation: int = 2) -> None:
+    """Do what the indexer does first."""
+    assert await Erasures(files).make_certain(event.image_id, event.owner, generation) is not None
+
+
+async def run(
+    stage: Any, files: FileStore, messages: Sequence[Outgoing], **more: Any
+) -> tuple[MemoryLog, list[BaseException]]:
+    """Send messages, work until all are committed, stop."""
+    on = bench(stage, files, MemoryLog(), **{"fence": TombstoneFence(files), **more})
+    await on.log.deliver(messages)
+    worker = MemoryWorker(on.log, stage.name, [topic.name for topic in stage.consumes], on.intake)
+    await worker.until_idle()
+    assert await worker.stop()
+    return on.log, on.fatal
+
+
+def followed(log: MemoryLog) -> dict[str, int]:
+    """Return how many messages each topic has but the one that was sent to."""
+    return {name: len(log.records(name)) for name in log.topics if name != "image.uploaded" and log.records(name)}
+
+
+async def test_an_event_of_a_deleted_image_is_not_worked_on(files: FileStore) -> None:
+    """Work on a deleted image does not begin, nothing follows from its event, and other images are worked on."""
+    seen, gone, other = Seen(), uploaded(), uploaded()
+    await delete(files, gone)
+    counter = metrics.FENCED.labels("sanitizer")
+    before = counter._value.get()
+    log, fatal = await run(echo_stage(seen), files, [message(gone), message(other)])
+    assert seen.images == [other.image_id]
+    assert [record.header("ce_subject") for record in log.records("image.facts")] == [other.image_id]
+    assert (counter._value.get() - before, fatal) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "act",
+    [said, lambda _e: Reject(ErrorCode.CORRUPT_IMAGE, "no"), None, Retryable("away"), Malformed("no"), KeyError("bug")],
+    ids=["emits", "refuses", "says", "retries", "malformed", "bug"],
+)
+async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileStore, act: Any) -> None:
+    """An image deleted while a stage has it leaves no fact, no delay and no dead letter, and what was stored goes."""
+    event = uploaded()
+    key = image_key(event.image_id, 1, "master.png")
+    await files.put(image_key(event.image_id, 3, "master.png"), b"of a newer run", content_type="image/png")
+
+    class Striking(TombstoneFence):
+        """Deletes the image just after the first look let its event pass."""
+
+        async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
+            dropped = await super().drops(event, answer)
+            if answer is None:
+                await files.put(key, b"stored by the work", content_type="image/png")
+                await delete(files, event)
+            return dropped
+
+    def work(event: Event) -> Outcome | None:
+        if isinstance(act, Exception):
+            raise act
+        return act(event) if isinstance(act, Callable) else None  # type: ignore[arg-type]
+
+    stage = echo_stage(act=work)
+    log, fatal = await run(
+        stage, files, [message(event)], fence=Striking(files), retry=RetrySettings(in_place_tries=1, backoff_s=0.001)
+    )
+    assert (followed(log), fatal) == ({}, [])
+    assert [key async for key in objects_of(files, event.image_id, 9)] == [image_key(event.image_id, 3, "master.png")]
+    assert await Erasures(files).noted(event.image_id) == {SHA}
+
+
+async def test_a_deletion_that_is_not_certain_stops_nothing(files: FileStore) -> None:
+    """Before the log has it a deletion may still be refused: work goes on as if nobody had asked."""
+    event = uploaded()
+    assert await Erasures(files).request(event.image_id, event.owner, 2)
+    log, _ = await run(echo_stage(), files, [message(event)])
+    assert followed(log) == {"image.facts": 1}
+
+
+async def test_only_the_generations_and_the_owner_of_the_deletion_are_stopped(files: FileStore) -> None:
+    """A newer run of the image, or an event of another owner, passes."""
+    newer, foreign = uploaded(generation=3), uploaded(owner="bert")
+    await delete(files, newer)
+    assert await Erasures(files).make_certain(foreign.image_id, "anna", 2) is not None
+    log, _ = await run(echo_stage(), files, [message(newer), message(foreign)])
+    assert followed(log) == {"image.facts": 2}
+
+
+async def test_a_look_that_fails_in_passing_is_taken_again(files: FileStore) -> None:
+    """A store that is away for a moment delays the look, before and after the work, and changes nothing else."""
+    for looks in (1, 2):
+        log, fatal = await run(echo_stage(), files, [message(uploaded())], fence=AwayFence(looks))
+        assert (followed(log), fatal) == ({"image.facts": 1}, [])
+
+
+async def test_while_nobody_can_tell_the_event_waits(files: FileStore) -> None:
+    """A store that stays away never counts as 'not deleted': the event goes to a delay, with nothing said."""
+    log, fatal = await run(echo_stage(), files, [message(uploaded())], fence=AwayFence(99))
+    assert (followed(log), fatal) == ({"sanitizer.delay.30s": 1}, [])
+
+
+async def test_an_erasure_that_cannot_be_read_is_no_permission(files: FileStore) -> None:
+    """A tombstone somebody damaged makes its events wait instead of letting them pass."""
+    event = uploaded()
+    await files.put(erasure_key(event.image_id), b"{", content_type="application/json")
+    log, _ = await run(echo_stage(), files, [message(event)])
+    assert followed(log) == {"sanitizer.delay.30s": 1}
+
+
+async def test_an_event_that_killed_its_worker_leaves_no_dead_letter_when_deleted(
+    files: FileStore, tmp_path: Path
+) -> None:
+    """An event condemned after two deaths is dropped, not kept, if its image was deleted in the meantime."""
+    events = [uploaded(), uploaded()]
+    await delete(files, events[0])
+    for event in events:
+        log = MemoryLog()
+        (record,) = [log.append(message(event))]
+        folder = tmp_path / event.image_id
+        folder.mkdir()
+        for _ in range(2):
+            CrashMarkers(folder).begin(Record(record.topic, record.partition, record.offset, None, None))
+        on = bench(echo_stage(), files, log, markers=CrashMarkers(folder), fence=TombstoneFence(files))
+        worker = MemoryWorker(log, "sanitizer", ["image.uploaded"], on.intake)
+        await worker.until_idle()
+        await worker.stop()
+        letters = len(log.records(topics.dead_topic("sanitizer")))
+        assert letters == (0 if event is events[0] else 1)
+
+
+async def test_a_deletion_itself_passes(files: FileStore) -> None:
+    """The event that deletes an image is never stopped by the tombstone it made."""
+    event = DeletionRequested(image_id=new_image_id(), owner="anna", generation=2)
+    await delete(files, event)
+    assert not await TombstoneFence(files).drops(event)
+
+
+async def test_a_replay_after_the_end_leaves_no_notes(files: FileStore) -> None:
+    """An event dropped before work, long after its erasure was finished, does not open the erasure again."""
+    event, erasures = uploaded(), Erasures(files)
+    erasure = await erasures.make_certain(event.image_id, event.owner, 2)
+    assert erasure is not None
+    await erasures.finish(erasure, erasure.removed)
+    fence = TombstoneFence(files)
+    assert await fence.drops(event)
+    assert [image async for image in erasures.unfinished()] == []
+    assert await fence.drops(event, Emit(()))
+    assert [image async for image in erasures.unfinished()] == [event.image_id]
+
+
+def test_the_hashes_of_an_event_are_those_of_its_bytes() -> None:
+    """What an event says of original and master is what results are kept under."""
+    sanitized = Facts(new_image_id()).sanitized()
+    assert isinstance(sanitized, ImageSanitized)
+    assert hashes_in(uploaded()) == {SHA}
+    assert hashes_in(sanitized) == {sanitized.original.sha256, sanitized.image.master.sha256}
+    assert hashes_in(Facts(new_image_id()).text()) == set()

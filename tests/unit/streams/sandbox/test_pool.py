@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import JsonValue
+
+from streams.sandbox.pool import (
+    Limits,
+    Sandbox,
+    SandboxCrashed,
+    SandboxFailed,
+    SandboxMemory,
+    SandboxRefused,
+    SandboxTimeout,
+    SandboxUnavailable,
+)
+
+SMALL = Limits(memory_mb=256, cpu_s=20, wall_s=60.0, answer_mb=32)
+
+
+class TooUgly(Exception):
+    code = "too-ugly"
+    message = "We do not like it."
+
+
+def misbehave(  # noqa: PLR0912
+    args: dict[str, JsonValue], data: bytes
+) -> tuple[dict[str, JsonValue], list[bytes]]:
+    """Do in the child what the test asks for; with `traces`, leave one there first, and behave the second time."""
+    if traces := args.get("traces"):
+        tempfile.mkdtemp(dir=str(traces))  # a folder: files are forbidden here
+        if args.get("once") and len(os.listdir(str(traces))) > 1:  # noqa: PTH208
+            return {"pid": os.getpid()}, [data[::-1]]
+    match args.get("do"):
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            ctypes.string_at(0)
+        case "bomb":
+            hoard = []
+            while True:
+                hoard.append(bytearray(16 << 20))
+        case "spin":
+            while True:
+                pass
+        case "sleep":
+            time.sleep(600)
+        case "exit":
+            sys.exit(3)
+        case "refuse":
+            raise TooUgly
+        case "fail":
+            raise KeyError("a bug")
+        case "huge":
+            return {}, [bytes(40 << 20)]
+        case "long header":
+            return {"text": "x" * (2 << 20)}, []
+        case "nonsense":
+            os.write(_link_fd(), b"\x00\x00\x00\x02[]")
+        case "write":
+            Path(str(args["path"])).write_bytes(b"x" * 100)
+        case "look":
+            return {"env": list(os.environ), "fds": len(_open_files())}, []
+    return {"pid": os.getpid(), "size": len(data)}, [data[::-1]]
+
+
+def _open_files() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found[int(entry.name)] = str(entry.readlink())
+    return found
+
+
+def _link_fd() -> int:
+    return next(fd for fd, target in _open_files().items() if target.startswith("socket:"))
+
+
+FUNCTION = f"{__name__}:misbehave"
+
+
+async def test_bytes_go_in_and_come_back_through_a_warm_child() -> None:
+    """A task's input reaches the function and its answer returns; the same child serves the next task."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        data = os.urandom(3 << 20)
+        first, blobs = await sandbox.run({}, data)
+        second, _ = await sandbox.run({}, b"")
+    assert blobs == [data[::-1]]
+    assert first["pid"] == second["pid"]
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("segfault", SandboxCrashed),
+        ("exit", SandboxCrashed),
+        ("bomb", SandboxMemory),
+        ("fail", SandboxFailed),
+        ("huge", SandboxFailed),
+        ("long header", SandboxFailed),
+        ("nonsense", SandboxFailed),
+    ],
+)
+async def test_a_bad_task_costs_itself_only(what: str, error: type[Exception]) -> None:
+    """Whatever a task does to its child, the caller learns which kind of end it was and the next task succeeds."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        before, _ = await sandbox.run({}, b"")
+        with pytest.raises(error):
+            await sandbox.run({"do": what}, b"")
+        after, blobs = await sandbox.run({}, b"ab")
+    assert blobs == [b"ba"]
+    assert after["pid"] != before["pid"]
+
+
+@pytest.mark.parametrize("what", ["segfault", "exit", "killed", "sleep"])
+async def test_a_child_that_ends_without_a_word_is_doubted_once(what: str, tmp_path: Path) -> None:
+    """An input whose child crashed, was killed or fell silent has its answer from a fresh child."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, wall_s=5.0)) as sandbox:
+        before, _ = await sandbox.run({}, b"")
+        after, blobs = await sandbox.run({"do": what, "traces": str(tmp_path), "once": True}, b"ab", tries=2)
+        again, _ = await sandbox.run({}, b"")
+    assert blobs == [b"ba"]
+    assert after["pid"] == again["pid"] != before["pid"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "children"),
+    [
+        ("segfault", SandboxCrashed, 2),
+        ("killed", SandboxMemory, 2),
+        ("bomb", SandboxMemory, 1),
+        ("spin", SandboxTimeout, 1),
+        ("refuse", SandboxRefused, 1),
+        ("fail", SandboxFailed, 1),
+    ],
+)
+async def test_what_a_child_says_is_final(what: str, error: type[Exception], children: int, tmp_path: Path) -> None:
+    """An end the input is to blame for costs one child, a doubtful one that comes again two, and never more."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, cpu_s=1, wall_s=250.0)) as sandbox:
+        with pytest.raises(error):
+            await sandbox.run({"do": what, "traces": str(tmp_path)}, b"", tries=2)
+        assert (await sandbox.run({}, b"ab"))[1] == [b"ba"]
+    assert len(list(tmp_path.iterdir())) == children
+
+
+async def test_cpu_time_is_bounded_per_task() -> None:
+    """A task that spins is ended by its CPU limit, long before the wall limit."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, cpu_s=1, wall_s=250.0)) as sandbox:
+        with pytest.raises(SandboxTimeout, match="CPU"):
+            await sandbox.run({"do": "spin"}, b"")
+        assert (await sandbox.run({}, b"ab"))[1] == [b"ba"]
+
+
+async def test_wall_time_is_bounded() -> None:
+    """A task that only waits is ended by the parent's clock."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, wall_s=0.3)) as sandbox:
+        with pytest.raises(SandboxTimeout, match=r"0\.3 s"):
+            await sandbox.run({"do": "sleep"}, b"")
+
+
+async def test_a_refusal_keeps_its_code_and_sentence_and_the_child() -> None:
+    """An exception with a code and a message is an answer, and no reason to replace the child."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        (pid,) = sandbox.pids()
+        with pytest.raises(SandboxRefused) as caught:
+            await sandbox.run({"do": "refuse"}, b"")
+        assert (caught.value.code, caught.value.message) == ("too-ugly", "We do not like it.")
+        assert sandbox.pids() == (pid,)
+
+
+async def test_a_failure_brings_the_childs_traceback() -> None:
+    """A bug in the function can be found from the parent's log."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        with pytest.raises(SandboxFailed, match=r"KeyError: 'a bug'"):
+            await sandbox.run({"do": "fail"}, b"")
+
+
+async def test_a_child_is_replaced_after_its_tasks() -> None:
+    """Leaks end with the child: it serves a fixed number of tasks."""
+    async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, tasks=2)) as sandbox:
+        pids = [(await sandbox.run({}, b""))[0]["pid"] for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+async def test_tasks_run_side_by_side() -> None:
+    """With two workers a slow task does not hold up a fast one, and every waiting task gets its own answer."""
+    async with Sandbox(FUNCTION, workers=2, limits=SMALL) as sandbox:
+        slow = asyncio.create_task(sandbox.run({"do": "sleep"}, b""))
+        answers = await asyncio.gather(*(sandbox.run({}, bytes([n, 0])) for n in range(8)))
+        assert not slow.done()
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+    assert [blobs for _, blobs in answers] == [[bytes([0, n])] for n in range(8)]
+
+
+async def test_cancelling_kills_the_child_at_work() -> None:
+    """A cancelled task leaves no process behind and a fresh child takes the next one."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        (pid,) = sandbox.pids()
+        task = asyncio.create_task(sandbox.run({"do": "spin"}, b""))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not _alive(pid)
+        assert (await sandbox.run({}, b"ab"))[1] == [b"ba"]
+        left = sandbox.pids()
+    assert not any(_alive(pid) for pid in left)
+
+
+async def test_closing_ends_a_task_at_work() -> None:
+    """A sandbox that closes under a task ends it, and says that the input is not to blame."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        task = asyncio.create_task(sandbox.run({"do": "sleep"}, b""))
+        await asyncio.sleep(0.2)
+    with pytest.raises(SandboxUnavailable):
+        await task
+    with pytest.raises(SandboxUnavailable):
+        await sandbox.run({}, b"")
+
+
+async def test_a_stop_signal_to_everybody_does_not_end_a_task() -> None:
+    """Ctrl-C and SIGTERM are the parent's to act on: a child that gets one too finishes its task."""
+    async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+        (pid,) = sandbox.pids()
+        assert os.getpgid(pid) != os.getpgid(0)
+        for sent in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, sent)
+        answer, _ = await sandbox.run({}, b"ab")
+    assert answer["pid"] == pid
+
+
+async def test_a_child_has_no_secrets_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child sees neither our environment nor our open files, and can write none."""
+    monkeypatch.setenv("DARKROOM_FILES__SECRET_KEY", "x")
+    with (tmp_path / "open").open("wb"):
+        async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
+            seen, _ = await sandbox.run({"do": "look"}, b"")
+            with pytest.raises(SandboxFailed, match="File too large"):
+                await sandbox.run({"do": "write", "path": str(tmp_path / "out")}, b"")
+    assert isinstance(seen["env"], list)
+    assert not any(str(name).startswith("DARKROOM") for name in seen["env"])
+    assert seen["fds"] == 4  # the standard three and the socket
+
+
+async def test_a_function_that_is_not_there_is_said_at_the_start() -> None:
+    """A wrong path fails when the sandbox opens, with the reason."""
+    with pytest.raises(SandboxUnavailable, match="no_such_module"):
+        async with Sandbox("no_such_module:f", limits=SMALL):
+            pass
+
+
+def test_no_child_outlives_a_killed_parent() -> None:
+    """A parent killed with -9 takes its children along, busy or not."""
+    program = (
+        "import asyncio\n"
+        "from streams.sandbox.pool import *\n"
+        "async def main():\n"
+        f"    async with Sandbox('{FUNCTION}', workers=2, limits=Limits(memory_mb=256)) as sandbox:\n"
+        "        task = asyncio.create_task(sandbox.run({'do': 'spin'}, b''))\n"
+        "        await asyncio.sleep(0.2)\n"
+        "        print(*sandbox.pids(), flush=True)\n"
+        "        await task\n"
+        "asyncio.run(main())\n"
+    )
+    here = str(Path(__file__).parent)
+    root = str(Path(__file__).parents[2])
+    parent = subprocess.Popen(
+        (sys.executable, "-c", program),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((here, root))},
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
