@@ -34,7 +34,7 @@ class Listener:
     """One connection to the stream of the owner."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.next = 0
         self._writer: asyncio.StreamWriter | None = None
         self._reader: asyncio.StreamReader | None = None
 
@@ -49,7 +49,7 @@ class Listener:
         assert self._reader is not None
         for _ in range(count):
             await self._reader.readuntil(b"event: stage")
-            self.heard += 1
+            self.next += 1
 
     def close(self) -> None:
         """Go."""

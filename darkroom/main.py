@@ -22,7 +22,7 @@ PROCESSES = frozenset({"agent", "core", "gateway", "query", "reconciler", "route
 
 def _add_tools() -> None:
     """Add the commands for people: a worker process must not carry what only they need."""
-    from darkroom.commands import (
+    from darkroom.commands import (  # noqa: PLC0415
         agents,
         dead_letters,
         keys,
@@ -97,6 +97,10 @@ def _process(part: str) -> None:
         from darkroom.processes.workers import run_router  # noqa: PLC0415
 
         raise typer.Exit(run_router())
+    if part == "ingest":
+        from darkroom.processes.ingest import run_ingest  # noqa: PLC0415
+
+        raise typer.Exit(run_ingest())
     from darkroom.processes.gateways import run_gateway  # noqa: PLC0415
 
     raise typer.Exit(run_gateway(part))

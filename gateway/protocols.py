@@ -18,7 +18,7 @@ class EventSink(Protocol):
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         """Return when the log holds the event safely; with `bulk`, in the bulk lane, for the topic when there is room.
 
-        Raises streams.errors.DependencyAway if it does not.
+        Raises streams.errors.DependencyUnavailable if it does not.
         """
 
 
@@ -30,10 +30,10 @@ class Readiness(Protocol):
 
 
 class Reconciling(Protocol):
-    """Whoever looks over all images for what is overdue (darkroom.processes.reconciler.Upkeep)."""
+    """Whoever looks over all images for what is overdue (darkroom.processes.reconciler.Maintenance)."""
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
-        """Look at everything once, now; a dry run changes nothing. Raises streams.errors.DependencyAway."""
+        """Look at everything once, now; a dry run changes nothing. Raises streams.errors.DependencyUnavailable."""
 
 
 class TextEncoder(Protocol):
@@ -72,7 +72,7 @@ class FeatureEncoder(Protocol[P]):
         """Return which weights answer, loading them at the first call. Raises ModelAway."""
 
     async def prepare(self, data: bytes) -> P:
-        """Return an encoded image, which is untrusted, as the model's input. Raises Undecodable, DependencyAway."""
+        """Return an encoded image, which is untrusted, as the model's input. Raises Undecodable, DependencyUnavailable."""
 
     async def encode(self, prepared: Sequence[P]) -> Sequence[list[float] | Exception]:
         """Return one vector per image that `prepare` made, in order."""

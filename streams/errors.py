@@ -2,8 +2,8 @@
 
     DarkroomError
     ├── Retryable          a dependency is away: try again here, then in a delay topic, then dead-letter
-    │   └── DependencyAway     … Kafka, the object store or Qdrant did not answer
-    │       ├── AccessRefused      … it answered, and does not let us in: at start the process refuses to start
+    │   └── DependencyUnavailable     … Kafka, the object store or Qdrant did not answer
+    │       ├── AccessDenied      … it answered, and does not let us in: at start the process refuses to start
     │       └── Unconfirmed        … Kafka was given events and did not confirm them: they may be in the log
     ├── Malformed          these bytes are not our event: dead letter at once
     ├── Gone               the object was deleted under us: drop the event, count it
@@ -39,15 +39,15 @@ class Retryable(DarkroomError):
         self.code = code
 
 
-class DependencyAway(Retryable):
+class DependencyUnavailable(Retryable):
     """A service we depend on did not answer."""
 
 
-class AccessRefused(DependencyAway):
+class AccessDenied(DependencyUnavailable):
     """A service we depend on answered and does not let us do what we must: credentials, rights, read-only."""
 
 
-class Unconfirmed(DependencyAway):
+class DeliveryUnconfirmed(DependencyUnavailable):
     """Kafka was given events and did not confirm all of them in time: any of them may be in the log all the same."""
 
 
@@ -59,7 +59,7 @@ class Malformed(DarkroomError):
         self.code = code
 
 
-class Gone(DarkroomError):
+class ObjectGone(DarkroomError):
     """The object an event speaks of is not there any more: its image was deleted or superseded."""
 
 

@@ -104,7 +104,7 @@ class Resources:
     files: FileStore
     health: HealthBoard
     breakers: Breakers | None = None  # for what a stage opens itself
-    vectors: ReadModel | None = None  # shared in the embedded system, where the read model is in process
+    read_model: ReadModel | None = None  # shared in the embedded system, where the read model is in process
 
 
 ProcessBatch = Callable[[Sequence[I], T], Awaitable[Sequence["R | Emit | Skip | Reject | Exception"]]]

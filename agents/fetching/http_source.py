@@ -30,7 +30,7 @@ from pydantic import Field
 from agents.core.url_guard import Address, Policy, UrlNotAllowed, check_addresses, check_url
 from schemas.formats import SNIFF_BYTES, sniff
 from schemas.values import ErrorCode
-from streams.errors import DependencyAway, Retryable
+from streams.errors import DependencyUnavailable, Retryable
 from streams.settings import Group
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -155,7 +155,7 @@ class HttpSource:
                 raise Refused(ErrorCode.SOURCE_REFUSED, "the source's certificate is not valid") from error
             raise _away(f"the connection to the source failed: {type(error).__name__}") from error
         except OSError as error:
-            raise DependencyAway(f"cannot write to the spool: {error.strerror or error}") from error
+            raise DependencyUnavailable(f"cannot write to the spool: {error.strerror or error}") from error
 
     async def _follow(self, url: str, spool: IO[bytes]) -> Download:
         for _ in range(self._settings.max_redirects + 1):

@@ -17,10 +17,10 @@ from schemas.stored.erasures import Removed
 from schemas.stored.receipts import Receipt
 from schemas.values import ImageState
 from streams.object_store.keys import original_key
-from streams.object_store.original_references import claimed_by_others, release
+from streams.object_store.original_references import has_other_references, release
 from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import generation_of, job_of, read_receipt, receipt_keys
-from streams.object_store.tombstones import Erasures, objects_of
+from streams.object_store.tombstones import Tombstones, objects_of
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 
@@ -53,7 +53,7 @@ class Belongings:
 
 
 async def erase(
-    event: DeletionRequested, known: ImageRecord | None, vectors: ReadModel, files: FileStore
+    event: DeletionRequested, known: ImageRecord | None, read_model: ReadModel, files: FileStore
 ) -> Done | None:
     """Remove objects, original, results and the record, in this order; then the receipts. Repeats harmlessly.
 
@@ -62,7 +62,7 @@ async def erase(
     receipts = await receipts_of(event.image_id, event.generation, files)
     if known is None and any(receipt.owner != event.owner for receipt in receipts.values() if receipt is not None):
         return None
-    erasures = Erasures(files)
+    erasures = Tombstones(files)
     erasure = await erasures.make_certain(event.image_id, event.owner, event.generation)
     if erasure is None:
         return None
@@ -71,15 +71,15 @@ async def erase(
     await erasures.note(event.image_id, _hashes(known, receipts.values()))
     if known is not None and not known.deleted:
         # From here on the image does not count as a user of its bytes: of two deletions at once, the last one sees it.
-        await vectors.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
+        await read_model.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
     noted = await erasures.noted(event.image_id)
-    found = await belongings(event.image_id, event.owner, event.generation, noted, vectors, files)
+    found = await belongings(event.image_id, event.owner, event.generation, noted, read_model, files)
     found.receipts = list(receipts)
     again = erasure.erased_at is not None
     removed = erasure.removed + found.counts() if again else erasure.removed.at_least(found.counts())
     erasure = await erasures.say(erasure, removed=removed)
     await remove(found, event.image_id, event.owner, files)
-    await vectors.bury(event.image_id, event.owner, event.generation)
+    await read_model.bury(event.image_id, event.owner, event.generation)
     for key in receipts:
         await files.delete(key)
     if not again:
@@ -88,15 +88,15 @@ async def erase(
 
 
 async def belongings(
-    image_id: str, owner: str, generation: int, hashes: Collection[str], vectors: ReadModel, files: FileStore
+    image_id: str, owner: str, generation: int, hashes: Collection[str], read_model: ReadModel, files: FileStore
 ) -> Belongings:
     """Find what is stored of an image up to a generation, and under those hashes no other image of the owner has."""
     found = Belongings(hashes=set(hashes))
     found.objects = [key async for key in objects_of(files, image_id, generation)]
     # The read model hears of an image late; its claims, on original and master, are there before anything follows.
-    claimed = {sha256 for sha256 in found.hashes if await claimed_by_others(files, owner, sha256, image_id)}
+    claimed = {sha256 for sha256 in found.hashes if await has_other_references(files, owner, sha256, image_id)}
     for sha256 in sorted(found.hashes):
-        if sha256 in claimed or await vectors.uses_of(owner, sha256) > 0:
+        if sha256 in claimed or await read_model.uses_of(owner, sha256) > 0:
             continue
         # Only ever at our own key: an event may name any object as its original, its owner's or not.
         if await files.stat(original_key(owner, sha256)) is not None:
@@ -111,7 +111,7 @@ async def remove(found: Belongings, image_id: str, owner: str, files: FileStore)
         await files.delete(key)
     for key in found.originals:
         # Somebody may have sent these bytes again since they were found to be nobody's.
-        if not await claimed_by_others(files, owner, key.rpartition("/")[2], image_id):
+        if not await has_other_references(files, owner, key.rpartition("/")[2], image_id):
             await files.delete(key)
     for sha256 in found.hashes:
         await release(files, owner, sha256, image_id)

@@ -44,11 +44,11 @@ def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | 
     return {parameters_hash({"id": event.id, "at": event.occurred_at}): entry}
 
 
-async def keep_short(image_id: str, generation: int, vectors: ReadModel) -> None:
+async def keep_short(image_id: str, generation: int, read_model: ReadModel) -> None:
     """Forget the oldest entries beyond the limit: first of reruns, then of what was said again."""
-    entries = await vectors.history(image_id)
+    entries = await read_model.history(image_id)
     if len(entries) > HISTORY_LIMIT:
-        await vectors.keep_history(image_id, generation, shortened(entries))
+        await read_model.keep_history(image_id, generation, shortened(entries))
 
 
 def shortened(entries: Mapping[str, HistoryEntry]) -> dict[str, HistoryEntry]:

@@ -9,17 +9,17 @@ from agents.indexing.fact_history import entry_of, keep_short
 from schemas.events.envelope import Event, now
 from schemas.events.facts import ImageAnnotated
 from schemas.values import ImageState
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 
 
-async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures) -> bool:
+async def annotate(event: ImageAnnotated, read_model: ReadModel, erasures: Tombstones) -> bool:
     """Write what the owner says, unless something later is known; False if the image is deleted or another owner's.
 
     Whatever order these events, the image's facts and its generations come in, the same stands at the end.
     """
-    known = await begun(event, vectors, erasures)
+    known = await begun(event, read_model, erasures)
     if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
         return False
     patch: dict[str, JsonValue] = {}  # what comes too late is in the history alone
@@ -29,21 +29,21 @@ async def annotate(event: ImageAnnotated, vectors: ReadModel, erasures: Erasures
             "revised_at": event.occurred_at,
             "updated_at": now(),
         }
-    await vectors.merge(event.image_id, known.generation, patch, history=entry_of(event))
-    await keep_short(event.image_id, known.generation, vectors)
+    await read_model.merge(event.image_id, known.generation, patch, history=entry_of(event))
+    await keep_short(event.image_id, known.generation, read_model)
     return True
 
 
-async def begun(event: Event, vectors: ReadModel, erasures: Erasures) -> ImageRecord | None:
+async def begun(event: Event, read_model: ReadModel, erasures: Tombstones) -> ImageRecord | None:
     """Return the record an event is about, begun if its generation is new here; None if the image is deleted."""
-    known = await vectors.get(event.image_id)
+    known = await read_model.get(event.image_id)
     if known is None or known.generation < event.generation:
         # The janitor has removed the tombstones of old deletions from the read model; a replayed event is older still.
         erasure = await erasures.get(event.image_id)
         if erasure is not None and erasure.covers(event.owner, event.generation):
             return None
-        await vectors.begin(_stub(event, known), history=await vectors.history(event.image_id) if known else None)
-        known = await vectors.get(event.image_id)
+        await read_model.begin(_stub(event, known), history=await read_model.history(event.image_id) if known else None)
+        known = await read_model.get(event.image_id)
     return known
 
 

@@ -16,36 +16,38 @@ from schemas.events.facts import Fact
 from schemas.events.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
 from schemas.values import ErrorCode, ImageState, StageState
 from streams.errors import Malformed
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import DIMENSIONS, ImageRecord, StageRecord
 from streams.telemetry import metrics
 
 
-async def record(fact: Fact, vectors: ReadModel, erasures: Erasures) -> ImageRecord | None:
+async def record(fact: Fact, read_model: ReadModel, erasures: Tombstones) -> ImageRecord | None:
     """Write what a fact says; return the record as it then is.
 
     None if the fact is not to be written: its generation is over, the image is deleted, or it is another owner's.
     Raises Malformed for a vector that is none.
     """
     learned = _learned(fact)
-    known = await begun(fact, vectors, erasures)
+    known = await begun(fact, read_model, erasures)
     if known is None or not _writable(fact, known):
         return None
     old, entry = known.stages.get(learned.stage), entry_of(fact, learned.state, learned.code)
     if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
         patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
         stages = _stages(fact, learned, known)
-        await vectors.merge(fact.image_id, fact.generation, patch, stages=stages, history=entry, vector=learned.vector)
-        known = await vectors.get(fact.image_id)
+        await read_model.merge(
+            fact.image_id, fact.generation, patch, stages=stages, history=entry, vector=learned.vector
+        )
+        known = await read_model.get(fact.image_id)
     else:
-        await vectors.merge(fact.image_id, fact.generation, {}, history=entry)
+        await read_model.merge(fact.image_id, fact.generation, {}, history=entry)
     if old is not None:  # else there are as many entries as stages
-        await keep_short(fact.image_id, fact.generation, vectors)
+        await keep_short(fact.image_id, fact.generation, read_model)
     return known if known is not None and _writable(fact, known) else None
 
 
-async def conclude(fact: Fact, known: ImageRecord, vectors: ReadModel) -> Outcome | None:
+async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Outcome | None:
     """Return the outcome if this fact ended the image, and write down that it did.
 
     A fact that comes again says its outcome again; any other fact of an image that has ended says nothing. An image
@@ -67,7 +69,7 @@ async def conclude(fact: Fact, known: ImageRecord, vectors: ReadModel) -> Outcom
         "error_code": (blame.reason or ErrorCode.INTERNAL_ERROR.value) if blame else None,
         "error_message": (blame.message or "") if blame else None,
     }
-    await vectors.merge(fact.image_id, fact.generation, changes)
+    await read_model.merge(fact.image_id, fact.generation, changes)
     if not ended:
         return None
     if known.state is ImageState.PROCESSING:

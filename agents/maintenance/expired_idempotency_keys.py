@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 from pydantic import ValidationError
 
-from agents.maintenance.object_scan import Walk
+from agents.maintenance.object_scan import ObjectScan
 from schemas.stored.idempotency import IDEMPOTENCY, Attempt
 from streams.object_store.protocol import FileStore, ObjectMissing
 
@@ -18,13 +18,13 @@ _MAX_BYTES = 1_000_000  # of an attempt
 
 @dataclass(slots=True)
 class ExpiredKeys:
-    """Walks what is kept of requests, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
+    """Walks what is kept of requests, a page at a time; keeps only where it stands. Calls raise DependencyUnavailable."""
 
     files: FileStore
-    _walk: Walk = field(init=False)
+    _walk: ObjectScan = field(init=False)
 
     def __post_init__(self) -> None:
-        self._walk = Walk(self.files, IDEMPOTENCY)
+        self._walk = ObjectScan(self.files, IDEMPOTENCY)
 
     async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
         """Remove those of the next page that expired before `now` (unix seconds); return how many there were."""

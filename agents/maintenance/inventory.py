@@ -17,7 +17,7 @@ from schemas.values import ImageState, earliest_id, job_id_of, made_at
 from streams.object_store.keys import image_prefix
 from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import RECEIPTS, generation_of, read_receipt, receipt_keys
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import Group
@@ -73,10 +73,10 @@ class Found:
 
 @dataclass(slots=True)
 class Inventory:
-    """Looks for images. Calls raise DependencyAway. Keeps, between passes, only where it stands."""
+    """Looks for images. Calls raise DependencyUnavailable. Keeps, between passes, only where it stands."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     settings: InventorySettings
     _receipt: str | None = None
     _completed: str | None = None
@@ -92,8 +92,8 @@ class Inventory:
                 yield Found(record.image_id, record, None, waiting=unfinished(record, None))
             else:  # only its receipt says whether it had to be fetched first
                 yield await self.examine(record.image_id)
-        async for image_id in Erasures(self.files).unfinished():
-            erasure = await Erasures(self.files).get(image_id)
+        async for image_id in Tombstones(self.files).unfinished():
+            erasure = await Tombstones(self.files).get(image_id)
             if erasure is not None and erasure.erased_at is None:
                 yield await self.examine(image_id)
 
@@ -107,10 +107,10 @@ class Inventory:
 
     async def examine(self, image_id: str) -> Found:
         """Return all that is known of one image as it is now."""
-        record = await self.vectors.get(image_id)
+        record = await self.read_model.get(image_id)
         newest = max([generation_of(key) async for key in receipt_keys(self.files, image_id)], default=0)
         receipt = await read_receipt(self.files, job_id_of(image_id, newest)) if newest else None
-        erasure = await Erasures(self.files).get(image_id)
+        erasure = await Tombstones(self.files).get(image_id)
         waiting = unfinished(record, receipt, erasure)
         missing = (await self._damage(record)).missing if record is not None and not waiting else ()
         return Found(image_id, record, receipt, erasure, waiting, missing)
@@ -140,7 +140,7 @@ class Inventory:
         image_id, generation = job
         if job in self._settled:
             return None
-        record = await self.vectors.get(image_id)
+        record = await self.read_model.get(image_id)
         if record is not None and record.generation >= generation:  # what it waits for is found among the records
             self._settled.add(job)
             self._open.pop(job, None)
@@ -168,7 +168,7 @@ class Inventory:
 
     async def _scan(self, state: ImageState, most: int | None = None) -> AsyncIterator[ImageRecord]:
         after, seen = None, 0
-        while page := await self.vectors.scan(state=state, after=after, limit=_PAGE):
+        while page := await self.read_model.scan(state=state, after=after, limit=_PAGE):
             for record in page:
                 yield record
             after, seen = page[-1].image_id, seen + len(page)
@@ -178,7 +178,7 @@ class Inventory:
     async def _next_completed(self) -> AsyncIterator[ImageRecord]:
         """Return the next page of completed images; after the last one comes the first again."""
         limit = self.settings.objects_per_pass
-        page = await self.vectors.scan(state=ImageState.COMPLETED, after=self._completed, limit=limit)
+        page = await self.read_model.scan(state=ImageState.COMPLETED, after=self._completed, limit=limit)
         self._completed = page[-1].image_id if len(page) == limit else None
         for record in page:
             yield record

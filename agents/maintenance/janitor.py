@@ -21,7 +21,7 @@ from pydantic import Field
 
 from agents.indexing.erase_image import belongings, receipts_of, remove
 from agents.maintenance.expired_idempotency_keys import ExpiredKeys
-from agents.maintenance.object_scan import Walk
+from agents.maintenance.object_scan import ObjectScan
 from agents.maintenance.orphaned_references import Abandoned
 from agents.maintenance.unfinished_uploads import Unfinished
 from schemas.stored.erasures import Erasure, Removed
@@ -29,7 +29,7 @@ from schemas.stored.receipts import ReceiptKind
 from schemas.values import ID_PATTERN
 from streams.object_store.protocol import FileStore, ObjectInfo
 from streams.object_store.receipts import has_receipt
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.settings import Group
 from streams.telemetry import metrics
@@ -55,7 +55,7 @@ class JanitorSettings(Group):
 
 
 class Letters(Protocol):
-    """Whoever has the dead letters (streams.retries.dead_letters.DeadLetterOffice)."""
+    """Whoever has the dead letters (streams.retries.dead_letters.DeadLetterStore)."""
 
     async def erase(self, image_ids: Collection[str]) -> Mapping[str, int]:
         """Close the letters of deleted images for good; return how many there are of each."""
@@ -100,27 +100,27 @@ class _Standing:
 
 
 class Janitor:
-    """Sweeps. Keeps, between sweeps, only where it stands in the walk. Calls raise DependencyAway."""
+    """Sweeps. Keeps, between sweeps, only where it stands in the walk. Calls raise DependencyUnavailable."""
 
     def __init__(
         self,
         files: FileStore,
-        vectors: ReadModel,
+        read_model: ReadModel,
         settings: JanitorSettings,
         *,
         letters: Letters | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._files = files
-        self._vectors = vectors
+        self._read_model = read_model
         self._settings = settings
         self._letters = letters
         self._clock = clock
-        self._erasures = Erasures(files)
-        self._abandoned = Abandoned(files, vectors)
+        self._erasures = Tombstones(files)
+        self._abandoned = Abandoned(files, read_model)
         self._unfinished = Unfinished(files)
         self._expired_keys = ExpiredKeys(files)
-        self._objects = Walk(files, _ROOT)
+        self._objects = ObjectScan(files, _ROOT)
 
     async def sweep(self, *, dry_run: bool = False) -> SweepReport:
         """Finish the erasures that are due, and walk the next page of objects. A dry run only counts."""
@@ -180,7 +180,7 @@ class Janitor:
     async def _finish(self, erasure: Erasure, letters: int | None, report: SweepReport) -> None:
         image_id, owner, generation = erasure.image_id, erasure.owner, erasure.generation
         noted = await self._erasures.noted(image_id)
-        late = await belongings(image_id, owner, generation, noted, self._vectors, self._files)
+        late = await belongings(image_id, owner, generation, noted, self._read_model, self._files)
         late.receipts = list(await receipts_of(image_id, generation, self._files))
         counts = late.counts()
         report.late += counts
@@ -191,7 +191,7 @@ class Janitor:
         for key in late.receipts:
             await self._files.delete(key)
         _count_late(counts)
-        await self._vectors.purge(image_id, generation)
+        await self._read_model.purge(image_id, generation)
         removed = erasure.removed + counts
         if letters is not None:
             removed = removed.model_copy(update={"dead_letters": letters})
@@ -217,7 +217,7 @@ class Janitor:
     async def _standing(self, image_id: str) -> _Standing:
         if not _ID.match(image_id):
             return _Standing(over=0, known=False)
-        record = await self._vectors.get(image_id)
+        record = await self._read_model.get(image_id)
         if record is not None and not record.deleted:
             refs = (record.master, *(rendition.object for rendition in record.renditions))
             return _Standing(over=record.generation - 1, named=frozenset(ref.key for ref in refs if ref is not None))

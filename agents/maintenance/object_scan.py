@@ -8,7 +8,7 @@ from streams.object_store.protocol import FileStore, ObjectInfo
 
 
 @dataclass(slots=True)
-class Walk:
+class ObjectScan:
     """Goes through the objects under a prefix and, at their end, begins anew; keeps only where it stands."""
 
     files: FileStore
@@ -17,7 +17,7 @@ class Walk:
     _next: str | None = None
 
     async def page(self, size: int) -> list[ObjectInfo]:
-        """Return the page it stands at: again and again, until it goes on. Raises DependencyAway."""
+        """Return the page it stands at: again and again, until it goes on. Raises DependencyUnavailable."""
         page: list[ObjectInfo] = []
         async for info in self.files.list(self.prefix, after=self._after):
             page.append(info)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from agents.maintenance.object_scan import Walk
-from streams.object_store.original_references import claimed_by_others, withdraw
+from agents.maintenance.object_scan import ObjectScan
+from streams.object_store.original_references import has_other_references, withdraw
 from streams.object_store.protocol import FileStore, ObjectInfo
 from streams.object_store.receipts import has_receipt
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 
 log = structlog.get_logger(__name__)
@@ -26,17 +26,17 @@ CLAIMS, ORIGINALS = "claims/", "originals/"
 
 @dataclass(slots=True)
 class Abandoned:
-    """Walks claims and originals, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
+    """Walks claims and originals, a page at a time; keeps only where it stands. Calls raise DependencyUnavailable."""
 
     files: FileStore
-    vectors: ReadModel
-    _claims: Walk = field(init=False)
-    _originals: Walk = field(init=False)
-    _late: Walk = field(init=False)  # a walk of its own over the claims
+    read_model: ReadModel
+    _claims: ObjectScan = field(init=False)
+    _originals: ObjectScan = field(init=False)
+    _late: ObjectScan = field(init=False)  # a walk of its own over the claims
 
     def __post_init__(self) -> None:
-        self._claims, self._late = Walk(self.files, CLAIMS), Walk(self.files, CLAIMS)
-        self._originals = Walk(self.files, ORIGINALS)
+        self._claims, self._late = ObjectScan(self.files, CLAIMS), ObjectScan(self.files, CLAIMS)
+        self._originals = ObjectScan(self.files, ORIGINALS)
 
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove what the next page has of it, made before `older_than` (unix seconds); return how many there were.
@@ -58,7 +58,7 @@ class Abandoned:
 
     async def note_late_claims(self, *, page_size: int, dry_run: bool) -> int:
         """Have the next page's claims of images long erased looked after once more; return how many there were."""
-        erasures, late = Erasures(self.files), 0
+        erasures, late = Tombstones(self.files), 0
         for info in await self._late.page(page_size):
             parts = info.key.split("/")
             erasure = await erasures.get(parts[3]) if len(parts) == 4 else None
@@ -85,15 +85,15 @@ class Abandoned:
 
     async def _is_nobodys(self, info: ObjectInfo) -> bool:
         parts = info.key.split("/")
-        if len(parts) != 4 or await claimed_by_others(self.files, parts[1], parts[3], ""):
+        if len(parts) != 4 or await has_other_references(self.files, parts[1], parts[3], ""):
             return False
-        return await self.vectors.uses_of(parts[1], parts[3]) == 0
+        return await self.read_model.uses_of(parts[1], parts[3]) == 0
 
     async def _is_abandoned(self, info: ObjectInfo) -> bool:
         parts = info.key.split("/")
         return len(parts) == 4 and not await self._is_known(parts[3])
 
     async def _is_known(self, image_id: str) -> bool:
-        if await self.vectors.get(image_id) is not None or await Erasures(self.files).get(image_id) is not None:
+        if await self.read_model.get(image_id) is not None or await Tombstones(self.files).get(image_id) is not None:
             return True
         return await has_receipt(self.files, image_id)

@@ -70,26 +70,26 @@ class _Pass:
 
 
 class Reconciler:
-    """Looks over all images. One pass at a time; calls raise DependencyAway."""
+    """Looks over all images. One pass at a time; calls raise DependencyUnavailable."""
 
     def __init__(
         self,
         settings: ReconcilerSettings,
         *,
         files: FileStore,
-        vectors: ReadModel,
+        read_model: ReadModel,
         deliverer: Deliverer,
         progress: Progress,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._vectors = vectors
+        self._read_model = read_model
         self._deliverer = deliverer
         self._progress = progress
         self._clock = clock
         self._control = Control(files)
         self._attempts = Attempts(files)
-        self._inventory = Inventory(files, vectors, settings)
+        self._inventory = Inventory(files, read_model, settings)
         self._one = asyncio.Lock()
 
     async def look(self, *, dry_run: bool = False, everything: bool = False) -> ReconcileReport:
@@ -216,7 +216,7 @@ class Reconciler:
             at=now(),
             took_s=round(took_s, 3),
             complete=everything,
-            images=await self._vectors.count(),
+            images=await self._read_model.count(),
             unfinished={stage: dict(found) for stage, found in sorted(run.unfinished.items())},
             oldest=oldest,
             overdue=tuple(run.items),

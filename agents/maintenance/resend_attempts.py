@@ -26,7 +26,7 @@ class _Noted(Value):
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """One small object per image that was overdue, until it has ended. Calls raise DependencyAway."""
+    """One small object per image that was overdue, until it has ended. Calls raise DependencyUnavailable."""
 
     files: FileStore
 

@@ -10,7 +10,7 @@ from datetime import datetime
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from agents.maintenance.object_scan import Walk
+from agents.maintenance.object_scan import ObjectScan
 from streams.object_store.keys import UNFINISHED, ended_upload_key, upload_key
 from streams.object_store.protocol import FileStore, ObjectMissing
 
@@ -34,13 +34,13 @@ class _Ends:
 
 @dataclass(slots=True)
 class Unfinished:
-    """Walks what uploads left, a page at a time; keeps only where it stands. Calls raise DependencyAway."""
+    """Walks what uploads left, a page at a time; keeps only where it stands. Calls raise DependencyUnavailable."""
 
     files: FileStore
-    _walks: dict[str, Walk] = field(init=False)
+    _walks: dict[str, ObjectScan] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._walks = {root: Walk(self.files, root) for root in reversed(UNFINISHED)}
+        self._walks = {root: ObjectScan(self.files, root) for root in reversed(UNFINISHED)}
 
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove what the next page has of uploads that were over before `older_than` (unix seconds); return how many.

@@ -20,7 +20,7 @@ from schemas.events.facts import ImageSanitized, ObjectsDetected
 from schemas.stored.results import DetectedObjects
 from schemas.values import ModelRef
 from streams import topics
-from streams.errors import Gone
+from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
 
@@ -92,7 +92,7 @@ async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools)
     try:
         data = await tools.files.get(event.image.master.key)
     except ObjectMissing as error:
-        raise Gone(event.image.master.key) from error
+        raise ObjectGone(event.image.master.key) from error
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(tools.threads, lambda: detector.prepare(open_master(data)))
 

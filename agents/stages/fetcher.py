@@ -24,7 +24,7 @@ from schemas.formats import MEDIA_TYPES
 from schemas.stored.results import FetchedOriginal
 from streams import topics
 from streams.object_store.keys import original_key
-from streams.object_store.original_references import claim
+from streams.object_store.original_references import add_reference
 from streams.object_store.protocol import FileStore
 from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
 
@@ -58,7 +58,7 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
             found = await tools.source.download(event.url, spool.file)
         except Refused as refused:
             return Reject(refused.code, str(refused))
-        await claim(tools.files, event.owner, found.sha256, event.image_id)
+        await add_reference(tools.files, event.owner, found.sha256, event.image_id)
         original = await tools.files.put(
             original_key(event.owner, found.sha256),
             Path(spool.name),
@@ -71,7 +71,7 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
         generation=event.generation,
         run=event.run,
         profile=event.profile,
-        **event.said(),
+        **event.submission_fields(),
         original=original,
         url=event.url,
     )

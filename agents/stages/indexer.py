@@ -26,7 +26,7 @@ from schemas.values import ErrorCode, ImageState
 from streams import topics
 from streams.errors import Malformed
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.stage import Emit, Resources, Skip, Stage, StageSettings
@@ -46,7 +46,7 @@ class IndexerSettings(StageSettings):
 class Tools:
     """Where records are, and the objects a deletion removes."""
 
-    vectors: ReadModel
+    read_model: ReadModel
     files: FileStore
 
 
@@ -54,10 +54,10 @@ class Tools:
 async def open_tools(_settings: IndexerSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Use the read model this process already has, or open it."""
     async with AsyncExitStack() as stack:
-        vectors = resources.vectors
-        if vectors is None:
-            vectors = await stack.enter_async_context(open_read_model(resources.settings.qdrant, resources.breakers))
-        yield Tools(vectors, resources.files)
+        read_model = resources.read_model
+        if read_model is None:
+            read_model = await stack.enter_async_context(open_read_model(resources.settings.qdrant, resources.breakers))
+        yield Tools(read_model, resources.files)
 
 
 async def index(event: Event, tools: Tools) -> Emit | Skip:
@@ -65,21 +65,21 @@ async def index(event: Event, tools: Tools) -> Emit | Skip:
     if isinstance(event, DeletionRequested):
         return await _delete(event, tools)
     if isinstance(event, ImageAnnotated):
-        return Emit(()) if await annotate(event, tools.vectors, Erasures(tools.files)) else _SUPERSEDED
+        return Emit(()) if await annotate(event, tools.read_model, Tombstones(tools.files)) else _SUPERSEDED
     if not isinstance(event, Fact):
         raise Malformed(f"{event.type} is no fact")
-    known = await record(event, tools.vectors, Erasures(tools.files))
+    known = await record(event, tools.read_model, Tombstones(tools.files))
     if known is None:
         return _SUPERSEDED
-    outcome = await conclude(event, known, tools.vectors)
+    outcome = await conclude(event, known, tools.read_model)
     return Emit(((topics.OUTCOMES, outcome),) if outcome is not None else ())
 
 
 async def _delete(event: DeletionRequested, tools: Tools) -> Emit | Skip:
-    known = await tools.vectors.get(event.image_id)
+    known = await tools.read_model.get(event.image_id)
     if known is not None and (known.owner != event.owner or known.generation > event.generation):
         return _SUPERSEDED
-    done = await erase(event, known, tools.vectors, tools.files)
+    done = await erase(event, known, tools.read_model, tools.files)
     if done is None:
         return _SUPERSEDED
     if done is Done.NOW:

@@ -23,7 +23,7 @@ from agents.models.ocr_engines import Reading, Rules, open_engines
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
 from schemas.stored.results import ReadText
 from streams import topics
-from streams.errors import Gone
+from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
 from streams.telemetry.health_board import Condition
@@ -89,7 +89,7 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     try:
         data = await tools.files.get(event.image.master.key)
     except ObjectMissing as error:
-        raise Gone(event.image.master.key) from error
+        raise ObjectGone(event.image.master.key) from error
 
     def work() -> ReadText:
         image: Image.Image = open_master(data)

@@ -30,7 +30,7 @@ from schemas.stored.results import ResizedImage
 from schemas.values import ErrorCode, ObjectRef, Rendition
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
-from streams.errors import Gone, Malformed
+from streams.errors import Malformed, ObjectGone
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings
@@ -104,7 +104,7 @@ async def _read(master: ObjectRef, tools: Tools) -> bytes:
     try:
         data = await tools.files.get(master.key)
     except ObjectMissing as error:
-        raise Gone(f"the master {master.key} is not there") from error
+        raise ObjectGone(f"the master {master.key} is not there") from error
     if (await tools.work(hashlib.sha256, data)).hexdigest() != master.sha256:
         raise Malformed(f"the master {master.key} is not what its event says", code=ErrorCode.OBJECT_CHANGED)
     return data

@@ -21,7 +21,7 @@ from schemas.events.intake import ImageFetched, ImageUploaded
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Gone, Malformed, Retryable
+from streams.errors import Malformed, ObjectGone, Retryable
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.sandbox.pool import (
@@ -112,7 +112,7 @@ async def _read(original: ObjectRef, tools: Tools) -> bytes:
     try:
         data = await tools.files.get(original.key, limit=original.size)
     except ObjectMissing as error:
-        raise Gone(f"the original {original.key} is not there") from error
+        raise ObjectGone(f"the original {original.key} is not there") from error
     except ValueError as error:
         raise Malformed(
             f"the original cannot be read as its event says: {error}", code=ErrorCode.OBJECT_CHANGED
@@ -133,7 +133,7 @@ def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement)
         generation=event.generation,
         run=event.run,
         profile=event.profile,
-        **event.said(),
+        **event.submission_fields(),
         report=announcement.report,
         original=event.original,
         image=image,

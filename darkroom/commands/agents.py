@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.object_store.factory import open_files
 from streams.operations.agent_pauses import Control
@@ -36,7 +36,7 @@ def _with_control(work: Callable[[Control, Settings], Awaitable[None]]) -> None:
 
     try:
         asyncio.run(run())
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         raise SystemExit(str(error)) from error
 
 

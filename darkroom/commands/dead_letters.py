@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
-from streams.retries.dead_letters import DeadLetterOffice, Letter, Selection
+from streams.retries.dead_letters import DeadLetter, DeadLetterStore, Selection
 from streams.settings import Settings
 from streams.topics import GIVES_UP
 
@@ -33,21 +33,21 @@ def _agents(agent: str) -> tuple[str, ...]:
     return (agent,) if agent else GIVES_UP
 
 
-def _with_office(work: Callable[[DeadLetterOffice], Awaitable[None]]) -> None:
+def _with_office(work: Callable[[DeadLetterStore], Awaitable[None]]) -> None:
     async def run() -> None:
         settings = Settings()
         async with AsyncExitStack() as stack:
             files = await stack.enter_async_context(open_files(settings.files))
             producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/dead-letters"))
-            await work(DeadLetterOffice(settings.kafka, files, producer))
+            await work(DeadLetterStore(settings.kafka, files, producer))
 
     try:
         asyncio.run(run())
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         raise SystemExit(str(error)) from error
 
 
-def _said(letter: Letter, act: str) -> None:
+def _said(letter: DeadLetter, act: str) -> None:
     print(f"{act}: {letter.agent} {letter.id} {letter.code} {letter.image_id}")
 
 
@@ -62,7 +62,7 @@ def list_(
     """List dead letters, oldest first."""
     table = Table("agent", "letter", "code", "image", "attempts", "died at", "message", "dealt with")
 
-    async def work(office: DeadLetterOffice) -> None:
+    async def work(office: DeadLetterStore) -> None:
         for name in _agents(agent):
             async for letter in office.letters(name, Selection(code, image, None, since), handled=every):
                 attempts = letter.record.header("dlq.attempt") or ""
@@ -77,7 +77,7 @@ def list_(
 def show(agent: Annotated[str, typer.Argument()], letter_id: Annotated[str, typer.Argument(help="As listed.")]) -> None:
     """Show one dead letter whole: headers, reason, stack, body."""
 
-    async def work(office: DeadLetterOffice) -> None:
+    async def work(office: DeadLetterStore) -> None:
         async for letter in office.letters(_agents(agent)[0], Selection(letter_id=letter_id), handled=True):
             for name, value in letter.record.headers:
                 print(f"{name}: {value.decode('utf-8', 'replace')}")
@@ -101,7 +101,7 @@ def replay(
 ) -> None:
     """Give dead letters another life in their agent's retry topic."""
 
-    async def work(office: DeadLetterOffice) -> None:
+    async def work(office: DeadLetterStore) -> None:
         selection = Selection(code, image, letter_id, since)
         for name in _agents(agent):
             await office.replay(name, selection, dry_run=not yes, per_second=per_second, seen=_said)
@@ -121,7 +121,7 @@ def discard(
 ) -> None:
     """Set dead letters aside for good, leaving an audit record."""
 
-    async def work(office: DeadLetterOffice) -> None:
+    async def work(office: DeadLetterStore) -> None:
         selection = Selection(code, image, letter_id, since)
         for name in _agents(agent):
             await office.discard(name, selection, reason=reason, dry_run=not yes, seen=_said)

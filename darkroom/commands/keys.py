@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from gateway.access.api_keys import ApiKey, ApiKeys, TooManyKeys
 from schemas.http.keys import NewKey, Scope
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.settings import Settings
 
@@ -30,7 +30,7 @@ def _with_keys(work: Callable[[ApiKeys], Awaitable[T]]) -> T:
 
     try:
         return asyncio.run(run())
-    except (DependencyAway, NotReady, TooManyKeys) as error:
+    except (DependencyUnavailable, NotReady, TooManyKeys) as error:
         raise SystemExit(str(error)) from error
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.settings import Settings
 
@@ -20,7 +20,7 @@ def create() -> None:
     """Create what is missing."""
     try:
         created = asyncio.run(KafkaAdmin(Settings().kafka).create_topics())
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         raise SystemExit(str(error)) from error
     print("\n".join(created) or "All topics are there.")
 
@@ -30,7 +30,7 @@ def show() -> None:
     """Show every topic; exit 1 if one is missing or differs from the table."""
     try:
         states = asyncio.run(KafkaAdmin(Settings().kafka).topic_states())
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         raise SystemExit(str(error)) from error
     table = Table("topic", "key", "partitions", "written by", "read by", "problem")
     for state in states:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from gateway.access.identity import Identity
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.settings import GatewaySettings
 
@@ -37,10 +37,10 @@ def openapi() -> dict[str, Any]:
     """Return the OpenAPI document."""
     parts: dict[str, Any] = {
         field.name: Uncalled()
-        for field in fields(QueryParts)
+        for field in fields(QueryComponents)
         if field.name not in OTHERWISE and (field.default is None or _is_required(field))
     }
-    app = embedded_app(GatewaySettings(), QueryParts(authenticator=Closed(), **parts))
+    app = embedded_app(GatewaySettings(), QueryComponents(authenticator=Closed(), **parts))
     return app.openapi()
 
 

@@ -12,10 +12,10 @@ from infra.local.ports import is_free
 from infra.local.service import FolderInUse, ServiceFailed
 from infra.local.supervisor import Supervisor
 from infra.local.tools import InstallFailed, MissingTool
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.process.signals import until_signal
 
-CANNOT_START = (MissingTool, InstallFailed, ServiceFailed, FolderInUse, NotReady, DependencyAway)
+CANNOT_START = (MissingTool, InstallFailed, ServiceFailed, FolderInUse, NotReady, DependencyUnavailable)
 
 
 def say(text: str) -> None:

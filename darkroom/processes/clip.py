@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from gateway.protocols import ModelAway, Undecodable
 from schemas.values import ErrorCode, ModelRef
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.sandbox.pool import (
     Limits,
     Sandbox,
@@ -58,12 +58,12 @@ class Decoder:
         self._open = False
 
     async def prepare(self, data: bytes) -> Floats:
-        """Return an image as CLIP's input. Raises Undecodable, and DependencyAway when no child can be had."""
+        """Return an image as CLIP's input. Raises Undecodable, and DependencyUnavailable when no child can be had."""
         try:
             await self._opened()
             _, (master,) = await self._sandbox.run(self._limits, data, tries=TRIES)
         except SandboxUnavailable as error:
-            raise DependencyAway(str(error)) from error
+            raise DependencyUnavailable(str(error)) from error
         except SandboxError as error:
             raise _undecodable(error) from error
         return await asyncio.get_running_loop().run_in_executor(self._threads, _prepared, master)
@@ -115,10 +115,7 @@ class ImageTower:
 
     def _load(self) -> ClipEncoder:
         # Only now, and only where the model is wanted: a query process without weights never imports torch.
-        from agents.models.clip_encoder import (
-            ClipEncoder,
-            find_clip,
-        )
+        from agents.models.clip_encoder import ClipEncoder, find_clip  # noqa: PLC0415
 
         return ClipEncoder(find_clip(self._settings, self._weights), self._settings)
 
@@ -156,7 +153,7 @@ class QueryEncoder:
         try:
             return (await self._tower.encode([prepared]))[0]
         except ModelAway as error:
-            raise DependencyAway(str(error)) from error
+            raise DependencyUnavailable(str(error)) from error
 
     def close(self) -> None:
         """Give the threads back."""
@@ -168,10 +165,7 @@ class QueryEncoder:
 
     def _load_text(self) -> ClipTextEncoder:
         # See ImageTower._load.
-        from agents.models.clip_encoder import (
-            ClipTextEncoder,
-            find_clip,
-        )
+        from agents.models.clip_encoder import ClipTextEncoder, find_clip  # noqa: PLC0415
 
         return ClipTextEncoder(find_clip(self._settings), self._settings)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+import structlog
 from fastapi import FastAPI
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from darkroom.processes.gateways import log
 from gateway.access.settings import AuthSettings
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
 from gateway.operations.statistics_cache import StatisticsSettings
 from gateway.search.feature_batching import FeatureSettings
 from gateway.settings import GatewaySettings
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import EventProducer, open_producer
 from streams.live.log_follower import LiveSettings, LogFeed
@@ -27,6 +27,8 @@ from streams.process.signals import until_signal
 from streams.process.startup_checks import check_files
 from streams.settings import Settings
 from streams.topics import PIPELINE
+
+log = structlog.get_logger(__name__)
 
 
 class GatewayEnvironment(BaseSettings):
@@ -46,20 +48,20 @@ class GatewayEnvironment(BaseSettings):
     server: ServerSettings = ServerSettings()
 
 
-async def _serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live: LogFeed | None = None) -> None:
+async def serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live: LogFeed | None = None) -> None:
     own = environment.gateway
     async with serving(app, own.host, own.port, environment.server) as port:
         log.info("listening", url=f"http://{own.host}:{port}")
         await until_signal()
         if live is not None:
-            live.hang_up()  # streams would keep the server from closing
+            live.close()  # streams would keep the server from closing
 
 
 def _confirm_s(settings: Settings) -> float:
     return min(settings.kafka.request_timeout_s, 10.0)
 
 
-def _gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
+def gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
     """A gateway starts, and answers 503, while Kafka is away; and it tells its clients so soon."""
     kafka = settings.kafka.model_copy(update={"request_timeout_s": _confirm_s(settings)})
     return open_producer(kafka, source="darkroom/gateway", now=False)
@@ -91,7 +93,7 @@ def check_gateway(settings: Settings, own: GatewaySettings) -> None:
         raise NotReady("unsafe settings: " + "; ".join(problems))
 
 
-async def _opened_files(
+async def open_checked_files(
     stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers
 ) -> FileStore:
     """Go through the start-up checks of a gateway; return its object store, which let us write and read."""
@@ -99,7 +101,7 @@ async def _opened_files(
     check_gateway(settings, own)
     try:
         await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         log.warning("Kafka is away; uploads are answered 503 until it is back", error=str(error))
     files = await stack.enter_async_context(open_files(settings.files, breakers))
     await check_files(files, settings.files)

@@ -1,4 +1,4 @@
-"""The gateway processes, each opened from its settings: ingest, query, and the core that has both on one address."""
+"""The gateway processes with a read model: query, and the embedded core (ingest, query and indexer on one address)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from pydantic_settings import SettingsError
 
 from agents import pipeline
 from darkroom.processes.clip import ImageTower, open_encoder, open_features, open_tower
-from darkroom.processes.gateway_runtime import GatewayEnvironment, _gateway_events, _opened_files, _serve_until_signal
-from darkroom.processes.ingest import _ingest
+from darkroom.processes.gateway_runtime import (
+    GatewayEnvironment,
+    gateway_events,
+    open_checked_files,
+    serve_until_signal,
+)
 from darkroom.processes.launch import explain, guarded, read_settings
 from darkroom.processes.readiness import readiness
-from darkroom.processes.reconciler import RECONCILER, ReconcilingEnvironment, Upkeep
-from gateway.access.authenticator import open_door
-from gateway.apps.components import QueryParts
+from darkroom.processes.reconciler import RECONCILER, Maintenance, ReconcilingEnvironment
+from gateway.access.authenticator import open_authenticator
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.query import query_app
 from gateway.limits.quotas import Quotas
@@ -39,8 +43,8 @@ from streams.process.settings_checks import check_safe
 from streams.process.watchdog import Watchdog, WatchdogSettings
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
-from streams.retries.dead_letter_listing import LetterPages
-from streams.retries.dead_letters import DeadLetterOffice
+from streams.retries.dead_letter_listing import DeadLetterListing
+from streams.retries.dead_letters import DeadLetterStore
 from streams.runtime.worker_process import consume
 from streams.settings import Settings
 
@@ -48,14 +52,12 @@ log = structlog.get_logger(__name__)
 
 
 def run_gateway(part: str) -> int:
-    """Be `ingest`, `query`, or the embedded `core` (both, with the indexer) until SIGTERM; return the exit code."""
+    """Run `query`, or the embedded `core` (with ingest and indexer), until SIGTERM; return the exit code."""
     settings = read_settings(part)
     try:
         environment, upkeep = GatewayEnvironment(), ReconcilingEnvironment()
     except (ValidationError, SettingsError) as error:
         return explain(error)
-    if part == "ingest":
-        return asyncio.run(guarded(_ingest(settings, environment)))
     answering = _query if part == "query" else _core
     return asyncio.run(guarded(answering(settings, environment, upkeep)))
 
@@ -71,7 +73,7 @@ async def _core(settings: Settings, environment: GatewayEnvironment, upkeep: Rec
 
 async def _answer(
     process: str,
-    make: Callable[[GatewaySettings, QueryParts], FastAPI],
+    make: Callable[[GatewaySettings, QueryComponents], FastAPI],
     settings: Settings,
     environment: GatewayEnvironment,
     upkeep: ReconcilingEnvironment,
@@ -82,17 +84,19 @@ async def _answer(
     own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
-        files = await _opened_files(stack, settings, own, breakers)
-        door = await open_door(own, environment.auth, files)
-        events = await stack.enter_async_context(_gateway_events(settings))
-        vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
+        files = await open_checked_files(stack, settings, own, breakers)
+        door = await open_authenticator(own, environment.auth, files)
+        events = await stack.enter_async_context(gateway_events(settings))
+        read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
         encoder = await stack.enter_async_context(open_encoder(settings.models, tower))
-        keeping = Upkeep.of(upkeep, settings.kafka, files=files, vectors=vectors, deliverer=events)
+        keeping = Maintenance.of(upkeep, settings.kafka, files=files, read_model=read_model, deliverer=events)
         said = {RECONCILER: keeping.part} if with_indexer else {}
-        ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, vectors=vectors, said=said)
+        ready = readiness(
+            own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, read_model=read_model, said=said
+        )
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
-        parts = QueryParts(
+        components = QueryComponents(
             files=files,
             events=events,
             readiness=ready,
@@ -100,25 +104,25 @@ async def _answer(
             limits=await stack.enter_async_context(open_limits(environment.limits)),
             quotas=Quotas(environment.quotas, files),
             live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
-            vectors=vectors,
+            read_model=read_model,
             encoder=encoder,
             features=await _features(stack, tower, environment.features),
             reconciling=keeping,
-            letters=LetterPages(settings.kafka, DeadLetterOffice(settings.kafka, files, events)),
+            letters=DeadLetterListing(settings.kafka, DeadLetterStore(settings.kafka, files, events)),
             numbers=await stack.enter_async_context(
                 open_numbers(
                     environment.statistics,
                     files,
-                    vectors,
+                    read_model,
                     RecentLog(settings.kafka),
                     Backlog(KafkaAdmin(settings.kafka)),
                 )
             ),
         )
         if with_indexer:
-            await stack.enter_async_context(_indexer_beside(settings, files, breakers, vectors))
+            await stack.enter_async_context(_indexer_beside(settings, files, breakers, read_model))
             await stack.enter_async_context(keeping.going_on())
-        await _serve_until_signal(make(own, parts), environment, parts.live)
+        await serve_until_signal(make(own, components), environment, components.live)
 
 
 async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:
@@ -129,7 +133,7 @@ async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettin
 
 @asynccontextmanager
 async def _indexer_beside(
-    settings: Settings, files: FileStore, breakers: Breakers, vectors: ReadModel
+    settings: Settings, files: FileStore, breakers: Breakers, read_model: ReadModel
 ) -> AsyncIterator[None]:
     """Run the indexer in this process. If it cannot go on, the whole process goes, and is started again."""
     stage = pipeline.stage("indexer")
@@ -145,7 +149,7 @@ async def _indexer_beside(
             health=breakers.health,
             files=files,
             breakers=breakers,
-            vectors=vectors,
+            read_model=read_model,
             until=until,
         )
     )

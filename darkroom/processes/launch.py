@@ -6,22 +6,24 @@ import re
 import sys
 from collections.abc import Coroutine
 
+import structlog
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from darkroom.processes.workers import log
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.process.exit_codes import EXIT_NOT_READY, EXIT_UNDELIVERABLE
-from streams.process.memory_allocator import give_memory_back
+from streams.process.memory_allocator import tune_malloc
 from streams.settings import Settings
 from streams.telemetry.logs import configure_logs
+
+log = structlog.get_logger(__name__)
 
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|REDIS")
 
 
 def read_settings(process: str) -> Settings:
     """Read the shared settings, set up logging and memory; exit 2 naming what is wrong."""
-    give_memory_back()
+    tune_malloc()
     try:
         settings = Settings()
     except (ValidationError, SettingsError) as error:
@@ -51,7 +53,7 @@ async def guarded(body: Coroutine[object, object, None]) -> int:
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         log.critical("a dependency is away", reason=str(error))
         return EXIT_UNDELIVERABLE
     return 0

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.operations.health import BreakerState, Part, Parts, files_part, vectors_part
+from gateway.operations.health import BreakerState, Part, Parts, files_part, read_model_part
 from gateway.settings import GatewaySettings
 from streams.concurrency.circuit_breaker import Breakers, State
 from streams.concurrency.timeouts import bounded
@@ -28,7 +28,7 @@ class Groups:
     _asking: asyncio.Task[dict[str, int]] | None = None
 
     async def members(self) -> dict[str, int]:
-        """Return how many members with partitions each agent's group has. Raises DependencyAway, TimeoutError."""
+        """Return how many members with partitions each agent's group has. Raises DependencyUnavailable, TimeoutError."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(bounded(self.admin.members(), self.timeout_s))
             # It may end with an error after everybody has stopped waiting for it.
@@ -93,7 +93,7 @@ def readiness(
     *,
     files: FileStore,
     breakers: Breakers,
-    vectors: ReadModel | None = None,
+    read_model: ReadModel | None = None,
     said: Mapping[str, Part] | None = None,
 ) -> Parts:
     """Return the readiness of a gateway process; `said` are parts of this process's own."""
@@ -103,7 +103,7 @@ def readiness(
         "kafka": kafka_part(groups),
         "agents": agents_part(groups, Control(files)),
         "breakers": breakers_part(breakers),
-        **({"vectors": vectors_part(vectors)} if vectors is not None else {}),
+        **({"vectors": read_model_part(read_model)} if read_model is not None else {}),
         **(said or {}),
     }
     states = {

@@ -16,7 +16,7 @@ from agents.maintenance.reconciler import SOURCE, Reconciler, ReconcilerSettings
 from darkroom.processes.launch import explain, guarded, read_settings
 from schemas.http.reconciliation import ReconcileReport, Standing
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import Deliverer, open_producer
 from streams.object_store.factory import open_files
@@ -30,7 +30,7 @@ from streams.process.startup_checks import check_files
 from streams.process.watchdog import Watchdog, WatchdogSettings
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
-from streams.retries.dead_letters import DeadLetterOffice
+from streams.retries.dead_letters import DeadLetterStore
 from streams.settings import KafkaSettings, Settings
 from streams.telemetry.health_board import Condition, HealthBoard
 from streams.topics import BULK, SCHEDULER, all_topics
@@ -52,7 +52,7 @@ class ReconcilingEnvironment(BaseSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
+class Maintenance:
     """Looks over everything and tidies up; in one process also again and again. See gateway.protocols.Reconciling.
 
     Any process with the read model can look: two at once are harmless.
@@ -71,19 +71,19 @@ class Upkeep:
         kafka: KafkaSettings,
         *,
         files: FileStore,
-        vectors: ReadModel,
+        read_model: ReadModel,
         deliverer: Deliverer,
         health: HealthBoard | None = None,
-    ) -> Upkeep:
+    ) -> Maintenance:
         """Put one together."""
         admin, health = KafkaAdmin(kafka), health or HealthBoard()
         health.say(RECONCILER, Condition.OK, "no pass yet")
         return cls(
             Reconciler(
-                environment.reconciler, files=files, vectors=vectors, deliverer=deliverer, progress=Backlog(admin)
+                environment.reconciler, files=files, read_model=read_model, deliverer=deliverer, progress=Backlog(admin)
             ),
-            Janitor(files, vectors, environment.janitor, letters=DeadLetterOffice(kafka, files, deliverer)),
-            ReprocessRunner(files, vectors, deliverer, waiting=lambda: admin.lag(SCHEDULER, [BULK.name])),
+            Janitor(files, read_model, environment.janitor, letters=DeadLetterStore(kafka, files, deliverer)),
+            ReprocessRunner(files, read_model, deliverer, waiting=lambda: admin.lag(SCHEDULER, [BULK.name])),
             environment.reconciler.interval_s,
             health,
         )
@@ -117,7 +117,7 @@ class Upkeep:
                 await self.janitor.sweep()
                 last = report.at
                 self.health.say(RECONCILER, Condition.OK, f"last pass: {last}; {_sentence(report)}")
-            except DependencyAway as error:
+            except DependencyUnavailable as error:
                 self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; something it needs is away")
                 log.warning("cannot reconcile now", error=str(error))
             except Exception:
@@ -155,11 +155,11 @@ async def _reconcile(settings: Settings, environment: ReconcilingEnvironment) ->
         breakers = Breakers(settings.breaker, health)
         files = await stack.enter_async_context(open_files(settings.files, breakers))
         await check_files(files, settings.files)
-        vectors = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
+        read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         deliverer = await stack.enter_async_context(open_producer(settings.kafka, source=SOURCE))
         await stack.enter_async_context(Watchdog(WatchdogSettings(RECONCILER, settings.worker.loop_lag_s)))
-        upkeep = Upkeep.of(
-            environment, settings.kafka, files=files, vectors=vectors, deliverer=deliverer, health=health
+        upkeep = Maintenance.of(
+            environment, settings.kafka, files=files, read_model=read_model, deliverer=deliverer, health=health
         )
         await stack.enter_async_context(upkeep.going_on())
         health.say("stores", Condition.OK, "open")

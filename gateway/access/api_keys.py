@@ -18,7 +18,7 @@ import structlog
 from pydantic import AwareDatetime, Field, ValidationError
 
 from gateway.access.identity import Identity
-from gateway.access.ttl_cache import Fresh
+from gateway.access.ttl_cache import TtlCache
 from schemas.http.keys import KeyState, NewKey, Scope
 from schemas.values import OWNER_PATTERN, SHA256_PATTERN, Owner, Value
 from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing
@@ -74,7 +74,7 @@ class TooManyKeys(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The keys in the object store. Calls raise DependencyAway."""
+    """The keys in the object store. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
@@ -146,7 +146,7 @@ class KnownKeys:
     def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float, apart_s: float = APART_S) -> None:
         self._keys = keys
         self._seen: dict[str, tuple[str, ApiKey]] = {}
-        self._table = Fresh(
+        self._table = TtlCache(
             "the API keys",
             self._read,
             fresh_s=fresh_s,
@@ -157,7 +157,7 @@ class KnownKeys:
         )
 
     async def identify(self, given: str) -> Identity:
-        """Return whose key this is. Raises KeyRefused and DependencyAway."""
+        """Return whose key this is. Raises KeyRefused and DependencyUnavailable."""
         parts = _KEY.fullmatch(given)
         if parts is None:
             raise KeyRefused

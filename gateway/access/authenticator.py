@@ -21,7 +21,7 @@ from gateway.access.settings import AuthSettings
 from gateway.settings import GatewaySettings
 from schemas.values import DEFAULT_OWNER
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.protocol import FileStore
 from streams.telemetry.metrics import AUTHENTICATIONS
 
@@ -70,8 +70,8 @@ class Door:
         return self.anonymous
 
 
-async def open_door(own: GatewaySettings, auth: AuthSettings, files: FileStore) -> Door:
-    """Return the door of a gateway, and say in the log whom it lets in. Raises NotReady, and DependencyAway.
+async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: FileStore) -> Door:
+    """Return the door of a gateway, and say in the log whom it lets in. Raises NotReady, and DependencyUnavailable.
 
     Nobody may start a gateway that others can reach without a way to tell callers apart.
     """
@@ -83,7 +83,7 @@ async def open_door(own: GatewaySettings, auth: AuthSettings, files: FileStore) 
     try:
         any_key = await bounded(stored.any(), own.storage_timeout_s)
     except TimeoutError as error:
-        raise DependencyAway("the object store did not say in time whether there are API keys") from error
+        raise DependencyUnavailable("the object store did not say in time whether there are API keys") from error
     is_open = is_loopback(own.host) and not (auth.required or tokens or any_key)
     ways = [name for name, there in (("JWT", tokens), ("API key", any_key), ("admin token", own.admin_token)) if there]
     if not is_open and not ways:

@@ -20,10 +20,10 @@ class Authenticator(Protocol):
     """Whoever knows callers by what they send along."""
 
     async def identify(self, request: Request) -> Identity:
-        """Return who asks. Raises Problem (401) for credentials that are missing or wrong, and DependencyAway."""
+        """Return who asks. Raises Problem (401) for credentials that are missing or wrong, and DependencyUnavailable."""
 
 
-class Everybody:
+class AnonymousAuthenticator:
     """Knows nobody, and trusts everybody: for apps that nobody else can reach, as in tests. See gateway.access.authenticator."""
 
     anonymous = ANONYMOUS

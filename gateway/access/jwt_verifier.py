@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gateway.access.identity import Identity, Scope
 from gateway.access.loopback import is_loopback
 from gateway.access.settings import Algorithm, AuthSettings, TokenKey
-from gateway.access.ttl_cache import Fresh
+from gateway.access.ttl_cache import TtlCache
 from schemas.values import OWNER_PATTERN, Owner
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 
 MAX_TOKEN = 8192  # characters
 MAX_JWKS_BYTES = 1 << 18
@@ -61,7 +61,7 @@ class Tokens:
         self._published = published_keys(settings, settings.jwks_url) if settings.jwks_url else None
 
     async def identify(self, token: str) -> Identity:
-        """Return whose token this is. Raises TokenRefused, and DependencyAway when its key cannot be looked up."""
+        """Return whose token this is. Raises TokenRefused, and DependencyUnavailable when its key cannot be looked up."""
         key = await self._find(_kid(token))
         if key is None:
             raise TokenRefused
@@ -94,13 +94,13 @@ class Tokens:
         return Identity(Owner(owner), _scopes(claims), f"token:{subject}")
 
 
-def published_keys(settings: AuthSettings, url: str) -> Fresh[Key]:
+def published_keys(settings: AuthSettings, url: str) -> TtlCache[Key]:
     """Return the keys at a URL, fetched when they are needed."""
 
     async def read() -> dict[str, Key]:
         return await _fetched(url, settings.jwks_timeout_s)
 
-    return Fresh(
+    return TtlCache(
         "the JWK set",
         read,
         fresh_s=settings.jwks_fresh_s,
@@ -174,7 +174,7 @@ class _JwkSet(BaseModel):
 
 
 async def _fetched(url: str, timeout_s: float) -> dict[str, Key]:
-    """Return the usable keys of a JWK set by kid. Raises DependencyAway."""
+    """Return the usable keys of a JWK set by kid. Raises DependencyUnavailable."""
     try:
         here = is_loopback(httpx.URL(url).host)  # and then never through a proxy
         async with (
@@ -186,10 +186,10 @@ async def _fetched(url: str, timeout_s: float) -> dict[str, Key]:
             async for chunk in answer.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_JWKS_BYTES:
-                    raise DependencyAway(f"the JWK set has more than {MAX_JWKS_BYTES} bytes")
+                    raise DependencyUnavailable(f"the JWK set has more than {MAX_JWKS_BYTES} bytes")
         given = _JwkSet.model_validate_json(bytes(body)).keys
     except (httpx.HTTPError, ValidationError) as error:
-        raise DependencyAway(f"the JWK set cannot be read: {type(error).__name__}") from error
+        raise DependencyUnavailable(f"the JWK set cannot be read: {type(error).__name__}") from error
     found: dict[str, Key] = {}
     for jwk in given:
         try:

@@ -13,14 +13,14 @@ from typing import Generic, TypeVar
 import structlog
 
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Fresh(Generic[T]):
-    """A table by name. `read` returns all of it, and may raise DependencyAway or TimeoutError."""
+class TtlCache(Generic[T]):
+    """A table by name. `read` returns all of it, and may raise DependencyUnavailable or TimeoutError."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Fresh(Generic[T]):
         self._turn = asyncio.Lock()
 
     async def find(self, name: str) -> T | None:
-        """Return what has that name. Raises DependencyAway when the source has not answered for too long."""
+        """Return what has that name. Raises DependencyUnavailable when the source has not answered for too long."""
         old = self._clock() - self._read_at >= self._fresh_s
         if old or name not in self._table:
             await self._renew(patient=self._patient and not old)
         if self._clock() - self._read_at > self._stale_s:
-            raise DependencyAway(f"{self._what} cannot be read")
+            raise DependencyUnavailable(f"{self._what} cannot be read")
         return self._table.get(name)
 
     async def _renew(self, *, patient: bool) -> None:
@@ -68,5 +68,5 @@ class Fresh(Generic[T]):
             try:
                 self._table = await bounded(self._read(), self._timeout_s)
                 self._read_at = began
-            except (DependencyAway, TimeoutError) as error:
+            except (DependencyUnavailable, TimeoutError) as error:
                 log.warning("a table of keys could not be read", table=self._what, error=str(error) or repr(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_routes
 from gateway.apps.query import query_routes
@@ -27,10 +27,10 @@ _WAYS_IN = {
 }
 
 
-def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
+def embedded_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return ingest and query in one app."""
     about = "An image goes in and comes out safe, resized, read and searchable."
-    app = new_app("gateway", "Darkroom", about, settings, parts)
+    app = new_app("gateway", "Darkroom", about, settings, components)
 
     @app.get("/", summary="Where everything is", tags=["operation"])
     async def landing(request: Request) -> Landing:
@@ -40,7 +40,7 @@ def embedded_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
             name="darkroom", version=version(), docs=f"{base}/docs", openapi=f"{base}/openapi.json", ways_in=_WAYS_IN
         )
 
-    app.include_router(ingest_routes(settings, parts))
-    app.include_router(query_routes(settings, parts))
-    app.include_router(health_routes(parts))
+    app.include_router(ingest_routes(settings, components))
+    app.include_router(query_routes(settings, components))
+    app.include_router(health_routes(components.readiness, components.limits, components.encoder))
     return app

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access.dependencies import identified
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.unknown_parameters import known_parameters
 from gateway.http.cors import allow_origins
 from gateway.http.load_shedding import Overload
@@ -47,7 +47,9 @@ class GatewayApp(FastAPI):
         return self.openapi_schema
 
 
-def new_app(name: str, title: str, description: str, settings: GatewaySettings, parts: IngestParts) -> FastAPI:
+def new_app(
+    name: str, title: str, description: str, settings: GatewaySettings, components: IngestComponents
+) -> FastAPI:
     """Return an app without routes that behaves as all of ours do."""
     app = GatewayApp(
         title=title,
@@ -60,13 +62,13 @@ def new_app(name: str, title: str, description: str, settings: GatewaySettings, 
         dependencies=[Depends(identified), Depends(known_parameters), Depends(counted)],
         redirect_slashes=False,  # one resource has one address
     )
-    app.state.authenticator = parts.authenticator
-    app.state.limits = parts.limits
+    app.state.authenticator = components.authenticator
+    app.state.limits = components.limits
     app.state.parameters = {}  # what each operation reads, noted by gateway.apps.unknown_parameters
     app.state.origins = frozenset(settings.cors_origins)
     _serve_document(app)
     _serve_docs(app)
-    app.add_middleware(LimitHeaders, limits=parts.limits)
+    app.add_middleware(LimitHeaders, limits=components.limits)
     app.add_middleware(Methods, whole=app)
     app.add_middleware(
         Overload,

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents, QueryComponents
 from gateway.apps.factory import new_app
+from gateway.images.publishing import Publishing
 from gateway.limits.usage import usage_routes
 from gateway.operations.health import health_routes
 from gateway.settings import GatewaySettings
 from gateway.upload_sessions.tus_routes import tus_and_direct_routes
-from gateway.uploads.acceptance import Accepting
+from gateway.uploads.acceptance import Acceptance
 from gateway.uploads.batches import Batches
 from gateway.uploads.lane_selection import Lanes
 from gateway.uploads.routes import Ingest
-from gateway.uploads.submission import Submitting
+from gateway.uploads.submission import Submission
 
 
-def ingest_routes(settings: GatewaySettings, parts: IngestParts) -> APIRouter:
+def ingest_routes(settings: GatewaySettings, components: IngestComponents) -> APIRouter:
     """Return every route of the ingest app but health."""
-    accepting = Accepting(settings, parts.files, parts.events, parts.quotas)
+    files = components.files
+    read_model = components.read_model if isinstance(components, QueryComponents) else None
+    accepting = Acceptance(settings, files, Publishing(settings, files, components.events), components.quotas)
     lanes = Lanes(settings.interactive_per_minute)
-    submitting = Submitting.of(settings, parts, accepting, lanes)
+    submitting = Submission.of(settings, files, read_model, accepting, lanes)
     router = APIRouter()
-    router.include_router(Ingest(settings, submitting, parts.limits).routes())
-    router.include_router(usage_routes(parts.limits, parts.quotas))
+    router.include_router(Ingest(settings, submitting, components.limits).routes())
+    router.include_router(usage_routes(components.limits, components.quotas))
     router.include_router(submitting.duplicates.routes())
-    router.include_router(Batches(settings, submitting, parts.limits).routes())
-    router.include_router(tus_and_direct_routes(settings, parts.files, submitting, parts.limits))
+    router.include_router(Batches(settings, submitting, components.limits).routes())
+    router.include_router(tus_and_direct_routes(settings, files, submitting, components.limits))
     return router
 
 
-def ingest_app(settings: GatewaySettings, parts: IngestParts) -> FastAPI:
+def ingest_app(settings: GatewaySettings, components: IngestComponents) -> FastAPI:
     """Return the ingest app, for a deployment of its own."""
-    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, parts)
-    app.include_router(ingest_routes(settings, parts))
-    app.include_router(health_routes(parts))
+    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, components)
+    app.include_router(ingest_routes(settings, components))
+    app.include_router(health_routes(components.readiness, components.limits))
     return app

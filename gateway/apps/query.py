@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
 from gateway.images.annotations import Annotations
+from gateway.images.deletion import Deletion
 from gateway.images.delivery import Delivery
 from gateway.images.erasure_report import ErasureCheck
 from gateway.images.history import History
 from gateway.images.lineage import ImageLineages
 from gateway.images.listing import Listing
 from gateway.images.lookup import Lookup
+from gateway.images.publishing import Publishing
 from gateway.images.revisions import Revisions
 from gateway.images.routes import Images
 from gateway.live.routes import Live
@@ -25,35 +27,35 @@ from gateway.operations.statistics import HealthStatistics
 from gateway.search.features import FeatureExtraction
 from gateway.search.routes import Search
 from gateway.settings import GatewaySettings
-from gateway.uploads.acceptance import Accepting
 
 
-def query_routes(settings: GatewaySettings, parts: QueryParts) -> APIRouter:
+def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIRouter:
     """Return every route of the query app but health."""
-    files, vectors = parts.files, parts.vectors
-    lookup = Lookup(settings, files, vectors)
+    files, read_model = components.files, components.read_model
+    lookup = Lookup(settings, files, read_model)
     router = APIRouter()
-    router.include_router(Listing(settings, vectors, lookup).routes())
-    router.include_router(Images(settings, files, lookup, Accepting(settings, files, parts.events)).routes())
+    router.include_router(Listing(settings, read_model, lookup).routes())
+    deletion = Deletion(settings, files, Publishing(settings, files, components.events))
+    router.include_router(Images(settings, files, lookup, deletion).routes())
     router.include_router(Delivery(settings, files, lookup).routes())
-    router.include_router(Annotations(settings, parts.events, vectors, lookup, Revisions(files)).routes())
+    router.include_router(Annotations(settings, components.events, read_model, lookup, Revisions(files)).routes())
     router.include_router(ErasureCheck(files, lookup).routes())
-    router.include_router(Live(settings, lookup, parts.live).routes())
-    router.include_router(History(settings, files, vectors, lookup).routes())
+    router.include_router(Live(settings, lookup, components.live).routes())
+    router.include_router(History(settings, files, read_model, lookup).routes())
     router.include_router(ImageLineages(settings, files, lookup).routes())
-    router.include_router(Search(settings, vectors, lookup, parts.encoder).routes())
+    router.include_router(Search(settings, read_model, lookup, components.encoder).routes())
     router.include_router(AdminKeys(settings, files).routes())
-    router.include_router(FeatureExtraction(settings, files, lookup, parts.features).routes())
-    router.include_router(HealthStatistics(settings, vectors, parts.numbers).routes())
-    router.include_router(Failures(settings, vectors, lookup).routes())
-    router.include_router(AdminLetters(settings, parts.letters).routes())
-    router.include_router(Admin(settings, files, vectors, parts.reconciling).routes())
+    router.include_router(FeatureExtraction(settings, files, lookup, components.features).routes())
+    router.include_router(HealthStatistics(settings, read_model, components.numbers).routes())
+    router.include_router(Failures(settings, read_model, lookup).routes())
+    router.include_router(AdminLetters(settings, components.letters).routes())
+    router.include_router(Admin(settings, files, read_model, components.reconciling).routes())
     return router
 
 
-def query_app(settings: GatewaySettings, parts: QueryParts) -> FastAPI:
+def query_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return the query app, for a deployment of its own."""
-    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings, parts)
-    app.include_router(query_routes(settings, parts))
-    app.include_router(health_routes(parts))
+    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings, components)
+    app.include_router(query_routes(settings, components))
+    app.include_router(health_routes(components.readiness, components.limits, components.encoder))
     return app

@@ -176,12 +176,12 @@ class Darkroom:
 
     def health(self) -> Health:
         """Return how the system does."""
-        return self._ask(endpoints.Call("GET", f"{endpoints.API}/health"), Health)
+        return self._ask(endpoints.Endpoint("GET", f"{endpoints.API}/health"), Health)
 
-    def _ask(self, call: endpoints.Call, kind: type[M]) -> M:
+    def _ask(self, call: endpoints.Endpoint, kind: type[M]) -> M:
         return kind.model_validate_json(self._send(call).content)
 
-    def _send(self, call: endpoints.Call) -> httpx.Response:
+    def _send(self, call: endpoints.Endpoint) -> httpx.Response:
         for attempt in range(self._tries):
             try:
                 with call.arguments() as arguments:
@@ -313,12 +313,12 @@ class AsyncDarkroom:
 
     async def health(self) -> Health:
         """See Darkroom.health."""
-        return await self._ask(endpoints.Call("GET", f"{endpoints.API}/health"), Health)
+        return await self._ask(endpoints.Endpoint("GET", f"{endpoints.API}/health"), Health)
 
-    async def _ask(self, call: endpoints.Call, kind: type[M]) -> M:
+    async def _ask(self, call: endpoints.Endpoint, kind: type[M]) -> M:
         return kind.model_validate_json((await self._send(call)).content)
 
-    async def _send(self, call: endpoints.Call) -> httpx.Response:
+    async def _send(self, call: endpoints.Endpoint) -> httpx.Response:
         for attempt in range(self._tries):
             try:
                 with call.arguments() as arguments:

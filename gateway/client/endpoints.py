@@ -44,7 +44,7 @@ class Unreachable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Endpoint:
     """One request, not yet sent; the same for both clients."""
 
     method: str
@@ -85,7 +85,7 @@ def submission(
     lane: Lane,
     on_duplicate: OnDuplicate,
     idempotency_key: str | None,
-) -> Call:
+) -> Endpoint:
     """Return the call that hands in an image. Raises ValueError."""
     key = idempotency_key or str(uuid.uuid4())
     waits = {"lane": lane} if lane is Lane.BULK else {}  # a server that knows no lanes takes the others
@@ -93,12 +93,12 @@ def submission(
         if on_duplicate == "reuse":
             raise ValueError("which bytes a URL has is not known before they are fetched: only uploads can be reused")
         asked = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **waits}
-        return Call("POST", f"{API}/images/fetch", json=asked, key=key)
+        return Endpoint("POST", f"{API}/images/fetch", json=asked, key=key)
     form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **waits}
     form |= {"on_duplicate": on_duplicate} if on_duplicate == "reuse" else {}
     file = source if isinstance(source, bytes) else Path(source)
     name = filename or (file.name if isinstance(file, Path) else None)
-    return Call("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)
+    return Endpoint("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)
 
 
 def quoted(key: str) -> str:
@@ -108,33 +108,33 @@ def quoted(key: str) -> str:
     return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def likeness(image: Source, limit: int | None) -> Call:
+def likeness(image: Source, limit: int | None) -> Endpoint:
     """Return the call that searches images like another."""
     path = f"{API}/search/image"
     if isinstance(image, str) and not Path(image).is_file():
-        return Call("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
+        return Endpoint("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
     file = image if isinstance(image, bytes) else Path(image)
-    return Call("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
+    return Endpoint("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
 
 
-def search(query: str, limit: int | None) -> Call:
+def search(query: str, limit: int | None) -> Endpoint:
     """Return the call that searches by words."""
-    return Call("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
+    return Endpoint("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
 
 
-def job(job_id: str, end: str = "") -> Call:
+def job(job_id: str, end: str = "") -> Endpoint:
     """Return a call about a job."""
-    return Call("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
+    return Endpoint("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
 
 
-def image(image_id: str, end: str = "", method: str = "GET", **params: str) -> Call:
+def image(image_id: str, end: str = "", method: str = "GET", **params: str) -> Endpoint:
     """Return a call about an image."""
-    return Call(method, f"{API}/images/{quote(image_id, safe='')}{end}", params)
+    return Endpoint(method, f"{API}/images/{quote(image_id, safe='')}{end}", params)
 
 
-def listing(filters: Mapping[str, Any]) -> Call:
+def listing(filters: Mapping[str, Any]) -> Endpoint:
     """Return the call that lists images."""
-    return Call("GET", f"{API}/images", {name: value for name, value in filters.items() if value is not None})
+    return Endpoint("GET", f"{API}/images", {name: value for name, value in filters.items() if value is not None})
 
 
 def link(response: httpx.Response) -> str | None:
@@ -180,7 +180,7 @@ def refusal(response: httpx.Response) -> Refused:
     return Refused(problem, retry_after(response))
 
 
-def is_worth_another_try(response: httpx.Response, call: Call) -> bool:
+def is_worth_another_try(response: httpx.Response, call: Endpoint) -> bool:
     """Say whether the server may answer otherwise later: it is busy, or still at work on an earlier try of ours."""
     if response.status_code == 409 and call.key is not None:
         return refusal(response).code == "idempotency-key-in-use"

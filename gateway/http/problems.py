@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from schemas.http.problems import ProblemBody, ProblemCode, ProblemItem
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Problem(Exception):
         return TITLES[self.code][0]
 
 
-def away(what: str, *, retry_after_s: int) -> Problem:
+def unavailable(what: str, *, retry_after_s: int) -> Problem:
     """Return the refusal for a dependency that does not answer; nothing of the request has been kept."""
     return Problem(
         ProblemCode.DEPENDENCY_UNAVAILABLE,
@@ -142,7 +142,7 @@ def handle_problems(app: FastAPI, *, retry_after_s: int) -> None:
 
     async def dependency_away(request: Request, error: Exception) -> JSONResponse:
         log.warning("a dependency did not answer", extra={"path": request.url.path, "error": repr(error)})
-        return respond(request, away("A part of the system", retry_after_s=retry_after_s))
+        return respond(request, unavailable("A part of the system", retry_after_s=retry_after_s))
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
@@ -156,7 +156,7 @@ def handle_problems(app: FastAPI, *, retry_after_s: int) -> None:
         return respond(request, invalid_fields(error.errors()))
 
     app.add_exception_handler(Problem, refused)
-    app.add_exception_handler(DependencyAway, dependency_away)
+    app.add_exception_handler(DependencyUnavailable, dependency_away)
     app.add_exception_handler(TimeoutError, dependency_away)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RequestValidationError, invalid)

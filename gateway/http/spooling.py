@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.http.digests import DigestCheck, mismatch
-from gateway.http.problems import Problem, away
+from gateway.http.problems import Problem, unavailable
 from gateway.settings import GatewaySettings
 from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
 from schemas.http.problems import ProblemCode
@@ -173,7 +173,7 @@ def room(settings: GatewaySettings) -> Iterator[None]:
         yield
     except OSError as error:
         _log.error("uploads cannot wait on disk", extra={"error": repr(error)})
-        raise away("The gateway's own disk", retry_after_s=settings.retry_after_s) from error
+        raise unavailable("The gateway's own disk", retry_after_s=settings.retry_after_s) from error
 
 
 def clean_filename(name: str) -> str | None:

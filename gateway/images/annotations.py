@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from gateway.access.dependencies import Caller
 from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.http.json_bodies import JSON, described, read_json
-from gateway.http.problems import Problem, away, documented
+from gateway.http.problems import Problem, documented, unavailable
 from gateway.http.request_context import base_url, traceparent_of
 from gateway.images.lookup import Lookup
 from gateway.images.revisions import Revisions
@@ -30,7 +30,7 @@ from schemas.http.problems import ProblemCode
 from schemas.values import Owner, Profile
 from streams import topics
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway, Unconfirmed
+from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 
@@ -53,7 +53,7 @@ class Annotations:
 
     settings: GatewaySettings
     events: EventSink
-    vectors: ReadModel
+    read_model: ReadModel
     lookup: Lookup
     revisions: Revisions
 
@@ -180,11 +180,11 @@ class Annotations:
         try:
             sent = self.events.send(topics.FACTS, said, traceparent=traceparent)
             await bounded(sent, self.settings.delivery_timeout_s)
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             log.warning("an annotation was not confirmed", extra={"image_id": said.image_id, "error": repr(error)})
-            if isinstance(error, DependencyAway) and not isinstance(error, Unconfirmed):
+            if isinstance(error, DependencyUnavailable) and not isinstance(error, DeliveryUnconfirmed):
                 await asyncio.shield(self._give_back(said))
-                raise away("Kafka", retry_after_s=self.settings.retry_after_s) from error
+                raise unavailable("Kafka", retry_after_s=self.settings.retry_after_s) from error
             # It may be in the log: the number stays taken, and the next change is built on this one.
             detail = (
                 "Kafka did not confirm the change in time. It may come about all the same; asking again is harmless."
@@ -193,13 +193,13 @@ class Annotations:
             raise Problem(ProblemCode.DEPENDENCY_UNAVAILABLE, detail, headers=headers) from error
         try:
             await bounded(self.revisions.forget_before(said), self.settings.storage_timeout_s)
-        except (DependencyAway, TimeoutError) as error:  # the next change removes them
+        except (DependencyUnavailable, TimeoutError) as error:  # the next change removes them
             log.warning("old revisions could not be removed", extra={"image_id": said.image_id, "error": repr(error)})
 
     async def _give_back(self, said: ImageAnnotated) -> None:
         try:
             await bounded(self.revisions.give_back(said), self.settings.storage_timeout_s)
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             log.warning("a revision could not be given back", extra={"image_id": said.image_id, "error": repr(error)})
 
     async def _seen(self, wanted: ImageRecord, owner: Owner) -> ImageRecord | None:
@@ -207,11 +207,11 @@ class Annotations:
         try:
             async with asyncio.timeout(self.settings.annotation_wait_s):
                 while True:
-                    known = await self.vectors.get(wanted.image_id)
+                    known = await self.read_model.get(wanted.image_id)
                     if known is not None and known.owner == owner and known.revision >= wanted.revision:
                         return await self.lookup.accepted(wanted.image_id, owner)
                     await asyncio.sleep(_LOOK_AGAIN_S)
-        except (DependencyAway, TimeoutError):
+        except (DependencyUnavailable, TimeoutError):
             return None
 
 

@@ -31,7 +31,7 @@ class History:
 
     settings: GatewaySettings
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     lookup: Lookup
 
     def routes(self) -> APIRouter:
@@ -49,7 +49,7 @@ class History:
     async def history(self, image_id: str, owner: Caller) -> ImageHistory:
         """Each fact with its time, worker, tries, duration and trace; right from the moment of the 202."""
         record = await self.lookup.accepted(image_id, owner)
-        entries = await bounded(self.vectors.history(image_id), self.settings.query_timeout_s)
+        entries = await bounded(self.read_model.history(image_id), self.settings.query_timeout_s)
         receipts = await bounded(self._receipts(image_id), self.settings.storage_timeout_s)
         items = [*_accepted(record, receipts), *(_item(image_id, entry) for entry in entries.values())]
         items += [*_reruns(image_id, entries.values()), *_ended(record)]

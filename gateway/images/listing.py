@@ -45,7 +45,7 @@ class Listing:
     """The endpoint that lists images."""
 
     settings: GatewaySettings
-    vectors: ReadModel
+    read_model: ReadModel
     lookup: Lookup
 
     def routes(self) -> APIRouter:
@@ -121,7 +121,7 @@ class Listing:
     async def _page(
         self, owner: Owner, wanted: Filters, order: Order, place: str | None, *, limit: int
     ) -> list[ImageRecord]:
-        page = self.vectors.page(owner, wanted, limit=limit, beyond=place, oldest_first=order == "oldest")
+        page = self.read_model.page(owner, wanted, limit=limit, beyond=place, oldest_first=order == "oldest")
         return await bounded(page, self.settings.query_timeout_s)
 
     def _words(self, text: str | None) -> str | None:

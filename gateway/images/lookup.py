@@ -21,7 +21,7 @@ from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ID_PATTERN, ImageState, Owner, Rendition, job_id_of, split_job_id
 from streams.concurrency.timeouts import bounded
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Hit, ImageRecord
 
@@ -48,11 +48,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The owner's images and jobs. Calls raise Problem, DependencyAway or TimeoutError."""
+    """The owner's images and jobs. Calls raise Problem, DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
 
     async def image(self, image_id: str, owner: Owner) -> ImageRecord:
         """Return an image. Refused: unknown, deleted (410), or accepted but not seen by the indexer yet (409)."""
@@ -66,7 +66,7 @@ class Lookup:
     async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
         """Return several images, each or why not, in the order asked."""
         wanted = [image_id for image_id in image_ids if _ID.fullmatch(image_id)]
-        found = await bounded(self.vectors.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
+        found = await bounded(self.read_model.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
         by_id = {record.image_id: record for record in found}
         gate = asyncio.Semaphore(_PARALLEL)
 
@@ -173,7 +173,7 @@ class Lookup:
         """Return what is left of a deleted image. Refused: nobody asked to delete an image of that id."""
         if not _ID.fullmatch(image_id):
             raise _no_erasure()
-        found = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        found = await bounded(Tombstones(self.files).get(image_id), self.settings.storage_timeout_s)
         if found is None or found.owner != owner:
             raise _no_erasure()
         return found
@@ -183,10 +183,10 @@ class Lookup:
 
         For another owner's image the same is asked as for one that never was, so that the time tells nothing either.
         """
-        record = await bounded(self.vectors.get(image_id), self.settings.query_timeout_s)
+        record = await bounded(self.read_model.get(image_id), self.settings.query_timeout_s)
         if record is not None and record.owner == owner:
             return record
-        erasure = await bounded(Erasures(self.files).get(image_id), self.settings.storage_timeout_s)
+        erasure = await bounded(Tombstones(self.files).get(image_id), self.settings.storage_timeout_s)
         if erasure is None or erasure.erased_at is None or erasure.owner != owner:
             return None
         return ImageRecord(

@@ -20,7 +20,7 @@ from schemas.http.jobs import JobResult
 from schemas.stored.results import ReadText
 from schemas.values import ImageState, Owner, StageState
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.object_store.results import StoredResult
 from streams.read_model.records import ImageRecord
@@ -67,7 +67,7 @@ def read_preferences(request: Request) -> Preferences:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What jobs found. Calls raise Problem, DependencyAway or TimeoutError."""
+    """What jobs found. Calls raise Problem, DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
@@ -89,7 +89,7 @@ class Results:
                 await asyncio.sleep(pause)
                 pause = min(pause * _SLOWER, _LONGEST_PAUSE_S)
             return await self.of(job, base)
-        except (Problem, DependencyAway, TimeoutError) as error:  # accepted all the same
+        except (Problem, DependencyUnavailable, TimeoutError) as error:  # accepted all the same
             log.info("a result could not be waited for", extra={"job_id": job_id, "error": repr(error)})
             return None
 

@@ -20,7 +20,7 @@ _LIMIT = 1 << 20  # bytes, far more than is ever written
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """The revisions of all images. Calls raise DependencyAway."""
+    """The revisions of all images. Calls raise DependencyUnavailable."""
 
     files: FileStore
 

@@ -12,12 +12,12 @@ from gateway.access.dependencies import Caller
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url, traceparent_of
+from gateway.images.deletion import Deletion
 from gateway.images.delivery import Size
 from gateway.images.lookup import Lookup
 from gateway.images.results import Results
 from gateway.images.views import image_view, job_status, submitted
 from gateway.settings import GatewaySettings
-from gateway.uploads.acceptance import Accepting
 from schemas.http.images import MAX_BATCH, BatchError, ImageBatch, ImageSizes, ImageView
 from schemas.http.jobs import JobResult, JobStatus
 from schemas.http.problems import ProblemCode, ProblemItem
@@ -38,7 +38,7 @@ class Images:
     settings: GatewaySettings
     files: FileStore
     lookup: Lookup
-    accepting: Accepting
+    deletion: Deletion
 
     def routes(self) -> APIRouter:
         """Return the routes; fixed paths before those with an id."""
@@ -131,7 +131,7 @@ class Images:
     async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> DeletionSubmitted:
         """Hidden at once, gone soon: the job says when. Asking again is harmless."""
         known = await self.lookup.known(image_id, owner)
-        receipt = await self.accepting.delete(
+        receipt = await self.deletion.delete(
             image_id, known.generation, owner=owner, traceparent=traceparent_of(request)
         )
         accepted = submitted(receipt, request, response, self.settings)

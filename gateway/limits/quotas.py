@@ -24,7 +24,7 @@ from gateway.limits.settings import QuotaSettings
 from schemas.http.problems import ProblemCode
 from schemas.values import Owner
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectInfo
 
 OWNERS = 10_000  # whose counts are kept; of more, those who asked longest ago are forgotten
@@ -84,7 +84,7 @@ class Quotas:
     async def room(self, owner: Owner, *, size: int = 0) -> AsyncIterator[None]:
         """Let one image of so many bytes in, and count it unless it comes to nothing.
 
-        Raises Problem (403) when there is no room, DependencyAway or TimeoutError when that cannot be told.
+        Raises Problem (403) when there is no room, DependencyUnavailable or TimeoutError when that cannot be told.
         """
         if not self.any:
             yield
@@ -114,7 +114,7 @@ class Quotas:
         return known
 
     async def usage(self, owner: Owner) -> Usage:
-        """Return what an owner has. Raises DependencyAway or TimeoutError."""
+        """Return what an owner has. Raises DependencyUnavailable or TimeoutError."""
         return (await self._counted(owner)).usage()
 
     def _fits(self, known: _Known, asked: Usage) -> bool:
@@ -165,7 +165,7 @@ class Quotas:
 
     async def _walk(self, owner: Owner, known: _Known) -> None:
         if self._files is None:
-            raise DependencyAway("there is no object store to count in")
+            raise DependencyUnavailable("there is no object store to count in")
         began = self._clock()
         known.counted = await count(self._files, owner)
         known.since = [(at, usage) for at, usage in known.since if at >= began]
@@ -173,7 +173,7 @@ class Quotas:
 
 
 async def count(files: FileStore, owner: Owner) -> Usage:
-    """Count an owner's images and bytes: claims on originals, and the originals. Raises DependencyAway."""
+    """Count an owner's images and bytes: claims on originals, and the originals. Raises DependencyUnavailable."""
     images = size = 0
     originals = files.list(f"originals/{owner}/")
     claims = files.list(f"claims/{owner}/")

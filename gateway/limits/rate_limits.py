@@ -37,7 +37,7 @@ from gateway.limits.window_counters import Counter, memory_counter, redis_window
 from schemas.http.problems import ProblemCode
 from streams.concurrency.circuit_breaker import Breaker, State
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.settings import BreakerSettings
 from streams.telemetry.metrics import BREAKER_OPENED, BREAKER_STATE
 
@@ -169,7 +169,7 @@ class Limits:
             try:
                 with self._breaker.passing():
                     return self._shared, await self._reached(question(self._shared))
-            except (DependencyAway, TimeoutError):
+            except (DependencyUnavailable, TimeoutError):
                 pass  # the breaker tells; meanwhile this gateway counts by itself
         return self._alone, await question(self._alone)
 
@@ -177,7 +177,7 @@ class Limits:
         try:
             return await bounded(answer, self._timeout_s)
         except (RedisError, OSError) as error:
-            raise DependencyAway(f"Redis: {error}") from error
+            raise DependencyUnavailable(f"Redis: {error}") from error
 
 
 @asynccontextmanager

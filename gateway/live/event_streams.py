@@ -15,8 +15,8 @@ from gateway.images.views import job_status
 from schemas.events.envelope import now
 from schemas.http.live import ImageEnded, JobSuperseded, LiveEvent, StageChanged, StreamNotice
 from schemas.values import ImageState, Owner, Value, job_id_of
-from streams.errors import DependencyAway
-from streams.live.broadcast import Crowded, Lost, Told, TooSlow
+from streams.errors import DependencyUnavailable
+from streams.live.broadcast import Crowded, Delivery, Lost, TooSlow
 from streams.live.catch_up import Unfinished
 from streams.live.cursors import Positions
 from streams.live.log_follower import Listening, LogFeed
@@ -44,11 +44,11 @@ async def owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> 
         try:
             async with feed.listening(owner, None, since) as listening:
                 async for heard in _heard(feed, listening):
-                    yield _event(heard) if isinstance(heard, Told) else heard
+                    yield _event(heard) if isinstance(heard, Delivery) else heard
         except Lost:
             since = None
             yield _notice(LiveEvent.RESET, _MISSED)
-        except (Crowded, DependencyAway) as error:
+        except (Crowded, DependencyUnavailable) as error:
             log.info("a stream of live progress ends", extra={"error": repr(error)})
             return
         else:
@@ -81,7 +81,7 @@ class JobProgress:
             try:
                 async with self.feed.listening(self.owner, self.job.image_id, floor if fresh else resumed) as listening:
                     async for heard in _heard(self.feed, listening):
-                        found = await self._told(heard, fresh=fresh) if isinstance(heard, Told) else heard
+                        found = await self._told(heard, fresh=fresh) if isinstance(heard, Delivery) else heard
                         if found is not None:
                             yield found
                         if found is not None and found.id == END:
@@ -94,13 +94,13 @@ class JobProgress:
                 floor, resumed = self.feed.feed.floor, None
                 if not await self._looked():
                     return
-            except (Crowded, DependencyAway) as error:
+            except (Crowded, DependencyUnavailable) as error:
                 log.info("a stream of live progress ends", extra={"error": repr(error)})
                 return
             else:
                 return
 
-    async def _told(self, told: Told, *, fresh: bool) -> ServerSentEvent | None:
+    async def _told(self, told: Delivery, *, fresh: bool) -> ServerSentEvent | None:
         """Return the event a happening makes here; None for what the snapshot said, or is of an older run."""
         what, generation = told.what, int(self.job.job_id.rpartition(".")[2])
         if what.generation < generation or (fresh and self._said(told)):
@@ -114,7 +114,7 @@ class JobProgress:
         )
         return _said(LiveEvent.SUPERSEDED, newer, END)
 
-    def _said(self, told: Told) -> bool:
+    def _said(self, told: Delivery) -> bool:
         """Say whether the snapshot has told this already, or knows better."""
         record = self.job.record
         if record is None:
@@ -135,7 +135,7 @@ class JobProgress:
     async def _looked(self) -> bool:
         try:
             self.job = await self.lookup.job(self.job.job_id, self.owner)
-        except (Problem, DependencyAway, TimeoutError) as error:  # asked again, the client hears the reason
+        except (Problem, DependencyUnavailable, TimeoutError) as error:  # asked again, the client hears the reason
             log.info("a stream of live progress has nothing to say", extra={"error": repr(error)})
             return False
         return True
@@ -156,29 +156,29 @@ class JobProgress:
         return _said(LiveEvent(self.job.state.value), ended, END)
 
 
-async def _heard(feed: LogFeed, listening: Listening) -> AsyncIterator[Told | ServerSentEvent]:
+async def _heard(feed: LogFeed, listening: Listening) -> AsyncIterator[Delivery | ServerSentEvent]:
     """Give what is heard, and when nothing is, signs of life that say where the stream stands."""
     loop = asyncio.get_running_loop()
     until = loop.time() + feed.settings.max_stream_s
-    if here := listening.here():
+    if here := listening.cursor():
         yield ServerSentEvent(id=here)
     try:
         while (left := until - loop.time()) > 0:
-            told = await listening.heard(min(left, feed.settings.heartbeat_s))
+            told = await listening.next(min(left, feed.settings.heartbeat_s))
             if told is not None:
                 yield told
             elif feed.feed.hung_up:
                 return
             else:
-                yield Alive(at=listening.here())
+                yield Alive(at=listening.cursor())
     except TooSlow:
         yield _notice(LiveEvent.CUT, _SLOW)
     except Unfinished:
-        yield ServerSentEvent(id=listening.here())
+        yield ServerSentEvent(id=listening.cursor())
         yield _notice(LiveEvent.CUT, _LONG)
 
 
-def _event(told: Told, last: str | None = None) -> ServerSentEvent:
+def _event(told: Delivery, last: str | None = None) -> ServerSentEvent:
     return _said(told.what.name, told.what.data, last or told.cursor)
 
 

@@ -47,7 +47,7 @@ class Admin:
 
     settings: GatewaySettings
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     reconciling: Reconciling | None = None  # None: this process cannot
 
     def routes(self) -> APIRouter:
@@ -172,7 +172,7 @@ class Admin:
         count, first, counted_all = 0, [], True
         try:
             async with asyncio.timeout(COUNT_S):
-                async for record in selected(draft, self.vectors):
+                async for record in selected(draft, self.read_model):
                     count += 1
                     if count <= SHOWN:
                         first.append(record.image_id)

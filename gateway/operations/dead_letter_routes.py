@@ -38,8 +38,8 @@ from schemas.http.operations import (
 )
 from schemas.http.problems import ProblemCode, ProblemItem
 from streams.concurrency.timeouts import bounded
-from streams.retries.dead_letter_listing import LetterPages, Page, Place
-from streams.retries.dead_letters import Letter, Selection
+from streams.retries.dead_letter_listing import DeadLetterListing, Page, Place
+from streams.retries.dead_letters import DeadLetter, Selection
 from streams.topics import GIVES_UP
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ READ_S = 60.0  # for a page of letters
 ACT_S = 20.0  # after so long a request does not begin with another letter, and says where to go on
 _AGENTS = f"of: {', '.join(GIVES_UP)}"
 
-Act = Callable[[Letter], Awaitable[str]]
+Act = Callable[[DeadLetter], Awaitable[str]]
 AgentName = Annotated[str, Path(description=_AGENTS)]
 
 
@@ -58,7 +58,7 @@ class AdminLetters:
     """The endpoints about dead letters."""
 
     settings: GatewaySettings
-    letters: LetterPages | None  # None: this process cannot
+    letters: DeadLetterListing | None  # None: this process cannot
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -138,7 +138,7 @@ class AdminLetters:
         """Into their agent's retry topic. Dry run unless told otherwise; each letter once; no more than three lives."""
         asked = await read_json(request, ReplayRequest, self.settings)
 
-        async def act(letter: Letter) -> str:
+        async def act(letter: DeadLetter) -> str:
             done = await self._office().office.replay_one(letter, dry_run=asked.dry_run)
             if done == "replayed":
                 await asyncio.sleep(1 / asked.per_second)
@@ -150,7 +150,7 @@ class AdminLetters:
         """They leave the list and are never replayed; when and why stays on record. Dry run unless told otherwise."""
         asked = await read_json(request, DiscardRequest, self.settings)
 
-        async def act(letter: Letter) -> str:
+        async def act(letter: DeadLetter) -> str:
             return await self._office().office.discard_one(letter, reason=asked.reason, dry_run=asked.dry_run)
 
         return await self._act(asked, act)
@@ -179,7 +179,7 @@ class AdminLetters:
         page = self._office().page(agents, wanted, place=place, limit=limit, handled=handled)
         return await bounded(page, READ_S)
 
-    def _office(self) -> LetterPages:
+    def _office(self) -> DeadLetterListing:
         if self.letters is None:
             raise Problem(
                 ProblemCode.DEPENDENCY_UNAVAILABLE,
@@ -189,7 +189,7 @@ class AdminLetters:
         return self.letters
 
 
-def _view(letter: Letter) -> LetterView:
+def _view(letter: DeadLetter) -> LetterView:
     return LetterView(
         agent=letter.agent,
         id=letter.id,

@@ -27,7 +27,7 @@ PATH = "/api/v1/health/failed"
 MAX_FAILED, FAILED = 200, 20
 _FAILED = Filters(state=ImageState.FAILED)
 
-Everybody = Annotated[
+AnonymousAuthenticator = Annotated[
     bool | None, Query(description="of every owner (scope `admin`); absent: with that scope of everybody")
 ]
 
@@ -46,7 +46,7 @@ class Failures:
     """The endpoint that names failed images."""
 
     settings: GatewaySettings
-    vectors: ReadModel
+    read_model: ReadModel
     lookup: Lookup
 
     def routes(self) -> APIRouter:
@@ -69,13 +69,13 @@ class Failures:
         response: Response,
         identity: Who,
         limit: Annotated[int, Query(ge=1, le=MAX_FAILED)] = FAILED,
-        everybody: Everybody = None,
+        everybody: AnonymousAuthenticator = None,
         cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
     ) -> FailedPage:
         """The caller's, newest first; with the scope `admin` those of every owner, each with its dead letters."""
         owner = whose(identity, everybody)
         listing = {"failed": owner or "", "everybody": owner is None}
-        page = self.vectors.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing))
+        page = self.read_model.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing))
         records = await bounded(page, self.settings.query_timeout_s)
         following = cursor_after(records[limit - 1].image_id, listing) if len(records) > limit else None
         base = base_url(request, self.settings)

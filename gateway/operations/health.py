@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 
-from gateway.apps.components import IngestParts, QueryParts
 from gateway.http.request_context import version
+from gateway.limits.rate_limits import Limits
+from gateway.protocols import Readiness, TextEncoder
 from schemas.http.health import Health, PartHealth
 from streams.concurrency.circuit_breaker import State
 from streams.object_store.protocol import FileStore
@@ -73,24 +74,24 @@ def files_part(files: FileStore) -> Part:
     return check
 
 
-def vectors_part(vectors: ReadModel) -> Part:
+def read_model_part(read_model: ReadModel) -> Part:
     """Return the part that proves the read model answers."""
 
     async def check() -> tuple[bool, str]:
-        await vectors.check()
+        await read_model.check()
         return True, "the read model answers"
 
     return check
 
 
-def health_routes(parts: IngestParts) -> APIRouter:
+def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | None = None) -> APIRouter:
     """Return the routes that say how the system does. What can be done without degrades; it never makes unready."""
     router = APIRouter(tags=["operation"])
 
     async def look() -> Health:
-        found = await parts.readiness.check()
+        found = await readiness.check()
         ready = all(part.ok for part in found.values())
-        found |= {name: _optional(*answer) for name, answer in _without(parts).items()}
+        found |= {name: _optional(*answer) for name, answer in _optional_parts(limits, encoder).items()}
         well = all(part.ok and part.state != "degraded" for part in found.values())
         status = "ok" if well else "degraded" if ready else "unready"
         return Health(status=status, ready=ready, version=version(), parts=found)
@@ -120,11 +121,11 @@ def health_routes(parts: IngestParts) -> APIRouter:
     return router
 
 
-def _without(parts: IngestParts) -> dict[str, tuple[bool, str]]:
-    """Return how those parts do that the system can do without."""
-    found = {"limits": parts.limits.available()}
-    if isinstance(parts, QueryParts) and parts.encoder is not None:
-        found["search-by-meaning"] = parts.encoder.available()
+def _optional_parts(limits: Limits, encoder: TextEncoder | None) -> dict[str, tuple[bool, str]]:
+    """Return the state of parts whose absence degrades the system but never makes it unready."""
+    found = {"limits": limits.available()}
+    if encoder is not None:
+        found["search-by-meaning"] = encoder.available()
     return found
 
 

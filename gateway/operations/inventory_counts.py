@@ -139,14 +139,14 @@ class Objects:
     as_of: str
 
 
-async def count_records(vectors: ReadModel, pace: Pace) -> Records:
+async def count_records(read_model: ReadModel, pace: Pace) -> Records:
     """Look at the newest records of all owners."""
     everybody, by_owner = Totals(), dict[str, Totals]()
     beyond: str | None = None
     folded = False
     while everybody.images < pace.most:
         began = time.monotonic()
-        page = await bounded(vectors.page(None, Filters(), limit=_PAGE, beyond=beyond), pace.timeout_s)
+        page = await bounded(read_model.page(None, Filters(), limit=_PAGE, beyond=beyond), pace.timeout_s)
         for record in page:
             everybody.add(record)
             if record.owner in by_owner or len(by_owner) < _MAX_OWNERS:

@@ -15,9 +15,9 @@ from fastapi import APIRouter
 
 from gateway.access.dependencies import Who
 from gateway.http.problems import Problem, documented
-from gateway.operations.failures import Everybody, whose
+from gateway.operations.failures import AnonymousAuthenticator, whose
 from gateway.operations.inventory_counts import Objects, Records
-from gateway.operations.statistics_cache import Numbers
+from gateway.operations.statistics_cache import StatisticsCache
 from gateway.settings import GatewaySettings
 from schemas.http.operations import Held, OldestWaiting, QueueView, StageCounts, Statistics, StorageCounts
 from schemas.http.problems import ProblemCode
@@ -35,8 +35,8 @@ class HealthStatistics:
     """The endpoint that tells the numbers."""
 
     settings: GatewaySettings
-    vectors: ReadModel
-    numbers: Numbers | None  # None: this process cannot
+    read_model: ReadModel
+    numbers: StatisticsCache | None  # None: this process cannot
 
     def routes(self) -> APIRouter:
         """Return the route."""
@@ -50,7 +50,7 @@ class HealthStatistics:
         )
         return router
 
-    async def statistics(self, identity: Who, everybody: Everybody = None) -> Statistics:
+    async def statistics(self, identity: Who, everybody: AnonymousAuthenticator = None) -> Statistics:
         """Of the caller's images; with the scope `admin`, of everybody's, with storage and queues."""
         owner = whose(identity, everybody)
         if self.numbers is None:
@@ -61,8 +61,10 @@ class HealthStatistics:
             )
         wait_s = self.numbers.settings.wait_s
         images, oldest, rates, records, objects, queues = await asyncio.gather(
-            bounded(self.vectors.count(owner), self.settings.query_timeout_s),
-            bounded(self.vectors.page(owner, _UNFINISHED, limit=1, oldest_first=True), self.settings.query_timeout_s),
+            bounded(self.read_model.count(owner), self.settings.query_timeout_s),
+            bounded(
+                self.read_model.page(owner, _UNFINISHED, limit=1, oldest_first=True), self.settings.query_timeout_s
+            ),
             self.numbers.rates(owner),
             self.numbers.records.get(wait_s),
             self.numbers.objects.get(wait_s) if owner is None else _nothing(),

@@ -42,7 +42,7 @@ class Recent(Protocol):
     behind: bool
 
     async def look(self) -> None:
-        """Count what came since the last look. Raises DependencyAway."""
+        """Count what came since the last look. Raises DependencyUnavailable."""
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
         """Return, by what happened and by the minutes before the last look, how often; of one owner or of everybody."""
@@ -52,21 +52,21 @@ class Waiting(Protocol):
     """Whoever knows what waits (streams.operations.consumer_lag.Backlog)."""
 
     async def waiting(self, agent: str) -> int:
-        """Return how many events wait for an agent. Raises DependencyAway."""
+        """Return how many events wait for an agent. Raises DependencyUnavailable."""
 
 
-class Numbers:
+class StatisticsCache:
     """Makes the numbers. Open it with `open_numbers`."""
 
     def __init__(
-        self, settings: StatisticsSettings, files: FileStore, vectors: ReadModel, recent: Recent, backlog: Waiting
+        self, settings: StatisticsSettings, files: FileStore, read_model: ReadModel, recent: Recent, backlog: Waiting
     ) -> None:
         self.settings = settings
         self._recent, self._backlog = recent, backlog
         records = Pace(settings.max_records, settings.rest, _CALL_S)
         objects = Pace(settings.max_objects, settings.rest, _CALL_S)
         self.records: Refreshed[Records] = Refreshed(
-            lambda: count_records(vectors, records), every_s=settings.walk_every_s, stale_s=_NEVER_S
+            lambda: count_records(read_model, records), every_s=settings.walk_every_s, stale_s=_NEVER_S
         )
         self.objects: Refreshed[Objects] = Refreshed(
             lambda: count_objects(files, objects), every_s=settings.walk_every_s, stale_s=_NEVER_S
@@ -104,10 +104,10 @@ class Numbers:
 
 @asynccontextmanager
 async def open_numbers(
-    settings: StatisticsSettings, files: FileStore, vectors: ReadModel, recent: Recent, backlog: Waiting
-) -> AsyncIterator[Numbers]:
+    settings: StatisticsSettings, files: FileStore, read_model: ReadModel, recent: Recent, backlog: Waiting
+) -> AsyncIterator[StatisticsCache]:
     """Open what makes the numbers. Nothing is counted before somebody asks."""
-    numbers = Numbers(settings, files, vectors, recent, backlog)
+    numbers = StatisticsCache(settings, files, read_model, recent, backlog)
     try:
         yield numbers
     finally:

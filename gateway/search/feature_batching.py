@@ -73,7 +73,7 @@ class Batching(Generic[P]):
     async def vectors(self, images: Sequence[Path]) -> list[list[float] | Undecodable]:
         """Return the vector of each image file, or why it has none.
 
-        Raises Busy when not all find room, TimeoutError, DependencyAway. Who is cancelled leaves the queue.
+        Raises Busy when not all find room, TimeoutError, DependencyUnavailable. Who is cancelled leaves the queue.
         """
         with self._places(len(images)):
             asking = [asyncio.ensure_future(self._vector(path)) for path in images]

@@ -27,7 +27,7 @@ from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.http.search import SearchAnswer, SearchItem, SearchLike
 from schemas.values import Owner
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Hit, ImageRecord
 
@@ -89,7 +89,7 @@ class Search:
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/search", tags=["search"])
-        away = ProblemCode.DEPENDENCY_UNAVAILABLE
+        unavailable = ProblemCode.DEPENDENCY_UNAVAILABLE
         body = described(SearchLike)
         body["requestBody"]["content"]["multipart/form-data"] = _FILE_FORM
         router.add_api_route(
@@ -97,7 +97,7 @@ class Search:
             self.by_words,
             summary="Search images by words",
             response_model_exclude_none=True,
-            responses=documented(ProblemCode.INVALID_FIELD, away),
+            responses=documented(ProblemCode.INVALID_FIELD, unavailable),
         )
         router.add_api_route(
             "/image",
@@ -114,7 +114,7 @@ class Search:
                 ProblemCode.UNSUPPORTED_FORMAT,
                 ProblemCode.CORRUPT_IMAGE,
                 ProblemCode.MODEL_UNAVAILABLE,
-                away,
+                unavailable,
             ),
         )
         return router
@@ -175,7 +175,7 @@ class Search:
             return None, reason
         try:
             return await bounded(self.encoder.encode_text(words), self.settings.encode_timeout_s), None
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             log.warning("the encoder did not answer", extra={"error": repr(error)})
             return None, "the CLIP encoder did not answer in time"
 

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from gateway.http.problems import Problem
 from gateway.http.spooling import room
 from gateway.settings import GatewaySettings
-from gateway.upload_sessions.leases import Turn, busy
+from gateway.upload_sessions.leases import Lease, busy
 from schemas.http.problems import ProblemCode
 
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -55,7 +55,7 @@ class Body:
 
     request: Request
     settings: GatewaySettings
-    turn: Turn
+    lease: Lease
     folder: Path
     most: int  # bytes that may come
     digest: Hash | None = None
@@ -103,10 +103,10 @@ class Body:
     async def _next(self, body: AsyncIterator[bytes], ends: float) -> bytes | None:
         try:
             left = ends - asyncio.get_running_loop().time()
-            async with self.turn.waiting(min(self.settings.upload_idle_s, max(left, 0))):
+            async with self.lease.waiting(min(self.settings.upload_idle_s, max(left, 0))):
                 chunk = await anext(body, None)
         except TimeoutError:
-            self.problem = busy() if self.turn.wanted else self._too_slow()
+            self.problem = busy() if self.lease.wanted else self._too_slow()
         except ClientDisconnect:
             detail = "The connection ended before the body did."
             self.problem = Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE)

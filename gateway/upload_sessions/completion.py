@@ -16,15 +16,15 @@ from fastapi import Request
 from gateway.http.problems import Problem
 from gateway.http.spooling import Arriving, SpooledFile, room, spool_folder
 from gateway.settings import GatewaySettings
-from gateway.upload_sessions.leases import alone_among_gateways
+from gateway.upload_sessions.leases import distributed_lease
 from gateway.upload_sessions.store import EndedUpload, UploadRecord, Uploads
-from gateway.uploads.submission import Submitting
+from gateway.uploads.submission import Submission
 from schemas.formats import MEDIA_TYPES, sniff
 from schemas.http.problems import ProblemCode
 from schemas.values import ImageId, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.keys import finishing_prefix
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
 _FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH, ProblemCode.FILE_TOO_LARGE})
@@ -32,12 +32,12 @@ _FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH,
 
 
 @dataclass(frozen=True, slots=True)
-class Finishing:
+class Completion:
     """Makes images of uploads."""
 
     settings: GatewaySettings
     uploads: Uploads
-    submitting: Submitting
+    submitting: Submission
 
     async def finish(
         self, request: Request, record: UploadRecord, content: Callable[[], AsyncIterator[bytes]]
@@ -47,7 +47,7 @@ class Finishing:
         Raises Problem: what came is no image (the upload has ended), or a part of the system is away, and nothing has
         changed, or another gateway is at it.
         """
-        async with alone_among_gateways(self.uploads.files, finishing_prefix(record.owner, record.upload_id)):
+        async with distributed_lease(self.uploads.files, finishing_prefix(record.owner, record.upload_id)):
             known = await self.uploads.find(record.owner, record.upload_id)
             if isinstance(known, EndedUpload):
                 return known
@@ -66,7 +66,7 @@ class Finishing:
 
     async def _with_own_image(self, record: UploadRecord) -> UploadRecord:
         """Give the upload another image if its own was disowned: Kafka did not confirm it, and may have it."""
-        if await Erasures(self.uploads.files).get(record.image_id) is None:
+        if await Tombstones(self.uploads.files).get(record.image_id) is None:
             return record
         record = record.model_copy(update={"image_id": new_image_id()})
         await self.uploads.save(record)
@@ -84,7 +84,9 @@ class Finishing:
             finally:
                 arriving.close()
         if record.size is not None and arriving.size < record.size:
-            raise DependencyAway(f"upload {record.upload_id}: {arriving.size} of {record.size} bytes were read back")
+            raise DependencyUnavailable(
+                f"upload {record.upload_id}: {arriving.size} of {record.size} bytes were read back"
+            )
         return arriving.ready(record.sha256)
 
 

@@ -19,8 +19,8 @@ from gateway.http.spooling import clean_filename
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
-from gateway.upload_sessions.completion import Finishing
-from gateway.upload_sessions.leases import Turns
+from gateway.upload_sessions.completion import Completion
+from gateway.upload_sessions.leases import Leases
 from gateway.upload_sessions.store import EndedUpload, UploadKind, UploadRecord, Uploads, in_seconds
 from gateway.upload_sessions.views import job_of, job_url, upload_url
 from gateway.uploads.submission_fields import Details, OnDuplicate
@@ -42,14 +42,14 @@ class Direct:
 
     settings: GatewaySettings
     uploads: Uploads
-    finishing: Finishing
+    finishing: Completion
     limits: Limits
-    turns: Turns
+    leases: Leases
 
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix=_PREFIX, tags=["ingest"])
-        away, none = ProblemCode.DEPENDENCY_UNAVAILABLE, ProblemCode.NOT_FOUND
+        unavailable, none = ProblemCode.DEPENDENCY_UNAVAILABLE, ProblemCode.NOT_FOUND
         router.add_api_route(
             "",
             self.begin,
@@ -67,7 +67,7 @@ class Direct:
                 ProblemCode.TOO_MANY_UPLOADS,
                 ProblemCode.RATE_LIMITED,
                 ProblemCode.QUOTA_EXCEEDED,
-                away,
+                unavailable,
             ),
         )
         router.add_api_route(
@@ -85,7 +85,7 @@ class Direct:
                 ProblemCode.DIGEST_MISMATCH,
                 ProblemCode.UPLOAD_BUSY,
                 ProblemCode.QUOTA_EXCEEDED,
-                away,
+                unavailable,
             ),
         )
         router.add_api_route(
@@ -94,7 +94,7 @@ class Direct:
             methods=["DELETE"],
             status_code=204,
             summary="Give a direct upload up",
-            responses=documented(none, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY, away),
+            responses=documented(none, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY, unavailable),
         )
         return router
 
@@ -147,7 +147,7 @@ class Direct:
 
         A file that is none of ours ends the upload; one that is not there yet, or a 503, does not.
         """
-        async with self.turns.alone(upload_id):
+        async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
             if isinstance(found, UploadRecord):
                 await self._check_arrived(found)
@@ -162,7 +162,7 @@ class Direct:
 
     async def delete(self, upload_id: str, owner: Caller) -> Response:
         """Remove what was sent. An image that was accepted stays."""
-        async with self.turns.alone(upload_id):
+        async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
             if isinstance(found, UploadRecord):
                 await self.uploads.remove(found)

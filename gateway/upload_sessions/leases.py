@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from gateway.http.problems import Problem
 from schemas.http.problems import ProblemCode
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectMissing
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ SAID_EVERY_S = 3.0
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class Lease:
     """A request's turn at an upload."""
 
     wanted: bool = False  # by another request
@@ -53,19 +53,19 @@ class Turn:
 @dataclass(slots=True)
 class _Line:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    holder: Turn | None = None
+    holder: Lease | None = None
     waiting: int = 0
 
 
 @dataclass(slots=True)
-class Turns:
+class Leases:
     """The turns at each upload within this process."""
 
     patience_s: float
     _lines: dict[str, _Line] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def alone(self, upload_id: str) -> AsyncIterator[Turn]:
+    async def acquire(self, upload_id: str) -> AsyncIterator[Lease]:
         """Hold an upload; whoever holds it is asked to give way. Raises Problem (423) when that takes too long."""
         line = self._lines.setdefault(upload_id, _Line())
         line.waiting += 1
@@ -78,7 +78,7 @@ class Turns:
             except TimeoutError:
                 raise busy() from None
             try:
-                line.holder = Turn(wanted=line.waiting > 1)
+                line.holder = Lease(wanted=line.waiting > 1)
                 yield line.holder
             finally:
                 line.holder = None
@@ -90,7 +90,7 @@ class Turns:
 
 
 @asynccontextmanager
-async def alone_among_gateways(
+async def distributed_lease(
     files: FileStore, prefix: str, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[None]:
     """Hold what the prefix stands for among all gateways. Raises Problem (423) while another one holds it.
@@ -107,7 +107,7 @@ async def alone_among_gateways(
             await saying
         try:
             await asyncio.shield(_give_back(files, key))
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             log.warning("a turn could not be given back; it ends by itself", extra={"error": repr(error)})
 
 
@@ -129,7 +129,7 @@ async def _take(files: FileStore, prefix: str, clock: Callable[[], float]) -> st
 async def _keep_saying(files: FileStore, key: str, clock: Callable[[], float]) -> None:
     while True:
         await asyncio.sleep(SAID_EVERY_S)
-        with contextlib.suppress(DependencyAway):
+        with contextlib.suppress(DependencyUnavailable):
             await _say(files, key, clock() + LASTS_S)
 
 

@@ -24,7 +24,7 @@ from gateway.uploads.submission_fields import Details
 from schemas.http.problems import ProblemCode
 from schemas.http.submissions import Submitted
 from schemas.values import ID_PATTERN, Lane, Owner, Value, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.keys import (
     ended_upload_key,
     finishing_prefix,
@@ -100,7 +100,7 @@ def in_seconds(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Uploads that take more than one request. Calls raise DependencyAway or TimeoutError."""
+    """Uploads that take more than one request. Calls raise DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
@@ -223,7 +223,7 @@ class Uploads:
         except ObjectMissing:
             return None
         except ValidationError as error:
-            raise DependencyAway(f"{key} cannot be read: {error.error_count()} errors") from error
+            raise DependencyUnavailable(f"{key} cannot be read: {error.error_count()} errors") from error
 
 
 def _no_upload() -> Problem:

@@ -18,8 +18,8 @@ from gateway.http.spooling import clean_filename, spool_folder
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.upload_sessions.chunks import CLOSE, Body, Piece
-from gateway.upload_sessions.completion import Finishing, known_format
-from gateway.upload_sessions.leases import Turn, Turns
+from gateway.upload_sessions.completion import Completion, known_format
+from gateway.upload_sessions.leases import Lease, Leases
 from gateway.upload_sessions.store import EndedUpload, UploadKind, UploadRecord, Uploads
 from gateway.upload_sessions.tus_headers import (
     ALGORITHMS,
@@ -51,9 +51,9 @@ class Tus:
 
     settings: GatewaySettings
     uploads: Uploads
-    finishing: Finishing
+    finishing: Completion
     limits: Limits
-    turns: Turns
+    leases: Leases
 
     async def options(self) -> Response:
         """Say what is spoken here."""
@@ -89,8 +89,8 @@ class Tus:
         headers = {"Location": upload_url(base_url(request, self.settings), record.upload_id)}
         if is_part(request):
             try:
-                async with self.turns.alone(record.upload_id) as turn:
-                    headers = {**await self._append(request, record, 0, checksum, turn), **headers}
+                async with self.leases.acquire(record.upload_id) as lease:
+                    headers = {**await self._append(request, record, 0, checksum, lease), **headers}
             except Problem as problem:
                 problem.headers = {**problem.headers, **headers}
                 raise
@@ -99,7 +99,7 @@ class Tus:
     async def head(self, request: Request, upload_id: str, owner: Caller) -> Response:
         """Say how much has come. When all has, the image is accepted before this is answered."""
         check_version(request)
-        async with self.turns.alone(upload_id):
+        async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
             if isinstance(found, EndedUpload):
                 return Response(headers=self._ended(request, found))
@@ -116,7 +116,7 @@ class Tus:
         check_version(request)
         check_media_type(request)
         offset, checksum = read_offset(request), read_checksum(request)
-        async with self.turns.alone(upload_id) as turn:
+        async with self.leases.acquire(upload_id) as lease:
             found = await self._find(owner, upload_id)
             if isinstance(found, EndedUpload):
                 self._check_offset(offset, found.size)
@@ -125,12 +125,12 @@ class Tus:
                 return Response(status_code=204, headers=self._ended(request, found))
             self._check_offset(offset, await self.uploads.offset(found))
             found = await self._with_length(request, found, offset)
-            return Response(status_code=204, headers=await self._append(request, found, offset, checksum, turn))
+            return Response(status_code=204, headers=await self._append(request, found, offset, checksum, lease))
 
     async def delete(self, request: Request, upload_id: str, owner: Caller) -> Response:
         """Remove what came. An image that was accepted stays."""
         check_version(request)
-        async with self.turns.alone(upload_id):
+        async with self.leases.acquire(upload_id):
             found = await self.uploads.find(owner, upload_id)
             if isinstance(found, EndedUpload):
                 await self.uploads.forget(found)
@@ -185,14 +185,14 @@ class Tus:
         return record
 
     async def _append(
-        self, request: Request, record: UploadRecord, offset: int, checksum: Checksum | None, turn: Turn
+        self, request: Request, record: UploadRecord, offset: int, checksum: Checksum | None, lease: Lease
     ) -> dict[str, str]:
         """Keep what comes; return the answer's headers."""
         most = (self.settings.max_upload_bytes if record.size is None else record.size) - offset
         if (announced := read_count(request, "content-length")) is not None and announced > most:
             raise Problem(ProblemCode.FILE_TOO_LARGE, f"There are {most} bytes left of the file.", headers=CLOSE)
         with spool_folder(self.settings) as folder:
-            body = Body(request, self.settings, turn, folder, most, checksum.digest if checksum else None)
+            body = Body(request, self.settings, lease, folder, most, checksum.digest if checksum else None)
             held: list[Piece] = []
             async for piece in body.pieces():
                 if checksum is None:

@@ -8,19 +8,19 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from gateway.http.problems import Problem, away, documented
+from gateway.http.problems import Problem, documented, unavailable
 from gateway.limits.rate_limits import Limits
 from gateway.openapi.examples import JOB_ID
 from gateway.settings import GatewaySettings
-from gateway.upload_sessions.completion import Finishing
+from gateway.upload_sessions.completion import Completion
 from gateway.upload_sessions.direct import Direct
-from gateway.upload_sessions.leases import Turns
+from gateway.upload_sessions.leases import Leases
 from gateway.upload_sessions.store import Uploads
 from gateway.upload_sessions.tus import Tus
 from gateway.upload_sessions.tus_headers import ALGORITHMS, MEDIA_TYPE, OURS, VERSION
-from gateway.uploads.submission import Submitting
+from gateway.uploads.submission import Submission
 from schemas.http.problems import ProblemCode
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore
 
 _ROOT = "/api/v1/uploads"
@@ -103,8 +103,8 @@ def speaking_tus(retry_after_s: int) -> type[APIRoute]:
                 except Problem as problem:
                     problem.headers = {**problem.headers, **OURS}
                     raise
-                except (DependencyAway, TimeoutError) as error:
-                    refusal = away("A part of the system", retry_after_s=retry_after_s)
+                except (DependencyUnavailable, TimeoutError) as error:
+                    refusal = unavailable("A part of the system", retry_after_s=retry_after_s)
                     refusal.headers = {**refusal.headers, **OURS}
                     raise refusal from error
                 answer.headers.update(OURS)
@@ -118,7 +118,7 @@ def speaking_tus(retry_after_s: int) -> type[APIRoute]:
 def tus_routes(tus: Tus) -> APIRouter:
     """Return the routes of resumable uploads."""
     router = APIRouter(tags=["ingest"], route_class=speaking_tus(tus.settings.retry_after_s))
-    away, version, media = (
+    unavailable, version, media = (
         ProblemCode.DEPENDENCY_UNAVAILABLE,
         ProblemCode.UNSUPPORTED_TUS_VERSION,
         ProblemCode.UNSUPPORTED_MEDIA_TYPE,
@@ -155,7 +155,7 @@ def tus_routes(tus: Tus) -> APIRouter:
             ProblemCode.QUOTA_EXCEEDED,
             version,
             media,
-            away,
+            unavailable,
         ),
     )
     router.add_api_route(
@@ -167,7 +167,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         responses=_answered(
             200, "how much has come", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"
         )
-        | documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, away),
+        | documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, unavailable),
     )
     router.add_api_route(
         _ONE,
@@ -177,7 +177,9 @@ def tus_routes(tus: Tus) -> APIRouter:
         summary="Go on with an upload",
         openapi_extra=_PART,
         responses=_answered(204, "the bytes are kept; after the last one the image is accepted", *_ENDED)
-        | documented(*gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, ProblemCode.QUOTA_EXCEEDED, version, media, away),
+        | documented(
+            *gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, ProblemCode.QUOTA_EXCEEDED, version, media, unavailable
+        ),
     )
     router.add_api_route(
         _ONE,
@@ -186,7 +188,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         status_code=204,
         summary="Give a resumable upload up",
         openapi_extra=_PARAMETERS,
-        responses=_answered(204, "nothing is left of it") | documented(*gone, version, away),
+        responses=_answered(204, "nothing is left of it") | documented(*gone, version, unavailable),
     )
     router.add_api_route(_ONE, tus.overridden, methods=["POST"], include_in_schema=False)
     router.add_api_route(
@@ -195,18 +197,18 @@ def tus_routes(tus: Tus) -> APIRouter:
         methods=["GET"],
         summary="Where an upload stands, and what became of it",
         route_class_override=APIRoute,
-        responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, away),
+        responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, unavailable),
     )
     return router
 
 
 def tus_and_direct_routes(
-    settings: GatewaySettings, files: FileStore, submitting: Submitting, limits: Limits
+    settings: GatewaySettings, files: FileStore, submitting: Submission, limits: Limits
 ) -> APIRouter:
     """Return the routes of all uploads that take more than one request."""
     uploads = Uploads(settings, files, submitting.accepting.quotas)
-    finishing, turns = Finishing(settings, uploads, submitting), Turns(settings.storage_timeout_s)
+    finishing, leases = Completion(settings, uploads, submitting), Leases(settings.storage_timeout_s)
     router = APIRouter()
-    router.include_router(Direct(settings, uploads, finishing, limits, turns).routes())
-    router.include_router(tus_routes(Tus(settings, uploads, finishing, limits, turns)))
+    router.include_router(Direct(settings, uploads, finishing, limits, leases).routes())
+    router.include_router(tus_routes(Tus(settings, uploads, finishing, limits, leases)))
     return router

@@ -8,32 +8,25 @@ deleted like any other.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.http.problems import away
 from gateway.http.spooling import SpooledFile
-from gateway.images.publishing import _may_be_in_log, known_receipt
+from gateway.images.publishing import Publishing, known_receipt
 from gateway.limits.quotas import Quotas
-from gateway.protocols import EventSink
 from gateway.settings import GatewaySettings
 from gateway.uploads.submission_fields import Details
-from schemas.events.envelope import Event, now
-from schemas.events.facts import DeletionRequested
+from schemas.events.envelope import now
 from schemas.events.intake import SUBMISSION, FetchRequested, ImageUploaded
 from schemas.stored.receipts import Receipt, ReceiptKind
-from schemas.values import ImageId, Lane, ObjectRef, Owner, job_id_of, new_image_id
+from schemas.values import ImageId, ObjectRef, Owner, job_id_of, new_image_id
 from streams import topics
-from streams.errors import DependencyAway
-from streams.object_store.keys import original_key, receipt_key
-from streams.object_store.original_references import claim, release, withdraw
+from streams.errors import DependencyUnavailable
+from streams.object_store.keys import original_key
+from streams.object_store.original_references import add_reference, release, withdraw
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
 from streams.telemetry.metrics import UPLOAD_BYTES
-from streams.topics import Topic
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +36,12 @@ NOTHING_SAID = Details()
 
 
 @dataclass(frozen=True, slots=True)
-class Accepting:
+class Acceptance:
     """What accepting needs: where objects go, where events go, and how long either may take."""
 
     settings: GatewaySettings
     files: FileStore
-    events: EventSink
+    publishing: Publishing
     quotas: Quotas = field(default_factory=Quotas)
     _accepted: dict[str, None] = field(default_factory=dict)  # the newest images, oldest first
 
@@ -82,15 +75,15 @@ class Accepting:
     ) -> Receipt:
         brought = False
         try:
-            async with self._bounded("The object store"):
+            async with self.publishing.bounded("The object store"):
                 # The claim comes first: from here on nobody removes the bytes from under this image.
-                await claim(self.files, owner, file.sha256, image_id)
+                await add_reference(self.files, owner, file.sha256, image_id)
                 brought = not await self._is_stored(file, owner)
                 original = await self._store(file, owner, write=brought)
             receipt = _receipt(
                 image_id, owner, details, kind=ReceiptKind.UPLOAD, filename=file.filename, original=original
             )
-            await self._promise(receipt, topics.UPLOADED, _event(receipt), traceparent)
+            await self.publishing.publish(receipt, topics.UPLOADED, _event(receipt), traceparent)
         except BaseException:
             # Shielded: a client that hangs up must not leave half an acceptance.
             await asyncio.shield(self._withdraw(image_id, owner, file.sha256, brought=brought))
@@ -118,7 +111,7 @@ class Accepting:
             return await self._go_on(known, traceparent)
         receipt = _receipt(image_id or new_image_id(), owner, details, kind=ReceiptKind.FETCH, url=url)
         async with self.quotas.room(owner):
-            await self._promise(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
+            await self.publishing.publish(receipt, topics.FETCH_REQUESTED, _event(receipt), traceparent)
         return receipt
 
     async def has_begun(self, image_id: ImageId) -> bool:
@@ -129,46 +122,14 @@ class Accepting:
         """Return the receipt that an attempt with this image id has written, if there was one."""
         if image_id is None:
             return None
-        async with self._bounded("The object store"):
+        async with self.publishing.bounded("The object store"):
             return await known_receipt(self.files, job_id_of(image_id, 1), timeout_s=self.settings.storage_timeout_s)
 
     async def _go_on(self, known: Receipt, traceparent: str | None) -> Receipt:
-        """Send the event of a receipt that is there. Twice is harmless; nothing is taken back if it fails."""
+        """Send the event of an existing receipt again. Repeating is harmless; nothing is undone if it fails."""
         topic = topics.UPLOADED if known.kind is ReceiptKind.UPLOAD else topics.FETCH_REQUESTED
-        async with self._bounded("Kafka", self.settings.delivery_timeout_s):
-            await self.events.send(topic, _event(known), traceparent=traceparent, bulk=known.lane is Lane.BULK)
+        await self.publishing.send(known, topic, _event(known), traceparent)
         return known
-
-    async def delete(self, image_id: str, generation: int, *, owner: Owner, traceparent: str | None = None) -> Receipt:
-        """Accept the deletion of an image now at `generation`. Its receipt hides the image at once.
-
-        Asking twice is harmless: the same generation, the same event id. Raises Problem (503), and then the image
-        is as it was.
-        """
-        while True:
-            event = DeletionRequested(image_id=image_id, owner=owner, generation=generation + 1)
-            known = await known_receipt(self.files, event.job_id, timeout_s=self.settings.storage_timeout_s)
-            if known is None or known.kind is ReceiptKind.DELETE:
-                break
-            generation += 1  # a newer run was accepted that the read model has not seen yet
-        receipt = known or Receipt(
-            job_id=event.job_id,
-            image_id=image_id,
-            owner=owner,
-            generation=event.generation,
-            kind=ReceiptKind.DELETE,
-            submitted_at=event.occurred_at,
-        )
-        erasures, news = Erasures(self.files), True  # a request that broke off may have been written
-        try:
-            async with self._bounded("The object store"):
-                news = await erasures.request(image_id, owner, event.generation)
-            await self._promise(receipt, topics.FACTS, event, traceparent, fresh=known is None)
-        except BaseException:
-            if news:
-                await asyncio.shield(self._take_back_erasure(erasures, image_id, event.generation))
-            raise
-        return receipt
 
     async def _is_stored(self, file: SpooledFile, owner: Owner) -> bool:
         found = await self.files.stat(original_key(owner, file.sha256))
@@ -187,82 +148,15 @@ class Accepting:
             async with asyncio.timeout(self.settings.storage_timeout_s):
                 if not await self._is_stored(file, owner):
                     await self._store(file, owner, write=True)
-        except (DependencyAway, TimeoutError) as error:  # accepted all the same: it was there when we claimed it
+        except (DependencyUnavailable, TimeoutError) as error:  # accepted all the same: it was there when we claimed it
             log.warning("an original could not be looked at again", extra={"error": repr(error)})
 
     async def _withdraw(self, image_id: str, owner: Owner, sha256: str, *, brought: bool) -> None:
         try:
             async with asyncio.timeout(self.settings.storage_timeout_s):
                 await (withdraw if brought else release)(self.files, owner, sha256, image_id)
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             log.warning("a claim could not be taken back", extra={"sha256": sha256, "error": repr(error)})
-
-    async def _promise(
-        self, receipt: Receipt, topic: Topic, event: Event, traceparent: str | None, *, fresh: bool = True
-    ) -> None:
-        sending = False
-        try:
-            async with self._bounded("The object store"):
-                await self._write(receipt)
-            sending = True
-            async with self._bounded("Kafka", self.settings.delivery_timeout_s):
-                await self.events.send(topic, event, traceparent=traceparent, bulk=receipt.lane is Lane.BULK)
-        except BaseException as error:
-            if fresh:
-                await asyncio.shield(self._take_back(receipt_key(receipt.job_id)))
-            if sending and receipt.kind is not ReceiptKind.DELETE and _may_be_in_log(error):
-                await asyncio.shield(self._disown(receipt))
-            raise
-
-    async def _write(self, receipt: Receipt) -> None:
-        body = receipt.model_dump_json().encode()
-        await self.files.put(receipt_key(receipt.job_id), body, content_type="application/json")
-
-    async def _disown(self, refused: Receipt) -> None:
-        """Delete an image nobody was promised, whose event Kafka may have taken all the same.
-
-        Whatever is at work on it drops it, and nobody sees it; the reconciler has the indexer remove what there is.
-        """
-        image_id, owner, generation = refused.image_id, refused.owner, refused.generation + 1
-        job_id, kind = job_id_of(image_id, generation), ReceiptKind.DELETE
-        try:
-            async with asyncio.timeout(self.settings.storage_timeout_s):
-                await Erasures(self.files).make_certain(image_id, owner, generation)
-                await self._write(
-                    Receipt(
-                        job_id=job_id,
-                        image_id=image_id,
-                        owner=owner,
-                        generation=generation,
-                        kind=kind,
-                        submitted_at=now(),
-                    )
-                )
-        except (DependencyAway, TimeoutError) as error:
-            log.warning("an image could not be disowned", extra={"image_id": image_id, "error": repr(error)})
-
-    async def _take_back(self, key: str) -> None:
-        try:
-            async with asyncio.timeout(self.settings.storage_timeout_s):
-                await self.files.delete(key)
-        except (DependencyAway, TimeoutError) as error:
-            log.warning("a receipt could not be taken back", extra={"key": key, "error": repr(error)})
-
-    async def _take_back_erasure(self, erasures: Erasures, image_id: str, generation: int) -> None:
-        try:
-            async with asyncio.timeout(self.settings.storage_timeout_s):
-                await erasures.take_back(image_id, generation)
-        except (DependencyAway, TimeoutError) as error:  # the janitor asks for the deletion again
-            log.warning("an erasure could not be taken back", extra={"image_id": image_id, "error": repr(error)})
-
-    @contextlib.asynccontextmanager
-    async def _bounded(self, what: str, seconds: float | None = None) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds or self.settings.storage_timeout_s):
-                yield
-        except (DependencyAway, TimeoutError) as error:
-            log.warning("not accepted: %s does not answer", what, extra={"error": repr(error)})
-            raise away(what, retry_after_s=self.settings.retry_after_s) from error
 
 
 def _receipt(image_id: ImageId, owner: Owner, details: Details, **of: Any) -> Receipt:
@@ -274,7 +168,7 @@ def _receipt(image_id: ImageId, owner: Owner, details: Details, **of: Any) -> Re
         generation=1,
         submitted_at=now(),
         lane=details.lane,
-        **details.said(),
+        **details.as_fields(),
         **of,
     )
 

@@ -16,13 +16,13 @@ from fastapi.responses import JSONResponse
 
 from gateway.access.dependencies import Who
 from gateway.http.digests import DIGEST_PARAMETER
-from gateway.http.problems import TITLES, Problem, away, documented
+from gateway.http.problems import TITLES, Problem, documented, unavailable
 from gateway.http.spooling import room
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.uploads.batch_contents import ITEMS, ZIP_TYPES, Batch, Item, details_of, receive_batch
 from gateway.uploads.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work, read_key
-from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submitting
+from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
 from gateway.uploads.submission_fields import FIELD_SCHEMAS, Details
 from schemas.http.batches import BatchItem, BatchRefusal, BatchSubmitted
 from schemas.http.problems import ProblemCode, ProblemItem
@@ -102,7 +102,7 @@ class Batches:
     """The endpoint that accepts many images at once."""
 
     settings: GatewaySettings
-    submitting: Submitting
+    submitting: Submission
     limits: Limits
 
     def routes(self) -> APIRouter:
@@ -150,7 +150,7 @@ class Batches:
         said = {
             "files": batch.hashes,
             "names": [item.name for item in batch.items],
-            "details": [one.told() for one in details],
+            "details": [one.non_default_fields() for one in details],
         }
 
         async def work(given: Work) -> Answer[BatchSubmitted]:
@@ -173,7 +173,7 @@ class Batches:
         known = BatchItem(index=index, filename=_shown(item.name), status=202)
         try:
             if run.given_up:
-                raise away("A part of the system", retry_after_s=self.settings.retry_after_s)
+                raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s)
             with room(self.settings):
                 file = await asyncio.to_thread(item.ready)
             known = known.model_copy(update={"sha256": file.sha256})

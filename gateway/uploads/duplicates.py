@@ -32,7 +32,7 @@ from streams.object_store.keys import image_prefix
 from streams.object_store.original_references import claim_prefix
 from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import generation_of, job_of, read_receipt, receipt_keys
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 
@@ -60,11 +60,11 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Looks for images of the same bytes. Calls raise DependencyAway or TimeoutError."""
+    """Looks for images of the same bytes. Calls raise DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
-    vectors: ReadModel | None = None
+    read_model: ReadModel | None = None
     accepted_here: Callable[[str], bool] = lambda image_id: False
 
     def routes(self) -> APIRouter:
@@ -117,17 +117,17 @@ class Duplicates:
 
     async def _look(self, image_id: str, owner: Owner, sha256: str) -> Duplicate | None:
         """Return an image that claims these bytes, if it was accepted, has them as its original, and is not deleted."""
-        if await Erasures(self.files).get(image_id) is not None:
+        if await Tombstones(self.files).get(image_id) is not None:
             return None
         receipt = await self._newest_receipt(image_id)
-        record = await self.vectors.get(image_id) if self.vectors is not None else None
+        record = await self.read_model.get(image_id) if self.read_model is not None else None
         if record is None and receipt is None:
             return None  # not accepted, or not yet
         if not _is_of(record, owner, sha256) or not _is_of(receipt, owner, sha256):
             return None
         generation = max(known.generation for known in (record, receipt) if known is not None)
         state: ImageState | None = None
-        if self.vectors is not None:
+        if self.read_model is not None:
             current = record is not None and record.generation == generation
             state = record.state if record is not None and current else ImageState.PROCESSING
         return Duplicate(
@@ -143,7 +143,7 @@ class Duplicates:
         return await read_receipt(self.files, job_of(max(keys, key=generation_of))) if keys else None
 
     async def _is_certain(self, image_id: str, record: ImageRecord | None) -> bool:
-        if self.vectors is not None:
+        if self.read_model is not None:
             return record is not None or self.accepted_here(image_id)
         async for _ in self.files.list(image_prefix(image_id)):
             return True

@@ -26,15 +26,15 @@ import http_sf
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from gateway.http.problems import Problem, away
+from gateway.http.problems import Problem, unavailable
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode
 from schemas.stored.idempotency import IDEMPOTENCY, Attempt
 from schemas.values import ImageId, Owner, new_image_id
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ class Idempotency:
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
         try:
             mine = await self._begin(folder, fingerprint, images)
-        except (DependencyAway, TimeoutError) as error:
-            raise away("The object store", retry_after_s=self.settings.retry_after_s) from error
+        except (DependencyUnavailable, TimeoutError) as error:
+            raise unavailable("The object store", retry_after_s=self.settings.retry_after_s) from error
         if mine.answer is not None:
             return Answer(mine.status or 202, kind.model_validate(mine.answer), replayed=True)
         try:
@@ -125,7 +125,7 @@ class Idempotency:
         return answer
 
     async def _begin(self, folder: str, fingerprint: str, images: int) -> Attempt:
-        """Return an attempt of our own, or one that has its answer. Raises Problem, DependencyAway, TimeoutError."""
+        """Return an attempt of our own, or one that has its answer. Raises Problem, DependencyUnavailable, TimeoutError."""
         now = self.clock()
         mine = Attempt(
             attempt=1,
@@ -159,7 +159,7 @@ class Idempotency:
 
     async def _usable(self, image_ids: tuple[ImageId, ...]) -> tuple[ImageId, ...]:
         """Return the ids, but new ones for images that have been erased, or disowned when they were not accepted."""
-        erasures = Erasures(self.files)
+        erasures = Tombstones(self.files)
         gone = [await self._bounded(erasures.get(image_id)) is not None for image_id in image_ids]
         return tuple(new_image_id() if over else known for known, over in zip(image_ids, gone, strict=True))
 
@@ -173,7 +173,7 @@ class Idempotency:
             except ObjectMissing:
                 continue
             except ValidationError as error:
-                raise DependencyAway(f"{key} cannot be read: {error.error_count()} errors") from error
+                raise DependencyUnavailable(f"{key} cannot be read: {error.error_count()} errors") from error
             if found.expires_at > self.clock():
                 newest = found
             else:
@@ -216,7 +216,10 @@ class Idempotency:
         body = attempt.model_dump_json().encode()
         try:
             await self._bounded(self.files.put(_name(folder, attempt), body, content_type="application/json"))
-        except (DependencyAway, TimeoutError) as error:  # the lease ends, and the next attempt finds what was done
+        except (
+            DependencyUnavailable,
+            TimeoutError,
+        ) as error:  # the lease ends, and the next attempt finds what was done
             log.warning("an attempt could not be noted", extra={"attempt": attempt.attempt, "error": repr(error)})
 
     async def _create(self, folder: str, attempt: Attempt) -> bool:
@@ -228,7 +231,7 @@ class Idempotency:
         # Only our own: what an attempt before it has begun is still gone on with.
         try:
             await self._bounded(self.files.delete(_name(folder, mine)))
-        except (DependencyAway, TimeoutError) as error:  # the lease ends
+        except (DependencyUnavailable, TimeoutError) as error:  # the lease ends
             log.warning("an attempt could not be forgotten", extra={"error": repr(error)})
 
     async def _bounded(self, call: Awaitable[T]) -> T:

@@ -17,7 +17,7 @@ from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.uploads.idempotency import KEY_PARAMETER, Answer, read_key
-from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submitting
+from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
 from gateway.uploads.submission_fields import FIELD_SCHEMAS, FIELDS, Details, read_details, read_url
 from schemas.http.jobs import JobResult
 from schemas.http.problems import ProblemCode
@@ -64,7 +64,7 @@ class Ingest:
     """The endpoints that accept images."""
 
     settings: GatewaySettings
-    submitting: Submitting
+    submitting: Submission
     limits: Limits
 
     def routes(self) -> APIRouter:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.apps.components import IngestParts, QueryParts
-from gateway.http.problems import away
+from gateway.http.problems import unavailable
 from gateway.http.request_context import base_url, traceparent_of
 from gateway.http.spooling import SpooledFile
 from gateway.images.lookup import Lookup
 from gateway.images.results import APPLIED, Results, read_preferences
 from gateway.settings import GatewaySettings
-from gateway.uploads.acceptance import Accepting
+from gateway.uploads.acceptance import Acceptance
 from gateway.uploads.duplicates import Duplicates
 from gateway.uploads.idempotency import REPLAYED, Answer, Idempotency, Work
 from gateway.uploads.lane_selection import Lanes
@@ -24,7 +23,9 @@ from schemas.http.problems import ProblemCode
 from schemas.http.submissions import Submitted
 from schemas.stored.receipts import Receipt
 from schemas.values import ImageId, ImageState, Lane, Owner
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
+from streams.object_store.protocol import FileStore
+from streams.read_model.protocol import ReadModel
 
 REFUSALS = (
     ProblemCode.INVALID_IDEMPOTENCY_KEY,
@@ -53,28 +54,32 @@ FORM_REFUSALS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Submitting:
+class Submission:
     """Accepts what has arrived, once per Idempotency-Key, and answers."""
 
     settings: GatewaySettings
-    accepting: Accepting
+    accepting: Acceptance
     lanes: Lanes
     duplicates: Duplicates
     idempotency: Idempotency
     results: Results | None  # None: this process cannot tell what becomes of an image
 
     @staticmethod
-    def of(settings: GatewaySettings, parts: IngestParts, accepting: Accepting, lanes: Lanes) -> Submitting:
-        """Return one of an app's parts."""
-        files = parts.files
-        vectors = parts.vectors if isinstance(parts, QueryParts) else None
-        results = Results(settings, files, Lookup(settings, files, vectors)) if vectors is not None else None
-        duplicates = Duplicates(settings, files, vectors, accepting.accepted_here)
-        return Submitting(settings, accepting, lanes, duplicates, Idempotency(settings, files), results)
+    def of(
+        settings: GatewaySettings,
+        files: FileStore,
+        read_model: ReadModel | None,
+        accepting: Acceptance,
+        lanes: Lanes,
+    ) -> Submission:
+        """Build a submission on the object store and, if this process has one, the read model."""
+        results = Results(settings, files, Lookup(settings, files, read_model)) if read_model is not None else None
+        duplicates = Duplicates(settings, files, read_model, accepting.accepted_here)
+        return Submission(settings, accepting, lanes, duplicates, Idempotency(settings, files), results)
 
     async def upload(self, request: Request, owner: Owner, file: SpooledFile, details: Details) -> Answer[Submitted]:
         """Accept a file, or answer as before. Raises Problem."""
-        said = {"sha256": file.sha256, "filename": file.filename, **details.told()}
+        said = {"sha256": file.sha256, "filename": file.filename, **details.non_default_fields()}
 
         async def work(given: Work) -> Answer[Submitted]:
             return await self.accept(request, owner, file, details, given.image_ids[0], again=given.again)
@@ -95,7 +100,9 @@ class Submitting:
             )
             return Answer(202, self.submitted(receipt, request))
 
-        return await self.idempotency.once(request, owner, {"url": url, **details.told()}, Submitted, work)
+        return await self.idempotency.once(
+            request, owner, {"url": url, **details.non_default_fields()}, Submitted, work
+        )
 
     async def accept(
         self, request: Request, owner: Owner, file: SpooledFile, details: Details, image_id: ImageId, *, again: bool
@@ -169,8 +176,8 @@ class Submitting:
             if again and await self.accepting.has_begun(image_id):
                 return None  # it is the very image that is gone on with
             found = await self.duplicates.newest(owner, file.sha256, usable=True)
-        except (DependencyAway, TimeoutError) as error:
-            raise away("A part of the system", retry_after_s=self.settings.retry_after_s) from error
+        except (DependencyUnavailable, TimeoutError) as error:
+            raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s) from error
         if found is None:
             return None
         return found.image_id, found.job_id, found.lane, found.state or ImageState.PROCESSING

@@ -83,11 +83,11 @@ class Details:
     lane: Lane = Lane.INTERACTIVE
     on_duplicate: OnDuplicate = OnDuplicate.NEW
 
-    def said(self) -> dict[str, Any]:
+    def as_fields(self) -> dict[str, Any]:
         """Return what the image's event and receipt say of it."""
         return {"bucket": self.bucket, "context": self.context, "tags": self.tags, "category": self.category}
 
-    def told(self) -> dict[str, Any]:
+    def non_default_fields(self) -> dict[str, Any]:
         """Return what differs from saying nothing: so it stays the same when there is more that could be said."""
         nothing = asdict(Details())
         return {name: value for name, value in asdict(self).items() if value != nothing[name]}

@@ -28,7 +28,7 @@ class Submission(Event):
     )
     submitted_at: str | None = Field(default=None, description="RFC 3339, UTC; when the pipeline accepted the image")
 
-    def said(self) -> dict[str, Any]:
+    def submission_fields(self) -> dict[str, Any]:
         """Return the fields of the submission, for the event that follows from this one."""
         return {name: getattr(self, name) for name in SUBMISSION} | {
             "submitted_at": self.submitted_at or self.occurred_at

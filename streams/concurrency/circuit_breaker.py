@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import structlog
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.settings import BreakerSettings
 from streams.telemetry import metrics
 from streams.telemetry.health_board import Condition, HealthBoard
@@ -86,14 +86,16 @@ class Breaker:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Let one call through and learn from its end. Raises DependencyAway at once while calls are refused.
+        """Let one call through and learn from its end. Raises DependencyUnavailable at once while calls are refused.
 
-        DependencyAway and TimeoutError are failures, and so is a call that was cancelled after `slow_s`: somebody's
+        DependencyUnavailable and TimeoutError are failures, and so is a call that was cancelled after `slow_s`: somebody's
         patience ran out. Any other exception is an answer.
         """
         left = self.left_s()
         if left > 0:
-            raise DependencyAway(f"{self.name} is left alone after failures; the last: {self.last_error}", after_s=left)
+            raise DependencyUnavailable(
+                f"{self.name} is left alone after failures; the last: {self.last_error}", after_s=left
+            )
         yield from self._followed(self._ticket() if self._state is State.CLOSED else self._probe())
 
     @contextmanager
@@ -110,7 +112,7 @@ class Breaker:
         ticket = self._ticket()
         try:
             yield
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             self._failed(ticket, error)
             raise
 
@@ -130,7 +132,7 @@ class Breaker:
     def _followed(self, ticket: Ticket) -> Iterator[None]:
         try:
             yield
-        except (DependencyAway, TimeoutError) as error:
+        except (DependencyUnavailable, TimeoutError) as error:
             self._failed(ticket, error)
             raise
         except asyncio.CancelledError as error:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class ReadWriteLock:
     """Lets any number in together, or one alone. Who waits to be alone goes before those who come later."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Turns:
         self._waiting = 0
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         """Come in beside others."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._alone and not self._waiting)
@@ -30,7 +30,7 @@ class Turns:
                 self._changed.notify_all()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         """Come in when nobody else is there, and keep everybody out."""
         async with self._changed:
             self._waiting += 1

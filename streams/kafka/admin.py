@@ -21,7 +21,7 @@ from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResp
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
 
@@ -45,7 +45,7 @@ class TopicState:
 
 
 class KafkaAdmin:
-    """The administrative side of the broker. Blocking calls run in threads; each raises DependencyAway."""
+    """The administrative side of the broker. Blocking calls run in threads; each raises DependencyUnavailable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -130,7 +130,7 @@ class KafkaAdmin:
                 await client.start()
                 yield client
         except (KafkaError, TimeoutError) as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
         finally:
             await client.close()
 
@@ -142,7 +142,7 @@ class KafkaAdmin:
                 await consumer.start()
                 yield consumer
         except (KafkaError, TimeoutError) as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
         finally:
             await consumer.stop()
 
@@ -168,10 +168,10 @@ class KafkaAdmin:
                     created.append(name)
                 except KafkaException as error:
                     if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
-                        raise DependencyAway(f"cannot create topic {name}: {error}") from error
+                        raise DependencyUnavailable(f"cannot create topic {name}: {error}") from error
             self._wait_for_leaders({topic.topic for topic in wanted})
         except (KafkaException, TimeoutError) as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
+            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
         return created
 
     def _wait_for_leaders(self, names: set[str]) -> None:
@@ -187,7 +187,9 @@ class KafkaAdmin:
             if ready == names:
                 return
             time.sleep(0.1)
-        raise DependencyAway(f"no leader for {', '.join(sorted(names - ready))} after {LEADERS_PATIENCE_S:.0f} s")
+        raise DependencyUnavailable(
+            f"no leader for {', '.join(sorted(names - ready))} after {LEADERS_PATIENCE_S:.0f} s"
+        )
 
     def _states(self, topics: tuple[Topic, ...]) -> list[TopicState]:
         try:
@@ -199,7 +201,7 @@ class KafkaAdmin:
                 for resource, future in (self._client.describe_configs(resources) if resources else {}).items()
             }
         except (KafkaException, TimeoutError) as error:
-            raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
+            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
         states = []
         for topic, name in names.items():
             if name not in found:

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from schemas.events.envelope import Event, Outgoing
-from streams.errors import DependencyAway, Unconfirmed
+from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
 from streams.kafka.messages import in_bulk, outgoing
 from streams.settings import KafkaSettings
 from streams.telemetry.tracing import child_of
@@ -22,7 +22,7 @@ class Deliverer(Protocol):
     """Whatever takes messages and returns when they are safely in the log."""
 
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
-        """Deliver all, in order per key. Raises DependencyAway when any was not acknowledged in time."""
+        """Deliver all, in order per key. Raises DependencyUnavailable when any was not acknowledged in time."""
 
 
 class EventProducer:
@@ -39,7 +39,7 @@ class EventProducer:
         self._connecting = asyncio.Lock()
 
     async def connect(self) -> AIOKafkaProducer:
-        """Return the connected producer. Raises DependencyAway when Kafka is away."""
+        """Return the connected producer. Raises DependencyUnavailable when Kafka is away."""
         async with self._connecting:
             if self._producer is None:
                 producer = AIOKafkaProducer(
@@ -57,7 +57,9 @@ class EventProducer:
                         await producer.start()
                 except (KafkaError, TimeoutError) as error:
                     await producer.stop()
-                    raise DependencyAway(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+                    raise DependencyUnavailable(
+                        f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
+                    ) from error
                 self._producer = producer
             return self._producer
 
@@ -80,11 +82,11 @@ class EventProducer:
                     await future
         except (KafkaError, TimeoutError) as error:
             await self._abandon(producer)
-            kind = DependencyAway if producer is None else Unconfirmed
+            kind = DependencyUnavailable if producer is None else DeliveryUnconfirmed
             raise kind(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
-        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyAway when it was not confirmed."""
+        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyUnavailable when it was not confirmed."""
         message = outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))
         await self.deliver([in_bulk(message) if bulk else message])
 
@@ -111,7 +113,7 @@ class EventProducer:
 async def open_producer(settings: KafkaSettings, *, source: str, now: bool = True) -> AsyncIterator[EventProducer]:
     """Open a producer; `source` is the ce_source of what it sends.
 
-    With `now`, raises DependencyAway when Kafka is away; without, it connects when there is something to deliver.
+    With `now`, raises DependencyUnavailable when Kafka is away; without, it connects when there is something to deliver.
     """
     producer = EventProducer(settings, source)
     if now:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.settings import KafkaSettings
 
 PATIENCE_S = 10.0
 
 
-async def empty_ends(kafka: KafkaSettings, places: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Return where the log ends, for those places from whose offset on it holds no event. Raises DependencyAway.
+async def trailing_markers(kafka: KafkaSettings, places: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Return where the log ends, for those places from whose offset on it holds no event. Raises DependencyUnavailable.
 
     The log itself is read, so the answer does not depend on what any other consumer has fetched or finished.
     """
@@ -33,7 +33,7 @@ async def empty_ends(kafka: KafkaSettings, places: Mapping[TopicPartition, int])
             consumer.seek(place, offset)
         return await _read(consumer, {place: end for place, end in ends.items() if end > places[place]})
     except KafkaError as error:
-        raise DependencyAway(f"Kafka at {kafka.bootstrap} does not answer: {error!r}") from error
+        raise DependencyUnavailable(f"Kafka at {kafka.bootstrap} does not answer: {error!r}") from error
     finally:
         await consumer.stop()
 

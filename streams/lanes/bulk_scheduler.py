@@ -23,7 +23,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from schemas.events.envelope import Outgoing, Record, now
 from schemas.events.outcomes import ImageDeleted
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway, Malformed
+from streams.errors import DependencyUnavailable, Malformed
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import Deliverer
 from streams.lanes.admission_control import Admission, Slot
@@ -86,7 +86,7 @@ class Scheduler:
         return self._admission.interactive
 
     async def run(self) -> None:
-        """Schedule until cancelled. Raises DependencyAway when Kafka is away; the supervisor restarts."""
+        """Schedule until cancelled. Raises DependencyUnavailable when Kafka is away; the supervisor restarts."""
         watcher = self._watcher()
         bulk = self._bulk_consumer()
         tasks: list[asyncio.Task[None]] = []
@@ -96,7 +96,7 @@ class Scheduler:
             tasks = [asyncio.create_task(loop) for loop in loops]
             await asyncio.gather(*tasks)
         except (KafkaError, TimeoutError) as error:
-            raise DependencyAway(f"the scheduler lost Kafka: {error!r}") from error
+            raise DependencyUnavailable(f"the scheduler lost Kafka: {error!r}") from error
         finally:
             for task in tasks:
                 task.cancel()

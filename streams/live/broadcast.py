@@ -17,7 +17,7 @@ from functools import cached_property
 
 from schemas.events.envelope import Record
 from streams.live.cursors import Positions, cursor_of, latest
-from streams.live.progress_events import Happening, happening_of
+from streams.live.progress_events import ProgressEvent, progress_event_of
 from streams.telemetry import metrics
 
 DELETED_REMEMBERED = 20_000  # images
@@ -36,10 +36,10 @@ class Crowded(Exception):
 
 
 @dataclass(frozen=True)
-class Told:
+class Delivery:
     """A happening, where it stands in the log, and how far the log was read with it."""
 
-    what: Happening
+    what: ProgressEvent
     spot: int  # of its partition, in the positions
     offset: int
     after: Positions
@@ -60,29 +60,29 @@ class Listener:
         self._feed = feed
         self._room = room
         self._since: Positions | None = None  # what came before is known to the listener
-        self._waiting: deque[Told] = deque()  # first what the ring held, which is bounded by itself; then what came
+        self._waiting: deque[Delivery] = deque()  # first what the ring held, which is bounded by itself; then what came
         self._held = 0
         self._too_slow = False
         self._lost = False
         self._closed = False
         self._stirred = asyncio.Event()
 
-    def concerns(self, told: Told) -> bool:
+    def concerns(self, told: Delivery) -> bool:
         """Say whether this is the listener's, and new to it."""
         return self.wants(told.what) and (self._since is None or told.offset >= self._since[told.spot])
 
-    def wants(self, what: Happening) -> bool:
+    def wants(self, what: ProgressEvent) -> bool:
         """Say whether something that happened is the listener's."""
         return what.owner == self.owner and self.image_id in (None, what.image_id)
 
-    def begin(self, held: Iterable[Told], since: Positions, known: Collection[str] = ()) -> None:
+    def begin(self, held: Iterable[Delivery], since: Positions, known: Collection[str] = ()) -> None:
         """Begin behind a position, with what the ring holds since then and was not told already."""
         self._since = since
         self._waiting.extend(told for told in held if self.concerns(told) and told.what.id not in known)
         self._held = len(self._waiting)
         self._stirred.set()
 
-    def tell(self, told: Told) -> None:
+    def publish(self, told: Delivery) -> None:
         """Queue what happened, if it is this listener's and there is room."""
         if self._too_slow or self._lost or not self.concerns(told):
             return
@@ -101,7 +101,7 @@ class Listener:
         """Look again, at once."""
         self._stirred.set()
 
-    async def heard(self, wait_s: float) -> Told | None:
+    async def next(self, wait_s: float) -> Delivery | None:
         """Return what happened next; None if nothing did for so long, or nothing will. Raises TooSlow and Lost."""
         if not self._waiting and not self._ended():
             self._stirred.clear()
@@ -120,7 +120,7 @@ class Listener:
             raise Lost
         return None
 
-    def here(self) -> str | None:
+    def cursor(self) -> str | None:
         """Return the cursor of this very moment; None while something waits to be told."""
         if self._waiting or self._ended():
             return None
@@ -137,7 +137,7 @@ class Listener:
     def _ended(self) -> bool:
         return self._too_slow or self._lost or self._feed.hung_up
 
-    def _placed(self, told: Told) -> Told:
+    def _placed(self, told: Delivery) -> Delivery:
         """Return a happening with a cursor that is behind none the listener was given before.
 
         Readers meet the partitions in different orders: what this reader read early, the listener may know already.
@@ -149,7 +149,7 @@ class Listener:
             self._since = None  # from here on this reader is ahead of where the listener began
             return told
         self._since = after
-        return Told(told.what, told.spot, told.offset, after, told.shape)
+        return Delivery(told.what, told.spot, told.offset, after, told.shape)
 
 
 class Feed:
@@ -161,7 +161,7 @@ class Feed:
         self.hung_up = False
         self._room = room
         self._most, self._most_of_owner = most, most_of_owner
-        self._ring: deque[Told] = deque()
+        self._ring: deque[Delivery] = deque()
         self.remembered = remembered
         self._floor: list[int] = []  # per partition: from here on the ring holds everything
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -198,7 +198,7 @@ class Feed:
         if record.offset < self.positions[spot]:
             return
         self.positions = (*self.positions[:spot], record.offset + 1, *self.positions[spot + 1 :])
-        what = happening_of(record)
+        what = progress_event_of(record)
         if what is None or not self.tellable(what):
             return
         if what.id in self._ids:
@@ -210,9 +210,9 @@ class Feed:
             self._deleted[what.image_id] = what.generation
             while len(self._deleted) > DELETED_REMEMBERED:
                 self._deleted.popitem(last=False)
-        self._tell(Told(what, spot, record.offset, self.positions, self.shape))
+        self._tell(Delivery(what, spot, record.offset, self.positions, self.shape))
 
-    def tellable(self, what: Happening) -> bool:
+    def tellable(self, what: ProgressEvent) -> bool:
         """Say whether something may be told: nothing of an image whose deletion was seen, but the deletion."""
         return what.deletes or what.generation >= self._deleted.get(what.image_id, 0)
 
@@ -243,20 +243,20 @@ class Feed:
         self._count += Counter()  # who has none left is forgotten
         metrics.LIVE_LISTENERS.set(self.listeners)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """End: who listens is told what is queued, and nothing more."""
         self.hung_up = True
         for listener in self._everybody():
             listener.wake()
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: Delivery) -> None:
         self._ring.append(told)
         while len(self._ring) > self.remembered:
             oldest = self._ring.popleft()
             self._floor[oldest.spot] = oldest.offset + 1
         for index, key in ((self._by_owner, told.what.owner), (self._by_image, told.what.image_id)):
             for listener in index.get(key, ()):
-                listener.tell(told)
+                listener.publish(told)
 
     def _of(self, listener: Listener) -> set[Listener]:
         if listener.image_id is not None:

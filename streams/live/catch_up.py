@@ -17,10 +17,10 @@ from aiokafka.errors import KafkaError
 
 from schemas.events.envelope import Record
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
-from streams.live.broadcast import Feed, Listener, Lost, Told
+from streams.errors import DependencyUnavailable
+from streams.live.broadcast import Delivery, Feed, Listener, Lost
 from streams.live.cursors import Positions, cursor_of
-from streams.live.progress_events import Happening, happening_of
+from streams.live.progress_events import ProgressEvent, progress_event_of
 from streams.settings import KafkaSettings
 
 LOOK_BACK = 200  # records of each partition
@@ -55,7 +55,7 @@ def as_record(message: Any, kafka: KafkaSettings) -> Record:
     )
 
 
-class ReadingBack:
+class CatchUp:
     """One listener's way from their position to the present."""
 
     def __init__(
@@ -80,8 +80,8 @@ class ReadingBack:
         """How far this has come."""
         return cursor_of(self._feed.shape, tuple(self._at))
 
-    async def told(self, turn: asyncio.Semaphore, limit_s: float) -> AsyncGenerator[Told, None]:
-        """Tell what was missed, then let the listener join. Raises Lost, Unfinished and DependencyAway."""
+    async def told(self, turn: asyncio.Semaphore, limit_s: float) -> AsyncGenerator[Delivery, None]:
+        """Tell what was missed, then let the listener join. Raises Lost, Unfinished and DependencyUnavailable."""
         if not self._joined():
             deadline = time.monotonic() + limit_s
             try:
@@ -95,7 +95,7 @@ class ReadingBack:
                     async for told in self._up_to(consumer, self._feed.positions, deadline):
                         yield told
             except (KafkaError, TimeoutError) as error:
-                raise DependencyAway(f"the log could not be read back: {error!r}") from error
+                raise DependencyUnavailable(f"the log could not be read back: {error!r}") from error
             finally:
                 turn.release()
                 with suppress(KafkaError, TimeoutError):
@@ -118,7 +118,7 @@ class ReadingBack:
         for place, spot in self._spots.items():
             consumer.seek(place, max(begins[place], self._since[spot] - LOOK_BACK))
 
-    async def _up_to(self, consumer: Any, goal: Positions, deadline: float) -> AsyncGenerator[Told, None]:
+    async def _up_to(self, consumer: Any, goal: Positions, deadline: float) -> AsyncGenerator[Delivery, None]:
         while behind := [place for place, spot in self._spots.items() if await consumer.position(place) < goal[spot]]:
             if self._feed.hung_up or time.monotonic() > deadline:
                 raise Unfinished
@@ -131,17 +131,17 @@ class ReadingBack:
         for spot in self._spots.values():
             self._at[spot] = max(self._at[spot], goal[spot])
 
-    def _read(self, spot: int, record: Record) -> Told | None:
-        what = happening_of(record)
+    def _read(self, spot: int, record: Record) -> Delivery | None:
+        what = progress_event_of(record)
         new = what is not None and self._is_new(what)
         if record.offset < self._at[spot]:
             return None
         self._at[spot] = record.offset + 1
         if what is None or not new or not self._feed.tellable(what):
             return None
-        return Told(what, spot, record.offset, tuple(self._at), self._feed.shape)
+        return Delivery(what, spot, record.offset, tuple(self._at), self._feed.shape)
 
-    def _is_new(self, what: Happening) -> bool:
+    def _is_new(self, what: ProgressEvent) -> bool:
         """Say whether a happening is the listener's and not said before; remember it."""
         if not self._listener.wants(what) or what.id in self._known:
             return False

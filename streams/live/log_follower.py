@@ -20,9 +20,9 @@ from aiokafka.partitioner import murmur2
 from pydantic import Field
 
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
-from streams.live.broadcast import Feed, Listener, Lost, Told
-from streams.live.catch_up import AT_ONCE, LOOK_BACK, ReadingBack, as_record, plain_reader
+from streams.errors import DependencyUnavailable
+from streams.live.broadcast import Delivery, Feed, Listener, Lost
+from streams.live.catch_up import AT_ONCE, LOOK_BACK, CatchUp, as_record, plain_reader
 from streams.live.cursors import Positions
 from streams.live.progress_events import TOPICS
 from streams.settings import Group, KafkaSettings
@@ -59,25 +59,25 @@ class LiveSettings(Group):
 class Listening:
     """One listener at work: first what was missed, then what comes."""
 
-    def __init__(self, listener: Listener, back: ReadingBack | None, older: AsyncGenerator[Told, None] | None) -> None:
+    def __init__(self, listener: Listener, back: CatchUp | None, older: AsyncGenerator[Delivery, None] | None) -> None:
         self._listener = listener
         self._back = back
         self._older = older
 
-    async def heard(self, wait_s: float) -> Told | None:
+    async def next(self, wait_s: float) -> Delivery | None:
         """Return what happened next; None if nothing did for so long, or nothing will.
 
-        Raises TooSlow, Lost, Unfinished and DependencyAway; all end the stream.
+        Raises TooSlow, Lost, Unfinished and DependencyUnavailable; all end the stream.
         """
         if self._older is not None:
             async for told in self._older:
                 return told
             self._back = self._older = None
-        return await self._listener.heard(wait_s)
+        return await self._listener.next(wait_s)
 
-    def here(self) -> str | None:
+    def cursor(self) -> str | None:
         """Return the cursor of this very moment, if there is nothing to be told before it."""
-        return self._back.cursor if self._back is not None else self._listener.here()
+        return self._back.cursor if self._back is not None else self._listener.cursor()
 
 
 class LogFeed:
@@ -112,13 +112,13 @@ class LogFeed:
             await asyncio.sleep(self.settings.reconnect_s)
 
     async def check(self) -> None:
-        """Prove that what happens now will be told. Raises DependencyAway."""
+        """Prove that what happens now will be told. Raises DependencyUnavailable."""
         async with self._proving:
             if time.monotonic() - self._proved_at >= PROVED_S:
                 self._away = await self._why_away()
                 self._proved_at = time.monotonic()
         if self._away is not None:
-            raise DependencyAway(self._away)
+            raise DependencyUnavailable(self._away)
 
     @asynccontextmanager
     async def listening(
@@ -126,7 +126,7 @@ class LogFeed:
     ) -> AsyncIterator[Listening]:
         """Listen to an image, or to all of an owner, from a position on, or from now on.
 
-        Raises Crowded, Lost, and DependencyAway when nobody can say where now is.
+        Raises Crowded, Lost, and DependencyUnavailable when nobody can say where now is.
         """
         listener = self.feed.listener(owner, image_id)
         try:
@@ -136,7 +136,7 @@ class LogFeed:
                 yield Listening(listener, None, None)
                 return
             spots = await self._checked(since, image_id)
-            back = ReadingBack(self._kafka, self.feed, self._places, listener, since, spots)
+            back = CatchUp(self._kafka, self.feed, self._places, listener, since, spots)
             older = back.told(self._reading_back, self.settings.read_back_s)
             try:
                 yield Listening(listener, back, older)
@@ -145,9 +145,9 @@ class LogFeed:
         finally:
             listener.close()
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """End all streams, because the process goes."""
-        self.feed.hang_up()
+        self.feed.close()
 
     async def _read(self) -> None:
         shape, self._places = await self._described()
@@ -218,7 +218,7 @@ class LogFeed:
             try:
                 ends = await bounded(self._consumer.end_offsets(ahead), self.settings.answer_s)
             except (KafkaError, TimeoutError) as error:
-                raise DependencyAway(f"Kafka does not answer: {error!r}") from error
+                raise DependencyUnavailable(f"Kafka does not answer: {error!r}") from error
             if any(since[spot] > ends.get(self._places[spot], since[spot]) for spot in spots):
                 raise Lost
         return spots
@@ -228,7 +228,7 @@ class LogFeed:
         try:
             await bounded(self.ready.wait(), self.settings.answer_s)
         except TimeoutError as error:
-            raise DependencyAway("the feed has not read the log yet") from error
+            raise DependencyUnavailable("the feed has not read the log yet") from error
 
     async def _why_away(self) -> str | None:
         try:

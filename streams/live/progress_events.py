@@ -17,7 +17,7 @@ _MESSAGE = 500  # characters: another service may say more
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class ProgressEvent:
     """One thing that happened to one image."""
 
     id: str  # the event's ce_id: the same thing said again has the same
@@ -30,7 +30,7 @@ class Happening:
     deletes: bool = False  # the image is on its way out, or gone
 
 
-def happening_of(record: Record) -> Happening | None:
+def progress_event_of(record: Record) -> ProgressEvent | None:
     """Return what a record of the log tells listeners; None for what is no event, or none of theirs."""
     try:
         event: Event = decode(record, _SPOKEN_OF)
@@ -40,7 +40,7 @@ def happening_of(record: Record) -> Happening | None:
     if told is None:
         return None
     name, data = told
-    return Happening(
+    return ProgressEvent(
         id=event.id,
         image_id=event.image_id,
         owner=event.owner,

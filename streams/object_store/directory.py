@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from schemas.values import ObjectRef
-from streams.errors import AccessRefused, DependencyAway, NotReady
+from streams.errors import AccessDenied, DependencyUnavailable, NotReady
 from streams.object_store.keys import check_key, check_prefix
 from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing, PostForm, open_source
 from streams.settings import FilesSettings
@@ -145,9 +145,9 @@ class DirectoryFiles:
         await self.put(key, b"probe", content_type="text/plain")
         try:
             if await self.get(key) != b"probe":
-                raise DependencyAway(f"{self._data} does not give back what was written")
+                raise DependencyUnavailable(f"{self._data} does not give back what was written")
         except ObjectMissing:
-            raise DependencyAway(f"{self._data} does not keep what was written") from None
+            raise DependencyUnavailable(f"{self._data} does not keep what was written") from None
         await self.delete(key)
 
     async def _call(self, key: str, work: Callable[[], R]) -> R:
@@ -156,11 +156,11 @@ class DirectoryFiles:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except TimeoutError as error:
             where = self._data.parent
-            raise DependencyAway(f"object store {where}: no answer within {self._timeout_s:g} s") from error
+            raise DependencyUnavailable(f"object store {where}: no answer within {self._timeout_s:g} s") from error
         except OSError as error:
             if error.errno in _MISSING:
                 raise ObjectMissing(key) from error
-            kind = AccessRefused if error.errno in _REFUSED else DependencyAway
+            kind = AccessDenied if error.errno in _REFUSED else DependencyUnavailable
             raise kind(f"object store {self._data.parent}: {error.strerror or error}") from error
 
     def _path(self, key: str) -> Path:
@@ -204,7 +204,7 @@ class DirectoryFiles:
             known = sha256 or digest.hexdigest()
             self._publish(temp, key, {"content_type": content_type, "sha256": known}, over=over)
         except FileNotFoundError as error:  # not the object is missing, but a folder of the store, or what was written
-            raise DependencyAway(f"object store {self._data.parent}: {error}") from error
+            raise DependencyUnavailable(f"object store {self._data.parent}: {error}") from error
         finally:
             temp.unlink(missing_ok=True)
             if not isinstance(source, bytes):
@@ -336,7 +336,7 @@ def _sync_folder(folder: Path) -> None:
 
 @asynccontextmanager
 async def open_directory_files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Open a folder as an object store; NotReady when it cannot be one, DependencyAway when the disk fails."""
+    """Open a folder as an object store; NotReady when it cannot be one, DependencyUnavailable when the disk fails."""
     files = DirectoryFiles(settings)
     try:
         await files.open()

@@ -12,7 +12,7 @@ from streams.settings import FilesSettings
 def open_files(settings: FilesSettings, breakers: Breakers | None = None) -> AbstractAsyncContextManager[FileStore]:
     """Open the adapter the settings name: S3 when an endpoint is given, else a directory; behind breakers, if given.
 
-    Creates the bucket when it is missing. Entering raises DependencyAway when the store does not answer, NotReady
+    Creates the bucket when it is missing. Entering raises DependencyUnavailable when the store does not answer, NotReady
     when it refuses our credentials.
     """
     if breakers is not None:

@@ -17,18 +17,18 @@ def claim_prefix(owner: str, sha256: str) -> str:
     return f"claims/{owner}/{sha256}/"
 
 
-async def claim(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Say that an image stands on these bytes. Twice is harmless. Raises DependencyAway."""
+async def add_reference(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
+    """Say that an image stands on these bytes. Twice is harmless. Raises DependencyUnavailable."""
     await files.put(claim_prefix(owner, sha256) + image_id, b"{}", content_type="application/json")
 
 
 async def release(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Take an image's claim back; one that is not there is no error. Raises DependencyAway."""
+    """Take an image's claim back; one that is not there is no error. Raises DependencyUnavailable."""
     await files.delete(claim_prefix(owner, sha256) + image_id)
 
 
-async def claimed_by_others(files: FileStore, owner: str, sha256: str, image_id: str) -> bool:
-    """Say whether another image stands on these bytes. Raises DependencyAway."""
+async def has_other_references(files: FileStore, owner: str, sha256: str, image_id: str) -> bool:
+    """Say whether another image stands on these bytes. Raises DependencyUnavailable."""
     prefix = claim_prefix(owner, sha256)
     async for found in files.list(prefix):
         if found.key != prefix + image_id:
@@ -37,7 +37,7 @@ async def claimed_by_others(files: FileStore, owner: str, sha256: str, image_id:
 
 
 async def withdraw(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Take a claim back, and remove the original when it was the last. Raises DependencyAway."""
+    """Take a claim back, and remove the original when it was the last. Raises DependencyUnavailable."""
     await release(files, owner, sha256, image_id)
-    if not await claimed_by_others(files, owner, sha256, image_id):
+    if not await has_other_references(files, owner, sha256, image_id):
         await files.delete(original_key(owner, sha256))

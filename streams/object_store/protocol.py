@@ -40,7 +40,7 @@ class PostForm:
 
 
 class FileStore(Protocol):
-    """An object store. Calls raise ObjectMissing, DependencyAway when the store does not answer in time or is full,
+    """An object store. Calls raise ObjectMissing, DependencyUnavailable when the store does not answer in time or is full,
     and ValueError for a key that `check_key` refuses or a Path that cannot be read.
     """
 
@@ -90,7 +90,7 @@ class FileStore(Protocol):
         """
 
     async def check(self) -> None:
-        """Prove that the bucket can be written and read; DependencyAway if not."""
+        """Prove that the bucket can be written and read; DependencyUnavailable if not."""
 
 
 async def delete_prefix(files: FileStore, prefix: str) -> int:

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 async def read_receipt(files: FileStore, job_id: str, *, limit: int = RECEIPT_BYTES) -> Receipt | None:
-    """Return the receipt of a job, None if there is none that can be read. Raises DependencyAway."""
+    """Return the receipt of a job, None if there is none that can be read. Raises DependencyUnavailable."""
     try:
         return Receipt.model_validate_json(await files.get(receipt_key(job_id), limit=limit))
     except ObjectMissing:
@@ -41,13 +41,13 @@ def generation_of(key: str) -> int:
 
 
 async def receipt_keys(files: FileStore, image_id: str) -> AsyncIterator[str]:
-    """Walk the keys of an image's receipts, one per job. Raises DependencyAway."""
+    """Walk the keys of an image's receipts, one per job. Raises DependencyUnavailable."""
     async for found in files.list(f"{RECEIPTS}{image_id}."):
         yield found.key
 
 
 async def has_receipt(files: FileStore, image_id: str) -> bool:
-    """Say whether anything was ever accepted of an image. Raises DependencyAway."""
+    """Say whether anything was ever accepted of an image. Raises DependencyUnavailable."""
     async for _ in receipt_keys(files, image_id):
         return True
     return False

@@ -24,7 +24,7 @@ from minio.datatypes import PostPolicy
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from schemas.values import ObjectRef
-from streams.errors import AccessRefused, DependencyAway, NotReady
+from streams.errors import AccessDenied, DependencyUnavailable, NotReady
 from streams.object_store.keys import check_key, check_prefix
 from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing, PostForm, open_source
 from streams.settings import FilesSettings
@@ -222,9 +222,9 @@ class S3Files:
         await self.put(key, b"probe", content_type="text/plain")
         try:
             if await self.get(key) != b"probe":
-                raise DependencyAway(f"{self._where} does not give back what was written")
+                raise DependencyUnavailable(f"{self._where} does not give back what was written")
         except ObjectMissing:
-            raise DependencyAway(f"{self._where} does not keep what was written") from None
+            raise DependencyUnavailable(f"{self._where} does not keep what was written") from None
         await self.delete(key)
 
     def _outside(self, settings: FilesSettings, secret: str | None) -> Minio:
@@ -246,13 +246,13 @@ class S3Files:
             async with asyncio.timeout(self._longest_s):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except TimeoutError as error:
-            raise DependencyAway(f"{self._where} did not answer within {self._longest_s:g} s") from error
+            raise DependencyUnavailable(f"{self._where} did not answer within {self._longest_s:g} s") from error
         except S3Error as error:
             raise self._meaning(key, error) from error
         except (urllib3.exceptions.HTTPError, ServerError, InvalidResponseError) as error:
-            raise DependencyAway(f"{self._where}: {error}") from error
+            raise DependencyUnavailable(f"{self._where}: {error}") from error
         except MinioException as error:
-            raise DependencyAway(f"{self._where}: {error}") from error
+            raise DependencyUnavailable(f"{self._where}: {error}") from error
 
     def _meaning(self, key: str, error: Any) -> Exception:
         status = error.response.status if error.response is not None else 0
@@ -261,9 +261,9 @@ class S3Files:
         if error.code == "InvalidRange":
             return EOFError(key)
         if error.code in _REFUSED:
-            return AccessRefused(f"{self._where} refuses our credentials: {error.code}")
+            return AccessDenied(f"{self._where} refuses our credentials: {error.code}")
         if error.code in _AWAY or status >= 500 or status == 429:
-            return DependencyAway(f"{self._where}: {error.code} {error.message}")
+            return DependencyUnavailable(f"{self._where}: {error.code} {error.message}")
         return ValueError(f"{self._where} refuses {key[:80]!r}: {error.code} {error.message}")
 
     def _ensure_bucket(self) -> None:
@@ -320,7 +320,7 @@ class S3Files:
 
 @asynccontextmanager
 async def open_s3_files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Open a bucket as an object store; DependencyAway when the server is away, NotReady when it refuses us."""
+    """Open a bucket as an object store; DependencyUnavailable when the server is away, NotReady when it refuses us."""
     files = S3Files(settings)
     try:
         await files.open()

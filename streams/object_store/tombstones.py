@@ -1,4 +1,4 @@
-"""Erasures: what everybody can see of a deleted image, also the agents, which have no read model.
+"""Tombstones: what everybody can see of a deleted image, also the agents, which have no read model.
 
 `erasures/{image id}.json` is the tombstone and the receipt of a deletion, and stays: a dead letter replayed much later
 finds it. The gateway writes it before the deletion is in the log; it is *certain* when the indexer has read it from
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from schemas.events.envelope import now
 from schemas.stored.erasures import Erasure, Removed
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.keys import image_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing, delete_prefix
 from streams.topics import longest_stay
@@ -41,8 +41,8 @@ def _leaves_log_by() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Erasures:
-    """The erasures of all images. Calls raise DependencyAway."""
+class Tombstones:
+    """The erasures of all images. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
@@ -53,7 +53,9 @@ class Erasures:
         except ObjectMissing:
             return None
         except ValidationError as error:
-            raise DependencyAway(f"{erasure_key(image_id)} cannot be read: {error.error_count()} errors") from error
+            raise DependencyUnavailable(
+                f"{erasure_key(image_id)} cannot be read: {error.error_count()} errors"
+            ) from error
 
     async def request(self, image_id: str, owner: str, generation: int) -> bool:
         """Note that a deletion is asked for; say whether that is news.

@@ -19,7 +19,7 @@ TAKES = "object-store-writes"
 
 
 class BreakingFiles:
-    """A FileStore that raises DependencyAway at once, with the time that is left, while a breaker is open."""
+    """A FileStore that raises DependencyUnavailable at once, with the time that is left, while a breaker is open."""
 
     def __init__(self, inner: FileStore, breakers: Breakers) -> None:
         self.bucket = inner.bucket

@@ -28,7 +28,7 @@ class Paused(Value):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The marks of all agents. Calls raise DependencyAway."""
+    """The marks of all agents. Calls raise DependencyUnavailable."""
 
     files: FileStore
 

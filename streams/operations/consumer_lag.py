@@ -10,7 +10,7 @@ from streams.topics import AGENTS, BULK, PIPELINE, SCHEDULER, retry_topic
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in Kafka for each agent. Raises DependencyAway."""
+    """What waits in Kafka for each agent. Raises DependencyUnavailable."""
 
     admin: KafkaAdmin
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.settings import KafkaSettings
 from streams.topics import BULK, FETCH_REQUESTED, LANE_TARGET_HEADER, OUTCOMES, UPLOADED, Topic
 
@@ -80,7 +80,7 @@ class Tally:
 
 @dataclass(slots=True)
 class RecentLog:
-    """What happened lately, by the log. Calls raise DependencyAway."""
+    """What happened lately, by the log. Calls raise DependencyUnavailable."""
 
     kafka: KafkaSettings
     tally: Tally = field(default_factory=Tally)
@@ -104,7 +104,7 @@ class RecentLog:
 
 def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Happened], dict[Place, int], bool]:
     """Read on from these offsets, but from no further back than the window; return also where to go on, and whether
-    there is more. Blocking. Raises DependencyAway.
+    there is more. Blocking. Raises DependencyUnavailable.
     """
     consumer = Consumer(
         {
@@ -120,7 +120,7 @@ def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Hap
         consumer.assign([TopicPartition(*place, begin) for place, (begin, end) in spans.items() if begin < end])
         return _read(consumer, kafka, spans)
     except KafkaException as error:
-        raise DependencyAway(f"cannot read the log: {error}") from error
+        raise DependencyUnavailable(f"cannot read the log: {error}") from error
     finally:
         consumer.close()
 

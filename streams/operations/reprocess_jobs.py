@@ -18,7 +18,7 @@ from pydantic import Field
 
 from schemas.events.envelope import Outgoing, now
 from schemas.values import Value
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.messages import in_bulk
 from streams.kafka.producer import Deliverer
 from streams.object_store.protocol import FileStore, ObjectMissing
@@ -100,7 +100,7 @@ def drafted(stage: str, where: str = "", per_second: float = PER_SECOND) -> Repr
 
 @dataclass(frozen=True, slots=True)
 class ReprocessJobs:
-    """All jobs. Calls raise DependencyAway."""
+    """All jobs. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
@@ -151,12 +151,12 @@ class ReprocessJobs:
             await self.files.delete(_cancel_key(job.id))
 
 
-async def selected(job: ReprocessJob, vectors: ReadModel) -> AsyncIterator[ImageRecord]:
-    """Walk the images a job selects, from its cursor on. Raises WrongFilter and DependencyAway."""
+async def selected(job: ReprocessJob, read_model: ReadModel) -> AsyncIterator[ImageRecord]:
+    """Walk the images a job selects, from its cursor on. Raises WrongFilter and DependencyUnavailable."""
     selection = read_selection(job.where)
     after = job.cursor
     while True:
-        page = await vectors.scan(state=selection.state, after=after, limit=PAGE)
+        page = await read_model.scan(state=selection.state, after=after, limit=PAGE)
         for record in page:
             if job.selects(selection, record):
                 yield record
@@ -173,7 +173,7 @@ class ReprocessRunner:
     """
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     deliverer: Deliverer
     waiting: Waiting | None = None
     clock: Callable[[], float] = time.monotonic
@@ -186,14 +186,14 @@ class ReprocessRunner:
         while True:
             try:
                 worked = await self.run_due()
-            except DependencyAway as error:
+            except DependencyUnavailable as error:
                 log.warning("reprocessing waits", reason=str(error))
                 worked = False
             if not worked:
                 await self.sleep(POLL_S)
 
     async def run_due(self) -> bool:
-        """Give each running job a turn of a few seconds; say whether one did anything. Raises DependencyAway."""
+        """Give each running job a turn of a few seconds; say whether one did anything. Raises DependencyUnavailable."""
         turns = await asyncio.gather(*[self._turn(job) for job in await self._running()], return_exceptions=True)
         for turn in turns:
             if isinstance(turn, BaseException):
@@ -228,7 +228,7 @@ class ReprocessRunner:
 
     async def _count(self, job: ReprocessJob) -> int:
         count = 0
-        async for _ in selected(job, self.vectors):
+        async for _ in selected(job, self.read_model):
             count += 1
         return count
 
@@ -237,7 +237,7 @@ class ReprocessRunner:
         room = MOST_WAITING - (await self.waiting() if self.waiting is not None else 0)
         if room <= 0:
             return False
-        walk = self._walks.setdefault(job.id, selected(job, self.vectors))
+        walk = self._walks.setdefault(job.id, selected(job, self.read_model))
         began, met, cursor, over = self.clock(), 0, job.cursor, False
         done, reasons = job.done, dict(job.reasons)
         while met < room and self.clock() - began < TURN_S:
@@ -273,7 +273,7 @@ class ReprocessRunner:
 
     async def _again(self, job: ReprocessJob, image_id: str) -> str | None:
         """Say the event that runs the stage of one image again; return why not, if not."""
-        record = await self.vectors.get(image_id)  # the walk saw it a while ago
+        record = await self.read_model.get(image_id)  # the walk saw it a while ago
         if record is None:
             return WhyNot.DELETED.value
         try:

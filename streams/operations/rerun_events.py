@@ -20,7 +20,7 @@ from schemas.values import ANALYSIS_STAGES, ImageState, ObjectRef, Profile, Stag
 from streams.object_store.keys import receipt_key
 from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import read_receipt
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.records import ImageRecord
 from streams.topics import UPLOADED, retry_topic
 
@@ -125,7 +125,7 @@ def work_of(record: ImageRecord, run: int, profile: Profile | None = None) -> Im
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """Reruns of the sanitizer: new generations, each with its receipt. Calls raise DependencyAway."""
+    """Reruns of the sanitizer: new generations, each with its receipt. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
@@ -177,7 +177,7 @@ class Restarts:
         return receipt
 
     async def _is_erased(self, image_id: str) -> bool:
-        return await Erasures(self.files).get(image_id) is not None
+        return await Tombstones(self.files).get(image_id) is not None
 
 
 def _restarted(receipt: Receipt) -> Rerun:

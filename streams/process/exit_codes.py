@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from streams.runtime.worker_process import log
+import structlog
+
+log = structlog.get_logger(__name__)
 
 EXIT_NOT_DRAINED = 1
 EXIT_NOT_READY = 2
+EXIT_UNDELIVERABLE = 70
 EXIT_FAUST_STOPPED = 72
 
 
@@ -24,6 +27,3 @@ def leave_stopped(stage: str) -> None:
     log.critical("Faust stopped by itself", stage=stage)
     sys.stderr.flush()
     os._exit(EXIT_FAUST_STOPPED)
-
-
-EXIT_UNDELIVERABLE = 70

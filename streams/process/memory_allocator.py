@@ -15,7 +15,7 @@ MAP_FROM = 1 << 20  # bytes; larger blocks are mapped, and unmapped when freed
 ARENAS = 2
 
 
-def give_memory_back() -> bool:
+def tune_malloc() -> bool:
     """Set it up; False where the C library is another one, which has its own ways. Call before threads start."""
     name = ctypes.util.find_library("c")
     if name is None:

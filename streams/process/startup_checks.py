@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from streams.errors import AccessRefused, DependencyAway, NotReady
+from streams.errors import AccessDenied, DependencyUnavailable, NotReady
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
 
@@ -18,14 +18,14 @@ log = structlog.get_logger(__name__)
 async def check_files(files: FileStore, settings: FilesSettings, *, pause_s: float = PAUSE_S) -> None:
     """Prove that objects can be written, read and removed.
 
-    Raises NotReady when the store answers and refuses that; DependencyAway when it did not answer several times.
+    Raises NotReady when the store answers and refuses that; DependencyUnavailable when it did not answer several times.
     """
     for tries in range(1, TRIES + 1):
         try:
             await files.check()
-        except AccessRefused as error:
+        except AccessDenied as error:
             raise NotReady(f"{error}: {_remedy(settings)}") from error
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             if tries == TRIES:
                 raise
             log.warning("the object store does not answer yet", error=str(error))

@@ -14,7 +14,7 @@ def open_read_model(
 ) -> AbstractAsyncContextManager[ReadModel]:
     """Open the read model: a Qdrant server when a URL is given, else in this process; behind breakers, if given.
 
-    Creates what is missing. Entering raises DependencyAway when the server does not answer, NotReady when the
+    Creates what is missing. Entering raises DependencyUnavailable when the server does not answer, NotReady when the
     collection does not fit or another process has the folder open.
     """
     # Imported late: these modules import this one, and a process without a read model needs no Qdrant client.

@@ -17,7 +17,7 @@ from streams.read_model.records import Filters, HistoryEntry, Hit, ImageRecord, 
 
 
 class ReadModel(Protocol):
-    """The images. Each read but `get` and `scan` is within one owner. Calls raise streams.errors.DependencyAway."""
+    """The images. Each read but `get` and `scan` is within one owner. Calls raise streams.errors.DependencyUnavailable."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
         """Return one image, whoever owns it (the indexer's view), tombstones included."""

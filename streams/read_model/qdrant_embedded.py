@@ -21,13 +21,12 @@ from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
 
 from schemas.values import ImageState
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model.embedded_index import Entry, suiting
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant_schema import (
     HISTORY,
     QUERY_WORDS,
-    away_as_such,
     fits,
     labels_in,
     prepare,
@@ -37,6 +36,7 @@ from streams.read_model.qdrant_schema import (
     to_payload,
     to_record,
     tombstone,
+    translate_qdrant_errors,
     with_derived,
 )
 from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
@@ -61,7 +61,7 @@ class LocalReadModel:
     @property
     def _qdrant(self) -> QdrantClient:
         if self._client is None:
-            raise DependencyAway("the read model is closed")
+            raise DependencyUnavailable("the read model is closed")
         return self._client
 
     async def open(self) -> None:
@@ -254,15 +254,15 @@ class LocalReadModel:
 
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
-            raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")
+            raise DependencyUnavailable(f"Qdrant collection {self._name} does not hold our vectors any more")
 
     async def _call(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
             try:
-                with away_as_such():
+                with translate_qdrant_errors():
                     return work()
             except sqlite3.Error as error:
-                raise DependencyAway(f"read model {self._settings.path}: {error}") from error
+                raise DependencyUnavailable(f"read model {self._settings.path}: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
 

@@ -13,7 +13,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from schemas.events.envelope import now
 from schemas.values import ImageState
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model.records import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
 from streams.read_model.words import label_key, words_of
 from streams.settings import QdrantSettings
@@ -79,18 +79,18 @@ def fits(client: QdrantClient, name: str) -> bool:
 
 
 @contextmanager
-def away_as_such() -> Iterator[None]:
-    """Turn what the client raises when Qdrant is away, busy or full into DependencyAway."""
+def translate_qdrant_errors() -> Iterator[None]:
+    """Turn what the client raises when Qdrant is away, busy or full into DependencyUnavailable."""
     try:
         yield
     except ResourceExhaustedResponse as error:
-        raise DependencyAway(f"Qdrant is busy: {error}", after_s=float(error.retry_after_s)) from error
+        raise DependencyUnavailable(f"Qdrant is busy: {error}", after_s=float(error.retry_after_s)) from error
     except UnexpectedResponse as error:
         if (error.status_code or 500) in (400, 409, 422):
             raise
-        raise DependencyAway(f"Qdrant: {error.status_code} {error.reason_phrase}") from error
+        raise DependencyUnavailable(f"Qdrant: {error.status_code} {error.reason_phrase}") from error
     except (ResponseHandlingException, ApiException, OSError) as error:
-        raise DependencyAway(f"Qdrant does not answer: {error}") from error
+        raise DependencyUnavailable(f"Qdrant does not answer: {error}") from error
 
 
 def to_payload(record: ImageRecord) -> Payload:

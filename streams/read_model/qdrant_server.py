@@ -18,7 +18,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from schemas.values import ID_PATTERN, ImageState
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant_paging import newest, oldest, page_filter
 from streams.read_model.qdrant_schema import (
@@ -28,7 +28,6 @@ from streams.read_model.qdrant_schema import (
     RECORD,
     SEQUENCE,
     Payload,
-    away_as_such,
     equals,
     fits,
     labels_in,
@@ -40,6 +39,7 @@ from streams.read_model.qdrant_schema import (
     to_payload,
     to_record,
     tombstone,
+    translate_qdrant_errors,
     with_derived,
 )
 from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
@@ -259,11 +259,11 @@ class ServerReadModel:
 
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
-            raise DependencyAway(f"Qdrant collection {self._name} does not hold our vectors any more")
+            raise DependencyUnavailable(f"Qdrant collection {self._name} does not hold our vectors any more")
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
-            with away_as_such():
+            with translate_qdrant_errors():
                 return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
@@ -273,7 +273,7 @@ class ServerReadModel:
             async with asyncio.timeout(self._longest_s):
                 return await self._in_thread(work)
         except TimeoutError as error:
-            raise DependencyAway(f"Qdrant did not answer within {self._longest_s:g} s") from error
+            raise DependencyUnavailable(f"Qdrant did not answer within {self._longest_s:g} s") from error
 
     async def _write(self, operations: Sequence[Operation]) -> None:
         def write() -> None:
@@ -334,7 +334,7 @@ def _label_keys(point: models.Record) -> list[str]:
 
 @asynccontextmanager
 async def open_server_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
-    """Open the collection on a server; DependencyAway when it does not answer, NotReady when it does not fit."""
+    """Open the collection on a server; DependencyUnavailable when it does not answer, NotReady when it does not fit."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     client = QdrantClient(
         url=settings.url, api_key=key, timeout=max(1, round(settings.timeout_s)), check_compatibility=False

@@ -21,7 +21,7 @@ _PROBE = "00000000-0000-7000-8000-000000000000"  # no image's id: its tombstone 
 
 
 class BreakingReadModel:
-    """A ReadModel that raises DependencyAway at once, with the time that is left, while a breaker is open."""
+    """A ReadModel that raises DependencyUnavailable at once, with the time that is left, while a breaker is open."""
 
     def __init__(self, inner: ReadModel, breakers: Breakers) -> None:
         self._inner = inner

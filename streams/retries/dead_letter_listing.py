@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.events.envelope import Record
-from streams.errors import DependencyAway
-from streams.retries.dead_letters import DeadLetterOffice, Letter, Selection
+from streams.errors import DependencyUnavailable
+from streams.retries.dead_letters import DeadLetter, DeadLetterStore, Selection
 from streams.settings import KafkaSettings
 from streams.topics import dead_topic
 
@@ -38,16 +38,16 @@ class Place:
 class Page:
     """Letters, and where to go on; None when these were the last."""
 
-    letters: tuple[Letter, ...]
+    letters: tuple[DeadLetter, ...]
     next: Place | None
 
 
 @dataclass(frozen=True, slots=True)
-class LetterPages:
-    """Finds letters. Calls raise DependencyAway."""
+class DeadLetterListing:
+    """Finds letters. Calls raise DependencyUnavailable."""
 
     kafka: KafkaSettings
-    office: DeadLetterOffice
+    office: DeadLetterStore
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
     async def page(
@@ -60,7 +60,7 @@ class LetterPages:
         handled: bool = False,
     ) -> Page:
         """Return the next letters of these agents that are meant; those dealt with already only if `handled`."""
-        found: list[Letter] = []
+        found: list[DeadLetter] = []
         until = time.monotonic() + LOOK_S
         here: Place | None = place or Place(agents[0])
         while here is not None and time.monotonic() < until:
@@ -74,16 +74,16 @@ class LetterPages:
             here = there
         return Page(tuple(found), here)
 
-    async def one(self, agent: str, partition: int, offset: int) -> Letter | None:
+    async def one(self, agent: str, partition: int, offset: int) -> DeadLetter | None:
         """Return one letter, emptied if its image was deleted; None when the log does not hold it."""
         records, _ = await self._some([agent], Place(agent, partition, offset), 1)
         if not records or (records[0].partition, records[0].offset) != (partition, offset):
             return None
         return await self.office.known(agent, records[0])
 
-    async def _meant(self, record: Record, selection: Selection, *, handled: bool) -> Letter | None:
+    async def _meant(self, record: Record, selection: Selection, *, handled: bool) -> DeadLetter | None:
         agent = _agent_of(record.topic)
-        if not selection.matches(Letter(agent, record, None)):
+        if not selection.matches(DeadLetter(agent, record, None)):
             return None
         letter = await self.office.known(agent, record)
         return letter if handled or letter.handled is None else None
@@ -96,7 +96,7 @@ class LetterPages:
 def read_some(
     kafka: KafkaSettings, agents: Sequence[str], place: Place, most: int
 ) -> tuple[list[Record], Place | None]:
-    """Return the next letters of some agents from a place on, and where to go on. Blocking. Raises DependencyAway."""
+    """Return the next letters of some agents from a place on, and where to go on. Blocking. Raises DependencyUnavailable."""
     consumer = Consumer(
         {
             "bootstrap.servers": kafka.bootstrap,
@@ -109,7 +109,7 @@ def read_some(
     try:
         return _walk(consumer, kafka, agents, place, most)
     except KafkaException as error:
-        raise DependencyAway(f"cannot read dead letters: {error}") from error
+        raise DependencyUnavailable(f"cannot read dead letters: {error}") from error
     finally:
         consumer.close()
 
@@ -123,7 +123,7 @@ def _walk(
         first = place if agent == place.agent else Place(agent)
         topic = consumer.list_topics(name, timeout=_ANSWER_S).topics.get(name)
         if topic is None:  # a broker that has just come back does not know its topics at once
-            raise DependencyAway(f"the broker does not know {name}")
+            raise DependencyUnavailable(f"the broker does not know {name}")
         for number in sorted(topic.partitions):
             if number < first.partition:
                 continue
@@ -148,7 +148,7 @@ def _read_partition(
             return next_offset
         message = consumer.poll(_ANSWER_S)
         if message is None:
-            raise DependencyAway(f"{dead_topic(agent)}: the broker stopped answering before the end was read")
+            raise DependencyUnavailable(f"{dead_topic(agent)}: the broker stopped answering before the end was read")
         if message.error():
             raise KafkaException(message.error())
         offset = message.offset()

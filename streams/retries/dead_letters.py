@@ -19,10 +19,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPar
 
 from schemas.events.envelope import Outgoing, Record, now
 from schemas.values import ID_PATTERN, ErrorCode
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.producer import Deliverer
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.retries.retry_policy import ORIGIN_HEADERS, number_header
 from streams.settings import KafkaSettings
 from streams.topics import GIVES_UP, dead_topic, replay_topic
@@ -103,7 +103,7 @@ def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter, as people see it."""
 
     agent: str
@@ -150,7 +150,7 @@ class Selection:
     letter_id: str | None = None
     since: str | None = None  # RFC 3339
 
-    def matches(self, letter: Letter) -> bool:
+    def matches(self, letter: DeadLetter) -> bool:
         """Say whether a letter is meant."""
         return (
             (self.code is None or letter.code == self.code)
@@ -160,7 +160,7 @@ class Selection:
         )
 
 
-class DeadLetterOffice:
+class DeadLetterStore:
     """Reads and acts on the dead letters of all agents."""
 
     def __init__(self, kafka: KafkaSettings, files: FileStore, deliverer: Deliverer) -> None:
@@ -168,12 +168,12 @@ class DeadLetterOffice:
         self._files = files
         self._deliverer = deliverer
 
-    async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[Letter]:
+    async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[DeadLetter]:
         """Walk an agent's letters from the oldest; those already dealt with only if `handled`."""
         marks = await self._marks(agent)
         deleted: dict[str, bool] = {}
         for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
-            letter = Letter(agent, record, None)
+            letter = DeadLetter(agent, record, None)
             key = marks.get(letter.id)
             if not selection.matches(letter) or (key is not None and not handled):
                 continue
@@ -182,16 +182,20 @@ class DeadLetterOffice:
             if deleted[letter.image_id] and not handled:
                 continue
             act = await self._act_of(letter) if key is not None else None
-            yield Letter(agent, _emptied(record), ERASED) if deleted[letter.image_id] else Letter(agent, record, act)
+            yield (
+                DeadLetter(agent, _emptied(record), ERASED)
+                if deleted[letter.image_id]
+                else DeadLetter(agent, record, act)
+            )
 
-    async def known(self, agent: str, record: Record) -> Letter:
+    async def known(self, agent: str, record: Record) -> DeadLetter:
         """Return a record of an agent's dead topic as a letter: with what was done with it, emptied if erased."""
-        letter = Letter(agent, record, None)
+        letter = DeadLetter(agent, record, None)
         if await self._is_deleted(letter.image_id):
-            return Letter(agent, _emptied(record), ERASED)
-        return Letter(agent, record, await self._act_of(letter))
+            return DeadLetter(agent, _emptied(record), ERASED)
+        return DeadLetter(agent, record, await self._act_of(letter))
 
-    async def _act_of(self, letter: Letter) -> str | None:
+    async def _act_of(self, letter: DeadLetter) -> str | None:
         try:
             return str(json.loads(await self._files.get(_mark_key(letter))).get("act"))
         except ObjectMissing:
@@ -203,7 +207,7 @@ class DeadLetterOffice:
         for agent in agents:
             marks = await self._marks(agent)
             for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
-                letter = Letter(agent, record, None)
+                letter = DeadLetter(agent, record, None)
                 if letter.image_id not in image_ids:
                     continue
                 found[letter.image_id] += 1
@@ -218,7 +222,7 @@ class DeadLetterOffice:
         }
 
     async def _is_deleted(self, image_id: str) -> bool:
-        return bool(_ID.match(image_id)) and await Erasures(self._files).get(image_id) is not None
+        return bool(_ID.match(image_id)) and await Tombstones(self._files).get(image_id) is not None
 
     async def replay(
         self,
@@ -227,7 +231,7 @@ class DeadLetterOffice:
         *,
         dry_run: bool = True,
         per_second: float = 20.0,
-        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+        seen: Callable[[DeadLetter, str], None] = lambda _letter, _act: None,
     ) -> int:
         """Send letters to the agent's retry topic, oldest first, rate-limited; return how many.
 
@@ -244,7 +248,7 @@ class DeadLetterOffice:
                 await asyncio.sleep(1 / per_second)
         return count
 
-    async def replay_one(self, letter: Letter, *, dry_run: bool = True) -> str:
+    async def replay_one(self, letter: DeadLetter, *, dry_run: bool = True) -> str:
         """Send one letter that was not dealt with to the agent's retry topic; return what was done, or would be."""
         if letter.replays >= REPLAY_LIMIT:
             return REPLAY_LIMIT_REACHED
@@ -261,7 +265,7 @@ class DeadLetterOffice:
         *,
         reason: str,
         dry_run: bool = True,
-        seen: Callable[[Letter, str], None] = lambda _letter, _act: None,
+        seen: Callable[[DeadLetter, str], None] = lambda _letter, _act: None,
     ) -> int:
         """Set letters aside for good, leaving an audit record; return how many."""
         count = 0
@@ -270,19 +274,19 @@ class DeadLetterOffice:
             seen(letter, await self.discard_one(letter, reason=reason, dry_run=dry_run))
         return count
 
-    async def discard_one(self, letter: Letter, *, reason: str, dry_run: bool = True) -> str:
+    async def discard_one(self, letter: DeadLetter, *, reason: str, dry_run: bool = True) -> str:
         """Set one letter aside that was not dealt with; return what was done, or would be."""
         if dry_run:
             return "would-discard"
         await self._mark(letter, "discarded", reason=reason)
         return "discarded"
 
-    async def _mark(self, letter: Letter, act: str, *, reason: str = "") -> None:
+    async def _mark(self, letter: DeadLetter, act: str, *, reason: str = "") -> None:
         body = {"act": act, "at": now(), "reason": reason, "code": letter.code, "image_id": letter.image_id}
         await self._files.put(_mark_key(letter), json.dumps(body).encode(), content_type="application/json")
 
 
-def _mark_key(letter: Letter) -> str:
+def _mark_key(letter: DeadLetter) -> str:
     return f"dead-letters/{letter.agent}/{letter.id}.json"
 
 
@@ -292,7 +296,7 @@ def _emptied(record: Record) -> Record:
 
 
 def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:
-    """Return all records of a logical topic, oldest first. Blocking. Raises DependencyAway."""
+    """Return all records of a logical topic, oldest first. Blocking. Raises DependencyUnavailable."""
     name = kafka.topic(topic)
     consumer = Consumer(
         {
@@ -311,7 +315,7 @@ def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:
         consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in ends])
         found = _read_until(consumer, topic, ends)
     except KafkaException as error:
-        raise DependencyAway(f"cannot read {name}: {error}") from error
+        raise DependencyUnavailable(f"cannot read {name}: {error}") from error
     finally:
         consumer.close()
     return sorted(found, key=lambda record: (record.timestamp_ms, record.partition, record.offset))
@@ -322,7 +326,7 @@ def _read_until(consumer: Consumer, topic: str, ends: dict[int, int]) -> list[Re
     while ends:
         message = consumer.poll(10.0)
         if message is None:
-            raise DependencyAway(f"{topic}: the broker stopped answering before the end was read")
+            raise DependencyUnavailable(f"{topic}: the broker stopped answering before the end was read")
         if message.error():
             raise KafkaException(message.error())
         headers = tuple((name, value) for name, value in message.headers() or ())

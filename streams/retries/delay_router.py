@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.events.envelope import Outgoing, Record
 from streams.concurrency.timeouts import bounded
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.producer import Deliverer
 from streams.retries.retry_policy import DUE_HEADER
 from streams.settings import KafkaSettings
@@ -121,7 +121,7 @@ class Router:
         self.ready = asyncio.Event()
 
     async def run(self) -> None:
-        """Route until cancelled. Raises DependencyAway when Kafka is away; the supervisor restarts."""
+        """Route until cancelled. Raises DependencyUnavailable when Kafka is away; the supervisor restarts."""
         consumer = AIOKafkaConsumer(
             *self._delays,
             bootstrap_servers=self._settings.bootstrap,
@@ -137,7 +137,7 @@ class Router:
             while True:
                 await self._turn(consumer)
         except (KafkaError, TimeoutError) as error:
-            raise DependencyAway(f"the router lost Kafka: {error!r}") from error
+            raise DependencyUnavailable(f"the router lost Kafka: {error!r}") from error
         finally:
             with suppress(TimeoutError):
                 await self._in_time(consumer.stop())

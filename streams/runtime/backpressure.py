@@ -11,7 +11,7 @@ from streams.concurrency.circuit_breaker import Breakers
 log = structlog.get_logger(__name__)
 
 
-class Gate:
+class DependencyGate:
     """Lets events pass when no breaker is open; none waits longer than `gate_s`, and none once the gate closes."""
 
     def __init__(self, breakers: Breakers | None) -> None:

@@ -16,15 +16,15 @@ from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import NO_ROOM, DependencyAway, Retryable
+from streams.errors import NO_ROOM, DependencyUnavailable, Retryable
 from streams.kafka.producer import Deliverer
 from streams.object_store.keys import result_key
-from streams.object_store.original_references import claim
+from streams.object_store.original_references import add_reference
 from streams.object_store.results import ResultStore
 from streams.retries.dead_letter_limit import DeadLetterLimit
 from streams.retries.retry_policy import ATTEMPT_HEADER, RetryPolicy, number_header
-from streams.runtime.poison_events import CrashMarkers
-from streams.runtime.tombstone_check import Fence, OpenFence
+from streams.runtime.poison_events import PoisonEventTracker
+from streams.runtime.tombstone_check import DeletionCheck, NoDeletionCheck
 from streams.stage import Announcement, Emit, Once, Outcome, Reject, Skip, Stage, StageSettings
 from streams.telemetry import metrics
 from streams.telemetry.tracing import trace_id
@@ -55,9 +55,9 @@ class Services:
     worker: str = ""
     code_version: str = ""
     hook: Hook = _no_hook
-    markers: CrashMarkers | None = None
+    markers: PoisonEventTracker | None = None
     breakers: Breakers | None = None  # events are not begun while one of them is open
-    fence: Fence = field(default_factory=OpenFence)
+    deletion_check: DeletionCheck = field(default_factory=NoDeletionCheck)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ async def _one_try(
         answer = Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
     except OSError as error:
         if error.errno in NO_ROOM:
-            return DependencyAway(f"the worker's own disk is full: {error}")
+            return DependencyUnavailable(f"the worker's own disk is full: {error}")
         return error
     except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
         answer = error
@@ -144,7 +144,7 @@ async def unless_deleted(
 async def _dropped(
     stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception | None = None
 ) -> bool:
-    if not stage.fenced or not await services.fence.drops(event, answer):
+    if not stage.fenced or not await services.deletion_check.drops(event, answer):
         return False
     metrics.FENCED.labels(stage.name).inc()
     log.info("dropped: the image is deleted", worked=answer is not None)
@@ -211,7 +211,7 @@ async def _once(
 async def _claim(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
     """Claim what later stages keep results of: another image with the same bytes may be deleted meanwhile."""
     if once.yields is not None:
-        await claim(services.results.files, event.owner, once.yields(value).sha256, event.image_id)
+        await add_reference(services.results.files, event.owner, once.yields(value).sha256, event.image_id)
 
 
 async def _compute(

@@ -11,7 +11,7 @@ from schemas.events.envelope import Record
 from streams.runtime.execution import Hook
 
 
-def strike_hook() -> Hook:
+def fault_injection_hook() -> Hook:
     """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
 
     Points: before-work, after-object, after-produce, before-commit. With point:count:stop it is stopped there, until

@@ -25,8 +25,8 @@ from faust.contrib.asgi import bind_to_running_loop
 from faust.types import TP
 
 from schemas.events.envelope import Record
-from streams.errors import DependencyAway, NotReady
-from streams.kafka.transaction_markers import empty_ends
+from streams.errors import DependencyUnavailable, NotReady
+from streams.kafka.transaction_markers import trailing_markers
 from streams.runtime.record_intake import Intake
 from streams.settings import BreakerSettings, KafkaSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
@@ -134,7 +134,7 @@ class FaustWorker:
         bind_to_running_loop(self.app)
         self.app.finalize()
         await self.app.maybe_start()
-        self._passing = asyncio.create_task(self._pass_holes(), name="pass-holes")
+        self._passing = asyncio.create_task(self._pass_transaction_markers(), name="pass-holes")
 
     async def until_stopped(self) -> None:
         """Return when Faust stopped by itself, which is always a failure."""
@@ -185,7 +185,7 @@ class FaustWorker:
         committed = consumer._committed_offset.get(place)
         return int(committed if committed is not None else (consumer._read_offset.get(place) or 0))
 
-    async def _pass_holes(self) -> None:
+    async def _pass_transaction_markers(self) -> None:
         """Commit over offsets that hold no event, when nothing else is to be done: lag is what waits, and only that."""
         while True:
             await asyncio.sleep(HOLES_INTERVAL_S)
@@ -194,7 +194,7 @@ class FaustWorker:
                 continue
             try:
                 await self._pass_holes_once()
-            except DependencyAway as error:
+            except DependencyUnavailable as error:
                 log.warning("cannot see what is behind the last event", error=str(error))
             except Exception as error:  # the consumer is being set up or torn down
                 log.debug("holes are not looked at now", error=repr(error))
@@ -209,7 +209,7 @@ class FaustWorker:
         }
         if not behind:
             return
-        ends = await empty_ends(self._kafka, behind)
+        ends = await trailing_markers(self._kafka, behind)
         if ends and generation == self.app.consumer_generation_id and not self.app.rebalancing:
             log.info("passing offsets without events", partitions=len(ends))
             await consumer._commit_offsets({TP(place.topic, place.partition): end for place, end in ends.items()})

@@ -47,7 +47,7 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
     """Say that the image was refused, and why; with what its sender said of it, if the event carries that."""
     said: dict[str, object] = {}
     if isinstance(event, Submission):
-        said = event.said()
+        said = event.submission_fields()
     fact = ImageRefused.model_validate(
         {
             **_common(event),

@@ -32,7 +32,7 @@ class Verdict(Enum):
     GUILTY = "guilty"  # it was alone at the last one
 
 
-class CrashMarkers:
+class PoisonEventTracker:
     """The markers of one worker's slot. `limit` deaths make an event guilty; all but the first of them were its own."""
 
     def __init__(self, folder: Path, *, limit: int = 2) -> None:
@@ -92,7 +92,7 @@ def _name(record: Record) -> str:
 
 
 @contextmanager
-def crash_markers(folder: Path, agent: str, *, limit: int) -> Iterator[CrashMarkers]:
+def poison_event_tracker(folder: Path, agent: str, *, limit: int) -> Iterator[PoisonEventTracker]:
     """Take the first free slot of an agent on this machine; a worker that died left its slot free, markers and all.
 
     Raises OSError when the folder cannot be written.
@@ -109,7 +109,7 @@ def crash_markers(folder: Path, agent: str, *, limit: int) -> Iterator[CrashMark
             slot += 1
             continue
         try:
-            yield CrashMarkers(place, limit=limit)
+            yield PoisonEventTracker(place, limit=limit)
         finally:
             os.close(lock)
         return

@@ -21,8 +21,8 @@ import structlog
 from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now
 from schemas.values import ErrorCode, StageReport
 from streams.concurrency.batcher import Batcher
-from streams.concurrency.readers_writer_lock import Turns
-from streams.errors import DependencyAway, Gone, Malformed, Retryable, Undeliverable, WorkerCrashed
+from streams.concurrency.readers_writer_lock import ReadWriteLock
+from streams.errors import DependencyUnavailable, Malformed, ObjectGone, Retryable, Undeliverable, WorkerCrashed
 from streams.kafka.messages import outgoing
 from streams.retries.dead_letters import Failure, dead_letter, origin_of
 from streams.retries.retry_policy import (
@@ -35,7 +35,7 @@ from streams.retries.retry_policy import (
     number_header,
 )
 from streams.runtime import outcome_facts
-from streams.runtime.backpressure import Gate
+from streams.runtime.backpressure import DependencyGate
 from streams.runtime.execution import Answer, Services, Worked, perform, unless_deleted
 from streams.runtime.poison_events import Verdict
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
@@ -83,8 +83,8 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Job] = {}
         self._draining = False
-        self._gate = Gate(services.breakers)
-        self._turns = Turns()
+        self._gate = DependencyGate(services.breakers)
+        self._lock = ReadWriteLock()
         self._batcher: Batcher[Event, Answer] | None = None
         if stage.process_batch is not None:
             batch = stage.process_batch
@@ -185,8 +185,8 @@ class Runner:
             return await self._finish(job, self._settle_surely)
         verdict = markers.verdict(job.record)
         # Suspects only become fewer: without any, nobody will ever have to be alone.
-        turn = nullcontext() if not markers.suspects() else self._turns.together()
-        async with turn if verdict is Verdict.FREE else self._turns.alone():
+        turn = nullcontext() if not markers.suspects() else self._lock.shared()
+        async with turn if verdict is Verdict.FREE else self._lock.exclusive():
             markers.begin(job.record)
             kind = await self._finish(job, self._condemn if verdict is Verdict.GUILTY else self._settle_surely)
             markers.end(job.record)
@@ -219,7 +219,7 @@ class Runner:
     async def _deliver(self, messages: list[Outgoing]) -> None:
         try:
             await self._services.deliverer.deliver(messages)
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             raise Undeliverable(str(error)) from error
 
     async def _settle_surely(self, record: Record) -> tuple[str, list[Outgoing]]:
@@ -273,7 +273,7 @@ class Runner:
 
     def _give_up(self, record: Record, event: Event, worked: Worked, error: Exception) -> tuple[str, list[Outgoing]]:
         match error:
-            case Gone():
+            case ObjectGone():
                 log.warning("an object is gone; its image was deleted, or it never was there", error=str(error))
                 return "gone", self._failed(record, event, ErrorCode.GONE, worked)
             case Retryable():

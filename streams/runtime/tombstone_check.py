@@ -13,34 +13,34 @@ from schemas.events.envelope import Event
 from schemas.events.facts import DeletionRequested, ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures, objects_of
+from streams.object_store.tombstones import Tombstones, objects_of
 from streams.stage import Emit, Outcome
 from streams.telemetry import metrics
 
 
-class Fence(Protocol):
+class DeletionCheck(Protocol):
     """Whoever knows which images are deleted."""
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
         """Say whether an event's image is deleted. If so, clear away what the work on it stored.
 
-        `answer` is what came of the work, None before it. Raises DependencyAway while nobody can tell.
+        `answer` is what came of the work, None before it. Raises DependencyUnavailable while nobody can tell.
         """
 
 
-class OpenFence:
+class NoDeletionCheck:
     """Lets everything pass: for tests of stages, and for a stage that asks the read model itself."""
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
         return False
 
 
-class TombstoneFence:
+class TombstoneCheck:
     """Asks the erasures in the object store: one small read per look."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
-        self._erasures = Erasures(files)
+        self._erasures = Tombstones(files)
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
         if isinstance(event, DeletionRequested):

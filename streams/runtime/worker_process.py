@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import NO_ROOM, DependencyAway, NotReady
+from streams.errors import NO_ROOM, DependencyUnavailable, NotReady
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
@@ -44,12 +44,12 @@ from streams.read_model.protocol import ReadModel
 from streams.retries.dead_letter_limit import DeadLetterLimit
 from streams.retries.retry_policy import RetryPolicy
 from streams.runtime.execution import Services
-from streams.runtime.fault_injection import strike_hook
+from streams.runtime.fault_injection import fault_injection_hook
 from streams.runtime.faust_worker import FaustWorker, Subscription
-from streams.runtime.poison_events import CrashMarkers, crash_markers
+from streams.runtime.poison_events import PoisonEventTracker, poison_event_tracker
 from streams.runtime.record_intake import Intake
 from streams.runtime.runner import Runner
-from streams.runtime.tombstone_check import TombstoneFence
+from streams.runtime.tombstone_check import TombstoneCheck
 from streams.settings import Settings, WorkerSettings
 from streams.stage import Resources, Stage, StageSettings
 from streams.telemetry import metrics
@@ -94,7 +94,7 @@ class RunningStage:
 
     worker: FaustWorker
     halted: Halted
-    markers: CrashMarkers
+    markers: PoisonEventTracker
 
 
 @asynccontextmanager
@@ -106,17 +106,17 @@ async def running_stage(
     health: HealthBoard,
     files: FileStore,
     breakers: Breakers | None = None,
-    vectors: ReadModel | None = None,
+    read_model: ReadModel | None = None,
 ) -> AsyncIterator[RunningStage]:
-    """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyAway."""
+    """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyUnavailable."""
     halted = Halted()
     subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry, settings.breaker)
-    hook = strike_hook()
+    hook = fault_injection_hook()
     needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
     await KafkaAdmin(settings.kafka).check_topics(needed)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
-        resources = Resources(settings=settings, files=files, health=health, breakers=breakers, vectors=vectors)
+        resources = Resources(settings=settings, files=files, health=health, breakers=breakers, read_model=read_model)
         tools = await stack.enter_async_context(stage.open(stage_settings, resources))
         markers = _markers(stack, stage.name, settings)
         services = Services(
@@ -131,7 +131,7 @@ async def running_stage(
             hook=hook,
             markers=markers,
             breakers=breakers,
-            fence=TombstoneFence(files),
+            deletion_check=TombstoneCheck(files),
         )
         runner = Runner(stage, tools, stage_settings, services)
         stack.push_async_callback(runner.close)
@@ -166,23 +166,23 @@ async def running_stage(
                 os._exit(EXIT_NOT_DRAINED)
 
 
-def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> CrashMarkers:
+def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> PoisonEventTracker:
     """Take a slot for crash markers; offsets mean something only within one cluster and prefix."""
     kafka = settings.kafka
     cluster = hashlib.sha256(f"{kafka.bootstrap} {kafka.prefix}".encode()).hexdigest()[:12]
     folder = settings.worker.state_dir / cluster
     try:
-        markers = stack.enter_context(crash_markers(folder, agent, limit=settings.worker.crash_limit))
+        markers = stack.enter_context(poison_event_tracker(folder, agent, limit=settings.worker.crash_limit))
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise DependencyAway(f"no room in {folder} (DARKROOM_WORKER__STATE_DIR)") from error
+            raise DependencyUnavailable(f"no room in {folder} (DARKROOM_WORKER__STATE_DIR)") from error
         raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} cannot be used: {error}") from error
     if suspects := markers.suspects():
         log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)
     return markers
 
 
-async def _joined(worker: FaustWorker, markers: CrashMarkers) -> None:
+async def _joined(worker: FaustWorker, markers: PoisonEventTracker) -> None:
     try:
         async with asyncio.timeout(START_PATIENCE_S):
             await worker.start()
@@ -190,7 +190,7 @@ async def _joined(worker: FaustWorker, markers: CrashMarkers) -> None:
         _leave_blameless(markers, error)
 
 
-def _leave_blameless(markers: CrashMarkers, error: BaseException) -> None:
+def _leave_blameless(markers: PoisonEventTracker, error: BaseException) -> None:
     markers.forgive()
     leave_undeliverable(error)
 
@@ -224,7 +224,7 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         log.critical("a dependency is away", reason=str(error))
         return EXIT_UNDELIVERABLE
     finally:
@@ -241,18 +241,18 @@ async def consume(
     files: FileStore,
     until: asyncio.Task[None],
     breakers: Breakers | None = None,
-    vectors: ReadModel | None = None,
+    read_model: ReadModel | None = None,
 ) -> None:
     """Consume until `until` is done; leave the group while the agent is paused, and come back when it is resumed.
 
-    Raises NotReady and DependencyAway. If Faust stops by itself, the process goes.
+    Raises NotReady and DependencyUnavailable. If Faust stops by itself, the process goes.
     """
     control = Control(files)
     while not until.done():
         if await _held(stage.name, control, health, settings.worker, until):
             continue
         opened = running_stage(
-            stage, stage_settings, settings, health=health, files=files, breakers=breakers, vectors=vectors
+            stage, stage_settings, settings, health=health, files=files, breakers=breakers, read_model=read_model
         )
         async with opened as running:
             health.say("stage", Condition.OK, "")
@@ -283,12 +283,12 @@ async def _held(
     """Wait one interval if the agent is paused, or nobody can say whether it is; say whether it waited."""
     try:
         mark = await control.paused(agent)
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         # Without the store no stage can work either: wait here for it, and do not consume what would only fail.
         health.say("stage", Condition.UNREADY, "the object store is away")
         log.warning("cannot see whether the agent is paused", stage=agent, error=str(error))
         await asyncio.wait({until}, timeout=settings.control_interval_s)
-        with suppress(DependencyAway):
+        with suppress(DependencyUnavailable):
             await control.files.check()  # is not refused while the store is left alone, and ends that
         return True
     if mark is None:
@@ -309,7 +309,7 @@ async def _tell_degraded(
     while True:
         try:
             await control.say_degraded(agent, health.degraded(without=passing))
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             log.warning("cannot tell whether the agent is degraded", stage=agent, error=str(error))
             await asyncio.sleep(settings.control_interval_s)
         else:
@@ -323,5 +323,5 @@ async def _until_paused(agent: str, control: Control, settings: WorkerSettings) 
         try:
             if await control.paused(agent) is not None:
                 return
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             log.warning("cannot see whether the agent is paused", error=str(error))

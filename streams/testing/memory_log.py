@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from aiokafka.partitioner import murmur2
 
 from schemas.events.envelope import Outgoing, Record
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.runtime.record_intake import Intake
 
 
@@ -32,7 +32,7 @@ class MemoryLog:
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
         """See streams.kafka.producer.Deliverer."""
         if self.away:
-            raise DependencyAway("the log is away")
+            raise DependencyUnavailable("the log is away")
         for message in messages:
             self.append(message)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from schemas.events.envelope import Outgoing, Record
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
@@ -142,7 +142,7 @@ class OnKafka:
     async def _lag(self) -> int:
         try:
             return await self.admin.lag("sanitizer", TOPICS)
-        except DependencyAway:  # the coordinator of a new group may still be loading
+        except DependencyUnavailable:  # the coordinator of a new group may still be loading
             return 1
 
     async def records(self, topic: str) -> list[Record]:

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.operations.consumer_lag import Backlog
@@ -94,7 +94,7 @@ async def test_a_group_nobody_is_in_has_no_members_and_all_the_lag(kafka: LocalK
             try:
                 found = await log.admin.members(["sanitizer"]), await log.admin.lag("sanitizer", ["image.uploaded"])
                 break
-            except DependencyAway:  # a new broker first makes the topic that groups are kept in
+            except DependencyUnavailable:  # a new broker first makes the topic that groups are kept in
                 await asyncio.sleep(0.2)
     assert found == ({"sanitizer": 0}, 3)
 
@@ -143,7 +143,7 @@ async def patiently(ask: Callable[[str], Awaitable[float | None]], agent: str) -
         while True:
             try:
                 return await ask(agent)
-            except DependencyAway:
+            except DependencyUnavailable:
                 await asyncio.sleep(0.2)
 
 
@@ -151,5 +151,5 @@ async def test_a_broker_that_is_away_is_said_to_be() -> None:
     """No call hangs, and each raises the error the runtime knows."""
     admin = KafkaAdmin(KafkaSettings(bootstrap="127.0.0.1:9"))
     for call in (admin.members(), admin.lag("ocr", ["image.sanitized"]), admin.topic_states(), admin.create_topics()):
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await call

@@ -19,12 +19,12 @@ from infra.local.ports import choose
 from schemas.events.envelope import Event
 from schemas.events.outcomes import ImageCompleted, Outcome
 from schemas.values import new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.messages import outgoing
 from streams.kafka.producer import open_producer
 from streams.live.broadcast import Lost
-from streams.live.catch_up import ReadingBack, Unfinished
+from streams.live.catch_up import CatchUp, Unfinished
 from streams.live.cursors import read_cursor
 from streams.live.log_follower import LiveSettings, LogFeed, open_feed
 from streams.settings import KafkaSettings
@@ -68,9 +68,9 @@ async def hear(
     async with asyncio.timeout(PATIENCE_S):
         await feed.check()
         async with feed.listening("anna", image_id, read_cursor(cursor)[1] if cursor else None) as listening:
-            cursor = cursor or listening.here()
+            cursor = cursor or listening.cursor()
             while len(heard) < count:
-                told = await listening.heard(1.0)
+                told = await listening.next(1.0)
                 if told is not None:
                     heard.append(told.what.id)
                     cursor = told.cursor
@@ -155,7 +155,7 @@ async def test_what_the_log_no_longer_holds_is_said_to_be_lost(kafka: LocalKafka
             with pytest.raises(Lost):
                 await feed.check()
                 async with asyncio.timeout(PATIENCE_S), feed.listening("anna", None, lost) as listening:
-                    await listening.heard(1.0)
+                    await listening.next(1.0)
         assert (await quiet(feed, late))[0] == []
     assert shape == (4, 4)
 
@@ -171,7 +171,7 @@ async def test_reading_back_is_bounded_and_goes_on_where_it_stopped(kafka: Local
         await feed.check()
         places = [TopicPartition(own.topic(topic.name), index) for topic in (FACTS, OUTCOMES) for index in range(4)]
         listener = feed.feed.listener("anna")
-        back = ReadingBack(own, feed.feed, places, listener, read_cursor(cursor)[1], range(8))
+        back = CatchUp(own, feed.feed, places, listener, read_cursor(cursor)[1], range(8))
         nobody = asyncio.Semaphore(0)
         with pytest.raises(Unfinished):
             await anext(back.told(nobody, 0.05))
@@ -199,16 +199,16 @@ async def test_an_open_stream_outlives_kafka_and_a_new_one_is_refused(own_kafka:
             async with feed.listening("anna") as listening:
                 before, after = Facts(new_image_id()).resized(), Facts(new_image_id()).resized()
                 await say(own, [before])
-                told = [await listening.heard(PATIENCE_S)]
+                told = [await listening.next(PATIENCE_S)]
                 await own_kafka.stop()
-                with pytest.raises(DependencyAway):
+                with pytest.raises(DependencyUnavailable):
                     async with asyncio.timeout(PATIENCE_S):
                         while True:
                             await feed.check()
                             await asyncio.sleep(0.2)
                 await own_kafka.start()
                 await say(own, [after])
-                told.append(await listening.heard(PATIENCE_S))
+                told.append(await listening.next(PATIENCE_S))
                 assert [one and one.what.id for one in told] == [before.id, after.id]
     finally:
         await own_kafka.stop()

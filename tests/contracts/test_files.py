@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from infra.local.minio import LocalMinio
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, image_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing, delete_prefix
@@ -390,15 +390,15 @@ async def test_the_check_leaves_nothing(files: FileStore) -> None:
 
 
 async def test_a_store_that_is_away_says_so_quickly() -> None:
-    """Nobody listening on the endpoint is DependencyAway, when opening and when reading."""
+    """Nobody listening on the endpoint is DependencyUnavailable, when opening and when reading."""
     away = FilesSettings(endpoint=f"127.0.0.1:{_free_port()}", access_key="a", secret_key=SecretStr("secret-key"))
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         async with open_files(away):
             pass
 
 
 async def test_a_store_that_goes_away_says_so(s3: FilesSettings) -> None:
-    """A connection cut off in the middle of the work is DependencyAway."""
+    """A connection cut off in the middle of the work is DependencyUnavailable."""
     host, port = str(s3.endpoint).split(":")
     writers: list[asyncio.StreamWriter] = []
 
@@ -422,17 +422,17 @@ async def test_a_store_that_goes_away_says_so(s3: FilesSettings) -> None:
         server.close()
         for writer in writers:
             writer.transport.abort()
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             async for _ in stream:
                 pass
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await files.get("k")
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await files.check()
 
 
 async def test_a_silent_store_times_out() -> None:
-    """A server that accepts and never answers is DependencyAway after the timeout of the settings."""
+    """A server that accepts and never answers is DependencyUnavailable after the timeout of the settings."""
 
     async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(3600)
@@ -440,7 +440,7 @@ async def test_a_silent_store_times_out() -> None:
     server = await asyncio.start_server(nothing, "127.0.0.1", 0)
     endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     silent = FilesSettings(endpoint=endpoint, access_key="a", secret_key=SecretStr("secret-key"), timeout_s=0.2)
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         async with open_files(silent):
             pass
     server.close()
@@ -471,11 +471,11 @@ async def test_a_store_that_is_away_is_left_alone(s3: FilesSettings) -> None:
         for writer in writers:
             writer.transport.abort()
         for _ in range(5):
-            with pytest.raises(DependencyAway):
+            with pytest.raises(DependencyUnavailable):
                 await store.get("k")
         made = calls
         for _ in range(5):
-            with pytest.raises(DependencyAway, match="left alone") as refused:
+            with pytest.raises(DependencyUnavailable, match="left alone") as refused:
                 await store.get("k")
             assert 0 < (refused.value.after_s or 0) <= 600
         assert calls == made
@@ -509,14 +509,14 @@ async def test_stale_writes_are_cleaned_at_open(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_is_a_dependency_away(tmp_path: Path) -> None:
-    """A write that finds no room is DependencyAway, leaves the object before it, and no partial file."""
+    """A write that finds no room is DependencyUnavailable, leaves the object before it, and no partial file."""
     settings = FilesSettings(directory=tmp_path, bucket="b")
     async with open_files(settings) as files:
         await files.put("k", b"before", content_type="x/y")
     script = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import open_files
 from streams.settings import FilesSettings
 async def main():
@@ -525,7 +525,7 @@ async def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # EFBIG stands for ENOSPC
         try:
             await files.put("k", bytes(1_000_000), content_type="x/y")
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             print("away", error)
 asyncio.run(main())
 """

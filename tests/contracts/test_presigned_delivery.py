@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.images.revisions import Revisions
 from infra.local.minio import LocalMinio
@@ -51,9 +51,9 @@ async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -
         filename="Käfer.jpg",
         renditions=(rendition,),
     )
-    async with open_read_model(QdrantSettings(path=tmp_path)) as vectors:
-        await vectors.begin(record)
-        parts = QueryParts(files=files, events=Sink(), vectors=vectors, readiness=Answers())
+    async with open_read_model(QdrantSettings(path=tmp_path)) as read_model:
+        await read_model.begin(record)
+        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=Answers())
         async with client_of(embedded_app(settings(delivery="presigned"), parts)) as client:
             moved = await client.get(f"/api/v1/images/{image_id}/direct")
     assert moved.status_code == 307, moved.text

@@ -8,7 +8,7 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.retries.dead_letters import read_topic
@@ -26,7 +26,7 @@ async def test_what_was_not_confirmed_is_never_delivered_later(tmp_path: Path) -
             await producer.send(topics.UPLOADED, before)
             kafka.kill()
             await kafka.wait()
-            with pytest.raises(DependencyAway):
+            with pytest.raises(DependencyUnavailable):
                 await producer.send(topics.UPLOADED, lost)
             await kafka.restart()
             await producer.send(topics.UPLOADED, after)
@@ -38,13 +38,13 @@ async def test_a_gateway_s_producer_opens_while_kafka_is_away() -> None:
     """Opening without connecting succeeds; delivering says clearly that Kafka is away."""
     settings = KafkaSettings(bootstrap="127.0.0.1:9", request_timeout_s=2)
     async with open_producer(settings, source="test", now=False) as producer:
-        with pytest.raises(DependencyAway, match="Kafka"):
+        with pytest.raises(DependencyUnavailable, match="Kafka"):
             await producer.send(topics.UPLOADED, uploaded())
 
 
 async def test_an_agent_s_producer_refuses_to_open_while_kafka_is_away() -> None:
     """An agent without Kafka ends at once, and its supervisor tries again."""
     settings = KafkaSettings(bootstrap="127.0.0.1:9", request_timeout_s=2)
-    with pytest.raises(DependencyAway, match="does not answer"):
+    with pytest.raises(DependencyUnavailable, match="does not answer"):
         async with open_producer(settings, source="test"):
             pass

@@ -11,7 +11,7 @@ from infra.local.kafka import LocalKafka
 from schemas.events.outcomes import ImageCompleted, ImageFailed
 from schemas.values import ErrorCode, new_image_id
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.messages import in_bulk, outgoing
 from streams.kafka.producer import open_producer
@@ -30,7 +30,7 @@ async def _look(log: RecentLog) -> None:
         while True:
             try:
                 return await log.look()
-            except DependencyAway:
+            except DependencyUnavailable:
                 await asyncio.sleep(0.2)
 
 
@@ -94,5 +94,5 @@ async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
 async def test_without_kafka_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that does not answer is away."""
     monkeypatch.setattr(recent_rates, "_ANSWER_S", 1.0)
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await RecentLog(KafkaSettings(bootstrap="127.0.0.1:9")).look()

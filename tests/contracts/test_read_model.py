@@ -27,7 +27,7 @@ from qdrant_client import QdrantClient, models
 
 from schemas.values import ImageState, ObjectRef, StageState, new_image_id
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DependencyAway, NotReady
+from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant_server import ServerReadModel
@@ -526,13 +526,13 @@ async def test_writes_that_failed_are_left_alone_until_one_succeeds(
 
         async def bury(image_id: str, owner: str, generation: int) -> None:
             if full:
-                raise DependencyAway("no room")
+                raise DependencyUnavailable("no room")
             await bury_truly(image_id, owner, generation)
 
         bury_truly = local.bury
         monkeypatch.setattr(local, "bury", bury)
         for _ in range(5):
-            with pytest.raises(DependencyAway, match="no room"):
+            with pytest.raises(DependencyUnavailable, match="no room"):
                 await model.bury(new_image_id(), "anna", 1)
         assert await model.get(new_image_id()) is None
         waiting = asyncio.create_task(breakers.all_closed())
@@ -580,11 +580,11 @@ async def test_a_collection_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_is_away_says_so() -> None:
-    """Nobody listening at the URL is DependencyAway."""
+    """Nobody listening at the URL is DependencyUnavailable."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         async with open_read_model(QdrantSettings(url=f"http://127.0.0.1:{port}", timeout_s=2)):
             pass
 
@@ -594,7 +594,7 @@ async def test_a_server_that_is_away_says_so() -> None:
     [("503 Service Unavailable", None), ("429 Too Many Requests", 7.0), ("502 Bad Gateway", None)],
 )
 async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None) -> None:
-    """A server that answers but cannot work is DependencyAway, with the patience it asks for."""
+    """A server that answers but cannot work is DependencyUnavailable, with the patience it asks for."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -604,7 +604,7 @@ async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None)
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    with pytest.raises(DependencyAway) as caught:
+    with pytest.raises(DependencyUnavailable) as caught:
         async with open_read_model(QdrantSettings(url=url, timeout_s=2)):
             pass
     server.close()
@@ -612,14 +612,14 @@ async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None)
 
 
 async def test_a_server_that_is_silent_times_out() -> None:
-    """A server that accepts and never answers is DependencyAway after the timeout of the settings."""
+    """A server that accepts and never answers is DependencyUnavailable after the timeout of the settings."""
 
     async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(3600)
 
     server = await asyncio.start_server(nothing, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         async with open_read_model(QdrantSettings(url=url, timeout_s=1)):
             pass
     server.close()

@@ -15,13 +15,13 @@ from schemas.events.envelope import Outgoing, Record
 from schemas.events.intake import ImageUploaded
 from schemas.events.outcomes import ImageCompleted, ImageDeleted
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.messages import in_bulk, outgoing
 from streams.kafka.producer import EventProducer, open_producer
 from streams.lanes.bulk_scheduler import Scheduler
 from streams.object_store.factory import open_files
-from streams.retries.dead_letters import DeadLetterOffice, Selection, read_topic
+from streams.retries.dead_letters import DeadLetterStore, Selection, read_topic
 from streams.settings import FilesSettings, KafkaSettings, LaneSettings
 from streams.telemetry.health_board import HealthBoard
 from streams.topics import AGENTS, BULK, LANE_TARGET_HEADER, SCHEDULER, UPLOADED, retry_topic
@@ -90,7 +90,7 @@ class Lane:
     async def _lag(self) -> int:
         try:
             return await KafkaAdmin(self.kafka).lag(SCHEDULER, [BULK.name])
-        except DependencyAway:  # the coordinator of a new group may still be loading
+        except DependencyUnavailable:  # the coordinator of a new group may still be loading
             return -1
 
 
@@ -217,7 +217,7 @@ async def test_what_may_go_nowhere_is_set_aside_and_can_be_replayed(
         assert [r.header("dlq.error.code") for r in letters] == ["unknown-event", "malformed-event"]
         await lane.stop(scheduler)
         async with open_files(FilesSettings(directory=tmp_path_factory.mktemp("files"))) as files:
-            office = DeadLetterOffice(lane.kafka, files, lane.producer)
+            office = DeadLetterStore(lane.kafka, files, lane.producer)
             assert await office.replay(SCHEDULER, Selection(code="unknown-event"), dry_run=False) == 1
         assert (await lane.records(BULK.name))[-1].value == nowhere.value
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from schemas.values import ImageState, new_image_id
 from streams.object_store.factory import open_files
@@ -63,7 +63,9 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
             await vectors.merge(image_id, 1, patch, vector=vector.tolist())
         app = query_app(
             settings(),
-            QueryParts(files=files, events=Sink(), vectors=vectors, encoder=recorded(folder), readiness=Answers()),
+            QueryComponents(
+                files=files, events=Sink(), read_model=vectors, encoder=recorded(folder), readiness=Answers()
+            ),
         )
         async with client_of(app) as client:
             yield client, names

@@ -12,7 +12,7 @@ from schemas.events.envelope import Outgoing, Record
 from schemas.events.outcomes import ImageCompleted
 from schemas.values import ImageState, StageState, new_image_id
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
@@ -28,13 +28,13 @@ ONE_IN = 5
 class Toxic:
     """A read model of which one call in five fails, before or after it did what was asked."""
 
-    def __init__(self, vectors: ReadModel) -> None:
-        self._vectors = vectors
+    def __init__(self, read_model: ReadModel) -> None:
+        self._read_model = read_model
         self._chance = random.Random(4)
         self.failed = 0
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        call = getattr(self._vectors, name)
+        call = getattr(self._read_model, name)
 
         async def toxic(*args: object, **more: object) -> object:
             fails, late = self._chance.randrange(ONE_IN) == 0, self._chance.random() < 0.5
@@ -49,7 +49,7 @@ class Toxic:
 
     def _fail(self) -> None:
         self.failed += 1
-        raise DependencyAway("one call in five")
+        raise DependencyUnavailable("one call in five")
 
 
 async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
     log, retry = MemoryLog(), RetrySettings(in_place_tries=6, backoff_s=0.001)
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        toxic = Toxic(vectors)
+        toxic = Toxic(read_model)
         one_by_one = IndexerSettings(concurrency=1)  # so that the same calls fail in every run
         on = bench(STAGE, files, log, settings=one_by_one, retry=retry, tools=Tools(toxic, files))  # type: ignore[arg-type]
         for image_id in images:
@@ -76,7 +76,7 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
             moved |= {_place(record) for record in late}
             await worker.until_idle(patience_s=60)
         await worker.stop()
-        records = [await vectors.get(image_id) for image_id in images]
+        records = [await read_model.get(image_id) for image_id in images]
     assert toxic.failed > IMAGES
     assert not on.fatal
     assert not log.records(topics.dead_topic("indexer"))

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from gateway.access.api_keys import ApiKeys
-from gateway.access.authenticator import open_door
+from gateway.access.authenticator import open_authenticator
 from gateway.access.settings import AuthSettings
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from schemas.http.keys import NewKey
 from streams.object_store.protocol import FileStore
@@ -128,9 +128,9 @@ class House:
 async def house(files: FileStore, auth: Mapping[str, Any] | None = None, **own: object) -> AsyncIterator[House]:
     """Open a gateway on a store, by its settings."""
     gateway = settings(**own)
-    door = await open_door(gateway, AuthSettings.model_validate(auth or {}), files)
+    door = await open_authenticator(gateway, AuthSettings.model_validate(auth or {}), files)
     sink = Sink()
-    app = ingest_app(gateway, IngestParts(files=files, events=sink, readiness=Answers(), authenticator=door))
+    app = ingest_app(gateway, IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=door))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
         yield House(client, sink)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from agents.core.decode import Limits, Refusal
 from agents.core.sanitize import sanitize
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from schemas.events.intake import ImageUploaded
 from schemas.http.batches import BatchSubmitted
@@ -46,7 +46,7 @@ async def client(files: FrailFiles, sink: Sink, tmp_path: Path) -> AsyncIterator
     spool = tmp_path / "spool"
     spool.mkdir()
     own = settings(max_upload_bytes=2_000_000, max_batch_bytes=8_000_000, spool_dir=spool)
-    async with client_of(ingest_app(own, IngestParts(files=files, events=sink, readiness=Answers()))) as found:
+    async with client_of(ingest_app(own, IngestComponents(files=files, events=sink, readiness=Answers()))) as found:
         yield found
     assert list(spool.iterdir()) == [], "what arrived is gone"
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from streams.object_store.factory import open_files
 from streams.process.bounded_http import ServerSettings
@@ -57,7 +57,7 @@ async def opened(folder: Path, server: ServerSettings | None = None, **changes: 
     async with open_files(FilesSettings(directory=folder / "objects")) as files:
         frail = FrailFiles(files)
         own = settings(max_upload_bytes=MAX_UPLOAD, spool_dir=folder, **changes)
-        app = ingest_app(own, IngestParts(files=frail, events=sink, readiness=Answers()))
+        app = ingest_app(own, IngestComponents(files=frail, events=sink, readiness=Answers()))
         async with serving(app, "127.0.0.1", 0, server or ServerSettings()) as port:
             yield Door(port, frail, sink)
     assert not list(folder.glob("darkroom-upload-*")), "something is left on disk"

@@ -11,9 +11,9 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from gateway.access.authenticator import open_door
+from gateway.access.authenticator import open_authenticator
 from gateway.access.settings import AuthSettings
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.cors import SHOWN
 from gateway.limits.rate_limits import open_limits
@@ -35,8 +35,8 @@ async def page(folder: Path, origin: str, *allowed: str) -> AsyncIterator[tuple[
         open_files(FilesSettings(directory=folder / "objects")) as files,
         open_limits(RateLimitSettings(uploads="1/hour")) as limits,
     ):
-        door = await open_door(own, AuthSettings(), files)
-        parts = IngestParts(files=files, events=Sink(), readiness=Answers(), authenticator=door, limits=limits)
+        door = await open_authenticator(own, AuthSettings(), files)
+        parts = IngestComponents(files=files, events=Sink(), readiness=Answers(), authenticator=door, limits=limits)
         app = ingest_app(own, parts)
 
         @app.get("/health/bug")

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from darkroom.commands import keys
 from gateway.access.api_keys import ApiKeys, KeyRefused, KnownKeys, TooManyKeys
 from gateway.access.identity import Scope
-from gateway.access.ttl_cache import Fresh
+from gateway.access.ttl_cache import TtlCache
 from gateway.limits import rate_limits
 from schemas.http.keys import KeyState, LimitKind, NewKey
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore
 from tests.security.door import house, made
 from tests.support.gateway_components import refused
@@ -120,7 +120,7 @@ async def test_unknown_keys_do_not_hammer_the_store() -> None:
         reads += 1
         return {"there": 1}
 
-    table = Fresh("things", read, fresh_s=60, apart_s=60, stale_s=60, timeout_s=10)
+    table = TtlCache("things", read, fresh_s=60, apart_s=60, stale_s=60, timeout_s=10)
     assert [await table.find(f"unknown-{number}") for number in range(100)] == [None] * 100
     assert await table.find("there") == 1
     assert reads == 1
@@ -132,16 +132,16 @@ async def test_a_store_that_is_away_keeps_no_revoked_key_alive_for_long() -> Non
 
     async def read() -> dict[str, int]:
         if away:
-            raise DependencyAway("no store")
+            raise DependencyUnavailable("no store")
         return {"there": 1}
 
-    table = Fresh("things", read, fresh_s=3, apart_s=1, stale_s=60, timeout_s=10, clock=lambda: now)
+    table = TtlCache("things", read, fresh_s=3, apart_s=1, stale_s=60, timeout_s=10, clock=lambda: now)
     assert await table.find("there") == 1
     away = True
     now = 50.0
     assert await table.find("there") == 1
     now = 61.0
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await table.find("there")
     away, now = False, 63.0
     assert await table.find("there") == 1

@@ -18,7 +18,7 @@ from fastapi import Request
 from pydantic import SecretStr, ValidationError
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.problems import Problem
 from gateway.limits.rate_limits import Limits, limit_headers, open_limits
@@ -228,7 +228,7 @@ async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         open_limits(RateLimitSettings(**changes)) as limits,
     ):
         frail = FrailFiles(files)
-        parts = IngestParts(files=frail, events=sink, readiness=Answers(), authenticator=Named(), limits=limits)
+        parts = IngestComponents(files=frail, events=sink, readiness=Answers(), authenticator=Named(), limits=limits)
         async with client_of(ingest_app(settings(max_upload_bytes=100_000), parts)) as client:
             yield House(client, frail, sink)
 

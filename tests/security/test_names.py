@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from gateway.access.permissions import PERMISSIONS
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.stored.receipts import Receipt
 from streams.object_store.factory import open_files
@@ -79,7 +79,7 @@ class House:
     folder: Path
     port: int
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
 
     async def ask(self, method: str, target: str, *lines: bytes, body: bytes = b"", host: bytes = b"x") -> Answer:
         """Send a request as it is; fail if a header of the answer came from what was sent."""
@@ -121,11 +121,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     folder.mkdir()
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
-        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,
     ):
-        parts = QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=Answers())
+        parts = QueryComponents(
+            files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=Answers()
+        )
         async with serving(embedded_app(settings(spool_dir=folder), parts), "127.0.0.1", 0) as port:
-            yield House(folder, port, files, vectors)
+            yield House(folder, port, files, read_model)
     assert [path.name for path in tmp_path.iterdir()] == ["house"], "something was written outside"
 
 
@@ -228,7 +230,7 @@ async def test_a_name_from_another_service_is_quoted_in_headers(house: House) ->
         ref = await house.files.put(image_key(receipt.image_id, 1, "medium.webp"), b"webp", content_type="image/webp")
         size = {"name": "medium", "object": ref, "width": 1, "height": 1, "aspect_ratio": 1, "format": "webp"}
         known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
-        await house.vectors.begin(ImageRecord.model_validate({**known, "renditions": (size,), "filename": name}))
+        await house.read_model.begin(ImageRecord.model_validate({**known, "renditions": (size,), "filename": name}))
         answer = await house.ask("GET", f"/api/v1/images/{receipt.image_id}/direct?size=medium&download=true")
         assert answer.status == 200, answer.body
         told = answer.headers["content-disposition"]
@@ -244,7 +246,7 @@ async def test_what_is_asked_for_makes_no_header_of_a_listing(house: House) -> N
     for number in range(3):
         receipt = await house.receipt(await house.upload(f"{number}.jpg"))
         known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
-        await house.vectors.begin(ImageRecord.model_validate({**known, "labels": (nasty,)}))
+        await house.read_model.begin(ImageRecord.model_validate({**known, "labels": (nasty,)}))
     first = await house.ask("GET", f"/api/v1/images?page_size=1&label={quote(nasty)}")
     assert first.status == 200, first.body
     assert len(json.loads(first.body)["items"]) == 1

@@ -15,10 +15,10 @@ from fastapi import Request
 from structlog.testing import capture_logs
 
 from gateway.access.api_keys import ApiKeys
-from gateway.access.authenticator import open_door
+from gateway.access.authenticator import open_authenticator
 from gateway.access.identity import Identity, Scope
 from gateway.access.settings import AuthSettings
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.http.keys import KeyCreated, KeyList, KeyState, KeyView
 from streams.object_store.protocol import FileStore
@@ -42,25 +42,28 @@ class Office:
 @pytest.fixture
 async def office(store: FileStore, tmp_path: Path) -> AsyncIterator[Office]:
     """Open the office, on an address that others can reach."""
-    async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors, _office(store, vectors) as found:
+    async with (
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
+        _office(store, read_model) as found,
+    ):
         yield found
 
 
 @asynccontextmanager
-async def _office(store: FileStore, vectors: Any) -> AsyncIterator[Office]:
+async def _office(store: FileStore, read_model: Any) -> AsyncIterator[Office]:
     own = settings(host="0.0.0.0", admin_token=ADMIN_TOKEN)
     asked: list[Identity] = []
-    door = await open_door(own, AuthSettings(), store)
+    door = await open_authenticator(own, AuthSettings(), store)
 
     class Remembering:
         async def identify(self, request: Request) -> Identity:
             asked.append(await door.identify(request))
             return asked[-1]
 
-    parts = QueryParts(
+    parts = QueryComponents(
         files=FrailFiles(store),  # type: ignore[arg-type]
         events=Sink(),
-        vectors=vectors,
+        read_model=read_model,
         encoder=Encoder(),
         readiness=Answers(),
     )

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.problems import Problem
 from gateway.limits.quotas import AGAIN_S, Quotas, Usage, count
 from gateway.limits.rate_limits import open_limits
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
 from schemas.values import Owner, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.keys import original_key
-from streams.object_store.original_references import claim, withdraw
+from streams.object_store.original_references import add_reference, withdraw
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
 from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
@@ -45,7 +45,7 @@ async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
 async def keep(files: FileStore, owner: Owner, data: bytes) -> tuple[str, str]:
     """Do what accepting does: claim the original, store it. Return image id and hash."""
     digest, image_id = hashlib.sha256(data).hexdigest(), new_image_id()
-    await claim(files, owner, digest, image_id)
+    await add_reference(files, owner, digest, image_id)
     await files.put(original_key(owner, digest), data, content_type="image/jpeg", sha256=digest)
     return image_id, digest
 
@@ -69,7 +69,7 @@ async def test_what_an_owner_has_is_counted_in_the_store(files: FrailFiles) -> N
     await keep(files, Owner("anna2"), b"d" * 1000)
     for number in range(20):
         master = hashlib.sha256(bytes([number])).hexdigest()
-        await claim(files, ANNA, master, new_image_id())
+        await add_reference(files, ANNA, master, new_image_id())
     assert await count(files, ANNA) == Usage(3, 17)
     assert await count(files, BERT) == Usage(1, 1000)
 
@@ -138,7 +138,7 @@ async def test_a_store_that_is_away_is_503_and_no_full_house(files: FrailFiles) 
     """When what an owner has cannot be counted, that is no refusal for want of room; it is counted when it can be."""
     quotas = Quotas(QuotaSettings(images=1), files)
     files.away = True
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await let_in(quotas)
     files.away = False
     assert await let_in(quotas)
@@ -148,7 +148,7 @@ async def test_over_http(files: FrailFiles) -> None:
     """Beyond a quota an upload is 403 and leaves nothing behind; usage tells what is left, of quotas and limits."""
     quotas = Quotas(QuotaSettings(images=2, bytes=10_000), files)
     async with open_limits(RateLimitSettings(uploads="9/hour")) as limits:
-        parts = IngestParts(files=files, events=Sink(), readiness=Answers(), limits=limits, quotas=quotas)
+        parts = IngestComponents(files=files, events=Sink(), readiness=Answers(), limits=limits, quotas=quotas)
         async with client_of(ingest_app(settings(), parts)) as client:
             for number in range(2):
                 answer = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG + bytes([number]))})
@@ -168,7 +168,7 @@ async def test_over_http(files: FrailFiles) -> None:
 
 async def test_usage_without_quotas_counts_nothing(files: FrailFiles) -> None:
     """Without quotas usage tells of limits alone, and asks the store for nothing."""
-    parts = IngestParts(files=files, events=Sink(), readiness=Answers())
+    parts = IngestComponents(files=files, events=Sink(), readiness=Answers())
     async with client_of(ingest_app(settings(), parts)) as client:
         files.away = True
         usage = (await client.get("/api/v1/usage")).json()

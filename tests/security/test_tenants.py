@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from agents.indexing.record_facts import conclude, record
-from gateway.access.authenticator import open_door
+from gateway.access.authenticator import open_authenticator
 from gateway.access.identity import Scope
 from gateway.access.permissions import PERMISSIONS
 from gateway.access.settings import AuthSettings
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.operations.statistics_cache import StatisticsSettings, open_numbers
 from gateway.upload_sessions.store import UploadKind, Uploads
@@ -27,7 +27,7 @@ from schemas.values import ImageState, ObjectRef, Owner, Rendition, StageState, 
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import StageRecord
@@ -35,7 +35,7 @@ from streams.settings import FilesSettings, QdrantSettings
 from tests.security.door import HERE, secret_pair, token, trusting
 from tests.support.facts import Facts
 from tests.support.gateway_components import JPEG, UPLOAD, Answers, Encoder, Sink, refused, settings, unit_vector
-from tests.support.server_sent_events import Told
+from tests.support.server_sent_events import MemoryFeed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them
 
@@ -102,7 +102,7 @@ class Town:
     """A gateway of two owners; anna has one of everything, bert has nothing."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     client: httpx.AsyncClient
     sink: Sink
     calls: list[str]
@@ -125,8 +125,8 @@ class Town:
         for stands in ("leaving", "erased"):
             answer = await self.ask("anna", "DELETE", f"{IMAGES}/{self.images[stands]}")
             assert answer.status_code == 202, answer.text
-        await self.vectors.bury(self.images["erased"], "anna", 2)
-        erasures = Erasures(self.files)
+        await self.read_model.bury(self.images["erased"], "anna", 2)
+        erasures = Tombstones(self.files)
         await erasures.request(self.images["long erased"], "anna", 2)
         certain = await erasures.make_certain(self.images["long erased"], "anna", 2)
         assert certain is not None
@@ -139,15 +139,15 @@ class Town:
 
     async def _complete(self, image_id: str) -> None:
         for fact in Facts(image_id, owner="anna").all():
-            known = await record(fact, self.vectors, Erasures(self.files))
+            known = await record(fact, self.read_model, Tombstones(self.files))
             if known is not None:
-                await conclude(fact, known, self.vectors)
+                await conclude(fact, known, self.read_model)
         data = b"a thumbnail"
         stored = await self.files.put(image_key(image_id, 1, "medium.webp"), data, content_type="image/webp")
         size = Rendition(name="medium", object=stored, width=15, height=10, aspect_ratio=1.5, format="webp")
         result = ObjectRef(bucket="darkroom", key="results/none", sha256="0" * 64, size=1)
         done = StageRecord(state=StageState.DONE, version="1", result=result)
-        await self.vectors.merge(
+        await self.read_model.merge(
             image_id,
             1,
             {
@@ -187,23 +187,23 @@ async def built(folder: Path) -> AsyncIterator[Town]:
     own, calls, sink = settings(), [], Sink()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
-        vectors = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
-        door = await open_door(own, AuthSettings.model_validate(trusting(SHARED)), store)
-        parts = QueryParts(
+        read_model = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
+        door = await open_authenticator(own, AuthSettings.model_validate(trusting(SHARED)), store)
+        parts = QueryComponents(
             files=Counting(store, calls),  # type: ignore[arg-type]
             events=sink,
-            vectors=Counting(vectors, calls),  # type: ignore[arg-type]
+            read_model=Counting(read_model, calls),  # type: ignore[arg-type]
             encoder=Encoder(),
             readiness=Answers(),
             authenticator=door,
-            live=Told(),
+            live=MemoryFeed(),
             numbers=await stack.enter_async_context(
-                open_numbers(StatisticsSettings(), store, vectors, Quiet(), Quiet())
+                open_numbers(StatisticsSettings(), store, read_model, Quiet(), Quiet())
             ),
         )
         transport = httpx.ASGITransport(app=embedded_app(own, parts), raise_app_exceptions=False)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=HERE))
-        found = Town(store, vectors, client, sink, calls)
+        found = Town(store, read_model, client, sink, calls)
         await found.settle()
         yield found
 
@@ -357,7 +357,7 @@ async def test_an_idempotency_key_is_its_owners(town: Town) -> None:
 
 async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
     """Nothing of anna's is told to a listener of bert's, in words or in number."""
-    feed = Told()
+    feed = MemoryFeed()
     async with feed.listening("bert") as bert, feed.listening("anna") as anna:
         for fact in Facts(town.images["accepted"], owner="anna").all():
             feed.say(fact)

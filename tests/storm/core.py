@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.processes.gateways import run_gateway
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.read_model import qdrant_embedded
 from streams.settings import QdrantSettings
 
@@ -48,7 +48,7 @@ class ToxicReadModel:
             if trouble == "slow":
                 await asyncio.sleep(SLOW_S)
             if trouble == "away" or (trouble == "errors" and next(self._calls) % ERROR_EVERY == 0):
-                raise DependencyAway(f"the read model is {trouble}: a fault of the storm")
+                raise DependencyUnavailable(f"the read model is {trouble}: a fault of the storm")
             return await call(*arguments, **named)
 
         return troubled

@@ -14,7 +14,7 @@ from schemas.values import ImageState
 from streams import topics
 from streams.kafka.producer import open_producer
 from streams.object_store.protocol import FileStore
-from streams.retries.dead_letters import DeadLetterOffice, Selection
+from streams.retries.dead_letters import DeadLetterStore, Selection
 from streams.topics import AGENTS
 from tests.storm.evidence import Evidence
 from tests.storm.gathering import read_log
@@ -112,7 +112,7 @@ async def replay(world: World, files: FileStore, stream: Stream) -> dict[str, st
     if not ours:
         return {}
     async with open_producer(world.kafka, source="darkroom/dead-letters") as producer:
-        office = DeadLetterOffice(world.kafka, files, producer)
+        office = DeadLetterStore(world.kafka, files, producer)
         for image_id in ours:
             for agent in AGENTS:
                 await office.replay(agent, Selection(image_id=image_id), dry_run=False)

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from schemas.events.envelope import Record
 from schemas.events.facts import ImageRefused
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.keys import image_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.retries.retry_policy import ORIGIN_HEADERS
@@ -217,13 +217,13 @@ async def outputs_of(files: FileStore, owner: str, image_id: str) -> dict[str, s
     """Return the sha256 of every file of an image by its name, and of what its text and objects were found to be."""
     found: dict[str, str] = {}
     async for info in files.list(image_prefix(image_id)):
-        with suppress(ObjectMissing, DependencyAway):
+        with suppress(ObjectMissing, DependencyUnavailable):
             found[info.key.rsplit("/", 1)[-1]] = hashlib.sha256(await files.get(info.key)).hexdigest()
     masters = [sha for name, sha in found.items() if name.startswith("master.")]
     for stage in _COMPARED:
         for sha in masters:
             async for info in files.list(f"results/{owner}/{sha}/{stage}/"):
-                with suppress(ObjectMissing, DependencyAway):
+                with suppress(ObjectMissing, DependencyUnavailable):
                     result = json.loads(await files.get(info.key))["result"]
                     text = json.dumps(result, sort_keys=True)
                     found[stage] = hashlib.sha256(text.encode()).hexdigest()

@@ -20,7 +20,7 @@ from streams.kafka.producer import EventProducer
 from streams.read_model.qdrant_embedded import LocalReadModel
 from streams.read_model.qdrant_schema import to_payload
 from streams.runtime import execution
-from streams.runtime.tombstone_check import TombstoneFence
+from streams.runtime.tombstone_check import TombstoneCheck
 from streams.stage import Outcome
 
 
@@ -43,7 +43,7 @@ def _acks_as_they_come() -> None:
 
 
 def _no_fence() -> None:
-    async def drops(self: TombstoneFence, event: Event, answer: Outcome | Exception | None = None) -> bool:
+    async def drops(self: TombstoneCheck, event: Event, answer: Outcome | Exception | None = None) -> bool:
         return False
 
     real = LocalReadModel.merge
@@ -58,7 +58,7 @@ def _no_fence() -> None:
             await self._call(lambda: self._put(image_id, to_payload(stub), {}))
         await real(self, image_id, generation, patch, **more)
 
-    TombstoneFence.drops = drops  # type: ignore[method-assign]
+    TombstoneCheck.drops = drops  # type: ignore[method-assign]
     LocalReadModel.merge = merge  # type: ignore[method-assign]
     record_facts._writable = lambda fact, known: True
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from infra.local.minio import LocalMinio
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
@@ -61,7 +61,7 @@ async def test_a_toxin_makes_the_store_seem_away(toxin: Toxin, minio: LocalMinio
     async with behind_proxy(minio) as (files, proxy):
         await put(files, "proxy/toxic")
         proxy.toxin = toxin
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await files.get("proxy/toxic")
         proxy.toxin = CALM
         assert await files.get("proxy/toxic") == DATA
@@ -72,6 +72,6 @@ async def test_a_full_store_still_reads(minio: LocalMinio) -> None:
     async with behind_proxy(minio) as (files, proxy):
         await put(files, "proxy/full")
         proxy.toxin = Toxin(full=True)
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await put(files, "proxy/more")
         assert await files.get("proxy/full") == DATA

@@ -17,9 +17,9 @@ from confluent_kafka import Producer
 from schemas.events.envelope import Outgoing
 from schemas.events.intake import ImageUploaded
 from schemas.values import ObjectRef, Profile, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.keys import original_key
-from streams.object_store.original_references import claim
+from streams.object_store.original_references import add_reference
 from streams.object_store.protocol import FileStore
 from streams.topics import UPLOADED
 from tests.storm import source
@@ -177,13 +177,13 @@ class Stream:
         message = Outgoing(UPLOADED.name, event.key(), event.body(), event.headers(source="another-service"))
         while sent.status is None:
             try:
-                await claim(self.files, self.owner, sent.sha256, sent.image_id)
+                await add_reference(self.files, self.owner, sent.sha256, sent.image_id)
                 await self.files.put(key, data, content_type="image/jpeg")
                 await asyncio.to_thread(produce, self.world, [message])
                 # As the gateway makes sure, beside a deletion of the same bytes.
                 await self.files.put(key, data, content_type="image/jpeg")
                 sent.status = ACCEPTED
-            except (RuntimeError, DependencyAway):  # brokers or store are away; all of it again is harmless
+            except (RuntimeError, DependencyUnavailable):  # brokers or store are away; all of it again is harmless
                 await asyncio.sleep(1)
         return sent
 

@@ -19,7 +19,7 @@ from infra.local.minio import LocalMinio
 from infra.local.ports import choose
 from infra.local.process import Child
 from infra.local.supervisor import Backoff, Supervisor
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.process.exit_codes import EXIT_NOT_READY
 from streams.settings import FilesSettings, KafkaSettings
@@ -114,7 +114,7 @@ class World:
         """Return how many members with partitions each agent's group has, {} while nobody can say."""
         try:
             return await KafkaAdmin(self.kafka).members((*AGENTS, "router"))
-        except DependencyAway:
+        except DependencyUnavailable:
             return {}
 
     async def until_members(self, wanted: dict[str, int], *, patience_s: float = _START_PATIENCE_S) -> bool:

@@ -12,7 +12,7 @@ import httpx
 
 from agents.stages.indexer import Tools, index
 from gateway.access.identity import ANONYMOUS, Identity
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.events.envelope import Event
 from schemas.events.facts import Fact
@@ -91,8 +91,10 @@ async def archive(folder: Path) -> AsyncIterator[Archive]:
     """Open one."""
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
-        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,
     ):
-        parts = QueryParts(files=files, events=Sink(), readiness=Answers(), vectors=vectors, authenticator=ByHeader())
+        parts = QueryComponents(
+            files=files, events=Sink(), readiness=Answers(), read_model=read_model, authenticator=ByHeader()
+        )
         async with client_of(embedded_app(settings(), parts)) as client:
-            yield Archive(Tools(vectors, files), client)
+            yield Archive(Tools(read_model, files), client)

@@ -14,7 +14,7 @@ from gateway.settings import GatewaySettings
 from schemas.events.envelope import Event
 from schemas.http.health import PartHealth
 from schemas.http.problems import ProblemBody
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore
 from streams.topics import Topic
 
@@ -32,7 +32,7 @@ class FrailFiles:
 
     def __getattr__(self, name: str) -> Any:
         if self.away:
-            raise DependencyAway("no store at 10.0.0.7:9000")
+            raise DependencyUnavailable("no store at 10.0.0.7:9000")
         return getattr(self._files, name)
 
     async def objects(self) -> dict[str, tuple[bytes, str]]:
@@ -60,7 +60,7 @@ class Sink:
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         if self.away:
-            raise DependencyAway("Kafka did not confirm")
+            raise DependencyUnavailable("Kafka did not confirm")
         self.sent.append((topic, event))
         self.traceparents.append(traceparent)
         if bulk:

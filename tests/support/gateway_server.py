@@ -6,9 +6,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
-from gateway.operations.health import Parts, files_part, vectors_part
+from gateway.operations.health import Parts, files_part, read_model_part
 from streams.object_store.factory import open_files
 from streams.process.http_server import serving
 from streams.read_model.factory import open_read_model
@@ -21,11 +21,12 @@ async def serve(folder: Path) -> None:
     """Serve until killed; the first line on stdout is the port."""
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
-        open_read_model(QdrantSettings(path=folder / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,
     ):
-        readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
+        readiness = Parts({"storage": files_part(files), "read-model": read_model_part(read_model)}, timeout_s=5)
         app = embedded_app(
-            settings(), QueryParts(files=files, events=Sink(), vectors=vectors, encoder=Encoder(), readiness=readiness)
+            settings(),
+            QueryComponents(files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=readiness),
         )
         async with serving(app, "127.0.0.1", 0) as port:
             print(port, flush=True)  # noqa: T201 - read by whoever started us

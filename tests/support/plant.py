@@ -25,7 +25,7 @@ from schemas.events.intake import ImageUploaded
 from schemas.http.jobs import JobResult, JobStatus
 from schemas.values import ImageState, ObjectRef, Profile, job_id_of, new_image_id
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.object_store.factory import open_files
 from streams.object_store.keys import original_key
@@ -98,7 +98,7 @@ class Plant:
             self.check_alive()
             try:
                 found = asyncio.run(admin.members(agents))
-            except DependencyAway:
+            except DependencyUnavailable:
                 return False
             return all(found.get(agent, 0) >= members for agent in agents)
 
@@ -140,7 +140,7 @@ class Plant:
         for _ in range(20):
             try:
                 return read_topic(self.kafka, name)
-            except (DependencyAway, KeyError):  # a broker that has just come back
+            except (DependencyUnavailable, KeyError):  # a broker that has just come back
                 time.sleep(0.5)
         return read_topic(self.kafka, name)
 
@@ -149,7 +149,7 @@ class Plant:
         consumed = [topic.name for topic in topics.PIPELINE if agent in topic.readers]
         try:
             return asyncio.run(KafkaAdmin(self.kafka).lag(agent, [*consumed, topics.retry_topic(agent)]))
-        except DependencyAway:  # the coordinator of a new group may still be loading
+        except DependencyUnavailable:  # the coordinator of a new group may still be loading
             return -1
 
     def until_idle(self, *agents: str) -> None:

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 
 from schemas.events.envelope import Event, Record
 from schemas.events.outcomes import Outcome
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.live.log_follower import LiveSettings, LogFeed
 from streams.settings import KafkaSettings
 
@@ -87,7 +87,7 @@ async def listening(client: httpx.AsyncClient, path: str, last_id: str | None = 
         yield Source(answer)
 
 
-class Told(LogFeed):
+class MemoryFeed(LogFeed):
     """A feed that reads no log: the test says what happens."""
 
     def __init__(self, settings: LiveSettings = QUICK, partitions: int = 2) -> None:
@@ -100,7 +100,7 @@ class Told(LogFeed):
 
     async def check(self) -> None:
         if self.away:
-            raise DependencyAway("no Kafka at 10.0.0.8:9092")
+            raise DependencyUnavailable("no Kafka at 10.0.0.8:9092")
 
     def say(self, event: Event, partition: int = 0) -> None:
         """Let an event come in."""

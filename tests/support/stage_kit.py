@@ -20,10 +20,10 @@ from streams.object_store.results import ResultStore
 from streams.retries.dead_letter_limit import DeadLetterLimit
 from streams.retries.retry_policy import RetryPolicy
 from streams.runtime.execution import Hook, Services
-from streams.runtime.poison_events import CrashMarkers
+from streams.runtime.poison_events import PoisonEventTracker
 from streams.runtime.record_intake import Intake
 from streams.runtime.runner import Runner
-from streams.runtime.tombstone_check import Fence, OpenFence
+from streams.runtime.tombstone_check import DeletionCheck, NoDeletionCheck
 from streams.settings import LimitSettings, RetrySettings
 from streams.stage import Emit, Outcome, Resources, Stage, StageSettings
 from streams.testing.memory_log import MemoryLog
@@ -141,8 +141,8 @@ def bench(
     hook: Hook | None = None,
     tools: Any = None,
     limit: LimitSettings | None = None,
-    markers: CrashMarkers | None = None,
-    fence: Fence | None = None,
+    markers: PoisonEventTracker | None = None,
+    deletion_check: DeletionCheck | None = None,
     breakers: Breakers | None = None,
 ) -> Bench:
     """Put a stage on an in-memory log."""
@@ -157,7 +157,7 @@ def bench(
         limit=DeadLetterLimit(limit or LimitSettings()),
         halt=halted.append,
         markers=markers,
-        fence=fence or OpenFence(),
+        deletion_check=deletion_check or NoDeletionCheck(),
         breakers=breakers,
         **extra,
     )

@@ -19,9 +19,9 @@ from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ErrorCode, new_image_id
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, image_prefix, original_key, receipt_key, result_key
-from streams.object_store.original_references import claim, release
+from streams.object_store.original_references import add_reference, release
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Emit, Resources, Skip
 from streams.telemetry.health_board import HealthBoard
@@ -55,13 +55,13 @@ class House:
         return self.tools.files
 
     @property
-    def erasures(self) -> Erasures:
-        return Erasures(self.tools.files)
+    def erasures(self) -> Tombstones:
+        return Tombstones(self.tools.files)
 
     def janitor(self, letters: Drawer | None = None, **settings: object) -> Janitor:
         return Janitor(
             self.files,
-            self.tools.vectors,
+            self.tools.read_model,
             JanitorSettings.model_validate(settings),
             letters=letters,
             clock=lambda: time.time() + self.ahead_s,
@@ -74,7 +74,7 @@ class House:
     async def image(self, *, sha: str = "a", owner: str = "anna") -> str:
         """Store and index an image as far as its master."""
         image = new_image_id()
-        await claim(self.files, owner, sha * 64, image)
+        await add_reference(self.files, owner, sha * 64, image)
         receipt = Receipt(
             job_id=f"{image}.1", image_id=image, owner=owner, generation=1, kind=ReceiptKind.UPLOAD,
             submitted_at="2026-01-01T00:00:00Z", original=ref(sha),
@@ -161,7 +161,7 @@ async def test_before_the_horizon_nothing_is_finished(house: House) -> None:
     house.ahead_s = HOUR - 60
     report = await house.janitor().sweep()
     assert (report.waiting, report.finished) == (1, 0)
-    record = await house.tools.vectors.get(image)
+    record = await house.tools.read_model.get(image)
     assert record is not None
     assert record.deleted
 
@@ -173,14 +173,14 @@ async def test_after_the_horizon_what_came_late_goes_and_the_erasure_is_finished
     await house.put(image_key(image, 1, "thumbnail.webp"), result_key("anna", "a" * 64, "sanitizer", "1", "p"))
     await house.put(original_key("anna", "a" * 64), result_key("anna", "c" * 64, "ocr", "1", "p"))
     await house.put(receipt_key(f"{image}.1"), result_key("anna", "e" * 64, "ocr", "1", "p"))
-    await claim(house.files, "anna", "a" * 64, image)
+    await add_reference(house.files, "anna", "a" * 64, image)
     await house.erasures.note(image, {"e" * 64})  # as the fence does
     house.ahead_s = HOUR + 60
     drawer = Drawer({image: 2})
     report = await house.janitor(drawer).sweep()
     assert (report.finished, report.late) == (1, Removed(objects=1, originals=1, results=3, receipts=1))
     assert await house.keys() == set()
-    assert await house.tools.vectors.get(image) is None
+    assert await house.tools.read_model.get(image) is None
     erasure = await house.erasure(image)
     assert erasure.state is ErasureState.FINISHED
     assert erasure.removed == Removed(objects=2, originals=2, results=5, receipts=2, dead_letters=2)
@@ -199,7 +199,7 @@ async def test_bytes_another_image_has_stay(house: House) -> None:
     assert shared <= await house.keys()
     newcomer = new_image_id()
     for sha256 in ("a" * 64, "c" * 64):  # accepted and sanitized, and the read model has not heard of it yet
-        await claim(house.files, "anna", sha256, newcomer)
+        await add_reference(house.files, "anna", sha256, newcomer)
     await house.delete(twin)
     house.ahead_s += HOUR + 60
     await house.janitor().sweep()
@@ -211,13 +211,13 @@ async def test_what_is_noted_while_an_erasure_is_finished_is_seen_to(house: Hous
     image = await house.image()
     await house.delete(image)
     house.ahead_s = HOUR + 60
-    late, real, erasures = result_key("anna", "e" * 64, "ocr", "1", "p"), house.tools.vectors.purge, house.erasures
+    late, real, erasures = result_key("anna", "e" * 64, "ocr", "1", "p"), house.tools.read_model.purge, house.erasures
 
     class Purging:
         """A read model at whose purge the worker notes what it stored."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(house.tools.vectors, name)
+            return getattr(house.tools.read_model, name)
 
         async def purge(self, image_id: str, generation: int) -> None:
             await house.put(late)
@@ -249,7 +249,7 @@ async def test_facts_and_deletions_of_a_finished_erasure_change_nothing(house: H
     said = await index(DeletionRequested(image_id=image, owner="anna", generation=2), house.tools)
     assert isinstance(said, Emit)
     assert [type(event) for _, event in said.events] == [ImageDeleted]
-    assert await house.tools.vectors.get(image) is None
+    assert await house.tools.read_model.get(image) is None
     assert await house.keys() == set()
 
 
@@ -311,7 +311,7 @@ async def test_objects_of_a_run_before_the_newest_one_go(house: House) -> None:
     written = {run: image_key(image, 1, "thumbnail.webp", run=run) for run in (0, 5, 7, 9)}
     master = ref("c", image_key(image, 1, "master.png"))
     await house.put(*written.values(), master.key)
-    await house.tools.vectors.merge(image, 1, {"master": master.model_dump(mode="json")})
+    await house.tools.read_model.merge(image, 1, {"master": master.model_dump(mode="json")})
     await index(resized(0), house.tools)
     house.ahead_s = 2 * HOUR
     assert (await house.janitor().sweep()).outdated == 0
@@ -326,8 +326,8 @@ async def test_orphans_are_reported_early_and_removed_late(house: House) -> None
     """Objects of no image are reported after the horizon, and removed only when no event can speak of them any more."""
     await house.image()
     waiting = await house.image(sha="b")  # no record, but a receipt: not an orphan
-    await house.tools.vectors.bury(waiting, "anna", 1)
-    await house.tools.vectors.purge(waiting, 1)
+    await house.tools.read_model.bury(waiting, "anna", 1)
+    await house.tools.read_model.purge(waiting, 1)
     orphan = image_key(new_image_id(), 1, "x.webp")
     await house.put(orphan)
     for days, orphans, removed in ((0, 0, 0), (1, 1, 0), (60, 1, 1), (61, 0, 0)):
@@ -343,8 +343,8 @@ async def test_what_a_dead_gateway_left_goes_when_it_is_old(house: House) -> Non
     await release(house.files, "anna", "a" * 64, known)  # as of a service that claims nothing
     await house.image(sha="d")
     lost, shared = "b" * 64, "d" * 64
-    await claim(house.files, "anna", lost, new_image_id())
-    await claim(house.files, "anna", shared, new_image_id())
+    await add_reference(house.files, "anna", lost, new_image_id())
+    await add_reference(house.files, "anna", shared, new_image_id())
     await house.put(original_key("anna", lost), original_key("anna", "e" * 64))
     before = await house.keys()
     assert (await house.janitor().sweep()).abandoned == 0
@@ -365,7 +365,7 @@ async def test_a_claim_made_after_the_end_goes_with_what_it_held(house: House) -
     house.ahead_s = HOUR + 60
     await house.janitor().sweep()
     late = "9" * 64
-    await claim(house.files, "anna", late, image)
+    await add_reference(house.files, "anna", late, image)
     await house.put(f"results/anna/{late}/ocr/1/p.json")
     assert (await house.janitor(remove_orphans=False).sweep(dry_run=True)).abandoned == 1
     assert (await house.janitor(remove_orphans=False).sweep()).abandoned == 1

@@ -20,11 +20,11 @@ from schemas.events.outcomes import ImageCompleted
 from schemas.http.reconciliation import ReconcileReport, Standing
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ImageState, Lane, ObjectRef, Rendition, job_id_of, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, receipt_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.operations.agent_pauses import Control
 from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Emit, Resources
@@ -62,7 +62,7 @@ class Place:
         """Return one that has just been started."""
         return Reconciler(
             ReconcilerSettings.model_validate(settings),
-            files=self.files, vectors=self.tools.vectors, deliverer=self.log, progress=self.position,
+            files=self.files, read_model=self.tools.read_model, deliverer=self.log, progress=self.position,
             clock=lambda: self.now,
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ async def test_an_end_that_was_never_written_is_mended(place: Place) -> None:
     image_id = new_image_id()
     facts = Facts(image_id).all()
     await place.told(*facts)
-    await place.tools.vectors.merge(image_id, 1, {"state": "processing", "finished_by": None})
+    await place.tools.read_model.merge(image_id, 1, {"state": "processing", "finished_by": None})
     place.now += HOUR + 60
     await place.reconciler().look()
     (event,) = place.events("embedder")
@@ -332,8 +332,8 @@ async def test_an_accepted_deletion_is_asked_for_again(place: Place) -> None:
     """A deletion Kafka lost reaches the indexer after all; a request that broke off before it was accepted does not."""
     image_id, _ = await place.completed()
     broken, _ = await place.completed()
-    await Erasures(place.files).request(image_id, "anna", 2)
-    await Erasures(place.files).request(broken, "anna", 2)
+    await Tombstones(place.files).request(image_id, "anna", 2)
+    await Tombstones(place.files).request(broken, "anna", 2)
     await place.accepted(ReceiptKind.DELETE, image_id)
     place.now += HOUR + 60
     report = await place.reconciler().look()
@@ -344,7 +344,7 @@ async def test_an_accepted_deletion_is_asked_for_again(place: Place) -> None:
     place.now += 2 * HOUR
     report = await place.reconciler().look()
     assert report.overdue == ()
-    assert await place.tools.vectors.count() == {"completed": 1}
+    assert await place.tools.read_model.count() == {"completed": 1}
 
 
 async def test_a_late_request_does_not_make_an_image_old(place: Place) -> None:
@@ -357,10 +357,10 @@ async def test_a_late_request_does_not_make_an_image_old(place: Place) -> None:
     assert (report.oldest.image_id, report.oldest.age_s) == (deleted, pytest.approx(0, abs=60))
     await place.told(DeletionRequested(image_id=deleted, owner="anna", generation=2))
     await place.told(Facts(rerun, generation=2).sanitized())
-    record = await place.tools.vectors.get(rerun)
+    record = await place.tools.read_model.get(rerun)
     assert record is not None
     when = datetime.fromtimestamp(place.now - 60, UTC).isoformat()
-    await place.tools.vectors.merge(rerun, 2, {"updated_at": when})
+    await place.tools.read_model.merge(rerun, 2, {"updated_at": when})
     report = await place.reconciler().look()
     assert report.oldest is not None
     assert (report.oldest.image_id, report.oldest.age_s) == (rerun, pytest.approx(60, abs=30))
@@ -459,7 +459,7 @@ async def test_a_log_that_is_away_is_said(place: Place) -> None:
     await place.accepted()
     place.now += HOUR + 1
     place.log.away = True
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await place.reconciler().look()
     assert [key for key in await place.everything() if key.startswith("reconciler/")] == []
 
@@ -482,6 +482,6 @@ async def test_any_lost_facts_are_made_good(place: Place) -> None:
                 follows = list(by_stage.values()) if agent == "sanitizer" else [by_stage[agent]]
                 await place.told(*follows)
     for image_id in ids:
-        record_ = await place.tools.vectors.get(image_id)
+        record_ = await place.tools.read_model.get(image_id)
         assert record_ is not None
         assert record_.state is ImageState.COMPLETED

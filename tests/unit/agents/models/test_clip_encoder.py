@@ -15,7 +15,7 @@ from agents.stages import embedder as agent
 from schemas.stored.results import ImageEmbedding
 from schemas.values import StageReport
 from streams import topics
-from streams.errors import Gone, NotReady
+from streams.errors import NotReady, ObjectGone
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
@@ -114,7 +114,7 @@ async def test_the_agent_embeds_and_one_bad_image_fails_alone(
             first, last = await store(files, photos[0]), await store(files, photos[6])
             answers = await agent.embed([first, await store(files, b"no image"), gone(), last], tools)
             assert isinstance(answers[1], OSError)
-            assert isinstance(answers[2], Gone)
+            assert isinstance(answers[2], ObjectGone)
             for answer, row in ((answers[0], 0), (answers[3], 6)):
                 assert isinstance(answer, ImageEmbedding)
                 assert float(np.dot(answer.vector.values(), theirs[0][row])) >= 0.9999

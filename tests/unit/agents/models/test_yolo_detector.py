@@ -17,7 +17,7 @@ from agents.stages import detector as agent
 from schemas.stored.results import DetectedObjects
 from schemas.values import ErrorCode, StageReport
 from streams import topics
-from streams.errors import Gone, NotReady
+from streams.errors import NotReady, ObjectGone
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
@@ -169,7 +169,7 @@ async def test_the_agent_finds_objects_and_one_bad_image_fails_alone(
             bus = await store(files, photos["bus.jpg"])
             answers = await agent.detect([await store(files, b"no image"), bus, gone()], tools)
             assert isinstance(answers[0], OSError)
-            assert isinstance(answers[2], Gone)
+            assert isinstance(answers[2], ObjectGone)
             result = answers[1]
             assert isinstance(result, DetectedObjects)
             assert {one.label for one in result.objects_found} >= {"person", "bus"}

@@ -15,7 +15,7 @@ from schemas.events.outcomes import ImageCompleted, ImageDeleted, ImageFailed, I
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ErrorCode, ImageState, StageState, new_image_id
 from streams import topics
-from streams.errors import DependencyAway, Malformed
+from streams.errors import DependencyUnavailable, Malformed
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, original_key, receipt_key, result_key
 from streams.object_store.protocol import FileStore
@@ -52,7 +52,7 @@ async def superseded(event: Event, tools: Tools) -> bool:
 
 
 async def record_of(image_id: str, tools: Tools) -> ImageRecord:
-    found = await tools.vectors.get(image_id)
+    found = await tools.read_model.get(image_id)
     assert found is not None
     return found
 
@@ -79,8 +79,8 @@ async def test_the_last_fact_completes_the_image(tools: Tools) -> None:
     assert record.stages["ocr"].result == ref("e")
     assert record.finished_at is not None
     for words in ("hello", "bus"):
-        assert [hit.record.image_id for hit in await tools.vectors.search_words("anna", words, limit=5)] == [image]
-    assert len(await tools.vectors.search_vector("anna", [1.0] + [0.0] * 511, limit=5)) == 1
+        assert [hit.record.image_id for hit in await tools.read_model.search_words("anna", words, limit=5)] == [image]
+    assert len(await tools.read_model.search_vector("anna", [1.0] + [0.0] * 511, limit=5)) == 1
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -97,7 +97,7 @@ async def test_order_does_not_matter(tools: Tools, seed: int) -> None:
     assert len(completed) == 1
     assert len({outcome.id for _, outcome in outcomes if isinstance(outcome, ImageCompleted)}) == 1
     assert timeless(await record_of(mixed, tools)) == timeless(await record_of(plain, tools))
-    assert await tools.vectors.vector_of(mixed) == await tools.vectors.vector_of(plain)
+    assert await tools.read_model.vector_of(mixed) == await tools.read_model.vector_of(plain)
 
 
 async def test_a_rerun_renews_its_stage_and_nothing_else(tools: Tools) -> None:
@@ -140,7 +140,7 @@ async def test_reruns_come_in_any_order(tools: Tools, seed: int) -> None:
     outcomes = [outcome for fact in facts for outcome in await said(fact, tools)]
     assert len({outcome.id for outcome in outcomes if isinstance(outcome, ImageCompleted)}) == 1
     assert timeless(await record_of(mixed, tools)) == timeless(await record_of(plain, tools))
-    assert await tools.vectors.vector_of(mixed) == await tools.vectors.vector_of(plain)
+    assert await tools.read_model.vector_of(mixed) == await tools.read_model.vector_of(plain)
 
 
 async def test_the_outcome_is_said_again_only_by_its_own_fact(tools: Tools) -> None:
@@ -163,14 +163,14 @@ async def test_a_crash_between_writing_and_ending_loses_nothing(tools: Tools) ->
         """A read model that goes away when the end is written."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(tools.vectors, name)
+            return getattr(tools.read_model, name)
 
         async def merge(self, *args: object, **more: object) -> None:
             if "state" in args[2]:  # type: ignore[operator]
-                raise DependencyAway("gone")
-            await tools.vectors.merge(*args, **more)  # type: ignore[arg-type]
+                raise DependencyUnavailable("gone")
+            await tools.read_model.merge(*args, **more)  # type: ignore[arg-type]
 
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await index(facts[-1], Tools(Dying(), tools.files))  # type: ignore[arg-type]
     assert (await record_of(image, tools)).state is ImageState.PROCESSING
     assert [type(outcome) for outcome in await said(facts[-1], tools)] == [ImageCompleted]
@@ -364,7 +364,7 @@ async def test_a_deletion_of_anothers_image_on_its_way_does_nothing(tools: Tools
     before = await keys(tools)
     assert await superseded(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
     assert await keys(tools) == before
-    assert await tools.vectors.get(image) is None
+    assert await tools.read_model.get(image) is None
 
 
 async def test_a_deletion_trusts_no_foreign_key(tools: Tools) -> None:
@@ -402,13 +402,13 @@ async def test_an_interrupted_deletion_is_finished(tools: Tools) -> None:
 
         async def delete(self, key: str) -> None:
             if self.left == 0:
-                raise DependencyAway("gone")
+                raise DependencyUnavailable("gone")
             self.left -= 1
             await tools.files.delete(key)
 
     for survived in range(6):
-        with pytest.raises(DependencyAway):
-            await index(deletion, Tools(tools.vectors, Dying(min(survived, 1))))  # type: ignore[arg-type]
+        with pytest.raises(DependencyUnavailable):
+            await index(deletion, Tools(tools.read_model, Dying(min(survived, 1))))  # type: ignore[arg-type]
         assert await superseded(Facts(image).text(), tools)
         if len(await keys(tools)) == 1:
             break
@@ -442,10 +442,10 @@ async def test_a_rerun_of_the_whole_image_is_not_timed(tools: Tools) -> None:
 
 async def test_a_shared_read_model_is_used(tools: Tools) -> None:
     """Where the process already has the read model, the indexer works in that one."""
-    resources = Resources(Settings(), tools.files, HealthBoard(), vectors=tools.vectors)
+    resources = Resources(Settings(), tools.files, HealthBoard(), read_model=tools.read_model)
     async with STAGE.open(IndexerSettings(), resources) as opened:
-        assert opened.vectors is tools.vectors
-    await tools.vectors.check()
+        assert opened.read_model is tools.read_model
+    await tools.read_model.check()
 
 
 @pytest.mark.parametrize("kind", ["refused", "failed"])

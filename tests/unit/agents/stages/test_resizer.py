@@ -17,7 +17,7 @@ from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
-from streams.errors import Gone, Malformed
+from streams.errors import Malformed, ObjectGone
 from streams.object_store.protocol import FileStore
 from streams.stage import Announcement
 from tests.support.image_stages import REPORT, opened, sanitized, uploaded
@@ -75,7 +75,7 @@ async def test_a_missing_or_changed_master_is_told_apart(images_dir: Path, tmp_p
             await resize_image(event, tools)
         assert caught.value.code == ErrorCode.OBJECT_CHANGED
         await files.delete(event.image.master.key)
-        with pytest.raises(Gone):
+        with pytest.raises(ObjectGone):
             await resize_image(event, tools)
 
 

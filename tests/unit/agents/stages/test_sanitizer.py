@@ -19,7 +19,7 @@ from schemas.events.intake import ImageFetched
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Gone, Malformed, Retryable
+from streams.errors import Malformed, ObjectGone, Retryable
 from streams.sandbox.pool import Limits, Sandbox
 from streams.stage import Announcement, Reject
 from tests.support.image_stages import REPORT, opened, uploaded
@@ -92,7 +92,7 @@ async def test_a_missing_original_is_gone(tmp_path: Path) -> None:
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, b"x")
         await files.delete(event.original.key)
-        with pytest.raises(Gone):
+        with pytest.raises(ObjectGone):
             await sanitize_image(event, tools)
 
 

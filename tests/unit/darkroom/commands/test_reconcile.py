@@ -16,13 +16,13 @@ from agents.maintenance.janitor import Janitor, JanitorSettings
 from agents.maintenance.reconciler import Reconciler, ReconcilerSettings
 from agents.stages.indexer import Tools, index
 from darkroom.commands.reconcile import reconcile
-from darkroom.processes.reconciler import RECONCILER, ReconcilingEnvironment, Upkeep
-from gateway.apps.components import QueryParts
+from darkroom.processes.reconciler import RECONCILER, Maintenance, ReconcilingEnvironment
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from schemas.events.facts import DeletionRequested
 from schemas.http.reconciliation import OldestUnfinished, OverdueItem, ReconcileReport, Standing
 from schemas.values import new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.operations.reprocess_jobs import ReprocessRunner
@@ -71,7 +71,7 @@ class Looks:
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
         self.dry_runs.append(dry_run)
         if self.away:
-            raise DependencyAway("no Kafka at 10.0.0.7:9092")
+            raise DependencyUnavailable("no Kafka at 10.0.0.7:9092")
         return self.found
 
 
@@ -91,7 +91,7 @@ class Office:
 
 
 @pytest.fixture
-async def vectors(tmp_path: Path) -> AsyncIterator[ReadModel]:
+async def read_model(tmp_path: Path) -> AsyncIterator[ReadModel]:
     """Return an empty read model."""
     async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as model:
         yield model
@@ -105,12 +105,14 @@ async def store(tmp_path: Path) -> AsyncIterator[FrailFiles]:
 
 
 @pytest.fixture
-async def office(vectors: ReadModel, store: FrailFiles) -> AsyncIterator[Office]:
+async def office(read_model: ReadModel, store: FrailFiles) -> AsyncIterator[Office]:
     """Return a served gateway whose reconciler finds what a test says."""
     looks = Looks()
     app = query_app(
         settings(),
-        QueryParts(files=store, events=Sink(), vectors=vectors, encoder=None, readiness=Answers(), reconciling=looks),
+        QueryComponents(
+            files=store, events=Sink(), read_model=read_model, encoder=None, readiness=Answers(), reconciling=looks
+        ),
     )  # type: ignore[arg-type]
     async with serving(app, "127.0.0.1", 0) as port:
         yield Office(f"http://127.0.0.1:{port}", looks)
@@ -166,30 +168,30 @@ class Nothing:
 
 
 @pytest.fixture
-def upkeep(vectors: ReadModel, store: FrailFiles) -> Upkeep:
+def upkeep(read_model: ReadModel, store: FrailFiles) -> Maintenance:
     """Return an upkeep that is never at rest, and asks no Kafka."""
     files: FileStore = store  # type: ignore[assignment]
     log = MemoryLog()
     looking = ReconcilerSettings(overdue_s=0.001)
     health = HealthBoard()
     health.say(RECONCILER, Condition.OK, "no pass yet")
-    return Upkeep(
-        Reconciler(looking, files=files, vectors=vectors, deliverer=log, progress=Nothing()),
-        Janitor(files, vectors, JanitorSettings(horizon_s=0)),
-        ReprocessRunner(files, vectors, log),
+    return Maintenance(
+        Reconciler(looking, files=files, read_model=read_model, deliverer=log, progress=Nothing()),
+        Janitor(files, read_model, JanitorSettings(horizon_s=0)),
+        ReprocessRunner(files, read_model, log),
         interval_s=0.01,
         health=health,
     )
 
 
-async def until_said(upkeep: Upkeep, words: str) -> None:
+async def until_said(upkeep: Maintenance, words: str) -> None:
     """Wait until the health of the reconciler says these words."""
     async with asyncio.timeout(60):
         while words not in (await upkeep.part())[1]:
             await asyncio.sleep(0.01)
 
 
-async def test_passes_go_on_through_an_outage(upkeep: Upkeep, store: FrailFiles) -> None:
+async def test_passes_go_on_through_an_outage(upkeep: Maintenance, store: FrailFiles) -> None:
     """Health says when the last pass was; one that cannot be done is said too, and the next one is."""
     async with upkeep.going_on():
         await until_said(upkeep, "0 unfinished, 0 overdue")
@@ -200,7 +202,7 @@ async def test_passes_go_on_through_an_outage(upkeep: Upkeep, store: FrailFiles)
         await until_said(upkeep, "0 unfinished, 0 overdue")
 
 
-async def test_a_bug_in_a_pass_ends_no_process(upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_pass_ends_no_process(upkeep: Maintenance, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that fails for a reason of ours is said, and the next one is done all the same."""
 
     async def fails(**_: object) -> None:
@@ -214,10 +216,10 @@ async def test_a_bug_in_a_pass_ends_no_process(upkeep: Upkeep, monkeypatch: pyte
             await until_said(upkeep, "0 unfinished")
 
 
-async def test_the_janitor_is_asked_too(upkeep: Upkeep, vectors: ReadModel, store: FrailFiles) -> None:
+async def test_the_janitor_is_asked_too(upkeep: Maintenance, read_model: ReadModel, store: FrailFiles) -> None:
     """A look at everything tells what the janitor did; in a dry run what it would do, which is then still there."""
     image_id = new_image_id()
-    tools = Tools(vectors, store)  # type: ignore[arg-type]
+    tools = Tools(read_model, store)  # type: ignore[arg-type]
     await index(Facts(image_id).sanitized(), tools)
     await index(DeletionRequested(image_id=image_id, owner="anna", generation=2), tools)
     dry = await upkeep.reconcile(dry_run=True)
@@ -226,7 +228,7 @@ async def test_the_janitor_is_asked_too(upkeep: Upkeep, vectors: ReadModel, stor
     assert (done.dry_run, done.swept["finished"]) == (False, 1)
     again = await upkeep.reconcile(dry_run=False)
     assert again.swept["finished"] == 0
-    assert await vectors.get(image_id) is None
+    assert await read_model.get(image_id) is None
 
 
 def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from darkroom.commands.submit import AT_ONCE, refusal_lines, send_all
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.client import AsyncDarkroom
 from gateway.limits.rate_limits import open_limits
@@ -26,12 +26,12 @@ ALLOWED = 3
 
 
 @pytest.fixture
-async def vectors(tmp_path: Path) -> AsyncIterator[ReadModel]:
+async def read_model(tmp_path: Path) -> AsyncIterator[ReadModel]:
     async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as found:
         yield found
 
 
-async def test_what_a_limit_refuses_is_told_in_one_line(vectors: ReadModel, tmp_path: Path) -> None:
+async def test_what_a_limit_refuses_is_told_in_one_line(read_model: ReadModel, tmp_path: Path) -> None:
     """Images beyond the limit are neither tried for an hour nor told one by one; those before it come to their end."""
     sources = []
     for number in range(30):
@@ -49,7 +49,7 @@ async def test_what_a_limit_refuses_is_told_in_one_line(vectors: ReadModel, tmp_
         open_limits(RateLimitSettings(uploads=f"{ALLOWED}/hour")) as limits,
     ):
         sink = Sink()
-        parts = QueryParts(files=files, events=sink, vectors=vectors, readiness=Answers(), limits=limits)
+        parts = QueryComponents(files=files, events=sink, read_model=read_model, readiness=Answers(), limits=limits)
         transport = httpx.ASGITransport(app=embedded_app(settings(), parts))
         async with AsyncDarkroom(BASE, transport=transport) as client:
             client._http.event_hooks["request"].append(note)
@@ -61,7 +61,7 @@ async def test_what_a_limit_refuses_is_told_in_one_line(vectors: ReadModel, tmp_
                 for _, event in sink.sent:
                     image_id, _ = split_job_id(event.job_id)
                     done = {"image_id": image_id, "owner": "default", "generation": 1, "state": ImageState.COMPLETED}
-                    await vectors.begin(ImageRecord.model_validate(done))
+                    await read_model.begin(ImageRecord.model_validate(done))
 
             original = client.status
 

@@ -12,7 +12,7 @@ from starlette.routing import Mount
 
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import PERMISSIONS
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
@@ -44,17 +44,17 @@ class Looks:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> AsyncIterator[QueryParts]:
+async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
     """The parts of an app, real ones in folders."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield QueryParts(
+        yield QueryComponents(
             files=files,
             events=Sink(),
             readiness=Answers(),
-            vectors=vectors,
+            read_model=read_model,
             authenticator=Bearer(),
             reconciling=Looks(),
         )
@@ -68,7 +68,7 @@ def endpoints(app: FastAPI) -> Iterator[tuple[str, str]]:
                 yield method, str(context.path)
 
 
-def test_every_endpoint_has_a_row_and_every_row_an_endpoint(parts: QueryParts) -> None:
+def test_every_endpoint_has_a_row_and_every_row_an_endpoint(parts: QueryComponents) -> None:
     """An endpoint that is added without saying who may use it fails here; so does a row that nothing answers to."""
     apps = (embedded_app(settings(), parts), ingest_app(settings(), parts), query_app(settings(), parts))
     found = {endpoint for app in apps for endpoint in endpoints(app)}
@@ -77,7 +77,7 @@ def test_every_endpoint_has_a_row_and_every_row_an_endpoint(parts: QueryParts) -
 
 
 @pytest.mark.parametrize(("method", "path"), [row for row, scope in PERMISSIONS.items() if scope is not None])
-async def test_without_its_scope_an_endpoint_answers_403(parts: QueryParts, method: str, path: str) -> None:
+async def test_without_its_scope_an_endpoint_answers_403(parts: QueryComponents, method: str, path: str) -> None:
     """Whoever has every scope but the one an endpoint asks for is refused before anything is looked up."""
     others = " ".join(scope for scope in Scope if scope is not PERMISSIONS[method, path])
     async with client_of(embedded_app(settings(), parts)) as client:
@@ -89,7 +89,7 @@ async def test_without_its_scope_an_endpoint_answers_403(parts: QueryParts, meth
         assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
 
 
-def test_no_body_is_read_before_its_sender_is_known(parts: QueryParts) -> None:
+def test_no_body_is_read_before_its_sender_is_known(parts: QueryComponents) -> None:
     """No endpoint leaves its body to the framework, which reads all of it before anybody asks who sends it."""
     app = embedded_app(settings(), parts)
     routes = [context.original_route for context in iter_route_contexts(app.routes)]

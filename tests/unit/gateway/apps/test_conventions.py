@@ -12,10 +12,10 @@ import pytest
 
 from darkroom.generate.openapi import Uncalled
 from gateway.access.permissions import PERMISSIONS
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.values import new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, QdrantSettings
@@ -40,7 +40,7 @@ class Secretive:
     """A read model that fails, and says in its error what nobody outside may read."""
 
     def __getattr__(self, name: str) -> Any:
-        raise DependencyAway("no qdrant at 10.0.0.9:6333, see /srv/internal/settings.py")
+        raise DependencyUnavailable("no qdrant at 10.0.0.9:6333, see /srv/internal/settings.py")
 
 
 class Mistaken:
@@ -60,8 +60,10 @@ async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
 @pytest.fixture
 async def client(files: FrailFiles, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The embedded gateway on real parts in folders."""
-    async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors:
-        parts = QueryParts(files=files, events=Sink(), readiness=Answers(), vectors=vectors, encoder=Encoder())
+    async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model:
+        parts = QueryComponents(
+            files=files, events=Sink(), readiness=Answers(), read_model=read_model, encoder=Encoder()
+        )
         async with client_of(embedded_app(settings(), parts)) as client:
             yield client
 
@@ -120,12 +122,12 @@ async def test_numbers_in_json_are_numbers(client: httpx.AsyncClient) -> None:
     refused(await client.post(path, json={**asked, "limit": 3.0}), 404, "not-found")
 
 
-@pytest.mark.parametrize("vectors", [Secretive(), Mistaken()], ids=["away", "bug"])
-async def test_errors_tell_nothing_internal(files: FrailFiles, vectors: Any) -> None:
+@pytest.mark.parametrize("read_model", [Secretive(), Mistaken()], ids=["away", "bug"])
+async def test_errors_tell_nothing_internal(files: FrailFiles, read_model: Any) -> None:
     """Whatever any endpoint is asked while everything behind it fails, it names no path, address or error of ours."""
-    files.away = isinstance(vectors, Secretive)
-    parts = QueryParts(
-        files=files, events=Sink(away=True), readiness=Answers(), vectors=vectors, encoder=Encoder(),
+    files.away = isinstance(read_model, Secretive)
+    parts = QueryComponents(
+        files=files, events=Sink(away=True), readiness=Answers(), read_model=read_model, encoder=Encoder(),
         reconciling=Uncalled(), letters=Uncalled(), features=Uncalled(), live=None,
     )  # fmt: skip
     bodies: tuple[dict[str, Any], ...] = ({"json": {"url": "https://example.org/a.jpg"}}, {"files": {"file": JPEG}})

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
@@ -43,7 +43,9 @@ async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
 
 @pytest.fixture
 async def client(files: FrailFiles) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(ingest_app(settings(), IngestParts(files=files, events=Sink(), readiness=Answers()))) as found:
+    async with client_of(
+        ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=Answers()))
+    ) as found:
         yield found
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from agents.stages.indexer import Tools, index
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.images.annotations import MERGE_PATCH, merge_patch
 from gateway.images.revisions import Revisions
@@ -23,7 +23,7 @@ from schemas.events.envelope import Event
 from schemas.events.facts import DeletionRequested, ImageAnnotated
 from schemas.values import DEFAULT_OWNER, new_image_id
 from streams import topics
-from streams.errors import Unconfirmed
+from streams.errors import DeliveryUnconfirmed
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_prefix
 from streams.object_store.protocol import FileStore
@@ -47,7 +47,7 @@ class Log(Sink):
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         if self.silent:
-            raise Unconfirmed("no word of it")
+            raise DeliveryUnconfirmed("no word of it")
         await super().send(topic, event, traceparent=traceparent, bulk=bulk)
         if topic is topics.FACTS and not self.behind:
             assert self.tools is not None
@@ -67,7 +67,7 @@ class House:
     """The embedded gateway with an indexer beside it, on a real folder and the real in-process read model."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     log: Log
     client: httpx.AsyncClient
     folder: Path
@@ -88,7 +88,7 @@ class House:
     async def behind(self) -> AsyncIterator[None]:
         """Let the indexer fall behind, and the gateway hardly wait for it; at the end it catches up."""
         patient, self.log.behind = self.client, True
-        parts = QueryParts(files=self.files, events=self.log, vectors=self.vectors, readiness=Answers())
+        parts = QueryComponents(files=self.files, events=self.log, read_model=self.read_model, readiness=Answers())
         async with client_of(embedded_app(settings(annotation_wait_s=0.05), parts)) as self.client:
             yield
         self.client = patient
@@ -110,12 +110,12 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """A house nobody lives in."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        log = Log(tools=Tools(vectors, files))
-        parts = QueryParts(files=files, events=log, vectors=vectors, readiness=Answers())
+        log = Log(tools=Tools(read_model, files))
+        parts = QueryComponents(files=files, events=log, read_model=read_model, readiness=Answers())
         async with client_of(embedded_app(settings(annotation_wait_s=60), parts)) as client:
-            yield House(files, vectors, log, client, tmp_path)
+            yield House(files, read_model, log, client, tmp_path)
 
 
 async def test_what_is_said_is_seen_in_every_answer(house: House) -> None:
@@ -258,7 +258,7 @@ async def test_what_was_said_is_in_the_history(house: House) -> None:
     late = ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=("late",), occurred_at="2026-01-01")
     await house.log.send(topics.FACTS, late)
     await house.log.catch_up()
-    entries = await house.vectors.history(image_id)
+    entries = await house.read_model.history(image_id)
     said = sorted(entry.event_id for entry in entries.values() if entry.type == ImageAnnotated.type)
     assert said == sorted(event.id for event in house.said())
     assert len(said) == 3
@@ -289,7 +289,7 @@ async def test_a_deleted_image_is_not_described(house: House) -> None:
     refused(await house.client.get(f"{IMAGES}/{image_id}/metadata"), 410, "gone")
     assert any(isinstance(event, DeletionRequested) for _, event in house.log.sent)
     await house.log.catch_up()
-    record = await house.vectors.get(image_id)
+    record = await house.read_model.get(image_id)
     assert record is not None
     assert (record.deleted, record.tags, record.context) == (True, (), {})
     assert [info.key async for info in house.files.list(image_prefix(image_id))] == []
@@ -303,7 +303,7 @@ async def test_another_owners_image_is_none(house: House) -> None:
         refused(await house.client.get(f"{IMAGES}/{image_id}/metadata"), 404, "not-found")
     late = ImageAnnotated(image_id=theirs, owner=DEFAULT_OWNER, generation=9, revision=7, tags=("mine",))
     await house.log.send(topics.FACTS, late)
-    record = await house.vectors.get(theirs)
+    record = await house.read_model.get(theirs)
     assert record is not None
     assert (record.owner, record.generation, record.tags) == ("bert", 1, ())
 

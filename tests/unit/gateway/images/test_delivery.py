@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.http.byte_ranges import ByteRange, OutOfRange, read_range
 from gateway.images.delivery import disposition
@@ -56,12 +56,14 @@ class House:
     """The embedded gateway on a real folder and the real in-process read model."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
 
     @asynccontextmanager
     async def client(self, *, files: Any = None, **changes: object) -> AsyncIterator[httpx.AsyncClient]:
         """Talk to the gateway, with settings of its own."""
-        parts = QueryParts(files=files or self.files, events=Sink(), vectors=self.vectors, readiness=Answers())
+        parts = QueryComponents(
+            files=files or self.files, events=Sink(), read_model=self.read_model, readiness=Answers()
+        )
         async with client_of(embedded_app(settings(**changes), parts)) as client:
             yield client
 
@@ -76,7 +78,7 @@ class House:
             image_id=image_id, owner=DEFAULT_OWNER, generation=1, state=ImageState.COMPLETED, filename=filename,
             renditions=(rendition,), stages={"resizer": StageRecord(state=StageState.DONE, finished_at=at)},
         )  # fmt: skip
-        await self.vectors.begin(record)
+        await self.read_model.begin(record)
         return f"{IMAGES}/{image_id}/direct"
 
 
@@ -85,9 +87,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """A house with nothing in it."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield House(files, vectors)
+        yield House(files, read_model)
 
 
 async def test_the_bytes_come_with_all_that_is_known_of_them(house: House) -> None:
@@ -113,7 +115,7 @@ async def test_the_bytes_come_with_all_that_is_known_of_them(house: House) -> No
 async def test_ranges_conditions_and_head_on_a_real_connection(house: House) -> None:
     """Over a socket: HEAD has no body, a range has its bytes, If-Range and If-None-Match do what they say."""
     path = await house.image()
-    parts = QueryParts(files=house.files, events=Sink(), vectors=house.vectors, readiness=Answers())
+    parts = QueryComponents(files=house.files, events=Sink(), read_model=house.read_model, readiness=Answers())
     async with (
         serving(embedded_app(settings(), parts), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
@@ -273,7 +275,7 @@ async def test_finished_answers_are_not_sent_again(house: House) -> None:
             assert answer.status_code == 200, answer.text
             again = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b""), path
-        await house.vectors.merge(image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
+        await house.read_model.merge(image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
         for path in paths:
             now = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert now.status_code == 200, path

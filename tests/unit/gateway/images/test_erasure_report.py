@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.client import AsyncDarkroom
 from gateway.operations.health import Parts
@@ -19,7 +19,7 @@ from schemas.values import DEFAULT_OWNER, REQUIRED_STAGES, job_id_of, new_image_
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, receipt_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
@@ -35,19 +35,19 @@ class House:
 
     files: FrailFiles
     store: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     sink: Sink
     client: httpx.AsyncClient
 
     @property
-    def erasures(self) -> Erasures:
-        return Erasures(self.store)
+    def erasures(self) -> Tombstones:
+        return Tombstones(self.store)
 
     async def image(self) -> str:
         """Upload an image and let the read model know it."""
         answer = await self.client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
         image_id: str = answer.json()["image_id"]
-        await self.vectors.begin(
+        await self.read_model.begin(
             ImageRecord(image_id=image_id, owner=DEFAULT_OWNER, generation=1, required=REQUIRED_STAGES)
         )
         await self.store.put(image_key(image_id, 1, "master.png"), b"x", content_type="image/png")
@@ -64,7 +64,7 @@ class House:
         assert erasure is not None
         for key in (image_key(image_id, 1, "master.png"), receipt_key(f"{image_id}.1"), receipt_key(f"{image_id}.2")):
             await self.store.delete(key)
-        await self.vectors.bury(image_id, DEFAULT_OWNER, 2)
+        await self.read_model.bury(image_id, DEFAULT_OWNER, 2)
         await self.erasures.say(erasure, erased_at="2026-01-01T00:00:01Z", removed=Removed(objects=1, receipts=2))
 
 
@@ -73,21 +73,21 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """Return the gateway."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as store,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         sink, files = Sink(), FrailFiles(store)
         app = embedded_app(
             settings(),
-            QueryParts(
+            QueryComponents(
                 files=files,
                 events=sink,
-                vectors=vectors,
+                read_model=read_model,
                 encoder=Encoder(),
                 readiness=Parts({}, timeout_s=5),
             ),
         )
         async with client_of(app) as client:
-            yield House(files, store, vectors, sink, client)
+            yield House(files, store, read_model, sink, client)
 
 
 async def test_a_deletion_can_be_followed_to_its_end(house: House) -> None:
@@ -126,7 +126,7 @@ async def test_a_deleted_image_stays_deleted_when_the_read_model_forgets_it(hous
     await house.erase(image_id)
     for purged in (False, True):
         if purged:
-            await house.vectors.purge(image_id, 2)
+            await house.read_model.purge(image_id, 2)
         assert (await house.client.get(f"{IMAGES}/jobs/{job}")).json()["status"] == "deleted"
         for path in (image_id, f"{image_id}/all", f"jobs/{job_id_of(image_id, 1)}"):
             refused(await house.client.get(f"{IMAGES}/{path}"), 410, "gone")

@@ -137,12 +137,12 @@ async def test_a_history_goes_with_its_image(house: Archive) -> None:
     """From the moment its deletion is accepted it is told to nobody, and when it is done nothing is left of it."""
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
-    assert len(await house.tools.vectors.history(image_id)) == 5
+    assert len(await house.tools.read_model.history(image_id)) == 5
     await house.accepted(ReceiptKind.DELETE, image_id, 2)
     refused(await house.client.get(f"/api/v1/images/{image_id}/history"), 410, "gone")
     await house.index(DeletionRequested(image_id=image_id, owner=DEFAULT_OWNER, generation=2))
     await house.index(Facts(image_id, owner=DEFAULT_OWNER).text())
-    assert await house.tools.vectors.history(image_id) == {}
+    assert await house.tools.read_model.history(image_id) == {}
     refused(await house.client.get(f"/api/v1/images/{image_id}/history"), 410, "gone")
 
 
@@ -160,10 +160,10 @@ async def test_a_history_is_bounded(house: Archive) -> None:
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     many = {f"{run:016x}": rerun(run) for run in range(1, HISTORY_LIMIT + 50)}
-    await house.tools.vectors.merge(image_id, 1, {}, history=many)
+    await house.tools.read_model.merge(image_id, 1, {}, history=many)
     newest = Facts(image_id, owner=DEFAULT_OWNER, run=HISTORY_LIMIT + 60).resized()
     await house.index(newest.model_copy(update={"occurred_at": "2026-03-01T00:00:00.000Z"}))
-    entries = await house.tools.vectors.history(image_id)
+    entries = await house.tools.read_model.history(image_id)
     assert len(entries) == HISTORY_LIMIT
     found = await house.told(image_id, "history")
     assert found["cut"] is True

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.http.cursors import cursor_after, place_of
 from schemas.http.images import MAX_PAGE, PAGE, ImagePage
@@ -30,14 +30,14 @@ IMAGES = "/api/v1/images"
 class House:
     """The embedded gateway on a real folder and the real in-process read model."""
 
-    vectors: ReadModel
+    read_model: ReadModel
     client: httpx.AsyncClient
 
     async def add(self, **known: Any) -> str:
         """Record an image as the indexer does; return its id."""
         said = {"owner": DEFAULT_OWNER, "state": ImageState.COMPLETED, "generation": 1, **known}
         record = ImageRecord.model_validate({"image_id": new_image_id(), **said})
-        await self.vectors.begin(record)
+        await self.read_model.begin(record)
         return record.image_id
 
     async def page(self, **asked: Any) -> ImagePage:
@@ -56,11 +56,11 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """The whole gateway, its parts real, its Kafka a list."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        parts = QueryParts(files=files, events=Sink(), vectors=vectors, readiness=Answers())
+        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=Answers())
         async with client_of(embedded_app(settings(), parts)) as client:
-            yield House(vectors, client)
+            yield House(read_model, client)
 
 
 async def test_a_listing_is_followed_by_its_links(house: House) -> None:
@@ -186,7 +186,7 @@ async def test_a_page_that_did_not_change_is_not_sent_again(house: House) -> Non
     condition = {"if-none-match": answer.headers["etag"]}
     again = await house.client.get(IMAGES, headers=condition)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
-    await house.vectors.merge(image_id, 1, {"tags": ["new"]})
+    await house.read_model.merge(image_id, 1, {"tags": ["new"]})
     assert (await house.client.get(IMAGES, headers=condition)).status_code == 200
 
 

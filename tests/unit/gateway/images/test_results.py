@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.apps.components import IngestParts, QueryParts
+from gateway.apps.components import IngestComponents, QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.ingest import ingest_app
 from schemas.events.envelope import Event
 from schemas.http.jobs import JobResult
 from schemas.http.submissions import Submitted
 from schemas.values import ImageState
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.read_model.factory import open_read_model
@@ -35,16 +35,16 @@ FETCH = "/api/v1/images/fetch"
 class Pipeline(Sink):
     """A sink behind which each image ends in that state, if in any."""
 
-    vectors: ReadModel | None = None
+    read_model: ReadModel | None = None
     ends: ImageState | None = ImageState.COMPLETED
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         await super().send(topic, event, traceparent=traceparent, bulk=bulk)
-        if self.vectors is not None and self.ends is not None:
+        if self.read_model is not None and self.ends is not None:
             known = {"image_id": event.image_id, "owner": event.owner, "generation": 1, "state": self.ends}
             if self.ends is not ImageState.COMPLETED:
                 known |= {"error_code": "corrupt-image", "error_message": "The image cannot be decoded."}
-            await self.vectors.begin(ImageRecord.model_validate(known))
+            await self.read_model.begin(ImageRecord.model_validate(known))
 
 
 @dataclass
@@ -52,7 +52,7 @@ class House:
     """The embedded app on a real store and read model."""
 
     files: FileStore
-    parts: QueryParts
+    parts: QueryComponents
     pipeline: Pipeline
     client: httpx.AsyncClient
 
@@ -61,10 +61,10 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with (
         open_files(FilesSettings(directory=tmp_path / "files")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        pipeline = Pipeline(vectors=vectors)
-        parts = QueryParts(files=files, events=pipeline, readiness=Answers(), vectors=vectors)
+        pipeline = Pipeline(read_model=read_model)
+        parts = QueryComponents(files=files, events=pipeline, readiness=Answers(), read_model=read_model)
         async with client_of(embedded_app(settings(max_wait_s=60), parts)) as client:
             yield House(files, parts, pipeline, client)
 
@@ -97,14 +97,14 @@ async def test_a_fetch_may_be_waited_for_too(house: House) -> None:
 
 async def test_a_result_that_comes_while_somebody_waits_is_seen(house: House) -> None:
     """The job ends after the upload was accepted, and the client that waits has its result."""
-    vectors, house.pipeline.ends = house.pipeline.vectors, None
-    assert vectors is not None
+    read_model, house.pipeline.ends = house.pipeline.read_model, None
+    assert read_model is not None
     waiting = asyncio.create_task(upload(house.client, "wait=60"))
     while not house.pipeline.sent:
         await asyncio.sleep(0.01)
     event = house.pipeline.sent[0][1]
     known = {"image_id": event.image_id, "owner": event.owner, "generation": 1, "state": "completed"}
-    await vectors.begin(ImageRecord.model_validate(known))
+    await read_model.begin(ImageRecord.model_validate(known))
     answer = await waiting
     assert (answer.status_code, answer.json()["status"]) == (200, "completed")
 
@@ -146,7 +146,7 @@ async def test_respond_async_is_honoured(house: House) -> None:
 async def test_the_ingest_app_alone_cannot_wait_and_says_so(tmp_path: Path) -> None:
     """Where nobody can tell what became of an image, wait is not applied, and not said to be."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
-        app = ingest_app(settings(), IngestParts(files=files, events=Sink(), readiness=Answers()))
+        app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=Answers()))
         async with client_of(app) as client:
             answer = await upload(client, "wait=20")
     assert answer.status_code == 202
@@ -175,10 +175,10 @@ async def test_a_known_image_may_be_waited_for(house: House) -> None:
 async def test_a_read_model_that_goes_away_costs_only_the_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the result cannot be asked for, the upload is 202 all the same: it was accepted."""
 
-    async def away(image_id: str) -> ImageRecord | None:
-        raise DependencyAway("no qdrant at 10.0.0.9:6333")
+    async def unavailable(image_id: str) -> ImageRecord | None:
+        raise DependencyUnavailable("no qdrant at 10.0.0.9:6333")
 
-    monkeypatch.setattr(house.pipeline.vectors, "get", away)
+    monkeypatch.setattr(house.pipeline.read_model, "get", unavailable)
     house.pipeline.ends = None
     assert (await upload(house.client, "wait=60")).status_code == 202
     assert len(house.pipeline.sent) == 1

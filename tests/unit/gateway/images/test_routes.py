@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
-from gateway.operations.health import Parts, files_part, vectors_part
+from gateway.operations.health import Parts, files_part, read_model_part
 from schemas.events.envelope import now
 from schemas.events.facts import DeletionRequested
 from schemas.http.images import ImageBatch
@@ -35,7 +35,7 @@ from schemas.values import (
     new_image_id,
 )
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore
@@ -69,10 +69,10 @@ class Broken:
     """A read model that does not answer."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
-        raise DependencyAway("no qdrant at 10.0.0.9:6333")
+        raise DependencyUnavailable("no qdrant at 10.0.0.9:6333")
 
     async def check(self) -> None:
-        raise DependencyAway("no qdrant at 10.0.0.9:6333")
+        raise DependencyUnavailable("no qdrant at 10.0.0.9:6333")
 
 
 @dataclass
@@ -80,7 +80,7 @@ class House:
     """The embedded gateway on a real directory store and the real in-process read model."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     sink: Sink
     client: httpx.AsyncClient
     encoder: Encoder
@@ -158,9 +158,9 @@ class House:
                 **more,
             }
         )
-        await self.vectors.begin(record)
+        await self.read_model.begin(record)
         if axis is not None:
-            await self.vectors.merge(image_id, 1, {}, vector=unit_vector(axis))
+            await self.read_model.merge(image_id, 1, {}, vector=unit_vector(axis))
         return record
 
 
@@ -169,15 +169,16 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """The whole gateway, its parts real, its Kafka a list."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         sink, encoder = Sink(), Encoder()
-        readiness = Parts({"storage": files_part(files), "read-model": vectors_part(vectors)}, timeout_s=5)
+        readiness = Parts({"storage": files_part(files), "read-model": read_model_part(read_model)}, timeout_s=5)
         app = embedded_app(
-            settings(), QueryParts(files=files, events=sink, vectors=vectors, encoder=encoder, readiness=readiness)
+            settings(),
+            QueryComponents(files=files, events=sink, read_model=read_model, encoder=encoder, readiness=readiness),
         )
         async with client_of(app) as client:
-            yield House(files, vectors, sink, client, encoder)
+            yield House(files, read_model, sink, client, encoder)
 
 
 async def test_status_is_right_at_once_after_the_202(house: House) -> None:
@@ -200,9 +201,9 @@ async def test_status_follows_the_read_model(house: House) -> None:
     record = ImageRecord(
         image_id=image_id, owner=DEFAULT_OWNER, generation=1, required=REQUIRED_STAGES, submitted_at=now()
     )
-    await house.vectors.begin(record)
+    await house.read_model.begin(record)
     done = StageRecord(state=StageState.DONE, version="1", duration_ms=41, attempts=2)
-    await house.vectors.merge(image_id, 1, {}, stages={"sanitizer": done})
+    await house.read_model.merge(image_id, 1, {}, stages={"sanitizer": done})
     stages = (await house.client.get(f"{IMAGES}/jobs/{job_id}")).json()["stages"]
     assert stages["sanitizer"] == {"state": "done", "attempts": 2, "duration_ms": 41, "version": "1"}
     assert stages["ocr"] == {"state": "pending"}
@@ -252,7 +253,7 @@ async def test_a_rejected_image_has_a_result_that_says_why(house: House) -> None
         image_id=image_id, owner=DEFAULT_OWNER, generation=1, state=ImageState.REJECTED, error_code=code,
         error_message=message, stages={"sanitizer": rejected},
     )  # fmt: skip
-    await house.vectors.begin(record)
+    await house.read_model.begin(record)
     for path in (f"jobs/{job_id}", f"jobs/{job_id}/result"):
         body = (await house.client.get(f"{IMAGES}/{path}")).json()
         assert body["status"] == "rejected"
@@ -338,7 +339,7 @@ async def test_a_deleted_image_is_hidden_at_once(house: House, indexed: bool) ->
     assert again.json()["job_id"] == job_id_of(image_id, 2)
     assert house.sink.sent[-1][1].id == event.id
 
-    await house.vectors.bury(image_id, DEFAULT_OWNER, 2)
+    await house.read_model.bury(image_id, DEFAULT_OWNER, 2)
     assert (await house.client.get(answer.headers["location"])).json()["status"] == "deleted"
     refused(await house.client.get(f"{IMAGES}/{image_id}"), 410, "gone")
     refused(await house.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
@@ -435,9 +436,10 @@ async def test_a_bad_search_is_refused(house: House, query: str) -> None:
 async def test_a_read_model_that_is_away_is_503(house: House) -> None:
     """Without the read model a job is not guessed at: 503 with Retry-After, no address told, not ready."""
     broken: ReadModel = Broken()  # type: ignore[assignment]
-    readiness = Parts({"read-model": vectors_part(broken)}, timeout_s=1)
+    readiness = Parts({"read-model": read_model_part(broken)}, timeout_s=1)
     app = embedded_app(
-        settings(), QueryParts(files=house.files, events=house.sink, vectors=broken, encoder=None, readiness=readiness)
+        settings(),
+        QueryComponents(files=house.files, events=house.sink, read_model=broken, encoder=None, readiness=readiness),
     )
     _, job_id = await house.upload()
     async with client_of(app) as client:

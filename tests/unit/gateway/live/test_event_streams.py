@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from agents.indexing.record_facts import conclude, record
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.events.facts import DeletionRequested, Fact
 from schemas.events.outcomes import ImageCompleted, ImageDeleted
@@ -23,7 +23,7 @@ from streams.live.log_follower import LiveSettings
 from streams.object_store.factory import open_files
 from streams.object_store.keys import receipt_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.process.http_server import make_room, serving
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
@@ -31,7 +31,7 @@ from streams.settings import FilesSettings, QdrantSettings
 from tests.support.archive import ByHeader
 from tests.support.facts import WHEN, Facts
 from tests.support.gateway_components import Answers, Sink, refused, settings
-from tests.support.server_sent_events import QUICK, Told, listening
+from tests.support.server_sent_events import QUICK, MemoryFeed, listening
 
 MANY = 500  # listeners
 
@@ -41,8 +41,8 @@ class House:
     """The gateway on a real socket, a feed that the test tells what happens, and the indexer's own code."""
 
     files: FileStore
-    vectors: ReadModel
-    feed: Told
+    read_model: ReadModel
+    feed: MemoryFeed
     client: httpx.AsyncClient
 
     async def accepted(self, owner: str = DEFAULT_OWNER) -> tuple[str, str]:
@@ -63,40 +63,40 @@ class House:
         """Do what the indexer does with a fact, and let the feed hear it and what follows."""
         if told:
             self.feed.say(fact)
-        known = await record(fact, self.vectors, Erasures(self.files))
-        outcome = await conclude(fact, known, self.vectors) if known is not None else None
+        known = await record(fact, self.read_model, Tombstones(self.files))
+        outcome = await conclude(fact, known, self.read_model) if known is not None else None
         if outcome is not None and told:
             self.feed.say(outcome)
 
 
 @asynccontextmanager
-async def built(folder: Path, live: Told | None) -> AsyncIterator[House]:
+async def built(folder: Path, live: MemoryFeed | None) -> AsyncIterator[House]:
     """Open a gateway."""
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
-        vectors = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
-        parts = QueryParts(
+        read_model = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
+        parts = QueryComponents(
             files=files,
             events=Sink(),
             readiness=Answers(),
-            vectors=vectors,
+            read_model=read_model,
             live=live,
             authenticator=ByHeader(),
         )
         port = await stack.enter_async_context(serving(embedded_app(settings(), parts), "127.0.0.1", 0))
         base = f"http://127.0.0.1:{port}"
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20, trust_env=False))
-        yield House(files, vectors, live or Told(), client)
+        yield House(files, read_model, live or MemoryFeed(), client)
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     """Return a gateway that tells of what happens."""
-    async with built(tmp_path, Told()) as house:
+    async with built(tmp_path, MemoryFeed()) as house:
         yield house
 
 
-async def joined(feed: Told) -> None:
+async def joined(feed: MemoryFeed) -> None:
     """Wait until somebody listens."""
     async with asyncio.timeout(20):
         while not feed.feed.listeners:
@@ -212,10 +212,10 @@ async def test_what_is_no_position_is_refused(house: House) -> None:
 async def test_a_position_of_another_log_is_answered_with_a_reset(house: House) -> None:
     """Where a position means nothing here, the stream says so and goes on: a job's with a new snapshot."""
     image_id, path = await house.accepted()
-    other = Told(partitions=5)
+    other = MemoryFeed(partitions=5)
     elsewhere = other.feed.listener("anna")
     other.feed.join(elsewhere, other.feed.positions)
-    position = elsewhere.here()
+    position = elsewhere.cursor()
     async with listening(house.client, path, position) as source:
         assert [(await source.next() or pytest.fail()).name for _ in range(2)] == ["reset", "snapshot"]
         await house.index(Facts(image_id, owner=DEFAULT_OWNER).refused())
@@ -286,7 +286,7 @@ async def test_a_gateway_without_a_feed_says_so(tmp_path: Path) -> None:
 
 async def test_too_many_listeners_are_refused_and_those_who_leave_make_room(tmp_path: Path) -> None:
     """The bound is answered 503 with a time; a client that goes away frees its place and its memory."""
-    feed = Told(LiveSettings(max_listeners=1, heartbeat_s=0.1))
+    feed = MemoryFeed(LiveSettings(max_listeners=1, heartbeat_s=0.1))
     async with built(tmp_path, feed) as house:
         async with listening(house.client, "/api/v1/events"):
             await joined(feed)
@@ -301,7 +301,7 @@ async def test_too_many_listeners_are_refused_and_those_who_leave_make_room(tmp_
 
 async def test_a_client_that_takes_nothing_is_let_go(tmp_path: Path) -> None:
     """A reader that stops reading costs a bounded queue, and its stream ends by itself."""
-    feed = Told(LiveSettings(queue=8, send_timeout_s=0.5, heartbeat_s=0.1))
+    feed = MemoryFeed(LiveSettings(queue=8, send_timeout_s=0.5, heartbeat_s=0.1))
     async with built(tmp_path, feed) as house, listening(house.client, "/api/v1/events") as source:
         await joined(feed)
         image_id = new_image_id()
@@ -317,17 +317,17 @@ async def test_a_client_that_takes_nothing_is_let_go(tmp_path: Path) -> None:
 
 async def test_stopping_ends_the_streams_soon(tmp_path: Path) -> None:
     """When the process goes, streams end whole, so that the server closes at once and clients resume elsewhere."""
-    feed = Told(LiveSettings(heartbeat_s=60))
+    feed = MemoryFeed(LiveSettings(heartbeat_s=60))
     async with built(tmp_path, feed) as house, listening(house.client, "/api/v1/events") as source:
         await joined(feed)
         feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
-        feed.hang_up()
+        feed.close()
         assert [event.name for event in await source.rest()] == ["stage"]
 
 
 async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path) -> None:
     """Credentials are looked at again at least so often as a stream may last; resuming loses nothing."""
-    feed = Told(LiveSettings(heartbeat_s=60, max_stream_s=0.2))
+    feed = MemoryFeed(LiveSettings(heartbeat_s=60, max_stream_s=0.2))
     async with built(tmp_path, feed) as house:
         async with listening(house.client, "/api/v1/events") as source:
             assert await source.rest() == []
@@ -340,14 +340,14 @@ async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path)
 async def test_very_many_listeners_are_all_told(tmp_path: Path) -> None:
     """Five hundred connections to one process hear the same event, each once."""
     make_room(2 * MANY)
-    feed = Told(LiveSettings(max_listeners=MANY))
+    feed = MemoryFeed(LiveSettings(max_listeners=MANY))
     async with built(tmp_path, feed) as house, AsyncExitStack() as stack:
         port = house.client.base_url.port
         assert port is not None
         readers = [await opened(stack, port) for _ in range(MANY)]
         refused(await house.client.get("/api/v1/events"), 503, "too-many-listeners")
         feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
-        feed.hang_up()
+        feed.close()
         async with asyncio.timeout(60):
             streams = await asyncio.gather(*(reader.read() for reader in readers))
     assert [stream.count(b"event: stage") for stream in streams] == [1] * MANY

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from agents.indexing.record_facts import record as record_fact
-from gateway.access.authenticator import open_door
+from gateway.access.authenticator import open_authenticator
 from gateway.access.loopback import is_loopback
 from gateway.access.settings import AuthSettings
-from gateway.apps.components import IngestParts, QueryParts
+from gateway.apps.components import IngestComponents, QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
@@ -25,7 +25,7 @@ from schemas.values import ImageState, new_image_id
 from streams.errors import NotReady
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.operations.agent_pauses import Control
 from streams.operations.reprocess_jobs import JobState, ReprocessJobs
 from streams.read_model.factory import open_read_model
@@ -55,7 +55,7 @@ class Office:
     """An embedded gateway over a real store and read model in a folder."""
 
     files: FrailFiles
-    vectors: ReadModel
+    read_model: ReadModel
 
     @property
     def store(self) -> FileStore:
@@ -67,18 +67,18 @@ class Office:
     ) -> AsyncIterator[httpx.AsyncClient]:
         """Talk to the gateway under other settings, without a socket."""
         own = settings(**changes)
-        door = await open_door(own, AuthSettings(), self.store)
+        door = await open_authenticator(own, AuthSettings(), self.store)
         app = embedded_app(own, replace(self.parts(), authenticator=door))
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client:
             yield client
 
-    def parts(self) -> QueryParts:
+    def parts(self) -> QueryComponents:
         """Return what an app is made of."""
-        return QueryParts(
+        return QueryComponents(
             files=self.files,  # type: ignore[arg-type]
             events=Sink(),
-            vectors=self.vectors,
+            read_model=self.read_model,
             encoder=Encoder(),
             readiness=Answers(),
         )
@@ -88,8 +88,8 @@ class Office:
         images = [new_image_id() for _ in range(count)]
         for image in images:
             for fact in Facts(image).all():
-                await record_fact(fact, self.vectors, Erasures(self.store))
-            await self.vectors.merge(image, 1, {"state": ImageState.COMPLETED.value})
+                await record_fact(fact, self.read_model, Tombstones(self.store))
+            await self.read_model.merge(image, 1, {"state": ImageState.COMPLETED.value})
         return images
 
 
@@ -98,9 +98,9 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
     """Return an office of its own."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield Office(FrailFiles(files), vectors)
+        yield Office(FrailFiles(files), read_model)
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
@@ -179,7 +179,7 @@ async def test_only_who_answers_has_it(office: Office) -> None:
     """The query gateway has the admin API, the ingest gateway has not."""
     apps = {
         200: query_app(settings(), office.parts()),
-        404: ingest_app(settings(), IngestParts(files=office.store, events=Sink(), readiness=Answers())),
+        404: ingest_app(settings(), IngestComponents(files=office.store, events=Sink(), readiness=Answers())),
     }
     for status, app in apps.items():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HERE) as client:

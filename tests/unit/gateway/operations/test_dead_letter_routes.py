@@ -10,17 +10,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from schemas.events.envelope import Record
 from schemas.values import ErrorCode, new_image_id
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.retries import dead_letter_listing
-from streams.retries.dead_letter_listing import LetterPages, Place
-from streams.retries.dead_letters import DeadLetterOffice, Failure, dead_letter
+from streams.retries.dead_letter_listing import DeadLetterListing, Place
+from streams.retries.dead_letters import DeadLetterStore, Failure, dead_letter
 from streams.settings import FilesSettings, KafkaSettings, QdrantSettings
 from streams.testing.memory_log import MemoryLog
 from streams.topics import GIVES_UP, dead_topic, retry_topic
@@ -83,7 +83,7 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(dead_letter_listing, "read_some", some)
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         images = [
             _put(log, "sanitizer", ErrorCode.INTERNAL_ERROR),
@@ -91,14 +91,14 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             _put(log, "resizer", ErrorCode.OBJECT_CHANGED),
             _put(log, "resizer", ErrorCode.OBJECT_CHANGED),
         ]
-        assert await Erasures(files).make_certain(images[3], "default", 2) is not None
-        office = DeadLetterOffice(KafkaSettings(), files, log)
-        parts = QueryParts(
+        assert await Tombstones(files).make_certain(images[3], "default", 2) is not None
+        office = DeadLetterStore(KafkaSettings(), files, log)
+        parts = QueryComponents(
             files=files,
             events=Sink(),
             readiness=Answers(),
-            vectors=vectors,
-            letters=LetterPages(KafkaSettings(), office),
+            read_model=read_model,
+            letters=DeadLetterListing(KafkaSettings(), office),
         )
         async with client_of(query_app(settings(), parts)) as client:
             yield Post(client, log, files, images)

@@ -11,7 +11,7 @@ import pytest
 from fastapi import Request
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from schemas.http.operations import FailedPage
 from schemas.values import ImageState, Owner, StageState, new_image_id
@@ -38,13 +38,13 @@ class House:
     """A query gateway over images of two owners."""
 
     client: httpx.AsyncClient
-    vectors: ReadModel
+    read_model: ReadModel
 
     async def image(self, owner: str, state: ImageState = ImageState.FAILED) -> str:
         """Put an image into the read model, failed in two stages unless told otherwise."""
         image_id = new_image_id()
         record = ImageRecord(image_id=image_id, owner=owner, generation=1, submitted_at="2026-01-01T00:00:00.000Z")
-        await self.vectors.begin(record)
+        await self.read_model.begin(record)
         failed = StageRecord(state=StageState.FAILED, reason="deadline-exceeded", message="too slow")
         stages = {
             "ocr": failed.model_copy(update={"finished_at": "2026-01-01T00:00:09.000Z"}),
@@ -54,7 +54,7 @@ class House:
             "resizer": StageRecord(state=StageState.DONE),
         }
         patch = {"state": state.value, "error_code": "internal-error", "error_message": "a bug of ours"}
-        await self.vectors.merge(image_id, 1, patch, stages=stages)
+        await self.read_model.merge(image_id, 1, patch, stages=stages)
         return image_id
 
     async def page(self, who: str, **parameters: str | int | bool) -> FailedPage:
@@ -69,11 +69,11 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """Open the gateway."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        parts = QueryParts(files=files, events=Sink(), readiness=Answers(), vectors=vectors)
+        parts = QueryComponents(files=files, events=Sink(), readiness=Answers(), read_model=read_model)
         async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
-            yield House(client, vectors)
+            yield House(client, read_model)
 
 
 async def test_an_owner_is_told_their_own_failed_images_newest_first(house: House) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from darkroom.processes.readiness import Groups, agents_part, kafka_part, worst
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.operations.health import Parts, files_part
 from streams.concurrency.circuit_breaker import Breakers, State
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.object_store.factory import open_files
 from streams.object_store.with_breakers import ANSWERS, TAKES
@@ -89,7 +89,7 @@ async def test_each_dependency_tells_its_state_latency_and_breaker(tmp_path: Pat
             cache_s=-1,
             breakers={"files": worst(breakers, ANSWERS, TAKES)},
         )
-        app = ingest_app(settings(), IngestParts(files=files, events=Sink(), readiness=readiness))
+        app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=readiness))
         async with client_of(app) as client:
             found = (await client.get("/health/ready")).json()["parts"]
             assert (found["files"]["state"], found["files"]["breaker"]) == ("ok", "closed")
@@ -103,8 +103,8 @@ async def test_each_dependency_tells_its_state_latency_and_breaker(tmp_path: Pat
 
 def _open(breakers: Breakers) -> None:
     (breaker, _) = breakers._all[TAKES]
-    with pytest.raises(DependencyAway), breaker.passing():
-        raise DependencyAway("no store at 10.0.0.7")
+    with pytest.raises(DependencyUnavailable), breaker.passing():
+        raise DependencyUnavailable("no store at 10.0.0.7")
 
 
 async def test_the_worst_of_several_breakers_is_told() -> None:
@@ -127,7 +127,7 @@ async def test_kafka_is_asked_once_for_brokers_and_agents(tmp_path: Path) -> Non
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         for admin, kafka, agents in (
             (Members(), "ok", "down"),
-            (Members(DependencyAway("at 10.0.0.7")), "down", "down"),
+            (Members(DependencyUnavailable("at 10.0.0.7")), "down", "down"),
         ):
             groups = Groups(admin, timeout_s=5)
             parts = {"kafka": kafka_part(groups), "agents": agents_part(groups, Control(files), ("ocr", "resizer"))}

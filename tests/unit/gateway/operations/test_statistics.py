@@ -13,13 +13,13 @@ import pytest
 from fastapi import Request
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from gateway.operations.inventory_counts import Pace, Refreshed, count_objects, count_records
 from gateway.operations.statistics_cache import StatisticsSettings, open_numbers
 from schemas.http.operations import Statistics
 from schemas.values import ImageState, ObjectRef, Owner, StageState, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.operations.recent_rates import ACCEPTED, Happened, Tally
@@ -52,14 +52,14 @@ class Lately:
 
     async def look(self) -> None:
         if self.away:
-            raise DependencyAway("Kafka at 10.0.0.7")
+            raise DependencyUnavailable("Kafka at 10.0.0.7")
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
         return self.tally.counts(time.time(), owner)
 
     async def waiting(self, agent: str) -> int:
         if self.away:
-            raise DependencyAway("Kafka at 10.0.0.7")
+            raise DependencyUnavailable("Kafka at 10.0.0.7")
         return 7 if agent == "ocr" else 0
 
 
@@ -69,14 +69,14 @@ class House:
 
     client: httpx.AsyncClient
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     log: Lately
 
     async def image(self, owner: str, state: ImageState, *, submitted_at: str | None = None) -> str:
         """Put an image into the read model: its resizer done, its ocr not ended unless the image is."""
         image_id = new_image_id()
         original = ObjectRef(bucket="b", key=f"originals/{owner}/x", sha256="a" * 64, size=1000)
-        await self.vectors.begin(
+        await self.read_model.begin(
             ImageRecord(
                 image_id=image_id,
                 owner=owner,
@@ -89,7 +89,7 @@ class House:
         stages = {"resizer": StageRecord(state=StageState.DONE)}
         if state is not ImageState.PROCESSING:
             stages["ocr"] = StageRecord(state=StageState.FAILED if state is ImageState.FAILED else StageState.DONE)
-        await self.vectors.merge(image_id, 1, {"state": state.value}, stages=stages)
+        await self.read_model.merge(image_id, 1, {"state": state.value}, stages=stages)
         return image_id
 
     async def numbers(self, who: str, **parameters: bool) -> Statistics:
@@ -107,12 +107,12 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     own = StatisticsSettings(refresh_s=0, walk_every_s=0, rest=0, wait_s=30)
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
-        open_numbers(own, files, vectors, log, log) as numbers,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
+        open_numbers(own, files, read_model, log, log) as numbers,
     ):
-        parts = QueryParts(files=files, events=Sink(), readiness=Answers(), vectors=vectors, numbers=numbers)
+        parts = QueryComponents(files=files, events=Sink(), readiness=Answers(), read_model=read_model, numbers=numbers)
         async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
-            yield House(client, files, vectors, log)
+            yield House(client, files, read_model, log)
 
 
 async def test_an_owner_is_told_their_own_numbers_alone(house: House) -> None:
@@ -173,11 +173,11 @@ async def test_what_cannot_be_counted_is_left_out(house: House) -> None:
 async def test_walks_are_bounded_and_say_so(house: House) -> None:
     """A walk that reaches its bound stops, and says that there is more."""
     for number in range(450):
-        await house.vectors.begin(ImageRecord(image_id=new_image_id(), owner=f"o{number % 3}", generation=1))
-    whole = await count_records(house.vectors, QUIET)
+        await house.read_model.begin(ImageRecord(image_id=new_image_id(), owner=f"o{number % 3}", generation=1))
+    whole = await count_records(house.read_model, QUIET)
     assert (whole.everybody.images, whole.complete) == (450, True)
     assert whole.of("o1").images == 150
-    part = await count_records(house.vectors, replace(QUIET, most=200))
+    part = await count_records(house.read_model, replace(QUIET, most=200))
     assert (part.everybody.images, part.complete) == (200, False)
     for number in range(3):
         await house.files.put(f"jobs/{number}", b"12", content_type="application/json")
@@ -196,7 +196,7 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
         made += 1
         await gate.wait()
         if made == 2:
-            raise DependencyAway("away")
+            raise DependencyUnavailable("away")
         return made
 
     value = Refreshed(make, every_s=0, stale_s=1e9)

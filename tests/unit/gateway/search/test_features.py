@@ -19,7 +19,7 @@ from agents.core.decode import Limits as DecodeLimits
 from agents.core.sanitize import sanitize
 from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
 from darkroom.processes.clip import open_features, open_tower
-from gateway.apps.components import QueryParts
+from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
@@ -93,7 +93,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
             async with open_batching(paper, FeatureSettings(**changes)) as batching:
                 features = None if without else batching
                 sink = Sink()
-                parts = QueryParts(
+                parts = QueryComponents(
                     files=files,
                     events=sink,
                     readiness=Answers(),

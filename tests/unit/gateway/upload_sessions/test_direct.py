@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from pydantic import SecretStr
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
@@ -71,7 +71,7 @@ def sink() -> Sink:
 @pytest.fixture
 def app(files: Any, sink: Sink) -> FastAPI:
     """A gateway."""
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), authenticator=ByName())
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=ByName())
     return ingest_app(settings(max_upload_bytes=100_000), parts)
 
 
@@ -268,7 +268,7 @@ async def test_a_wish_that_cannot_be_granted_is_refused(
 async def test_a_form_counts_as_an_upload(files: Any, sink: Sink) -> None:
     """The owner's limit holds for beginning, and completing takes nothing more."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         form = await begin(client)
         refused(await client.post(DIRECT, json=ASKED), 429, "rate-limited")
@@ -280,7 +280,7 @@ async def test_a_folder_has_no_forms_and_the_refusal_says_what_to_do(tmp_path: P
     """`direct-upload-unavailable` names the other ways in, and takes nothing of the owner's limit."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         limits = Limits(RateLimitSettings(uploads="1/hour"))
-        parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+        parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
         async with client_of(ingest_app(settings(), parts)) as client:
             for _ in range(2):
                 problem = refused(await client.post(DIRECT, json=ASKED), 409, "direct-upload-unavailable")

@@ -16,17 +16,17 @@ import pytest
 from fastapi import FastAPI, Request
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.problems import Problem
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
-from gateway.upload_sessions.leases import LASTS_S, alone_among_gateways
+from gateway.upload_sessions.leases import LASTS_S, distributed_lease
 from schemas.events.intake import ImageUploaded
 from schemas.http.resumable import UploadState, UploadView
 from schemas.values import Owner, new_image_id
-from streams.errors import Unconfirmed
+from streams.errors import DeliveryUnconfirmed
 from streams.object_store.factory import open_files
 from streams.object_store.keys import finishing_prefix, image_key, pieces_prefix, upload_key
 from streams.object_store.protocol import FileStore
@@ -63,18 +63,18 @@ def sink() -> Sink:
 
 
 @pytest.fixture
-def parts(files: Any, sink: Sink) -> IngestParts:
+def parts(files: Any, sink: Sink) -> IngestComponents:
     """The parts of a gateway."""
-    return IngestParts(files=files, events=sink, readiness=Answers(), authenticator=ByName())
+    return IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=ByName())
 
 
-def gateway(parts: IngestParts, **changes: object) -> FastAPI:
+def gateway(parts: IngestComponents, **changes: object) -> FastAPI:
     """Return a gateway with small pieces."""
     return ingest_app(settings(piece_bytes=PIECE, max_upload_bytes=1_000_000, **changes), parts)
 
 
 @pytest.fixture
-def app(parts: IngestParts) -> FastAPI:
+def app(parts: IngestComponents) -> FastAPI:
     """A gateway."""
     return gateway(parts, max_unfinished_uploads=3)
 
@@ -353,7 +353,7 @@ async def test_what_arrived_before_the_connection_broke_is_kept(
 
 
 async def test_another_gateway_goes_on_with_an_upload(
-    client: httpx.AsyncClient, parts: IngestParts, sink: Sink
+    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink
 ) -> None:
     """Nothing of an upload is in a gateway's memory: any other knows it and finishes it."""
     path = await begin(client)
@@ -384,7 +384,7 @@ async def test_a_client_that_comes_back_need_not_wait_for_its_dead_connection(cl
     assert answer.headers["upload-offset"] == "1234"
 
 
-async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestParts) -> None:
+async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestComponents) -> None:
     """408 after the limit, with the offset that was reached."""
 
     async def stalled() -> AsyncIterator[bytes]:
@@ -399,7 +399,7 @@ async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestParts)
         assert await offset_of(client, path) == 1234
 
 
-async def test_of_two_parts_for_the_same_place_one_is_kept(parts: IngestParts, files: FrailFiles) -> None:
+async def test_of_two_parts_for_the_same_place_one_is_kept(parts: IngestComponents, files: FrailFiles) -> None:
     """Two gateways given other bytes at the same offset: one is refused, and nothing is mixed."""
     async with client_of(gateway(parts)) as one, client_of(gateway(parts)) as other:
         path = await begin(one)
@@ -446,12 +446,12 @@ async def test_while_kafka_is_away_no_client_hears_that_all_bytes_are_there(
 
 
 async def test_an_image_disowned_for_kafkas_silence_is_replaced_by_another(
-    client: httpx.AsyncClient, parts: IngestParts, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image whose event Kafka may have all the same stays deleted; the upload ends as a new one."""
 
     async def silent(*_args: object, **_more: object) -> None:
-        raise Unconfirmed("no answer")
+        raise DeliveryUnconfirmed("no answer")
 
     path = await begin(client, len(JPEG))
     with monkeypatch.context() as changed:
@@ -484,7 +484,7 @@ async def test_while_another_gateway_finishes_an_upload_it_is_busy(
 ) -> None:
     """423 and when to come back: two that both made the image might undo each other's work."""
     path = await begin(client, len(JPEG))
-    async with alone_among_gateways(files, finishing_prefix("default", path.rsplit("/", 1)[-1])):
+    async with distributed_lease(files, finishing_prefix("default", path.rsplit("/", 1)[-1])):
         answer = await send(client, path, 0, JPEG)
         refused(answer, 423, "upload-busy")
         assert answer.headers["retry-after"] == "5"
@@ -496,11 +496,11 @@ async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: Frai
     prefix, now = finishing_prefix("default", new_image_id()), 1000.0
     await files.put(f"{prefix}000001", f"{now + LASTS_S}".encode(), content_type="text/plain")
     with pytest.raises(Problem, match="at work"):
-        async with alone_among_gateways(files, prefix, clock=lambda: now):
+        async with distributed_lease(files, prefix, clock=lambda: now):
             raise AssertionError("nobody may get here")
-    async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):
+    async with distributed_lease(files, prefix, clock=lambda: now + LASTS_S):
         with pytest.raises(Problem, match="at work"):
-            async with alone_among_gateways(files, prefix, clock=lambda: now + LASTS_S):
+            async with distributed_lease(files, prefix, clock=lambda: now + LASTS_S):
                 raise AssertionError("nobody may get here")
 
 
@@ -548,7 +548,7 @@ async def test_giving_up_what_was_accepted_leaves_the_image(client: httpx.AsyncC
     assert len(await files.receipts()) == 1
 
 
-async def test_an_upload_is_over_when_its_time_is(parts: IngestParts) -> None:
+async def test_an_upload_is_over_when_its_time_is(parts: IngestComponents) -> None:
     """410 to whoever goes on, and to whoever asks."""
     async with client_of(gateway(parts, upload_expires_s=0.001)) as client:
         path = await begin(client)
@@ -583,7 +583,7 @@ async def test_an_owner_may_begin_so_many_uploads_and_no_more(client: httpx.Asyn
 async def test_beginning_an_upload_counts_as_an_upload(files: Any, sink: Sink) -> None:
     """The owner's limit holds for it, and only for its beginning."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
     async with client_of(gateway(parts)) as client:
         path = await begin(client)
         for at in range(0, 300, 100):
@@ -640,7 +640,7 @@ async def test_a_method_may_be_said_in_a_header(client: httpx.AsyncClient, sink:
 async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink) -> None:
     """The owner's quota is looked at when an upload begins, and again when it ends."""
     quotas = Quotas(QuotaSettings(bytes=1000), files)
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), quotas=quotas)
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), quotas=quotas)
     async with client_of(gateway(parts)) as client:
         refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1001"}), 403, "quota-exceeded")
         path = await begin(client, 1000)
@@ -660,7 +660,7 @@ async def test_an_upload_in_crumbs_is_refused(client: httpx.AsyncClient, monkeyp
 
 
 async def test_a_store_that_gives_back_less_than_it_took_makes_no_image(
-    client: httpx.AsyncClient, parts: IngestParts, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image is made of all the bytes there are to it, or the answer is 503 and the upload goes on later."""
 

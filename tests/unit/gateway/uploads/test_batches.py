@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
 from schemas.events.envelope import Event
 from schemas.events.intake import ImageUploaded
 from schemas.http.batches import BatchSubmitted
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 from streams.topics import Topic
@@ -70,7 +70,7 @@ def spool(tmp_path: Path) -> Path:
 @pytest.fixture
 async def client(files: FrailFiles, sink: Sink, spool: Path) -> AsyncIterator[httpx.AsyncClient]:
     own = settings(max_upload_bytes=100_000, max_batch_files=5, max_batch_bytes=300_000, spool_dir=spool)
-    async with client_of(ingest_app(own, IngestParts(files=files, events=sink, readiness=Answers()))) as found:
+    async with client_of(ingest_app(own, IngestComponents(files=files, events=sink, readiness=Answers()))) as found:
         yield found
     assert list(spool.iterdir()) == []
 
@@ -256,12 +256,14 @@ async def test_a_batch_that_broke_off_is_gone_on_with(files: FrailFiles) -> None
 
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             if len(self.sent) >= self.after:
-                raise DependencyAway("Kafka is away")
+                raise DependencyUnavailable("Kafka is away")
             await super().send(topic, event, traceparent=traceparent, bulk=bulk)
 
     sink, key = Leaving(2), {"Idempotency-Key": "batch"}
     sent = [(f"{number}.jpg", JPEG + bytes([number])) for number in range(6)]
-    async with client_of(ingest_app(settings(), IngestParts(files=files, events=sink, readiness=Answers()))) as client:
+    async with client_of(
+        ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=Answers()))
+    ) as client:
         first = answered(await send(client, sent, headers=key), 207)
         assert (first.accepted, first.refused) == (2, 4)
         assert {item.status for item in first.items if item.error} == {503}
@@ -291,7 +293,7 @@ async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files:
 async def test_each_file_counts_against_the_limit(files: FrailFiles, sink: Sink) -> None:
     """A batch of three is three uploads: it is refused whole when only two are left."""
     limits = Limits(RateLimitSettings(uploads="4/hour"))
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         files_ = [("cat.jpg", CAT), ("dog.jpg", DOG)]
         answered(await send(client, files_), 202)
@@ -327,7 +329,7 @@ async def test_a_batch_is_never_whole_in_memory(files: FrailFiles, sink: Sink, s
             await asyncio.sleep(0)
             yield chunk
 
-    app = ingest_app(settings(spool_dir=spool), IngestParts(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         tracemalloc.start()
         try:

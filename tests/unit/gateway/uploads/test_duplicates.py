@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import IngestParts, QueryParts
+from gateway.apps.components import IngestComponents, QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.ingest import ingest_app
 from schemas.values import ImageState, ObjectRef, Owner, job_id_of
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, original_key
-from streams.object_store.original_references import claim
+from streams.object_store.original_references import add_reference
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
@@ -42,7 +42,7 @@ class House:
     """The embedded app, and the ingest app alone, on the same store."""
 
     files: FrailFiles
-    vectors: ReadModel
+    read_model: ReadModel
     sink: Sink
     client: httpx.AsyncClient
     alone: httpx.AsyncClient
@@ -51,23 +51,25 @@ class House:
         """Do what the indexer does."""
         ref = ObjectRef(bucket="darkroom", key=original_key("default", SHA), sha256=SHA, size=len(JPEG))
         known = {"image_id": image_id, "owner": "default", "generation": 1, "state": state, "original": ref}
-        await self.vectors.begin(ImageRecord.model_validate(known | more))
+        await self.read_model.begin(ImageRecord.model_validate(known | more))
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with (
         open_files(FilesSettings(directory=tmp_path / "files")) as store,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         files, sink = FrailFiles(store), Sink()
-        parts = IngestParts(files=files, events=sink, readiness=Answers(), authenticator=Named())
-        whole = QueryParts(files=files, events=sink, readiness=Answers(), authenticator=Named(), vectors=vectors)
+        parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=Named())
+        whole = QueryComponents(
+            files=files, events=sink, readiness=Answers(), authenticator=Named(), read_model=read_model
+        )
         async with (
             client_of(embedded_app(settings(), whole)) as client,
             client_of(ingest_app(settings(), parts)) as alone,
         ):
-            yield House(files, vectors, sink, client, alone)
+            yield House(files, read_model, sink, client, alone)
 
 
 async def upload(client: httpx.AsyncClient, how: str | None = None, **headers: str) -> httpx.Response:
@@ -127,7 +129,7 @@ async def test_nobody_learns_of_anothers_bytes(house: House) -> None:
 
 async def test_what_was_never_accepted_is_not_known(house: House) -> None:
     """A claim that a dead gateway left, without a receipt, is no image."""
-    await claim(house.files, "default", SHA, "01900000-0000-7000-8000-000000000001")
+    await add_reference(house.files, "default", SHA, "01900000-0000-7000-8000-000000000001")
     for client in (house.client, house.alone):
         refused(await client.get(KNOWN), 404, "not-found")
 
@@ -136,7 +138,7 @@ async def test_a_master_is_not_taken_for_an_original(house: House) -> None:
     """An image whose master has these bytes, and whose original has others, is not named."""
     image_id = (await upload(house.client)).json()["image_id"]
     other = hashlib.sha256(b"the master").hexdigest()
-    await claim(house.files, "default", other, image_id)
+    await add_reference(house.files, "default", other, image_id)
     for client in (house.client, house.alone):
         refused(await client.get(f"/api/v1/images/by-digest/{other}"), 404, "not-found")
 

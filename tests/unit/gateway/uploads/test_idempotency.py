@@ -14,7 +14,7 @@ import pytest
 
 from agents.maintenance.expired_idempotency_keys import ExpiredKeys
 from gateway.access.identity import Identity, Scope
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
@@ -22,7 +22,7 @@ from schemas.events.envelope import Event
 from schemas.http.submissions import Submitted
 from schemas.stored.idempotency import IDEMPOTENCY, Attempt
 from schemas.values import Owner
-from streams.errors import DependencyAway, Unconfirmed
+from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 from streams.topics import Topic
@@ -65,7 +65,7 @@ def sink() -> Sink:
 
 
 def app_of(files: FrailFiles, sink: Sink, **changes: object) -> Any:
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), authenticator=Named())
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=Named())
     return ingest_app(settings(**changes), parts)
 
 
@@ -108,7 +108,7 @@ async def test_an_upload_sent_again_has_the_same_answer_and_makes_no_second_imag
 async def test_a_repeated_answer_costs_nothing_of_the_limit(files: FrailFiles, sink: Sink) -> None:
     """An upload or batch that is sent again leaves its owner as many uploads as before."""
     limits = Limits(RateLimitSettings(uploads="5/hour"))
-    parts = IngestParts(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         for name, count, left in (("file", 1, "4"), ("files", 2, "2")):
             path = UPLOAD if name == "file" else "/api/v1/images/batch"
@@ -247,7 +247,7 @@ async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FrailFiles,
 
     class Unsure(Sink):
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
-            raise Unconfirmed("Kafka did not answer in time")
+            raise DeliveryUnconfirmed("Kafka did not answer in time")
 
     async with client_of(app_of(files, sink)) as client:
         lost = (await upload(client)).json()["image_id"]
@@ -358,5 +358,5 @@ async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.Async
 async def test_a_sweep_says_that_the_store_is_away(files: FrailFiles) -> None:
     """A sweep without a store fails as every other does."""
     files.away = True
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await ExpiredKeys(files).remove(now=0.0, page_size=1, dry_run=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.uploads.lane_selection import Lanes
 from schemas.events.envelope import Event
@@ -20,10 +20,10 @@ from schemas.http.submissions import Submitted
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import Lane, Owner, split_job_id
 from streams import topics
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.keys import receipt_key
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.settings import FilesSettings
 from streams.topics import Topic
 from tests.support.gateway_components import BASE, JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
@@ -46,7 +46,9 @@ def sink() -> Sink:
 
 @pytest.fixture
 async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
-    app = ingest_app(settings(max_upload_bytes=200_000), IngestParts(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(
+        settings(max_upload_bytes=200_000), IngestComponents(files=files, events=sink, readiness=Answers())
+    )
     async with client_of(app) as found:
         yield found
 
@@ -83,7 +85,7 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             seen.append({key.split("/")[0] for key in await files.objects()})
 
-    app = ingest_app(settings(), IngestParts(files=files, events=Watching(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Watching(), readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert seen == [{"originals", "claims", "jobs"}]
@@ -104,7 +106,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
     }
     for name, kind in wanted.items():
         data = (images_dir / name).read_bytes()
-        app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=Answers()))
+        app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=Answers()))
         async with client_of(app) as roomy:
             answer = await roomy.post(UPLOAD, files={"file": ("x.txt", data, "text/plain")})
         assert answer.status_code == 202, (name, answer.text)
@@ -227,7 +229,7 @@ async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.Asyn
 async def test_a_gateway_without_room_on_disk_says_503(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
     """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
     app = ingest_app(
-        settings(spool_dir=tmp_path / "nowhere"), IngestParts(files=files, events=sink, readiness=Answers())
+        settings(spool_dir=tmp_path / "nowhere"), IngestComponents(files=files, events=sink, readiness=Answers())
     )
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
@@ -238,7 +240,7 @@ async def test_no_upload_is_left_on_disk(files: FrailFiles, sink: Sink, tmp_path
     """However an upload ends, nothing of it stays where it waited."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    app = ingest_app(settings(spool_dir=spool), IngestParts(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
         refused(await client.post(UPLOAD, files={"file": ("a", b"x" * 100)}), 415, "unsupported-format")
@@ -254,7 +256,7 @@ async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Si
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
         await asyncio.Event().wait()
 
-    app = ingest_app(settings(upload_idle_s=0.05), IngestParts(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(settings(upload_idle_s=0.05), IngestComponents(files=files, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         refused(await client.post(UPLOAD, content=body(), headers=headers), 408, "upload-too-slow")
@@ -304,10 +306,10 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
             if not brought.is_set():
                 brought.set()
                 await accepted.wait()
-                raise DependencyAway("the first is not confirmed")
+                raise DependencyUnavailable("the first is not confirmed")
             accepted.set()
 
-    app = ingest_app(settings(), IngestParts(files=files, events=Split(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Split(), readiness=Answers()))
     async with client_of(app) as client:
 
         async def second() -> httpx.Response:
@@ -331,7 +333,7 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
             assert isinstance(event, ImageUploaded)
             await files.delete(event.original.key)
 
-    app = ingest_app(settings(), IngestParts(files=files, events=Removing(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Removing(), readiness=Answers()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert JPEG in [data for data, _ in (await files.objects()).values()]
@@ -339,11 +341,11 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
 
 async def only_its_deletion(files: FrailFiles) -> None:
     """Fail unless all that is left of an upload is that whatever becomes of it is deleted."""
-    (image_id,) = [one async for one in Erasures(files).unfinished()]
+    (image_id,) = [one async for one in Tombstones(files).unfinished()]
     assert await files.receipts() == [receipt_key(f"{image_id}.2")]
     receipt = Receipt.model_validate_json(await files.get(receipt_key(f"{image_id}.2")))
     assert receipt.kind is ReceiptKind.DELETE
-    erasure = await Erasures(files).get(image_id)
+    erasure = await Tombstones(files).get(image_id)
     assert erasure is not None
     assert erasure.covers(receipt.owner, 1)
     assert not [key for key in await files.objects() if key.startswith(("originals/", "claims/"))]
@@ -356,7 +358,9 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles
         async def send(self, *args: object, **named: object) -> None:
             await asyncio.Event().wait()
 
-    app = ingest_app(settings(delivery_timeout_s=0.05), IngestParts(files=files, events=Silent(), readiness=Answers()))
+    app = ingest_app(
+        settings(delivery_timeout_s=0.05), IngestComponents(files=files, events=Silent(), readiness=Answers())
+    )
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
     await only_its_deletion(files)
@@ -444,7 +448,7 @@ async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> Non
         async def send(self, *args: object, **named: object) -> None:
             raise RuntimeError("secret-host-name")
 
-    app = ingest_app(settings(), IngestParts(files=files, events=Broken(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Broken(), readiness=Answers()))
     async with client_of(app) as client:
         answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers={"x-correlation-id": "abc-1"})
     problem = refused(answer, 500, "internal-error")
@@ -467,7 +471,7 @@ async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink:
 async def test_ready_only_when_every_part_works(files: FrailFiles, sink: Sink) -> None:
     """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
     readiness = Answers({"kafka": (True, "answers"), "ocr": (False, "no worker")})
-    app = ingest_app(settings(), IngestParts(files=files, events=sink, readiness=readiness))
+    app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=readiness))
     async with client_of(app) as client:
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
@@ -532,7 +536,9 @@ async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: Frai
 
 async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FrailFiles, sink: Sink) -> None:
     """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
-    app = ingest_app(settings(interactive_per_minute=2), IngestParts(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(
+        settings(interactive_per_minute=2), IngestComponents(files=files, events=sink, readiness=Answers())
+    )
     async with client_of(app) as client:
         lanes = []
         for number in range(3):

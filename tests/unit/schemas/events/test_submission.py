@@ -31,9 +31,9 @@ def test_every_field_of_a_submission_is_carried() -> None:
     """What an event hands on is all that was said, with the time it was accepted if nobody gave one."""
     assert set(SAID) == set(SUBMISSION)
     event = FetchRequested(image_id=new_image_id(), url="https://example.org/x", **SAID)
-    assert event.said() == SAID
+    assert event.submission_fields() == SAID
     nobody = ImageUploaded(image_id=new_image_id(), original=ref("a"), occurred_at="2026-02-02T00:00:00.000Z")
-    assert nobody.said()["submitted_at"] == "2026-02-02T00:00:00.000Z"
+    assert nobody.submission_fields()["submitted_at"] == "2026-02-02T00:00:00.000Z"
 
 
 def test_a_refusal_says_what_was_submitted() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from streams.concurrency.circuit_breaker import Breaker, Breakers, State
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import ObjectMissing
 from streams.settings import BreakerSettings
 from streams.telemetry import metrics
@@ -33,8 +33,8 @@ class Clock:
 
 def fail(breaker: Breaker, times: int = 1) -> None:
     for _ in range(times):
-        with pytest.raises(DependencyAway, match="down"), breaker.passing():
-            raise DependencyAway("down")
+        with pytest.raises(DependencyUnavailable, match="down"), breaker.passing():
+            raise DependencyUnavailable("down")
 
 
 def state(breaker: Breaker) -> State:
@@ -62,7 +62,7 @@ def test_five_failures_in_a_row_open_it() -> None:
     assert state(breaker) is State.CLOSED
     fail(breaker)
     clock.now += 10
-    with pytest.raises(DependencyAway, match="down") as refused, breaker.passing():
+    with pytest.raises(DependencyUnavailable, match="down") as refused, breaker.passing():
         pytest.fail("a call was let through")
     assert refused.value.after_s == pytest.approx(20)
 
@@ -99,7 +99,7 @@ def test_one_probe_decides() -> None:
     clock.now += 30
     with breaker.passing():
         assert state(breaker) is State.HALF_OPEN
-        with pytest.raises(DependencyAway), breaker.passing():
+        with pytest.raises(DependencyUnavailable), breaker.passing():
             pytest.fail("a second call beside the probe")
     assert state(breaker) is State.CLOSED
     breaker = opened(clock)
@@ -121,7 +121,7 @@ def test_a_probe_that_nobody_waits_for_is_made_by_the_next() -> None:
     with breaker.passing():
         pass
     assert state(breaker) is State.CLOSED
-    lost.__exit__(DependencyAway, DependencyAway("late"), None)
+    lost.__exit__(DependencyUnavailable, DependencyUnavailable("late"), None)
     assert state(breaker) is State.CLOSED
 
 
@@ -137,7 +137,7 @@ def test_calls_of_before_do_not_count_after() -> None:
     assert state(breaker) is State.OPEN
     clock.now += 30
     with breaker.passing():
-        bad.__exit__(DependencyAway, DependencyAway("late"), None)
+        bad.__exit__(DependencyUnavailable, DependencyUnavailable("late"), None)
     assert state(breaker) is State.CLOSED
 
 
@@ -146,15 +146,15 @@ def test_a_question_passes_and_decides() -> None:
     clock = Clock()
     breaker = opened(clock)
     clock.now += 10
-    with pytest.raises(DependencyAway), breaker.probing():
-        raise DependencyAway("still down")
+    with pytest.raises(DependencyUnavailable), breaker.probing():
+        raise DependencyUnavailable("still down")
     assert breaker.left_s() == pytest.approx(20)
     with breaker.probing():
         pass
     assert state(breaker) is State.CLOSED
     for _ in range(9):
-        with pytest.raises(DependencyAway), breaker.probing():
-            raise DependencyAway("of questions alone it does not open")
+        with pytest.raises(DependencyUnavailable), breaker.probing():
+            raise DependencyUnavailable("of questions alone it does not open")
     assert state(breaker) is State.CLOSED
 
 
@@ -167,10 +167,10 @@ async def test_a_walk_counts_as_one_call() -> None:
         yield 1
         yield 2
         if breaks:
-            raise DependencyAway("down")
+            raise DependencyUnavailable("down")
 
     for _ in range(4):
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             assert [n async for n in breaker.steps(numbers(breaks=True))]
     # Each began well, which ends a row of failures.
     assert state(breaker) is State.CLOSED
@@ -178,7 +178,7 @@ async def test_a_walk_counts_as_one_call() -> None:
     assert await anext(walk) == 1
     fail(breaker, 5)
     assert [n async for n in walk] == [2]
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await anext(breaker.steps(numbers(breaks=False)))
     assert state(breaker) is State.OPEN
 
@@ -219,7 +219,7 @@ async def test_whoever_waits_asks_once_for_all() -> None:
             asked += 1
             await asyncio.sleep(0.02)
             if asked < 3:
-                raise DependencyAway("still down")
+                raise DependencyUnavailable("still down")
 
     breakers = Breakers(BreakerSettings(failures=1, open_s=0.05))
     breaker = breakers.add("store", ask)
@@ -236,7 +236,7 @@ async def test_a_dependency_that_is_back_is_found_where_no_work_waits() -> None:
     async def ask() -> None:
         with breaker.probing():
             if away:
-                raise DependencyAway("still down")
+                raise DependencyUnavailable("still down")
 
     breakers = Breakers(BreakerSettings(failures=1, open_s=0.02))
     breaker = breakers.add("store", ask)
@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
         call = self.breaker.passing()
         try:
             call.__enter__()
-        except DependencyAway as refused:
+        except DependencyUnavailable as refused:
             assert before is not State.CLOSED
             assert refused.after_s == left > 0
             return
@@ -283,7 +283,7 @@ class Machine(RuleBasedStateMachine):
         call = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
         error: BaseException | None = {
             "answers": None,
-            "fails": DependencyAway("down"),
+            "fails": DependencyUnavailable("down"),
             "is missing": ObjectMissing("k"),
             "is given up": asyncio.CancelledError(),
         }[how]

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway.apps.components import IngestParts
+from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from schemas.events.envelope import Event, Record
 from streams import topics
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.runtime.poison_events import CrashMarkers, Verdict
+from streams.runtime.poison_events import PoisonEventTracker, Verdict
 from streams.settings import BreakerSettings, FilesSettings, RetrySettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from tests.support.gateway_components import Answers, FrailFiles, Sink, client_of, refused, settings
@@ -116,12 +116,12 @@ async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
         await store.put("old", b"1", content_type="x/y")
         disk.fill()
         for _ in range(5):
-            with pytest.raises(DependencyAway):
+            with pytest.raises(DependencyUnavailable):
                 await store.put("k", bytes(500_000), content_type="x/y")
         assert breakers.shut() == ["object-store-writes is left alone for 600 s after failures"]
-        with pytest.raises(DependencyAway, match="left alone"):
+        with pytest.raises(DependencyUnavailable, match="left alone"):
             await store.put("k", b"1", content_type="x/y")
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await store.check()
         assert await store.get("k") == b"before"
         await store.delete("old")
@@ -136,7 +136,7 @@ async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
 
 async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, files: FileStore) -> None:
     """A full disk under the crash markers ends no worker: events are worked on without a mark."""
-    markers = CrashMarkers(disk.folder)
+    markers = PoisonEventTracker(disk.folder)
     disk.fill()
     markers.begin(Record("image.uploaded", 0, 1, None, None))
     markers.end(Record("image.uploaded", 0, 1, None, None))
@@ -151,13 +151,13 @@ async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, file
     assert len(log.records("image.facts")) == 10
     disk.free()
     markers.begin(Record("image.uploaded", 0, 2, None, None))
-    assert CrashMarkers(disk.folder).verdict(Record("image.uploaded", 0, 2, None, None)) is Verdict.ALONE
+    assert PoisonEventTracker(disk.folder).verdict(Record("image.uploaded", 0, 2, None, None)) is Verdict.ALONE
 
 
 async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, files: FileStore) -> None:
     """An upload that finds no room to wait in is answered 503 and leaves no trace; with room again it is accepted."""
     frail, sink = FrailFiles(files), Sink()
-    app = ingest_app(settings(spool_dir=disk.folder), IngestParts(files=frail, events=sink, readiness=Answers()))
+    app = ingest_app(settings(spool_dir=disk.folder), IngestComponents(files=frail, events=sink, readiness=Answers()))
     async with client_of(app) as client:
         disk.fill()
         answer = await client.post("/api/v1/images/upload", files={"file": ("a", JPEG)})
@@ -217,7 +217,7 @@ async def test_an_s3_store_without_room_is_away(status: int, code: str) -> None:
         endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         where = FilesSettings(endpoint=endpoint, access_key="a", secret_key=SecretStr("secret-key"))
         async with open_files(where) as store:
-            with pytest.raises(DependencyAway, match=code):
+            with pytest.raises(DependencyUnavailable, match=code):
                 await store.put("k", b"1", content_type="x/y")
 
 
@@ -225,7 +225,7 @@ READ_MODEL = """
 import asyncio, resource, sys
 from pathlib import Path
 from schemas.values import new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.settings import QdrantSettings
 from streams.read_model.protocol import ImageRecord, open_read_model
 
@@ -238,7 +238,7 @@ async def main():
         try:
             for _ in range(100):
                 await model.merge(ids[0], 1, {"text": "x" * 100_000})
-        except DependencyAway as error:
+        except DependencyUnavailable as error:
             print("away", error)
         await model.check()
         kept = await model.get(ids[0])
@@ -255,7 +255,7 @@ asyncio.run(main())
 
 
 async def test_a_read_model_without_room_is_away(tmp_path: Path) -> None:
-    """A full disk under the read model is DependencyAway; it still reads, tells no other than what is on disk, and
+    """A full disk under the read model is DependencyUnavailable; it still reads, tells no other than what is on disk, and
     writes again when there is room.
     """
     done = await asyncio.create_subprocess_exec(

@@ -16,12 +16,12 @@ from schemas.events.facts import Fact, ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ImageState, new_image_id
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.lanes.bulk_lane import read_bulk
 from streams.object_store.factory import open_files
 from streams.object_store.keys import original_key, receipt_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.operations.image_filter import WrongFilter
 from streams.operations.reprocess_jobs import JobState, ReprocessJob, ReprocessJobs, ReprocessRunner, drafted
 from streams.operations.rerun_events import DoneAlready, NotAgain, Restarts, WhyNot, rerun_analysis
@@ -44,7 +44,7 @@ class Hall:
     """A read model, an object store and a log, with a clock that stands still until somebody sleeps."""
 
     files: FileStore
-    vectors: ReadModel
+    read_model: ReadModel
     log: MemoryLog = field(default_factory=MemoryLog)
     time: float = 1000.0
     waiting: int = 0
@@ -52,7 +52,7 @@ class Hall:
     def runner(self) -> ReprocessRunner:
         """Return a runner as after a start: it knows nothing but what was saved."""
         return ReprocessRunner(
-            self.files, self.vectors, self.log, waiting=self._waiting, clock=lambda: self.time, sleep=self._sleep
+            self.files, self.read_model, self.log, waiting=self._waiting, clock=lambda: self.time, sleep=self._sleep
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -64,7 +64,7 @@ class Hall:
     async def tell(self, *facts: Fact) -> None:
         """Write facts into the read model, and the state that follows from them."""
         for fact in facts:
-            await record_fact(fact, self.vectors, Erasures(self.files))
+            await record_fact(fact, self.read_model, Tombstones(self.files))
 
     async def complete(self, count: int = 1, *, source_url: str | None = None) -> list[str]:
         """Make images whose stages are all done; return their ids, oldest first."""
@@ -74,7 +74,7 @@ class Hall:
             if source_url is not None:
                 first = Facts(image).sanitized(source_url=source_url)
             await self.tell(first, *others)
-            await self.vectors.merge(image, 1, {"state": ImageState.COMPLETED.value})
+            await self.read_model.merge(image, 1, {"state": ImageState.COMPLETED.value})
             assert isinstance(first, ImageSanitized)
             await self.files.put(first.original.key, b"x", content_type="image/jpeg")
         return images
@@ -107,9 +107,9 @@ async def hall(tmp_path: Path) -> AsyncIterator[Hall]:
     """Return a hall of its own."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield Hall(files, vectors)
+        yield Hall(files, read_model)
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def refused(why: WhyNot) -> Iterator[None]:
 async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
     """Each image a filter selects gets the stage's work event, of this run, in the bulk lane, for that stage alone."""
     images = await hall.complete(3)
-    await hall.vectors.merge(images[1], 1, {"bucket": "other"})
+    await hall.read_model.merge(images[1], 1, {"bucket": "other"})
     job = await ReprocessJobs(hall.files).start(drafted("ocr", "bucket=trip"))
     ended = await hall.finish(job)
     assert (ended.state, ended.total, ended.done, ended.skipped) == (JobState.DONE, 2, 2, 0)
@@ -132,7 +132,7 @@ async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
         assert target == "ocr.retry"
         assert isinstance(event, ImageSanitized)
         assert (event.run, event.generation, event.owner) == (job.run, 1, "anna")
-        record = await hall.vectors.get(event.image_id)
+        record = await hall.read_model.get(event.image_id)
         assert record is not None
         assert {name: value for name, value in learn(event).keys.items() if value not in (None, [], ())} == {
             name: value
@@ -144,7 +144,7 @@ async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
 async def test_an_event_is_rebuilt_as_it_was_said(hall: Hall) -> None:
     """The rerun's work event differs from the first one only in its run and its time."""
     (image,) = await hall.complete()
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None
     first = Facts(image).sanitized()
     again = rerun_analysis(record, "resizer", 7).event
@@ -204,7 +204,7 @@ async def test_what_was_done_before_a_death_is_not_asked_for_again(hall: Hall) -
     """An image whose record has this run, or a later one, needs no event."""
     (image,) = await hall.complete()
     await hall.tell(Facts(image, run=7).text())
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None
     with pytest.raises(DoneAlready):
         rerun_analysis(record, "ocr", 7)
@@ -254,7 +254,7 @@ async def test_a_job_waits_while_kafka_is_away(hall: Hall) -> None:
     job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
     runner = hall.runner()
     hall.log.away = True
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await runner.run_due()
     hall.log.away = False
     assert await runner.run_due()
@@ -266,7 +266,7 @@ async def test_a_job_waits_while_kafka_is_away(hall: Hall) -> None:
 async def test_images_accepted_later_are_left_alone(hall: Hall) -> None:
     """What came after the request was made by the new version anyway, and would keep the job from ending."""
     early, late = await hall.complete(2)
-    await hall.vectors.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
+    await hall.read_model.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
     ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
     assert (ended.total, hall.images_said()) == (1, [early])
 
@@ -275,7 +275,7 @@ async def test_skipped_images_say_why(hall: Hall) -> None:
     """An image that cannot run again is counted under its reason, and the others go on."""
     done, refused_one, pending = await hall.complete(1), new_image_id(), new_image_id()
     await hall.tell(Facts(refused_one).refused(), Facts(pending).sanitized())
-    await hall.vectors.merge(refused_one, 1, {"state": ImageState.REJECTED.value})
+    await hall.read_model.merge(refused_one, 1, {"state": ImageState.REJECTED.value})
     ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
     assert (ended.done, ended.skipped) == (1, 2)
     assert ended.reasons == {"no-master": 1, "in-process": 1}
@@ -286,7 +286,7 @@ async def test_a_stage_out_of_the_profile_is_not_run(hall: Hall) -> None:
     """A rerun never does what the image was never to pass."""
     facts = Facts(new_image_id(), stages=("sanitizer", "resizer"))
     await hall.tell(facts.sanitized(), facts.resized())
-    (record,) = await hall.vectors.scan()
+    (record,) = await hall.read_model.scan()
     with refused(WhyNot.NOT_IN_PROFILE):
         rerun_analysis(record, "ocr", 7)
 
@@ -319,12 +319,12 @@ async def test_a_restart_is_asked_for_once(hall: Hall) -> None:
     """Going over an image again repeats the same event until the new generation is seen, and then nothing."""
     (image,) = await hall.complete()
     restarts, asked_at = Restarts(hall.files), "2026-02-02T00:00:00.000Z"
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None
     first, second = [(await restarts.restart(record, asked_at)).event for _ in range(2)]
     assert first.id == second.id
     await hall.tell(Facts(image, generation=2).sanitized())
-    newer = await hall.vectors.get(image)
+    newer = await hall.read_model.get(image)
     assert newer is not None
     with pytest.raises(DoneAlready):
         await restarts.restart(newer, asked_at)
@@ -334,16 +334,16 @@ async def test_a_restart_is_asked_for_once(hall: Hall) -> None:
 async def test_a_deleted_image_is_never_restarted(hall: Hall, known_to: str) -> None:
     """Wherever a deletion is known first, the image stays deleted, and no receipt with its sender's words is left."""
     (image,) = await hall.complete()
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None
     if known_to == "record":
-        await hall.vectors.bury(image, "anna", 2)
-        record = await hall.vectors.get(image)
+        await hall.read_model.bury(image, "anna", 2)
+        record = await hall.read_model.get(image)
         assert record is not None
         with refused(WhyNot.DELETED):
             rerun_analysis(record, "ocr", 7)
     elif known_to == "erasure":
-        await Erasures(hall.files).request(image, "anna", 2)
+        await Tombstones(hall.files).request(image, "anna", 2)
     else:
         deletion = Receipt(
             job_id=f"{image}.2", image_id=image, owner="anna", generation=2, kind=ReceiptKind.DELETE,
@@ -359,7 +359,7 @@ async def test_a_deleted_image_is_never_restarted(hall: Hall, known_to: str) -> 
 async def test_a_deletion_during_the_restart_leaves_no_receipt(hall: Hall) -> None:
     """A deletion asked for while the receipt is being written wins."""
     (image,) = await hall.complete()
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None
 
     class Deleting:
@@ -369,7 +369,7 @@ async def test_a_deletion_during_the_restart_leaves_no_receipt(hall: Hall) -> No
             return getattr(hall.files, name)
 
         async def put(self, key: str, data: bytes, *, content_type: str) -> None:
-            await Erasures(hall.files).request(image, "anna", 2)
+            await Tombstones(hall.files).request(image, "anna", 2)
             await hall.files.put(key, data, content_type=content_type)
 
     with refused(WhyNot.DELETED):
@@ -384,7 +384,7 @@ async def test_without_its_original_an_image_is_not_restarted(hall: Hall) -> Non
     ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "")))
     assert ended.reasons == {"original-gone": 1}
     assert hall.said() == []
-    record = await hall.vectors.get(image)
+    record = await hall.read_model.get(image)
     assert record is not None and record.state is ImageState.COMPLETED
 
 
@@ -393,7 +393,7 @@ async def test_a_refused_image_is_restarted_from_its_receipt(hall: Hall) -> None
     image = new_image_id()
     original = ref("b", original_key("anna", "b" * 64))
     await hall.tell(Facts(image).refused())
-    await hall.vectors.merge(image, 1, {"state": ImageState.REJECTED.value})
+    await hall.read_model.merge(image, 1, {"state": ImageState.REJECTED.value})
     receipt = Receipt(
         job_id=f"{image}.1", image_id=image, owner="anna", generation=1, kind=ReceiptKind.UPLOAD,
         submitted_at="2026-01-01T00:00:00Z", original=original,

@@ -20,7 +20,7 @@ from agents.models.loading import load
 from agents.models.weights import Model, find, manifest
 from darkroom.processes.gateway_runtime import check_gateway
 from gateway.settings import GatewaySettings
-from streams.errors import AccessRefused, DependencyAway, NotReady
+from streams.errors import AccessDenied, DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.process.settings_checks import check_safe
@@ -216,10 +216,10 @@ class Reluctant:
 
 async def test_a_store_that_stumbles_is_asked_again() -> None:
     """One failed answer ends no start; a store that is away does, in the way that is started again."""
-    await check_files(Reluctant(2, DependencyAway("busy")).store(), FilesSettings(), pause_s=0)
-    with pytest.raises(DependencyAway, match="busy"):
-        await check_files(Reluctant(9, DependencyAway("busy")).store(), FilesSettings(), pause_s=0)
-    once = Reluctant(9, AccessRefused("read-only"))
+    await check_files(Reluctant(2, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
+    with pytest.raises(DependencyUnavailable, match="busy"):
+        await check_files(Reluctant(9, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
+    once = Reluctant(9, AccessDenied("read-only"))
     with pytest.raises(NotReady, match="read-only"):
         await check_files(once.store(), FilesSettings(), pause_s=0)
     assert once.left == 8

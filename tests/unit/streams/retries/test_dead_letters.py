@@ -11,9 +11,9 @@ import pytest
 from schemas.values import ErrorCode, new_image_id
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures
+from streams.object_store.tombstones import Tombstones
 from streams.retries import dead_letters
-from streams.retries.dead_letters import ERASED, DeadLetterOffice, Failure, Letter, Selection, dead_letter
+from streams.retries.dead_letters import ERASED, DeadLetter, DeadLetterStore, Failure, Selection, dead_letter
 from streams.settings import FilesSettings, KafkaSettings
 from streams.testing.memory_log import MemoryLog
 from tests.support.stage_kit import message, uploaded
@@ -25,13 +25,13 @@ SECRET = "holiday-in-rome.jpg"
 class Post:
     """An office whose topics are in memory, with a letter of one deleted and one living image."""
 
-    office: DeadLetterOffice
+    office: DeadLetterStore
     log: MemoryLog
     files: FileStore
     deleted: str
     living: str
 
-    async def letters(self, *, handled: bool = False) -> list[Letter]:
+    async def letters(self, *, handled: bool = False) -> list[DeadLetter]:
         return [letter async for letter in self.office.letters("sanitizer", Selection(), handled=handled)]
 
 
@@ -46,8 +46,8 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             record = MemoryLog().append(message(uploaded(image_id, filename=SECRET)))
             failure = Failure(ErrorCode.INTERNAL_ERROR, ValueError(SECRET), 1, retriable=False, first_failure="now")
             log.append(dead_letter(record, "sanitizer", "1", failure))
-        assert await Erasures(files).make_certain(deleted, "default", 2) is not None
-        yield Post(DeadLetterOffice(KafkaSettings(), files, log), log, files, deleted, living)
+        assert await Tombstones(files).make_certain(deleted, "default", 2) is not None
+        yield Post(DeadLetterStore(KafkaSettings(), files, log), log, files, deleted, living)
 
 
 async def test_letters_of_deleted_images_are_not_listed(post: Post) -> None:

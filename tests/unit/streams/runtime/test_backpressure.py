@@ -13,7 +13,7 @@ import pytest
 from schemas.events.envelope import Event
 from streams import topics
 from streams.concurrency.circuit_breaker import Breaker, Breakers, State
-from streams.errors import DependencyAway
+from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.settings import BreakerSettings, FilesSettings, RetrySettings
@@ -59,7 +59,7 @@ class Store:
 
     def _answer(self) -> None:
         if self.away:
-            raise DependencyAway("the store is away")
+            raise DependencyUnavailable("the store is away")
 
     def stage(self) -> Stage[Any, Any, Any]:
         def act(event: Event) -> Outcome:
@@ -141,7 +141,7 @@ async def test_waiting_is_not_working(files: FileStore) -> None:
     """Events at the gate hold their place but are never overdue: the watchdog must not take waiting for being stuck."""
     store = Store(BreakerSettings(failures=1, open_s=600, gate_s=600))
     log = MemoryLog()
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         store.call()
     await log.deliver([message(uploaded()) for _ in range(40)])
     working, runner = worker(files, log, store)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from schemas.events.envelope import Event, Record
-from streams.concurrency.readers_writer_lock import Turns
+from streams.concurrency.readers_writer_lock import ReadWriteLock
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.runtime.poison_events import CrashMarkers, Verdict, crash_markers
+from streams.runtime.poison_events import PoisonEventTracker, Verdict, poison_event_tracker
 from streams.settings import FilesSettings
 from streams.stage import StageSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
@@ -33,42 +33,42 @@ def record(offset: int) -> Record:
 
 def test_what_was_in_flight_at_a_death_is_suspect_and_what_was_done_is_not(tmp_path: Path) -> None:
     """One death makes nobody guilty: suspects are worked on alone."""
-    first = CrashMarkers(tmp_path)
+    first = PoisonEventTracker(tmp_path)
     for offset in (1, 2, 3):
         first.begin(record(offset))
     first.end(record(2))
-    second = CrashMarkers(tmp_path)
+    second = PoisonEventTracker(tmp_path)
     assert [second.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.ALONE, Verdict.FREE, Verdict.ALONE]
 
 
 def test_only_the_one_that_was_alone_at_the_second_death_is_guilty(tmp_path: Path) -> None:
     """The other suspects of the first death are never blamed for the second."""
-    first = CrashMarkers(tmp_path)
+    first = PoisonEventTracker(tmp_path)
     for offset in (1, 2, 3):
         first.begin(record(offset))
-    second = CrashMarkers(tmp_path)
+    second = PoisonEventTracker(tmp_path)
     second.begin(record(1))
     second.end(record(1))
     second.begin(record(2))
-    third = CrashMarkers(tmp_path)
+    third = PoisonEventTracker(tmp_path)
     assert [third.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.FREE, Verdict.GUILTY, Verdict.ALONE]
 
 
 def test_a_process_that_leaves_for_its_own_reasons_blames_nobody(tmp_path: Path) -> None:
     """A Kafka that is away must not turn events into dead letters, however often workers end over it."""
-    markers = CrashMarkers(tmp_path)
+    markers = PoisonEventTracker(tmp_path)
     markers.begin(record(1))
     markers.forgive()
-    assert CrashMarkers(tmp_path).suspects() == 0
+    assert PoisonEventTracker(tmp_path).suspects() == 0
 
 
 def test_two_workers_of_one_machine_do_not_share_a_slot(tmp_path: Path) -> None:
     """A living worker's events are not suspects of another's."""
-    with crash_markers(tmp_path, "ocr", limit=2) as first:
+    with poison_event_tracker(tmp_path, "ocr", limit=2) as first:
         first.begin(record(1))
-        with crash_markers(tmp_path, "ocr", limit=2) as second:
+        with poison_event_tracker(tmp_path, "ocr", limit=2) as second:
             assert second.suspects() == 0
-    with crash_markers(tmp_path, "ocr", limit=2) as heir:
+    with poison_event_tracker(tmp_path, "ocr", limit=2) as heir:
         assert heir.suspects() == 1
 
 
@@ -76,12 +76,12 @@ async def test_the_guilty_event_becomes_a_dead_letter_untouched_and_the_rest_goe
     files: FileStore, tmp_path: Path
 ) -> None:
     """The stage never sees it again; it is kept byte for byte with its own code, and its image ends failed."""
-    markers = CrashMarkers(tmp_path, limit=2)
+    markers = PoisonEventTracker(tmp_path, limit=2)
     log = MemoryLog(partitions=1)
     await log.deliver([message(uploaded()) for _ in range(5)])
     for _ in range(2):
         markers.begin(record(3))
-        markers = CrashMarkers(tmp_path, limit=2)
+        markers = PoisonEventTracker(tmp_path, limit=2)
     seen = Seen()
     stage = echo_stage(seen)
     on = bench(stage, files, log, markers=markers)
@@ -98,8 +98,8 @@ async def test_the_guilty_event_becomes_a_dead_letter_untouched_and_the_rest_goe
 
 async def test_a_suspect_is_worked_on_with_nothing_beside_it(files: FileStore, tmp_path: Path) -> None:
     """If it kills the worker again, there is no doubt about which it was."""
-    CrashMarkers(tmp_path).begin(record(4))
-    markers = CrashMarkers(tmp_path)
+    PoisonEventTracker(tmp_path).begin(record(4))
+    markers = PoisonEventTracker(tmp_path)
     log = MemoryLog(partitions=1)
     await log.deliver([message(uploaded(generation=1 + (n == 4))) for n in range(12)])
     seen = Seen()
@@ -120,12 +120,12 @@ async def test_a_suspect_is_worked_on_with_nothing_beside_it(files: FileStore, t
 
 async def test_turns_keep_everybody_out_while_one_is_alone() -> None:
     """Together is many at once; alone is one, and nobody waits for ever."""
-    turns = Turns()
+    lock = ReadWriteLock()
     inside: set[str] = set()
     met: list[frozenset[str]] = []
 
     async def enter(name: str, *, alone: bool) -> None:
-        async with turns.alone() if alone else turns.together():
+        async with lock.exclusive() if alone else lock.shared():
             inside.add(name)
             await asyncio.sleep(0.001)
             met.append(frozenset(inside))

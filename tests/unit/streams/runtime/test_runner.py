@@ -13,7 +13,7 @@ from schemas.events.envelope import Event, Outgoing
 from schemas.events.facts import ImageRefused, StageFailed, StageSkipped
 from schemas.values import ErrorCode, Profile, new_image_id
 from streams import topics
-from streams.errors import Gone, Malformed, Retryable
+from streams.errors import Malformed, ObjectGone, Retryable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, RetrySettings
@@ -216,7 +216,7 @@ async def test_malformed_content_dies_at_once_with_its_own_code(files: FileStore
 
 async def test_a_gone_object_ends_the_image_without_a_dead_letter(files: FileStore) -> None:
     """A deleted image's late events fill no dead letters; a tombstone lets the fact bounce off."""
-    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Gone("no such key")))
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(ObjectGone("no such key")))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
     assert log.records("sanitizer.dead") == []
     assert [f.code for f in facts(log, StageFailed)] == [ErrorCode.GONE]

@@ -12,13 +12,13 @@ from schemas.events.envelope import Event, Outgoing, Record
 from schemas.events.facts import DeletionRequested, ImageSanitized
 from schemas.values import ErrorCode, new_image_id
 from streams import topics
-from streams.errors import DependencyAway, Malformed, Retryable
+from streams.errors import DependencyUnavailable, Malformed, Retryable
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Erasures, erasure_key, objects_of
-from streams.runtime.poison_events import CrashMarkers
-from streams.runtime.tombstone_check import TombstoneFence, hashes_in
+from streams.object_store.tombstones import Tombstones, erasure_key, objects_of
+from streams.runtime.poison_events import PoisonEventTracker
+from streams.runtime.tombstone_check import TombstoneCheck, hashes_in
 from streams.settings import FilesSettings, RetrySettings
 from streams.stage import Emit, Outcome, Reject
 from streams.telemetry import metrics
@@ -43,20 +43,20 @@ class AwayFence:
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
         self.looks -= 1
         if self.looks >= 0:
-            raise DependencyAway("the store is away")
+            raise DependencyUnavailable("the store is away")
         return False
 
 
 async def delete(files: FileStore, event: Event, generation: int = 2) -> None:
     """Do what the indexer does first."""
-    assert await Erasures(files).make_certain(event.image_id, event.owner, generation) is not None
+    assert await Tombstones(files).make_certain(event.image_id, event.owner, generation) is not None
 
 
 async def run(
     stage: Any, files: FileStore, messages: Sequence[Outgoing], **more: Any
 ) -> tuple[MemoryLog, list[BaseException]]:
     """Send messages, work until all are committed, stop."""
-    on = bench(stage, files, MemoryLog(), **{"fence": TombstoneFence(files), **more})
+    on = bench(stage, files, MemoryLog(), **{"fence": TombstoneCheck(files), **more})
     await on.log.deliver(messages)
     worker = MemoryWorker(on.log, stage.name, [topic.name for topic in stage.consumes], on.intake)
     await worker.until_idle()
@@ -92,7 +92,7 @@ async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileS
     key = image_key(event.image_id, 1, "master.png")
     await files.put(image_key(event.image_id, 3, "master.png"), b"of a newer run", content_type="image/png")
 
-    class Striking(TombstoneFence):
+    class Striking(TombstoneCheck):
         """Deletes the image just after the first look let its event pass."""
 
         async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
@@ -109,17 +109,21 @@ async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileS
 
     stage = echo_stage(act=work)
     log, fatal = await run(
-        stage, files, [message(event)], fence=Striking(files), retry=RetrySettings(in_place_tries=1, backoff_s=0.001)
+        stage,
+        files,
+        [message(event)],
+        deletion_check=Striking(files),
+        retry=RetrySettings(in_place_tries=1, backoff_s=0.001),
     )
     assert (followed(log), fatal) == ({}, [])
     assert [key async for key in objects_of(files, event.image_id, 9)] == [image_key(event.image_id, 3, "master.png")]
-    assert await Erasures(files).noted(event.image_id) == {SHA}
+    assert await Tombstones(files).noted(event.image_id) == {SHA}
 
 
 async def test_a_deletion_that_is_not_certain_stops_nothing(files: FileStore) -> None:
     """Before the log has it a deletion may still be refused: work goes on as if nobody had asked."""
     event = uploaded()
-    assert await Erasures(files).request(event.image_id, event.owner, 2)
+    assert await Tombstones(files).request(event.image_id, event.owner, 2)
     log, _ = await run(echo_stage(), files, [message(event)])
     assert followed(log) == {"image.facts": 1}
 
@@ -128,7 +132,7 @@ async def test_only_the_generations_and_the_owner_of_the_deletion_are_stopped(fi
     """A newer run of the image, or an event of another owner, passes."""
     newer, foreign = uploaded(generation=3), uploaded(owner="bert")
     await delete(files, newer)
-    assert await Erasures(files).make_certain(foreign.image_id, "anna", 2) is not None
+    assert await Tombstones(files).make_certain(foreign.image_id, "anna", 2) is not None
     log, _ = await run(echo_stage(), files, [message(newer), message(foreign)])
     assert followed(log) == {"image.facts": 2}
 
@@ -136,13 +140,13 @@ async def test_only_the_generations_and_the_owner_of_the_deletion_are_stopped(fi
 async def test_a_look_that_fails_in_passing_is_taken_again(files: FileStore) -> None:
     """A store that is away for a moment delays the look, before and after the work, and changes nothing else."""
     for looks in (1, 2):
-        log, fatal = await run(echo_stage(), files, [message(uploaded())], fence=AwayFence(looks))
+        log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=AwayFence(looks))
         assert (followed(log), fatal) == ({"image.facts": 1}, [])
 
 
 async def test_while_nobody_can_tell_the_event_waits(files: FileStore) -> None:
     """A store that stays away never counts as 'not deleted': the event goes to a delay, with nothing said."""
-    log, fatal = await run(echo_stage(), files, [message(uploaded())], fence=AwayFence(99))
+    log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=AwayFence(99))
     assert (followed(log), fatal) == ({"sanitizer.delay.30s": 1}, [])
 
 
@@ -166,8 +170,8 @@ async def test_an_event_that_killed_its_worker_leaves_no_dead_letter_when_delete
         folder = tmp_path / event.image_id
         folder.mkdir()
         for _ in range(2):
-            CrashMarkers(folder).begin(Record(record.topic, record.partition, record.offset, None, None))
-        on = bench(echo_stage(), files, log, markers=CrashMarkers(folder), fence=TombstoneFence(files))
+            PoisonEventTracker(folder).begin(Record(record.topic, record.partition, record.offset, None, None))
+        on = bench(echo_stage(), files, log, markers=PoisonEventTracker(folder), deletion_check=TombstoneCheck(files))
         worker = MemoryWorker(log, "sanitizer", ["image.uploaded"], on.intake)
         await worker.until_idle()
         await worker.stop()
@@ -179,19 +183,19 @@ async def test_a_deletion_itself_passes(files: FileStore) -> None:
     """The event that deletes an image is never stopped by the tombstone it made."""
     event = DeletionRequested(image_id=new_image_id(), owner="anna", generation=2)
     await delete(files, event)
-    assert not await TombstoneFence(files).drops(event)
+    assert not await TombstoneCheck(files).drops(event)
 
 
 async def test_a_replay_after_the_end_leaves_no_notes(files: FileStore) -> None:
     """An event dropped before work, long after its erasure was finished, does not open the erasure again."""
-    event, erasures = uploaded(), Erasures(files)
+    event, erasures = uploaded(), Tombstones(files)
     erasure = await erasures.make_certain(event.image_id, event.owner, 2)
     assert erasure is not None
     await erasures.finish(erasure, erasure.removed)
-    fence = TombstoneFence(files)
-    assert await fence.drops(event)
+    deletion_check = TombstoneCheck(files)
+    assert await deletion_check.drops(event)
     assert [image async for image in erasures.unfinished()] == []
-    assert await fence.drops(event, Emit(()))
+    assert await deletion_check.drops(event, Emit(()))
     assert [image async for image in erasures.unfinished()] == [event.image_id]
 
 
