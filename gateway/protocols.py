@@ -72,7 +72,7 @@ class FeatureEncoder(Protocol[P]):
         """Return which weights answer, loading them at the first call. Raises ModelAway."""
 
     async def prepare(self, data: bytes) -> P:
-        """Return an encoded image, which is untrusted, as the model's input. Raises Undecodable, DependencyUnavailable."""
+        """Return an untrusted encoded image as the model's input. Raises Undecodable, DependencyUnavailable."""
 
     async def encode(self, prepared: Sequence[P]) -> Sequence[list[float] | Exception]:
         """Return one vector per image that `prepare` made, in order."""

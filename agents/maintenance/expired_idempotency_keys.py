@@ -18,7 +18,7 @@ _MAX_BYTES = 1_000_000  # of an attempt
 
 @dataclass(slots=True)
 class ExpiredKeys:
-    """Walks what is kept of requests, a page at a time; keeps only where it stands. Calls raise DependencyUnavailable."""
+    """Scans stored idempotency keys page by page; its only state is the cursor. Calls raise DependencyUnavailable."""
 
     files: FileStore
     _walk: ObjectScan = field(init=False)

@@ -1,4 +1,4 @@
-"""The reference that is made of the code: `python -m darkroom.generate.docs` writes it, `--check` names what has drifted.
+"""The reference generated from the code: `python -m darkroom.generate.docs` writes it, `--check` names drifted files.
 
 Deterministic and the same on every machine: nothing is read but the code.
 """
@@ -6,7 +6,6 @@ Deterministic and the same on every machine: nothing is read but the code.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from agents.maintenance.janitor import JanitorSettings
 from agents.maintenance.reconciler import ReconcilerSettings
+from agents.pipeline import STAGES, stage
 from darkroom.generate.asyncapi import asyncapi
 from darkroom.generate.openapi import openapi
 from darkroom.processes.gateway_runtime import GatewayEnvironment
@@ -31,7 +31,7 @@ from streams.stage import Stage
 from streams.telemetry.metrics import ADVICE
 from streams.topics import AGENTS, SCHEDULER, Topic, all_topics
 
-ROOT = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[2] / "docs"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MADE = "<!-- Made by `python -m darkroom.generate.docs`; do not edit. -->\n\n"
 
@@ -61,8 +61,7 @@ def event_schema(kind: type[Event]) -> dict[str, JsonValue]:
 
 def stages() -> dict[str, Stage[Any, Any, Any]]:
     """Return the stages of this build, in the order of the pipeline."""
-    found = (name for name in AGENTS if importlib.util.find_spec(f"agents.{name}"))
-    return {name: importlib.import_module(f"agents.{name}").STAGE for name in found}
+    return {name: stage(name) for name in STAGES}
 
 
 def events_page() -> str:
@@ -108,8 +107,8 @@ def settings_page() -> str:
         text.append(_section(f"DARKROOM_{name.upper()}__", _model(field.annotation)))
     for name, field in GatewayEnvironment.model_fields.items():
         text.append(_section(f"DARKROOM_{name.upper()}__", _model(field.annotation)))
-    for name, stage in stages().items():
-        text.append(_section(f"DARKROOM_{name.upper()}__", stage.settings))
+    for name, found in stages().items():
+        text.append(_section(f"DARKROOM_{name.upper()}__", found.settings))
     text.append(_section("DARKROOM_RECONCILER__", ReconcilerSettings))
     text.append(_section("DARKROOM_JANITOR__", JanitorSettings))
     return "".join(text)

@@ -49,6 +49,7 @@ class GatewayEnvironment(BaseSettings):
 
 
 async def serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live: LogFeed | None = None) -> None:
+    """Serve an app until SIGINT or SIGTERM, then close its live feed and finish open requests."""
     own = environment.gateway
     async with serving(app, own.host, own.port, environment.server) as port:
         log.info("listening", url=f"http://{own.host}:{port}")

@@ -28,7 +28,7 @@ class Groups:
     _asking: asyncio.Task[dict[str, int]] | None = None
 
     async def members(self) -> dict[str, int]:
-        """Return how many members with partitions each agent's group has. Raises DependencyUnavailable, TimeoutError."""
+        """Return each group's number of members with partitions. Raises DependencyUnavailable, TimeoutError."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(bounded(self.admin.members(), self.timeout_s))
             # It may end with an error after everybody has stopped waiting for it.

@@ -20,11 +20,11 @@ class Authenticator(Protocol):
     """Whoever knows callers by what they send along."""
 
     async def identify(self, request: Request) -> Identity:
-        """Return who asks. Raises Problem (401) for credentials that are missing or wrong, and DependencyUnavailable."""
+        """Return the caller. Raises Problem (401) for missing or invalid credentials, and DependencyUnavailable."""
 
 
 class AnonymousAuthenticator:
-    """Knows nobody, and trusts everybody: for apps that nobody else can reach, as in tests. See gateway.access.authenticator."""
+    """Accepts every request as anonymous: for apps that only their own machine can reach, such as tests."""
 
     anonymous = ANONYMOUS
 

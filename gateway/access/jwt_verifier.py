@@ -61,7 +61,7 @@ class Tokens:
         self._published = published_keys(settings, settings.jwks_url) if settings.jwks_url else None
 
     async def identify(self, token: str) -> Identity:
-        """Return whose token this is. Raises TokenRefused, and DependencyUnavailable when its key cannot be looked up."""
+        """Return the token's identity. Raises TokenRefused, or DependencyUnavailable if its key cannot be fetched."""
         key = await self._find(_kid(token))
         if key is None:
             raise TokenRefused

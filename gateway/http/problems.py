@@ -134,7 +134,7 @@ def respond(request: Request, problem: Problem, *, status: int | None = None) ->
 
 
 def handle_problems(app: FastAPI, *, retry_after_s: int) -> None:
-    """Make an app answer every refusal as a problem, also the framework's own. Bugs are answered by gateway.apps.factory."""
+    """Make an app answer every error as a problem, including the framework's. gateway.apps.factory handles bugs."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Problem)  # noqa: S101 - registered for this type below

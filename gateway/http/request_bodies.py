@@ -1,4 +1,4 @@
-"""Uploads: a body read as a stream, as a multipart form or as one file; what arrives goes to disk (gateway.http.spooling).
+"""Uploads: reads a body as a stream, a multipart form or one file, and spools it to disk (gateway.http.spooling).
 
 What is too large is cut off at the byte that is one too many, also when the client did not say how much it would
 send. The files are gone when the request is over.

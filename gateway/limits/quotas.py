@@ -1,12 +1,12 @@
 """Quotas: how many images an owner may have, and how many bytes of originals.
 
-What an owner has is counted in the object store, which alone knows it for certain: an image is a claim on an original
-(streams.object_store.original_references). Both folders are walked side by side, so that a count takes no memory; it is kept for a while,
-during which this gateway adds what it accepts itself. What other gateways accept meanwhile is seen with the next count:
-together they may exceed a quota by what they accept within that time. Whoever would be refused is counted anew first,
-for they may have deleted something.
+Usage is counted in the object store, the only certain source: an image is a reference to an original
+(streams.object_store.original_references). Both folders are listed side by side, so that a count takes constant
+memory; it is cached, and this gateway adds the uploads it accepts itself. Uploads accepted by other gateways appear
+at the next count: together, gateways may exceed a quota by what they accept until then. Before an upload is refused,
+usage is counted again, since images may have been deleted.
 
-Nothing is walked for an owner without a quota.
+Owners without a quota are not counted.
 """
 
 from __future__ import annotations

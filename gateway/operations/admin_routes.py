@@ -1,4 +1,4 @@
-"""Admin: what operators do over HTTP: run a stage again, pause and resume agents. Who may: gateway.access.authenticator."""
+"""Admin endpoints for operators: rerun a stage, pause and resume agents."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Idempotency:
         return answer
 
     async def _begin(self, folder: str, fingerprint: str, images: int) -> Attempt:
-        """Return an attempt of our own, or one that has its answer. Raises Problem, DependencyUnavailable, TimeoutError."""
+        """Return a new attempt, or one already answered. Raises Problem, DependencyUnavailable, TimeoutError."""
         now = self.clock()
         mine = Attempt(
             attempt=1,

@@ -88,8 +88,8 @@ class Breaker:
     def passing(self) -> Iterator[None]:
         """Let one call through and learn from its end. Raises DependencyUnavailable at once while calls are refused.
 
-        DependencyUnavailable and TimeoutError are failures, and so is a call that was cancelled after `slow_s`: somebody's
-        patience ran out. Any other exception is an answer.
+        DependencyUnavailable and TimeoutError are failures, and so is a call cancelled after `slow_s` by its caller's
+        timeout. Any other exception is an answer.
         """
         left = self.left_s()
         if left > 0:

@@ -113,7 +113,7 @@ class EventProducer:
 async def open_producer(settings: KafkaSettings, *, source: str, now: bool = True) -> AsyncIterator[EventProducer]:
     """Open a producer; `source` is the ce_source of what it sends.
 
-    With `now`, raises DependencyUnavailable when Kafka is away; without, it connects when there is something to deliver.
+    With `now`, raises DependencyUnavailable if Kafka does not answer; without, connects at the first delivery.
     """
     producer = EventProducer(settings, source)
     if now:

@@ -1,4 +1,4 @@
-"""The feed: what happens to images, as it happens, to everybody who listens. Pure; `streams.live.log_follower` reads the log.
+"""Live feed: delivers progress events of images to subscribers. Pure; `streams.live.log_follower` reads the log.
 
 One ring holds what happened lately; each listener has a bounded queue of its own. Whoever resumes is given what the
 ring holds since their position, then what comes. All of that is one step of the event loop, so nothing falls between.

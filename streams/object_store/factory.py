@@ -12,8 +12,8 @@ from streams.settings import FilesSettings
 def open_files(settings: FilesSettings, breakers: Breakers | None = None) -> AbstractAsyncContextManager[FileStore]:
     """Open the adapter the settings name: S3 when an endpoint is given, else a directory; behind breakers, if given.
 
-    Creates the bucket when it is missing. Entering raises DependencyUnavailable when the store does not answer, NotReady
-    when it refuses our credentials.
+    Creates the bucket if it is missing. Entering raises DependencyUnavailable if the store does not answer, and
+    NotReady if it refuses the credentials.
     """
     if breakers is not None:
         from streams.object_store.with_breakers import open_breaking  # noqa: PLC0415 - it imports this module

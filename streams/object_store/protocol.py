@@ -40,8 +40,10 @@ class PostForm:
 
 
 class FileStore(Protocol):
-    """An object store. Calls raise ObjectMissing, DependencyUnavailable when the store does not answer in time or is full,
-    and ValueError for a key that `check_key` refuses or a Path that cannot be read.
+    """An object store.
+
+    Calls raise ObjectMissing, DependencyUnavailable if the store does not answer in time or is full, and ValueError
+    for a key that `check_key` refuses or a Path that cannot be read.
     """
 
     bucket: str

@@ -1,8 +1,8 @@
 """The read model: one Qdrant collection of images, written by facts, read by queries.
 
 Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does. The adapters are
-`streams.read_model.qdrant_server` and `streams.read_model.qdrant_embedded` (in this process); one contract suite holds both to what is
-said here.
+`streams.read_model.qdrant_server` and `streams.read_model.qdrant_embedded` (in this process); one contract suite
+tests both against this protocol.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streams.read_model.records import Filters, HistoryEntry, Hit, ImageRecord, 
 
 
 class ReadModel(Protocol):
-    """The images. Each read but `get` and `scan` is within one owner. Calls raise streams.errors.DependencyUnavailable."""
+    """The images. Reads other than `get` and `scan` are limited to one owner. Calls raise DependencyUnavailable."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
         """Return one image, whoever owns it (the indexer's view), tombstones included."""

@@ -96,7 +96,7 @@ class DeadLetterListing:
 def read_some(
     kafka: KafkaSettings, agents: Sequence[str], place: Place, most: int
 ) -> tuple[list[Record], Place | None]:
-    """Return the next letters of some agents from a place on, and where to go on. Blocking. Raises DependencyUnavailable."""
+    """Return the next dead letters from a position, and the next position. Blocks. Raises DependencyUnavailable."""
     consumer = Consumer(
         {
             "bootstrap.servers": kafka.bootstrap,

@@ -1,4 +1,4 @@
-"""Real services for tests: `pytest_plugins = ["tests.support.services"]` gives the fixtures `kafka`, `minio` and `redis`."""
+"""Real services for tests: the fixtures `kafka`, `minio` and `redis`."""
 
 from __future__ import annotations
 

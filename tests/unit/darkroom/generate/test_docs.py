@@ -17,7 +17,7 @@ from streams.settings import Settings
 from streams.telemetry.metrics import ADVICE
 from streams.topics import AGENTS, all_topics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def test_the_reference_has_not_drifted() -> None:

@@ -40,7 +40,7 @@ class Gateway:
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway in its own process, gone with the module's last test."""
     command = [sys.executable, "-m", "tests.support.gateway_server", str(tmp_path_factory.mktemp("gateway"))]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[4]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as process:
         try:
             assert process.stdout is not None

@@ -22,7 +22,7 @@ from schemas.events.facts import ImageEmbedded, StageSkipped, TextRead
 from schemas.events.intake import FetchRequested, ImageUploaded
 from schemas.values import ErrorCode, ObjectRef, Profile, StageReport, Vector, new_image_id
 
-FOLDER = Path(__file__).parents[1] / "data" / "events"
+FOLDER = Path(__file__).parents[3] / "data" / "events"
 FILES = sorted(FOLDER.glob("v*/*.json"))
 KINDS = event_types()
 

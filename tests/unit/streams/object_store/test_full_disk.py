@@ -255,8 +255,8 @@ asyncio.run(main())
 
 
 async def test_a_read_model_without_room_is_away(tmp_path: Path) -> None:
-    """A full disk under the read model is DependencyUnavailable; it still reads, tells no other than what is on disk, and
-    writes again when there is room.
+    """A full disk under the read model is DependencyUnavailable; reads return only what is on disk, and writes succeed
+    again once there is space.
     """
     done = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -265,7 +265,7 @@ async def test_a_read_model_without_room_is_away(tmp_path: Path) -> None:
         str(tmp_path / "qdrant"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[4],
     )
     said, errors = await done.communicate()
     assert done.returncode == 0, errors.decode()

@@ -276,7 +276,7 @@ def test_no_child_outlives_a_killed_parent() -> None:
         "asyncio.run(main())\n"
     )
     here = str(Path(__file__).parent)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[4])
     parent = subprocess.Popen(
         (sys.executable, "-c", program),
         stdout=subprocess.PIPE,
