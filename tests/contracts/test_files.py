@@ -517,7 +517,7 @@ async def test_a_full_disk_is_a_dependency_away(tmp_path: Path) -> None:
 import asyncio, resource, signal, sys
 from pathlib import Path
 from streams.errors import DependencyUnavailable
-from streams.object_store.protocol import open_files
+from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 async def main():
     async with open_files(FilesSettings(directory=Path(sys.argv[1]), bucket="b")) as files:

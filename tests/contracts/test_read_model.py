@@ -549,7 +549,7 @@ async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
     """Opening the folder of a read model another process has open is NotReady and names the setting to use."""
     script = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom streams.settings import QdrantSettings\n"
-        "from streams.read_model.protocol import open_read_model\n"
+        "from streams.read_model.factory import open_read_model\n"
         "async def main():\n"
         "    async with open_read_model(QdrantSettings(path=Path(sys.argv[1]))):\n"
         "        print('open', flush=True)\n        sys.stdin.read()\n"

@@ -83,7 +83,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
     """Serve the query app with the paper encoder behind batching of these settings."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as vectors,
+        open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
 
         @asynccontextmanager
@@ -97,7 +97,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
                     files=files,
                     events=sink,
                     readiness=Answers(),
-                    vectors=vectors,
+                    read_model=read_model,
                     features=features,
                     limits=Limits(RateLimitSettings(features=limit)),
                 )

@@ -227,7 +227,8 @@ from pathlib import Path
 from schemas.values import new_image_id
 from streams.errors import DependencyUnavailable
 from streams.settings import QdrantSettings
-from streams.read_model.protocol import ImageRecord, open_read_model
+from streams.read_model.factory import open_read_model
+from streams.read_model.records import ImageRecord
 
 async def main():
     ids = [new_image_id() for _ in range(3)]

@@ -56,7 +56,7 @@ async def run(
     stage: Any, files: FileStore, messages: Sequence[Outgoing], **more: Any
 ) -> tuple[MemoryLog, list[BaseException]]:
     """Send messages, work until all are committed, stop."""
-    on = bench(stage, files, MemoryLog(), **{"fence": TombstoneCheck(files), **more})
+    on = bench(stage, files, MemoryLog(), **{"deletion_check": TombstoneCheck(files), **more})
     await on.log.deliver(messages)
     worker = MemoryWorker(on.log, stage.name, [topic.name for topic in stage.consumes], on.intake)
     await worker.until_idle()
