@@ -45,3 +45,13 @@ def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _logs() -> None:
     """Log as the services do."""
     configure_logs(TelemetrySettings(log_level="WARNING"), process="tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker of pytest-xdist: they share a plant, a Kafka or a model.
+
+    A test that names a group of its own (`pytest.mark.xdist_group`) keeps it.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
