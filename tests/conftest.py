@@ -48,7 +48,7 @@ def _logs() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker of pytest-xdist: they share a plant, a Kafka or a model.
+    """Keep the tests of a file on one worker of pytest-xdist: they share a deployment, a Kafka or a model.
 
     A test that names a group of its own (`pytest.mark.xdist_group`) keeps it.
     """

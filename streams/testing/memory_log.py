@@ -25,13 +25,13 @@ class MemoryLog:
     partitions: int = 4
     topics: dict[str, list[list[Record]]] = field(default_factory=dict)
     committed: dict[tuple[str, str, int], int] = field(default_factory=dict)
-    away: bool = False  # as if no broker answered
+    unavailable: bool = False  # as if no broker answered
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _generation: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
         """See streams.kafka.producer.Deliverer."""
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("the log is away")
         for message in messages:
             self.append(message)

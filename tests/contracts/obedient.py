@@ -19,7 +19,7 @@ from streams.runtime.worker_process import run_stage
 from streams.settings import Settings
 from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
 from streams.telemetry.logs import configure_logs
-from tests.support.stage_kit import said
+from tests.support.stage_kit import emitted
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ async def obey(event: ImageUploaded, _tools: None) -> Outcome:
             raise Retryable("as told")
         case "reject":
             return Reject(ErrorCode.CORRUPT_IMAGE, "As told.")
-    answer: Emit = said(event, note=str(event.context.get("note", "seen")))
+    answer: Emit = emitted(event, note=str(event.context.get("note", "seen")))
     return answer
 
 

@@ -23,7 +23,7 @@ from streams.object_store.protocol import FileStore
 from streams.read_model.factory import open_read_model
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, settings
 
 DATA = b"RIFF and so on" * 1000
 
@@ -53,7 +53,7 @@ async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -
     )
     async with open_read_model(QdrantSettings(path=tmp_path)) as read_model:
         await read_model.begin(record)
-        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=Answers())
+        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=StubReadiness())
         async with client_of(embedded_app(settings(delivery="presigned"), parts)) as client:
             moved = await client.get(f"/api/v1/images/{image_id}/direct")
     assert moved.status_code == 307, moved.text

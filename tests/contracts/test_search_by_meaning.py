@@ -18,7 +18,7 @@ from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, settings
 
 
 @dataclass
@@ -64,7 +64,7 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
         app = query_app(
             settings(),
             QueryComponents(
-                files=files, events=Sink(), read_model=vectors, encoder=recorded(folder), readiness=Answers()
+                files=files, events=Sink(), read_model=vectors, encoder=recorded(folder), readiness=StubReadiness()
             ),
         )
         async with client_of(app) as client:

@@ -8,7 +8,7 @@ import pytest
 
 from infra.local.kafka import LocalKafka
 from streams.topics import UPLOADED
-from tests.support.plant import planted
+from tests.support.deployment import deployed
 
 # Small and quick, each of another kind: JPEG, progressive JPEG, palette PNG, alpha WebP, AVIF.
 NAMES = (
@@ -31,11 +31,13 @@ def calm(
     kafka: LocalKafka, images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, str]]:
     """Return the sha256 of every stored file of every image after a run in which nothing went wrong."""
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("calm"), agents=("sanitizer", "resizer", "indexer")) as plant:
-        plant.start("sanitizer", "resizer", "core")
-        events = {name: plant.uploaded(data) for name, data in images.items()}
-        plant.say(UPLOADED, *events.values())
-        plant.until_ended([event.image_id for event in events.values()])
-        found = {name: plant.objects(event.image_id) for name, event in events.items()}
+    with deployed(
+        kafka.bootstrap, tmp_path_factory.mktemp("calm"), agents=("sanitizer", "resizer", "indexer")
+    ) as deployment:
+        deployment.start("sanitizer", "resizer", "core")
+        events = {name: deployment.uploaded(data) for name, data in images.items()}
+        deployment.publish(UPLOADED, *events.values())
+        deployment.until_ended([event.image_id for event in events.values()])
+        found = {name: deployment.objects(event.image_id) for name, event in events.items()}
     assert all(len(files) == 5 for files in found.values()), "a master and four renditions"
     return found

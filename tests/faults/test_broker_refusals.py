@@ -12,58 +12,62 @@ from infra.local.kafka import LocalKafka
 from schemas.events.envelope import Outgoing
 from streams import topics
 from streams.process.exit_codes import EXIT_UNDELIVERABLE
-from tests.support.plant import PATIENCE_S, Plant, planted, until
+from tests.support.deployment import PATIENCE_S, Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Return the light agents at work; they wait for a confirmation no longer than a test can."""
     settings = {"DARKROOM_KAFKA__REQUEST_TIMEOUT_S": "6"}
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("refusals"), agents=LIGHT_AGENTS, settings=settings) as plant:
-        plant.start("sanitizer", "resizer", "core")
-        plant.until_ready(*LIGHT_AGENTS)
-        yield plant
+    with deployed(
+        kafka.bootstrap, tmp_path_factory.mktemp("refusals"), agents=LIGHT_AGENTS, settings=settings
+    ) as deployment:
+        deployment.start("sanitizer", "resizer", "core")
+        deployment.until_ready(*LIGHT_AGENTS)
+        yield deployment
 
 
-def test_a_refused_event_is_not_lost(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+def test_a_refused_event_is_not_lost(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
     """A worker whose events Kafka does not take exits with 70 and commits nothing; mended, each image ends once."""
-    sent = Sent(plant, images)
-    with _altered(plant, topics.SANITIZED.name, "max.message.bytes", "64"):
+    sent = Sent(deployment, images)
+    with _altered(deployment, topics.SANITIZED.name, "max.message.bytes", "64"):
         sent.send()
-        assert plant.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
-        assert not plant.records(topics.SANITIZED)
-        assert plant.lag("sanitizer") == len(images)
-    plant.start("sanitizer")
+        assert deployment.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
+        assert not deployment.records(topics.SANITIZED)
+        assert deployment.lag("sanitizer") == len(images)
+    deployment.start("sanitizer")
     sent.check(calm)
 
 
-def test_a_dead_letter_that_cannot_be_written_is_not_lost(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+def test_a_dead_letter_that_cannot_be_written_is_not_lost(
+    deployment: Deployment, images: dict[str, bytes], calm: Calm
+) -> None:
     """Without dead letters a worker exits with 70 before it acks; mended, the letter is there byte for byte."""
     dead = topics.dead_topic("sanitizer")
     poison = Outgoing(topics.UPLOADED.name, b"poison", b"\x00 no event \xff", (("ce_type", b"x.v1"), ("odd", b"\xfe")))
-    with _altered(plant, dead, "max.message.bytes", "64"):
-        plant.produce([poison])
-        assert plant.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
-        assert not plant.records(dead)
-        assert plant.lag("sanitizer") == 1
-    plant.start("sanitizer")
-    sent = Sent(plant, images)
+    with _altered(deployment, dead, "max.message.bytes", "64"):
+        deployment.produce([poison])
+        assert deployment.children["sanitizer"].wait_blocking(PATIENCE_S) == EXIT_UNDELIVERABLE
+        assert not deployment.records(dead)
+        assert deployment.lag("sanitizer") == 1
+    deployment.start("sanitizer")
+    sent = Sent(deployment, images)
     sent.send()
     sent.check(calm)
-    (letter,) = plant.records(dead)
+    (letter,) = deployment.records(dead)
     kept = tuple(pair for pair in letter.headers if not pair[0].startswith("dlq."))
     assert (letter.key, letter.value, kept) == (poison.key, poison.value, poison.headers)
 
 
 @contextmanager
-def _altered(plant: Plant, topic: str, setting: str, value: str) -> Iterator[None]:
+def _altered(deployment: Deployment, topic: str, setting: str, value: str) -> Iterator[None]:
     """Change a setting of a topic on the broker for a while.
 
     That no message fits is the one way to have a lone broker refuse: it takes min.insync.replicas for one at most.
     """
-    admin = AdminClient({"bootstrap.servers": plant.kafka.bootstrap})
-    name = plant.kafka.topic(topic)
+    admin = AdminClient({"bootstrap.servers": deployment.kafka.bootstrap})
+    name = deployment.kafka.topic(topic)
 
     def now() -> str:
         (future,) = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()

@@ -15,25 +15,25 @@ from infra.local.kafka import LocalKafka
 from schemas.events.intake import ImageUploaded
 from schemas.values import ImageState
 from streams import topics
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 
 LETTERS = "/api/v1/admin/dead-letters"
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Return the light agents at work."""
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("letters")) as plant:
-        plant.start("sanitizer", "resizer", "core")
-        plant.until_ready(*AGENTS)
-        yield plant
+    with deployed(kafka.bootstrap, tmp_path_factory.mktemp("letters")) as deployment:
+        deployment.start("sanitizer", "resizer", "core")
+        deployment.until_ready(*AGENTS)
+        yield deployment
 
 
-def _command(plant: Plant, *arguments: str) -> str:
+def _command(deployment: Deployment, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "darkroom", "dead-letters", *arguments],
-        env={**plant.environment, "COLUMNS": "300"},
+        env={**deployment.environment, "COLUMNS": "300"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -43,74 +43,74 @@ def _command(plant: Plant, *arguments: str) -> str:
     return done.stdout
 
 
-def _spoilt(plant: Plant, data: bytes) -> ImageUploaded:
+def _spoilt(deployment: Deployment, data: bytes) -> ImageUploaded:
     """Produce the upload of an original that somebody overwrites; wait until its image has failed."""
-    event = plant.uploaded(data)
-    plant.put(event.original.key, b"not what it was"[: len(data)])
-    plant.say(topics.UPLOADED, event)
-    plant.until_ended([event.image_id], ImageState.FAILED)
+    event = deployment.uploaded(data)
+    deployment.put(event.original.key, b"not what it was"[: len(data)])
+    deployment.publish(topics.UPLOADED, event)
+    deployment.until_ended([event.image_id], ImageState.FAILED)
     return event
 
 
-def test_a_mended_cause_and_a_replay_complete_the_image(plant: Plant) -> None:
+def test_a_mended_cause_and_a_replay_complete_the_image(deployment: Deployment) -> None:
     """A dead letter is listed and shown; mended and replayed, its image completes; a rerun does nothing."""
     data = draw_sign()
-    event = _spoilt(plant, data)
-    listed = _command(plant, "list")
+    event = _spoilt(deployment, data)
+    listed = _command(deployment, "list")
     assert event.image_id in listed
     assert "object-changed" in listed
-    (letter,) = plant.records(topics.dead_topic("sanitizer"))
+    (letter,) = deployment.records(topics.dead_topic("sanitizer"))
     name = f"{letter.partition}-{letter.offset}"
-    shown = _command(plant, "show", "sanitizer", name)
+    shown = _command(deployment, "show", "sanitizer", name)
     assert "dlq.error.code: object-changed" in shown
     assert "dlq.original.topic: image.uploaded" in shown
     assert event.body().decode() in shown
-    plant.put(event.original.key, data)
+    deployment.put(event.original.key, data)
 
-    assert f"would-replay: sanitizer {name}" in _command(plant, "replay", "--agent", "sanitizer")
-    assert not plant.records(topics.retry_topic("sanitizer")), "a dry run replays nothing"
-    assert f"replayed: sanitizer {name}" in _command(plant, "replay", "--image", event.image_id, "--yes")
-    until(lambda: plant.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
-    assert len(plant.objects(event.image_id)) == 5
+    assert f"would-replay: sanitizer {name}" in _command(deployment, "replay", "--agent", "sanitizer")
+    assert not deployment.records(topics.retry_topic("sanitizer")), "a dry run replays nothing"
+    assert f"replayed: sanitizer {name}" in _command(deployment, "replay", "--image", event.image_id, "--yes")
+    until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
+    assert len(deployment.objects(event.image_id)) == 5
 
-    assert "replayed" not in _command(plant, "replay", "--yes")
-    assert len(plant.records(topics.retry_topic("sanitizer"))) == 1
-    assert event.image_id not in _command(plant, "list")
-    assert "replayed" in _command(plant, "list", "--all")
-    kinds = sorted(kind for _, kind in plant.outcomes()[event.image_id])
+    assert "replayed" not in _command(deployment, "replay", "--yes")
+    assert len(deployment.records(topics.retry_topic("sanitizer"))) == 1
+    assert event.image_id not in _command(deployment, "list")
+    assert "replayed" in _command(deployment, "list", "--all")
+    kinds = sorted(kind for _, kind in deployment.outcomes()[event.image_id])
     assert kinds == ["darkroom.image.completed.v1", "darkroom.image.failed.v1"]
 
 
-def test_a_replay_without_mending_dies_again(plant: Plant) -> None:
+def test_a_replay_without_mending_dies_again(deployment: Deployment) -> None:
     """A letter replayed while its cause is there dies again with its count of replays, and the image stays failed."""
-    event = _spoilt(plant, draw_sign() + b"more")
-    assert "replayed" in _command(plant, "replay", "--image", event.image_id, "--yes")
-    plant.until_idle(*AGENTS)
-    again = [r for r in plant.records(topics.dead_topic("sanitizer")) if r.header("ce_subject") == event.image_id]
+    event = _spoilt(deployment, draw_sign() + b"more")
+    assert "replayed" in _command(deployment, "replay", "--image", event.image_id, "--yes")
+    deployment.until_idle(*AGENTS)
+    again = [r for r in deployment.records(topics.dead_topic("sanitizer")) if r.header("ce_subject") == event.image_id]
     assert [r.header("replay.count") for r in again] == [None, "1"]
     assert {r.value for r in again} == {event.body()}
     assert {r.header("dlq.original.topic") for r in again} == {"image.uploaded"}
-    assert plant.result(event.image_id).status is ImageState.FAILED
+    assert deployment.result(event.image_id).status is ImageState.FAILED
 
 
-def test_a_discarded_letter_is_never_replayed(plant: Plant) -> None:
+def test_a_discarded_letter_is_never_replayed(deployment: Deployment) -> None:
     """A discarded letter leaves the list, keeps its reason on record, and no replay touches it."""
-    event = _spoilt(plant, draw_sign() + b"still more")
-    before = len(plant.records(topics.retry_topic("sanitizer")))
-    assert "would-discard" in _command(plant, "discard", "--reason", "a test", "--image", event.image_id)
-    assert event.image_id in _command(plant, "list")
-    assert "discarded" in _command(plant, "discard", "--reason", "a test", "--image", event.image_id, "--yes")
-    assert event.image_id not in _command(plant, "list")
-    assert event.image_id not in _command(plant, "replay", "--image", event.image_id, "--yes")
-    assert len(plant.records(topics.retry_topic("sanitizer"))) == before
-    assert "discarded" in _command(plant, "list", "--all", "--image", event.image_id)
+    event = _spoilt(deployment, draw_sign() + b"still more")
+    before = len(deployment.records(topics.retry_topic("sanitizer")))
+    assert "would-discard" in _command(deployment, "discard", "--reason", "a test", "--image", event.image_id)
+    assert event.image_id in _command(deployment, "list")
+    assert "discarded" in _command(deployment, "discard", "--reason", "a test", "--image", event.image_id, "--yes")
+    assert event.image_id not in _command(deployment, "list")
+    assert event.image_id not in _command(deployment, "replay", "--image", event.image_id, "--yes")
+    assert len(deployment.records(topics.retry_topic("sanitizer"))) == before
+    assert "discarded" in _command(deployment, "list", "--all", "--image", event.image_id)
 
 
-def test_over_http_a_letter_is_found_shown_and_replayed_once(plant: Plant) -> None:
+def test_over_http_a_letter_is_found_shown_and_replayed_once(deployment: Deployment) -> None:
     """Over HTTP a letter is listed without its body, shown with it, replayed once when mended, and its image ends."""
     data = draw_sign() + b"over HTTP"
-    event = _spoilt(plant, data)
-    with httpx.Client(base_url=f"http://127.0.0.1:{plant.port}", timeout=60) as http:
+    event = _spoilt(deployment, data)
+    with httpx.Client(base_url=f"http://127.0.0.1:{deployment.port}", timeout=60) as http:
         only = {"image_id": event.image_id}
         listed = http.get(LETTERS, params=only)
         assert listed.status_code == 200, listed.text
@@ -118,13 +118,13 @@ def test_over_http_a_letter_is_found_shown_and_replayed_once(plant: Plant) -> No
         assert (letter["agent"], letter["code"], letter["topic"]) == ("sanitizer", "object-changed", "image.uploaded")
         shown = http.get(f"{LETTERS}/sanitizer/{letter['id']}", params={"payload": True}).json()
         assert shown["payload"] == event.body().decode()
-        plant.put(event.original.key, data)
+        deployment.put(event.original.key, data)
 
         (dry,) = http.post(f"{LETTERS}/replay", json=only).json()["acts"]
         assert dry["act"] == "would-replay"
         (done,) = http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"]
         assert (done["act"], done["id"]) == ("replayed", letter["id"])
-        until(lambda: plant.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
+        until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
         assert http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"] == []
         assert http.get(LETTERS, params=only).json()["letters"] == []
         (handled,) = http.get(LETTERS, params={**only, "handled": True}).json()["letters"]
@@ -138,14 +138,14 @@ def test_over_http_a_letter_is_found_shown_and_replayed_once(plant: Plant) -> No
             if "next_cursor" not in page:
                 break
             cursor = {"cursor": page["next_cursor"]}
-        letters = plant.records(topics.dead_topic("sanitizer"))
+        letters = deployment.records(topics.dead_topic("sanitizer"))
         assert sorted(seen) == sorted(("sanitizer", f"{letter.partition}-{letter.offset}") for letter in letters)
 
 
-def test_a_failed_image_is_named_and_counted(plant: Plant) -> None:
+def test_a_failed_image_is_named_and_counted(deployment: Deployment) -> None:
     """The failed image is named with its stage, code and letter; numbers and health of the whole system are told."""
-    event = _spoilt(plant, draw_sign() + b"to be counted")
-    with httpx.Client(base_url=f"http://127.0.0.1:{plant.port}", timeout=60) as http:
+    event = _spoilt(deployment, draw_sign() + b"to be counted")
+    with httpx.Client(base_url=f"http://127.0.0.1:{deployment.port}", timeout=60) as http:
         failed = http.get("/api/v1/health/failed", params={"limit": 1}).json()["images"][0]
         assert (failed["image_id"], failed["stage"], failed["code"]) == (event.image_id, "sanitizer", "object-changed")
         (letter,) = http.get(failed["dead_letters_url"]).json()["letters"]

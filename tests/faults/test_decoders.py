@@ -14,21 +14,23 @@ from PIL import Image
 from infra.local.kafka import LocalKafka
 from schemas.values import ErrorCode, ImageState
 from streams import topics
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 AT_WORK = 110_000_000  # bytes of a child that has the pixels in memory; it has some 70 million when idle
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Return the light agents at work; a decode that is silent is given up soon."""
     settings = {"DARKROOM_SANITIZER__CONCURRENCY": "1", "DARKROOM_SANITIZER__DECODE_WALL_S": "15"}
     settings |= {"DARKROOM_SANITIZER__BUFFER": "4"}
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("decoders"), agents=LIGHT_AGENTS, settings=settings) as plant:
-        plant.start("sanitizer", "resizer", "core")
-        plant.until_ready(*LIGHT_AGENTS)
-        yield plant
+    with deployed(
+        kafka.bootstrap, tmp_path_factory.mktemp("decoders"), agents=LIGHT_AGENTS, settings=settings
+    ) as deployment:
+        deployment.start("sanitizer", "resizer", "core")
+        deployment.until_ready(*LIGHT_AGENTS)
+        yield deployment
 
 
 def _slow_picture(seed: int) -> bytes:
@@ -39,17 +41,17 @@ def _slow_picture(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def _decoders(plant: Plant) -> list[psutil.Process]:
+def _decoders(deployment: Deployment) -> list[psutil.Process]:
     """Return the sanitizer's children."""
-    return psutil.Process(plant.children["sanitizer"].pid).children(recursive=True)
+    return psutil.Process(deployment.children["sanitizer"].pid).children(recursive=True)
 
 
-def _when_busy(plant: Plant, strike: Callable[[psutil.Process], None]) -> None:
+def _when_busy(deployment: Deployment, strike: Callable[[psutil.Process], None]) -> None:
     """Strike the child that decodes, in the middle of it."""
 
     def struck() -> bool:
-        plant.check_alive()
-        for child in _decoders(plant):
+        deployment.check_alive()
+        for child in _decoders(deployment):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if child.memory_info().rss > AT_WORK and child.status() != psutil.STATUS_STOPPED:
                     strike(child)
@@ -60,14 +62,14 @@ def _when_busy(plant: Plant, strike: Callable[[psutil.Process], None]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP])
-def test_a_child_struck_once_refuses_no_image(number: signal.Signals, plant: Plant) -> None:
+def test_a_child_struck_once_refuses_no_image(number: signal.Signals, deployment: Deployment) -> None:
     """A decoder that crashes, is killed or freezes once in mid-image is replaced, and its image completes."""
-    event = plant.uploaded(_slow_picture(number))
-    plant.say(topics.UPLOADED, event)
-    _when_busy(plant, lambda child: child.send_signal(number))
-    plant.until_ended([event.image_id])
-    assert "its input goes to a fresh one" in plant.log_file("sanitizer").read_text()
-    assert plant.result(event.image_id).stages["sanitizer"].attempts == 1
+    event = deployment.uploaded(_slow_picture(number))
+    deployment.publish(topics.UPLOADED, event)
+    _when_busy(deployment, lambda child: child.send_signal(number))
+    deployment.until_ended([event.image_id])
+    assert "its input goes to a fresh one" in deployment.log_file("sanitizer").read_text()
+    assert deployment.result(event.image_id).stages["sanitizer"].attempts == 1
 
 
 @pytest.mark.parametrize(
@@ -79,11 +81,11 @@ def test_a_child_struck_once_refuses_no_image(number: signal.Signals, plant: Pla
     ],
 )
 def test_an_image_that_ends_two_children_is_refused(
-    number: signal.Signals, code: ErrorCode, plant: Plant, images: dict[str, bytes], calm: Calm
+    number: signal.Signals, code: ErrorCode, deployment: Deployment, images: dict[str, bytes], calm: Calm
 ) -> None:
     """An image whose decoder crashes, explodes or never ends, twice, is refused for it; the next ones complete."""
-    event = plant.uploaded(_slow_picture(number + 100))
-    plant.say(topics.UPLOADED, event)
+    event = deployment.uploaded(_slow_picture(number + 100))
+    deployment.publish(topics.UPLOADED, event)
     struck: set[int] = set()
 
     def strike(child: psutil.Process) -> None:
@@ -91,11 +93,11 @@ def test_an_image_that_ends_two_children_is_refused(
         child.send_signal(number)
 
     while len(struck) < 2:
-        _when_busy(plant, strike)
-    plant.until_ended([event.image_id], ImageState.REJECTED)
-    error = plant.result(event.image_id).error
+        _when_busy(deployment, strike)
+    deployment.until_ended([event.image_id], ImageState.REJECTED)
+    error = deployment.result(event.image_id).error
     assert error is not None
     assert error.code == code
-    sent = Sent(plant, images)
+    sent = Sent(deployment, images)
     sent.send()
     sent.check(calm)

@@ -19,7 +19,7 @@ from schemas.stored.erasures import ErasureState
 from schemas.values import DEFAULT_OWNER, ImageState, Profile
 from streams import topics
 from streams.object_store.original_references import claim_prefix
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 
 # A worker that is stopped for a while must be the same worker afterwards.
 PATIENT = {
@@ -31,44 +31,44 @@ TIDY = {"DARKROOM_JANITOR__HORIZON_S": "0", "DARKROOM_RECONCILER__INTERVAL_S": "
 IN_HAND = "after-object:1:stop"  # the stage has stored what it made, and said nothing yet
 
 
-def _uploaded(plant: Plant, data: bytes, profile: Profile) -> ImageUploaded:
+def _uploaded(deployment: Deployment, data: bytes, profile: Profile) -> ImageUploaded:
     """Store an original and claim it, as a gateway does."""
-    event = plant.uploaded(data, profile=profile)
-    plant.put(claim_prefix(DEFAULT_OWNER, event.original.sha256) + event.image_id, b"{}")
+    event = deployment.uploaded(data, profile=profile)
+    deployment.put(claim_prefix(DEFAULT_OWNER, event.original.sha256) + event.image_id, b"{}")
     return event
 
 
-def _until_stopped(plant: Plant, name: str) -> None:
+def _until_stopped(deployment: Deployment, name: str) -> None:
     def stopped() -> bool:
-        plant.check_alive()
-        return psutil.Process(plant.children[name].pid).status() == psutil.STATUS_STOPPED
+        deployment.check_alive()
+        return psutil.Process(deployment.children[name].pid).status() == psutil.STATUS_STOPPED
 
     until(stopped, f"{name} being stopped with the image in hand")
 
 
-def _erasure(plant: Plant, image_id: str) -> ErasureView | None:
-    with plant.client() as client:
+def _erasure(deployment: Deployment, image_id: str) -> ErasureView | None:
+    with deployment.client() as client:
         try:
             return client.erasure(image_id)
         except (Refused, Unreachable):
             return None
 
 
-def _until_erased(plant: Plant, image_id: str, state: ErasureState) -> ErasureView:
+def _until_erased(deployment: Deployment, image_id: str, state: ErasureState) -> ErasureView:
     def reached() -> bool:
-        plant.check_alive()
-        found = _erasure(plant, image_id)
+        deployment.check_alive()
+        found = _erasure(deployment, image_id)
         return found is not None and found.state is state and found.remaining == 0
 
     until(reached, f"the erasure being {state}")
-    found = _erasure(plant, image_id)
+    found = _erasure(deployment, image_id)
     assert found is not None
     return found
 
 
-def _said_of(plant: Plant, image_id: str) -> set[str | None]:
+def _said_of(deployment: Deployment, image_id: str) -> set[str | None]:
     """Return the types of everything said of an image by a stage or about its deletion."""
-    records = [record for topic in (topics.SANITIZED, topics.FACTS) for record in plant.records(topic)]
+    records = [record for topic in (topics.SANITIZED, topics.FACTS) for record in deployment.records(topic)]
     return {record.header("ce_type") for record in records if record.header("ce_subject") == image_id}
 
 
@@ -84,40 +84,40 @@ def test_a_deletion_wins_against_the_stage_that_has_the_image(
     """Deleted in mid-work, an image ends deleted, once, and leaves nothing; its twin of equal bytes is completed."""
     other = "resizer" if stage == "sanitizer" else stage
     profile, agents = Profile(stages=("sanitizer", other)), ("sanitizer", other, "indexer")
-    with planted(kafka.bootstrap, tmp_path, settings={**PATIENT, **_models(models_dir, models_cache)}) as plant:
-        gone, twin = (_uploaded(plant, images["formats/cat.jpg"], profile) for _ in range(2))
-        plant.start("core", *({"sanitizer", other} - {stage}))
-        plant.start(stage, strike=IN_HAND)
-        plant.until_ready(*agents)
-        plant.say(topics.UPLOADED, gone)
-        _until_stopped(plant, stage)
-        plant.say(topics.UPLOADED, twin)
-        plant.say(topics.FACTS, DeletionRequested(image_id=gone.image_id, generation=2))
-        _until_erased(plant, gone.image_id, ErasureState.ERASED)
-        plant.children[stage].signal(signal.SIGCONT)
-        plant.until_ended([twin.image_id])
-        plant.until_idle(*agents)
-        assert {kind for _, kind in plant.outcomes()[gone.image_id]} == {ImageDeleted.type}
-        assert len(plant.outcomes()[gone.image_id]) == 1
+    with deployed(kafka.bootstrap, tmp_path, settings={**PATIENT, **_models(models_dir, models_cache)}) as deployment:
+        gone, twin = (_uploaded(deployment, images["formats/cat.jpg"], profile) for _ in range(2))
+        deployment.start("core", *({"sanitizer", other} - {stage}))
+        deployment.start(stage, strike=IN_HAND)
+        deployment.until_ready(*agents)
+        deployment.publish(topics.UPLOADED, gone)
+        _until_stopped(deployment, stage)
+        deployment.publish(topics.UPLOADED, twin)
+        deployment.publish(topics.FACTS, DeletionRequested(image_id=gone.image_id, generation=2))
+        _until_erased(deployment, gone.image_id, ErasureState.ERASED)
+        deployment.children[stage].signal(signal.SIGCONT)
+        deployment.until_ended([twin.image_id])
+        deployment.until_idle(*agents)
+        assert {kind for _, kind in deployment.outcomes()[gone.image_id]} == {ImageDeleted.type}
+        assert len(deployment.outcomes()[gone.image_id]) == 1
         before_it = {ImageSanitized.type} if stage != "sanitizer" else set()
-        assert _said_of(plant, gone.image_id) == {*before_it, DeletionRequested.type}, "the stage said something"
-        assert plant.objects(gone.image_id) == {}, "what the stage had stored was not cleared away"
-        assert not plant.records(topics.dead_topic(stage))
-        assert not plant.records(topics.delay_topic(stage, "30s"))
+        assert _said_of(deployment, gone.image_id) == {*before_it, DeletionRequested.type}, "the stage said something"
+        assert deployment.objects(gone.image_id) == {}, "what the stage had stored was not cleared away"
+        assert not deployment.records(topics.dead_topic(stage))
+        assert not deployment.records(topics.delay_topic(stage, "30s"))
 
-        before = plant.objects(twin.image_id)
-        assert plant.terminate("core") == 0
-        plant.start("core", **TIDY)
-        erasure = _until_erased(plant, gone.image_id, ErasureState.FINISHED)
+        before = deployment.objects(twin.image_id)
+        assert deployment.terminate("core") == 0
+        deployment.start("core", **TIDY)
+        erasure = _until_erased(deployment, gone.image_id, ErasureState.FINISHED)
         assert erasure.removed.originals == 0, "the twin's original"
-        assert plant.keys(f"erasing/{gone.image_id}/") == set()
-        assert plant.objects(twin.image_id) == before
+        assert deployment.keys(f"erasing/{gone.image_id}/") == set()
+        assert deployment.objects(twin.image_id) == before
         assert len(before) == (5 if other == "resizer" else 1)
-        assert plant.keys(f"originals/{DEFAULT_OWNER}/") == {twin.original.key}
-        result = plant.result(twin.image_id)
+        assert deployment.keys(f"originals/{DEFAULT_OWNER}/") == {twin.original.key}
+        result = deployment.result(twin.image_id)
         assert result.status is ImageState.COMPLETED
-        assert plant.keys("results/"), "the twin's results"
-        assert plant.state(gone.image_id) in (None, ImageState.DELETED)
+        assert deployment.keys("results/"), "the twin's results"
+        assert deployment.state(gone.image_id) in (None, ImageState.DELETED)
 
 
 def test_a_worker_that_wakes_after_the_end_leaves_nothing(
@@ -125,19 +125,22 @@ def test_a_worker_that_wakes_after_the_end_leaves_nothing(
 ) -> None:
     """A stage that stores for an image whose erasure is long finished has it cleared away, results and all."""
     agents = ("sanitizer", "resizer", "indexer")
-    with planted(kafka.bootstrap, tmp_path, settings={**PATIENT, **TIDY}) as plant:
-        gone = _uploaded(plant, images["formats/cat.jpg"], Profile(stages=("sanitizer", "resizer")))
-        plant.start("core", "sanitizer")
-        plant.start("resizer", strike=IN_HAND)
-        plant.until_ready(*agents)
-        plant.say(topics.UPLOADED, gone)
-        _until_stopped(plant, "resizer")
-        plant.say(topics.FACTS, DeletionRequested(image_id=gone.image_id, generation=2))
-        _until_erased(plant, gone.image_id, ErasureState.FINISHED)
-        assert plant.keys("results/") == set()
-        plant.children["resizer"].signal(signal.SIGCONT)
-        plant.until_idle(*agents)
-        until(lambda: not any(map(plant.keys, ("images/", "originals/", "results/", "erasing/", "claims/"))), "the end")
-        assert {kind for _, kind in plant.outcomes()[gone.image_id]} == {ImageDeleted.type}
-        with plant.client() as client:
+    with deployed(kafka.bootstrap, tmp_path, settings={**PATIENT, **TIDY}) as deployment:
+        gone = _uploaded(deployment, images["formats/cat.jpg"], Profile(stages=("sanitizer", "resizer")))
+        deployment.start("core", "sanitizer")
+        deployment.start("resizer", strike=IN_HAND)
+        deployment.until_ready(*agents)
+        deployment.publish(topics.UPLOADED, gone)
+        _until_stopped(deployment, "resizer")
+        deployment.publish(topics.FACTS, DeletionRequested(image_id=gone.image_id, generation=2))
+        _until_erased(deployment, gone.image_id, ErasureState.FINISHED)
+        assert deployment.keys("results/") == set()
+        deployment.children["resizer"].signal(signal.SIGCONT)
+        deployment.until_idle(*agents)
+        until(
+            lambda: not any(map(deployment.keys, ("images/", "originals/", "results/", "erasing/", "claims/"))),
+            "the end",
+        )
+        assert {kind for _, kind in deployment.outcomes()[gone.image_id]} == {ImageDeleted.type}
+        with deployment.client() as client:
             assert client.erasure(gone.image_id).remaining == 0

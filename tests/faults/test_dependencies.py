@@ -14,43 +14,45 @@ from infra.local.minio import LocalMinio
 from infra.local.supervisor import Backoff, Supervisor
 from streams import topics
 from streams.settings import FilesSettings
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 
 @pytest.fixture
-def plant(kafka: LocalKafka, tmp_path: Path) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path: Path) -> Iterator[Deployment]:
     """Return the topics and the store for processes that a supervisor starts."""
-    with planted(kafka.bootstrap, tmp_path, agents=AGENTS) as plant:
-        yield plant
+    with deployed(kafka.bootstrap, tmp_path, agents=AGENTS) as deployment:
+        yield deployment
 
 
 async def test_a_broker_that_restarts_loses_nothing(
-    kafka: LocalKafka, plant: Plant, images: dict[str, bytes], calm: dict[str, dict[str, str]]
+    kafka: LocalKafka, deployment: Deployment, images: dict[str, bytes], calm: dict[str, dict[str, str]]
 ) -> None:
     """The broker is killed and comes back with events in mid-stream: whoever left is started again, nothing is lost."""
 
     def begin() -> list[tuple[str, str]]:
-        plant.until_ready(*AGENTS)
-        events = [(name, plant.uploaded(data)) for _ in range(6) for name, data in images.items()]
-        plant.say(topics.UPLOADED, *(event for _, event in events))
-        until(lambda: len(plant.records(topics.FACTS)) > 5, "work being under way")
+        deployment.until_ready(*AGENTS)
+        events = [(name, deployment.uploaded(data)) for _ in range(6) for name, data in images.items()]
+        deployment.publish(topics.UPLOADED, *(event for _, event in events))
+        until(lambda: len(deployment.records(topics.FACTS)) > 5, "work being under way")
         return [(name, event.image_id) for name, event in events]
 
     def check(sent: list[tuple[str, str]]) -> None:
         ids = [image_id for _, image_id in sent]
-        plant.until_ended(ids)
-        plant.until_idle(*AGENTS)
-        plant.check_ended_once(ids)
+        deployment.until_ended(ids)
+        deployment.until_idle(*AGENTS)
+        deployment.check_ended_once(ids)
         for name, image_id in sent:
-            assert plant.objects(image_id) == calm[name]
+            assert deployment.objects(image_id) == calm[name]
 
     async with Supervisor(backoff=Backoff(first_s=0.5, most_s=4)) as supervisor:
         for name in ("sanitizer", "resizer", "core"):
-            supervisor.start(name, plant.command(name), log_file=plant.log_file(name), env=plant.environment)
+            supervisor.start(
+                name, deployment.command(name), log_file=deployment.log_file(name), env=deployment.environment
+            )
         sent = await asyncio.to_thread(begin)
-        assert len(plant.outcomes()) < len(sent), "all was over before the restart"
+        assert len(deployment.outcomes()) < len(sent), "all was over before the restart"
         kafka.kill()
         await kafka.restart()
         await asyncio.to_thread(check, sent)
@@ -73,24 +75,26 @@ def test_a_store_that_comes_back_loses_nothing(
         "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
         "DARKROOM_BREAKER__FAILURES": "1000",  # here every event is to try for itself
     }
-    with planted(kafka.bootstrap, tmp_path, files=files, settings=settings) as plant:
-        events = {name: plant.uploaded(data) for name, data in images.items()}
+    with deployed(kafka.bootstrap, tmp_path, files=files, settings=settings) as deployment:
+        events = {name: deployment.uploaded(data) for name, data in images.items()}
         ids = [event.image_id for event in events.values()]
-        plant.start("sanitizer", "resizer", "core", "router")
-        plant.until_ready(*AGENTS, "router")
+        deployment.start("sanitizer", "resizer", "core", "router")
+        deployment.until_ready(*AGENTS, "router")
         minio.kill()
         try:
-            plant.say(topics.UPLOADED, *events.values())
+            deployment.publish(topics.UPLOADED, *events.values())
             delayed = topics.delay_topic("sanitizer", "30s")
-            until(lambda: {r.header("ce_subject") for r in plant.records(delayed)} == set(ids), "all events waiting")
-            assert not plant.records(topics.SANITIZED)
+            until(
+                lambda: {r.header("ce_subject") for r in deployment.records(delayed)} == set(ids), "all events waiting"
+            )
+            assert not deployment.records(topics.SANITIZED)
         finally:
             asyncio.run(minio.restart())
-        plant.until_ended(ids)
-        plant.check_ended_once(ids)
-        assert {name: plant.objects(event.image_id) for name, event in events.items()} == calm
-        returned = plant.records(topics.retry_topic("sanitizer"))
+        deployment.until_ended(ids)
+        deployment.check_ended_once(ids)
+        assert {name: deployment.objects(event.image_id) for name, event in events.items()} == calm
+        returned = deployment.records(topics.retry_topic("sanitizer"))
         assert {(r.key, r.value) for r in returned} == {(event.key(), event.body()) for event in events.values()}
-        attempts = {plant.result(image_id).stages["sanitizer"].attempts or 0 for image_id in ids}
+        attempts = {deployment.result(image_id).stages["sanitizer"].attempts or 0 for image_id in ids}
         assert min(attempts) > 1, "an image shows how often it was tried"
-        assert not [letter for agent in AGENTS for letter in plant.records(topics.dead_topic(agent))]
+        assert not [letter for agent in AGENTS for letter in deployment.records(topics.dead_topic(agent))]

@@ -15,82 +15,89 @@ from schemas.events.facts import Fact
 from schemas.values import ErrorCode, new_image_id
 from streams import topics
 from streams.topics import Topic
+from tests.support.deployment import Deployment, deployed, message_of
 from tests.support.facts import Facts
-from tests.support.plant import Plant, planted, said
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 IMAGES = 6
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Return the light agents at work; many dead letters do not stop them."""
     settings = {
         "DARKROOM_LIMIT__SHARE": "1",
         "DARKROOM_LIMIT__IN_A_ROW": "1000",
     }
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("events"), agents=LIGHT_AGENTS, settings=settings) as plant:
-        plant.start("sanitizer", "resizer", "core")
-        plant.until_ready(*LIGHT_AGENTS)
-        yield plant
+    with deployed(
+        kafka.bootstrap, tmp_path_factory.mktemp("events"), agents=LIGHT_AGENTS, settings=settings
+    ) as deployment:
+        deployment.start("sanitizer", "resizer", "core")
+        deployment.until_ready(*LIGHT_AGENTS)
+        yield deployment
 
 
 def _facts(image_id: str) -> list[Fact]:
     return Facts(image_id, owner="default").all()
 
 
-def test_facts_in_reverse_make_the_same_record(plant: Plant) -> None:
+def test_facts_in_reverse_make_the_same_record(deployment: Deployment) -> None:
     """Facts that come last first, those of all images mixed, end each image once, with what is known in any order."""
     straight, reverse = [new_image_id() for _ in range(IMAGES)], [new_image_id() for _ in range(IMAGES)]
-    plant.say(topics.FACTS, *(fact for image_id in straight for fact in _facts(image_id)))
+    deployment.publish(topics.FACTS, *(fact for image_id in straight for fact in _facts(image_id)))
     backwards = [reversed(_facts(image_id)) for image_id in reverse]
-    plant.say(topics.FACTS, *(fact for facts in zip(*backwards, strict=True) for fact in facts))
-    plant.until_ended([*straight, *reverse])
-    plant.until_idle("indexer")
-    outcomes = plant.outcomes()
+    deployment.publish(topics.FACTS, *(fact for facts in zip(*backwards, strict=True) for fact in facts))
+    deployment.until_ended([*straight, *reverse])
+    deployment.until_idle("indexer")
+    outcomes = deployment.outcomes()
     assert {image_id: len(outcomes[image_id]) for image_id in (*straight, *reverse)} == dict.fromkeys(
         (*straight, *reverse), 1
     )
-    assert len({_known(plant, image_id) for image_id in (*straight, *reverse)}) == 1
+    assert len({_known(deployment, image_id) for image_id in (*straight, *reverse)}) == 1
 
 
-def test_a_truncated_event_is_set_aside_byte_for_byte(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+def test_a_truncated_event_is_set_aside_byte_for_byte(
+    deployment: Deployment, images: dict[str, bytes], calm: Calm
+) -> None:
     """Real events cut anywhere become dead letters as they came; the whole ones among them are worked on."""
-    sent = Sent(plant, images)
-    first = plant.uploaded(next(iter(images.values())))
+    sent = Sent(deployment, images)
+    first = deployment.uploaded(next(iter(images.values())))
     cut = {
         "sanitizer": _cut(topics.UPLOADED, first),
         "indexer": [short for fact in _facts(new_image_id()) for short in _cut(topics.FACTS, fact)],
     }
-    plant.produce(message for messages in cut.values() for message in messages)
+    deployment.produce(message for messages in cut.values() for message in messages)
     sent.send()
     sent.check(calm)
     for agent, messages in cut.items():
-        letters = plant.records(topics.dead_topic(agent))
+        letters = deployment.records(topics.dead_topic(agent))
         assert {letter.header("dlq.error.code") for letter in letters} == {ErrorCode.MALFORMED_EVENT.value}
         found = Counter((r.header("dlq.original.topic"), r.key, r.value, _own(r.headers)) for r in letters)
         assert found == Counter((m.topic, m.key, m.value, tuple(m.headers)) for m in messages), agent
 
 
-def test_transaction_markers_hold_nothing_up(plant: Plant, images: dict[str, bytes], calm: Calm) -> None:
+def test_transaction_markers_hold_nothing_up(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
     """Offsets taken by a transaction's markers, between and behind events, are passed: nothing lost, no lag left."""
-    sent = Sent(plant, images)
+    sent = Sent(deployment, images)
     producer = Producer(
         {
-            "bootstrap.servers": plant.kafka.bootstrap,
+            "bootstrap.servers": deployment.kafka.bootstrap,
             "partitioner": "murmur2_random",
-            "transactional.id": plant.kafka.prefix,
+            "transactional.id": deployment.kafka.prefix,
         }
     )
     producer.init_transactions(60)
     for name, data in images.items():
-        event = plant.uploaded(data)
+        event = deployment.uploaded(data)
         sent.names[event.image_id] = name
         for commits in (False, True, False):  # what was taken back is an image like any: it is the same event
             producer.begin_transaction()
-            message = said(topics.UPLOADED, event)
+            message = message_of(topics.UPLOADED, event)
             producer.produce(
-                plant.kafka.topic(message.topic), key=message.key, value=message.value, headers=list(message.headers)
+                deployment.kafka.topic(message.topic),
+                key=message.key,
+                value=message.value,
+                headers=list(message.headers),
             )
             producer.flush(60)
             if commits:
@@ -102,15 +109,15 @@ def test_transaction_markers_hold_nothing_up(plant: Plant, images: dict[str, byt
     sent.check(calm)
 
 
-def _known(plant: Plant, image_id: str) -> str:
+def _known(deployment: Deployment, image_id: str) -> str:
     """Return what is known of an image, but for its name and when it ended."""
-    result = plant.result(image_id).model_copy(update={"completed_at": None})
+    result = deployment.result(image_id).model_copy(update={"completed_at": None})
     return json.dumps(result.model_dump(mode="json"), sort_keys=True).replace(image_id, "the image")
 
 
 def _cut(topic: Topic, event: Event) -> list[Outgoing]:
     """Return the event's message with its body cut after each quarter, and before its last byte."""
-    whole = said(topic, event)
+    whole = message_of(topic, event)
     body = whole.value or b""
     ends = (0, len(body) // 4, len(body) // 2, 3 * len(body) // 4, len(body) - 1)
     return [Outgoing(whole.topic, whole.key, body[:end], whole.headers) for end in ends]

@@ -15,42 +15,42 @@ from schemas.http.jobs import JobResult
 from schemas.http.submissions import Submitted
 from schemas.values import ImageState
 from streams import topics
-from tests.support.plant import PATIENCE_S, Plant, planted, until
+from tests.support.deployment import PATIENCE_S, Deployment, deployed, until
 
 ROUNDS = 3
 
 
 def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: Path) -> None:
     """Both uploads are accepted and complete on one original; deleting one image leaves the other whole."""
-    with planted(kafka.bootstrap, tmp_path) as plant:
+    with deployed(kafka.bootstrap, tmp_path) as deployment:
         ports = [choose(0), choose(0)]
         for number, port in enumerate(ports):
-            plant.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port))
-        plant.start("core", *(agent for agent in topics.AGENTS if agent not in {"fetcher", "indexer"}))
+            deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port))
+        deployment.start("core", *(agent for agent in topics.AGENTS if agent not in {"fetcher", "indexer"}))
         gateways = [f"http://127.0.0.1:{port}" for port in ports]
         for gateway in gateways:
-            until(lambda at=gateway: _answers(plant, at), f"{gateway} answering")  # type: ignore[misc]
+            until(lambda at=gateway: _answers(deployment, at), f"{gateway} answering")  # type: ignore[misc]
         with ThreadPoolExecutor(2) as both:
             jobs = [
                 list(both.map(_submit, gateways, [draw_turned() + bytes([number])] * 2)) for number in range(ROUNDS)
             ]
-        plant.until_ready("sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
+        deployment.until_ready("sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
         for pair in jobs:
             assert len({job.image_id for job in pair}) == 2
-            assert [_end(plant, job).status for job in pair] == [ImageState.COMPLETED] * 2
-        assert len(plant.keys("originals/")) == ROUNDS
-        assert len(plant.keys("claims/")) == 2 * 2 * ROUNDS  # each image's, on its original and on its master
+            assert [_end(deployment, job).status for job in pair] == [ImageState.COMPLETED] * 2
+        assert len(deployment.keys("originals/")) == ROUNDS
+        assert len(deployment.keys("claims/")) == 2 * 2 * ROUNDS  # each image's, on its original and on its master
 
-        with plant.client() as client:
+        with deployment.client() as client:
             for gone, kept in jobs:
-                before = plant.objects(kept.image_id)
+                before = deployment.objects(kept.image_id)
                 client.delete(gone.image_id)
-                until(lambda at=gone.image_id: not plant.objects(at), "one of the two being erased")  # type: ignore[misc]
-                assert plant.objects(kept.image_id) == before
+                until(lambda at=gone.image_id: not deployment.objects(at), "one of the two being erased")  # type: ignore[misc]
+                assert deployment.objects(kept.image_id) == before
                 assert client.download(kept.image_id, size="original")
-        plant.until_idle("indexer")
-        assert len(plant.keys("originals/")) == ROUNDS
-        assert len(plant.keys("claims/")) == 2 * ROUNDS
+        deployment.until_idle("indexer")
+        assert len(deployment.keys("originals/")) == ROUNDS
+        assert len(deployment.keys("claims/")) == 2 * ROUNDS
 
 
 def _submit(gateway: str, data: bytes) -> Submitted:
@@ -58,13 +58,13 @@ def _submit(gateway: str, data: bytes) -> Submitted:
         return client.submit(data)
 
 
-def _end(plant: Plant, job: Submitted) -> JobResult:
-    with plant.client() as client:
+def _end(deployment: Deployment, job: Submitted) -> JobResult:
+    with deployment.client() as client:
         return client.wait(job.job_id, timeout_s=PATIENCE_S)
 
 
-def _answers(plant: Plant, gateway: str) -> bool:
-    plant.check_alive()
+def _answers(deployment: Deployment, gateway: str) -> bool:
+    deployment.check_alive()
     try:
         return httpx.get(f"{gateway}/health/live", timeout=5).is_success
     except httpx.TransportError:

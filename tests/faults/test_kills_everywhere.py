@@ -16,7 +16,7 @@ from schemas.events.intake import FetchRequested
 from schemas.events.outcomes import ImageCompleted
 from schemas.values import new_image_id
 from streams import topics
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
 
@@ -38,21 +38,21 @@ def web(images_dir: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def plant(
+def deployment(
     kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Plant]:
+) -> Iterator[Deployment]:
     """Return all seven agents at work, those to be killed each with its point in a file."""
     settings = {
         "DARKROOM_MODELS__DIR": str(models_dir),
         "DARKROOM_MODELS__CACHE": str(models_cache),
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
     }
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("everywhere"), settings=settings) as plant:
-        plant.start("core", "sanitizer", "resizer")
+    with deployed(kafka.bootstrap, tmp_path_factory.mktemp("everywhere"), settings=settings) as deployment:
+        deployment.start("core", "sanitizer", "resizer")
         for agent in AGENTS:
-            _start(plant, agent)
-        plant.until_ready(*topics.AGENTS)
-        yield plant
+            _start(deployment, agent)
+        deployment.until_ready(*topics.AGENTS)
+        yield deployment
 
 
 @pytest.mark.parametrize(
@@ -65,41 +65,41 @@ def plant(
     ],
 )
 def test_an_agent_killed_with_its_model_loses_and_doubles_nothing(
-    point: str, name: str, plant: Plant, web: str
+    point: str, name: str, deployment: Deployment, web: str
 ) -> None:
     """All four are killed on one image, at the same point, and started again: one outcome, results as without."""
     calm, image = new_image_id(), new_image_id()
-    plant.say(topics.FETCH_REQUESTED, FetchRequested(image_id=calm, owner=CALM, url=f"{web}/{name}"))
-    until(lambda: calm in plant.outcomes(), "the calm run's end")
-    plant.until_idle(*topics.AGENTS)
+    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=calm, owner=CALM, url=f"{web}/{name}"))
+    until(lambda: calm in deployment.outcomes(), "the calm run's end")
+    deployment.until_idle(*topics.AGENTS)
     struck = STORING if point == "after-object" else AGENTS
     for agent in struck:
-        _strike_file(plant, agent).write_text(point)
-    plant.say(topics.FETCH_REQUESTED, FetchRequested(image_id=image, url=f"{web}/{name}"))
+        _strike_file(deployment, agent).write_text(point)
+    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=image, url=f"{web}/{name}"))
     for agent in struck:
-        plant.until_killed(agent)
-        _start(plant, agent)
-    plant.until_ended([image])
-    plant.until_idle(*topics.AGENTS)
-    outcomes = plant.outcomes()
+        deployment.until_killed(agent)
+        _start(deployment, agent)
+    deployment.until_ended([image])
+    deployment.until_idle(*topics.AGENTS)
+    outcomes = deployment.outcomes()
     assert [kind for _, kind in outcomes[image]] == [kind for _, kind in outcomes[calm]] == [ImageCompleted.type]
-    assert plant.objects(image) == plant.objects(calm)
-    assert _results(plant, "default") == _results(plant, CALM) != {}
-    assert not [letter for agent in topics.AGENTS for letter in plant.records(topics.dead_topic(agent))]
+    assert deployment.objects(image) == deployment.objects(calm)
+    assert _results(deployment, "default") == _results(deployment, CALM) != {}
+    assert not [letter for agent in topics.AGENTS for letter in deployment.records(topics.dead_topic(agent))]
 
 
-def _strike_file(plant: Plant, agent: str) -> Path:
-    return plant.folder / f"strike-{agent}"
+def _strike_file(deployment: Deployment, agent: str) -> Path:
+    return deployment.folder / f"strike-{agent}"
 
 
-def _start(plant: Plant, agent: str) -> None:
-    plant.start(agent, strike=f"@{_strike_file(plant, agent)}")
+def _start(deployment: Deployment, agent: str) -> None:
+    deployment.start(agent, strike=f"@{_strike_file(deployment, agent)}")
 
 
-def _results(plant: Plant, owner: str) -> dict[str, str]:
+def _results(deployment: Deployment, owner: str) -> dict[str, str]:
     """Return what was read and seen in all images of an owner, by input, stage and parameters."""
     return {
-        key.removeprefix(f"results/{owner}/"): json.dumps(json.loads(plant.read(key))["result"], sort_keys=True)
-        for key in plant.keys(f"results/{owner}/")
+        key.removeprefix(f"results/{owner}/"): json.dumps(json.loads(deployment.read(key))["result"], sort_keys=True)
+        for key in deployment.keys(f"results/{owner}/")
         if any(f"/{stage}/" in key for stage in STORING)
     }

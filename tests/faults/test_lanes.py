@@ -8,15 +8,15 @@ from infra.local.kafka import LocalKafka
 from streams import topics
 from streams.kafka.messages import in_bulk
 from streams.topics import LANE_TARGET_HEADER, SCHEDULER, UPLOADED
-from tests.support.plant import Plant, planted, said, until
+from tests.support.deployment import Deployment, deployed, message_of, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 ROUNDS = 6  # of the images
 
 
-def _let_in(plant: Plant) -> list[str]:
+def _let_in(deployment: Deployment) -> list[str]:
     """Return the images let in from the bulk lane, in their order, repeats included."""
-    found = [r for r in plant.records(UPLOADED) if r.header(LANE_TARGET_HEADER) is not None]
+    found = [r for r in deployment.records(UPLOADED) if r.header(LANE_TARGET_HEADER) is not None]
     return [record.header("ce_subject") or "" for record in found]
 
 
@@ -24,34 +24,34 @@ def test_a_killed_router_loses_nothing_of_the_bulk_lane(
     kafka: LocalKafka, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     """A router killed with -9 in the middle of a bulk import is started again, and every image is completed, once."""
-    with planted(kafka.bootstrap, tmp_path) as plant:
-        named = [(name, plant.uploaded(data)) for _ in range(ROUNDS) for name, data in images.items()]
+    with deployed(kafka.bootstrap, tmp_path) as deployment:
+        named = [(name, deployment.uploaded(data)) for _ in range(ROUNDS) for name, data in images.items()]
         ids = [event.image_id for _, event in named]
-        plant.produce(in_bulk(said(UPLOADED, event)) for _, event in named)
-        plant.start("core", "sanitizer", "resizer", "router")
-        until(lambda: len(_let_in(plant)) >= 3, "the first images being let in")
-        plant.children.pop("router").kill()
-        assert len(set(_let_in(plant))) < len(ids), "it was killed too late to show anything"
-        plant.start("router")
-        plant.until_ended(ids)
-        plant.until_idle(*AGENTS, SCHEDULER)
-        plant.check_ended_once(ids)
-        assert set(_let_in(plant)) == set(ids)
+        deployment.produce(in_bulk(message_of(UPLOADED, event)) for _, event in named)
+        deployment.start("core", "sanitizer", "resizer", "router")
+        until(lambda: len(_let_in(deployment)) >= 3, "the first images being let in")
+        deployment.children.pop("router").kill()
+        assert len(set(_let_in(deployment))) < len(ids), "it was killed too late to show anything"
+        deployment.start("router")
+        deployment.until_ended(ids)
+        deployment.until_idle(*AGENTS, SCHEDULER)
+        deployment.check_ended_once(ids)
+        assert set(_let_in(deployment)) == set(ids)
         for name, event in named:
-            assert plant.objects(event.image_id) == calm[name]
-        assert not [letter for agent in (*AGENTS, SCHEDULER) for letter in plant.records(topics.dead_topic(agent))]
-        assert plant.terminate("router") == 0
+            assert deployment.objects(event.image_id) == calm[name]
+        assert not [letter for agent in (*AGENTS, SCHEDULER) for letter in deployment.records(topics.dead_topic(agent))]
+        assert deployment.terminate("router") == 0
 
 
 def test_a_single_upload_passes_the_bulk_lane_by(kafka: LocalKafka, images: dict[str, bytes], tmp_path: Path) -> None:
     """With a bulk import waiting, an image uploaded after all of it is completed before most of it is let in."""
-    with planted(kafka.bootstrap, tmp_path) as plant:
+    with deployed(kafka.bootstrap, tmp_path) as deployment:
         data = next(iter(images.values()))
-        events = [plant.uploaded(data) for _ in range(300)]
-        plant.produce(in_bulk(said(UPLOADED, event)) for event in events)
-        plant.start("core", "sanitizer", "resizer", "router")
-        until(lambda: bool(_let_in(plant)), "the first images being let in")
-        single = plant.uploaded(data)
-        plant.say(UPLOADED, single)
-        plant.until_ended([single.image_id])
-        assert len(set(_let_in(plant))) < len(events), "nothing waited any more"
+        events = [deployment.uploaded(data) for _ in range(300)]
+        deployment.produce(in_bulk(message_of(UPLOADED, event)) for event in events)
+        deployment.start("core", "sanitizer", "resizer", "router")
+        until(lambda: bool(_let_in(deployment)), "the first images being let in")
+        single = deployment.uploaded(data)
+        deployment.publish(UPLOADED, single)
+        deployment.until_ended([single.image_id])
+        assert len(set(_let_in(deployment))) < len(events), "nothing waited any more"

@@ -11,48 +11,48 @@ import httpx
 from infra.local.kafka import LocalKafka
 from schemas.values import DEFAULT_OWNER, job_id_of, new_image_id
 from streams import topics
+from tests.support.deployment import PATIENCE_S, Deployment, deployed, until
 from tests.support.facts import Facts
-from tests.support.plant import PATIENCE_S, Plant, planted, until
 from tests.support.server_sent_events import Sse, listening
 
 
 def test_a_listener_misses_nothing_when_the_gateway_is_killed(kafka: LocalKafka, tmp_path: Path) -> None:
     """After kill -9 the stream goes on at the next gateway: of all that was said, exactly the rest comes."""
-    with planted(kafka.bootstrap, tmp_path, agents=("indexer",)) as plant:
-        plant.start("core")
-        until(lambda: _ready(plant), "the gateway being ready")
+    with deployed(kafka.bootstrap, tmp_path, agents=("indexer",)) as deployment:
+        deployment.start("core")
+        until(lambda: _ready(deployment), "the gateway being ready")
         images = [new_image_id() for _ in range(2)]
         first, second = (Facts(image_id, owner=DEFAULT_OWNER).all() for image_id in images)
-        _, start = asyncio.run(_hear(plant, "/api/v1/events", None, 0))
-        plant.say(topics.FACTS, *first, second[0])
-        heard, last = asyncio.run(_hear(plant, "/api/v1/events", start, 4))
+        _, start = asyncio.run(_hear(deployment, "/api/v1/events", None, 0))
+        deployment.publish(topics.FACTS, *first, second[0])
+        heard, last = asyncio.run(_hear(deployment, "/api/v1/events", start, 4))
 
-        plant.children.pop("core").kill()
-        plant.say(topics.FACTS, *second[1:], first[2])  # what is said again is not told again
-        plant.start("core")
-        until(lambda: _ready(plant), "the gateway being ready again")
-        rest, last = asyncio.run(_hear(plant, "/api/v1/events", last, 8))
+        deployment.children.pop("core").kill()
+        deployment.publish(topics.FACTS, *second[1:], first[2])  # what is said again is not told again
+        deployment.start("core")
+        until(lambda: _ready(deployment), "the gateway being ready again")
+        rest, last = asyncio.run(_hear(deployment, "/api/v1/events", last, 8))
         told = Counter((event.data["image_id"], event.data.get("stage", event.name)) for event in heard + rest)
         stages = ("sanitizer", "resizer", "ocr", "detector", "embedder", "completed")
         assert told == Counter((image_id, stage) for image_id in images for stage in stages)
 
         job = f"/api/v1/images/jobs/{job_id_of(images[1], 1)}/events"
-        resumed, _ = asyncio.run(_hear(plant, job, start, None))
+        resumed, _ = asyncio.run(_hear(deployment, job, start, None))
         assert Counter(event.data.get("stage", event.name) for event in resumed) == Counter(stages)
 
         # A gateway that is stopped ends its streams whole, so that nobody waits and nobody sees a broken one.
         async def stopped() -> int:
-            async with _client(plant) as client, listening(client, "/api/v1/events", last) as source:
-                stopping = asyncio.create_task(asyncio.to_thread(plant.terminate, "core"))
+            async with _client(deployment) as client, listening(client, "/api/v1/events", last) as source:
+                stopping = asyncio.create_task(asyncio.to_thread(deployment.terminate, "core"))
                 assert await source.rest() == []
                 return await stopping
 
         assert asyncio.run(stopped()) == 0
 
 
-async def _hear(plant: Plant, path: str, last_id: str | None, count: int | None) -> tuple[list[Sse], str]:
+async def _hear(deployment: Deployment, path: str, last_id: str | None, count: int | None) -> tuple[list[Sse], str]:
     """Resume, hear so many events, or all until the stream ends; return them, and where to go on."""
-    async with asyncio.timeout(PATIENCE_S), _client(plant) as client, listening(client, path, last_id) as source:
+    async with asyncio.timeout(PATIENCE_S), _client(deployment) as client, listening(client, path, last_id) as source:
         if count is None:
             return await source.rest(), source.last_id
         heard: list[Sse] = []
@@ -63,15 +63,15 @@ async def _hear(plant: Plant, path: str, last_id: str | None, count: int | None)
         return heard, source.last_id
 
 
-def _client(plant: Plant) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{plant.port}", timeout=PATIENCE_S, trust_env=False)
+def _client(deployment: Deployment) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{deployment.port}", timeout=PATIENCE_S, trust_env=False)
 
 
-def _ready(plant: Plant) -> bool:
+def _ready(deployment: Deployment) -> bool:
     """Say whether the gateway answers, and what happens now would be told."""
-    plant.check_alive()
+    deployment.check_alive()
     try:
-        with httpx.stream("GET", f"http://127.0.0.1:{plant.port}/api/v1/events", timeout=10) as answer:
+        with httpx.stream("GET", f"http://127.0.0.1:{deployment.port}/api/v1/events", timeout=10) as answer:
             return answer.is_success
     except httpx.TransportError:
         return False

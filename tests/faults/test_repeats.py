@@ -17,7 +17,7 @@ from schemas.http.jobs import JobResult
 from schemas.values import ImageState, Profile, new_image_id
 from streams import topics
 from streams.topics import AGENTS, MAX_MESSAGE_BYTES, Topic
-from tests.support.plant import Plant, planted
+from tests.support.deployment import Deployment, deployed
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
 
@@ -25,61 +25,61 @@ WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZE
 
 
 @pytest.fixture(scope="module")
-def plant(
+def deployment(
     kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Plant]:
+) -> Iterator[Deployment]:
     """Return all seven agents at work."""
     folder = tmp_path_factory.mktemp("repeats")
     settings = {"DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
-    with planted(kafka.bootstrap, folder, settings=settings) as plant:
-        plant.start("core", *(agent for agent in AGENTS if agent != "indexer"))
-        plant.until_ready(*AGENTS)
-        yield plant
+    with deployed(kafka.bootstrap, folder, settings=settings) as deployment:
+        deployment.start("core", *(agent for agent in AGENTS if agent != "indexer"))
+        deployment.until_ready(*AGENTS)
+        yield deployment
 
 
 def test_a_duplicate_of_every_event_changes_nothing(
-    plant: Plant, images: dict[str, bytes], calm: dict[str, dict[str, str]]
+    deployment: Deployment, images: dict[str, bytes], calm: dict[str, dict[str, str]]
 ) -> None:
     """Every event of every topic comes twice and more: each image ends once, with the same bytes and result."""
-    events = {name: plant.uploaded(data, profile=Profile()) for name, data in images.items()}
+    events = {name: deployment.uploaded(data, profile=Profile()) for name, data in images.items()}
     ids = [event.image_id for event in events.values()]
-    plant.say(topics.UPLOADED, *events.values(), *events.values())
-    plant.until_ended(ids)
-    plant.until_idle(*AGENTS)
-    before = {image_id: _lasting(plant.result(image_id)) for image_id in ids}
+    deployment.publish(topics.UPLOADED, *events.values(), *events.values())
+    deployment.until_ended(ids)
+    deployment.until_idle(*AGENTS)
+    before = {image_id: _lasting(deployment.result(image_id)) for image_id in ids}
     for topic in (topics.UPLOADED, topics.SANITIZED, topics.FACTS):
-        records = plant.records(topic)
+        records = deployment.records(topic)
         assert {record.header("ce_subject") for record in records} == set(ids)
-        plant.produce(Outgoing(topic.name, record.key, record.value, record.headers) for record in records)
-        plant.until_idle(*AGENTS)
-    plant.check_ended_once(ids)
-    assert {image_id: _lasting(plant.result(image_id)) for image_id in ids} == before
-    assert {name: plant.objects(event.image_id) for name, event in events.items()} == calm
-    assert not [letter for agent in AGENTS for letter in plant.records(topics.dead_topic(agent))]
+        deployment.produce(Outgoing(topic.name, record.key, record.value, record.headers) for record in records)
+        deployment.until_idle(*AGENTS)
+    deployment.check_ended_once(ids)
+    assert {image_id: _lasting(deployment.result(image_id)) for image_id in ids} == before
+    assert {name: deployment.objects(event.image_id) for name, event in events.items()} == calm
+    assert not [letter for agent in AGENTS for letter in deployment.records(topics.dead_topic(agent))]
 
 
-def test_equal_work_says_equal_events(plant: Plant) -> None:
+def test_equal_work_says_equal_events(deployment: Deployment) -> None:
     """However often it was done, the work of one stage on one image has one event id."""
     for topic in (topics.SANITIZED, topics.FACTS):
         said: dict[tuple[str | None, ...], set[str | None]] = {}
-        for record in plant.records(topic):
+        for record in deployment.records(topic):
             stage = str(record.header("ce_source")), str(record.header("ce_type"))
             said.setdefault((record.header("ce_subject"), *stage), set()).add(record.header("ce_id"))
         assert said
         assert {len(ids) for ids in said.values()} == {1}
 
 
-def test_poison_on_every_topic_is_set_aside(plant: Plant) -> None:
+def test_poison_on_every_topic_is_set_aside(deployment: Deployment) -> None:
     """What is no event becomes a dead letter of each reader, byte for byte with its code; the next image completes."""
-    known = {agent: len(plant.records(topics.dead_topic(agent))) for agent in AGENTS}
+    known = {agent: len(deployment.records(topics.dead_topic(agent))) for agent in AGENTS}
     for topic in WORK:
-        plant.produce(Outgoing(topic.name, key, value, headers) for key, value, headers, _ in _poison(topic))
-    good = plant.uploaded(draw_turned(), profile=Profile())
-    plant.say(topics.UPLOADED, good)
-    plant.until_ended([good.image_id])
-    plant.until_idle(*AGENTS)
+        deployment.produce(Outgoing(topic.name, key, value, headers) for key, value, headers, _ in _poison(topic))
+    good = deployment.uploaded(draw_turned(), profile=Profile())
+    deployment.publish(topics.UPLOADED, good)
+    deployment.until_ended([good.image_id])
+    deployment.until_idle(*AGENTS)
     for agent in AGENTS:
-        letters = plant.records(topics.dead_topic(agent))[known[agent] :]
+        letters = deployment.records(topics.dead_topic(agent))[known[agent] :]
         found = Counter((r.header("dlq.original.topic"), r.key, r.value, r.header("dlq.error.code")) for r in letters)
         expected = Counter(
             (topic.name, key, value, code)
@@ -91,7 +91,7 @@ def test_poison_on_every_topic_is_set_aside(plant: Plant) -> None:
         for letter in letters:
             kept = [pair for pair in letter.headers if not pair[0].startswith("dlq.")]
             assert kept in [list(h) for topic in WORK for _, v, h, _ in _poison(topic) if v == letter.value]
-    assert plant.result(good.image_id).status is ImageState.COMPLETED
+    assert deployment.result(good.image_id).status is ImageState.COMPLETED
 
 
 def _poison(topic: Topic) -> list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...], str]]:
@@ -111,15 +111,15 @@ def _poison(topic: Topic) -> list[tuple[bytes | None, bytes | None, tuple[tuple[
     ]
 
 
-def test_an_event_that_breaks_its_own_promise_is_set_aside(plant: Plant) -> None:
+def test_an_event_that_breaks_its_own_promise_is_set_aside(deployment: Deployment) -> None:
     """An event of the right form that names bytes that are not those, or not there, ends its image failed."""
-    right = plant.uploaded(draw_turned() + b"another")
+    right = deployment.uploaded(draw_turned() + b"another")
     changed = right.model_copy(update={"original": right.original.model_copy(update={"sha256": "0" * 64})})
     absent = right.original.model_copy(update={"key": "originals/default/00/none"})
     gone = ImageUploaded(image_id=new_image_id(), original=absent, profile=right.profile)
-    plant.say(topics.UPLOADED, changed, gone)
-    plant.until_ended([changed.image_id, gone.image_id], ImageState.FAILED)
-    codes = {image: str(plant.result(image).error) for image in (changed.image_id, gone.image_id)}
+    deployment.publish(topics.UPLOADED, changed, gone)
+    deployment.until_ended([changed.image_id, gone.image_id], ImageState.FAILED)
+    codes = {image: str(deployment.result(image).error) for image in (changed.image_id, gone.image_id)}
     assert "object-changed" in codes[changed.image_id]
     assert "gone" in codes[gone.image_id]
 
@@ -133,8 +133,8 @@ def _lasting(result: JobResult) -> JobResult:
     return result.model_copy(update={"stages": stages})
 
 
-def test_poison_leaves_the_workers_alone(plant: Plant) -> None:
+def test_poison_leaves_the_workers_alone(deployment: Deployment) -> None:
     """After all of it every worker is the process it was."""
-    plant.check_alive()
-    assert all(child.exit_code is None for child in plant.children.values())
-    assert ImageSanitized.type in {record.header("ce_type") for record in plant.records(topics.SANITIZED)}
+    deployment.check_alive()
+    assert all(child.exit_code is None for child in deployment.children.values())
+    assert ImageSanitized.type in {record.header("ce_type") for record in deployment.records(topics.SANITIZED)}

@@ -16,7 +16,7 @@ from schemas.events.facts import FACTS, ImageResized, ImageSanitized
 from schemas.http.jobs import JobStatus
 from schemas.values import ImageState
 from streams import topics
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,109 +24,115 @@ VERSION = "2"
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    """Return a running plant with what a reprocessed image passes through."""
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("reprocess")) as plant:
-        plant.start("sanitizer", "resizer", "core", "router")
-        yield plant
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Return a running deployment with what a reprocessed image passes through."""
+    with deployed(kafka.bootstrap, tmp_path_factory.mktemp("reprocess")) as deployment:
+        deployment.start("sanitizer", "resizer", "core", "router")
+        yield deployment
 
 
 @pytest.fixture(scope="module")
-def completed(plant: Plant, images: dict[str, bytes]) -> list[str]:
+def completed(deployment: Deployment, images: dict[str, bytes]) -> list[str]:
     """Return images that were uploaded and completed."""
-    events = [plant.uploaded(data) for data in images.values()]
-    plant.say(topics.UPLOADED, *events)
+    events = [deployment.uploaded(data) for data in images.values()]
+    deployment.publish(topics.UPLOADED, *events)
     found = [event.image_id for event in events]
-    plant.until_ended(found)
+    deployment.until_ended(found)
     return found
 
 
-def reprocess(plant: Plant, *arguments: str) -> str:
+def reprocess(deployment: Deployment, *arguments: str) -> str:
     """Run `darkroom reprocess` as an operator does; return what it says."""
     done = subprocess.run(
         [sys.executable, "-m", "darkroom", "reprocess", *arguments],
-        env={**plant.environment, "DARKROOM_URL": f"http://127.0.0.1:{plant.port}"},
+        env={**deployment.environment, "DARKROOM_URL": f"http://127.0.0.1:{deployment.port}"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def facts(plant: Plant, kind: type[ImageResized] | type[ImageSanitized]) -> list[ImageResized | ImageSanitized]:
+def facts(
+    deployment: Deployment, kind: type[ImageResized] | type[ImageSanitized]
+) -> list[ImageResized | ImageSanitized]:
     """Return every fact of a kind that was said."""
     return [
-        fact for record in plant.records(topics.FACTS) if isinstance(fact := decode(record, FACTS), kind)
+        fact for record in deployment.records(topics.FACTS) if isinstance(fact := decode(record, FACTS), kind)
     ]  # fmt: skip
 
 
-def watch(plant: Plant, image_ids: list[str], happened: Callable[[JobStatus], bool], what: str) -> None:
+def watch(deployment: Deployment, image_ids: list[str], happened: Callable[[JobStatus], bool], what: str) -> None:
     """Wait until something is true of every image, and fail if one is not completed meanwhile."""
 
     def all_of_them() -> bool:
-        plant.check_alive()
-        statuses = [plant.status(image_id) for image_id in image_ids]
+        deployment.check_alive()
+        statuses = [deployment.status(image_id) for image_id in image_ids]
         assert {status.status for status in statuses if status is not None} <= {ImageState.COMPLETED}
         return all(status is not None and happened(status) for status in statuses)
 
     until(all_of_them, what)
 
 
-def test_an_unchanged_stage_costs_no_computation(plant: Plant, completed: list[str]) -> None:
+def test_an_unchanged_stage_costs_no_computation(deployment: Deployment, completed: list[str]) -> None:
     """Run again with nothing changed, every image takes the result that is there and stays completed throughout."""
-    assert f"again for {len(completed)} images" in reprocess(plant, "--stage", "resizer")
-    assert [fact.run for fact in facts(plant, ImageResized)] == [0] * len(completed)
-    before = {image_id: plant.objects(image_id) for image_id in completed}
-    assert f"{len(completed)} of {len(completed)} images" in reprocess(plant, "--stage", "resizer", "--yes")
-    watch(plant, completed, lambda status: bool(status.stages["resizer"].reused), "results reused")
-    again = [fact for fact in facts(plant, ImageResized) if fact.run]
+    assert f"again for {len(completed)} images" in reprocess(deployment, "--stage", "resizer")
+    assert [fact.run for fact in facts(deployment, ImageResized)] == [0] * len(completed)
+    before = {image_id: deployment.objects(image_id) for image_id in completed}
+    assert f"{len(completed)} of {len(completed)} images" in reprocess(deployment, "--stage", "resizer", "--yes")
+    watch(deployment, completed, lambda status: bool(status.stages["resizer"].reused), "results reused")
+    again = [fact for fact in facts(deployment, ImageResized) if fact.run]
     assert {fact.image_id for fact in again} == set(completed)
     assert all(fact.report.reused for fact in again)
     assert len({fact.run for fact in again}) == 1
-    assert {image_id: plant.objects(image_id) for image_id in completed} == before, "other bytes under the same names"
-    plant.check_ended_once(completed)
+    assert {image_id: deployment.objects(image_id) for image_id in completed} == before, (
+        "other bytes under the same names"
+    )
+    deployment.check_ended_once(completed)
 
 
-def test_a_changed_stage_computes_alone(plant: Plant, completed: list[str]) -> None:
+def test_a_changed_stage_computes_alone(deployment: Deployment, completed: list[str]) -> None:
     """A new version of one stage works anew on what a filter selects; no other stage does anything."""
-    sanitized = len(facts(plant, ImageSanitized))
-    assert plant.terminate("resizer") == 0
+    sanitized = len(facts(deployment, ImageSanitized))
+    assert deployment.terminate("resizer") == 0
     command = [sys.executable, "-m", "tests.faults.another_version", "resizer", VERSION]
-    plant.children["resizer"] = Child(command, log_file=plant.log_file("resizer"), env=plant.environment)
+    deployment.children["resizer"] = Child(command, log_file=deployment.log_file("resizer"), env=deployment.environment)
     chosen, other = completed[:-1], completed[-1]
     where = f"version.resizer<{VERSION} and id!={other}"
-    assert f"{len(chosen)} of {len(chosen)} images" in reprocess(plant, "--stage", "resizer", "--where", where, "--yes")
-    watch(plant, chosen, lambda status: status.stages["resizer"].version == VERSION, "results of the new version")
-    left = plant.status(other)
+    assert f"{len(chosen)} of {len(chosen)} images" in reprocess(
+        deployment, "--stage", "resizer", "--where", where, "--yes"
+    )
+    watch(deployment, chosen, lambda status: status.stages["resizer"].version == VERSION, "results of the new version")
+    left = deployment.status(other)
     assert left is not None and left.stages["resizer"].version == "1"
-    renewed = [fact for fact in facts(plant, ImageResized) if fact.report.version == VERSION]
+    renewed = [fact for fact in facts(deployment, ImageResized) if fact.report.version == VERSION]
     assert {fact.image_id for fact in renewed} == set(chosen)
     assert not any(fact.report.reused for fact in renewed)
-    assert len(facts(plant, ImageSanitized)) == sanitized
-    assert "for 0 images" in reprocess(plant, "--stage", "resizer", "--where", where)
-    plant.check_ended_once(completed)
-    with plant.client() as client:
+    assert len(facts(deployment, ImageSanitized)) == sanitized
+    assert "for 0 images" in reprocess(deployment, "--stage", "resizer", "--where", where)
+    deployment.check_ended_once(completed)
+    with deployment.client() as client:
         assert all(client.download(image_id, size="thumbnail") for image_id in completed)
 
 
-def test_a_new_master_is_a_new_generation(plant: Plant, completed: list[str]) -> None:
+def test_a_new_master_is_a_new_generation(deployment: Deployment, completed: list[str]) -> None:
     """Sanitizing again runs the whole image as generation 2; who asks for the old job is told of the new one."""
     image_id = completed[0]
-    reprocess(plant, "--stage", "sanitizer", "--where", f"id={image_id}", "--yes", "--per-second", "50")
+    reprocess(deployment, "--stage", "sanitizer", "--where", f"id={image_id}", "--yes", "--per-second", "50")
 
     def completed_again() -> bool:
-        plant.check_alive()
-        with plant.client() as client:
+        deployment.check_alive()
+        with deployment.client() as client:
             try:
                 return client.status(f"{image_id}.2").status is ImageState.COMPLETED
             except Refused:
                 return False
 
     until(completed_again, "generation 2")
-    with plant.client() as client:
+    with deployment.client() as client:
         with pytest.raises(Refused) as refusal:
             client.status(f"{image_id}.1")
         assert refusal.value.code == "superseded"
         assert client.download(image_id, size="thumbnail")
         stages = client.status(f"{image_id}.2").stages
     assert [stages[name].reused for name in ("sanitizer", "resizer")] == [True, True]
-    assert len(plant.outcomes()[image_id]) == 2
+    assert len(deployment.outcomes()[image_id]) == 2

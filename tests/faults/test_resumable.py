@@ -21,9 +21,9 @@ from schemas.http.resumable import UploadState, UploadView
 from schemas.stored.receipts import Receipt
 from streams.object_store.keys import original_key, receipt_key
 from tests.security.test_memory import ALLOWED, MEBIBYTE, Watch
+from tests.support.deployment import KILLED, Deployment, deployed, until
 from tests.support.gateway_components import JPEG
 from tests.support.gateway_processes import start_gateways
-from tests.support.plant import KILLED, Plant, planted, until
 
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -34,20 +34,20 @@ LARGE = 256 * MEBIBYTE
 
 
 @pytest.fixture(scope="module")
-def plant(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Topics and a store for gateways."""
     settings = {
         "DARKROOM_GATEWAY__PIECE_BYTES": str(PIECE),
         "DARKROOM_GATEWAY__MAX_UPLOAD_BYTES": str(LARGE),
     }
-    with planted(kafka.bootstrap, tmp_path_factory.mktemp("tus"), agents=(), settings=settings) as found:
+    with deployed(kafka.bootstrap, tmp_path_factory.mktemp("tus"), agents=(), settings=settings) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def gateway(plant: Plant) -> str:
+def gateway(deployment: Deployment) -> str:
     """Where a gateway answers."""
-    return start_gateways(plant, 1)[0]
+    return start_gateways(deployment, 1)[0]
 
 
 def begin(gateway: str, size: int) -> str:
@@ -73,16 +73,16 @@ def offset_of(url: str) -> int:
     return int(answer.headers.get("upload-offset", 0))
 
 
-def kill(plant: Plant) -> None:
+def kill(deployment: Deployment) -> None:
     """Kill the gateway with -9."""
-    child = plant.children["gateway#0"]
+    child = deployment.children["gateway#0"]
     child.kill()
     assert child.exit_code == KILLED
 
 
-def start_again(plant: Plant, gateway: str, **settings: str) -> None:
+def start_again(deployment: Deployment, gateway: str, **settings: str) -> None:
     """Start the gateway where it was, and wait until it answers."""
-    plant.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port), **settings)
+    deployment.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port), **settings)
     until(lambda: _answers(gateway), "the gateway answering again")
 
 
@@ -93,18 +93,18 @@ def _answers(gateway: str) -> bool:
         return False
 
 
-def image_of(plant: Plant, url: str, data: bytes) -> str:
+def image_of(deployment: Deployment, url: str, data: bytes) -> str:
     """Check that exactly one image has these bytes, and that the upload says so; return its id."""
     view = UploadView.model_validate_json(httpx.get(url, timeout=60).content)
     assert view.state is UploadState.ACCEPTED
     assert view.job is not None
     digest = hashlib.sha256(data).hexdigest()
-    receipts = [Receipt.model_validate_json(plant.read(key)) for key in plant.keys("jobs/")]
+    receipts = [Receipt.model_validate_json(deployment.read(key)) for key in deployment.keys("jobs/")]
     mine = [receipt for receipt in receipts if receipt.original is not None and receipt.original.sha256 == digest]
     assert [receipt.image_id for receipt in mine] == [view.job.image_id]
-    assert receipt_key(view.job.job_id) in plant.keys("jobs/")
-    assert plant.read(original_key("default", digest)) == data
-    assert {key.rsplit("/", 1)[-1] for key in plant.keys(f"claims/default/{digest}/")} == {view.job.image_id}
+    assert receipt_key(view.job.job_id) in deployment.keys("jobs/")
+    assert deployment.read(original_key("default", digest)) == data
+    assert {key.rsplit("/", 1)[-1] for key in deployment.keys(f"claims/default/{digest}/")} == {view.job.image_id}
     return view.job.image_id
 
 
@@ -115,7 +115,7 @@ def image(size: int) -> bytes:
 
 @pytest.mark.parametrize("checksum", [False, True])
 def test_a_client_by_others_uploads_an_image_in_chunks_and_resumes(
-    plant: Plant, gateway: str, images_dir: Path, tmp_path: Path, checksum: bool
+    deployment: Deployment, gateway: str, images_dir: Path, tmp_path: Path, checksum: bool
 ) -> None:
     """tuspy sends a real image, stops, and another tuspy goes on by its URL, with checksums and without."""
     data = (images_dir / "formats/cat.jpg").read_bytes() + b"checked" * checksum
@@ -125,15 +125,15 @@ def test_a_client_by_others_uploads_an_image_in_chunks_and_resumes(
     said = {"filename": "cat.jpg", "bucket": "pets"}
     first = client.uploader(str(path), chunk_size=len(data) // 5, metadata=said, upload_checksum=checksum)
     first.upload(stop_at=len(data) // 2)
-    assert plant.keys("pieces/")
+    assert deployment.keys("pieces/")
     second = client.uploader(str(path), url=first.url, chunk_size=len(data) // 3, upload_checksum=checksum)
     assert second.offset == first.offset == offset_of(first.url) > 0
     second.upload()
-    assert second.request.response_headers["darkroom-job"].startswith(image_of(plant, first.url, data))
-    assert not plant.keys("pieces/")
+    assert second.request.response_headers["darkroom-job"].startswith(image_of(deployment, first.url, data))
+    assert not deployment.keys("pieces/")
 
 
-def test_an_upload_survives_a_connection_that_is_killed(plant: Plant, gateway: str, tmp_path: Path) -> None:
+def test_an_upload_survives_a_connection_that_is_killed(deployment: Deployment, gateway: str, tmp_path: Path) -> None:
     """What arrived of a chunk is kept, and a client that resumes ends as one image with the right bytes."""
     data, path = image(5 * PIECE), tmp_path / "image.jpg"
     path.write_bytes(data)
@@ -141,33 +141,33 @@ def test_an_upload_survives_a_connection_that_is_killed(plant: Plant, gateway: s
     arrived = 2 * PIECE + 12_345
     connection = half_sent(url, 0, data[:arrived], len(data))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    until(lambda: len(plant.keys("pieces/")) >= 2, "two whole pieces")
+    until(lambda: len(deployment.keys("pieces/")) >= 2, "two whole pieces")
     connection.close()  # with a reset
     assert 2 * PIECE <= offset_of(url) <= arrived
     TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
-    image_of(plant, url, data)
+    image_of(deployment, url, data)
 
 
 def test_an_upload_survives_a_gateway_that_is_killed_while_receiving(
-    plant: Plant, gateway: str, tmp_path: Path
+    deployment: Deployment, gateway: str, tmp_path: Path
 ) -> None:
     """After -9 in the middle of a chunk all whole pieces are there; the client resumes, and there is one image."""
     data, path = image(5 * PIECE), tmp_path / "image.jpg"
     path.write_bytes(data)
     url = begin(gateway, len(data))
     with half_sent(url, 0, data[: 3 * PIECE + 12_345], len(data)):
-        until(lambda: len(plant.keys("pieces/")) >= 3, "three whole pieces")
-        kill(plant)
-    start_again(plant, gateway)
-    assert offset_of(url) == sum(len(plant.read(key)) for key in plant.keys("pieces/")) >= 3 * PIECE
+        until(lambda: len(deployment.keys("pieces/")) >= 3, "three whole pieces")
+        kill(deployment)
+    start_again(deployment, gateway)
+    assert offset_of(url) == sum(len(deployment.read(key)) for key in deployment.keys("pieces/")) >= 3 * PIECE
     TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
-    image_of(plant, url, data)
-    assert not plant.keys("pieces/")
+    image_of(deployment, url, data)
+    assert not deployment.keys("pieces/")
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05])
 def test_an_upload_survives_a_gateway_that_is_killed_while_finishing(
-    plant: Plant, gateway: str, tmp_path: Path, moment: float
+    deployment: Deployment, gateway: str, tmp_path: Path, moment: float
 ) -> None:
     """Wherever -9 strikes after the last byte was sent, the client that resumes finds one image, not none, not two."""
     data, path = image(2 * PIECE), tmp_path / "image.jpg"
@@ -176,15 +176,15 @@ def test_an_upload_survives_a_gateway_that_is_killed_while_finishing(
     assert httpx.patch(url, headers={**PART, "Upload-Offset": "0"}, content=data[:PIECE], timeout=60).is_success
     with half_sent(url, PIECE, data[PIECE:], PIECE):
         time.sleep(moment + random.uniform(0, 0.02))  # no condition to wait for: any moment must do
-        kill(plant)
-    start_again(plant, gateway)
+        kill(deployment)
+    start_again(deployment, gateway)
     client = TusClient(gateway + UPLOADS)
     until(lambda: httpx.head(url, headers=TUS, timeout=60).is_success, "the dead gateway's turn being over")
     client.uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
-    image_of(plant, url, data)
+    image_of(deployment, url, data)
 
 
-def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(plant: Plant, gateway: str) -> None:
+def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(deployment: Deployment, gateway: str) -> None:
     """Receiving 256 MB in parts and making an image of them raises the gateway's resident memory by 64 MiB at most."""
     chunk = bytes(MEBIBYTE)
 
@@ -204,13 +204,13 @@ def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(plant: Plant, ga
             assert answer.status_code == 204, answer.text
         assert answer.headers["darkroom-job"]
 
-    kill(plant)
-    start_again(plant, gateway, DARKROOM_GATEWAY__PIECE_BYTES=str(GatewaySettings().piece_bytes))
+    kill(deployment)
+    start_again(deployment, gateway, DARKROOM_GATEWAY__PIECE_BYTES=str(GatewaySettings().piece_bytes))
     send(3 * MEBIBYTE, 1)  # what the first upload loads is no part of it
-    with Watch(plant.children["gateway#0"].pid) as watch:
+    with Watch(deployment.children["gateway#0"].pid) as watch:
         send(LARGE, 4)
     assert watch.samples > 20
-    for key in plant.keys("originals/"):
-        plant.delete(key)  # pytest keeps folders
+    for key in deployment.keys("originals/"):
+        deployment.delete(key)  # pytest keeps folders
     grown = watch.peak - watch.before
     assert grown <= ALLOWED, f"{grown / MEBIBYTE:.0f} MiB"

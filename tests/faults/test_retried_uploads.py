@@ -14,8 +14,8 @@ from infra.local.kafka import LocalKafka
 from infra.local.ports import choose
 from schemas.http.submissions import Submitted
 from streams import topics
+from tests.support.deployment import KILLED, PATIENCE_S, Deployment, deployed, until
 from tests.support.gateway_components import JPEG
-from tests.support.plant import KILLED, PATIENCE_S, Plant, planted, until
 
 LEASE = {"DARKROOM_GATEWAY__IDEMPOTENCY_LEASE_S": "2"}
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -24,43 +24,45 @@ KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 def test_a_key_outlives_the_gateway_that_had_claimed_it(kafka: LocalKafka, tmp_path: Path) -> None:
     """kill -9 while Kafka is silent: the key is free again after its lease, and stands for the image first chosen."""
     with (
-        planted(kafka.bootstrap, tmp_path, agents=(), settings=LEASE) as plant,
+        deployed(kafka.bootstrap, tmp_path, agents=(), settings=LEASE) as deployment,
         socket.create_server(("127.0.0.1", 0)) as silent,
     ):  # takes connections, and never says a word
         where = f"127.0.0.1:{silent.getsockname()[1]}"
-        first = _gateway(plant, "gateway#first", DARKROOM_KAFKA__BOOTSTRAP=where)
+        first = _gateway(deployment, "gateway#first", DARKROOM_KAFKA__BOOTSTRAP=where)
         with ThreadPoolExecutor(1) as beside:
             lost = beside.submit(_submit, first, tries=1)
-            until(lambda: bool(plant.keys("idempotency/") and plant.keys("jobs/")), "the claim and the receipt")
-            child = plant.children["gateway#first"]
+            until(
+                lambda: bool(deployment.keys("idempotency/") and deployment.keys("jobs/")), "the claim and the receipt"
+            )
+            child = deployment.children["gateway#first"]
             child.kill()
             assert child.wait_blocking(PATIENCE_S) == KILLED
             with pytest.raises(Unreachable):
                 lost.result(PATIENCE_S)
-        (receipt,) = plant.keys("jobs/")
-        assert not plant.records(topics.UPLOADED), "the first gateway told Kafka nothing"
+        (receipt,) = deployment.keys("jobs/")
+        assert not deployment.records(topics.UPLOADED), "the first gateway told Kafka nothing"
 
-        second = _gateway(plant, "gateway#second")
+        second = _gateway(deployment, "gateway#second")
         accepted = _submit(second, tries=60)
         assert receipt == f"jobs/{accepted.job_id}.json", "the image the dead gateway had chosen"
         assert _submit(second, tries=1) == accepted
-        assert plant.keys("jobs/") == {receipt}
-        assert len(plant.keys("originals/")) == 1
-        said = [record.header("ce_subject") for record in plant.records(topics.UPLOADED)]
+        assert deployment.keys("jobs/") == {receipt}
+        assert len(deployment.keys("originals/")) == 1
+        said = [record.header("ce_subject") for record in deployment.records(topics.UPLOADED)]
         assert said == [accepted.image_id]
 
 
-def _gateway(plant: Plant, name: str, **settings: str) -> str:
+def _gateway(deployment: Deployment, name: str, **settings: str) -> str:
     """Start a gateway of its own; return its address once it answers."""
     port = choose(0)
-    plant.start(name, DARKROOM_GATEWAY__PORT=str(port), **settings)
+    deployment.start(name, DARKROOM_GATEWAY__PORT=str(port), **settings)
     address = f"http://127.0.0.1:{port}"
-    until(lambda: _answers(plant, address), f"{name} answering")
+    until(lambda: _answers(deployment, address), f"{name} answering")
     return address
 
 
-def _answers(plant: Plant, address: str) -> bool:
-    plant.check_alive()
+def _answers(deployment: Deployment, address: str) -> bool:
+    deployment.check_alive()
     try:
         return httpx.get(f"{address}/health/live", timeout=5).is_success
     except httpx.TransportError:

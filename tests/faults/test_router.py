@@ -9,7 +9,7 @@ from infra.local.kafka import LocalKafka
 from schemas.events.envelope import Outgoing, Record
 from streams.retries.retry_policy import DUE_HEADER
 from streams.topics import AGENTS, delay_topic, retry_topic
-from tests.support.plant import planted, until
+from tests.support.deployment import deployed, until
 
 LATER_S = 8.0
 
@@ -21,40 +21,40 @@ def _delayed(topic: str, key: bytes, due_ms: int, value: bytes | None = None) ->
 
 def test_due_events_move_and_others_stay(kafka: LocalKafka, tmp_path: Path) -> None:
     """Events reach their agent's retry topic when they are due and not before, in order, byte for byte."""
-    with planted(kafka.bootstrap, tmp_path) as plant:
+    with deployed(kafka.bootstrap, tmp_path) as deployment:
         now_ms = int(time.time() * 1000)
         later_ms = now_ms + int(LATER_S * 1000)
         due = [_delayed(delay_topic(agent, "30s"), f"{agent} due".encode(), now_ms - 1000) for agent in AGENTS]
         later = _delayed(delay_topic("resizer", "5m"), b"resizer later", later_ms)
         behind = _delayed(delay_topic("resizer", "5m"), b"resizer later", now_ms - 1000, b"behind the one that waits")
-        plant.produce([later, behind, *due])
+        deployment.produce([later, behind, *due])
 
         def first_of(topic: str) -> Record:
-            until(lambda: len(plant.records(topic)) > 0, topic)
-            return plant.records(topic)[0]
+            until(lambda: len(deployment.records(topic)) > 0, topic)
+            return deployment.records(topic)[0]
 
-        plant.start("router")
+        deployment.start("router")
         for agent, sent in zip(AGENTS, due, strict=True):
             first = first_of(retry_topic(agent))
             assert (first.key, first.value, first.headers) == (sent.key, sent.value, sent.headers)
-        until(lambda: len(plant.records(retry_topic("resizer"))) == 3, "the event that waited")
-        _, *waited = plant.records(retry_topic("resizer"))
+        until(lambda: len(deployment.records(retry_topic("resizer"))) == 3, "the event that waited")
+        _, *waited = deployment.records(retry_topic("resizer"))
         assert [(r.key, r.value, r.headers) for r in waited] == [(m.key, m.value, m.headers) for m in (later, behind)]
         assert waited[0].timestamp_ms >= later_ms, "it was moved before it was due"
-        assert plant.terminate("router") == 0
+        assert deployment.terminate("router") == 0
 
 
 def test_a_killed_router_loses_nothing(kafka: LocalKafka, tmp_path: Path) -> None:
     """A router killed with -9 while an event waits is started again, and the event still moves when it is due."""
-    with planted(kafka.bootstrap, tmp_path) as plant:
+    with deployed(kafka.bootstrap, tmp_path) as deployment:
         now_ms = int(time.time() * 1000)
         waiting = _delayed(delay_topic("sanitizer", "5m"), b"waits", now_ms + 5000)
-        plant.produce([_delayed(delay_topic("sanitizer", "30s"), b"due", now_ms), waiting])
-        plant.start("router")
-        until(lambda: len(plant.records(retry_topic("sanitizer"))) >= 1, "the event that was due")
-        plant.children.pop("router").kill()
-        plant.start("router")
-        until(lambda: len({r.key for r in plant.records(retry_topic("sanitizer"))}) == 2, "the event that waited")
-        moved = [r for r in plant.records(retry_topic("sanitizer")) if r.key == b"waits"]
+        deployment.produce([_delayed(delay_topic("sanitizer", "30s"), b"due", now_ms), waiting])
+        deployment.start("router")
+        until(lambda: len(deployment.records(retry_topic("sanitizer"))) >= 1, "the event that was due")
+        deployment.children.pop("router").kill()
+        deployment.start("router")
+        until(lambda: len({r.key for r in deployment.records(retry_topic("sanitizer"))}) == 2, "the event that waited")
+        moved = [r for r in deployment.records(retry_topic("sanitizer")) if r.key == b"waits"]
         assert {(r.value, r.headers) for r in moved} == {(waiting.value, waiting.headers)}
         assert moved[0].timestamp_ms >= now_ms + 5000

@@ -10,7 +10,7 @@ from PIL import Image
 from infra.local.kafka import LocalKafka
 from schemas.events.facts import ObjectsDetected
 from streams import topics
-from tests.support.plant import WITH_OBJECTS, planted, until
+from tests.support.deployment import WITH_OBJECTS, deployed, until
 
 COUNT = 48
 BATCH = 4
@@ -35,28 +35,28 @@ def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, models
         "DARKROOM_DETECTOR__CONCURRENCY": str(BATCH),
         "DARKROOM_DETECTOR__BUFFER": "4",
     }
-    with planted(kafka.bootstrap, tmp_path, agents=agents, settings=settings) as plant:
-        events = [plant.uploaded(data, profile=WITH_OBJECTS) for data in _pictures()]
-        plant.say(topics.UPLOADED, *events)
-        plant.start("sanitizer", "core")
-        until(lambda: len(plant.records(topics.SANITIZED)) == COUNT, "all images being sanitized")
-        plant.start("detector")
+    with deployed(kafka.bootstrap, tmp_path, agents=agents, settings=settings) as deployment:
+        events = [deployment.uploaded(data, profile=WITH_OBJECTS) for data in _pictures()]
+        deployment.publish(topics.UPLOADED, *events)
+        deployment.start("sanitizer", "core")
+        until(lambda: len(deployment.records(topics.SANITIZED)) == COUNT, "all images being sanitized")
+        deployment.start("detector")
 
         def detected() -> list[str | None]:
-            facts = plant.records(topics.FACTS)
+            facts = deployment.records(topics.FACTS)
             return [f.header("ce_subject") for f in facts if f.header("ce_type") == ObjectsDetected.type]
 
         until(lambda: len(detected()) > 0, "the first batch")
-        assert plant.terminate("detector") == 0
+        assert deployment.terminate("detector") == 0
         done = detected()
         assert len(done) == len(set(done))
         assert len(done) < COUNT, "all was over before the signal"
-        assert plant.lag("detector") == COUNT - len(done), "what was finished is committed, and nothing else"
-        plant.start("detector")
+        assert deployment.lag("detector") == COUNT - len(done), "what was finished is committed, and nothing else"
+        deployment.start("detector")
         ids = [event.image_id for event in events]
-        plant.until_ended(ids)
-        plant.until_idle(*agents)
-        plant.check_ended_once(ids)
+        deployment.until_ended(ids)
+        deployment.until_idle(*agents)
+        deployment.check_ended_once(ids)
         assert sorted(map(str, detected())) == sorted(ids), "no image was detected twice"
-        assert plant.terminate("core") == 0
-        assert plant.terminate("sanitizer") == 0
+        assert deployment.terminate("core") == 0
+        assert deployment.terminate("sanitizer") == 0

@@ -15,7 +15,7 @@ from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from schemas.http.submissions import Submitted
 from streams.settings import FilesSettings
-from tests.support.plant import Plant, planted, until
+from tests.support.deployment import Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 from tests.support.tcp_proxy import Toxin
 from tests.support.toxic_proxy import ToxicStore, toxic
@@ -35,9 +35,9 @@ def store(minio: LocalMinio) -> Iterator[ToxicStore]:
 
 
 @pytest.fixture(scope="module")
-def plant(
+def deployment(
     kafka: LocalKafka, minio: LocalMinio, store: ToxicStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Plant]:
+) -> Iterator[Deployment]:
     """Return the light agents and the router at work, with delays as short as a test can wait for."""
     files = FilesSettings(
         endpoint=minio.endpoint,
@@ -59,17 +59,17 @@ def plant(
         "DARKROOM_WORKER__MAX_POLL_INTERVAL_S": str(POLL_S),
     }
     folder = tmp_path_factory.mktemp("toxic")
-    with planted(kafka.bootstrap, folder, files=files, settings=settings) as plant:
-        plant.start("sanitizer", "resizer", "core", "router")
-        plant.until_ready(*LIGHT_AGENTS, "router")
-        yield plant
+    with deployed(kafka.bootstrap, folder, files=files, settings=settings) as deployment:
+        deployment.start("sanitizer", "resizer", "core", "router")
+        deployment.until_ready(*LIGHT_AGENTS, "router")
+        yield deployment
 
 
 def test_a_store_that_is_slow_and_fails_one_call_in_five(
-    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+    deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
     """While each call takes longer and one in five fails, images end as ever: tried again, and nothing else."""
-    sent = Sent(plant, images)
+    sent = Sent(deployment, images)
     with store.made(Toxin(latency_s=0.05, error_every=5)):
         sent.send(times=3)
         until(lambda: httpx.get(f"http://{store.endpoint}/").status_code == SERVICE_UNAVAILABLE, "a call failing")
@@ -77,40 +77,43 @@ def test_a_store_that_is_slow_and_fails_one_call_in_five(
 
 
 def test_a_full_store_refuses_uploads_and_keeps_work_waiting(
-    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+    deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
     """On a full disk an upload is answered 503 and leaves no trace; once there is room, work in the log is done."""
-    sent = Sent(plant, images)
-    known = plant.keys("jobs/"), plant.keys("claims/"), plant.keys("originals/")
+    sent = Sent(deployment, images)
+    known = deployment.keys("jobs/"), deployment.keys("claims/"), deployment.keys("originals/")
     picture = draw_sign()
-    with Darkroom(f"http://127.0.0.1:{plant.port}", timeout_s=60, tries=1) as client:
+    with Darkroom(f"http://127.0.0.1:{deployment.port}", timeout_s=60, tries=1) as client:
         with store.made(Toxin(full=True)):
             with pytest.raises(Refused) as refused:
                 client.submit(picture)
             assert refused.value.status == SERVICE_UNAVAILABLE
-            assert (plant.keys("jobs/"), plant.keys("claims/"), plant.keys("originals/")) == known
+            assert (deployment.keys("jobs/"), deployment.keys("claims/"), deployment.keys("originals/")) == known
             sent.send()
-            until(lambda: "XMinioStorageFull" in plant.log_file("sanitizer").read_text(), "work meeting the full disk")
+            until(
+                lambda: "XMinioStorageFull" in deployment.log_file("sanitizer").read_text(),
+                "work meeting the full disk",
+            )
         sent.check(calm)
         accepted: list[Submitted] = []
         until(lambda: _takes(client, picture, accepted), "an upload being taken again")
-    assert plant.keys("jobs/") == {*known[0], f"jobs/{accepted[0].job_id}.json"}
+    assert deployment.keys("jobs/") == {*known[0], f"jobs/{accepted[0].job_id}.json"}
 
 
 def test_an_event_slower_than_the_poll_interval(
-    plant: Plant, store: ToxicStore, images: dict[str, bytes], calm: Calm
+    deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
     """Events held for longer than Kafka waits for a poll end as ever; the group is not thrown about for ever."""
-    joined = _assignments(plant)
-    sent = Sent(plant, images)
+    joined = _assignments(deployment)
+    sent = Sent(deployment, images)
     with store.made(Toxin(latency_s=2 * POLL_S)):
         sent.send(times=2)
         begun = time.monotonic()
         until(lambda: time.monotonic() > begun + 2 * POLL_S, "two poll intervals to pass")
-        plant.check_alive()
-        assert not plant.outcomes().keys() & sent.names.keys(), "the events were not held"
+        deployment.check_alive()
+        assert not deployment.outcomes().keys() & sent.names.keys(), "the events were not held"
     sent.check(calm)
-    assert _assignments(plant) - joined <= MOST_REBALANCES
+    assert _assignments(deployment) - joined <= MOST_REBALANCES
 
 
 def _takes(client: Darkroom, picture: bytes, accepted: list[Submitted]) -> bool:
@@ -122,5 +125,5 @@ def _takes(client: Darkroom, picture: bytes, accepted: list[Submitted]) -> bool:
     return True
 
 
-def _assignments(plant: Plant) -> int:
-    return plant.log_file("sanitizer").read_text().count("partitions assigned")
+def _assignments(deployment: Deployment) -> int:
+    return deployment.log_file("sanitizer").read_text().count("partitions assigned")

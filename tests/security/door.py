@@ -22,7 +22,7 @@ from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from schemas.http.keys import NewKey
 from streams.object_store.protocol import FileStore
-from tests.support.gateway_components import Answers, Sink, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, refused, settings
 
 HERE = "http://127.0.0.1:8080"
 FETCH = "/api/v1/images/fetch"
@@ -130,7 +130,7 @@ async def house(files: FileStore, auth: Mapping[str, Any] | None = None, **own: 
     gateway = settings(**own)
     door = await open_authenticator(gateway, AuthSettings.model_validate(auth or {}), files)
     sink = Sink()
-    app = ingest_app(gateway, IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=door))
+    app = ingest_app(gateway, IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=door))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
         yield House(client, sink)

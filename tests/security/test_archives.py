@@ -23,7 +23,16 @@ from schemas.events.intake import ImageUploaded
 from schemas.http.batches import BatchSubmitted
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 BATCH = "/api/v1/images/batch"
 ZIP = {"content-type": "application/zip"}
@@ -31,9 +40,9 @@ SCRIPT = b"<html><script>alert(document.domain)</script></html>"
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path / "files")) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 @pytest.fixture
@@ -42,11 +51,13 @@ def sink() -> Sink:
 
 
 @pytest.fixture
-async def client(files: FrailFiles, sink: Sink, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles, sink: Sink, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     spool = tmp_path / "spool"
     spool.mkdir()
     own = settings(max_upload_bytes=2_000_000, max_batch_bytes=8_000_000, spool_dir=spool)
-    async with client_of(ingest_app(own, IngestComponents(files=files, events=sink, readiness=Answers()))) as found:
+    async with client_of(
+        ingest_app(own, IngestComponents(files=files, events=sink, readiness=StubReadiness()))
+    ) as found:
         yield found
     assert list(spool.iterdir()) == [], "what arrived is gone"
 
@@ -175,7 +186,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_a_bomb_is_refused(client: httpx.AsyncClient, files: FrailFiles, sink: Sink, name: str) -> None:
+async def test_a_bomb_is_refused(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, name: str) -> None:
     """Archives that are too much, or not laid out as they say, are refused whole, and nothing of them is kept."""
     make, status, code = BOMBS[name]
     data = make()
@@ -263,7 +274,7 @@ async def test_a_bad_member_is_refused_alone(client: httpx.AsyncClient, sink: Si
     ],
 )
 async def test_no_name_in_an_archive_leads_anywhere(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, tmp_path: Path, name: str
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, tmp_path: Path, name: str
 ) -> None:
     """Whatever a member is called, its bytes lie under their own hash only, and its name is the last part, for show."""
     before = {path for path in tmp_path.rglob("*") if "files" not in path.parts[len(tmp_path.parts) :]}
@@ -330,7 +341,7 @@ async def test_a_file_that_is_two_things_leaves_only_its_pixels(
     ids=["SVG with a script", "SVG with an entity", "HTML before a JPEG", "a zip as an image", "PDF before a JPEG"],
 )
 async def test_what_begins_as_something_else_is_no_image(
-    client: httpx.AsyncClient, files: FrailFiles, data: bytes
+    client: httpx.AsyncClient, files: FaultyFiles, data: bytes
 ) -> None:
     """SVG, and whatever has its image only further on, is refused alone and in an archive, and the sanitizer agrees."""
     refused(await client.post(UPLOAD, files={"file": ("cat.jpg", data, "image/jpeg")}), 415, "unsupported-format")

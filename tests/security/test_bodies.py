@@ -20,7 +20,7 @@ from streams.process.bounded_http import ServerSettings
 from streams.process.http_server import serving
 from streams.settings import FilesSettings
 from tests.security.lines import PATIENCE_S, PAUSE_S, Line, connected
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, settings
+from tests.support.gateway_components import JPEG, UPLOAD, FaultyFiles, Sink, StubReadiness, settings
 
 MAX_UPLOAD = 200_000
 MEBIBYTE = 1 << 20
@@ -34,7 +34,7 @@ class Door:
     """A gateway on a socket, and what it accepted."""
 
     port: int
-    files: FrailFiles
+    files: FaultyFiles
     sink: Sink
 
     async def connect(self) -> Line:
@@ -55,9 +55,9 @@ async def opened(folder: Path, server: ServerSettings | None = None, **changes: 
     """Open a gateway on a socket."""
     sink = Sink()
     async with open_files(FilesSettings(directory=folder / "objects")) as files:
-        frail = FrailFiles(files)
+        frail = FaultyFiles(files)
         own = settings(max_upload_bytes=MAX_UPLOAD, spool_dir=folder, **changes)
-        app = ingest_app(own, IngestComponents(files=frail, events=sink, readiness=Answers()))
+        app = ingest_app(own, IngestComponents(files=frail, events=sink, readiness=StubReadiness()))
         async with serving(app, "127.0.0.1", 0, server or ServerSettings()) as port:
             yield Door(port, frail, sink)
     assert not list(folder.glob("darkroom-upload-*")), "something is left on disk"

@@ -21,7 +21,7 @@ from gateway.limits.settings import RateLimitSettings
 from gateway.settings import GatewaySettings
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, Sink, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Sink, StubReadiness, refused, settings
 
 OURS = "https://app.example.org"
 THEIRS = "https://evil.example.org"
@@ -36,7 +36,9 @@ async def page(folder: Path, origin: str, *allowed: str) -> AsyncIterator[tuple[
         open_limits(RateLimitSettings(uploads="1/hour")) as limits,
     ):
         door = await open_authenticator(own, AuthSettings(), files)
-        parts = IngestComponents(files=files, events=Sink(), readiness=Answers(), authenticator=door, limits=limits)
+        parts = IngestComponents(
+            files=files, events=Sink(), readiness=StubReadiness(), authenticator=door, limits=limits
+        )
         app = ingest_app(own, parts)
 
         @app.get("/health/bug")

@@ -28,9 +28,18 @@ from schemas.http.problems import ProblemCode
 from schemas.values import Owner
 from streams.object_store.factory import open_files
 from streams.settings import BreakerSettings, FilesSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.deployment import deployed
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 from tests.support.gateway_processes import start_gateways
-from tests.support.plant import planted
 from tests.support.services import LocalRedis, suspended
 
 ANNA = Identity(Owner("anna"), frozenset(Scope), "token:anna")
@@ -212,7 +221,7 @@ class House:
     """A gateway under limits, and who asks it."""
 
     client: httpx.AsyncClient
-    files: FrailFiles
+    files: FaultyFiles
     sink: Sink
 
     async def upload(self, data: bytes = JPEG, who: str = "anna") -> httpx.Response:
@@ -227,8 +236,10 @@ async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_limits(RateLimitSettings(**changes)) as limits,
     ):
-        frail = FrailFiles(files)
-        parts = IngestComponents(files=frail, events=sink, readiness=Answers(), authenticator=Named(), limits=limits)
+        frail = FaultyFiles(files)
+        parts = IngestComponents(
+            files=frail, events=sink, readiness=StubReadiness(), authenticator=Named(), limits=limits
+        )
         async with client_of(ingest_app(settings(max_upload_bytes=100_000), parts)) as client:
             yield House(client, frail, sink)
 
@@ -263,12 +274,12 @@ async def test_fetches_count_as_uploads(house: House) -> None:
 @pytest.mark.parametrize("house", [{"uploads": "2/hour"}], indirect=True)
 async def test_a_503_costs_nothing_and_a_refused_image_does(house: House) -> None:
     """What was not accepted for our own reasons is given back; an image refused for what it is has been used."""
-    house.sink.away = True
+    house.sink.unavailable = True
     for _ in range(3):
         answer = await house.upload()
         refused(answer, 503, "dependency-unavailable")
         assert answer.headers["x-ratelimit-remaining"] == "2"
-    house.sink.away = False
+    house.sink.unavailable = False
     refused(await house.upload(b"no image"), 415, "unsupported-format")
     assert (await house.upload()).status_code == 202
     refused(await house.upload(), 429, "rate-limited")
@@ -340,8 +351,8 @@ async def test_a_redis_that_hangs_stops_nobody(redis: LocalRedis) -> None:
 def test_two_gateways_count_together(kafka: LocalKafka, redis: LocalRedis, tmp_path: Path) -> None:
     """Two gateway processes with one Redis together accept as many uploads as the limit says, sent at once to both."""
     limited = {"DARKROOM_LIMITS__UPLOADS": "10/hour", "DARKROOM_LIMITS__REDIS_URL": redis.url}
-    with planted(kafka.bootstrap, tmp_path, agents=(), settings=limited) as plant:
-        urls = start_gateways(plant, 2)
+    with deployed(kafka.bootstrap, tmp_path, agents=(), settings=limited) as deployment:
+        urls = start_gateways(deployment, 2)
 
         def upload(number: int) -> httpx.Response:
             files = {"file": ("cat.jpg", JPEG + bytes([number]))}
@@ -351,6 +362,6 @@ def test_two_gateways_count_together(kafka: LocalKafka, redis: LocalRedis, tmp_p
             answers = list(threads.map(upload, range(30)))
         assert sorted(answer.status_code for answer in answers) == [202] * 10 + [429] * 20
         assert {answer.headers["x-ratelimit-remaining"] for answer in answers if answer.status_code == 429} == {"0"}
-        assert len(plant.keys("jobs/")) == 10
+        assert len(deployment.keys("jobs/")) == 10
         for url in urls:
             assert httpx.post(url + UPLOAD, files={"file": ("cat.jpg", JPEG)}).status_code == 429

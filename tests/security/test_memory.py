@@ -14,9 +14,9 @@ import pytest
 from infra.local.kafka import LocalKafka
 from infra.local.minio import LocalMinio
 from streams.settings import FilesSettings
+from tests.support.deployment import deployed
 from tests.support.gateway_components import JPEG, UPLOAD
 from tests.support.gateway_processes import start_gateways
-from tests.support.plant import planted
 
 GIGABYTE = 1_000_000_000
 MEBIBYTE = 1 << 20
@@ -80,15 +80,15 @@ def test_an_upload_of_1_gb_takes_at_most_64_mib(
         "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "180",
         "DARKROOM_FILES__TIMEOUT_S": "120",
     }
-    with planted(kafka.bootstrap, tmp_path, files=files, agents=()) as plant:
-        (url,) = start_gateways(plant, 1, **patient)
+    with deployed(kafka.bootstrap, tmp_path, files=files, agents=()) as deployment:
+        (url,) = start_gateways(deployment, 1, **patient)
         assert send(url, 3 * MEBIBYTE).status_code == 202  # what the first upload loads is no part of it
-        with Watch(plant.children["gateway#0"].pid) as watch:
+        with Watch(deployment.children["gateway#0"].pid) as watch:
             answer = send(url, GIGABYTE)
         assert answer.status_code == 202, answer.text
         assert watch.samples > 20
         grown = watch.peak - watch.before
         assert grown <= ALLOWED, f"{grown / MEBIBYTE:.0f} MiB"
-        assert len(plant.keys("originals/")) == 2
-        for key in plant.keys("originals/"):
-            plant.delete(key)  # pytest keeps folders
+        assert len(deployment.keys("originals/")) == 2
+        for key in deployment.keys("originals/"):
+            deployment.delete(key)  # pytest keeps folders

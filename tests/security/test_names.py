@@ -25,7 +25,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.security.lines import connected
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, Encoder, Sink, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, settings
 
 INJECTED = "X-Injected: yes"
 NASTY_PATHS = (
@@ -124,7 +124,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,
     ):
         parts = QueryComponents(
-            files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=Answers()
+            files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=StubReadiness()
         )
         async with serving(embedded_app(settings(spool_dir=folder), parts), "127.0.0.1", 0) as port:
             yield House(folder, port, files, read_model)

@@ -25,7 +25,7 @@ from streams.object_store.protocol import FileStore
 from streams.read_model.factory import open_read_model
 from streams.settings import QdrantSettings
 from tests.security.door import ADMIN_TOKEN, house, made
-from tests.support.gateway_components import Answers, Encoder, FrailFiles, Sink, refused, settings
+from tests.support.gateway_components import Encoder, FaultyFiles, Sink, StubReadiness, refused, settings
 
 KEYS = "/api/v1/admin/keys"
 
@@ -61,11 +61,11 @@ async def _office(store: FileStore, read_model: Any) -> AsyncIterator[Office]:
             return asked[-1]
 
     parts = QueryComponents(
-        files=FrailFiles(store),  # type: ignore[arg-type]
+        files=FaultyFiles(store),  # type: ignore[arg-type]
         events=Sink(),
         read_model=read_model,
         encoder=Encoder(),
-        readiness=Answers(),
+        readiness=StubReadiness(),
     )
     app = embedded_app(own, replace(parts, authenticator=Remembering()))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)

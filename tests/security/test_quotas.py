@@ -22,7 +22,16 @@ from streams.object_store.keys import original_key
 from streams.object_store.original_references import add_reference, withdraw
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 ANNA, BERT = Owner("anna"), Owner("bert")
 
@@ -37,9 +46,9 @@ class Clock:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 async def keep(files: FileStore, owner: Owner, data: bytes) -> tuple[str, str]:
@@ -60,7 +69,7 @@ async def let_in(quotas: Quotas, owner: Owner = ANNA, size: int = 10) -> bool:
         return False
 
 
-async def test_what_an_owner_has_is_counted_in_the_store(files: FrailFiles) -> None:
+async def test_what_an_owner_has_is_counted_in_the_store(files: FaultyFiles) -> None:
     """Images are claims on originals, bytes are counted once however many images share them, and masters not at all."""
     assert await count(files, ANNA) == Usage(0, 0)
     for data in (b"a" * 10, b"a" * 10, b"b" * 7):
@@ -74,13 +83,13 @@ async def test_what_an_owner_has_is_counted_in_the_store(files: FrailFiles) -> N
     assert await count(files, BERT) == Usage(1, 1000)
 
 
-async def test_without_a_quota_nothing_is_counted(files: FrailFiles) -> None:
+async def test_without_a_quota_nothing_is_counted(files: FaultyFiles) -> None:
     """With no quota set the store is not asked."""
-    files.away = True
+    files.unavailable = True
     assert await let_in(Quotas(QuotaSettings(), files))
 
 
-async def test_there_is_room_for_so_much_and_no_more(files: FrailFiles) -> None:
+async def test_there_is_room_for_so_much_and_no_more(files: FaultyFiles) -> None:
     """Own uploads are counted at once, without looking again, and an upload that failed is not."""
     clock = Clock()
     quotas = Quotas(QuotaSettings(images=3, bytes=25), files, clock=clock)
@@ -95,7 +104,7 @@ async def test_there_is_room_for_so_much_and_no_more(files: FrailFiles) -> None:
     assert await let_in(quotas, BERT)
 
 
-async def test_what_is_under_way_takes_room(files: FrailFiles) -> None:
+async def test_what_is_under_way_takes_room(files: FaultyFiles) -> None:
     """Uploads at the same time do not all fit into the room for one."""
     quotas = Quotas(QuotaSettings(images=1), files)
     async with quotas.room(ANNA):
@@ -103,7 +112,7 @@ async def test_what_is_under_way_takes_room(files: FrailFiles) -> None:
     assert not await let_in(quotas)
 
 
-async def test_what_was_deleted_makes_room(files: FrailFiles) -> None:
+async def test_what_was_deleted_makes_room(files: FaultyFiles) -> None:
     """Who would be refused is counted anew first: with something deleted meanwhile, there is room."""
     clock = Clock()
     quotas = Quotas(QuotaSettings(images=2, recount_s=3600), files, clock=clock)
@@ -116,7 +125,7 @@ async def test_what_was_deleted_makes_room(files: FrailFiles) -> None:
     assert not await let_in(quotas)
 
 
-async def test_what_other_gateways_accept_is_seen_with_the_next_count(files: FrailFiles) -> None:
+async def test_what_other_gateways_accept_is_seen_with_the_next_count(files: FaultyFiles) -> None:
     """Another gateway's images are not known until the count is made anew, and then they are."""
     clock = Clock()
     one, other = (Quotas(QuotaSettings(images=3, recount_s=60), files, clock=clock) for _ in range(2))
@@ -134,21 +143,21 @@ async def test_what_other_gateways_accept_is_seen_with_the_next_count(files: Fra
                 await asyncio.sleep(0.01)
 
 
-async def test_a_store_that_is_away_is_503_and_no_full_house(files: FrailFiles) -> None:
+async def test_a_store_that_is_away_is_503_and_no_full_house(files: FaultyFiles) -> None:
     """When what an owner has cannot be counted, that is no refusal for want of room; it is counted when it can be."""
     quotas = Quotas(QuotaSettings(images=1), files)
-    files.away = True
+    files.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await let_in(quotas)
-    files.away = False
+    files.unavailable = False
     assert await let_in(quotas)
 
 
-async def test_over_http(files: FrailFiles) -> None:
+async def test_over_http(files: FaultyFiles) -> None:
     """Beyond a quota an upload is 403 and leaves nothing behind; usage tells what is left, of quotas and limits."""
     quotas = Quotas(QuotaSettings(images=2, bytes=10_000), files)
     async with open_limits(RateLimitSettings(uploads="9/hour")) as limits:
-        parts = IngestComponents(files=files, events=Sink(), readiness=Answers(), limits=limits, quotas=quotas)
+        parts = IngestComponents(files=files, events=Sink(), readiness=StubReadiness(), limits=limits, quotas=quotas)
         async with client_of(ingest_app(settings(), parts)) as client:
             for number in range(2):
                 answer = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG + bytes([number]))})
@@ -166,10 +175,10 @@ async def test_over_http(files: FrailFiles) -> None:
     assert (limit["name"], limit["limit"], limit["window_s"], limit["remaining"]) == ("uploads", 9, 3600, 5)
 
 
-async def test_usage_without_quotas_counts_nothing(files: FrailFiles) -> None:
+async def test_usage_without_quotas_counts_nothing(files: FaultyFiles) -> None:
     """Without quotas usage tells of limits alone, and asks the store for nothing."""
-    parts = IngestComponents(files=files, events=Sink(), readiness=Answers())
+    parts = IngestComponents(files=files, events=Sink(), readiness=StubReadiness())
     async with client_of(ingest_app(settings(), parts)) as client:
-        files.away = True
+        files.unavailable = True
         usage = (await client.get("/api/v1/usage")).json()
     assert usage == {"images": {"used": None, "allowed": None}, "bytes": {"used": None, "allowed": None}, "limits": []}

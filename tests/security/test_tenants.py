@@ -34,7 +34,7 @@ from streams.read_model.records import StageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.security.door import HERE, secret_pair, token, trusting
 from tests.support.facts import Facts
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, Encoder, Sink, refused, settings, unit_vector
+from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, refused, settings, unit_vector
 from tests.support.server_sent_events import MemoryFeed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them
@@ -194,7 +194,7 @@ async def built(folder: Path) -> AsyncIterator[Town]:
             events=sink,
             read_model=Counting(read_model, calls),  # type: ignore[arg-type]
             encoder=Encoder(),
-            readiness=Answers(),
+            readiness=StubReadiness(),
             authenticator=door,
             live=MemoryFeed(),
             numbers=await stack.enter_async_context(
@@ -360,7 +360,7 @@ async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
     feed = MemoryFeed()
     async with feed.listening("bert") as bert, feed.listening("anna") as anna:
         for fact in Facts(town.images["accepted"], owner="anna").all():
-            feed.say(fact)
+            feed.append(fact)
         heard = await anna.heard(20)
         assert heard is not None
         assert heard.what.image_id == town.images["accepted"]

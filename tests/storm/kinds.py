@@ -20,7 +20,7 @@ KINDS: dict[str, Kind] = {
     "reordered-truncated": faults_kafka.reordered_truncated,
     "transaction-holes": faults_kafka.transaction_holes,
     "slow-events": faults.slow_events,
-    "store-away": faults.store(Toxin(away=True)),
+    "store-away": faults.store(Toxin(unavailable=True)),
     "store-killed": faults.store_killed,
     "store-slow": faults.store(Toxin(latency_s=0.7, bytes_per_s=40_000)),
     "store-errors": faults.store(Toxin(error_every=5)),

@@ -29,7 +29,7 @@ from tests.storm.evidence import CommitSample, Evidence
 from tests.storm.gathering import gather, outputs_of, sample_commits
 from tests.storm.pool import Content, make_pool
 from tests.storm.uploads import NUMBER, Sent
-from tests.support.plant import KILLED, LIGHT, Plant, planted, until
+from tests.support.deployment import KILLED, LIGHT, Deployment, deployed, until
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 PICTURES = 8
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(280)
 class Bench:
     """A few images and every process of one kind: with a protection, or without it."""
 
-    plant: Plant
+    deployment: Deployment
     off: str
     contents: list[Content]
     diary: list[Sent] = field(default_factory=list)
@@ -50,11 +50,11 @@ class Bench:
 
     def start(self, name: str) -> Child:
         """Start a process, without the protection if there is to be none."""
-        command = self.plant.command(name)
+        command = self.deployment.command(name)
         if self.off:
             command = [sys.executable, "-m", "tests.storm.sabotaged", self.off, *command[3:]]
-        child = Child(command, log_file=self.plant.log_file(name), env=self.plant.environment)
-        self.plant.children[name] = child
+        child = Child(command, log_file=self.deployment.log_file(name), env=self.deployment.environment)
+        self.deployment.children[name] = child
         return child
 
     def send(self, *sent: tuple[Content, bytes]) -> list[ImageUploaded]:
@@ -63,11 +63,11 @@ class Bench:
         for content, data in sent:
             number = len(self.diary) + 1
             image_id = next(one for one in iter(new_image_id, "") if murmur2(one.encode()) % 2 == 0)
-            event = self.plant.uploaded(data, profile=LIGHT, image_id=image_id)
+            event = self.deployment.uploaded(data, profile=LIGHT, image_id=image_id)
             events.append(event.model_copy(update={"context": {NUMBER: number}}))
             sha, at = event.original.sha256, time.time()
             self.diary.append(Sent(number, "event", content.name, content.good, sha, at, 202, image_id))
-        self.plant.say(topics.UPLOADED, *events)
+        self.deployment.publish(topics.UPLOADED, *events)
         return events
 
     def begin(self) -> list[ImageUploaded]:
@@ -75,11 +75,11 @@ class Bench:
         for name in ("core", "sanitizer", "resizer"):
             self.start(name)
         events = self.send(*((content, content.data) for content in self.contents))
-        self.plant.until_ended([event.image_id for event in events])
-        self.plant.until_idle(*AGENTS)
+        self.deployment.until_ended([event.image_id for event in events])
+        self.deployment.until_idle(*AGENTS)
 
         async def read() -> None:
-            async with open_files(self.plant.files) as files:
+            async with open_files(self.deployment.files) as files:
                 for content, event in zip(self.contents, events, strict=True):
                     self.calm[content.name] = await outputs_of(files, "default", event.image_id)
 
@@ -94,7 +94,7 @@ class Bench:
         """Return how many of these images the sanitizer has said its fact of."""
         said = {
             record.header("ce_subject")
-            for record in self.plant.records(topics.FACTS)
+            for record in self.deployment.records(topics.FACTS)
             if record.header("ce_source") == "darkroom/sanitizer"
         }
         return len(said & {event.image_id for event in events})
@@ -103,7 +103,7 @@ class Bench:
         """Take a sample of what the workers have committed."""
 
         def noted() -> bool:
-            sample = asyncio.run(sample_commits(self.plant.kafka, ["sanitizer", "resizer"]))
+            sample = asyncio.run(sample_commits(self.deployment.kafka, ["sanitizer", "resizer"]))
             self.commits += [sample] if sample is not None else []
             return sample is not None
 
@@ -113,9 +113,9 @@ class Bench:
         """Balance the books; return the names of the broken promises."""
 
         async def read() -> Evidence:
-            async with open_files(self.plant.files) as files:
-                url = f"http://127.0.0.1:{self.plant.port}"
-                return await gather(self.plant.kafka, files, url, self.diary, agents=AGENTS)
+            async with open_files(self.deployment.files) as files:
+                url = f"http://127.0.0.1:{self.deployment.port}"
+                return await gather(self.deployment.kafka, files, url, self.diary, agents=AGENTS)
 
         evidence = asyncio.run(read())
         evidence.calm = self.calm
@@ -126,11 +126,13 @@ class Bench:
 def outputs_refused(bench: Bench) -> None:
     """The broker refuses what the sanitizer says; then it takes it again, and whoever left is started again."""
     bench.begin()
-    kafka, topic = bench.plant.kafka, bench.plant.kafka.topic(topics.SANITIZED.name)
+    kafka, topic = bench.deployment.kafka, bench.deployment.kafka.topic(topics.SANITIZED.name)
     set_topic(kafka.bootstrap, topic, "max.message.bytes", "10")
-    sanitizer = bench.plant.children.pop("sanitizer")
+    sanitizer = bench.deployment.children.pop("sanitizer")
     bench.send(bench.anew()[0])
-    until(lambda: sanitizer.exit_code is not None or bench.plant.lag("sanitizer") == 0, "the event being dealt with")
+    until(
+        lambda: sanitizer.exit_code is not None or bench.deployment.lag("sanitizer") == 0, "the event being dealt with"
+    )
     set_topic(kafka.bootstrap, topic, "max.message.bytes", str(MAX_MESSAGE_BYTES))
     sanitizer.kill()
     bench.start("sanitizer")
@@ -139,7 +141,7 @@ def outputs_refused(bench: Bench) -> None:
 def killed_with_work_open(bench: Bench) -> None:
     """One decoding hangs while others finish; then the worker is killed with -9 and started again."""
     bench.begin()
-    sanitizer = bench.plant.children["sanitizer"]
+    sanitizer = bench.deployment.children["sanitizer"]
     child = next(
         child
         for child in psutil.Process(sanitizer.pid).children(recursive=True)
@@ -158,9 +160,9 @@ def killed_with_work_open(bench: Bench) -> None:
 
 def until_quiet_for(bench: Bench, seconds: float) -> None:
     """Wait until no more is committed for so long."""
-    since, lag = time.monotonic(), bench.plant.lag("sanitizer")
+    since, lag = time.monotonic(), bench.deployment.lag("sanitizer")
     while time.monotonic() - since < seconds:
-        if (now := bench.plant.lag("sanitizer")) != lag:
+        if (now := bench.deployment.lag("sanitizer")) != lag:
             since, lag = time.monotonic(), now
         time.sleep(0.1)
 
@@ -168,22 +170,22 @@ def until_quiet_for(bench: Bench, seconds: float) -> None:
 def events_of_a_deleted_image(bench: Bench) -> None:
     """Of two images of the same bytes one is deleted; then every event that began their work comes again."""
     first, *_ = bench.begin()
-    bench.plant.until_ended([bench.send((bench.contents[0], bench.contents[0].data))[0].image_id])
-    with bench.plant.client() as client:
+    bench.deployment.until_ended([bench.send((bench.contents[0], bench.contents[0].data))[0].image_id])
+    with bench.deployment.client() as client:
         client.delete(first.image_id)
     bench.diary[0].deleted = "yes"
     deleted = "darkroom.image.deleted.v1"
-    until(lambda: deleted in {kind for _, kind in bench.plant.outcomes()[first.image_id]}, "the deletion")
-    bench.plant.until_idle(*AGENTS)
-    records = bench.plant.records(topics.UPLOADED)
-    bench.plant.produce(Outgoing(record.topic, record.key, record.value, record.headers) for record in records)
+    until(lambda: deleted in {kind for _, kind in bench.deployment.outcomes()[first.image_id]}, "the deletion")
+    bench.deployment.until_idle(*AGENTS)
+    records = bench.deployment.records(topics.UPLOADED)
+    bench.deployment.produce(Outgoing(record.topic, record.key, record.value, record.headers) for record in records)
 
 
 def same_bytes_again(bench: Bench) -> None:
     """Every picture is sent a second time."""
     bench.begin()
     events = bench.send(*((content, content.data) for content in bench.contents))
-    bench.plant.until_ended([event.image_id for event in events])
+    bench.deployment.until_ended([event.image_id for event in events])
 
 
 # protection: the fault that needs it, and the promises that break without it
@@ -219,10 +221,10 @@ def pictures(images_dir: Path) -> list[Content]:
 def _broken(
     kafka: LocalKafka, folder: Path, off: str, scenario: Callable[[Bench], None], pool: list[Content]
 ) -> set[str]:
-    with planted(kafka.bootstrap, folder, agents=AGENTS) as plant:
-        bench = Bench(plant, off, pool)
+    with deployed(kafka.bootstrap, folder, agents=AGENTS) as deployment:
+        bench = Bench(deployment, off, pool)
         scenario(bench)
-        plant.until_idle(*AGENTS)
+        deployment.until_idle(*AGENTS)
         return bench.broken()
 
 

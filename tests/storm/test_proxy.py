@@ -53,7 +53,7 @@ async def test_a_proxy_without_toxin_changes_nothing(minio: LocalMinio) -> None:
 
 @pytest.mark.parametrize(
     "toxin",
-    [Toxin(away=True), Toxin(reset_every=1), Toxin(error_every=1), Toxin(bytes_per_s=1000), Toxin(latency_s=8)],
+    [Toxin(unavailable=True), Toxin(reset_every=1), Toxin(error_every=1), Toxin(bytes_per_s=1000), Toxin(latency_s=8)],
     ids=["away", "resets", "errors", "slow answers", "latency"],
 )
 async def test_a_toxin_makes_the_store_seem_away(toxin: Toxin, minio: LocalMinio) -> None:

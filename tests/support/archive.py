@@ -24,10 +24,10 @@ from streams.object_store.results import StoredResult
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.facts import WHEN
-from tests.support.gateway_components import Answers, Sink, client_of, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, settings
 
 
-class ByHeader:
+class HeaderAuthenticator:
     """Knows callers by a header, for tests."""
 
     async def identify(self, request: Any) -> Identity:
@@ -60,7 +60,7 @@ class Archive:
         for event in events:
             await index(event, self.tools)
 
-    async def told(self, image_id: str, what: str) -> dict[str, Any]:
+    async def get(self, image_id: str, what: str) -> dict[str, Any]:
         """Return the history or the lineage of an image."""
         answer = await self.client.get(f"/api/v1/images/{image_id}/{what}")
         assert answer.status_code == 200, answer.text
@@ -94,7 +94,11 @@ async def archive(folder: Path) -> AsyncIterator[Archive]:
         open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,
     ):
         parts = QueryComponents(
-            files=files, events=Sink(), readiness=Answers(), read_model=read_model, authenticator=ByHeader()
+            files=files,
+            events=Sink(),
+            readiness=StubReadiness(),
+            read_model=read_model,
+            authenticator=HeaderAuthenticator(),
         )
         async with client_of(embedded_app(settings(), parts)) as client:
             yield Archive(Tools(read_model, files), client)

@@ -23,15 +23,15 @@ UPLOAD = "/api/v1/images/upload"
 JPEG = b"\xff\xd8\xff\xe0" + b"\x00" * 200
 
 
-class FrailFiles:
+class FaultyFiles:
     """The real store in a folder; with `away` every call fails as that of an absent store does."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
-        self.away = False
+        self.unavailable = False
 
     def __getattr__(self, name: str) -> Any:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("no store at 10.0.0.7:9000")
         return getattr(self._files, name)
 
@@ -54,12 +54,12 @@ class Sink:
     """Keeps what was sent; `away` makes it refuse as Kafka does when it is away."""
 
     sent: list[tuple[Topic, Event]] = field(default_factory=list)
-    away: bool = False
+    unavailable: bool = False
     traceparents: list[str | None] = field(default_factory=list)
     bulk: list[Event] = field(default_factory=list)  # of what was sent, what went into the bulk lane
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("Kafka did not confirm")
         self.sent.append((topic, event))
         self.traceparents.append(traceparent)
@@ -68,7 +68,7 @@ class Sink:
 
 
 @dataclass
-class Answers:
+class StubReadiness:
     """A readiness that says what it is told."""
 
     parts: dict[str, tuple[bool, str]] = field(default_factory=lambda: {"kafka": (True, "answers")})

@@ -5,22 +5,22 @@ from __future__ import annotations
 import httpx
 
 from infra.local.ports import choose
-from tests.support.plant import Plant, until
+from tests.support.deployment import Deployment, until
 
 
-def start_gateways(plant: Plant, count: int, **settings: str) -> list[str]:
+def start_gateways(deployment: Deployment, count: int, **settings: str) -> list[str]:
     """Start so many `darkroom gateway` processes; return where each answers, once all do."""
     ports = [choose(0) for _ in range(count)]
     for number, port in enumerate(ports):
-        plant.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port), **settings)
+        deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port), **settings)
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     for url in urls:
-        until(lambda at=url: _answers(plant, at), f"{url} answering")  # type: ignore[misc]
+        until(lambda at=url: _answers(deployment, at), f"{url} answering")  # type: ignore[misc]
     return urls
 
 
-def _answers(plant: Plant, url: str) -> bool:
-    plant.check_alive()
+def _answers(deployment: Deployment, url: str) -> bool:
+    deployment.check_alive()
     try:
         return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
     except httpx.TransportError:

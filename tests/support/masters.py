@@ -49,7 +49,7 @@ async def store(files: FileStore, image: Image.Image | bytes) -> ImageSanitized:
     return event_of(master, image_id, *size)
 
 
-def gone() -> ImageSanitized:
+def missing_master() -> ImageSanitized:
     """Return an event whose master is not there."""
     image_id = new_image_id()
     master = ObjectRef(bucket="darkroom", key=image_key(image_id, 1, "master.png"), sha256="a" * 64, size=1)

@@ -1,4 +1,4 @@
-"""Images that were sent through a plant, and the check every fault ends with: as if nothing had happened."""
+"""Images that were sent through a deployment, and the check every fault ends with: as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from schemas.events.outcomes import ImageCompleted
 from streams import topics
-from tests.support.plant import Plant
+from tests.support.deployment import Deployment
 
 LIGHT_AGENTS = ("sanitizer", "resizer", "indexer")
 
@@ -18,25 +18,25 @@ Calm = Mapping[str, Mapping[str, str]]
 class Sent:
     """Images on their way: the name of each, by its id."""
 
-    plant: Plant
+    deployment: Deployment
     images: Mapping[str, bytes]
     names: dict[str, str] = field(default_factory=dict)
 
     def send(self, times: int = 1) -> list[str]:
         """Store every image and say that it was uploaded; return the ids."""
-        events = [(name, self.plant.uploaded(data)) for _ in range(times) for name, data in self.images.items()]
+        events = [(name, self.deployment.uploaded(data)) for _ in range(times) for name, data in self.images.items()]
         self.names |= {event.image_id: name for name, event in events}
-        self.plant.say(topics.UPLOADED, *(event for _, event in events))
+        self.deployment.publish(topics.UPLOADED, *(event for _, event in events))
         return [event.image_id for _, event in events]
 
     def check(self, calm: Calm, agents: Sequence[str] = LIGHT_AGENTS) -> None:
         """Wait for the end of all; fail unless each completed once, with the files of a calm run, and none died."""
         ids = list(self.names)
-        self.plant.until_ended(ids)
-        self.plant.until_idle(*agents)
-        outcomes = self.plant.outcomes()
+        self.deployment.until_ended(ids)
+        self.deployment.until_idle(*agents)
+        outcomes = self.deployment.outcomes()
         assert {image_id: len(outcomes[image_id]) for image_id in ids} == dict.fromkeys(ids, 1)
         assert {kind for image_id in ids for _, kind in outcomes[image_id]} == {ImageCompleted.type}
-        assert {i: self.plant.objects(i) for i in ids} == {i: dict(calm[name]) for i, name in self.names.items()}
-        letters = [letter for agent in agents for letter in self.plant.records(topics.dead_topic(agent))]
+        assert {i: self.deployment.objects(i) for i in ids} == {i: dict(calm[name]) for i, name in self.names.items()}
+        letters = [letter for agent in agents for letter in self.deployment.records(topics.dead_topic(agent))]
         assert not {letter.header("ce_subject") for letter in letters} & set(ids)

@@ -92,17 +92,17 @@ class MemoryFeed(LogFeed):
 
     def __init__(self, settings: LiveSettings = QUICK, partitions: int = 2) -> None:
         super().__init__(KafkaSettings(), settings)
-        self.away = False
+        self.unavailable = False
         self.offsets = [0] * (2 * partitions)
         self._places = [TopicPartition(name, at) for name in ("facts", "outcomes") for at in range(partitions)]
         self.ready.set()
         self.feed.begin((partitions, partitions), tuple(self.offsets))
 
     async def check(self) -> None:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("no Kafka at 10.0.0.8:9092")
 
-    def say(self, event: Event, partition: int = 0) -> None:
+    def append(self, event: Event, partition: int = 0) -> None:
         """Let an event come in."""
         outcome = isinstance(event, Outcome)
         spot = partition + (self.feed.shape[0] if outcome else 0)

@@ -44,7 +44,7 @@ def message(event: Event, topic: str = "image.uploaded", **headers: str) -> Outg
     return Outgoing(plain.topic, plain.key, plain.value, (*plain.headers, *extra))
 
 
-def said(event: Event, note: str = "seen") -> Emit:
+def emitted(event: Event, note: str = "seen") -> Emit:
     """Return what a test stage says of an event: any fact will do."""
     report = StageReport(stage="echo", version="1", attempts=1, duration_ms=0)
     fact = StageSkipped(
@@ -85,7 +85,7 @@ def echo_stage(
         try:
             await asyncio.sleep(seconds)
             answer = act(event) if act else None
-            return answer or said(event)
+            return answer or emitted(event)
         finally:
             seen.running -= 1
 
@@ -165,4 +165,4 @@ def bench(
     return Bench(log, Intake(runner), fatal, halted)
 
 
-__all__ = ["SHA", "Bench", "Seen", "batch_stage", "bench", "echo_stage", "message", "outgoing", "said", "uploaded"]
+__all__ = ["SHA", "Bench", "Seen", "batch_stage", "bench", "echo_stage", "emitted", "message", "outgoing", "uploaded"]

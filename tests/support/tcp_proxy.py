@@ -25,7 +25,7 @@ class Toxin:
 
     latency_s: float = 0.0  # before each request is passed on
     bytes_per_s: float = 0.0  # of answers; 0: as fast as they come
-    away: bool = False  # connections are reset at once
+    unavailable: bool = False  # connections are reset at once
     reset_every: int = 0  # each so-many-th request: the connection is reset in the middle of the answer
     error_every: int = 0  # each so-many-th request is answered 503 SlowDown
     full: bool = False  # writes are answered 507 XMinioStorageFull
@@ -58,7 +58,7 @@ class Proxy:
     @toxin.setter
     def toxin(self, toxin: Toxin) -> None:
         self._toxin = toxin
-        if toxin.away:
+        if toxin.unavailable:
             for writer in list(self._open):
                 _reset(writer)
 
@@ -67,7 +67,7 @@ class Proxy:
         self._open.add(answer)
         behind: asyncio.StreamWriter | None = None
         try:
-            if self._toxin.away:
+            if self._toxin.unavailable:
                 _reset(answer)
                 return
             server = None
@@ -93,7 +93,7 @@ class Proxy:
     ) -> None:
         toxin, number = self._toxin, next(self._numbers)
         method, length = head.split(b" ", 1)[0], _length(head)
-        if toxin.away:
+        if toxin.unavailable:
             raise ConnectionResetError
         if toxin.latency_s:
             await asyncio.sleep(toxin.latency_s)
@@ -131,7 +131,7 @@ async def running_proxy(target: str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         server.close()
-        proxy.toxin = Toxin(away=True)
+        proxy.toxin = Toxin(unavailable=True)
 
 
 async def _head(reader: asyncio.StreamReader) -> bytes:

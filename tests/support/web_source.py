@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(slots=True)
 class WebSource:
-    """Answers by path; remembers what it was asked, and how many connections were made."""
+    """StubReadiness by path; remembers what it was asked, and how many connections were made."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)

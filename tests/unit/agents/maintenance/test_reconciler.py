@@ -458,7 +458,7 @@ async def test_a_log_that_is_away_is_said(place: Place) -> None:
     """While Kafka is away the pass fails as such, and no try is counted."""
     await place.accepted()
     place.now += HOUR + 1
-    place.log.away = True
+    place.log.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await place.reconciler().look()
     assert [key for key in await place.everything() if key.startswith("reconciler/")] == []

@@ -20,7 +20,7 @@ from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
-from tests.support.masters import gone, resources, store
+from tests.support.masters import missing_master, resources, store
 
 TEXTS = ["a kitten", "a motel sign at night", "a boardwalk by the sea", "", "a " + "very " * 200 + "long text"]
 
@@ -112,7 +112,7 @@ async def test_the_agent_embeds_and_one_bad_image_fails_alone(
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.EmbedderSettings(weights="random.pt"), lent) as tools:
             first, last = await store(files, photos[0]), await store(files, photos[6])
-            answers = await agent.embed([first, await store(files, b"no image"), gone(), last], tools)
+            answers = await agent.embed([first, await store(files, b"no image"), missing_master(), last], tools)
             assert isinstance(answers[1], OSError)
             assert isinstance(answers[2], ObjectGone)
             for answer, row in ((answers[0], 0), (answers[3], 6)):
@@ -137,7 +137,7 @@ async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> N
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, nowhere, tmp_path)
         async with agent.STAGE.open(agent.EmbedderSettings(), lent) as tools:
-            (answer,) = await agent.embed([gone()], tools)
+            (answer,) = await agent.embed([missing_master()], tools)
         assert lent.health.condition() is Condition.DEGRADED
     assert isinstance(answer, Skip)
     assert "ViT-B-32.pt" in answer.message

@@ -25,7 +25,7 @@ from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
-from tests.support.masters import gone, resources, store
+from tests.support.masters import missing_master, resources, store
 
 COLUMN = (255, 580, 1260, 1030)  # the page's first ten lines that run over one column
 
@@ -266,7 +266,7 @@ async def test_without_any_engine_the_agent_skips_or_refuses_to_start(tmp_path: 
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.OcrSettings(languages=("xyz",)), lent) as tools:
-            answer = await agent.read_text(gone(), tools)
+            answer = await agent.read_text(missing_master(), tools)
         assert isinstance(answer, Skip)
         assert (answer.code, answer.reported) == (ErrorCode.MODEL_UNAVAILABLE, True)
         assert lent.health.condition() is Condition.DEGRADED

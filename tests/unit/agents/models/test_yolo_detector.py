@@ -22,7 +22,7 @@ from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
-from tests.support.masters import gone, resources, store
+from tests.support.masters import missing_master, resources, store
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ async def test_the_agent_finds_objects_and_one_bad_image_fails_alone(
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.DetectorSettings(), lent) as tools:
             bus = await store(files, photos["bus.jpg"])
-            answers = await agent.detect([await store(files, b"no image"), bus, gone()], tools)
+            answers = await agent.detect([await store(files, b"no image"), bus, missing_master()], tools)
             assert isinstance(answers[0], OSError)
             assert isinstance(answers[2], ObjectGone)
             result = answers[1]
@@ -189,7 +189,7 @@ async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> N
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, nowhere, tmp_path)
         async with agent.STAGE.open(agent.DetectorSettings(), lent) as tools:
-            answers = await agent.detect([gone(), gone()], tools)
+            answers = await agent.detect([missing_master(), missing_master()], tools)
         assert lent.health.condition() is Condition.DEGRADED
     for answer in answers:
         assert isinstance(answer, Skip)

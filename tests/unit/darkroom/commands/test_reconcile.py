@@ -33,7 +33,7 @@ from streams.settings import FilesSettings, QdrantSettings
 from streams.telemetry.health_board import Condition, HealthBoard
 from streams.testing.memory_log import MemoryLog
 from tests.support.facts import Facts
-from tests.support.gateway_components import Answers, FrailFiles, Sink, settings
+from tests.support.gateway_components import FaultyFiles, Sink, StubReadiness, settings
 
 IMAGE = new_image_id()
 QUIET = ReconcileReport(dry_run=True, at="2026-01-01T00:00:00Z", took_s=0.1, complete=True, images={}, unfinished={})
@@ -65,12 +65,12 @@ class Looks:
     """Looks when it is asked, and finds what it is told."""
 
     found: ReconcileReport = QUIET
-    away: bool = False
+    unavailable: bool = False
     dry_runs: list[bool] = field(default_factory=list)
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
         self.dry_runs.append(dry_run)
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("no Kafka at 10.0.0.7:9092")
         return self.found
 
@@ -98,20 +98,25 @@ async def read_model(tmp_path: Path) -> AsyncIterator[ReadModel]:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def store(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     """Return an empty object store that may be made to be away."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
-        yield FrailFiles(files)
+        yield FaultyFiles(files)
 
 
 @pytest.fixture
-async def office(read_model: ReadModel, store: FrailFiles) -> AsyncIterator[Office]:
+async def office(read_model: ReadModel, store: FaultyFiles) -> AsyncIterator[Office]:
     """Return a served gateway whose reconciler finds what a test says."""
     looks = Looks()
     app = query_app(
         settings(),
         QueryComponents(
-            files=store, events=Sink(), read_model=read_model, encoder=None, readiness=Answers(), reconciling=looks
+            files=store,
+            events=Sink(),
+            read_model=read_model,
+            encoder=None,
+            readiness=StubReadiness(),
+            reconciling=looks,
         ),
     )  # type: ignore[arg-type]
     async with serving(app, "127.0.0.1", 0) as port:
@@ -151,7 +156,7 @@ async def test_a_dry_run_says_what_would_be(office: Office) -> None:
 
 async def test_a_part_that_is_away_is_a_sentence(office: Office) -> None:
     """When something the reconciler needs is away the command says so, without addresses, and fails."""
-    office.looks.away = True
+    office.looks.unavailable = True
     result = await office.command()
     assert result.exit_code == 1
     assert "10.0.0.7" not in result.output
@@ -168,7 +173,7 @@ class Nothing:
 
 
 @pytest.fixture
-def upkeep(read_model: ReadModel, store: FrailFiles) -> Maintenance:
+def upkeep(read_model: ReadModel, store: FaultyFiles) -> Maintenance:
     """Return an upkeep that is never at rest, and asks no Kafka."""
     files: FileStore = store  # type: ignore[assignment]
     log = MemoryLog()
@@ -191,14 +196,14 @@ async def until_said(upkeep: Maintenance, words: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_passes_go_on_through_an_outage(upkeep: Maintenance, store: FrailFiles) -> None:
+async def test_passes_go_on_through_an_outage(upkeep: Maintenance, store: FaultyFiles) -> None:
     """Health says when the last pass was; one that cannot be done is said too, and the next one is."""
     async with upkeep.going_on():
         await until_said(upkeep, "0 unfinished, 0 overdue")
-        store.away = True
+        store.unavailable = True
         await until_said(upkeep, "something it needs is away")
         assert await upkeep.part() == (True, upkeep.health.snapshot()[RECONCILER]["detail"])
-        store.away = False
+        store.unavailable = False
         await until_said(upkeep, "0 unfinished, 0 overdue")
 
 
@@ -216,7 +221,7 @@ async def test_a_bug_in_a_pass_ends_no_process(upkeep: Maintenance, monkeypatch:
             await until_said(upkeep, "0 unfinished")
 
 
-async def test_the_janitor_is_asked_too(upkeep: Maintenance, read_model: ReadModel, store: FrailFiles) -> None:
+async def test_the_janitor_is_asked_too(upkeep: Maintenance, read_model: ReadModel, store: FaultyFiles) -> None:
     """A look at everything tells what the janitor did; in a dry run what it would do, which is then still there."""
     image_id = new_image_id()
     tools = Tools(read_model, store)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import BASE, JPEG, Answers, Sink, settings
+from tests.support.gateway_components import BASE, JPEG, Sink, StubReadiness, settings
 
 ALLOWED = 3
 
@@ -49,7 +49,9 @@ async def test_what_a_limit_refuses_is_told_in_one_line(read_model: ReadModel, t
         open_limits(RateLimitSettings(uploads=f"{ALLOWED}/hour")) as limits,
     ):
         sink = Sink()
-        parts = QueryComponents(files=files, events=sink, read_model=read_model, readiness=Answers(), limits=limits)
+        parts = QueryComponents(
+            files=files, events=sink, read_model=read_model, readiness=StubReadiness(), limits=limits
+        )
         transport = httpx.ASGITransport(app=embedded_app(settings(), parts))
         async with AsyncDarkroom(BASE, transport=transport) as client:
             client._http.event_hooks["request"].append(note)

@@ -21,7 +21,7 @@ from schemas.values import DEFAULT_OWNER
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
 
 NOT_OURS = frozenset(
     {("GET", "/openapi.json"), ("HEAD", "/openapi.json")}
@@ -53,7 +53,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
         yield QueryComponents(
             files=files,
             events=Sink(),
-            readiness=Answers(),
+            readiness=StubReadiness(),
             read_model=read_model,
             authenticator=Bearer(),
             reconciling=Looks(),

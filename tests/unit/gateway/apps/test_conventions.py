@@ -22,10 +22,10 @@ from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import (
     JPEG,
     UPLOAD,
-    Answers,
     Encoder,
-    FrailFiles,
+    FaultyFiles,
     Sink,
+    StubReadiness,
     client_of,
     refused,
     settings,
@@ -51,18 +51,18 @@ class Mistaken:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     """The real store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
-        yield FrailFiles(files)
+        yield FaultyFiles(files)
 
 
 @pytest.fixture
-async def client(files: FrailFiles, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The embedded gateway on real parts in folders."""
     async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model:
         parts = QueryComponents(
-            files=files, events=Sink(), readiness=Answers(), read_model=read_model, encoder=Encoder()
+            files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model, encoder=Encoder()
         )
         async with client_of(embedded_app(settings(), parts)) as client:
             yield client
@@ -123,11 +123,11 @@ async def test_numbers_in_json_are_numbers(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("read_model", [Secretive(), Mistaken()], ids=["away", "bug"])
-async def test_errors_tell_nothing_internal(files: FrailFiles, read_model: Any) -> None:
+async def test_errors_tell_nothing_internal(files: FaultyFiles, read_model: Any) -> None:
     """Whatever any endpoint is asked while everything behind it fails, it names no path, address or error of ours."""
-    files.away = isinstance(read_model, Secretive)
+    files.unavailable = isinstance(read_model, Secretive)
     parts = QueryComponents(
-        files=files, events=Sink(away=True), readiness=Answers(), read_model=read_model, encoder=Encoder(),
+        files=files, events=Sink(unavailable=True), readiness=StubReadiness(), read_model=read_model, encoder=Encoder(),
         reconciling=Uncalled(), letters=Uncalled(), features=Uncalled(), live=None,
     )  # fmt: skip
     bodies: tuple[dict[str, Any], ...] = ({"json": {"url": "https://example.org/a.jpg"}}, {"files": {"file": JPEG}})

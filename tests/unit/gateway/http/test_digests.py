@@ -14,7 +14,16 @@ from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 TYPE = {"content-type": "multipart/form-data; boundary=x"}
 
@@ -36,15 +45,15 @@ def form(*headers: str, field: str | None = None) -> bytes:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path)) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 @pytest.fixture
-async def client(files: FrailFiles) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(
-        ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=Answers()))
+        ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=StubReadiness()))
     ) as found:
         yield found
 
@@ -62,7 +71,7 @@ async def test_a_body_that_is_what_its_digest_says_is_taken(
 
 @pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
 async def test_a_body_that_is_not_what_its_digest_says_is_refused(
-    client: httpx.AsyncClient, files: FrailFiles, algorithm: str
+    client: httpx.AsyncClient, files: FaultyFiles, algorithm: str
 ) -> None:
     """One changed byte: 400, nothing is kept, and the answer says which digests are checked."""
     body = form()
@@ -104,7 +113,7 @@ async def test_a_part_may_have_a_digest_of_its_own(client: httpx.AsyncClient, al
     refused(await client.post(UPLOAD, content=body, headers=TYPE), 400, "digest-mismatch")
 
 
-async def test_a_field_may_say_what_the_file_must_be(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_a_field_may_say_what_the_file_must_be(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """The field `sha256` is checked, in either case, also behind the file; one that is no digest is refused."""
     known = hashlib.sha256(JPEG).hexdigest()
     for text in (known, known.upper()):

@@ -32,7 +32,7 @@ from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
 from streams.topics import Topic
 from tests.support.facts import Facts
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Sink, StubReadiness, client_of, refused, settings
 
 IMAGES = "/api/v1/images"
 
@@ -88,7 +88,9 @@ class House:
     async def behind(self) -> AsyncIterator[None]:
         """Let the indexer fall behind, and the gateway hardly wait for it; at the end it catches up."""
         patient, self.log.behind = self.client, True
-        parts = QueryComponents(files=self.files, events=self.log, read_model=self.read_model, readiness=Answers())
+        parts = QueryComponents(
+            files=self.files, events=self.log, read_model=self.read_model, readiness=StubReadiness()
+        )
         async with client_of(embedded_app(settings(annotation_wait_s=0.05), parts)) as self.client:
             yield
         self.client = patient
@@ -113,7 +115,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         log = Log(tools=Tools(read_model, files))
-        parts = QueryComponents(files=files, events=log, read_model=read_model, readiness=Answers())
+        parts = QueryComponents(files=files, events=log, read_model=read_model, readiness=StubReadiness())
         async with client_of(embedded_app(settings(annotation_wait_s=60), parts)) as client:
             yield House(files, read_model, log, client, tmp_path)
 
@@ -334,10 +336,10 @@ async def test_a_field_nobody_reads_is_named(house: House) -> None:
 async def test_nothing_is_changed_while_kafka_is_away(house: House) -> None:
     """If the log is away the answer is 503, and the next change does not build on what never was."""
     image_id = await house.image()
-    house.log.away = True
+    house.log.unavailable = True
     refused(await house.patch(image_id, {"tags": ["lost"]}), 503, "dependency-unavailable")
     assert await Revisions(house.files).newest(image_id) is None
-    house.log.away = False
+    house.log.unavailable = False
     answer = await house.patch(image_id, {"category": "c"})
     assert (answer.json()["tags"], answer.json()["revision"]) == ([], 1)
 

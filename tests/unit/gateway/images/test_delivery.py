@@ -26,7 +26,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import BASE, Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import BASE, Sink, StubReadiness, client_of, refused, settings
 
 IMAGES = "/api/v1/images"
 DATA = bytes(range(256)) * 400
@@ -62,7 +62,7 @@ class House:
     async def client(self, *, files: Any = None, **changes: object) -> AsyncIterator[httpx.AsyncClient]:
         """Talk to the gateway, with settings of its own."""
         parts = QueryComponents(
-            files=files or self.files, events=Sink(), read_model=self.read_model, readiness=Answers()
+            files=files or self.files, events=Sink(), read_model=self.read_model, readiness=StubReadiness()
         )
         async with client_of(embedded_app(settings(**changes), parts)) as client:
             yield client
@@ -115,7 +115,7 @@ async def test_the_bytes_come_with_all_that_is_known_of_them(house: House) -> No
 async def test_ranges_conditions_and_head_on_a_real_connection(house: House) -> None:
     """Over a socket: HEAD has no body, a range has its bytes, If-Range and If-None-Match do what they say."""
     path = await house.image()
-    parts = QueryComponents(files=house.files, events=Sink(), read_model=house.read_model, readiness=Answers())
+    parts = QueryComponents(files=house.files, events=Sink(), read_model=house.read_model, readiness=StubReadiness())
     async with (
         serving(embedded_app(settings(), parts), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,

@@ -24,7 +24,17 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import BASE, JPEG, UPLOAD, Encoder, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    BASE,
+    JPEG,
+    UPLOAD,
+    Encoder,
+    FaultyFiles,
+    Sink,
+    client_of,
+    refused,
+    settings,
+)
 
 IMAGES = "/api/v1/images"
 
@@ -33,7 +43,7 @@ IMAGES = "/api/v1/images"
 class House:
     """The embedded gateway, its parts real, its Kafka a list."""
 
-    files: FrailFiles
+    files: FaultyFiles
     store: FileStore
     read_model: ReadModel
     sink: Sink
@@ -75,7 +85,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_files(FilesSettings(directory=tmp_path / "objects")) as store,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        sink, files = Sink(), FrailFiles(store)
+        sink, files = Sink(), FaultyFiles(store)
         app = embedded_app(
             settings(),
             QueryComponents(
@@ -144,12 +154,12 @@ async def test_nobody_is_told_of_anothers_deletion(house: House) -> None:
 async def test_a_deletion_kafka_did_not_take_leaves_no_erasure(house: House) -> None:
     """After the 503 nothing of the request is left, and the next one is accepted."""
     image_id = await house.image()
-    house.sink.away = True
+    house.sink.unavailable = True
     before = {key async for key in _keys(house.store)}
     refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
     assert {key async for key in _keys(house.store)} == before
     refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
-    house.sink.away = False
+    house.sink.unavailable = False
     assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
 
 
@@ -157,7 +167,7 @@ async def test_a_second_request_that_fails_takes_nothing_from_the_first(house: H
     """When Kafka goes away between two requests to delete, the one that was accepted stays accepted."""
     image_id = await house.image()
     assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
-    house.sink.away = True
+    house.sink.unavailable = True
     refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
     assert (await house.erasure(image_id)).state is ErasureState.REQUESTED
 
@@ -166,7 +176,7 @@ async def test_without_the_store_nothing_is_claimed(house: House) -> None:
     """A store that is away is said to be away: no count is made up."""
     image_id = await house.image()
     await house.client.delete(f"{IMAGES}/{image_id}")
-    house.files.away = True
+    house.files.unavailable = True
     refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 503, "dependency-unavailable")
 
 

@@ -37,7 +37,7 @@ async def house(tmp_path: Path) -> AsyncIterator[Archive]:
 async def test_an_image_has_a_history_from_the_202_on(house: Archive) -> None:
     """Before the indexer has seen anything the receipt speaks alone: when, how, in which lane."""
     image_id = await house.accepted(ReceiptKind.FETCH)
-    assert await house.told(image_id, "history") == {
+    assert await house.get(image_id, "history") == {
         "image_id": image_id,
         "items": [{"at": WHEN, "kind": "accepted", "via": "fetch", "lane": "bulk", "job_id": f"{image_id}.1"}],
         "cut": False,
@@ -55,7 +55,7 @@ async def test_a_fact_tells_who_said_it_when_and_in_which_trace(house: Archive) 
     await worker.until_idle()
     await worker.stop()
     record = log.records(FACTS.name)[0]
-    found = (await house.told(image_id, "history"))["items"][-1]
+    found = (await house.get(image_id, "history"))["items"][-1]
     taken = found.pop("recorded_at")
     assert found == {
         "at": WHEN, "kind": "stage", "job_id": f"{image_id}.1", "event": "darkroom.image.resized.v1",
@@ -74,7 +74,7 @@ async def test_order_and_repetition_change_nothing(house: Archive) -> None:
         facts = [*Facts(image_id, owner=DEFAULT_OWNER).all(), Facts(image_id, owner=DEFAULT_OWNER).failed("ocr")] * 2
         random.Random(seed).shuffle(facts)
         await house.index(*facts)
-        items = (await house.told(image_id, "history"))["items"]
+        items = (await house.get(image_id, "history"))["items"]
         assert [item["at"] for item in items] == sorted(item["at"] for item in items)
         said = sorted((item["kind"], item.get("stage", ""), item.get("state", "")) for item in items)
         assert expected in (None, said)
@@ -91,7 +91,7 @@ async def test_work_done_again_is_an_entry_of_its_own(house: Archive) -> None:
     failed = Facts(image_id, owner=DEFAULT_OWNER).failed("ocr")
     again = failed.model_copy(update={"occurred_at": LATER})
     await house.index(failed, again, Facts(image_id, owner=DEFAULT_OWNER).text())
-    items = [item for item in (await house.told(image_id, "history"))["items"] if item["kind"] == "stage"]
+    items = [item for item in (await house.get(image_id, "history"))["items"] if item["kind"] == "stage"]
     assert [(item["at"], item["state"], item.get("reason")) for item in items if item["state"] == "failed"] == [
         (WHEN, "failed", "internal-error"),
         (LATER, "failed", "internal-error"),
@@ -105,7 +105,7 @@ async def test_reruns_and_annotations_are_part_of_it(house: Archive) -> None:
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     await house.index(Facts(image_id, owner=DEFAULT_OWNER, run=1_800_000_000_123).resized())
     await house.index(ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=("a",)))
-    items = (await house.told(image_id, "history"))["items"]
+    items = (await house.get(image_id, "history"))["items"]
     rerun = next(item for item in items if item["kind"] == "rerun-requested")
     assert (rerun["at"], rerun["stage"]) == ("2027-01-15T08:00:00.123Z", "resizer")
     assert [item["run"] for item in items if item["kind"] == "stage" and "run" in item] == [1_800_000_000_123]
@@ -118,7 +118,7 @@ async def test_a_newer_generation_keeps_what_happened_before(house: Archive) -> 
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     await house.accepted(ReceiptKind.REPROCESS, image_id, 2)
     await house.index(Facts(image_id, owner=DEFAULT_OWNER, generation=2).sanitized())
-    items = (await house.told(image_id, "history"))["items"]
+    items = (await house.get(image_id, "history"))["items"]
     jobs = [item["job_id"] for item in items if item["kind"] == "stage"]
     assert sorted(jobs) == [f"{image_id}.1"] * 5 + [f"{image_id}.2"]
     assert [item["job_id"] for item in items if item["kind"] == "rerun-requested"] == [f"{image_id}.2"]
@@ -128,7 +128,7 @@ async def test_an_image_of_another_service_has_one_too(house: Archive) -> None:
     """Without a receipt the acceptance is told from what the event's sender said."""
     image_id = new_image_id()
     await house.index(Facts(image_id, owner=DEFAULT_OWNER).sanitized())
-    assert (await house.told(image_id, "history"))["items"][0] == {
+    assert (await house.get(image_id, "history"))["items"][0] == {
         "at": WHEN, "kind": "accepted", "via": "event", "job_id": f"{image_id}.1",
     }  # fmt: skip
 
@@ -165,7 +165,7 @@ async def test_a_history_is_bounded(house: Archive) -> None:
     await house.index(newest.model_copy(update={"occurred_at": "2026-03-01T00:00:00.000Z"}))
     entries = await house.tools.read_model.history(image_id)
     assert len(entries) == HISTORY_LIMIT
-    found = await house.told(image_id, "history")
+    found = await house.get(image_id, "history")
     assert found["cut"] is True
     runs = [item.get("run", 0) for item in found["items"] if item["kind"] == "stage"]
     assert runs.count(0) == 5 and max(runs) == HISTORY_LIMIT + 60 and 1 not in runs

@@ -31,7 +31,7 @@ async def house(tmp_path: Path) -> AsyncIterator[Archive]:
 
 async def origin(house: Archive, image_id: str, stage: str) -> dict[str, Any]:
     """Return where the work of one stage comes from."""
-    found: dict[str, Any] = (await house.told(image_id, "lineage"))["origins"][stage]
+    found: dict[str, Any] = (await house.get(image_id, "lineage"))["origins"][stage]
     return found
 
 
@@ -44,7 +44,7 @@ async def test_every_part_names_where_it_comes_from(house: Archive) -> None:
         result = await house.stored(fact.report.stage, input_sha256=source)
         said = reported(fact, result=result)
         await house.index(said.model_copy(update={"result": result}) if fact.report.stage == "ocr" else said)
-    found = await house.told(image_id, "lineage")
+    found = await house.get(image_id, "lineage")
     assert found["original_sha256"] == "a" * 64
     assert [(item["kind"], item["name"], item["stage"]) for item in found["items"]] == [
         ("master", "master", "sanitizer"), ("variant", "thumbnail", "resizer"), ("text", "text", "ocr"),

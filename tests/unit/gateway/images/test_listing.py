@@ -21,7 +21,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
 
 IMAGES = "/api/v1/images"
 
@@ -58,7 +58,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=Answers())
+        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=StubReadiness())
         async with client_of(embedded_app(settings(), parts)) as client:
             yield House(read_model, client)
 

@@ -26,7 +26,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from streams.topics import Topic
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, Sink, client_of, settings
+from tests.support.gateway_components import JPEG, UPLOAD, Sink, StubReadiness, client_of, settings
 
 FETCH = "/api/v1/images/fetch"
 
@@ -64,7 +64,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         pipeline = Pipeline(read_model=read_model)
-        parts = QueryComponents(files=files, events=pipeline, readiness=Answers(), read_model=read_model)
+        parts = QueryComponents(files=files, events=pipeline, readiness=StubReadiness(), read_model=read_model)
         async with client_of(embedded_app(settings(max_wait_s=60), parts)) as client:
             yield House(files, parts, pipeline, client)
 
@@ -146,7 +146,7 @@ async def test_respond_async_is_honoured(house: House) -> None:
 async def test_the_ingest_app_alone_cannot_wait_and_says_so(tmp_path: Path) -> None:
     """Where nobody can tell what became of an image, wait is not applied, and not said to be."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
-        app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=Answers()))
+        app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=StubReadiness()))
         async with client_of(app) as client:
             answer = await upload(client, "wait=20")
     assert answer.status_code == 202

@@ -349,7 +349,7 @@ async def test_a_deletion_kafka_did_not_confirm_changes_nothing(house: House) ->
     """When the deletion cannot be delivered, the answer is 503 and the image is still there."""
     image_id, _ = await house.upload()
     await house.index(image_id)
-    house.sink.away = True
+    house.sink.unavailable = True
     refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
     assert (await house.client.get(f"{IMAGES}/{image_id}")).status_code == 200
 

@@ -28,9 +28,9 @@ from streams.process.http_server import make_room, serving
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.archive import ByHeader
+from tests.support.archive import HeaderAuthenticator
 from tests.support.facts import WHEN, Facts
-from tests.support.gateway_components import Answers, Sink, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, refused, settings
 from tests.support.server_sent_events import QUICK, MemoryFeed, listening
 
 MANY = 500  # listeners
@@ -62,11 +62,11 @@ class House:
     async def index(self, fact: Fact, *, told: bool = True) -> None:
         """Do what the indexer does with a fact, and let the feed hear it and what follows."""
         if told:
-            self.feed.say(fact)
+            self.feed.append(fact)
         known = await record(fact, self.read_model, Tombstones(self.files))
         outcome = await conclude(fact, known, self.read_model) if known is not None else None
         if outcome is not None and told:
-            self.feed.say(outcome)
+            self.feed.append(outcome)
 
 
 @asynccontextmanager
@@ -78,10 +78,10 @@ async def built(folder: Path, live: MemoryFeed | None) -> AsyncIterator[House]:
         parts = QueryComponents(
             files=files,
             events=Sink(),
-            readiness=Answers(),
+            readiness=StubReadiness(),
             read_model=read_model,
             live=live,
-            authenticator=ByHeader(),
+            authenticator=HeaderAuthenticator(),
         )
         port = await stack.enter_async_context(serving(embedded_app(settings(), parts), "127.0.0.1", 0))
         base = f"http://127.0.0.1:{port}"
@@ -127,7 +127,7 @@ async def test_a_finished_job_answers_at_once_and_ends(house: House) -> None:
     image_id, path = await house.accepted()
     for fact in Facts(image_id, owner=DEFAULT_OWNER).all():
         await house.index(fact)
-    house.feed.away = True
+    house.feed.unavailable = True
     async with listening(house.client, path) as source:
         assert [(event.name, event.data["status"]) for event in await source.rest()] == [
             ("snapshot", "completed"),
@@ -150,7 +150,7 @@ async def test_a_late_listener_hears_what_the_snapshot_does_not_know(house: Hous
     image_id, path = await house.accepted()
     facts = Facts(image_id, owner=DEFAULT_OWNER)
     await house.index(facts.sanitized())
-    house.feed.say(facts.resized())  # the indexer is behind
+    house.feed.append(facts.resized())  # the indexer is behind
     async with listening(house.client, path) as source:
         snapshot, stage = await source.next(), await source.next()
     assert snapshot is not None and snapshot.data["stages"]["sanitizer"]["state"] == "done"
@@ -180,12 +180,12 @@ async def test_an_owner_hears_all_their_images_and_no_others(house: House) -> No
     """Events of every image of the caller's come, of another owner's none; a quiet stream says that it lives."""
     mine, foreign = new_image_id(), new_image_id()
     async with listening(house.client, "/api/v1/events") as source:
-        house.feed.say(Facts(foreign, owner="ben").resized())
+        house.feed.append(Facts(foreign, owner="ben").resized())
         waiting = asyncio.create_task(source.next())
         while source.comments < 3:
             await asyncio.sleep(0.01)
         quiet_at = source.last_id
-        house.feed.say(Facts(mine, owner=DEFAULT_OWNER).resized())
+        house.feed.append(Facts(mine, owner=DEFAULT_OWNER).resized())
         event = await waiting
     assert event is not None and event.data["image_id"] == mine
     async with listening(house.client, "/api/v1/events", quiet_at) as source:
@@ -223,7 +223,7 @@ async def test_a_position_of_another_log_is_answered_with_a_reset(house: House) 
     async with listening(house.client, "/api/v1/events", position) as source:
         assert (await source.next() or pytest.fail()).name == "reset"
         await joined(house.feed)
-        house.feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        house.feed.append(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
         assert (await source.next() or pytest.fail()).name == "stage"
 
 
@@ -233,11 +233,11 @@ async def test_a_deletion_ends_the_stream_of_the_job_before(house: House) -> Non
     async with listening(house.client, path) as source:
         await source.next()
         await house.promise(image_id, 2, ReceiptKind.DELETE)
-        house.feed.say(DeletionRequested(image_id=image_id, owner=DEFAULT_OWNER, generation=2))
+        house.feed.append(DeletionRequested(image_id=image_id, owner=DEFAULT_OWNER, generation=2))
         assert [event.name for event in await source.rest()] == ["deleting"]
     async with listening(house.client, f"/api/v1/images/jobs/{image_id}.2/events") as source:
         assert (await source.next() or pytest.fail()).name == "snapshot"
-        house.feed.say(ImageDeleted(image_id=image_id, owner=DEFAULT_OWNER, generation=2))
+        house.feed.append(ImageDeleted(image_id=image_id, owner=DEFAULT_OWNER, generation=2))
         assert [event.name for event in await source.rest()] == ["deleting", "deleted"]
     refused(await house.client.get(path), 410, "gone")
 
@@ -247,7 +247,7 @@ async def test_a_newer_run_takes_over_the_stream(house: House) -> None:
     image_id, path = await house.accepted()
     async with listening(house.client, path) as source:
         await source.next()
-        house.feed.say(Facts(image_id, owner=DEFAULT_OWNER, generation=2).sanitized())
+        house.feed.append(Facts(image_id, owner=DEFAULT_OWNER, generation=2).sanitized())
         last = (await source.rest())[-1]
     assert (last.name, last.data["by"], last.id) == ("superseded", f"{image_id}.2", "end")
 
@@ -265,14 +265,14 @@ async def test_streams_need_kafka_to_begin_and_outlive_its_absence(house: House)
     """While Kafka is away new streams are refused, open ones stay and go on when it is back."""
     _image_id, path = await house.accepted()
     async with listening(house.client, "/api/v1/events") as source:
-        house.feed.away = True
+        house.feed.unavailable = True
         for refusing in (path, "/api/v1/events"):
             refused(await house.client.get(refusing), 503, "dependency-unavailable")
         waiting, heard = asyncio.create_task(source.next()), source.comments
         while source.comments < heard + 2:
             await asyncio.sleep(0.01)
-        house.feed.away = False
-        house.feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        house.feed.unavailable = False
+        house.feed.append(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
         assert (await waiting or pytest.fail()).name == "stage"
 
 
@@ -310,7 +310,7 @@ async def test_a_client_that_takes_nothing_is_let_go(tmp_path: Path) -> None:
             while feed.feed.listeners:
                 for _ in range(100):
                     generation += 1
-                    feed.say(Facts(image_id, owner=DEFAULT_OWNER, run=generation).failed("x" * 5000))
+                    feed.append(Facts(image_id, owner=DEFAULT_OWNER, run=generation).failed("x" * 5000))
                 await asyncio.sleep(0.01)
         assert source.last_id == ""  # nothing was read
 
@@ -320,7 +320,7 @@ async def test_stopping_ends_the_streams_soon(tmp_path: Path) -> None:
     feed = MemoryFeed(LiveSettings(heartbeat_s=60))
     async with built(tmp_path, feed) as house, listening(house.client, "/api/v1/events") as source:
         await joined(feed)
-        feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        feed.append(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
         feed.close()
         assert [event.name for event in await source.rest()] == ["stage"]
 
@@ -332,7 +332,7 @@ async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path)
         async with listening(house.client, "/api/v1/events") as source:
             assert await source.rest() == []
         assert source.last_id
-        feed.say(ImageCompleted(image_id=new_image_id(), owner=DEFAULT_OWNER))
+        feed.append(ImageCompleted(image_id=new_image_id(), owner=DEFAULT_OWNER))
         async with listening(house.client, "/api/v1/events", source.last_id) as source:
             assert [event.name for event in await source.rest()] == ["completed"]
 
@@ -346,7 +346,7 @@ async def test_very_many_listeners_are_all_told(tmp_path: Path) -> None:
         assert port is not None
         readers = [await opened(stack, port) for _ in range(MANY)]
         refused(await house.client.get("/api/v1/events"), 503, "too-many-listeners")
-        feed.say(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
+        feed.append(Facts(new_image_id(), owner=DEFAULT_OWNER).resized())
         feed.close()
         async with asyncio.timeout(60):
             streams = await asyncio.gather(*(reader.read() for reader in readers))

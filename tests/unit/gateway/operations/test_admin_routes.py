@@ -32,7 +32,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.facts import Facts
-from tests.support.gateway_components import Answers, Encoder, FrailFiles, Sink, refused, settings
+from tests.support.gateway_components import Encoder, FaultyFiles, Sink, StubReadiness, refused, settings
 
 TOKEN = "correct horse battery"
 HERE = "http://127.0.0.1:8080"
@@ -54,7 +54,7 @@ Client = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 class Office:
     """An embedded gateway over a real store and read model in a folder."""
 
-    files: FrailFiles
+    files: FaultyFiles
     read_model: ReadModel
 
     @property
@@ -80,7 +80,7 @@ class Office:
             events=Sink(),
             read_model=self.read_model,
             encoder=Encoder(),
-            readiness=Answers(),
+            readiness=StubReadiness(),
         )
 
     async def complete(self, count: int) -> list[str]:
@@ -100,7 +100,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield Office(FrailFiles(files), read_model)
+        yield Office(FaultyFiles(files), read_model)
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
@@ -179,7 +179,7 @@ async def test_only_who_answers_has_it(office: Office) -> None:
     """The query gateway has the admin API, the ingest gateway has not."""
     apps = {
         200: query_app(settings(), office.parts()),
-        404: ingest_app(settings(), IngestComponents(files=office.store, events=Sink(), readiness=Answers())),
+        404: ingest_app(settings(), IngestComponents(files=office.store, events=Sink(), readiness=StubReadiness())),
     }
     for status, app in apps.items():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HERE) as client:
@@ -264,7 +264,7 @@ async def test_agents_are_paused_and_resumed(office: Office) -> None:
 async def test_an_absent_store_is_said(office: Office) -> None:
     """While the object store is away the answer is 503, and nothing internal is told."""
     async with office.client() as client:
-        office.files.away = True
+        office.files.unavailable = True
         for path in (f"{ADMIN}/agents", f"{ADMIN}/reprocess"):
             problem = refused(await client.get(path), 503, "dependency-unavailable")
             assert "10.0.0.7" not in problem.detail

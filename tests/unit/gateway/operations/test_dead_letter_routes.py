@@ -24,7 +24,7 @@ from streams.retries.dead_letters import DeadLetterStore, Failure, dead_letter
 from streams.settings import FilesSettings, KafkaSettings, QdrantSettings
 from streams.testing.memory_log import MemoryLog
 from streams.topics import GIVES_UP, dead_topic, retry_topic
-from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
 from tests.support.stage_kit import message, uploaded
 
 LETTERS = "/api/v1/admin/dead-letters"
@@ -96,7 +96,7 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         parts = QueryComponents(
             files=files,
             events=Sink(),
-            readiness=Answers(),
+            readiness=StubReadiness(),
             read_model=read_model,
             letters=DeadLetterListing(KafkaSettings(), office),
         )

@@ -20,7 +20,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
 
 FAILED = "/api/v1/health/failed"
 
@@ -71,7 +71,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        parts = QueryComponents(files=files, events=Sink(), readiness=Answers(), read_model=read_model)
+        parts = QueryComponents(files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model)
         async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
             yield House(client, read_model)
 

@@ -27,7 +27,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import Answers, Sink, client_of, refused, settings
+from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
 
 STATS = "/api/v1/health/stats"
 OPERATOR = "root images:read admin"
@@ -48,17 +48,17 @@ class Lately:
 
     tally: Tally = field(default_factory=Tally)
     behind: bool = False
-    away: bool = False
+    unavailable: bool = False
 
     async def look(self) -> None:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("Kafka at 10.0.0.7")
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
         return self.tally.counts(time.time(), owner)
 
     async def waiting(self, agent: str) -> int:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("Kafka at 10.0.0.7")
         return 7 if agent == "ocr" else 0
 
@@ -110,7 +110,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
         open_numbers(own, files, read_model, log, log) as numbers,
     ):
-        parts = QueryComponents(files=files, events=Sink(), readiness=Answers(), read_model=read_model, numbers=numbers)
+        parts = QueryComponents(
+            files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model, numbers=numbers
+        )
         async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
             yield House(client, files, read_model, log)
 
@@ -161,12 +163,12 @@ async def test_an_operator_is_told_everybodys_numbers(house: House) -> None:
 
 async def test_what_cannot_be_counted_is_left_out(house: House) -> None:
     """While Kafka does not answer, rates and queues are absent, and everything else is told."""
-    house.log.away = True
+    house.log.unavailable = True
     await house.image("anna", ImageState.COMPLETED)
     found = await house.numbers(OPERATOR)
     assert (found.rates, found.queues) == (None, None)
     assert found.images == {"completed": 1}
-    house.log.away = False
+    house.log.unavailable = False
     assert (await house.numbers(OPERATOR)).rates is not None
 
 

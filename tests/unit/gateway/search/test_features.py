@@ -29,7 +29,7 @@ from schemas.values import ErrorCode, ModelRef
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, ModelsSettings, QdrantSettings
-from tests.support.gateway_components import JPEG, Answers, Sink, client_of, refused, settings, unit_vector
+from tests.support.gateway_components import JPEG, Sink, StubReadiness, client_of, refused, settings, unit_vector
 
 MODEL = ModelRef(name="drawn", sha256="c" * 64, backend="paper")
 PATH = "/api/v1/features"
@@ -45,11 +45,11 @@ class Paper:
     calls: list[list[int]] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     called: asyncio.Event = field(default_factory=asyncio.Event)
-    away: str = ""
+    unavailable: str = ""
 
     async def model(self) -> ModelRef:
-        if self.away:
-            raise ModelAway(self.away)
+        if self.unavailable:
+            raise ModelAway(self.unavailable)
         return MODEL
 
     async def prepare(self, data: bytes) -> int:
@@ -96,7 +96,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
                 parts = QueryComponents(
                     files=files,
                     events=sink,
-                    readiness=Answers(),
+                    readiness=StubReadiness(),
                     read_model=read_model,
                     features=features,
                     limits=Limits(RateLimitSettings(features=limit)),
@@ -311,7 +311,7 @@ async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper
 
 async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper) -> None:
     """503 `model-unavailable` with the reason, before the image is looked at; also where there is no encoder at all."""
-    paper.away = "no ViT-B-32.pt in models.cache"
+    paper.unavailable = "no ViT-B-32.pt in models.cache"
     async with serve() as client:
         assert "no ViT-B-32.pt" in refused(await post(client, b"no image"), 503, "model-unavailable").detail
     async with serve(without=True) as client:

@@ -29,7 +29,7 @@ from streams.object_store.factory import open_files
 from streams.object_store.keys import ended_upload_key, staged_key, upload_key
 from streams.object_store.protocol import delete_prefix
 from streams.settings import FilesSettings
-from tests.support.gateway_components import BASE, JPEG, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import BASE, JPEG, FaultyFiles, Sink, StubReadiness, client_of, refused, settings
 
 DIRECT = "/api/v1/uploads/direct"
 ASKED = {"filename": "C:\\cat.jpg", "content_type": "image/jpeg", "size": len(JPEG)}
@@ -55,10 +55,10 @@ def store(minio: LocalMinio) -> FilesSettings:
 
 
 @pytest.fixture
-async def files(store: FilesSettings) -> AsyncIterator[FrailFiles]:
+async def files(store: FilesSettings) -> AsyncIterator[FaultyFiles]:
     """The store, open, and empty in the end."""
     async with open_files(store) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
         await delete_prefix(found, "")
 
 
@@ -71,7 +71,7 @@ def sink() -> Sink:
 @pytest.fixture
 def app(files: Any, sink: Sink) -> FastAPI:
     """A gateway."""
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=ByName())
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=ByName())
     return ingest_app(settings(max_upload_bytes=100_000), parts)
 
 
@@ -101,7 +101,7 @@ def at(url: str) -> str:
 
 
 async def test_a_file_sent_straight_to_the_store_becomes_an_image(
-    client: httpx.AsyncClient, files: FrailFiles, store: FilesSettings, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, store: FilesSettings, sink: Sink
 ) -> None:
     """The event says what was asked for, the original is what was sent, and nothing is left staged."""
     said = {"bucket": "pets", "metadata": {"n": 1}, "tags": ["a"], "category": "c", "lane": "bulk"}
@@ -150,7 +150,7 @@ def _seen_by_boto(store: FilesSettings, key: str) -> tuple[int, str]:
     ],
 )
 async def test_the_store_takes_by_a_form_only_what_it_is_for(
-    client: httpx.AsyncClient, files: FrailFiles, data: bytes, fields: dict[str, str]
+    client: httpx.AsyncClient, files: FaultyFiles, data: bytes, fields: dict[str, str]
 ) -> None:
     """Another size, type or place is refused by the store itself, and the upload has not arrived."""
     form = await begin(client)
@@ -171,7 +171,7 @@ async def test_a_file_of_unknown_size_may_have_as_many_bytes_as_any(client: http
 
 
 async def test_complete_says_the_same_again_and_makes_no_second_image(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Also when the object was written again, or the gateway died before it noted what it had done."""
     form = await begin(client)
@@ -188,7 +188,7 @@ async def test_complete_says_the_same_again_and_makes_no_second_image(
     assert len(await files.receipts()) == 1
 
 
-async def test_what_is_no_image_ends_the_upload(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+async def test_what_is_no_image_ends_the_upload(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
     """A page that calls itself a JPEG is refused, said so again, and removed."""
     page = b"<html>".ljust(len(JPEG))
     form = await begin(client)
@@ -213,18 +213,18 @@ async def test_while_kafka_is_away_the_file_waits(client: httpx.AsyncClient, sin
     """503, nothing is accepted, and complete works when it is back."""
     form = await begin(client)
     await send(form, JPEG)
-    sink.away = True
+    sink.unavailable = True
     refused(await client.post(at(form.complete_url)), 503, "dependency-unavailable")
     view = UploadView.model_validate_json((await client.get(at(form.status_url))).content)
     assert view.state is UploadState.RECEIVING
-    sink.away = False
+    sink.unavailable = False
     assert (await client.post(at(form.complete_url))).status_code == 202
     view = UploadView.model_validate_json((await client.get(at(form.status_url))).content)
     assert view.job is not None
     assert view.job.job_id == sink.sent[0][1].job_id
 
 
-async def test_a_direct_upload_can_be_given_up(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_a_direct_upload_can_be_given_up(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """What was sent goes; the upload is not known any more, to any way of asking."""
     form = await begin(client)
     await send(form, JPEG)
@@ -258,7 +258,7 @@ async def test_another_owners_direct_upload_is_not_there(client: httpx.AsyncClie
     ],
 )
 async def test_a_wish_that_cannot_be_granted_is_refused(
-    client: httpx.AsyncClient, files: FrailFiles, asked: dict[str, object], status: int, code: str
+    client: httpx.AsyncClient, files: FaultyFiles, asked: dict[str, object], status: int, code: str
 ) -> None:
     """No form is given for what would be refused later anyway."""
     refused(await client.post(DIRECT, json={**ASKED, **asked}), status, code)
@@ -268,7 +268,7 @@ async def test_a_wish_that_cannot_be_granted_is_refused(
 async def test_a_form_counts_as_an_upload(files: Any, sink: Sink) -> None:
     """The owner's limit holds for beginning, and completing takes nothing more."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         form = await begin(client)
         refused(await client.post(DIRECT, json=ASKED), 429, "rate-limited")
@@ -280,7 +280,7 @@ async def test_a_folder_has_no_forms_and_the_refusal_says_what_to_do(tmp_path: P
     """`direct-upload-unavailable` names the other ways in, and takes nothing of the owner's limit."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         limits = Limits(RateLimitSettings(uploads="1/hour"))
-        parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
+        parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
         async with client_of(ingest_app(settings(), parts)) as client:
             for _ in range(2):
                 problem = refused(await client.post(DIRECT, json=ASKED), 409, "direct-upload-unavailable")

@@ -31,7 +31,7 @@ from streams.object_store.factory import open_files
 from streams.object_store.keys import finishing_prefix, image_key, pieces_prefix, upload_key
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
-from tests.support.gateway_components import BASE, JPEG, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import BASE, JPEG, FaultyFiles, Sink, StubReadiness, client_of, refused, settings
 
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -50,10 +50,10 @@ class ByName:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     """A real store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as store:
-        yield FrailFiles(store)
+        yield FaultyFiles(store)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def sink() -> Sink:
 @pytest.fixture
 def parts(files: Any, sink: Sink) -> IngestComponents:
     """The parts of a gateway."""
-    return IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=ByName())
+    return IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=ByName())
 
 
 def gateway(parts: IngestComponents, **changes: object) -> FastAPI:
@@ -156,7 +156,7 @@ async def test_what_is_spoken_is_told_to_whoever_asks(client: httpx.AsyncClient)
 
 
 async def test_an_image_in_parts_is_accepted_with_its_last_byte(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Part by part the offset grows; the last answer names the job, and the original is what was sent."""
     path = await begin(client, headers=told(filename="../cat.jpg", bucket="pets", tags="a,b", metadata='{"n": 1}'))
@@ -234,7 +234,7 @@ async def test_another_version_of_the_protocol_is_refused(
     ],
 )
 async def test_a_beginning_that_cannot_be_understood_is_refused(
-    client: httpx.AsyncClient, files: FrailFiles, headers: dict[str, str], status: int, code: str
+    client: httpx.AsyncClient, files: FaultyFiles, headers: dict[str, str], status: int, code: str
 ) -> None:
     """A length that is none, too much, twice or zero, and metadata nobody can read: nothing is begun."""
     answer = await client.post(UPLOADS, headers={**TUS, **headers})
@@ -314,7 +314,7 @@ async def test_more_than_the_file_has_is_refused(client: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
 async def test_a_part_is_checked_against_its_checksum(
-    client: httpx.AsyncClient, files: FrailFiles, algorithm: str
+    client: httpx.AsyncClient, files: FaultyFiles, algorithm: str
 ) -> None:
     """A match is kept; 460 leaves no trace of a part, however many pieces it had."""
 
@@ -399,7 +399,7 @@ async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestCompon
         assert await offset_of(client, path) == 1234
 
 
-async def test_of_two_parts_for_the_same_place_one_is_kept(parts: IngestComponents, files: FrailFiles) -> None:
+async def test_of_two_parts_for_the_same_place_one_is_kept(parts: IngestComponents, files: FaultyFiles) -> None:
     """Two gateways given other bytes at the same offset: one is refused, and nothing is mixed."""
     async with client_of(gateway(parts)) as one, client_of(gateway(parts)) as other:
         path = await begin(one)
@@ -430,16 +430,16 @@ async def test_a_lost_answer_is_given_again_and_makes_no_second_image(client: ht
 
 
 async def test_while_kafka_is_away_no_client_hears_that_all_bytes_are_there(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """The last part is answered 503, and so is a HEAD, until one of them has accepted the image."""
     path = await begin(client, len(JPEG))
-    sink.away = True
+    sink.unavailable = True
     refused(await send(client, path, 0, JPEG), 503, "dependency-unavailable")
     answer = await client.head(path, headers=TUS)
     assert (answer.status_code, answer.headers["tus-resumable"]) == (503, "1.0.0")
     assert await files.receipts() == []
-    sink.away = False
+    sink.unavailable = False
     answer = await client.head(path, headers=TUS)
     assert answer.headers["darkroom-job"] == sink.sent[0][1].job_id
     assert len(await files.receipts()) == 1
@@ -464,7 +464,7 @@ async def test_an_image_disowned_for_kafkas_silence_is_replaced_by_another(
 
 
 async def test_a_gateway_killed_before_it_noted_the_end_makes_no_second_image(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """The next one finds the receipt under the image's id, decided at the beginning, and says the same job."""
     path = await begin(client, len(JPEG))
@@ -480,7 +480,7 @@ async def test_a_gateway_killed_before_it_noted_the_end_makes_no_second_image(
 
 
 async def test_while_another_gateway_finishes_an_upload_it_is_busy(
-    client: httpx.AsyncClient, files: FrailFiles
+    client: httpx.AsyncClient, files: FaultyFiles
 ) -> None:
     """423 and when to come back: two that both made the image might undo each other's work."""
     path = await begin(client, len(JPEG))
@@ -491,7 +491,7 @@ async def test_while_another_gateway_finishes_an_upload_it_is_busy(
     assert (await client.head(path, headers=TUS)).headers["darkroom-job"]
 
 
-async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: FrailFiles) -> None:
+async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: FaultyFiles) -> None:
     """Until then nobody else gets it, and then one does."""
     prefix, now = finishing_prefix("default", new_image_id()), 1000.0
     await files.put(f"{prefix}000001", f"{now + LASTS_S}".encode(), content_type="text/plain")
@@ -505,7 +505,7 @@ async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: Frai
 
 
 async def test_what_is_no_image_is_refused_with_its_first_piece(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """415 at once, nothing is kept of it, and whoever asks again hears why."""
     path = await begin(client, headers=told(filename="evil.jpg"))
@@ -529,7 +529,7 @@ async def test_what_is_no_image_is_refused_also_if_it_comes_byte_by_byte(client:
     assert not sink.sent
 
 
-async def test_an_upload_can_be_given_up(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_an_upload_can_be_given_up(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """DELETE removes all that came, and the upload is not known any more."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:100])
@@ -539,7 +539,7 @@ async def test_an_upload_can_be_given_up(client: httpx.AsyncClient, files: Frail
     assert [await kept(files, root) for root in ("uploads/", "pieces/")] == [[], []]
 
 
-async def test_giving_up_what_was_accepted_leaves_the_image(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_giving_up_what_was_accepted_leaves_the_image(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """The image has an owner by then; only the upload is forgotten."""
     path = await begin(client, len(JPEG))
     await send(client, path, 0, JPEG)
@@ -583,7 +583,7 @@ async def test_an_owner_may_begin_so_many_uploads_and_no_more(client: httpx.Asyn
 async def test_beginning_an_upload_counts_as_an_upload(files: Any, sink: Sink) -> None:
     """The owner's limit holds for it, and only for its beginning."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
     async with client_of(gateway(parts)) as client:
         path = await begin(client)
         for at in range(0, 300, 100):
@@ -592,21 +592,21 @@ async def test_beginning_an_upload_counts_as_an_upload(files: Any, sink: Sink) -
 
 
 async def test_a_store_that_is_away_is_said_so_and_nothing_is_lost(
-    client: httpx.AsyncClient, files: FrailFiles
+    client: httpx.AsyncClient, files: FaultyFiles
 ) -> None:
     """503 with the protocol's header, and the upload goes on where it was."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:1000])
-    files.away = True
+    files.unavailable = True
     answer = await send(client, path, 1000, IMAGE[1000:])
     refused(answer, 503, "dependency-unavailable")
     assert answer.headers["tus-resumable"] == "1.0.0"
-    files.away = False
+    files.unavailable = False
     assert await offset_of(client, path) == 1000
 
 
 async def test_bytes_that_were_handed_in_before_may_end_as_that_image(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """`on_duplicate=reuse` holds for an upload in parts: no second image, and the first one's job is said."""
     first = await begin(client, len(JPEG))
@@ -640,7 +640,7 @@ async def test_a_method_may_be_said_in_a_header(client: httpx.AsyncClient, sink:
 async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink) -> None:
     """The owner's quota is looked at when an upload begins, and again when it ends."""
     quotas = Quotas(QuotaSettings(bytes=1000), files)
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), quotas=quotas)
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), quotas=quotas)
     async with client_of(gateway(parts)) as client:
         refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1001"}), 403, "quota-exceeded")
         path = await begin(client, 1000)

@@ -26,7 +26,7 @@ from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 from streams.topics import Topic
-from tests.support.gateway_components import JPEG, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import JPEG, FaultyFiles, Sink, StubReadiness, client_of, refused, settings
 
 BATCH = "/api/v1/images/batch"
 ZIP = {"content-type": "application/zip"}
@@ -49,9 +49,9 @@ def uploads(sink: Sink) -> list[ImageUploaded]:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path / "files")) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 @pytest.fixture
@@ -68,9 +68,11 @@ def spool(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def client(files: FrailFiles, sink: Sink, spool: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles, sink: Sink, spool: Path) -> AsyncIterator[httpx.AsyncClient]:
     own = settings(max_upload_bytes=100_000, max_batch_files=5, max_batch_bytes=300_000, spool_dir=spool)
-    async with client_of(ingest_app(own, IngestComponents(files=files, events=sink, readiness=Answers()))) as found:
+    async with client_of(
+        ingest_app(own, IngestComponents(files=files, events=sink, readiness=StubReadiness()))
+    ) as found:
         yield found
     assert list(spool.iterdir()) == []
 
@@ -207,7 +209,7 @@ async def test_a_digest_is_checked_per_file(client: httpx.AsyncClient, sink: Sin
     assert len(sink.sent) == 1
 
 
-async def test_there_may_be_so_many_files_and_bytes(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_there_may_be_so_many_files_and_bytes(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """One file too many, or one byte too many of all together, refuses the batch, however it is sent."""
     many = [(f"{number}.jpg", JPEG) for number in range(6)]
     refused(await send(client, many), 413, "too-many-files")
@@ -246,7 +248,7 @@ async def test_a_batch_sent_again_is_answered_as_before(client: httpx.AsyncClien
     refused(await send(client, files[:2], headers=key), 422, "idempotency-key-reused")
 
 
-async def test_a_batch_that_broke_off_is_gone_on_with(files: FrailFiles) -> None:
+async def test_a_batch_that_broke_off_is_gone_on_with(files: FaultyFiles) -> None:
     """Kafka goes away in the middle: 207 with 503s; the same request and key later bring the rest, nothing twice."""
 
     class Leaving(Sink):
@@ -262,7 +264,7 @@ async def test_a_batch_that_broke_off_is_gone_on_with(files: FrailFiles) -> None
     sink, key = Leaving(2), {"Idempotency-Key": "batch"}
     sent = [(f"{number}.jpg", JPEG + bytes([number])) for number in range(6)]
     async with client_of(
-        ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=Answers()))
+        ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=StubReadiness()))
     ) as client:
         first = answered(await send(client, sent, headers=key), 207)
         assert (first.accepted, first.refused) == (2, 4)
@@ -278,7 +280,7 @@ async def test_a_batch_that_broke_off_is_gone_on_with(files: FrailFiles) -> None
     assert third.headers["idempotency-replayed"] == "true"
 
 
-async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """With on_duplicate=reuse known bytes are answered with their image: 200 when there was nothing new."""
     first = answered(await send(client, [("cat.jpg", CAT)]), 202).items[0].accepted
     assert first is not None
@@ -290,10 +292,10 @@ async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files:
     assert (body.items[0].accepted.image_id, body.items[0].accepted.duplicate) == (first.image_id, True)
 
 
-async def test_each_file_counts_against_the_limit(files: FrailFiles, sink: Sink) -> None:
+async def test_each_file_counts_against_the_limit(files: FaultyFiles, sink: Sink) -> None:
     """A batch of three is three uploads: it is refused whole when only two are left."""
     limits = Limits(RateLimitSettings(uploads="4/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         files_ = [("cat.jpg", CAT), ("dog.jpg", DOG)]
         answered(await send(client, files_), 202)
@@ -302,17 +304,17 @@ async def test_each_file_counts_against_the_limit(files: FrailFiles, sink: Sink)
 
 
 async def test_without_kafka_a_batch_is_503_and_leaves_nothing(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """When no file could be accepted for a part that is away, the answer is 503 with a time to come back."""
-    sink.away = True
+    sink.unavailable = True
     answer = await send(client, [("cat.jpg", CAT), ("dog.jpg", DOG)])
     refused(answer, 503, "dependency-unavailable")
     assert answer.headers["retry-after"]
     assert not await files.objects()
 
 
-async def test_a_batch_is_never_whole_in_memory(files: FrailFiles, sink: Sink, spool: Path) -> None:
+async def test_a_batch_is_never_whole_in_memory(files: FaultyFiles, sink: Sink, spool: Path) -> None:
     """Sixty megabytes in twenty files are received with a few megabytes of memory."""
     block = bytes(range(256)) * 4096
 
@@ -329,7 +331,7 @@ async def test_a_batch_is_never_whole_in_memory(files: FrailFiles, sink: Sink, s
             await asyncio.sleep(0)
             yield chunk
 
-    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=StubReadiness()))
     async with client_of(app) as client:
         tracemalloc.start()
         try:

@@ -24,7 +24,16 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 SHA = hashlib.sha256(JPEG).hexdigest()
 KNOWN = f"/api/v1/images/by-digest/{SHA}"
@@ -41,7 +50,7 @@ class Named:
 class House:
     """The embedded app, and the ingest app alone, on the same store."""
 
-    files: FrailFiles
+    files: FaultyFiles
     read_model: ReadModel
     sink: Sink
     client: httpx.AsyncClient
@@ -60,10 +69,10 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         open_files(FilesSettings(directory=tmp_path / "files")) as store,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        files, sink = FrailFiles(store), Sink()
-        parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=Named())
+        files, sink = FaultyFiles(store), Sink()
+        parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=Named())
         whole = QueryComponents(
-            files=files, events=sink, readiness=Answers(), authenticator=Named(), read_model=read_model
+            files=files, events=sink, readiness=StubReadiness(), authenticator=Named(), read_model=read_model
         )
         async with (
             client_of(embedded_app(settings(), whole)) as client,
@@ -212,7 +221,7 @@ async def test_equal_uploads_at_once_are_all_answered(house: House) -> None:
 
 async def test_when_the_store_is_away_reuse_is_503(house: House) -> None:
     """A look that fails refuses the upload as a whole, with nothing accepted."""
-    house.files.away = True
+    house.files.unavailable = True
     refused(await upload(house.client, "reuse"), 503, "dependency-unavailable")
     refused(await house.client.get(KNOWN), 503, "dependency-unavailable")
     assert not house.sink.sent

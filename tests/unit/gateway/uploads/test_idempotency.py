@@ -26,7 +26,16 @@ from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 from streams.topics import Topic
-from tests.support.gateway_components import JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 FETCH = "/api/v1/images/fetch"
 KEY = {"Idempotency-Key": '"7a3c"'}
@@ -54,9 +63,9 @@ class Gated(Sink):
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path)) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 @pytest.fixture
@@ -64,13 +73,13 @@ def sink() -> Sink:
     return Sink()
 
 
-def app_of(files: FrailFiles, sink: Sink, **changes: object) -> Any:
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), authenticator=Named())
+def app_of(files: FaultyFiles, sink: Sink, **changes: object) -> Any:
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=Named())
     return ingest_app(settings(**changes), parts)
 
 
 @pytest.fixture
-async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app_of(files, sink)) as found:
         yield found
 
@@ -80,12 +89,12 @@ async def upload(client: httpx.AsyncClient, image: bytes = JPEG, **more: Any) ->
     return await client.post(UPLOAD, files={"file": ("cat.jpg", image)}, headers=headers, **more)
 
 
-async def attempts(files: FrailFiles) -> list[tuple[str, Attempt]]:
+async def attempts(files: FaultyFiles) -> list[tuple[str, Attempt]]:
     keys = [info.key async for info in files.list(IDEMPOTENCY)]
     return [(key, Attempt.model_validate_json(await files.get(key))) for key in keys]
 
 
-async def has_died(files: FrailFiles) -> None:
+async def has_died(files: FaultyFiles) -> None:
     """Leave what a gateway leaves that was killed before it answered, its lease over."""
     for key, attempt in await attempts(files):
         died = attempt.model_copy(update={"status": None, "answer": None, "lease_until": 0.0})
@@ -105,10 +114,10 @@ async def test_an_upload_sent_again_has_the_same_answer_and_makes_no_second_imag
     assert len(sink.sent) == 1
 
 
-async def test_a_repeated_answer_costs_nothing_of_the_limit(files: FrailFiles, sink: Sink) -> None:
+async def test_a_repeated_answer_costs_nothing_of_the_limit(files: FaultyFiles, sink: Sink) -> None:
     """An upload or batch that is sent again leaves its owner as many uploads as before."""
     limits = Limits(RateLimitSettings(uploads="5/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=Answers(), limits=limits)
+    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         for name, count, left in (("file", 1, "4"), ("files", 2, "2")):
             path = UPLOAD if name == "file" else "/api/v1/images/batch"
@@ -178,7 +187,7 @@ async def test_keys_are_each_owners_own(client: httpx.AsyncClient, sink: Sink) -
     assert len(sink.sent) == 2
 
 
-async def test_while_the_first_is_at_work_the_second_is_told_to_come_back(files: FrailFiles) -> None:
+async def test_while_the_first_is_at_work_the_second_is_told_to_come_back(files: FaultyFiles) -> None:
     """Of two at once with the same key one is done; the other hears 409 and when to ask, and then has the answer."""
     sink = Gated()
     async with client_of(app_of(files, sink)) as client:
@@ -194,7 +203,7 @@ async def test_while_the_first_is_at_work_the_second_is_told_to_come_back(files:
     assert len(sink.sent) == 1
 
 
-async def test_a_lease_is_put_off_while_the_work_goes_on(files: FrailFiles) -> None:
+async def test_a_lease_is_put_off_while_the_work_goes_on(files: FaultyFiles) -> None:
     """Work that takes longer than a lease keeps its key: the lease is written anew before it ends."""
     sink = Gated()
     async with client_of(app_of(files, sink, idempotency_lease_s=4.0)) as client:
@@ -211,7 +220,7 @@ async def test_a_lease_is_put_off_while_the_work_goes_on(files: FrailFiles) -> N
 
 @pytest.mark.parametrize("accepted", [False, True], ids=["before the event", "after the event"])
 async def test_after_a_gateway_died_the_same_image_is_gone_on_with(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, accepted: bool
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, accepted: bool
 ) -> None:
     """A retry after the lease takes the image id the dead gateway had chosen: one image, whether it was accepted."""
     first = await upload(client)
@@ -231,7 +240,7 @@ async def test_after_a_gateway_died_the_same_image_is_gone_on_with(
 
 
 async def test_of_many_who_retry_after_a_death_one_goes_on(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Ten retries at once of what a dead gateway began: one image; the others hear 409 or its answer."""
     image_id = (await upload(client)).json()["image_id"]
@@ -242,7 +251,7 @@ async def test_of_many_who_retry_after_a_death_one_goes_on(
     assert {event.image_id for _, event in sink.sent} == {image_id}
 
 
-async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FrailFiles, sink: Sink) -> None:
+async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FaultyFiles, sink: Sink) -> None:
     """When Kafka did not confirm and the gateway died before it could say so, a retry makes an image of another id."""
 
     class Unsure(Sink):
@@ -266,39 +275,39 @@ async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FrailFiles,
     assert answer.json()["image_id"] not in (disowned, lost)
 
 
-async def test_what_was_refused_may_be_sent_again(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+async def test_what_was_refused_may_be_sent_again(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
     """A 503 keeps no key: sent again when Kafka is back, the request is accepted."""
-    sink.away = True
+    sink.unavailable = True
     refused(await upload(client), 503, "dependency-unavailable")
     assert await attempts(files) == []
-    sink.away = False
+    sink.unavailable = False
     assert (await upload(client)).status_code == 202
     assert len(sink.sent) == 1
 
 
 async def test_without_a_store_a_key_is_not_passed_over(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """When keys cannot be looked up, a request that carries one is answered 503, and nothing is accepted."""
-    files.away = True
+    files.unavailable = True
     refused(await upload(client), 503, "dependency-unavailable")
     assert not sink.sent
 
 
-async def test_an_answer_that_cannot_be_written_down_is_given_all_the_same(files: FrailFiles) -> None:
+async def test_an_answer_that_cannot_be_written_down_is_given_all_the_same(files: FaultyFiles) -> None:
     """The image is accepted and the client told so, though the store went away before the answer was kept."""
 
     class Leaving(Sink):
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             await super().send(topic, event, traceparent=traceparent, bulk=bulk)
-            files.away = True
+            files.unavailable = True
 
     async with client_of(app_of(files, Leaving())) as client:
         answer = await upload(client)
     assert answer.status_code == 202
 
 
-async def test_an_expired_key_may_stand_for_another_request(files: FrailFiles, sink: Sink) -> None:
+async def test_an_expired_key_may_stand_for_another_request(files: FaultyFiles, sink: Sink) -> None:
     """After its time a key is free: another request with it is done."""
     async with client_of(app_of(files, sink, idempotency_expiry_s=0.001)) as client:
         assert (await upload(client)).status_code == 202
@@ -331,7 +340,7 @@ async def test_a_bare_key_is_the_same_as_the_quoted_one(client: httpx.AsyncClien
 
 
 async def test_what_is_kept_says_nothing_of_the_key_or_the_request(
-    client: httpx.AsyncClient, files: FrailFiles
+    client: httpx.AsyncClient, files: FaultyFiles
 ) -> None:
     """The stored attempt has neither the key nor the words of the request, only hashes and the answer."""
     answer = await upload(client, data={"metadata": '{"name": "Ada"}'}, headers={"Idempotency-Key": "secret-key"})
@@ -343,7 +352,7 @@ async def test_what_is_kept_says_nothing_of_the_key_or_the_request(
     assert attempt.answer == Submitted.model_validate_json(answer.content).model_dump(mode="json")
 
 
-async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.AsyncClient, files: FrailFiles) -> None:
+async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.AsyncClient, files: FaultyFiles) -> None:
     """The janitor removes expired keys and no others, so many in one sweep, and a dry run none."""
     for name in ("a", "b", "c"):
         await upload(client, headers={"Idempotency-Key": name})
@@ -355,8 +364,8 @@ async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.Async
     assert await attempts(files) == []
 
 
-async def test_a_sweep_says_that_the_store_is_away(files: FrailFiles) -> None:
+async def test_a_sweep_says_that_the_store_is_away(files: FaultyFiles) -> None:
     """A sweep without a store fails as every other does."""
-    files.away = True
+    files.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await ExpiredKeys(files).remove(now=0.0, page_size=1, dry_run=False)

@@ -26,7 +26,17 @@ from streams.object_store.keys import receipt_key
 from streams.object_store.tombstones import Tombstones
 from streams.settings import FilesSettings
 from streams.topics import Topic
-from tests.support.gateway_components import BASE, JPEG, UPLOAD, Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import (
+    BASE,
+    JPEG,
+    UPLOAD,
+    FaultyFiles,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+)
 
 FETCH = "/api/v1/images/fetch"
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
@@ -34,9 +44,9 @@ LONG = json.dumps({"a": "x" * 17_000})
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FrailFiles]:
+async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
     async with open_files(FilesSettings(directory=tmp_path)) as found:
-        yield FrailFiles(found)
+        yield FaultyFiles(found)
 
 
 @pytest.fixture
@@ -45,16 +55,16 @@ def sink() -> Sink:
 
 
 @pytest.fixture
-async def client(files: FrailFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
+async def client(files: FaultyFiles, sink: Sink) -> AsyncIterator[httpx.AsyncClient]:
     app = ingest_app(
-        settings(max_upload_bytes=200_000), IngestComponents(files=files, events=sink, readiness=Answers())
+        settings(max_upload_bytes=200_000), IngestComponents(files=files, events=sink, readiness=StubReadiness())
     )
     async with client_of(app) as found:
         yield found
 
 
 async def test_an_upload_is_stored_noted_and_announced_before_202(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """A 202 means: the bytes are stored under their hash, the receipt is written, the event is delivered."""
     answer = await client.post(
@@ -77,7 +87,7 @@ async def test_an_upload_is_stored_noted_and_announced_before_202(
     assert ImageUploaded.model_validate_json(event.body()) == event
 
 
-async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -> None:
+async def test_the_event_is_sent_when_all_it_needs_is_there(files: FaultyFiles) -> None:
     """At the moment the event goes to Kafka, the original, the claim on it and the receipt are already stored."""
     seen: list[set[str]] = []
 
@@ -85,14 +95,14 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FrailFiles) -
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
             seen.append({key.split("/")[0] for key in await files.objects()})
 
-    app = ingest_app(settings(), IngestComponents(files=files, events=Watching(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Watching(), readiness=StubReadiness()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert seen == [{"originals", "claims", "jobs"}]
 
 
 async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, images_dir: Path
 ) -> None:
     """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are taken by magic bytes, under any file name and type."""
     wanted = {
@@ -106,7 +116,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
     }
     for name, kind in wanted.items():
         data = (images_dir / name).read_bytes()
-        app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=Answers()))
+        app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=StubReadiness()))
         async with client_of(app) as roomy:
             answer = await roomy.post(UPLOAD, files={"file": ("x.txt", data, "text/plain")})
         assert answer.status_code == 202, (name, answer.text)
@@ -118,7 +128,7 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
 
 
 async def test_what_is_no_image_is_refused_with_415(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, images_dir: Path
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, images_dir: Path
 ) -> None:
     """Text, SVG, JPEG 2000 and a JPEG's name on other bytes are refused, and leave nothing behind."""
     for data in (
@@ -165,7 +175,7 @@ async def test_what_is_no_image_is_refused_with_415(
     ],
 )  # fmt: skip
 async def test_a_bad_form_is_refused_and_leaves_nothing(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink, form: dict[str, object], status: int, code: str
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, form: dict[str, object], status: int, code: str
 ) -> None:
     """Every way a form can be wrong has its own code, and leaves neither object nor receipt nor event."""
     refused(await client.post(UPLOAD, **form), status, code)  # type: ignore[arg-type]
@@ -194,7 +204,7 @@ async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(cli
 
 
 async def test_too_much_without_a_length_is_cut_off_at_once(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """A body of unknown length is read until the limit and not further."""
     taken = 0
@@ -226,37 +236,39 @@ async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.Asyn
     refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
 
 
-async def test_a_gateway_without_room_on_disk_says_503(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+async def test_a_gateway_without_room_on_disk_says_503(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
     """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
     app = ingest_app(
-        settings(spool_dir=tmp_path / "nowhere"), IngestComponents(files=files, events=sink, readiness=Answers())
+        settings(spool_dir=tmp_path / "nowhere"), IngestComponents(files=files, events=sink, readiness=StubReadiness())
     )
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
     assert not sink.sent
 
 
-async def test_no_upload_is_left_on_disk(files: FrailFiles, sink: Sink, tmp_path: Path) -> None:
+async def test_no_upload_is_left_on_disk(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
     """However an upload ends, nothing of it stays where it waited."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=StubReadiness()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
         refused(await client.post(UPLOAD, files={"file": ("a", b"x" * 100)}), 415, "unsupported-format")
-        sink.away = True
+        sink.unavailable = True
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
     assert not list(spool.iterdir())
 
 
-async def test_a_client_that_stops_sending_is_let_go(files: FrailFiles, sink: Sink) -> None:
+async def test_a_client_that_stops_sending_is_let_go(files: FaultyFiles, sink: Sink) -> None:
     """An upload in which nothing comes for longer than allowed ends with 408."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
         await asyncio.Event().wait()
 
-    app = ingest_app(settings(upload_idle_s=0.05), IngestComponents(files=files, events=sink, readiness=Answers()))
+    app = ingest_app(
+        settings(upload_idle_s=0.05), IngestComponents(files=files, events=sink, readiness=StubReadiness())
+    )
     async with client_of(app) as client:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         refused(await client.post(UPLOAD, content=body(), headers=headers), 408, "upload-too-slow")
@@ -270,9 +282,9 @@ async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -
     refused(await client.post(UPLOAD, files={"file": ("a", whole + b"\x00")}), 413, "file-too-large")
 
 
-async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
     """Without Kafka's confirmation there is no job: 503 with Retry-After, and everything is taken back."""
-    sink.away = True
+    sink.unavailable = True
     for answer in (
         await client.post(UPLOAD, files={"file": ("a", JPEG)}),
         await client.post(FETCH, json={"url": "https://example.org/a.jpg"}),
@@ -281,23 +293,23 @@ async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, 
         assert int(answer.headers["retry-after"]) > 0
         assert "Kafka" in problem.detail
     assert not await files.objects()
-    sink.away = False
+    sink.unavailable = False
     assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
 
 
 async def test_a_failed_upload_leaves_the_bytes_others_stand_on(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """A second upload of the same bytes that is not accepted takes nothing from the first, which was."""
     first = (await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()
     before = await files.objects()
-    sink.away = True
+    sink.unavailable = True
     refused(await client.post(UPLOAD, files={"file": ("b", JPEG)}), 503, "dependency-unavailable")
     assert await files.objects() == before
     assert receipt_key(first["job_id"]) in before
 
 
-async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_other(files: FrailFiles) -> None:
+async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_other(files: FaultyFiles) -> None:
     """Of two uploads of the same bytes at once, the one that stored them fails: the accepted one keeps them."""
     brought, accepted = asyncio.Event(), asyncio.Event()
 
@@ -309,7 +321,7 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
                 raise DependencyUnavailable("the first is not confirmed")
             accepted.set()
 
-    app = ingest_app(settings(), IngestComponents(files=files, events=Split(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Split(), readiness=StubReadiness()))
     async with client_of(app) as client:
 
         async def second() -> httpx.Response:
@@ -325,7 +337,7 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
     assert len(await files.receipts()) == 1
 
 
-async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: FrailFiles) -> None:
+async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: FaultyFiles) -> None:
     """An original that goes while its event is being delivered is there again before the 202."""
 
     class Removing(Sink):
@@ -333,13 +345,13 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fra
             assert isinstance(event, ImageUploaded)
             await files.delete(event.original.key)
 
-    app = ingest_app(settings(), IngestComponents(files=files, events=Removing(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Removing(), readiness=StubReadiness()))
     async with client_of(app) as client:
         assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
     assert JPEG in [data for data, _ in (await files.objects()).values()]
 
 
-async def only_its_deletion(files: FrailFiles) -> None:
+async def only_its_deletion(files: FaultyFiles) -> None:
     """Fail unless all that is left of an upload is that whatever becomes of it is deleted."""
     (image_id,) = [one async for one in Tombstones(files).unfinished()]
     assert await files.receipts() == [receipt_key(f"{image_id}.2")]
@@ -351,7 +363,7 @@ async def only_its_deletion(files: FrailFiles) -> None:
     assert not [key for key in await files.objects() if key.startswith(("originals/", "claims/"))]
 
 
-async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles) -> None:
+async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FaultyFiles) -> None:
     """A confirmation that does not come is not waited for without end; the image, if it comes to be, is deleted."""
 
     class Silent(Sink):
@@ -359,7 +371,7 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles
             await asyncio.Event().wait()
 
     app = ingest_app(
-        settings(delivery_timeout_s=0.05), IngestComponents(files=files, events=Silent(), readiness=Answers())
+        settings(delivery_timeout_s=0.05), IngestComponents(files=files, events=Silent(), readiness=StubReadiness())
     )
     async with client_of(app) as client:
         refused(await client.post(UPLOAD, files={"file": ("a", JPEG)}), 503, "dependency-unavailable")
@@ -367,10 +379,10 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FrailFiles
 
 
 async def test_storage_away_is_503_and_nothing_is_sent(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Without the object store nothing is accepted, nothing announced, and no address of ours is told."""
-    files.away = True
+    files.unavailable = True
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)})
     refused(answer, 503, "dependency-unavailable")
     assert answer.headers["retry-after"]
@@ -379,7 +391,7 @@ async def test_storage_away_is_503_and_nothing_is_sent(
 
 
 async def test_equal_bytes_are_stored_once_and_are_two_images(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Two uploads of the same bytes share one original; each is its own image."""
     ids = {(await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()["image_id"] for _ in range(2)}
@@ -388,7 +400,7 @@ async def test_equal_bytes_are_stored_once_and_are_two_images(
 
 
 async def test_a_fetch_is_noted_and_announced_by_its_host(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """A URL is accepted as an event keyed by its host, so that one fetcher owns a source."""
     asked = {"url": "https://Example.org:8443/a.jpg", "bucket": "b", "metadata": {"k": "v"}}
@@ -441,14 +453,14 @@ async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncCli
     assert answer.headers["allow"] == "OPTIONS, POST"
 
 
-async def test_our_own_bug_is_a_500_that_tells_nothing(files: FrailFiles) -> None:
+async def test_our_own_bug_is_a_500_that_tells_nothing(files: FaultyFiles) -> None:
     """An unforeseen error is answered with its correlation id and not with what it was."""
 
     class Broken(Sink):
         async def send(self, *args: object, **named: object) -> None:
             raise RuntimeError("secret-host-name")
 
-    app = ingest_app(settings(), IngestComponents(files=files, events=Broken(), readiness=Answers()))
+    app = ingest_app(settings(), IngestComponents(files=files, events=Broken(), readiness=StubReadiness()))
     async with client_of(app) as client:
         answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers={"x-correlation-id": "abc-1"})
     problem = refused(answer, 500, "internal-error")
@@ -468,9 +480,9 @@ async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink:
     assert answer.headers["x-correlation-id"] != "a b<script>"
 
 
-async def test_ready_only_when_every_part_works(files: FrailFiles, sink: Sink) -> None:
+async def test_ready_only_when_every_part_works(files: FaultyFiles, sink: Sink) -> None:
     """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
-    readiness = Answers({"kafka": (True, "answers"), "ocr": (False, "no worker")})
+    readiness = StubReadiness({"kafka": (True, "answers"), "ocr": (False, "no worker")})
     app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=readiness))
     async with client_of(app) as client:
         answer = await client.get("/health/ready")
@@ -502,7 +514,7 @@ async def test_the_api_is_described(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_upload_or_fetch_can_wait_in_the_bulk_lane(
-    client: httpx.AsyncClient, files: FrailFiles, sink: Sink
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """What is asked to wait is stored, noted and confirmed as any other, but its event goes into the bulk lane."""
     upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "bulk"})
@@ -524,7 +536,7 @@ async def test_an_image_is_interactive_unless_it_says_otherwise(client: httpx.As
     assert not sink.bulk
 
 
-async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: FrailFiles, sink: Sink) -> None:
+async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
     """A lane that does not exist is refused by name, for uploads and fetches, and nothing is kept."""
     upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "express"})
     fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "express"})
@@ -534,10 +546,10 @@ async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: Frai
     assert not await files.objects()
 
 
-async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FrailFiles, sink: Sink) -> None:
+async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FaultyFiles, sink: Sink) -> None:
     """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
     app = ingest_app(
-        settings(interactive_per_minute=2), IngestComponents(files=files, events=sink, readiness=Answers())
+        settings(interactive_per_minute=2), IngestComponents(files=files, events=sink, readiness=StubReadiness())
     )
     async with client_of(app) as client:
         lanes = []

@@ -62,9 +62,9 @@ async def test_listeners_are_told_only_what_is_theirs() -> None:
     """An owner hears all their images, a job's listener one image, and nobody another owner's, whatever its id."""
     feed, mine, other, foreign = MemoryFeed(), new_image_id(), new_image_id(), new_image_id()
     all_mine, one, thief = listen(feed), listen(feed, image_id=mine), listen(feed, "ben", image_id=mine)
-    feed.say(Facts(mine).resized())
-    feed.say(Facts(other).text(), 1)
-    feed.say(Facts(foreign, owner="ben").detected("cat"))
+    feed.append(Facts(mine).resized())
+    feed.append(Facts(other).text(), 1)
+    feed.append(Facts(foreign, owner="ben").detected("cat"))
     assert await received(all_mine) == ["resizer", "ocr"]
     assert await received(one) == ["resizer"]
     assert await received(thief) == []
@@ -74,9 +74,9 @@ async def test_what_is_said_again_is_told_once() -> None:
     """A fact that comes again, as after a crash of the stage, is not told a second time."""
     feed, facts = MemoryFeed(), Facts(new_image_id())
     listener = listen(feed)
-    feed.say(facts.resized())
-    feed.say(facts.resized())
-    feed.say(facts.text())
+    feed.append(facts.resized())
+    feed.append(facts.resized())
+    feed.append(facts.text())
     assert await received(listener) == ["resizer", "ocr"]
 
 
@@ -84,10 +84,10 @@ async def test_after_a_deletion_only_the_deletion_is_told() -> None:
     """Late facts of a deleted image are told to nobody, and what was told before is not told to who resumes."""
     feed, image_id = MemoryFeed(), new_image_id()
     start, facts, listener = feed.feed.positions, Facts(image_id), listen(feed)
-    feed.say(facts.resized())
-    feed.say(DeletionRequested(image_id=image_id, owner="anna", generation=2))
-    feed.say(facts.text())
-    feed.say(ImageDeleted(image_id=image_id, owner="anna", generation=2))
+    feed.append(facts.resized())
+    feed.append(DeletionRequested(image_id=image_id, owner="anna", generation=2))
+    feed.append(facts.text())
+    feed.append(ImageDeleted(image_id=image_id, owner="anna", generation=2))
     assert await received(listener) == ["resizer", "deleting", "deleted"]
     assert await received(listen(feed, since=start)) == ["deleting", "deleted"]
 
@@ -99,9 +99,9 @@ async def test_resuming_is_exact_wherever_it_happens() -> None:
     here, there = MemoryFeed(), MemoryFeed()
     first = listen(here)
     for event, partition in events:
-        here.say(event, partition)
+        here.append(event, partition)
     for event, partition in [pair for pair in events if pair[1]] + [pair for pair in events if not pair[1]]:
-        there.say(event, partition)
+        there.append(event, partition)
     told = [await first.next(1) for _ in events]
     for at, last in enumerate(told):
         assert last is not None
@@ -127,9 +127,9 @@ async def test_what_the_ring_forgot_it_does_not_claim_to_hold() -> None:
     feed = MemoryFeed(LiveSettings(remembered=3))
     start = feed.feed.positions
     for _ in range(3):
-        feed.say(Facts(new_image_id()).resized())
+        feed.append(Facts(new_image_id()).resized())
     assert feed.feed.holds(start, [0])
-    feed.say(Facts(new_image_id()).resized())
+    feed.append(Facts(new_image_id()).resized())
     assert not feed.feed.holds(start, [0])
     assert feed.feed.holds(start, [1, 2, 3])
     assert feed.feed.holds((1, 0, 0, 0), [0])
@@ -141,7 +141,7 @@ async def test_a_slow_listener_is_cut_and_nobody_else() -> None:
     slow, quick = listen(feed), listen(feed)
     images = [new_image_id() for _ in range(5)]
     for image_id in images:
-        feed.say(Facts(image_id).resized())
+        feed.append(Facts(image_id).resized())
         assert await quick.next(1) is not None
     assert [getattr(await slow.next(1), "offset", None) for _ in range(2)] == [0, 1]
     with pytest.raises(TooSlow):
@@ -153,9 +153,9 @@ async def test_what_the_ring_held_does_not_count_as_slowness() -> None:
     feed = MemoryFeed(LiveSettings(queue=2))
     start = feed.feed.positions
     for _ in range(20):
-        feed.say(Facts(new_image_id()).resized())
+        feed.append(Facts(new_image_id()).resized())
     resumed = listen(feed, since=start)
-    feed.say(Facts(new_image_id()).resized())
+    feed.append(Facts(new_image_id()).resized())
     assert len(await received(resumed)) == 21
 
 
@@ -188,8 +188,8 @@ async def test_a_failed_stage_says_why() -> None:
     """State, reason and sentence of a stage are told, and nothing of what it found."""
     feed = MemoryFeed()
     listener = listen(feed)
-    feed.say(Facts(new_image_id()).failed("ocr"))
-    feed.say(Facts(new_image_id()).text("a secret"))
+    feed.append(Facts(new_image_id()).failed("ocr"))
+    feed.append(Facts(new_image_id()).text("a secret"))
     failed, read = await listener.next(1), await listener.next(1)
     assert failed is not None and read is not None
     assert failed.what.name is LiveEvent.STAGE

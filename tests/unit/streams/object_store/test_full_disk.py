@@ -27,7 +27,7 @@ from streams.object_store.protocol import FileStore
 from streams.runtime.poison_events import PoisonEventTracker, Verdict
 from streams.settings import BreakerSettings, FilesSettings, RetrySettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
-from tests.support.gateway_components import Answers, FrailFiles, Sink, client_of, refused, settings
+from tests.support.gateway_components import FaultyFiles, Sink, StubReadiness, client_of, refused, settings
 from tests.support.stage_kit import bench, echo_stage, message, uploaded
 
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(400_000)
@@ -118,7 +118,7 @@ async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
         for _ in range(5):
             with pytest.raises(DependencyUnavailable):
                 await store.put("k", bytes(500_000), content_type="x/y")
-        assert breakers.shut() == ["object-store-writes is left alone for 600 s after failures"]
+        assert breakers.open_reasons() == ["object-store-writes is left alone for 600 s after failures"]
         with pytest.raises(DependencyUnavailable, match="left alone"):
             await store.put("k", b"1", content_type="x/y")
         with pytest.raises(DependencyUnavailable):
@@ -128,7 +128,7 @@ async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
         assert await store.stat("old") is None
         disk.free()
         await store.check()
-        assert not breakers.shut()
+        assert not breakers.open_reasons()
         await store.put("k", b"after", content_type="x/y")
         assert await store.get("k") == b"after"
         assert not list((disk.folder / "b" / "tmp").iterdir())
@@ -156,8 +156,10 @@ async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, file
 
 async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, files: FileStore) -> None:
     """An upload that finds no room to wait in is answered 503 and leaves no trace; with room again it is accepted."""
-    frail, sink = FrailFiles(files), Sink()
-    app = ingest_app(settings(spool_dir=disk.folder), IngestComponents(files=frail, events=sink, readiness=Answers()))
+    frail, sink = FaultyFiles(files), Sink()
+    app = ingest_app(
+        settings(spool_dir=disk.folder), IngestComponents(files=frail, events=sink, readiness=StubReadiness())
+    )
     async with client_of(app) as client:
         disk.fill()
         answer = await client.post("/api/v1/images/upload", files={"file": ("a", JPEG)})

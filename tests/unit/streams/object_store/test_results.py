@@ -22,7 +22,7 @@ from streams.object_store.results import StoredResult
 from streams.settings import FilesSettings
 from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
-from tests.support.stage_kit import bench, message, said, uploaded
+from tests.support.stage_kit import bench, emitted, message, uploaded
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ class Lab:
     def _announce(self, event: ImageUploaded, image: SanitizedImage, known: Announcement) -> Emit:
         self.reports.append(known.report)
         self.results.append(known.result)
-        return said(event, note=image.master.key)
+        return emitted(event, note=image.master.key)
 
     async def run(self, *events: ImageUploaded) -> None:
         """Work on events, one log for each call."""

@@ -253,10 +253,10 @@ async def test_a_job_waits_while_kafka_is_away(hall: Hall) -> None:
     images = await hall.complete(3)
     job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
     runner = hall.runner()
-    hall.log.away = True
+    hall.log.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await runner.run_due()
-    hall.log.away = False
+    hall.log.unavailable = False
     assert await runner.run_due()
     assert hall.images_said() == images
     found = await ReprocessJobs(hall.files).get(job.id)

@@ -19,7 +19,7 @@ from streams.object_store.protocol import FileStore
 from streams.settings import BreakerSettings, FilesSettings, RetrySettings
 from streams.stage import Outcome, Stage, StageSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
-from tests.support.stage_kit import bench, echo_stage, message, said, uploaded
+from tests.support.stage_kit import bench, echo_stage, emitted, message, uploaded
 
 AT_ONCE = 4
 RETRY = RetrySettings(backoff_s=0.001, in_place_total_s=0.005)
@@ -37,7 +37,7 @@ class Store:
     """A dependency behind a breaker, that answers or does not."""
 
     settings: BreakerSettings
-    away: bool = True
+    unavailable: bool = True
     asked: int = 0
     calls: int = 0
     breakers: Breakers = field(init=False)
@@ -58,13 +58,13 @@ class Store:
             self._answer()
 
     def _answer(self) -> None:
-        if self.away:
+        if self.unavailable:
             raise DependencyUnavailable("the store is away")
 
     def stage(self) -> Stage[Any, Any, Any]:
         def act(event: Event) -> Outcome:
             self.call()
-            return said(event)
+            return emitted(event)
 
         return echo_stage(act=act)
 
@@ -97,7 +97,7 @@ async def test_an_outage_does_not_send_the_backlog_to_the_delay_topics(files: Fi
     made = store.calls
     assert delayed(log) <= 2 * AT_ONCE
     assert made <= 2 * AT_ONCE * RETRY.in_place_tries, "calls were made though the store was left alone"
-    store.away = False
+    store.unavailable = False
     await working.until_idle()
     assert await working.stop()
     assert len(log.records("image.facts")) == 200 - delayed(log)
@@ -129,7 +129,7 @@ async def test_stopping_waits_for_nobody_at_the_gate(files: FileStore) -> None:
     gone = delayed(log)
     assert gone <= 2 * AT_ONCE
     assert sum(log.committed.values()) <= gone
-    calm = Store(BreakerSettings(), away=False)
+    calm = Store(BreakerSettings(), unavailable=False)
     after, _ = worker(files, log, calm)
     await after.until_idle()
     assert await after.stop()
@@ -154,7 +154,7 @@ async def test_waiting_is_not_working(files: FileStore) -> None:
 
 async def test_a_closed_breaker_holds_up_nothing(files: FileStore) -> None:
     """While all is well the gate is not felt: nobody is asked, nothing is delayed."""
-    store = Store(BreakerSettings(), away=False)
+    store = Store(BreakerSettings(), unavailable=False)
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(40)])
     working, _ = worker(files, log, store)

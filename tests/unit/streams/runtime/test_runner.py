@@ -19,7 +19,7 @@ from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, RetrySettings
 from streams.stage import Reject, Skip, Stage, StageSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
-from tests.support.stage_kit import Bench, Seen, batch_stage, bench, echo_stage, message, said, uploaded
+from tests.support.stage_kit import Bench, Seen, batch_stage, bench, echo_stage, emitted, message, uploaded
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def test_events_of_one_image_keep_their_order(files: FileStore) -> None:
         await asyncio.sleep(0.001 * (event.generation % 3))
         order.append((event.image_id, event.generation))
         running.discard(event.image_id)
-        return said(event)
+        return emitted(event)
 
     plain = echo_stage()
     stage = Stage(plain.name, "1", plain.consumes, plain.emits, StageSettings, plain.open, process=process)
@@ -225,7 +225,7 @@ async def test_a_gone_object_ends_the_image_without_a_dead_letter(files: FileSto
 async def test_a_stage_left_out_of_the_profile_does_nothing(files: FileStore) -> None:
     """An image that must not pass a stage is passed over without a word."""
     sizes: list[int] = []
-    stage = batch_stage(lambda events: [said(e) for e in events], sizes)
+    stage = batch_stage(lambda events: [emitted(e) for e in events], sizes)
     event = uploaded(profile=Profile(stages=("sanitizer", "ocr")))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(event)])
     assert sizes == []
@@ -235,7 +235,7 @@ async def test_a_stage_left_out_of_the_profile_does_nothing(files: FileStore) ->
 async def test_batches_fill_and_one_bad_image_fails_alone(files: FileStore) -> None:
     """Items of a batch succeed and fail on their own."""
     sizes: list[int] = []
-    stage = batch_stage(lambda es: [ValueError("bad") if e.generation == 2 else said(e) for e in es], sizes)
+    stage = batch_stage(lambda es: [ValueError("bad") if e.generation == 2 else emitted(e) for e in es], sizes)
     on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=1, batch_size=4, batch_wait_s=0.05))
     log = await run(on, stage, [message(uploaded(generation=2 if n == 3 else 1)) for n in range(8)])
     assert max(sizes) == 4
@@ -249,7 +249,7 @@ async def test_a_batch_that_explodes_is_taken_apart(files: FileStore) -> None:
     def answer(events: Sequence[Event]) -> list[Any]:
         if any(e.generation == 2 for e in events):
             raise RuntimeError("the engine fell over")
-        return [said(e) for e in events]
+        return [emitted(e) for e in events]
 
     stage = batch_stage(answer)
     on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=1, batch_size=4, batch_wait_s=0.05))
@@ -260,7 +260,7 @@ async def test_a_batch_that_explodes_is_taken_apart(files: FileStore) -> None:
 
 async def test_an_event_too_large_for_the_log_is_a_dead_letter_not_a_crash_loop(files: FileStore) -> None:
     """A stage that breaks the claim check loses nothing and stops nobody."""
-    stage = echo_stage(act=lambda e: said(e, note="x" * 300_000))
+    stage = echo_stage(act=lambda e: emitted(e, note="x" * 300_000))
     on = bench(stage, files, MemoryLog())
     log = await run(on, stage, [message(uploaded())])
     assert len(log.records("sanitizer.dead")) == 1
@@ -273,13 +273,13 @@ async def test_an_undeliverable_output_is_fatal_and_commits_nothing(files: FileS
     log = MemoryLog()
     await log.deliver([message(uploaded())])
     on = bench(stage, files, log)
-    log.away = True
+    log.unavailable = True
     worker = MemoryWorker(log, stage.name, ["image.uploaded"], on.intake)
     while not on.fatal:
         await asyncio.sleep(0.001)
     await worker.kill()
     assert log.committed == {}
-    log.away = False
+    log.unavailable = False
     await run(bench(stage, files, log), stage, [])
     assert len(facts(log, StageSkipped)) == 1
 

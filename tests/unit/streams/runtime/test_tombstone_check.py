@@ -24,7 +24,7 @@ from streams.stage import Emit, Outcome, Reject
 from streams.telemetry import metrics
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from tests.support.facts import Facts
-from tests.support.stage_kit import SHA, Seen, bench, echo_stage, message, said, uploaded
+from tests.support.stage_kit import SHA, Seen, bench, echo_stage, emitted, message, uploaded
 
 
 @pytest.fixture
@@ -83,7 +83,14 @@ async def test_an_event_of_a_deleted_image_is_not_worked_on(files: FileStore) ->
 
 @pytest.mark.parametrize(
     "act",
-    [said, lambda _e: Reject(ErrorCode.CORRUPT_IMAGE, "no"), None, Retryable("away"), Malformed("no"), KeyError("bug")],
+    [
+        emitted,
+        lambda _e: Reject(ErrorCode.CORRUPT_IMAGE, "no"),
+        None,
+        Retryable("away"),
+        Malformed("no"),
+        KeyError("bug"),
+    ],
     ids=["emits", "refuses", "says", "retries", "malformed", "bug"],
 )
 async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileStore, act: Any) -> None:

@@ -50,8 +50,8 @@ def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIEN
 
 
 @dataclass(slots=True)
-class Plant:
-    """One set of topics, one object store, and the processes on them. `with planted(…)` ends them all."""
+class Deployment:
+    """One set of topics, one object store, and the processes on them. `with deployed(…)` ends them all."""
 
     kafka: KafkaSettings
     files: FilesSettings
@@ -130,9 +130,9 @@ class Plant:
             )
         assert producer.flush(60) == 0, "Kafka did not take the events"
 
-    def say(self, topic: Topic, *events: Event) -> None:
+    def publish(self, topic: Topic, *events: Event) -> None:
         """Produce events."""
-        self.produce(said(topic, event) for event in events)
+        self.produce(message_of(topic, event) for event in events)
 
     def records(self, topic: str | Topic) -> list[Record]:
         """Return all records of a topic, oldest first."""
@@ -283,20 +283,20 @@ class Plant:
         ] * len(image_ids)
 
 
-def said(topic: Topic, event: Event) -> Outgoing:
+def message_of(topic: Topic, event: Event) -> Outgoing:
     """Return an event as the message another service produces."""
     return Outgoing(topic.name, event.key(), event.body(), event.headers(source="another-service"))
 
 
 @contextmanager
-def planted(
+def deployed(
     bootstrap: str,
     folder: Path,
     *,
     files: FilesSettings | None = None,
     agents: Sequence[str] = topics.AGENTS,
     settings: Mapping[str, str] | None = None,
-) -> Iterator[Plant]:
+) -> Iterator[Deployment]:
     """Make the topics of these agents under a prefix of their own; at the end leave no process.
 
     `settings` are DARKROOM_ variables of every process, beyond what each needs to find Kafka and the objects.
@@ -325,11 +325,11 @@ def planted(
     }
     wanted = [*topics.PIPELINE, topics.SCHEDULER_DEAD, *(topic for agent in agents for topic in agent_topics(agent))]
     asyncio.run(KafkaAdmin(kafka).create_topics(wanted))
-    plant = Plant(kafka, files, folder, environment, port)
+    deployment = Deployment(kafka, files, folder, environment, port)
     try:
-        yield plant
+        yield deployment
     finally:
-        plant.close()
+        deployment.close()
         left = [child for child in psutil.Process().children(recursive=True) if _is_of(child, folder)]
         assert not left, f"left behind: {left}"
 
