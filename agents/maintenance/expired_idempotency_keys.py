@@ -1,4 +1,4 @@
-"""Idempotency keys whose time is over: what was kept of their requests goes."""
+"""Removes stored requests whose Idempotency-Key has expired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.object_store.protocol import FileStore, ObjectMissing
 
 log = structlog.get_logger(__name__)
 
-_MAX_BYTES = 1_000_000  # of an attempt
+_MAX_BYTES = 1_000_000  # per stored request
 
 
 @dataclass(slots=True)
@@ -21,21 +21,21 @@ class ExpiredKeys:
     """Scans stored idempotency keys page by page; its only state is the cursor. Calls raise DependencyUnavailable."""
 
     files: FileStore
-    _walk: ObjectScan = field(init=False)
+    _scan: ObjectScan = field(init=False)
 
     def __post_init__(self) -> None:
-        self._walk = ObjectScan(self.files, IDEMPOTENCY)
+        self._scan = ObjectScan(self.files, IDEMPOTENCY)
 
     async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
-        """Remove those of the next page that expired before `now` (unix seconds); return how many there were."""
+        """Remove the expired requests of the next page (`now`: unix seconds); return their number."""
         expired = 0
-        for info in await self._walk.page(page_size):
+        for info in await self._scan.page(page_size):
             if await self._is_expired(info.key, now):
                 expired += 1
                 if not dry_run:
                     await self.files.delete(info.key)
         if not dry_run:
-            self._walk.go_on()
+            self._scan.advance()
         return expired
 
     async def _is_expired(self, key: str, now: float) -> bool:
@@ -44,6 +44,6 @@ class ExpiredKeys:
         except ObjectMissing:
             return False
         except (ValidationError, ValueError) as error:
-            log.warning("what was kept of a request is unreadable", key=key, error=str(error)[:300])
-            return True  # nobody can go on with it
+            log.warning("unreadable stored request", key=key, error=str(error)[:300])
+            return True  # it cannot be answered from
         return attempt.expires_at <= now

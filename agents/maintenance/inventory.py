@@ -1,4 +1,4 @@
-"""Where unfinished and damaged images are found: among receipts, records and objects, a bounded part at a time."""
+"""Finds unfinished and damaged images among receipts, records and objects, a bounded number per pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from streams.settings import Group
 
 _AT_ONCE = 16
 _PAGE = 512
-REMEMBERED = 200_000  # receipts
+CACHED = 200_000  # receipts
 
 _Job = tuple[str, int]  # image id and generation
 
@@ -33,20 +33,20 @@ B = TypeVar("B")
 
 
 class InventorySettings(Group):
-    """How much is looked at in one pass."""
+    """How much one pass examines."""
 
     overdue_s: float = Field(
-        3600.0, gt=0, description="seconds without news that make an image overdue; above all delays"
+        3600.0, gt=0, description="seconds without a new fact that make an image overdue; above all delays"
     )
-    window_s: float = Field(604_800.0, gt=0, description="receipts older than these seconds are not walked")
-    receipts_per_pass: int = Field(100_000, ge=1, description="receipts listed in one pass; the next one goes on")
+    window_s: float = Field(604_800.0, gt=0, description="receipts older than these seconds are not listed")
+    receipts_per_pass: int = Field(100_000, ge=1, description="receipts listed in one pass; the next pass continues")
     records_per_pass: int = Field(20_000, ge=1, description="unfinished records read in one pass, the oldest first")
-    objects_per_pass: int = Field(100, ge=1, description="completed images whose objects are looked for in one pass")
+    objects_per_pass: int = Field(100, ge=1, description="completed images whose objects are checked in one pass")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known of one image, what it waits for, and which of its objects are gone."""
+    """One image's receipt, record and erasure, the work it waits for and its missing objects."""
 
     image_id: str
     record: ImageRecord | None
@@ -58,13 +58,13 @@ class Found:
 
     @property
     def generation(self) -> int:
-        """The newest run that is known."""
+        """The newest known run."""
         known = (self.record, self.receipt, self.erasure)
         return max((one.generation for one in known if one is not None), default=self.job)
 
     @property
     def accepted_at(self) -> float:
-        """When what is not finished was accepted, unix seconds; of a rerun or deletion: not when the image was."""
+        """Acceptance of the unfinished run or deletion, unix seconds; not of the image."""
         if self.waiting and (self.record is None or self.record.generation > 1 or self.waiting[0].agent == INDEXER):
             return min(one.since for one in self.waiting)
         known = self.record or self.receipt
@@ -73,7 +73,7 @@ class Found:
 
 @dataclass(slots=True)
 class Inventory:
-    """Looks for images. Calls raise DependencyUnavailable. Keeps, between passes, only where it stands."""
+    """Scans for images; its only state is its cursors and caches. Calls raise DependencyUnavailable."""
 
     files: FileStore
     read_model: ReadModel
@@ -81,16 +81,16 @@ class Inventory:
     _receipt: str | None = None
     _completed: str | None = None
     _settled: set[_Job] = field(default_factory=set)
-    _open: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # what those wait for that are not settled
+    _unfinished_jobs: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # jobs without a record
 
     async def unfinished(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
-        """Return the images that have not ended: accepted and never heard of, in process, or going to be deleted."""
+        """Return the images that have not ended: accepted without a fact, processing, or awaiting deletion."""
         async for found in self._accepted(now, everything=everything):
             yield found
         async for record in self._scan(ImageState.PROCESSING, None if everything else self.settings.records_per_pass):
             if SANITIZER in record.stages:
                 yield Found(record.image_id, record, None, waiting=unfinished(record, None))
-            else:  # only its receipt says whether it had to be fetched first
+            else:  # only its receipt says whether it is fetched first
                 yield await self.examine(record.image_id)
         async for image_id in Tombstones(self.files).unfinished():
             erasure = await Tombstones(self.files).get(image_id)
@@ -98,7 +98,7 @@ class Inventory:
                 yield await self.examine(image_id)
 
     async def damaged(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
-        """Return the next completed images, or all of them, some of whose objects are gone."""
+        """Return the next page of completed images, or all of them, that have missing objects."""
         settled = now - self.settings.overdue_s
         images = self._scan(ImageState.COMPLETED) if everything else self._next_completed()
         async for found in _each(images, self._damage):
@@ -106,7 +106,7 @@ class Inventory:
                 yield found
 
     async def examine(self, image_id: str) -> Found:
-        """Return all that is known of one image as it is now."""
+        """Return the current state of one image."""
         record = await self.read_model.get(image_id)
         newest = max([generation_of(key) async for key in receipt_keys(self.files, image_id)], default=0)
         receipt = await read_receipt(self.files, job_id_of(image_id, newest)) if newest else None
@@ -116,7 +116,7 @@ class Inventory:
         return Found(image_id, record, receipt, erasure, waiting, missing)
 
     async def _accepted(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
-        """Walk the receipts, of which there is one per job, by age of the image; go on where the last walk ended."""
+        """List the receipts (one per job) by age of the image, from where the previous listing ended."""
         start = RECEIPTS + earliest_id(now - self.settings.window_s)
         after = start if everything or self._receipt is None else max(start, self._receipt)
         most = None if everything else self.settings.receipts_per_pass
@@ -131,38 +131,38 @@ class Inventory:
                 break
         if not everything:
             self._receipt = last if listed == most else None
-        self._forget_some()
-        async for found in _each(_aiter(newest.items()), self._look_at_job):
+        self._trim_caches()
+        async for found in _each(_aiter(newest.items()), self._examine_job):
             if found is not None:
                 yield found
 
-    async def _look_at_job(self, job: _Job) -> Found | None:
+    async def _examine_job(self, job: _Job) -> Found | None:
         image_id, generation = job
         if job in self._settled:
             return None
         record = await self.read_model.get(image_id)
-        if record is not None and record.generation >= generation:  # what it waits for is found among the records
+        if record is not None and record.generation >= generation:  # the scan of records covers it
             self._settled.add(job)
-            self._open.pop(job, None)
+            self._unfinished_jobs.pop(job, None)
             return None
-        if job not in self._open:
+        if job not in self._unfinished_jobs:
             receipt = await read_receipt(self.files, job_id_of(image_id, generation))
             if receipt is None:
                 return None
-            self._open[job] = unfinished(record, receipt)
-        return Found(image_id, None, None, waiting=self._open[job], job=generation)
+            self._unfinished_jobs[job] = unfinished(record, receipt)
+        return Found(image_id, None, None, waiting=self._unfinished_jobs[job], job=generation)
 
-    def _forget_some(self) -> None:
-        """Keep what is remembered of receipts bounded: forgetting costs a look each."""
-        for known in (self._settled, self._open):
-            if len(known) > REMEMBERED:
+    def _trim_caches(self) -> None:
+        """Bound the caches; a dropped entry costs one read."""
+        for known in (self._settled, self._unfinished_jobs):
+            if len(known) > CACHED:
                 known.clear()
 
     async def _damage(self, record: ImageRecord) -> Found:
         prefix = image_prefix(record.image_id)
-        there = {info.key async for info in self.files.list(prefix)}
-        gone = [(stage, ref.key) for stage, refs in lost(record, there).items() for ref in refs]
-        # Another service's facts may name objects elsewhere.
+        existing = {info.key async for info in self.files.list(prefix)}
+        gone = [(stage, ref.key) for stage, refs in lost(record, existing).items() for ref in refs]
+        # Facts of another service may name objects outside the prefix.
         missing = [(stage, key) for stage, key in gone if key.startswith(prefix) or not await self.files.stat(key)]
         return Found(record.image_id, record, None, missing=tuple(missing))
 
@@ -176,7 +176,7 @@ class Inventory:
                 return
 
     async def _next_completed(self) -> AsyncIterator[ImageRecord]:
-        """Return the next page of completed images; after the last one comes the first again."""
+        """Return the next page of completed images; after the last page the first."""
         limit = self.settings.objects_per_pass
         page = await self.read_model.scan(state=ImageState.COMPLETED, after=self._completed, limit=limit)
         self._completed = page[-1].image_id if len(page) == limit else None
@@ -185,7 +185,7 @@ class Inventory:
 
 
 async def _each(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]]) -> AsyncIterator[B]:
-    """Do the work on each item, a few at once, and return the answers in order."""
+    """Apply `work` to each item, a few at once; return the answers in order."""
     batch: list[A] = []
     async for item in items:
         batch.append(item)

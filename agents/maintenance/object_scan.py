@@ -1,4 +1,4 @@
-"""A walk through stored objects, a page per sweep: what is too much to look at in one sweep is looked at in several."""
+"""Scans stored objects one page per sweep, so that a sweep's cost is bounded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streams.object_store.protocol import FileStore, ObjectInfo
 
 @dataclass(slots=True)
 class ObjectScan:
-    """Goes through the objects under a prefix and, at their end, begins anew; keeps only where it stands."""
+    """Pages through the objects under a prefix and starts over at their end; its only state is the cursor."""
 
     files: FileStore
     prefix: str
@@ -17,7 +17,7 @@ class ObjectScan:
     _next: str | None = None
 
     async def page(self, size: int) -> list[ObjectInfo]:
-        """Return the page it stands at: again and again, until it goes on. Raises DependencyUnavailable."""
+        """Return the current page, the same one until `advance`. Raises DependencyUnavailable."""
         page: list[ObjectInfo] = []
         async for info in self.files.list(self.prefix, after=self._after):
             page.append(info)
@@ -26,6 +26,6 @@ class ObjectScan:
         self._next = page[-1].key if len(page) == size else None
         return page
 
-    def go_on(self) -> None:
-        """Go on behind the page that was returned: what there was to do on it is done."""
+    def advance(self) -> None:
+        """Move to the next page: the returned one is processed."""
         self._after = self._next

@@ -1,8 +1,8 @@
-"""What uploads that were never accepted left: claims of a gateway that died before its receipt, and their originals.
+"""Removes references and originals of uploads that were never accepted.
 
-Such a claim would keep an original for ever, and nobody could ask to delete it. Nor is there anybody for an original
-that nobody claims: of two uploads of the same bytes at once, both refused, each may have left it to the other.
-And what a worker left that died between its claim and its look whether the image is deleted.
+A gateway that crashed before its receipt leaves a reference that would keep an original permanently, and no client can
+request its deletion. Two simultaneous refused uploads of the same bytes may leave an original without a reference. A
+worker that crashed between adding a reference and checking for a deletion leaves a reference to an erased image.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ CLAIMS, ORIGINALS = "claims/", "originals/"
 
 @dataclass(slots=True)
 class Abandoned:
-    """Walks claims and originals, a page at a time; keeps only where it stands. Calls raise DependencyUnavailable."""
+    """Scans references and originals page by page; its only state is the cursors. Calls raise DependencyUnavailable."""
 
     files: FileStore
     read_model: ReadModel
-    _claims: ObjectScan = field(init=False)
+    _references: ObjectScan = field(init=False)
     _originals: ObjectScan = field(init=False)
-    _late: ObjectScan = field(init=False)  # a walk of its own over the claims
+    _late: ObjectScan = field(init=False)  # a second scan of the references
 
     def __post_init__(self) -> None:
-        self._claims, self._late = ObjectScan(self.files, CLAIMS), ObjectScan(self.files, CLAIMS)
+        self._references, self._late = ObjectScan(self.files, CLAIMS), ObjectScan(self.files, CLAIMS)
         self._originals = ObjectScan(self.files, ORIGINALS)
 
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
-        """Remove what the next page has of it, made before `older_than` (unix seconds); return how many there were.
+        """Remove the orphans of the next page that are older than `older_than` (unix seconds); return their number.
 
-        An original goes with its last claim.
+        An original is removed with its last reference.
         """
-        claims = await self._those(await self._claims.page(page_size), older_than, self._is_abandoned)
-        originals = await self._those(await self._originals.page(page_size), older_than, self._is_nobodys)
+        references = await self._orphans(await self._references.page(page_size), older_than, self._is_orphaned)
+        originals = await self._orphans(await self._originals.page(page_size), older_than, self._is_unreferenced)
         if not dry_run:
-            self._claims.go_on()
-            self._originals.go_on()
-            for info in claims:
+            self._references.advance()
+            self._originals.advance()
+            for info in references:
                 _, owner, sha256, image_id = info.key.split("/")
                 await withdraw(self.files, owner, sha256, image_id)
             for info in originals:
-                if await self._is_nobodys(info):
+                if await self._is_unreferenced(info):
                     await self.files.delete(info.key)
-        return len(claims) + len(originals)
+        return len(references) + len(originals)
 
-    async def note_late_claims(self, *, page_size: int, dry_run: bool) -> int:
-        """Have the next page's claims of images long erased looked after once more; return how many there were."""
+    async def note_late_references(self, *, page_size: int, dry_run: bool) -> int:
+        """Note the originals that erased images still reference, for another removal; return their number."""
         erasures, late = Tombstones(self.files), 0
         for info in await self._late.page(page_size):
             parts = info.key.split("/")
@@ -68,28 +68,28 @@ class Abandoned:
             if not dry_run:
                 await erasures.note(erasure.image_id, {parts[2]})
         if not dry_run:
-            self._late.go_on()
+            self._late.advance()
         return late
 
-    async def _those(
+    async def _orphans(
         self, page: list[ObjectInfo], older_than: float, condition: Callable[[ObjectInfo], Awaitable[bool]]
     ) -> list[ObjectInfo]:
         found = [info for info in page if info.modified <= older_than and await condition(info)]
         if len(found) > len(page) - len(found) + 1:
-            # As with objects: more strangers than images means that it is the read model that knows too little.
-            log.error("most belong to no image: is this the right read model? None is removed", first=found[0].key)
+            # As with objects: more orphans than known images suggest another installation's read model.
+            log.error("more orphaned uploads than known ones; wrong read model? Removal skipped", first=found[0].key)
             return []
         if found:
-            log.warning("uploads that were never accepted left objects", count=len(found), first=found[0].key)
+            log.warning("orphaned references or originals", count=len(found), first=found[0].key)
         return found
 
-    async def _is_nobodys(self, info: ObjectInfo) -> bool:
+    async def _is_unreferenced(self, info: ObjectInfo) -> bool:
         parts = info.key.split("/")
         if len(parts) != 4 or await has_other_references(self.files, parts[1], parts[3], ""):
             return False
         return await self.read_model.uses_of(parts[1], parts[3]) == 0
 
-    async def _is_abandoned(self, info: ObjectInfo) -> bool:
+    async def _is_orphaned(self, info: ObjectInfo) -> bool:
         parts = info.key.split("/")
         return len(parts) == 4 and not await self._is_known(parts[3])
 

@@ -1,8 +1,7 @@
-"""Which images are not finished, what each waits for, and the event that leads on. Pure: no I/O, no clock.
+"""Which images are unfinished, what each waits for, and the event to resend. Pure: no I/O, no clock.
 
-An image is known by its newest receipt, by its record, or by both. A stage whose event died has a `failed` fact: it
-has ended, and nothing here touches it. Rebuilt events say the same ids as the first ones, so that saying them again
-is harmless.
+An image is known by its newest receipt, its record, or both. A stage whose event became a dead letter has a `failed`
+fact and has ended. A rebuilt event has the id of the original one, so that sending it again is harmless.
 """
 
 from __future__ import annotations
@@ -27,36 +26,36 @@ _ENDED = {StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.F
 
 
 class Reason(StrEnum):
-    """Why an image is not finished."""
+    """Why an image is unfinished."""
 
-    NO_FACT = "no-fact"  # it was accepted, and nobody has said anything of it
+    NO_FACT = "no-fact"  # accepted, but no stage has reported
     STAGE_MISSING = "stage-missing"  # a required stage has not ended
-    NO_END = "no-end"  # every stage has ended, and the image has not
-    NOT_DELETED = "not-deleted"  # its deletion was accepted and is not done
-    OBJECT_MISSING = "object-missing"  # it is completed, and an object of it is not there
+    NO_END = "no-end"  # every stage has ended, the image has not
+    NOT_DELETED = "not-deleted"  # its deletion was accepted and not done
+    OBJECT_MISSING = "object-missing"  # completed, but an object is missing
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One thing an image waits for: an agent, why, and since when (unix seconds)."""
+    """One pending piece of work of an image: agent, reason, start (unix seconds)."""
 
     agent: str
     reason: Reason
     since: float
-    bulk: bool = False  # it came by the bulk lane, where it may wait for long
+    bulk: bool = False  # it arrived in the bulk lane, where it may wait for hours
 
 
 def unfinished(
     record: ImageRecord | None, receipt: Receipt | None, erasure: Erasure | None = None
 ) -> tuple[Waiting, ...]:
-    """Return what an image waits for, () if it has ended; `receipt` is the newest of the image."""
+    """Return what an image waits for, () if it has ended; `receipt` is its newest one."""
     if receipt is not None and record is not None and receipt.generation < record.generation:
-        receipt = None  # a newer run has taken over
-    # One that is not certain may have been answered 503; if it was accepted, its receipt is there, and comes below.
+        receipt = None  # superseded by a newer run
+    # An uncertain erasure may have been answered with 503; if it was accepted, its receipt exists and is checked below.
     certain = erasure is not None and erasure.certain_at is not None
     if erasure is not None and certain and (record is None or record.generation <= erasure.generation):
-        asked = _seconds(erasure.requested_at) or made_at(erasure.image_id)
-        return () if erasure.erased_at else (Waiting(INDEXER, Reason.NOT_DELETED, asked),)
+        requested = _seconds(erasure.requested_at) or made_at(erasure.image_id)
+        return () if erasure.erased_at else (Waiting(INDEXER, Reason.NOT_DELETED, requested),)
     if receipt is not None and receipt.kind is ReceiptKind.DELETE:
         done = record is not None and record.deleted
         return () if done else (Waiting(INDEXER, Reason.NOT_DELETED, accepted_at(receipt)),)
@@ -66,22 +65,22 @@ def unfinished(
     return _unfinished_run(record, receipt) if record is not None and not record.deleted else ()
 
 
-def lost(record: ImageRecord, there: Collection[str]) -> dict[str, tuple[ObjectRef, ...]]:
-    """Return the objects a completed image names that are not among the keys that are there, by the stage to blame."""
+def lost(record: ImageRecord, existing: Collection[str]) -> dict[str, tuple[ObjectRef, ...]]:
+    """Return the objects of a completed image that are not among the existing keys, by the stage that makes them."""
     if record.state is not ImageState.COMPLETED or record.deleted:
         return {}
     named = {
         SANITIZER: (record.master,) if record.master is not None else (),
         RESIZER: tuple(rendition.object for rendition in record.renditions),
     }
-    found = {stage: tuple(ref for ref in refs if ref.key not in there) for stage, refs in named.items()}
+    found = {stage: tuple(ref for ref in refs if ref.key not in existing) for stage, refs in named.items()}
     return {stage: refs for stage, refs in found.items() if refs}
 
 
-def leading_on(
+def event_to_resend(
     waiting: Waiting, record: ImageRecord | None, receipt: Receipt | None, erasure: Erasure | None = None
 ) -> Event | None:
-    """Return the event that makes the agent waited for do its work, None if what is known does not make one."""
+    """Return the event that makes the waited-for agent do its work, None if it cannot be rebuilt."""
     if waiting.agent == INDEXER:
         return _deletion(record, receipt, erasure)
     if receipt is not None and record is not None and receipt.generation != record.generation:
@@ -96,7 +95,7 @@ def leading_on(
 
 
 def accepted_at(known: ImageRecord | Receipt) -> float:
-    """Return when a run of an image was accepted, unix seconds: as was said, else as its id says."""
+    """Return when a run of an image was accepted, unix seconds: its submission time, else the time in its id."""
     return _seconds(known.submitted_at) or made_at(known.image_id)
 
 
@@ -108,7 +107,7 @@ def _unfinished_run(record: ImageRecord, receipt: Receipt | None) -> tuple[Waiti
         return ()
     states = {name: stage.state for name, stage in record.stages.items()}
     if decide(record.required, states) is not ImageState.PROCESSING:
-        return (Waiting(_repeater(record, receipt), Reason.NO_END, since),)
+        return (Waiting(_agent_with_last_fact(record, receipt), Reason.NO_END, since),)
     if SANITIZER not in record.stages:
         return (Waiting(_first_agent(receipt), Reason.STAGE_MISSING, since),)
     missing = (stage for stage in record.required if states.get(stage) not in _ENDED)
@@ -116,7 +115,7 @@ def _unfinished_run(record: ImageRecord, receipt: Receipt | None) -> tuple[Waiti
 
 
 def _arrival(agent: str, record: ImageRecord | None, receipt: Receipt | None) -> Event | None:
-    """Return the event that brings an image in, from its receipt, else from what its record kept of it."""
+    """Return the event with which an image arrives, rebuilt from its receipt, else from its record."""
     if agent == FETCHER:
         if receipt is None or receipt.kind is not ReceiptKind.FETCH or receipt.url is None:
             return None
@@ -124,37 +123,37 @@ def _arrival(agent: str, record: ImageRecord | None, receipt: Receipt | None) ->
     run = record.stages[SANITIZER].run if record is not None and SANITIZER in record.stages else 0
     if receipt is not None and receipt.original is not None:
         submitted = receipt.first_submitted_at or receipt.submitted_at
-        said = {
+        fields = {
             **_common(receipt, receipt.profile),
             "original": receipt.original,
             "run": run,
             "submitted_at": submitted,
         }
-        return ImageFetched(**said, url=receipt.url) if receipt.url else ImageUploaded(**said)
+        return ImageFetched(**fields, url=receipt.url) if receipt.url else ImageUploaded(**fields)
     if record is not None and record.original is not None:
         profile = receipt.profile if receipt is not None else Profile(stages=record.required)
-        said = {**_common(record, profile), "original": record.original, "run": run}
-        return ImageFetched(**said, url=record.source_url) if record.source_url else ImageUploaded(**said)
+        fields = {**_common(record, profile), "original": record.original, "run": run}
+        return ImageFetched(**fields, url=record.source_url) if record.source_url else ImageUploaded(**fields)
     return None
 
 
 def _deletion(record: ImageRecord | None, receipt: Receipt | None, erasure: Erasure | None) -> Event | None:
-    for asked in (erasure, receipt if receipt is not None and receipt.kind is ReceiptKind.DELETE else None):
-        if asked is not None:
-            return DeletionRequested(image_id=asked.image_id, owner=asked.owner, generation=asked.generation)
+    for deletion in (erasure, receipt if receipt is not None and receipt.kind is ReceiptKind.DELETE else None):
+        if deletion is not None:
+            return DeletionRequested(image_id=deletion.image_id, owner=deletion.owner, generation=deletion.generation)
     if record is None:
         return None
     return DeletionRequested(image_id=record.image_id, owner=record.owner, generation=record.generation + 1)
 
 
 def _common(known: ImageRecord | Receipt, profile: Profile) -> dict[str, object]:
-    said = {name: getattr(known, name) for name in SUBMISSION}
-    who = {"image_id": known.image_id, "owner": known.owner, "generation": known.generation}
-    return {**who, "profile": profile, **said}
+    fields = {name: getattr(known, name) for name in SUBMISSION}
+    identity = {"image_id": known.image_id, "owner": known.owner, "generation": known.generation}
+    return {**identity, "profile": profile, **fields}
 
 
-def _repeater(record: ImageRecord, receipt: Receipt | None) -> str:
-    """Return the agent whose fact, said again, ends an image of which every stage has ended."""
+def _agent_with_last_fact(record: ImageRecord, receipt: Receipt | None) -> str:
+    """Return the agent whose fact, sent again, ends an image of which every stage has ended."""
     done = [name for name in ANALYSIS_STAGES if name in record.stages and record.stages[name].state is StageState.DONE]
     if SANITIZER in record.stages and record.stages[SANITIZER].state is StageState.DONE:
         return done[-1] if done else SANITIZER
@@ -166,9 +165,9 @@ def _first_agent(receipt: Receipt | None) -> str:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Return a time as unix seconds, None if there is none; another service may have written anything."""
+    """Return a time as unix seconds, None if absent or unreadable: another service may have written it."""
     try:
-        said = datetime.fromisoformat(text or "")
+        parsed = datetime.fromisoformat(text or "")
     except ValueError:
         return None
-    return (said if said.tzinfo is not None else said.replace(tzinfo=UTC)).timestamp()
+    return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()

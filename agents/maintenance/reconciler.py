@@ -1,9 +1,8 @@
-"""The reconciler: finds images that should have ended and have not, and sends again the event that leads each on.
+"""The reconciler finds overdue images and resends the event that each waits for.
 
-An event is sent to the retry topic of the one agent concerned, so that no other hears of it, and says the same id as
-the one that was lost. What explains itself is left alone: an agent that is paused, or has not come so far in its
-topics. After some tries without effect an image is stuck: shown and counted, not tried for ever. Two reconcilers at
-once do each other's work twice, which is harmless.
+It sends the event to the retry topic of the one agent concerned, with the id of the lost one. It skips agents that are
+paused and events that the agent has not reached yet. After some tries without effect an image counts as stuck: shown
+and counted, no longer retried. Two concurrent reconcilers repeat each other's work, which is harmless.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import structlog
 from pydantic import Field
 
 from agents.maintenance.inventory import Found, Inventory, InventorySettings
-from agents.maintenance.overdue import Reason, Waiting, leading_on
+from agents.maintenance.overdue import Reason, Waiting, event_to_resend
 from agents.maintenance.resend_attempts import Attempt, Attempts
 from schemas.events.envelope import Event, Outgoing, now
 from schemas.http.reconciliation import OldestUnfinished, OverdueItem, ReconcileReport, Standing
@@ -34,43 +33,43 @@ log = structlog.get_logger(__name__)
 
 SOURCE = "darkroom/reconciler"
 SHOWN = 100  # of each list in a report
-PRODUCED_WITHIN_S = 60.0  # from what is known of an image to the event that followed from it
+PRODUCED_WITHIN_S = 60.0  # between a record's change and the event produced for it
 
 
 class ReconcilerSettings(InventorySettings):
-    """When an image is overdue, and what is done about it; DARKROOM_RECONCILER__…"""
+    """When an image is overdue, and how often its event is resent; DARKROOM_RECONCILER__…"""
 
     interval_s: float = Field(60.0, gt=0, description="seconds between two passes")
-    again_s: float = Field(3600.0, gt=0, description="seconds before the same event is sent once more")
+    again_s: float = Field(3600.0, gt=0, description="seconds before the same event is sent again")
     tries: int = Field(3, ge=1, description="times an event is sent again before its image counts as stuck")
     max_per_pass: int = Field(100, ge=1, description="events sent in one pass at most, the oldest images first")
 
 
 class Progress(Protocol):
-    """Whoever knows how far the agents and the scheduler have come (streams.operations.consumer_lag.Backlog)."""
+    """Consumer progress of the agents and the scheduler (streams.operations.consumer_lag.Backlog)."""
 
     async def oldest(self, agent: str) -> float | None:
-        """Return when the oldest event came that an agent has not finished (unix seconds), None if there is none."""
+        """Return when an agent's oldest unfinished event was produced (unix seconds), None if there is none."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """What one pass has found and done so far."""
+    """Findings and actions of one pass."""
 
     dry_run: bool
     now: float
     unfinished: dict[str, Counter[Standing]] = field(default_factory=lambda: defaultdict(Counter))
     oldest: tuple[float, Found] | None = None
-    tried: set[str] = field(default_factory=set)  # images that were led on before
+    tried: set[str] = field(default_factory=set)  # images with an earlier resend
     overdue: list[tuple[Found, Waiting]] = field(default_factory=list)
     noted: int = 0
-    items: list[OverdueItem] = field(default_factory=list)  # the first of them
+    items: list[OverdueItem] = field(default_factory=list)  # the first SHOWN
     sent: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
 
 
 class Reconciler:
-    """Looks over all images. One pass at a time; calls raise DependencyUnavailable."""
+    """Checks all images. One pass at a time; calls raise DependencyUnavailable."""
 
     def __init__(
         self,
@@ -90,17 +89,17 @@ class Reconciler:
         self._control = Control(files)
         self._attempts = Attempts(files)
         self._inventory = Inventory(files, read_model, settings)
-        self._one = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def look(self, *, dry_run: bool = False, everything: bool = False) -> ReconcileReport:
-        """Look over receipts, records and the next part of the objects (or all of them), and lead on what is overdue.
+        """Check receipts, records and the next page of objects (or all), and resend the events of overdue images.
 
-        A dry run changes nothing and says what would be done.
+        A dry run changes nothing and reports what would be sent.
         """
-        async with self._one:
+        async with self._lock:
             began, run = time.monotonic(), _Pass(dry_run, self._clock())
             await self._collect(run, everything=everything)
-            await self._lead_on(run)
+            await self._resend(run)
             report = await self._report(run, time.monotonic() - began, everything=everything)
         if not dry_run:
             _expose(report)
@@ -135,31 +134,31 @@ class Reconciler:
         run.missing.extend(key for _, key in image.missing)
         run.overdue.extend((image, waiting) for waiting in _repairs(image))
 
-    async def _lead_on(self, run: _Pass) -> None:
-        """Send again what is overdue, unless something explains it; unfinished images first, then the oldest."""
+    async def _resend(self, run: _Pass) -> None:
+        """Resend overdue events that neither pause nor backlog explains; unfinished images first, then the oldest."""
         run.overdue.sort(key=lambda pair: (pair[1].reason is Reason.OBJECT_MISSING, pair[1].since))
         paused = {mark.agent for mark in await self._control.all()}
-        readers = {reader for _, one in run.overdue for reader in _on_its_way(one)}
+        readers = {reader for _, one in run.overdue for reader in _possible_readers(one)}
         behind = {reader: await self._progress.oldest(reader) for reader in readers}
         explained: list[tuple[Found, Waiting, Standing]] = []
         for image, waiting in run.overdue:
             if waiting.agent in paused:
                 explained.append((image, waiting, Standing.PAUSED))
-            elif any(self._is_queued(waiting, behind[reader]) for reader in _on_its_way(waiting)):
+            elif any(self._is_queued(waiting, behind[reader]) for reader in _possible_readers(waiting)):
                 explained.append((image, waiting, Standing.QUEUED))
             else:
                 noted = await self._attempts.of(image.image_id, image.generation) if image.image_id in run.tried else {}
-                await self._lead_on_one(run, image, waiting, noted.get(waiting.agent, Attempt()))
-        for image, waiting, standing in explained:  # after the others: a report shows the first
+                await self._resend_one(run, image, waiting, noted.get(waiting.agent, Attempt()))
+        for image, waiting, standing in explained:  # last, so that a report shows the unexplained ones first
             self._note(run, image, waiting, standing)
 
     def _is_queued(self, waiting: Waiting, oldest: float | None) -> bool:
-        """Say whether the agent has not come to the events of that time yet."""
+        """Return whether the agent's backlog may still contain the event."""
         if waiting.reason is Reason.OBJECT_MISSING or oldest is None:
             return False
         return oldest <= waiting.since + min(PRODUCED_WITHIN_S, self._settings.overdue_s)
 
-    async def _lead_on_one(self, run: _Pass, image: Found, waiting: Waiting, attempt: Attempt) -> None:
+    async def _resend_one(self, run: _Pass, image: Found, waiting: Waiting, attempt: Attempt) -> None:
         recent = attempt.count > 0 and run.now - attempt.at < self._settings.again_s
         if attempt.count >= self._settings.tries and not recent:
             self._note(run, image, waiting, Standing.STUCK, tries=attempt.count)
@@ -168,9 +167,9 @@ class Reconciler:
         else:
             fresh = await self._inventory.examine(image.image_id)
             if waiting.agent not in {one.agent for one in (*fresh.waiting, *_repairs(fresh))}:
-                return  # it has moved on since it was found
-            event = leading_on(waiting, fresh.record, fresh.receipt, fresh.erasure)
-            if event is None or waiting.agent not in AGENTS:  # a profile of another service may name anything
+                return  # it has progressed since it was found
+            event = event_to_resend(waiting, fresh.record, fresh.receipt, fresh.erasure)
+            if event is None or waiting.agent not in AGENTS:  # a profile of another service may name any stage
                 self._note(run, fresh, waiting, Standing.STUCK, tries=attempt.count)
                 return
             await self._send(run, fresh, waiting, event)
@@ -180,10 +179,10 @@ class Reconciler:
         run.sent[waiting.agent] += 1
         if run.dry_run:
             return
-        await self._deliverer.deliver([_again(event, waiting.agent)])
+        await self._deliverer.deliver([_retry(event, waiting.agent)])
         await self._attempts.note(image.image_id, image.generation, waiting.agent, run.now)
         metrics.SENT_AGAIN.labels(waiting.agent).inc()
-        log.warning("sent again", image=image.image_id, stage=waiting.agent, reason=waiting.reason.value)
+        log.warning("event resent", image=image.image_id, stage=waiting.agent, reason=waiting.reason.value)
 
     def _note(
         self, run: _Pass, image: Found, waiting: Waiting, standing: Standing, *, tries: int = 0, sent: bool = False
@@ -228,16 +227,16 @@ class Reconciler:
 
 
 def _repairs(image: Found) -> list[Waiting]:
-    """Return the agent that makes what is gone: of several the first, since all others read what the sanitizer made."""
+    """Return the agent that makes a missing object; of several the first, as the others read the sanitizer's master."""
     return [Waiting(stage, Reason.OBJECT_MISSING, image.accepted_at) for stage, _ in image.missing[:1]]
 
 
-def _on_its_way(waiting: Waiting) -> tuple[str, ...]:
-    """Return whose topics the event may still be in."""
+def _possible_readers(waiting: Waiting) -> tuple[str, ...]:
+    """Return the agents whose topics may still contain the event."""
     return (SCHEDULER, waiting.agent) if waiting.bulk else (waiting.agent,)
 
 
-def _again(event: Event, agent: str) -> Outgoing:
+def _retry(event: Event, agent: str) -> Outgoing:
     return Outgoing(retry_topic(agent), event.key(), event.body(), event.headers(source=SOURCE))
 
 

@@ -1,4 +1,4 @@
-"""Which images are unfinished, and the event that leads each on: for every record and receipt there can be."""
+"""Which images are unfinished, and the event resent for each, for every combination of record and receipt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.core.merge import decide, learn
-from agents.maintenance.overdue import Reason, Waiting, accepted_at, leading_on, lost, unfinished
+from agents.maintenance.overdue import Reason, Waiting, accepted_at, event_to_resend, lost, unfinished
 from schemas.events.facts import DeletionRequested, Fact, ImageSanitized
 from schemas.events.intake import FetchRequested, ImageFetched, ImageUploaded
 from schemas.stored.erasures import Erasure
@@ -34,7 +34,7 @@ def receipt(kind: ReceiptKind = ReceiptKind.UPLOAD, generation: int = 1, **more:
 
 
 def record_of(*facts: Fact, **more: object) -> ImageRecord:
-    """Return the record that facts make."""
+    """Return the record that the facts produce."""
     keys: dict[str, object] = {}
     stages: dict[str, StageRecord] = {}
     for fact in facts:
@@ -52,12 +52,12 @@ def erasure(**more: object) -> Erasure:
     return Erasure.model_validate({**said, **more})
 
 
-def test_an_upload_nobody_spoke_of_waits_for_the_sanitizer() -> None:
-    """The event is the one the gateway sent: the same id, the same words, for the sanitizer."""
+def test_an_upload_without_facts_waits_for_the_sanitizer() -> None:
+    """The event equals the gateway's: same id, same body, sent to the sanitizer."""
     accepted = receipt()
     (waiting,) = unfinished(None, accepted)
     assert waiting == Waiting("sanitizer", Reason.NO_FACT, accepted_at(accepted))
-    event = leading_on(waiting, None, accepted)
+    event = event_to_resend(waiting, None, accepted)
     assert isinstance(event, ImageUploaded)
     assert event.original == ref("a")
     assert (event.owner, event.filename, event.context) == ("anna", "me.jpg", {"note": "private"})
@@ -65,19 +65,19 @@ def test_an_upload_nobody_spoke_of_waits_for_the_sanitizer() -> None:
     assert event.id == ImageUploaded(image_id=IMAGE, original=ref("a")).id
 
 
-def test_a_fetch_nobody_spoke_of_waits_for_the_fetcher() -> None:
+def test_a_fetch_without_facts_waits_for_the_fetcher() -> None:
     """The event is keyed by the source's host, as on its own topic."""
     accepted = receipt(ReceiptKind.FETCH)
     (waiting,) = unfinished(None, accepted)
     assert waiting.agent == "fetcher"
-    event = leading_on(waiting, None, accepted)
+    event = event_to_resend(waiting, None, accepted)
     assert isinstance(event, FetchRequested)
     assert (event.url, event.key()) == (URL, b"photos.example")
 
 
 @pytest.mark.parametrize("stage", ANALYSIS_STAGES)
-def test_a_missing_stage_gets_the_very_event_the_sanitizer_said(stage: str) -> None:
-    """What is rebuilt from the record says all that was said, under the same id, for that stage alone."""
+def test_a_missing_stage_gets_the_event_the_sanitizer_emitted(stage: str) -> None:
+    """The event rebuilt from the record equals the original one, for that stage alone."""
     facts = Facts(IMAGE)
     said = facts.sanitized(source_url=URL)
     others = {
@@ -89,7 +89,7 @@ def test_a_missing_stage_gets_the_very_event_the_sanitizer_said(stage: str) -> N
     record = record_of(said, *(fact for name, fact in others.items() if name != stage))
     (waiting,) = unfinished(record, None)
     assert (waiting.agent, waiting.reason) == (stage, Reason.STAGE_MISSING)
-    event = leading_on(waiting, record, None)
+    event = event_to_resend(waiting, record, None)
     assert isinstance(event, ImageSanitized)
     assert event.id == said.id
     differing = {"occurred_at", "report"}
@@ -97,37 +97,37 @@ def test_a_missing_stage_gets_the_very_event_the_sanitizer_said(stage: str) -> N
     assert event.report.stage == "sanitizer"
 
 
-def test_an_image_that_never_got_its_end_has_its_last_fact_said_again() -> None:
-    """Every stage has ended and the image has not: a stage that did well says so once more."""
+def test_an_image_without_an_end_gets_its_last_fact_again() -> None:
+    """Every stage has ended and the image has not: a successful stage emits its fact again."""
     record = record_of(*Facts(IMAGE).all())
     assert decide(record.required, {name: stage.state for name, stage in record.stages.items()}) != record.state
     (waiting,) = unfinished(record, None)
     assert (waiting.agent, waiting.reason) == ("embedder", Reason.NO_END)
-    assert isinstance(leading_on(waiting, record, None), ImageSanitized)
+    assert isinstance(event_to_resend(waiting, record, None), ImageSanitized)
 
 
-def test_a_refusal_that_never_ended_the_image_is_said_again() -> None:
-    """A refused image whose end is missing goes through the sanitizer again, from its receipt."""
+def test_a_refused_image_without_an_end_is_sanitized_again() -> None:
+    """A refused image without an end passes the sanitizer again, from its receipt."""
     record = record_of(Facts(IMAGE).refused())
     (waiting,) = unfinished(record, receipt())
     assert (waiting.agent, waiting.reason) == ("sanitizer", Reason.NO_END)
-    assert isinstance(leading_on(waiting, record, receipt()), ImageUploaded)
-    assert leading_on(waiting, record, None) is None  # of another service's image, nobody knows the original
+    assert isinstance(event_to_resend(waiting, record, receipt()), ImageUploaded)
+    assert event_to_resend(waiting, record, None) is None  # another service's image: its original is unknown
 
 
-def test_a_deletion_that_was_accepted_is_asked_for_again() -> None:
-    """Until it is done; one whose request broke off was answered 503, and is not."""
+def test_an_accepted_deletion_is_sent_again() -> None:
+    """An accepted deletion is resent until done; one answered 503 is not."""
     alive = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED)
     asked = receipt(ReceiptKind.DELETE, generation=2)
     (waiting,) = unfinished(alive, asked)
     assert (waiting.agent, waiting.reason) == ("indexer", Reason.NOT_DELETED)
-    event = leading_on(waiting, alive, asked)
+    event = event_to_resend(waiting, alive, asked)
     assert isinstance(event, DeletionRequested)
     assert event.generation == 2
     assert unfinished(alive, None, erasure()) == ()
     certain = erasure(certain_at=WHEN)
     (waiting,) = unfinished(alive, None, certain)
-    event = leading_on(waiting, alive, None, certain)
+    event = event_to_resend(waiting, alive, None, certain)
     assert isinstance(event, DeletionRequested)
     assert event.generation == 2
     gone = ImageRecord(image_id=IMAGE, owner="anna", generation=2, deleted=True, state=ImageState.DELETED)
@@ -135,8 +135,8 @@ def test_a_deletion_that_was_accepted_is_asked_for_again() -> None:
     assert unfinished(gone, None, erasure(certain_at=WHEN, erased_at=LATER)) == ()
 
 
-def test_what_a_completed_image_lost_is_told_by_stage() -> None:
-    """A missing master is the sanitizer's to make, a missing rendition the resizer's; nothing else is looked for."""
+def test_missing_objects_are_reported_by_stage() -> None:
+    """The sanitizer makes a missing master, the resizer a missing rendition; no other object is checked."""
     record = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED)
     assert record.master is not None
     (thumbnail,) = record.renditions
@@ -148,19 +148,19 @@ def test_what_a_completed_image_lost_is_told_by_stage() -> None:
 
 
 def test_a_fetched_image_is_sanitized_again_from_its_original() -> None:
-    """The record knows where the bytes are, so that nothing is fetched twice."""
+    """The record names the original, so that nothing is fetched twice."""
     record = record_of(Facts(IMAGE).sanitized(source_url=URL), state=ImageState.COMPLETED)
-    event = leading_on(Waiting("sanitizer", Reason.OBJECT_MISSING, 0), record, receipt(ReceiptKind.FETCH))
+    event = event_to_resend(Waiting("sanitizer", Reason.OBJECT_MISSING, 0), record, receipt(ReceiptKind.FETCH))
     assert isinstance(event, ImageFetched)
     assert (event.original, event.url) == (record.original, URL)
 
 
-def test_a_rerun_is_led_on_as_that_rerun() -> None:
-    """An object that a rerun wrote is made again by an event of the same run, and so under the same key."""
+def test_a_rerun_is_resent_with_its_run() -> None:
+    """An object of a rerun is made again by an event of the same run, hence under the same key."""
     record = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED)
     again = record.stages["resizer"].model_copy(update={"run": 7})
     record = record.model_copy(update={"stages": {**record.stages, "resizer": again}})
-    event = leading_on(Waiting("resizer", Reason.OBJECT_MISSING, 0), record, None)
+    event = event_to_resend(Waiting("resizer", Reason.OBJECT_MISSING, 0), record, None)
     assert isinstance(event, ImageSanitized)
     assert event.run == 7
 
@@ -194,8 +194,8 @@ erasures = st.builds(
 
 
 @given(record=records, accepted=st.none() | receipts, gone=st.none() | erasures)
-def test_only_unfinished_images_are_led_on(record: ImageRecord, accepted: Receipt | None, gone: Erasure | None) -> None:
-    """Nothing that has ended, and no stage that has, is ever led on; what is, keeps image, owner and id."""
+def test_only_unfinished_images_are_resent(record: ImageRecord, accepted: Receipt | None, gone: Erasure | None) -> None:
+    """No ended image or stage gets an event; a resent event keeps image, owner and id."""
     newer = accepted is not None and accepted.generation > record.generation
     deletion = gone is not None or (accepted is not None and accepted.kind is ReceiptKind.DELETE)
     for waiting in unfinished(record, accepted, gone):
@@ -205,10 +205,10 @@ def test_only_unfinished_images_are_led_on(record: ImageRecord, accepted: Receip
             assert newer or record.state is ImageState.PROCESSING
         if waiting.reason is Reason.STAGE_MISSING:
             assert record.stages.get(waiting.agent) is None or waiting.agent == "fetcher"
-        event = leading_on(waiting, record, accepted, gone)
+        event = event_to_resend(waiting, record, accepted, gone)
         if event is None:
             continue
-        again = leading_on(waiting, record, accepted, gone)
+        again = event_to_resend(waiting, record, accepted, gone)
         assert again is not None
         assert (event.id, event.image_id, event.owner) == (again.id, record.image_id, "anna")
         assert isinstance(event, DeletionRequested) == (waiting.agent == "indexer")
@@ -219,8 +219,8 @@ def test_only_unfinished_images_are_led_on(record: ImageRecord, accepted: Receip
         assert unfinished(record, accepted, gone) == ()
 
 
-def test_a_completed_image_with_a_rendition_of_another_place_is_not_blamed_here() -> None:
-    """Which keys are there is for the caller to say: an object elsewhere counts if it is named."""
+def test_lost_compares_only_with_the_given_keys() -> None:
+    """The caller decides which keys exist: an object elsewhere counts if it is listed."""
     elsewhere = Rendition(name="large", object=ref("d", "x/d"), width=1, height=1, aspect_ratio=1, format="webp")
     record = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED, renditions=(elsewhere,))
     assert record.master is not None

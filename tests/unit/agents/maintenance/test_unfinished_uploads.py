@@ -1,4 +1,4 @@
-"""What uploads leave that take more than one request goes when they are over, and not before."""
+"""Objects of uploads in several requests are removed after the upload has ended, and not before."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ HOUR = 3600.0
 
 @pytest.fixture
 async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
-    """A real store in a folder."""
+    """Yield a file store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path)) as found:
         yield found
 
 
 async def left(files: FileStore) -> set[str]:
-    """Return the keys of all that uploads left."""
+    """Return the keys of all objects that uploads left."""
     return {found.key for root in UNFINISHED for found in [info async for info in files.list(root)]}
 
 
 async def upload(files: FileStore, *, ends_in_s: float, pieces: int = 2, ended: bool = False) -> set[str]:
-    """Write what an upload leaves that can go on for so long, or ended; return the keys."""
+    """Write the objects of an upload that expires or ended at that time; return the keys."""
     upload_id, ends = new_image_id(), datetime.fromtimestamp(time.time() + ends_in_s, UTC).isoformat()
     keys = {f"{pieces_prefix('anna', upload_id)}{at:020d}" for at in range(pieces)}
     keys |= {f"{finishing_prefix('anna', upload_id)}000001", staged_key("anna", upload_id)}
@@ -51,13 +51,13 @@ async def upload(files: FileStore, *, ends_in_s: float, pieces: int = 2, ended: 
 
 
 async def sweep(files: FileStore, *, after_s: float, dry_run: bool = False, page_size: int = 100) -> int:
-    """Remove what was over an hour before that time from now."""
+    """Remove the objects of uploads that ended an hour before that time from now."""
     walker = Unfinished(files)
     return await walker.remove(older_than=time.time() + after_s - HOUR, page_size=page_size, dry_run=dry_run)
 
 
-async def test_an_upload_that_was_not_finished_goes_whole_when_its_time_is_up(files: FileStore) -> None:
-    """Pieces, staged file, turn and record stay while it can go on; a dry run removes nothing."""
+async def test_an_expired_upload_is_removed_whole(files: FileStore) -> None:
+    """Pieces, staged file, lease and record stay until the upload expires; a dry run removes nothing."""
     keys = await upload(files, ends_in_s=24 * HOUR)
     assert await sweep(files, after_s=24.9 * HOUR) == 0
     assert await left(files) == keys
@@ -67,8 +67,8 @@ async def test_an_upload_that_was_not_finished_goes_whole_when_its_time_is_up(fi
     assert await left(files) == set()
 
 
-async def test_what_an_upload_that_ended_left_goes_at_once_and_the_note_later(files: FileStore) -> None:
-    """Bytes of an image that may be deleted any time do not wait until its upload is forgotten."""
+async def test_an_ended_uploads_objects_are_removed_before_its_note(files: FileStore) -> None:
+    """Bytes of an image that may be deleted at any time are removed before the note of the upload's end expires."""
     keys = await upload(files, ends_in_s=24 * HOUR, ended=True)
     note = {key for key in keys if key.startswith("uploaded/")}
     assert await sweep(files, after_s=0) == 0
@@ -78,8 +78,8 @@ async def test_what_an_upload_that_ended_left_goes_at_once_and_the_note_later(fi
     assert await left(files) == set()
 
 
-async def test_a_file_that_was_staged_for_no_upload_goes(files: FileStore) -> None:
-    """A form can be used again after its upload ended and was forgotten."""
+async def test_a_staged_file_without_an_upload_is_removed(files: FileStore) -> None:
+    """A form can be used again after its upload ended and its note was removed."""
     key = staged_key("anna", new_image_id())
     await files.put(key, b"x", content_type="x/y")
     assert await sweep(files, after_s=0.9 * HOUR) == 0
@@ -87,8 +87,8 @@ async def test_a_file_that_was_staged_for_no_upload_goes(files: FileStore) -> No
     assert await left(files) == set()
 
 
-async def test_many_are_walked_page_by_page(files: FileStore) -> None:
-    """No sweep looks at more than a page of each kind, and all have gone in the end."""
+async def test_many_uploads_are_scanned_page_by_page(files: FileStore) -> None:
+    """Each sweep examines one page of each kind; successive sweeps remove everything."""
     for _ in range(4):
         await upload(files, ends_in_s=0, pieces=3)
     walker, rounds = Unfinished(files), 0
