@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures and collection hooks shared by all tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytest_plugins = ["tests.support.services", "tests.support.docstring_ids"]
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Return the folder of real images and models: DARKROOM_TEST_DATA, or shared/data beside the checkout."""
-    named = os.environ.get("DARKROOM_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    configured = os.environ.get("DARKROOM_TEST_DATA")
+    folder = Path(configured) if configured else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "images").is_dir():
         pytest.fail(f"no test data at {folder}: set DARKROOM_TEST_DATA to a folder with images/ and models/")
     return folder
@@ -37,20 +37,20 @@ def models_dir(data_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache of models for the processes of this session, without what this machine may have fetched."""
+    """Return an empty model cache for this session, so that models downloaded earlier are not used."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _logs() -> None:
-    """Log as the services do."""
+    """Configure logging as the services do."""
     configure_logs(TelemetrySettings(log_level="WARNING"), process="tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker of pytest-xdist: they share a deployment, a Kafka or a model.
+    """Keep the tests of a file on one worker of pytest-xdist: they share module fixtures: processes, Kafka, models.
 
-    A test that names a group of its own (`pytest.mark.xdist_group`) keeps it.
+    A group set on a test (`pytest.mark.xdist_group`) is kept.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:

@@ -57,7 +57,7 @@ async def _hear(deployment: Deployment, path: str, last_id: str | None, count: i
             return await source.rest(), source.last_id
         heard: list[Sse] = []
         while len(heard) < count or not source.last_id:
-            event = await (source.next() if count else source.placed())
+            event = await (source.next() if count else source.until_positioned())
             if event is not None:
                 heard.append(event)
         return heard, source.last_id

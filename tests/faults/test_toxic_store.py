@@ -70,7 +70,7 @@ def test_a_store_that_is_slow_and_fails_one_call_in_five(
 ) -> None:
     """While each call takes longer and one in five fails, images end as ever: tried again, and nothing else."""
     sent = Sent(deployment, images)
-    with store.made(Toxin(latency_s=0.05, error_every=5)):
+    with store.injecting(Toxin(latency_s=0.05, error_every=5)):
         sent.send(times=3)
         until(lambda: httpx.get(f"http://{store.endpoint}/").status_code == SERVICE_UNAVAILABLE, "a call failing")
         sent.check(calm)
@@ -84,7 +84,7 @@ def test_a_full_store_refuses_uploads_and_keeps_work_waiting(
     known = deployment.keys("jobs/"), deployment.keys("claims/"), deployment.keys("originals/")
     picture = draw_sign()
     with Darkroom(f"http://127.0.0.1:{deployment.port}", timeout_s=60, tries=1) as client:
-        with store.made(Toxin(full=True)):
+        with store.injecting(Toxin(full=True)):
             with pytest.raises(Refused) as refused:
                 client.submit(picture)
             assert refused.value.status == SERVICE_UNAVAILABLE
@@ -106,7 +106,7 @@ def test_an_event_slower_than_the_poll_interval(
     """Events held for longer than Kafka waits for a poll end as ever; the group is not thrown about for ever."""
     joined = _assignments(deployment)
     sent = Sent(deployment, images)
-    with store.made(Toxin(latency_s=2 * POLL_S)):
+    with store.injecting(Toxin(latency_s=2 * POLL_S)):
         sent.send(times=2)
         begun = time.monotonic()
         until(lambda: time.monotonic() > begun + 2 * POLL_S, "two poll intervals to pass")

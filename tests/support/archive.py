@@ -1,4 +1,4 @@
-"""A query gateway beside the indexer's own code, for tests of what is told of an image afterwards."""
+"""A query gateway and the indexer on one store and read model, for tests of history and lineage."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from tests.support.gateway_components import Sink, StubReadiness, client_of, set
 
 
 class HeaderAuthenticator:
-    """Knows callers by a header, for tests."""
+    """Authenticates a request by its X-Owner header, for tests."""
 
     async def identify(self, request: Any) -> Identity:
-        """Return an identity of the owner named."""
+        """Return the identity of the owner in the header."""
         owner = request.headers.get("x-owner", DEFAULT_OWNER)
         return Identity(Owner(owner), ANONYMOUS.scopes, owner)
 
 
 @dataclass
 class Archive:
-    """A gateway, and the indexer's tools."""
+    """A client of the gateway, and the indexer's tools."""
 
     tools: Tools
     client: httpx.AsyncClient
 
     async def accepted(self, kind: ReceiptKind = ReceiptKind.UPLOAD, image_id: str = "", generation: int = 1) -> str:
-        """Write a receipt as the gateway does; return the image's id."""
+        """Write a receipt as the gateway does; return the image id."""
         image_id = image_id or new_image_id()
         job_id = job_id_of(image_id, generation)
         receipt = Receipt(
@@ -56,13 +56,13 @@ class Archive:
         return image_id
 
     async def index(self, *events: Event) -> None:
-        """Do what the indexer does."""
+        """Index events as the indexer does."""
         for event in events:
             await index(event, self.tools)
 
-    async def get(self, image_id: str, what: str) -> dict[str, Any]:
+    async def get(self, image_id: str, resource: str) -> dict[str, Any]:
         """Return the history or the lineage of an image."""
-        answer = await self.client.get(f"/api/v1/images/{image_id}/{what}")
+        answer = await self.client.get(f"/api/v1/images/{image_id}/{resource}")
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -82,13 +82,13 @@ class Archive:
 
 
 def reported(fact: Fact, **changes: object) -> Fact:
-    """Return a fact whose report says more."""
+    """Return a fact with changed fields in its report."""
     return fact.model_copy(update={"report": fact.report.model_copy(update=changes)})
 
 
 @asynccontextmanager
 async def archive(folder: Path) -> AsyncIterator[Archive]:
-    """Open one."""
+    """Open an archive in a folder."""
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
         open_read_model(QdrantSettings(path=folder / "qdrant")) as read_model,

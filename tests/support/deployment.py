@@ -1,4 +1,4 @@
-"""Real worker processes on a real Kafka, to be killed: start, strike, stop, produce, and look at what came of it."""
+"""Worker processes on a real Kafka for fault tests: start, kill, stop, produce, and read the results."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from schemas.values import ImageState, ObjectRef, Profile, job_id_of, new_image_
 from streams import topics
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.object_store.factory import open_files
 from streams.object_store.keys import original_key
 from streams.object_store.protocol import FileStore
-from streams.retries.dead_letters import read_topic
 from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import Topic, agent_topics
 
-PATIENCE_S = 180.0  # for anything that happens in the end, on a slow and busy machine
+PATIENCE_S = 180.0  # upper bound of any wait, on a slow and busy machine
 KILLED = -signal.SIGKILL
 
-LIGHT = Profile(stages=("sanitizer", "resizer"))  # what a fault test needs where no model does
+LIGHT = Profile(stages=("sanitizer", "resizer"))  # no stage with a model
 WITH_OBJECTS = Profile(stages=("sanitizer", "detector"))
 
 
 def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
-    """Wait until something happened; fail naming it."""
+    """Wait until a condition is true; fail with its description after `patience_s`."""
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
@@ -51,7 +51,7 @@ def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIEN
 
 @dataclass(slots=True)
 class Deployment:
-    """One set of topics, one object store, and the processes on them. `with deployed(…)` ends them all."""
+    """A set of topics, an object store, and the processes on them. `deployed(…)` ends the processes."""
 
     kafka: KafkaSettings
     files: FilesSettings
@@ -59,27 +59,27 @@ class Deployment:
     environment: Mapping[str, str]
     port: int
     children: dict[str, Child] = field(default_factory=dict)
-    supervised: bool = False  # what ends is started again, instead of failing the test
+    supervised: bool = False  # an exited process is restarted instead of failing the test
 
     # Processes
 
     def command(self, name: str) -> list[str]:
-        """Return the command of a process: an agent, a second one of it (`resizer#2`), or a process that is none."""
+        """Return the command of a process: an agent, a second instance of it (`resizer#2`), or another process."""
         process, _, _ = name.partition("#")
         return [sys.executable, "-m", "darkroom", *(["agent"] if process in topics.AGENTS else []), process]
 
     def start(self, *names: str, strike: str = "", **more: str) -> None:
-        """Start processes; `strike` is the point:passage at which each is to be killed with -9."""
+        """Start processes; `strike` is the point:passage at which each kills itself with SIGKILL."""
         environment = {**self.environment, **more, **({"DARKROOM_STRIKE": strike} if strike else {})}
         for name in names:
             self.children[name] = Child(self.command(name), log_file=self.log_file(name), env=environment)
 
     def log_file(self, name: str) -> Path:
-        """Return where a process writes its log."""
+        """Return the log file of a process."""
         return self.folder / f"{name}.log"
 
     def until_killed(self, *names: str) -> None:
-        """Wait until each of these was killed where it was to be struck."""
+        """Wait until each process was killed at its strike point."""
         for name in names:
             code = self.children[name].wait_blocking(PATIENCE_S)
             assert code == KILLED, f"{name} ended with {code}: {self.log_file(name).read_text()[-2000:]}"
@@ -91,7 +91,7 @@ class Deployment:
         return child.wait_blocking(90)
 
     def until_ready(self, *agents: str, members: int = 1) -> None:
-        """Wait until each of these agents' groups has that many members, with their tools open."""
+        """Wait until the group of each agent has `members` members with open tools."""
         admin = KafkaAdmin(self.kafka)
 
         def joined() -> bool:
@@ -105,7 +105,7 @@ class Deployment:
         until(joined, f"{members} workers of {', '.join(agents)}")
 
     def check_alive(self) -> None:
-        """Fail if a process that should run has ended; if they are supervised, start it again as a supervisor does."""
+        """Fail if a process has exited without being killed; restart it instead if the deployment is supervised."""
         for name, child in list(self.children.items()):
             if self.supervised and child.exit_code is not None:
                 self.start(name)
@@ -113,7 +113,7 @@ class Deployment:
             assert not ended, f"{name} ended with {child.exit_code}: {self.log_file(name).read_text()[-3000:]}"
 
     def close(self) -> None:
-        """End everything that still runs."""
+        """Kill all running processes."""
         for child in self.children.values():
             child.kill()
         self.children.clear()
@@ -121,17 +121,17 @@ class Deployment:
     # Events
 
     def produce(self, messages: Iterable[Outgoing]) -> None:
-        """Produce messages as another service does, and wait until Kafka has them."""
+        """Produce messages as another service does, and wait until Kafka confirms them."""
         settings = {"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random"}
         producer = Producer({**settings, "message.max.bytes": 1_000_000, "enable.idempotence": True})
         for message in messages:
             producer.produce(
                 self.kafka.topic(message.topic), key=message.key, value=message.value, headers=list(message.headers)
             )
-        assert producer.flush(60) == 0, "Kafka did not take the events"
+        assert producer.flush(60) == 0, "Kafka did not confirm the events"
 
     def publish(self, topic: Topic, *events: Event) -> None:
-        """Produce events."""
+        """Produce events as another service does."""
         self.produce(message_of(topic, event) for event in events)
 
     def records(self, topic: str | Topic) -> list[Record]:
@@ -140,31 +140,31 @@ class Deployment:
         for _ in range(20):
             try:
                 return read_topic(self.kafka, name)
-            except (DependencyUnavailable, KeyError):  # a broker that has just come back
+            except DependencyUnavailable:  # a broker that just restarted
                 time.sleep(0.5)
         return read_topic(self.kafka, name)
 
     def lag(self, agent: str) -> int:
-        """Return how many events of its topics an agent has not committed."""
+        """Return an agent's lag over its topics; -1 while the coordinator is unavailable."""
         consumed = [topic.name for topic in topics.PIPELINE if agent in topic.readers]
         try:
             return asyncio.run(KafkaAdmin(self.kafka).lag(agent, [*consumed, topics.retry_topic(agent)]))
-        except DependencyUnavailable:  # the coordinator of a new group may still be loading
+        except DependencyUnavailable:  # the coordinator of a new group may be loading
             return -1
 
     def until_idle(self, *agents: str) -> None:
-        """Wait until nothing of these agents' topics is uncommitted."""
+        """Wait until these agents have no lag."""
 
         def idle() -> bool:
             self.check_alive()
             return all(self.lag(agent) == 0 for agent in agents)
 
-        until(idle, f"{', '.join(agents)} being idle")
+        until(idle, f"{', '.join(agents)} without lag")
 
     # Objects
 
     def uploaded(self, data: bytes, *, profile: Profile = LIGHT, image_id: str | None = None) -> ImageUploaded:
-        """Store bytes as an original; return the event that says so, not yet produced."""
+        """Store bytes as an original; return its ImageUploaded event without producing it."""
         digest = hashlib.sha256(data).hexdigest()
         key = original_key("default", digest)
         original = ObjectRef(bucket=self.files.bucket, key=key, sha256=digest, size=len(data))
@@ -226,14 +226,14 @@ class Deployment:
 
         asyncio.run(run())
 
-    # Ends
+    # Results
 
     def client(self) -> Darkroom:
         """Return a client of the core's gateway."""
         return Darkroom(f"http://127.0.0.1:{self.port}", timeout_s=30)
 
     def status(self, image_id: str) -> JobStatus | None:
-        """Return where an image stands, None while the core does not know or does not answer."""
+        """Return the status of an image; None while the core does not know it or does not answer."""
         with self.client() as client:
             try:
                 return client.status(job_id_of(image_id, 1))
@@ -241,17 +241,17 @@ class Deployment:
                 return None
 
     def state(self, image_id: str) -> ImageState | None:
-        """Return the state of an image, None while it is not known."""
+        """Return the state of an image; None while it is unknown."""
         status = self.status(image_id)
         return status.status if status is not None else None
 
     def result(self, image_id: str) -> JobResult:
-        """Return what is known of an image that has ended."""
+        """Return the result of an image that has ended."""
         with self.client() as client:
             return client.result(job_id_of(image_id, 1))
 
     def until_ended(self, image_ids: Sequence[str], state: ImageState = ImageState.COMPLETED) -> None:
-        """Wait until each image has ended, and fail if one ended otherwise than it should."""
+        """Wait until each image has ended; fail if one ends in another state."""
         left = set(image_ids)
 
         def ended() -> bool:
@@ -275,7 +275,7 @@ class Deployment:
         return found
 
     def check_ended_once(self, image_ids: Sequence[str]) -> None:
-        """Fail unless each of these images, and no other, was said to be completed, once."""
+        """Assert that exactly these images have an outcome, and each completed once."""
         found = self.outcomes()
         assert set(found) == set(image_ids)
         assert [sorted(kind for _, kind in found[image_id]) for image_id in image_ids] == [
@@ -284,7 +284,7 @@ class Deployment:
 
 
 def message_of(topic: Topic, event: Event) -> Outgoing:
-    """Return an event as the message another service produces."""
+    """Return an event as a message of another service."""
     return Outgoing(topic.name, event.key(), event.body(), event.headers(source="another-service"))
 
 
@@ -297,9 +297,9 @@ def deployed(
     agents: Sequence[str] = topics.AGENTS,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
-    """Make the topics of these agents under a prefix of their own; at the end leave no process.
+    """Create topics for these agents under a unique prefix; kill the processes at exit and assert that none is left.
 
-    `settings` are DARKROOM_ variables of every process, beyond what each needs to find Kafka and the objects.
+    `settings` are additional DARKROOM_ variables of every process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kafka = KafkaSettings(bootstrap=bootstrap, prefix=f"t{uuid.uuid4().hex[:8]}.", partitions=2)
@@ -315,7 +315,7 @@ def deployed(
         "DARKROOM_QDRANT__PATH": str(folder / "qdrant"),
         "DARKROOM_GATEWAY__PORT": str(port),
         "DARKROOM_LIMITS__UPLOADS": "none",
-        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a busy machine is no reason to turn a test away
+        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a slow machine must not shed test requests
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(folder / "models"),
         "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",

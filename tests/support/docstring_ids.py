@@ -1,4 +1,4 @@
-"""Each test says one sentence of behaviour, its docstring: printed as the test ends; a test without one is refused."""
+"""Prints each test's docstring, one sentence of behaviour, as its result; a test without one fails collection."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ def _sentence(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a run with a test that does not say what it shows."""
-    silent = [item.nodeid for item in items if not _sentence(item)]
-    if silent:
-        raise pytest.UsageError("tests without a sentence of behaviour:\n  " + "\n  ".join(silent))
+    """Fail collection if a test has no docstring; attach the sentence to each test."""
+    undocumented = [item.nodeid for item in items if not _sentence(item)]
+    if undocumented:
+        raise pytest.UsageError("tests without a docstring:\n  " + "\n  ".join(undocumented))
     for item in items:
         item.user_properties.append(("sentence", _sentence(item)))
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Print no dots: the sentence says it."""
+    """Suppress pytest's progress dots: the sentences replace them."""
     if report.when == "call" and report.outcome in ("passed", "failed"):
         return report.outcome, "", report.outcome.upper()
     return None
 
 
-class Speaker:
-    """Prints the sentences, one line each, under their file's name."""
+class SentenceReporter:
+    """Prints one sentence per test, grouped by file."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._file = ""
 
     def pytest_sessionstart(self) -> None:
-        """Keep pytest from printing file names of its own."""
+        """Suppress pytest's own file names."""
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.showfspath = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Print the sentence of a test that has run, or could not."""
+        """Print the sentence of a test that ran, was skipped or failed in its setup."""
         if report.when != "call" and not report.failed and not report.skipped:
             return
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -54,11 +54,11 @@ class Speaker:
             reporter.write_line(f"\n{file}")
         _, bracket, case = report.nodeid.partition("[")
         sentence = dict(report.user_properties).get("sentence", report.nodeid)
-        took = f"  ({report.duration:.1f} s)" if report.duration >= 1 else ""
-        reporter.write_line(f"  {_MARKS[report.outcome]} {sentence}{' [' + case if bracket else ''}{took}")
+        duration = f"  ({report.duration:.1f} s)" if report.duration >= 1 else ""
+        reporter.write_line(f"  {_MARKS[report.outcome]} {sentence}{' [' + case if bracket else ''}{duration}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Speak, unless asked for pytest's own verbose lines or to be quiet."""
+    """Register the reporter, except with -v, -q or --collect-only."""
     if config.option.verbose == 0 and not config.option.collectonly:
-        config.pluginmanager.register(Speaker(config))
+        config.pluginmanager.register(SentenceReporter(config))

@@ -1,4 +1,4 @@
-"""Facts of one image, for tests of what reads them."""
+"""Facts of one image, for tests of their consumers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def ref(letter: str, key: str | None = None) -> ObjectRef:
 
 
 def report(stage: str) -> StageReport:
-    """Return the report of one try of 5 ms."""
+    """Return a stage report: one attempt, 5 ms."""
     return StageReport(stage=stage, version="1", attempts=1, duration_ms=5)
 
 
 class Facts:
-    """Makes the facts of one generation of one image."""
+    """Builds the facts of one generation of one image."""
 
     def __init__(
         self,
@@ -88,7 +88,9 @@ class Facts:
         )  # fmt: skip
 
     def failed(self, stage: str) -> Fact:
-        return StageFailed(**self._common, report=report(stage), code=ErrorCode.INTERNAL_ERROR, message="Ours.")
+        return StageFailed(
+            **self._common, report=report(stage), code=ErrorCode.INTERNAL_ERROR, message="Internal error."
+        )
 
     def all(self) -> list[Fact]:
         """Return the facts of an image that passes every stage."""

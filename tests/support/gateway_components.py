@@ -1,4 +1,4 @@
-"""Small real parts for the gateway's tests, and what several of them ask."""
+"""Small real components for the gateway's tests, and shared assertions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JPEG = b"\xff\xd8\xff\xe0" + b"\x00" * 200
 
 
 class FaultyFiles:
-    """The real store in a folder; with `away` every call fails as that of an absent store does."""
+    """A directory store; while `unavailable` is set, every call raises DependencyUnavailable."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
@@ -36,11 +36,11 @@ class FaultyFiles:
         return getattr(self._files, name)
 
     async def objects(self) -> dict[str, tuple[bytes, str]]:
-        """Return every object there is: its bytes and content type."""
+        """Return the bytes and content type of every object, by key."""
         found = {}
         for prefix in ("originals/", "claims/", "jobs/", "images/", "results/"):
             async for info in self._files.list(prefix):
-                known = await self._files.stat(info.key)  # a listing tells no content type
+                known = await self._files.stat(info.key)  # a listing has no content types
                 found[info.key] = (await self._files.get(info.key), known.content_type if known else "")
         return found
 
@@ -51,12 +51,12 @@ class FaultyFiles:
 
 @dataclass
 class Sink:
-    """Keeps what was sent; `away` makes it refuse as Kafka does when it is away."""
+    """An event sink that records events; while `unavailable` is set, `send` raises DependencyUnavailable."""
 
     sent: list[tuple[Topic, Event]] = field(default_factory=list)
     unavailable: bool = False
     traceparents: list[str | None] = field(default_factory=list)
-    bulk: list[Event] = field(default_factory=list)  # of what was sent, what went into the bulk lane
+    bulk: list[Event] = field(default_factory=list)  # the events sent with bulk=True
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         if self.unavailable:
@@ -69,7 +69,7 @@ class Sink:
 
 @dataclass
 class StubReadiness:
-    """A readiness that says what it is told."""
+    """A readiness check with fixed results."""
 
     parts: dict[str, tuple[bool, str]] = field(default_factory=lambda: {"kafka": (True, "answers")})
 
@@ -79,7 +79,7 @@ class StubReadiness:
 
 @dataclass
 class Encoder:
-    """An encoder of three words, each its own direction; knows no other."""
+    """A text encoder for three words, each along its own axis; any other word is a ValueError."""
 
     words: Sequence[str] = ("cat", "bus", "person")
     reason: str = ""
@@ -102,20 +102,20 @@ def unit_vector(axis: int) -> list[float]:
 
 
 def settings(**changes: object) -> GatewaySettings:
-    """Return the default settings with some changed; a test on a busy machine is not turned away for being late."""
+    """Return the default settings with changes. most_late_s is high, so that a slow machine sheds no test request."""
     return GatewaySettings.model_validate({"most_late_s": 600.0, **changes})
 
 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Talk to an app without a socket."""
+    """Return a client that calls an app in process."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
         yield client
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> ProblemBody:
-    """Check that an answer is a problem of that status and code, and return it."""
+    """Assert that a response is a problem of that status and code; return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = ProblemBody.model_validate_json(answer.content)

@@ -1,4 +1,4 @@
-"""Gateways as processes of their own, on one Kafka and one object store."""
+"""Gateway processes on one Kafka and one object store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.deployment import Deployment, until
 
 
 def start_gateways(deployment: Deployment, count: int, **settings: str) -> list[str]:
-    """Start so many `darkroom gateway` processes; return where each answers, once all do."""
+    """Start `count` `darkroom gateway` processes; return their base URLs once all are live."""
     ports = [choose(0) for _ in range(count)]
     for number, port in enumerate(ports):
         deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port), **settings)

@@ -1,4 +1,4 @@
-"""A gateway in its own process, on a free port of this machine: `python -m tests.support.gateway_server FOLDER`."""
+"""An embedded gateway as a process on a free local port: `python -m tests.support.gateway_server FOLDER`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def serve(folder: Path) -> None:
             QueryComponents(files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=readiness),
         )
         async with serving(app, "127.0.0.1", 0) as port:
-            print(port, flush=True)  # noqa: T201 - read by whoever started us
+            print(port, flush=True)  # noqa: T201 - the parent process reads it
             await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""Running the image stages without a log: their tools on a directory store, and the events they read."""
+"""Image stages without Kafka: their tools on a directory store, and their input events."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def opened(
             yield files, tools
 
 
-async def uploaded(files: FileStore, data: bytes, **said: Any) -> ImageUploaded:
-    """Store an original and return the event that speaks of it."""
+async def uploaded(files: FileStore, data: bytes, **fields: Any) -> ImageUploaded:
+    """Store an original and return its ImageUploaded event."""
     sha256 = hashlib.sha256(data).hexdigest()
     original = await files.put(original_key("default", sha256), data, content_type="application/octet-stream")
-    return ImageUploaded(image_id=new_image_id(), original=original, **said)
+    return ImageUploaded(image_id=new_image_id(), original=original, **fields)
 
 
 def sanitized(event: ImageUploaded, image: SanitizedImage) -> ImageSanitized:
-    """Return the event that follows."""
+    """Return the ImageSanitized event of an upload."""
     return ImageSanitized(image_id=event.image_id, original=event.original, image=image, report=REPORT)

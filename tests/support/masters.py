@@ -1,4 +1,4 @@
-"""Masters for testing the analysis stages: what the sanitizer would have stored, and the event that says so."""
+"""Masters for tests of the analysis stages: the sanitizer's stored object and its event."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPORT = StageReport(stage="sanitizer", version="1", attempts=1, duration_ms=0)
 
 
 def event_of(master: ObjectRef, image_id: str, width: int, height: int) -> ImageSanitized:
-    """Return the event that announces a master."""
+    """Return the ImageSanitized event of a master."""
     image = SanitizedImage(
         master=master,
         width=width,
@@ -36,7 +36,7 @@ def event_of(master: ObjectRef, image_id: str, width: int, height: int) -> Image
 
 
 async def store(files: FileStore, image: Image.Image | bytes) -> ImageSanitized:
-    """Store an image (or bytes that are none) as a master and return its event."""
+    """Store an image, or bytes that are no image, as a master; return its event."""
     if isinstance(image, bytes):
         data, size = image, (1, 1)
     else:
@@ -50,13 +50,13 @@ async def store(files: FileStore, image: Image.Image | bytes) -> ImageSanitized:
 
 
 def missing_master() -> ImageSanitized:
-    """Return an event whose master is not there."""
+    """Return an event whose master is not stored."""
     image_id = new_image_id()
     master = ObjectRef(bucket="darkroom", key=image_key(image_id, 1, "master.png"), sha256="a" * 64, size=1)
     return event_of(master, image_id, 1, 1)
 
 
 def resources(files: FileStore, models: ModelsSettings, folder: Path) -> Resources:
-    """Return what the runtime lends a stage."""
+    """Return the resources that the runtime passes to a stage."""
     settings = Settings(files=FilesSettings(directory=folder), models=models)
     return Resources(settings, files, HealthBoard())

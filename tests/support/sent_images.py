@@ -1,4 +1,4 @@
-"""Images that were sent through a deployment, and the check every fault ends with: as if nothing had happened."""
+"""Images sent through a deployment, and the check of every fault test: the results equal those without a fault."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Calm = Mapping[str, Mapping[str, str]]
 
 @dataclass(slots=True)
 class Sent:
-    """Images on their way: the name of each, by its id."""
+    """Images sent, and the name of each by its id."""
 
     deployment: Deployment
     images: Mapping[str, bytes]
     names: dict[str, str] = field(default_factory=dict)
 
     def send(self, times: int = 1) -> list[str]:
-        """Store every image and say that it was uploaded; return the ids."""
+        """Store every image and publish its ImageUploaded event; return the ids."""
         events = [(name, self.deployment.uploaded(data)) for _ in range(times) for name, data in self.images.items()]
         self.names |= {event.image_id: name for name, event in events}
         self.deployment.publish(topics.UPLOADED, *(event for _, event in events))
         return [event.image_id for _, event in events]
 
     def check(self, calm: Calm, agents: Sequence[str] = LIGHT_AGENTS) -> None:
-        """Wait for the end of all; fail unless each completed once, with the files of a calm run, and none died."""
+        """Wait for all outcomes; assert one completion each, the files of a calm run, and no dead letters."""
         ids = list(self.names)
         self.deployment.until_ended(ids)
         self.deployment.until_idle(*agents)

@@ -1,4 +1,4 @@
-"""Reading server-sent events as the standard says, and a feed that a test tells what happens."""
+"""A client of server-sent events (HTML, section 9.2), and a live feed without Kafka."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = LiveSettings(heartbeat_s=0.1, retry_ms=10)
 
 @dataclass(frozen=True)
 class Sse:
-    """One event as an EventSource dispatches it; `id` is the last id seen so far."""
+    """One event as an EventSource dispatches it; `id` is the last event id."""
 
     name: str
     data: Any
@@ -30,7 +30,7 @@ class Sse:
 
 
 class Source:
-    """A stream of events, and the id to resume with."""
+    """An event stream, and the id to resume with."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -39,8 +39,8 @@ class Source:
         self.retry: int | None = None
         self._lines = answer.aiter_lines()
 
-    async def placed(self) -> None:
-        """Wait until the stream says where it stands."""
+    async def until_positioned(self) -> None:
+        """Wait for the first event id."""
         while not self.last_id:
             field, _, value = (await anext(self._lines)).partition(":")
             if field == "id":
@@ -70,7 +70,7 @@ class Source:
         return None
 
     async def rest(self) -> list[Sse]:
-        """Return everything until the stream ends."""
+        """Return all events until the stream ends."""
         found = []
         while (event := await self.next()) is not None:
             found.append(event)
@@ -79,7 +79,7 @@ class Source:
 
 @asynccontextmanager
 async def listening(client: httpx.AsyncClient, path: str, last_id: str | None = None) -> AsyncIterator[Source]:
-    """Open a stream of events."""
+    """Open an event stream."""
     headers = {"Last-Event-ID": last_id} if last_id is not None else {}
     async with client.stream("GET", path, headers=headers) as answer:
         assert answer.status_code == 200, await answer.aread()
@@ -88,7 +88,7 @@ async def listening(client: httpx.AsyncClient, path: str, last_id: str | None = 
 
 
 class MemoryFeed(LogFeed):
-    """A feed that reads no log: the test says what happens."""
+    """A live feed without Kafka: the test appends the events."""
 
     def __init__(self, settings: LiveSettings = QUICK, partitions: int = 2) -> None:
         super().__init__(KafkaSettings(), settings)
@@ -103,7 +103,7 @@ class MemoryFeed(LogFeed):
             raise DependencyUnavailable("no Kafka at 10.0.0.8:9092")
 
     def append(self, event: Event, partition: int = 0) -> None:
-        """Let an event come in."""
+        """Append an event to its topic, at the next offset of the partition."""
         outcome = isinstance(event, Outcome)
         spot = partition + (self.feed.shape[0] if outcome else 0)
         topic = "image.outcomes" if outcome else "image.facts"

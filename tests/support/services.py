@@ -1,4 +1,4 @@
-"""Real services for tests: the fixtures `kafka`, `minio` and `redis`."""
+"""Fixtures of real services: `kafka`, `minio` and `redis`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """Return a running Kafka of this test session; give your topics a prefix of their own."""
+    """Return the session's Kafka; each test needs its own topic prefix."""
     server = LocalKafka(tmp_path_factory.mktemp("kafka"), port=0)
     asyncio.run(server.start())
     yield server
@@ -34,7 +34,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
 
 @pytest.fixture(scope="session")
 def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMinio]:
-    """Return a running MinIO of this test session; make your own bucket, or use keys of your own."""
+    """Return the session's MinIO; each test needs its own bucket or keys."""
     server = LocalMinio(tmp_path_factory.mktemp("minio"), port=0)
     asyncio.run(server.start())
     yield server
@@ -43,7 +43,7 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMinio]:
 
 @dataclass(slots=True)
 class LocalRedis:
-    """A Redis that keeps nothing on disk."""
+    """A Redis without persistence."""
 
     folder: Path
     port: int = field(default_factory=lambda: choose(0))
@@ -51,22 +51,22 @@ class LocalRedis:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of database 0."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        assert self._child is not None, "it does not run"
+        """The process id."""
+        assert self._child is not None, "Redis is not running"
         return self._child.pid
 
     def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
+        """Start an empty Redis and wait until it answers PING."""
         program = shutil.which("redis-server")
         if program is None:
             pytest.fail("redis-server is not installed: run `make setup` as root, or `apt-get install redis-server`")
-        kept_nowhere = ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
-        command = [program, "--bind", "127.0.0.1", "--port", str(self.port), *kept_nowhere]
+        no_persistence = ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        command = [program, "--bind", "127.0.0.1", "--port", str(self.port), *no_persistence]
         self._child = Child(command, log_file=self.folder / "redis.log")
         deadline = time.monotonic() + PATIENCE_S
         with Redis.from_url(self.url) as client:
@@ -74,14 +74,14 @@ class LocalRedis:
                 try:
                     client.ping()
                 except RedisError:
-                    said = (self.folder / "redis.log").read_text()
-                    assert self._child.exit_code is None and time.monotonic() < deadline, f"no Redis: {said}"
+                    log = (self.folder / "redis.log").read_text()
+                    assert self._child.exit_code is None and time.monotonic() < deadline, f"Redis did not start: {log}"
                     time.sleep(0.05)
                 else:
                     return
 
     def stop(self) -> None:
-        """End it; what it knew is gone."""
+        """Kill Redis; its data is lost."""
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -89,7 +89,7 @@ class LocalRedis:
 
 @contextmanager
 def suspended(server: LocalRedis) -> Iterator[None]:
-    """Have a Redis hang: it takes connections, and answers nobody."""
+    """Suspend a Redis: it accepts connections and does not answer."""
     process = psutil.Process(server.pid)
     process.suspend()
     try:
@@ -100,7 +100,7 @@ def suspended(server: LocalRedis) -> Iterator[None]:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[LocalRedis]:
-    """Return a running, empty Redis of this test."""
+    """Return an empty Redis for one test."""
     server = LocalRedis(tmp_path)
     server.start()
     yield server

@@ -1,4 +1,4 @@
-"""Small stages for testing the runtime: real ones, with nothing behind them."""
+"""Small stages without tools, for tests of the runtime."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ SHA = "a" * 64
 
 
 def uploaded(image_id: str | None = None, **changes: Any) -> ImageUploaded:
-    """Return an event the test stages consume."""
+    """Return an input event of the test stages."""
     original = ObjectRef(bucket="darkroom", key="originals/default/aa/" + SHA, sha256=SHA, size=3)
     return ImageUploaded(image_id=image_id or new_image_id(), original=original, **changes)
 
 
 def message(event: Event, topic: str = "image.uploaded", **headers: str) -> Outgoing:
-    """Return the message that carries an event, with more headers."""
+    """Return an event as a message, with additional headers."""
     plain = Outgoing(topic, event.key(), event.body(), event.headers(source="test"))
     extra = tuple((name.replace("_", "-"), value.encode()) for name, value in headers.items())
     return Outgoing(plain.topic, plain.key, plain.value, (*plain.headers, *extra))
 
 
 def emitted(event: Event, note: str = "seen") -> Emit:
-    """Return what a test stage says of an event: any fact will do."""
+    """Return the output of a test stage for an event: one fact."""
     report = StageReport(stage="echo", version="1", attempts=1, duration_ms=0)
     fact = StageSkipped(
         image_id=event.image_id,
@@ -60,7 +60,7 @@ def emitted(event: Event, note: str = "seen") -> Emit:
 
 @dataclass
 class Seen:
-    """What a test stage did."""
+    """Records the calls of a test stage."""
 
     images: list[str] = field(default_factory=list)
     running: int = 0
@@ -75,7 +75,7 @@ async def _nothing(_settings: StageSettings, _resources: Resources) -> AsyncIter
 def echo_stage(
     seen: Seen | None = None, *, seconds: float = 0.0, act: Callable[[Event], Outcome | None] | None = None
 ) -> Stage[Any, Any, Any]:
-    """Return a stage that says one fact per event; `act` may raise or answer otherwise."""
+    """Return a stage that emits one fact per event, unless `act` raises or returns another outcome."""
     seen = seen or Seen()
 
     async def process(event: Event, _tools: None) -> Outcome:
@@ -123,7 +123,7 @@ def batch_stage(
 
 @dataclass
 class Bench:
-    """A runner on an in-memory log."""
+    """A runner on an in-memory log, with the fatal errors and halts it reported."""
 
     log: MemoryLog
     intake: Intake
@@ -145,7 +145,7 @@ def bench(
     deletion_check: DeletionCheck | None = None,
     breakers: Breakers | None = None,
 ) -> Bench:
-    """Put a stage on an in-memory log."""
+    """Return a runner of a stage on an in-memory log."""
     fatal: list[BaseException] = []
     halted: list[str] = []
     extra: dict[str, Any] = {"hook": hook} if hook else {}

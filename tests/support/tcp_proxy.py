@@ -1,6 +1,6 @@
-"""A toxic proxy for HTTP/1.1: stands before MinIO and makes it slow, short of bandwidth, broken, away or full.
+"""A fault-injecting HTTP/1.1 proxy for MinIO: latency, low bandwidth, resets, errors, refused connections, full disk.
 
-It understands just enough of HTTP to answer a request itself: where a request's head ends and how long its body is.
+It parses only the head and the Content-Length of a request, which is enough to answer one itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _WRITES = (b"PUT", b"POST")
 
 @dataclass(frozen=True, slots=True)
 class Toxin:
-    """What goes wrong now; nothing by default."""
+    """The faults to inject; none by default."""
 
-    latency_s: float = 0.0  # before each request is passed on
-    bytes_per_s: float = 0.0  # of answers; 0: as fast as they come
+    latency_s: float = 0.0  # before each request is forwarded
+    bytes_per_s: float = 0.0  # of responses; 0: unlimited
     unavailable: bool = False  # connections are reset at once
-    reset_every: int = 0  # each so-many-th request: the connection is reset in the middle of the answer
-    error_every: int = 0  # each so-many-th request is answered 503 SlowDown
+    reset_every: int = 0  # every n-th request: the connection is reset during the response
+    error_every: int = 0  # every n-th request is answered 503 SlowDown
     full: bool = False  # writes are answered 507 XMinioStorageFull
 
 
@@ -35,7 +35,7 @@ CALM = Toxin()
 
 
 class Proxy:
-    """Passes connections on to `host:port`; `toxin` may be changed at any time."""
+    """Forwards connections to `host:port`; `toxin` may be changed at any time."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -47,12 +47,12 @@ class Proxy:
 
     @property
     def endpoint(self) -> str:
-        """Where it listens."""
+        """The `host:port` of the listener."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def toxin(self) -> Toxin:
-        """What goes wrong now."""
+        """The faults injected now."""
         return self._toxin
 
     @toxin.setter
@@ -63,33 +63,33 @@ class Proxy:
                 _reset(writer)
 
     async def serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
-        """Carry one connection until either side closes it."""
+        """Forward one connection until either side closes it."""
         self._open.add(answer)
-        behind: asyncio.StreamWriter | None = None
+        upstream: asyncio.StreamWriter | None = None
         try:
             if self._toxin.unavailable:
                 _reset(answer)
                 return
             server = None
             while head := await _head(client):
-                if server is None or behind is None or server.at_eof():  # it closes what was idle for long
-                    server, behind = await asyncio.open_connection(*self._target)
-                await self._carry(head, client, server, answer, behind)
+                if server is None or upstream is None or server.at_eof():  # MinIO closes idle connections
+                    server, upstream = await asyncio.open_connection(*self._target)
+                await self._forward(head, client, server, answer, upstream)
         except (OSError, EOFError, ValueError, asyncio.IncompleteReadError):
             _reset(answer)
         finally:
             self._open.discard(answer)
-            for writer in (answer, behind):
+            for writer in (answer, upstream):
                 if writer is not None:
                     writer.close()
 
-    async def _carry(
+    async def _forward(
         self,
         head: bytes,
         client: asyncio.StreamReader,
         server: asyncio.StreamReader,
         answer: asyncio.StreamWriter,
-        behind: asyncio.StreamWriter,
+        upstream: asyncio.StreamWriter,
     ) -> None:
         toxin, number = self._toxin, next(self._numbers)
         method, length = head.split(b" ", 1)[0], _length(head)
@@ -97,33 +97,33 @@ class Proxy:
             raise ConnectionResetError
         if toxin.latency_s:
             await asyncio.sleep(toxin.latency_s)
-        refusal = _refusal(toxin, number, method)
-        if refusal is not None:
+        rejection = _rejection(toxin, number, method)
+        if rejection is not None:
             await _discard(client, length)
-            answer.write(refusal)
+            answer.write(rejection)
             await answer.drain()
             return
-        behind.write(head)
-        await _pass(client, behind, length)
-        said = await _head(server)
-        if not said:
+        upstream.write(head)
+        await _pass(client, upstream, length)
+        response = await _head(server)
+        if not response:
             raise EOFError
-        status = int(said.split(b" ", 2)[1])
-        answer.write(said)
+        status = int(response.split(b" ", 2)[1])
+        answer.write(response)
         if method == b"HEAD" or status in {204, 304}:
             await answer.drain()
             return
         if toxin.reset_every and number % toxin.reset_every == 0:
             raise ConnectionResetError
-        if b"transfer-encoding: chunked" in said.lower():
+        if b"transfer-encoding: chunked" in response.lower():
             await _pass_chunked(server, answer)
         else:
-            await _pass(server, answer, _length(said), toxin.bytes_per_s)
+            await _pass(server, answer, _length(response), toxin.bytes_per_s)
 
 
 @asynccontextmanager
 async def running_proxy(target: str) -> AsyncIterator[Proxy]:
-    """Listen on a free port until the end."""
+    """Run a proxy on a free port."""
     proxy = Proxy(target)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=_HEAD_LIMIT)
     proxy.port = server.sockets[0].getsockname()[1]
@@ -135,7 +135,7 @@ async def running_proxy(target: str) -> AsyncIterator[Proxy]:
 
 
 async def _head(reader: asyncio.StreamReader) -> bytes:
-    """Return a message's head, b"" at the end of the connection."""
+    """Return the head of a message; b"" at the end of the connection."""
     try:
         return await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as end:
@@ -152,7 +152,7 @@ def _length(head: bytes) -> int:
     return 0
 
 
-def _refusal(toxin: Toxin, number: int, method: bytes) -> bytes | None:
+def _rejection(toxin: Toxin, number: int, method: bytes) -> bytes | None:
     if toxin.full and method in _WRITES:
         return _error(507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold.")
     if toxin.error_every and number % toxin.error_every == 0:
@@ -202,7 +202,7 @@ async def _some(reader: asyncio.StreamReader, most: int) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset, not with a goodbye."""
+    """Close with RST instead of FIN."""
     with contextlib.suppress(OSError):
         raw = writer.get_extra_info("socket")
         if raw is not None:

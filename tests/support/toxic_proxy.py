@@ -1,4 +1,4 @@
-"""The storm's toxic proxy for tests that have no event loop of their own: it runs in a thread beside them."""
+"""The fault-injecting proxy in a thread, for tests without an event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.tcp_proxy import CALM, Proxy, Toxin, running_proxy
 
 
 class ToxicStore:
-    """A proxy before an object store. `endpoint` is where clients go."""
+    """An object store behind a fault-injecting proxy; clients connect to `endpoint`."""
 
     def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
         self._proxy = proxy
@@ -24,8 +24,8 @@ class ToxicStore:
         return self._proxy.endpoint
 
     @contextmanager
-    def made(self, toxin: Toxin) -> Iterator[None]:
-        """Make it toxic for a while."""
+    def injecting(self, toxin: Toxin) -> Iterator[None]:
+        """Inject a fault within the block."""
         self._set(toxin)
         try:
             yield
@@ -45,7 +45,7 @@ class ToxicStore:
 
 @contextmanager
 def toxic(target: str) -> Iterator[ToxicStore]:
-    """Stand before `host:port` until the end."""
+    """Run a proxy for `host:port`."""
     started: Future[tuple[ToxicStore, Callable[[], object]]] = Future()
 
     async def run() -> None:
@@ -54,7 +54,7 @@ def toxic(target: str) -> Iterator[ToxicStore]:
             started.set_result((ToxicStore(proxy, loop), lambda: loop.call_soon_threadsafe(ended.set)))
             await ended.wait()
 
-    # asyncio.run also ends the connections that are still carried.
+    # asyncio.run also cancels the connections that are still open.
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="toxic", daemon=True)
     thread.start()
     store, end = started.result(30)

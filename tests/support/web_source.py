@@ -1,4 +1,4 @@
-"""A small real HTTP server whose every path misbehaves in its own way."""
+"""A small HTTP server with a configurable response per path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asked."""
+    """A request as received: `peer` is the local address of the connection."""
 
     path: str
     headers: dict[str, str]
@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(slots=True)
 class WebSource:
-    """StubReadiness by path; remembers what it was asked, and how many connections were made."""
+    """Answers by path; records the requests and counts the connections."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -60,7 +60,7 @@ class WebSource:
 
 @asynccontextmanager
 async def serve(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[WebSource]:
-    """Run a server on a free port; leaving stops it and whatever it still serves."""
+    """Run a server on a free port; at exit, cancel the open connections."""
     source = WebSource()
     running: set[asyncio.Task[None]] = set()
 

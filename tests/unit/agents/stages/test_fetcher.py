@@ -160,7 +160,7 @@ async def test_checks_where_a_redirect_resolves_to(web: WebSource, files: FileSt
 
 
 class Resolver:
-    """StubReadiness from a table, each name with its next list of addresses at each question, the last one for ever."""
+    """Resolves names from a table: the next list of addresses per query, the last one repeatedly."""
 
     def __init__(self, table: dict[str, list[str]], *later: dict[str, list[str]]) -> None:
         self._tables = [table, *later]

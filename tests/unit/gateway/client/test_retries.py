@@ -19,7 +19,7 @@ TAKEN = Submitted(job_id="i.1", image_id="i", status_url=f"{BASE}/s", result_url
 
 @dataclass
 class Server:
-    """StubReadiness as told, one answer after the other; keeps what it was sent."""
+    """Answers from a list, in order; records the requests."""
 
     answers: Iterator[httpx.Response | Exception]
     requests: list[httpx.Request] = field(default_factory=list)
