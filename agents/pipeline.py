@@ -1,4 +1,4 @@
-"""What happens to an image, in order: start reading here.
+"""The pipeline of an image, in order: start reading here.
 
     image.uploaded / image.fetched
       └─ sanitizer   is it acceptable? a safe, upright, metadata-free master
@@ -10,34 +10,27 @@
     image.fetch-requested
       └─ fetcher     brings the original from a URL
 
-Stages are imported by name, when they are asked for: a sanitizer's process never imports a detector's libraries.
+Stages are imported by name, on demand: a sanitizer process never imports a detector's libraries. The names are
+`schemas.values.STAGES`; the file of each is `agents/stages/<name>.py`, and its `STAGE` declares everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.values import STAGES
 from streams.stage import Stage, StageSettings
-
-STAGES: Mapping[str, str] = {
-    "fetcher": "agents.stages.fetcher",
-    "sanitizer": "agents.stages.sanitizer",
-    "resizer": "agents.stages.resizer",
-    "ocr": "agents.stages.ocr",
-    "detector": "agents.stages.detector",
-    "embedder": "agents.stages.embedder",
-    "indexer": "agents.stages.indexer",
-}
 
 
 def stage(name: str) -> Stage[Any, Any, Any]:
-    """Return a stage by name. Raises KeyError for a name there is not."""
-    found: Stage[Any, Any, Any] = import_module(STAGES[name]).STAGE
+    """Return a stage by name. Raises KeyError for an unknown name."""
+    if name not in STAGES:
+        raise KeyError(name)
+    found: Stage[Any, Any, Any] = import_module(f"agents.stages.{name}").STAGE
     return found
 
 

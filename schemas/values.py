@@ -188,8 +188,16 @@ class ImageState(StrEnum):
     DELETED = "deleted"
 
 
-ANALYSIS_STAGES = ("resizer", "ocr", "detector", "embedder")
+# The one list of stage names, in pipeline order: topics, agents, filters, deployment files and docs derive from it.
+# An analysis stage is one line here and one file, agents/stages/<name>.py (CONTRIBUTING.md, "Add a stage").
+ANALYSIS_STAGES = (
+    "resizer",
+    "ocr",
+    "detector",
+    "embedder",
+)
 REQUIRED_STAGES = ("sanitizer", *ANALYSIS_STAGES)
+STAGES = ("fetcher", *REQUIRED_STAGES, "indexer")
 
 
 class Lane(StrEnum):

@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import Field, JsonValue
 
 from schemas.events.envelope import Event
+from schemas.events.facts import StageCompleted
+from schemas.http.history import LineageKind
 from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, ObjectRef, StageReport
 from streams.concurrency.circuit_breaker import Breakers
@@ -22,7 +24,7 @@ from streams.object_store.protocol import FileStore
 from streams.read_model.protocol import ReadModel
 from streams.settings import Group, Settings
 from streams.telemetry.health_board import HealthBoard
-from streams.topics import Topic
+from streams.topics import FACTS, Topic
 
 
 class StageSettings(Group):
@@ -79,6 +81,20 @@ class Announcement:
     result: ObjectRef  # where the result is stored
 
 
+def completed(event: Event, result: StageResult, known: Announcement) -> Emit:
+    """Return the fact of a stage that has no fact type of its own: the result itself, as its model writes it."""
+    fact = StageCompleted(
+        image_id=event.image_id,
+        owner=event.owner,
+        generation=event.generation,
+        run=event.run,
+        profile=event.profile,
+        report=known.report,
+        result=result.model_dump(mode="json"),
+    )
+    return Emit(((FACTS, fact),))
+
+
 @dataclass(frozen=True, slots=True)
 class Once(Generic[I, T, R]):
     """Compute once: how a result is named, stored, and turned into events.
@@ -91,9 +107,18 @@ class Once(Generic[I, T, R]):
     result: type[R]
     input: Callable[[I], ObjectRef]
     parameters: Callable[[I, T], Mapping[str, JsonValue]]
-    announce: Callable[[I, R, Announcement], Emit]
+    announce: Callable[[I, R, Announcement], Emit] = completed
     # Bytes made here that other stages keep results of: claimed for the image, as an original is.
     yields: Callable[[R], ObjectRef] | None = None
+
+
+FindStage = Callable[[str], "Stage[Any, Any, Any]"]
+"""Returns a stage by name. Raises KeyError for an unknown name."""
+
+
+def no_stages(name: str) -> Stage[Any, Any, Any]:
+    """Know no stage: for stages that never look up another."""
+    raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +130,25 @@ class Resources:
     health: HealthBoard
     breakers: Breakers | None = None  # for what a stage opens itself
     read_model: ReadModel | None = None  # shared in the embedded system, where the read model is in process
+    find_stage: FindStage = no_stages  # the stage table, for the indexer
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a stage's container needs: the compose file and the Kubernetes manifests are generated from it.
+
+    `cpu` (cores), `memory` and `memory_limit` (bytes) are Kubernetes quantities; `cpu` and `memory` are requests.
+    `lag_per_replica` is the number of waiting events per replica at which Kubernetes adds one: what one replica
+    processes in the time an image may wait.
+    """
+
+    cpu: str = "500m"
+    memory: str = "512Mi"
+    memory_limit: str = "1Gi"
+    max_replicas: int = 24  # at most the number of partitions
+    lag_per_replica: int = 100
+    models: bool = False  # the image with torch and the engines, and a volume for weights
+    read_model: bool = False  # starts after Qdrant
 
 
 ProcessBatch = Callable[[Sequence[I], T], Awaitable[Sequence["R | Emit | Skip | Reject | Exception"]]]
@@ -129,9 +173,15 @@ class Stage(Generic[I, T, R]):
     process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
     process_batch: ProcessBatch[I, T, R] | None = None
     once: Once[I, T, R] | None = None
+    # What the indexer stores under `analysis.<name>` of the record, which of those keys clients see, and what lineage
+    # calls it. For stages announced by `completed`; the facts of the others say their own keys.
+    record: Callable[[R], Mapping[str, JsonValue]] | None = None
+    public: tuple[str, ...] = ()
+    lineage: LineageKind = LineageKind.ANALYSIS
+    deployment: Deployment = field(default_factory=Deployment)
     in_profile: bool = field(default=True)  # an image's profile may leave this stage out
     reports_failures: bool = field(default=True)  # a dead letter is also a `failed` fact
-    fenced: bool = field(default=True)  # the runtime drops what concerns a deleted image; else the stage sees to it
+    checks_deletion: bool = field(default=True)  # the runtime drops work on deleted images; else the stage does
 
     def __post_init__(self) -> None:
         if (self.process is None) == (self.process_batch is None):

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from schemas.events import facts, intake, outcomes
 from schemas.events.envelope import Event
+from schemas.values import ANALYSIS_STAGES, STAGES
 
 DELAY_TIERS: dict[str, float] = {"30s": 30.0, "5m": 300.0, "30m": 1800.0}  # name -> seconds
-AGENTS = ("fetcher", "sanitizer", "resizer", "ocr", "detector", "embedder", "indexer")
+AGENTS = STAGES
 
 MAX_MESSAGE_BYTES = 262_144  # of a pipeline event: enforces the claim check
 MAX_LETTER_BYTES = 1_000_000  # of delayed and dead events: the original and the reason
@@ -59,7 +60,7 @@ FETCHED = Topic(
 )  # fmt: skip
 SANITIZED = Topic(
     "image.sanitized", "image id", (facts.ImageSanitized,), 7 * _DAY,
-    ("sanitizer",), ("resizer", "ocr", "detector", "embedder"), "The safe master is stored: analyse it.",
+    ("sanitizer",), ANALYSIS_STAGES, "The safe master is stored: analyse it.",
 )  # fmt: skip
 FACTS = Topic(
     "image.facts", "image id", facts.FACTS, 7 * _DAY,

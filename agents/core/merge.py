@@ -1,9 +1,10 @@
-"""Facts into one record: what each fact adds, and where the image then stands. Independent of the order of facts."""
+"""Merges facts into one record: what each fact adds, and the image's state. Independent of the order of facts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -19,13 +20,14 @@ from schemas.events.facts import (
     TextRead,
 )
 from schemas.events.intake import SUBMISSION, Submission
+from schemas.http.history import LineageKind
 from schemas.values import ErrorCode, ImageState, ObjectRef, Profile, StageState
 
 SANITIZER, FETCHER = "sanitizer", "fetcher"
-ANNOTATION = ("tags", "category", "context", "revision")  # what an owner says of an image, and may say anew
+ANNOTATION = ("tags", "category", "context", "revision")  # what an owner may change later
 
-# Of two facts about one stage of one generation the better one stays, whichever comes last: work that was done is
-# done, and a dead letter that is replayed may only mend. Of equally good ones that of the later run stays.
+# Of two facts about one stage of one generation the higher-ranked one wins, whatever their order: finished work stays
+# finished, and a replayed dead letter can only improve the record. Of equal ranks, the later run wins.
 _RANK = {
     StageState.PENDING: 0,
     StageState.FAILED: 1,
@@ -37,7 +39,7 @@ _RANK = {
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What one fact says: keys of the record, and where its stage stands."""
+    """What one fact adds: keys of the record, and the state of its stage."""
 
     stage: str
     state: StageState
@@ -46,68 +48,99 @@ class Learned:
     message: str | None = None
     result: ObjectRef | None = None
     vector: Sequence[float] | None = None
-    also_done: tuple[str, ...] = ()  # stages that must have done their work, or this fact could not be
+    also_done: tuple[str, ...] = ()  # earlier stages this fact proves to be done
+    analysis: Mapping[str, JsonValue] | None = None  # what a generic stage records of its result
+    public: tuple[str, ...] = ()  # the keys of `analysis` clients see
+    lineage: LineageKind | None = None  # what lineage calls `analysis`
 
 
 def learn(fact: Fact) -> Learned:
-    """Return what a fact says. Raises ValueError for a vector that is none, TypeError for a fact nobody knows."""
+    """Return what a fact adds to the record. Raises ValueError for a malformed vector, KeyError without a handler."""
+    return HANDLERS[type(fact)](fact)
+
+
+def _learn_sanitized(fact: ImageSanitized) -> Learned:
+    fetched = (FETCHER,) if fact.source_url else ()
+    return Learned(fact.report.stage, StageState.DONE, _sanitized(fact), also_done=fetched)
+
+
+def _learn_resized(fact: ImageResized) -> Learned:
+    renditions: list[JsonValue] = [rendition.model_dump(mode="json") for rendition in fact.renditions]
+    return Learned(fact.report.stage, StageState.DONE, {"renditions": renditions})
+
+
+def _learn_text(fact: TextRead) -> Learned:
+    keys: dict[str, JsonValue] = {"text": fact.content, "text_confidence": fact.mean_confidence}
+    return Learned(fact.report.stage, StageState.DONE, keys, result=fact.result)
+
+
+def _learn_objects(fact: ObjectsDetected) -> Learned:
+    labels: list[JsonValue] = [*sorted({found.label for found in fact.objects})]
+    keys: dict[str, JsonValue] = {"objects": [found.model_dump(mode="json") for found in fact.objects]}
+    return Learned(fact.report.stage, StageState.DONE, {**keys, "labels": labels})
+
+
+def _learn_vector(fact: ImageEmbedded) -> Learned:
+    return Learned(fact.report.stage, StageState.DONE, {"has_vector": True}, vector=fact.vector.values())
+
+
+def _learn_skip(fact: StageSkipped) -> Learned:
+    return Learned(fact.report.stage, StageState.SKIPPED, code=fact.reason, message=fact.message)
+
+
+def _learn_refusal(fact: ImageRefused) -> Learned:
     stage = fact.report.stage
-    match fact:
-        case ImageSanitized():
-            fetched = (FETCHER,) if fact.source_url else ()
-            learned = Learned(stage, StageState.DONE, _sanitized(fact), also_done=fetched)
-        case ImageResized():
-            renditions: list[JsonValue] = [rendition.model_dump(mode="json") for rendition in fact.renditions]
-            learned = Learned(stage, StageState.DONE, {"renditions": renditions})
-        case TextRead():
-            keys: dict[str, JsonValue] = {"text": fact.content, "text_confidence": fact.mean_confidence}
-            learned = Learned(stage, StageState.DONE, keys, result=fact.result)
-        case ObjectsDetected():
-            learned = Learned(stage, StageState.DONE, _detected(fact))
-        case ImageEmbedded():
-            learned = Learned(stage, StageState.DONE, {"has_vector": True}, vector=fact.vector.values())
-        case StageSkipped():
-            learned = Learned(stage, StageState.SKIPPED, code=fact.reason, message=fact.message)
-        case ImageRefused():
-            first = stage in (SANITIZER, FETCHER)  # later ones were told by the sanitized image what its sender said
-            keys = {**_submitted(fact), **_original(fact)} if first else {}
-            learned = Learned(stage, StageState.REJECTED, keys, code=fact.code, message=fact.message)
-        case StageFailed():
-            learned = Learned(stage, StageState.FAILED, _original(fact), code=fact.code, message=fact.message)
-        case _:
-            raise TypeError(f"nobody knows what {fact.type} says")
-    return learned
+    # Refused later, the image's submission is already recorded from ImageSanitized.
+    keys = {**_submitted(fact), **_original(fact)} if stage in (SANITIZER, FETCHER) else {}
+    return Learned(stage, StageState.REJECTED, keys, code=fact.code, message=fact.message)
+
+
+def _learn_failure(fact: StageFailed) -> Learned:
+    return Learned(fact.report.stage, StageState.FAILED, _original(fact), code=fact.code, message=fact.message)
+
+
+HANDLERS: Mapping[type[Fact], Callable[[Any], Learned]] = {
+    ImageSanitized: _learn_sanitized,
+    ImageResized: _learn_resized,
+    TextRead: _learn_text,
+    ObjectsDetected: _learn_objects,
+    ImageEmbedded: _learn_vector,
+    StageSkipped: _learn_skip,
+    ImageRefused: _learn_refusal,
+    StageFailed: _learn_failure,
+}
+"""Fact type -> what it adds to the record. StageCompleted has its handler in agents.indexing.record_facts."""
 
 
 def outranks(new: StageState, known: StageState | None, *, run: int = 0, known_run: int = 0) -> bool:
-    """Say whether what is new of a stage replaces what is known of it; an equal repeats it.
+    """Return whether a new state of a stage replaces the known one; an equal one does.
 
-    A rerun can mend and renew, but take nothing away: where it failed, was skipped or refused, older work stays.
+    A rerun can only improve: if it failed, was skipped or refused, the older result stays.
     """
     return known is None or _standing(new, run) >= _standing(known, known_run)
 
 
 def unless_annotated(keys: Mapping[str, JsonValue], revision: int) -> Mapping[str, JsonValue]:
-    """Return what is written of a fact's keys where the owner has annotated the image so many times.
+    """Return the keys of a fact to write when the record is at this annotation revision.
 
-    What was submitted gives way to what was said later; a rerun's submission repeats that, with its revision.
+    Submitted annotations never overwrite later ones; a rerun's submission carries the revision it repeats.
     """
-    said = keys.get("revision", 0)
-    if not revision or (isinstance(said, int) and said > revision):
+    submitted = keys.get("revision", 0)
+    if not revision or (isinstance(submitted, int) and submitted > revision):
         return keys
     return {name: value for name, value in keys.items() if name not in ANNOTATION}
 
 
 def required_stages(profile: Profile) -> tuple[str, ...]:
-    """Return the stages whose end an image waits for, in pipeline order."""
+    """Return the stages an image must end, in pipeline order."""
     return (SANITIZER, *(stage for stage in dict.fromkeys(profile.stages) if stage != SANITIZER))
 
 
 def decide(required: Sequence[str], stages: Mapping[str, StageState]) -> ImageState:
-    """Return where an image stands.
+    """Return an image's state.
 
-    Refused or failed while it was fetched or sanitized: nothing can follow, so that is how it ends. Else it ends when
-    every required stage has: failed if one failed, rejected if one refused it, completed if all are done or skipped.
+    Rejected or failed while it was fetched or sanitized ends it, since no stage can follow. Otherwise it ends when
+    every required stage has: failed if one failed, rejected if one rejected it, completed if all are done or skipped.
     """
     gate = stages.get(SANITIZER, StageState.PENDING)
     if gate is StageState.PENDING:
@@ -127,14 +160,14 @@ def decide(required: Sequence[str], stages: Mapping[str, StageState]) -> ImageSt
 
 
 def to_blame(state: ImageState, required: Sequence[str], stages: Mapping[str, StageState]) -> str | None:
-    """Return the first stage that made an image end rejected or failed, None if it did not."""
+    """Return the first stage that made an image end rejected or failed; None if it ended neither way."""
     guilty = {ImageState.REJECTED: StageState.REJECTED, ImageState.FAILED: StageState.FAILED}.get(state)
     order = (SANITIZER, FETCHER, *required) if SANITIZER in stages else (FETCHER, *required)
     return next((stage for stage in order if guilty is not None and stages.get(stage) is guilty), None)
 
 
 def _standing(state: StageState, run: int) -> tuple[int, int, int]:
-    # An image that was accepted is not refused after all: there, a refusal is a failure.
+    # A rerun cannot reject an image that was accepted: there, a rejection counts as a failure.
     worth = StageState.FAILED if run and state is StageState.REJECTED else state
     return _RANK[worth], run, _RANK[state]
 
@@ -143,8 +176,8 @@ def _original(fact: ImageRefused | StageFailed) -> dict[str, JsonValue]:
     return {"original": fact.original.model_dump(mode="json")} if fact.original is not None else {}
 
 
-def _submitted(said: Submission) -> dict[str, JsonValue]:
-    return said.model_dump(mode="json", include=set(SUBMISSION))
+def _submitted(fact: Submission) -> dict[str, JsonValue]:
+    return fact.model_dump(mode="json", include=set(SUBMISSION))
 
 
 def _sanitized(fact: ImageSanitized) -> dict[str, JsonValue]:
@@ -159,8 +192,3 @@ def _sanitized(fact: ImageSanitized) -> dict[str, JsonValue]:
         "original": fact.original.model_dump(mode="json"),
         **{key: image.get(key) for key in keys},
     }
-
-
-def _detected(fact: ObjectsDetected) -> dict[str, JsonValue]:
-    labels: list[JsonValue] = [*sorted({found.label for found in fact.objects})]
-    return {"objects": [found.model_dump(mode="json") for found in fact.objects], "labels": labels}

@@ -11,7 +11,7 @@ from schemas.events.facts import Fact
 from schemas.values import ErrorCode, StageState
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import HISTORY_LIMIT, HistoryEntry
-from streams.telemetry.tracing import origin_in_hand
+from streams.telemetry.tracing import current_origin
 
 
 def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | None = None) -> dict[str, HistoryEntry]:
@@ -19,7 +19,7 @@ def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | 
 
     So one event that comes again is one entry, whatever came between; work that was done again is another.
     """
-    origin = origin_in_hand()
+    origin = current_origin()
     report = event.report if isinstance(event, Fact) else None
     entry = HistoryEntry(
         event_id=event.id,

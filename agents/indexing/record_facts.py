@@ -1,4 +1,4 @@
-"""Recording: a fact into its image's record in the read model, and how the image ended, if it did."""
+"""Writes a fact into its image's record in the read model, and the outcome if the fact ended the image."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import math
 from contextlib import suppress
 from datetime import datetime
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
 from agents.indexing.fact_history import entry_of, keep_short
 from agents.indexing.record_annotations import begun
 from schemas.events.envelope import now
-from schemas.events.facts import Fact
+from schemas.events.facts import Fact, StageCompleted
 from schemas.events.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
 from schemas.values import ErrorCode, ImageState, StageState
 from streams.errors import Malformed
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import DIMENSIONS, ImageRecord, StageRecord
+from streams.stage import FindStage, no_stages
 from streams.telemetry import metrics
 
 
-async def record(fact: Fact, read_model: ReadModel, erasures: Tombstones) -> ImageRecord | None:
-    """Write what a fact says; return the record as it then is.
+async def record(
+    fact: Fact, read_model: ReadModel, erasures: Tombstones, find_stage: FindStage = no_stages
+) -> ImageRecord | None:
+    """Write a fact; return the updated record.
 
-    None if the fact is not to be written: its generation is over, the image is deleted, or it is another owner's.
-    Raises Malformed for a vector that is none.
+    None if the fact was dropped: its generation is superseded, the image is deleted, or it is another owner's.
+    `find_stage` returns the stage whose result a StageCompleted carries. Raises Malformed.
     """
-    learned = _learned(fact)
+    learned = _learned(fact, find_stage)
     known = await begun(fact, read_model, erasures)
     if known is None or not _writable(fact, known):
         return None
@@ -36,22 +39,29 @@ async def record(fact: Fact, read_model: ReadModel, erasures: Tombstones) -> Ima
     if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
         patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
         stages = _stages(fact, learned, known)
+        analysis = {learned.stage: learned.analysis} if learned.analysis is not None else None
         await read_model.merge(
-            fact.image_id, fact.generation, patch, stages=stages, history=entry, vector=learned.vector
+            fact.image_id,
+            fact.generation,
+            patch,
+            stages=stages,
+            analysis=analysis,
+            history=entry,
+            vector=learned.vector,
         )
         known = await read_model.get(fact.image_id)
     else:
         await read_model.merge(fact.image_id, fact.generation, {}, history=entry)
-    if old is not None:  # else there are as many entries as stages
+    if old is not None:  # otherwise there are as many entries as stages, well below the limit
         await keep_short(fact.image_id, fact.generation, read_model)
     return known if known is not None and _writable(fact, known) else None
 
 
 async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Outcome | None:
-    """Return the outcome if this fact ended the image, and write down that it did.
+    """Return the outcome if this fact ended the image, and record it.
 
-    A fact that comes again says its outcome again; any other fact of an image that has ended says nothing. An image
-    that failed and is being mended is in process again.
+    A redelivered fact returns its outcome again; any other fact of an image that has ended returns None. A failed
+    image that is being reprocessed is in the state processing again.
     """
     states = {name: stage.state for name, stage in known.stages.items()}
     state = decide(known.required, states)
@@ -78,7 +88,9 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     return _outcome(fact, ImageRecord.model_validate({**known.model_dump(), **changes}))
 
 
-def _learned(fact: Fact) -> Learned:
+def _learned(fact: Fact, find_stage: FindStage) -> Learned:
+    if isinstance(fact, StageCompleted):
+        return learn_completed(fact, find_stage)
     try:
         learned = learn(fact)
     except ValueError as error:
@@ -88,6 +100,24 @@ def _learned(fact: Fact) -> Learned:
         if len(learned.vector) != DIMENSIONS or not math.isfinite(norm) or norm == 0:
             raise Malformed(f"vector: not {DIMENSIONS} finite numbers with a direction")
     return learned
+
+
+def learn_completed(fact: StageCompleted, find_stage: FindStage) -> Learned:
+    """Return what a stage declares to record of its result. Raises Malformed for a result its model refuses."""
+    name = fact.report.stage
+    try:
+        stage = find_stage(name)
+    except KeyError as error:
+        raise Malformed(f"there is no stage {name[:64]!r} here", code=ErrorCode.UNKNOWN_EVENT) from error
+    if stage.once is None or stage.record is None:
+        raise Malformed(f"stage {name} declares no `record`, so its results are not read")
+    try:
+        result = stage.once.result.model_validate(fact.result)
+    except ValidationError as error:
+        raise Malformed(f"result of {name}: {str(error)[:500]}") from error
+    recorded = stage.record(result)
+    public = tuple(key for key in stage.public if key in recorded)
+    return Learned(name, StageState.DONE, analysis=recorded, public=public, lineage=stage.lineage)
 
 
 def _writable(fact: Fact, known: ImageRecord) -> bool:
@@ -112,12 +142,14 @@ def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, Stage
         message=learned.message,
         result=learned.result or fact.report.result,
         finished_at=fact.occurred_at,
+        public=learned.public,
+        lineage=learned.lineage,
     )
     return found
 
 
 def _outcome(fact: Fact, known: ImageRecord) -> Outcome:
-    said = {
+    fields = {
         "image_id": known.image_id,
         "owner": known.owner,
         "generation": known.generation,
@@ -126,12 +158,12 @@ def _outcome(fact: Fact, known: ImageRecord) -> Outcome:
     }
     kind = {ImageState.REJECTED: ImageRejected, ImageState.FAILED: ImageFailed}.get(known.state)
     if kind is None:
-        return ImageCompleted.model_validate(said)
-    return kind.model_validate({**said, "code": known.error_code, "message": known.error_message or ""})
+        return ImageCompleted.model_validate(fields)
+    return kind.model_validate({**fields, "code": known.error_code, "message": known.error_message or ""})
 
 
 def _count(state: ImageState, submitted_at: str | None, finished_at: str) -> None:
     metrics.IMAGES.labels(state.value).inc()
-    with suppress(ValueError, TypeError):  # another service wrote no time, or none with a zone: nothing to measure
+    with suppress(ValueError, TypeError):  # another service may write no time, or one without a zone
         seconds = datetime.fromisoformat(finished_at) - datetime.fromisoformat(submitted_at or "")
         metrics.IMAGE_SECONDS.labels(state.value).observe(max(0.0, seconds.total_seconds()))

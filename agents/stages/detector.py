@@ -17,12 +17,13 @@ from agents.core.detect import as_objects
 from agents.models.loading import Loaded, load, open_master
 from agents.models.yolo_detector import MODEL, Letterboxed, YoloDetector, find_yolo
 from schemas.events.facts import ImageSanitized, ObjectsDetected
+from schemas.http.history import LineageKind
 from schemas.stored.results import DetectedObjects
 from schemas.values import ModelRef
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
 
 
 class DetectorSettings(StageSettings):
@@ -151,4 +152,6 @@ STAGE: Stage[ImageSanitized, Tools, DetectedObjects] = Stage(
     once=Once(
         result=DetectedObjects, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
     ),
+    lineage=LineageKind.OBJECT,
+    deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=200, models=True),
 )

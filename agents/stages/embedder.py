@@ -19,12 +19,13 @@ from agents.core.embed import Floats, check_distinct, prepare
 from agents.models.clip_encoder import ARCHITECTURE, MODEL, ClipEncoder, find_clip
 from agents.models.loading import Loaded, load, open_master
 from schemas.events.facts import ImageEmbedded, ImageSanitized
+from schemas.http.history import LineageKind
 from schemas.stored.results import ImageEmbedding
 from schemas.values import ModelRef, Vector
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
 
 
 class EmbedderSettings(StageSettings):
@@ -134,4 +135,6 @@ STAGE: Stage[ImageSanitized, Tools, ImageEmbedding] = Stage(
     once=Once(
         result=ImageEmbedding, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
     ),
+    lineage=LineageKind.VECTOR,
+    deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=300, models=True),
 )

@@ -26,7 +26,7 @@ from streams import topics
 from streams.object_store.keys import original_key
 from streams.object_store.original_references import add_reference
 from streams.object_store.protocol import FileStore
-from streams.stage import Emit, Outcome, Reject, Resources, Stage, StageSettings
+from streams.stage import Deployment, Emit, Outcome, Reject, Resources, Stage, StageSettings
 
 
 class FetcherSettings(StageSettings, SourceSettings):
@@ -87,4 +87,5 @@ STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
     open=open_tools,
     process=fetch_image,
     in_profile=False,  # whoever asks for a fetch wants it, whatever else the image must pass
+    deployment=Deployment(cpu="100m", memory="256Mi", memory_limit="512Mi"),
 )

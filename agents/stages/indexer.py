@@ -1,10 +1,10 @@
-"""indexer: facts come in; each is written into its image's record, and how an image ends is said once.
+"""indexer: writes each fact into its image's record, and emits each image's outcome once.
 
-In: `image.facts`. Out: `image.outcomes`. Refused: nothing; facts of a generation that is over, or of an image that is
-deleted or another's, are dropped as superseded. Facts may come in any order and any number of times: the record is
-the same. The outcome is said by the fact that ended the image, and again only when that very fact comes again.
+In: `image.facts`. Out: `image.outcomes`. Rejects nothing; facts of a superseded generation, or of an image that is
+deleted or another owner's, are dropped as superseded. Facts may arrive in any order and any number of times: the
+record is the same. The fact that ended the image emits the outcome, and emits it again only if it is redelivered.
 A deletion removes the image's objects and receipts, its original and results unless the owner has the same bytes
-elsewhere, and leaves a tombstone here and one that the other agents can see.
+elsewhere, and leaves a tombstone in the read model and one in the object store, which the other agents check.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streams.object_store.protocol import FileStore
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
-from streams.stage import Emit, Resources, Skip, Stage, StageSettings
+from streams.stage import Deployment, Emit, FindStage, Resources, Skip, Stage, StageSettings, no_stages
 from streams.telemetry import metrics
 
 _SUPERSEDED = Skip(ErrorCode.SUPERSEDED, "the image has a newer generation, is deleted, or is not this owner's")
@@ -44,31 +44,32 @@ class IndexerSettings(StageSettings):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Where records are, and the objects a deletion removes."""
+    """The records, the objects a deletion removes, and the stage table."""
 
     read_model: ReadModel
     files: FileStore
+    find_stage: FindStage = no_stages
 
 
 @asynccontextmanager
 async def open_tools(_settings: IndexerSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Use the read model this process already has, or open it."""
+    """Use the read model this process has open, or open it."""
     async with AsyncExitStack() as stack:
         read_model = resources.read_model
         if read_model is None:
             read_model = await stack.enter_async_context(open_read_model(resources.settings.qdrant, resources.breakers))
-        yield Tools(read_model, resources.files)
+        yield Tools(read_model, resources.files, resources.find_stage)
 
 
 async def index(event: Event, tools: Tools) -> Emit | Skip:
-    """Write what a fact says; say the outcome if it ended the image. Raises Malformed for a vector that is none."""
+    """Write a fact; emit the outcome if it ended the image. Raises Malformed."""
     if isinstance(event, DeletionRequested):
         return await _delete(event, tools)
     if isinstance(event, ImageAnnotated):
         return Emit(()) if await annotate(event, tools.read_model, Tombstones(tools.files)) else _SUPERSEDED
     if not isinstance(event, Fact):
         raise Malformed(f"{event.type} is no fact")
-    known = await record(event, tools.read_model, Tombstones(tools.files))
+    known = await record(event, tools.read_model, Tombstones(tools.files), tools.find_stage)
     if known is None:
         return _SUPERSEDED
     outcome = await conclude(event, known, tools.read_model)
@@ -98,5 +99,6 @@ STAGE: Stage[Event, Tools, StageResult] = Stage(
     process=index,
     in_profile=False,
     reports_failures=False,
-    fenced=False,  # the read model knows, and a deletion must pass
+    deployment=Deployment(cpu="200m", memory="256Mi", memory_limit="512Mi", lag_per_replica=1000, read_model=True),
+    checks_deletion=False,  # the read model does, and a deletion must pass
 )

@@ -21,11 +21,12 @@ from agents.core.read_text import mean_confidence
 from agents.models.loading import Loaded, load, open_master
 from agents.models.ocr_engines import Reading, Rules, open_engines
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
+from schemas.http.history import LineageKind
 from schemas.stored.results import ReadText
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
 from streams.telemetry.health_board import Condition
 
 
@@ -133,4 +134,6 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     open=open_tools,
     process=read_text,
     once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+    lineage=LineageKind.TEXT,
+    deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=30, models=True),
 )

@@ -26,6 +26,7 @@ from agents.core.resize import (
     render,
 )
 from schemas.events.facts import ImageResized, ImageSanitized
+from schemas.http.history import LineageKind
 from schemas.stored.results import ResizedImage
 from schemas.values import ErrorCode, ObjectRef, Rendition
 from streams import topics
@@ -137,4 +138,5 @@ STAGE: Stage[ImageSanitized, Tools, ResizedImage] = Stage(
     open=open_tools,
     process=resize_image,
     once=Once(ResizedImage, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+    lineage=LineageKind.VARIANT,
 )

@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from schemas.events.facts import ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
+from schemas.http.history import LineageKind
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
@@ -33,7 +34,7 @@ from streams.sandbox.pool import (
     SandboxTimeout,
     SandboxUnavailable,
 )
-from streams.stage import Announcement, Emit, Once, Outcome, Reject, Resources, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Outcome, Reject, Resources, Stage, StageSettings
 
 Arrival = ImageUploaded | ImageFetched
 
@@ -157,4 +158,6 @@ STAGE: Stage[Arrival, Tools, SanitizedImage] = Stage(
         announce=_announce,
         yields=lambda image: image.master,
     ),
+    lineage=LineageKind.MASTER,
+    deployment=Deployment(memory_limit="2Gi", lag_per_replica=150),
 )

@@ -18,14 +18,14 @@ from pydantic.fields import FieldInfo
 
 from agents.maintenance.janitor import JanitorSettings
 from agents.maintenance.reconciler import ReconcilerSettings
-from agents.pipeline import STAGES, stage
+from agents.pipeline import stage
 from darkroom.generate.asyncapi import asyncapi
 from darkroom.generate.openapi import openapi
 from darkroom.processes.gateway_runtime import GatewayEnvironment
 from gateway.http.problems import TITLES
 from schemas.events.envelope import Event
 from schemas.http.problems import ProblemCode
-from schemas.values import ERROR_MEANINGS
+from schemas.values import ERROR_MEANINGS, STAGES
 from streams.settings import KafkaSettings, Settings
 from streams.stage import Stage
 from streams.telemetry.metrics import ADVICE

@@ -38,7 +38,7 @@ from streams.live.log_follower import open_feed
 from streams.object_store.protocol import FileStore
 from streams.operations.consumer_lag import Backlog
 from streams.operations.recent_rates import RecentLog
-from streams.process.exit_codes import leave_undeliverable
+from streams.process.exit_codes import exit_undeliverable
 from streams.process.settings_checks import check_safe
 from streams.process.watchdog import Watchdog, WatchdogSettings
 from streams.read_model.factory import open_read_model
@@ -151,9 +151,10 @@ async def _indexer_beside(
             breakers=breakers,
             read_model=read_model,
             until=until,
+            find_stage=pipeline.stage,
         )
     )
-    consuming.add_done_callback(lambda task: None if leaving.is_set() else leave_undeliverable(_why(task)))
+    consuming.add_done_callback(lambda task: None if leaving.is_set() else exit_undeliverable(_why(task)))
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ def run_agent(name: str) -> int:
     except ValidationError as error:
         return explain(error)
     log.info("stage settings", stage=name, **own.model_dump(mode="json"))
-    return asyncio.run(run_stage(stage, own, settings))
+    return asyncio.run(run_stage(stage, own, settings, pipeline.stage))
 
 
 def run_router() -> int:

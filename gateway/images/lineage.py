@@ -1,4 +1,4 @@
-"""Lineage: from what, by which code, weights and parameters each part of an image's results was computed."""
+"""Lineage: the input, code, weights and parameters each part of an image's results was computed with."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import documented
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.history import ImageLineage, LineageItem, LineageKind, LineageState, Origin
 from schemas.http.problems import ProblemCode
-from schemas.values import StageState
+from schemas.values import REQUIRED_STAGES, StageState
 from streams.concurrency.timeouts import bounded
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.object_store.results import StoredResult
@@ -22,14 +24,13 @@ from streams.read_model.records import ImageRecord, StageRecord
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sanitizer", "resizer", "ocr", "detector", "embedder")
-_MAX_RESULT_BYTES = 32_000_000  # as much as is read of a stored text
+_MAX_RESULT_BYTES = 32_000_000  # the largest stored text that is read
 _CANDIDATES = 2  # stored results looked for where the record names none: one is certain, two are not
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLineages:
-    """The endpoint that tells where results come from."""
+    """The endpoint for the lineage of results."""
 
     settings: GatewaySettings
     files: FileStore
@@ -41,6 +42,7 @@ class ImageLineages:
         router.add_api_route(
             "/{image_id}/lineage",
             self.lineage,
+            dependencies=[requires(Scope.READ)],
             summary="Where an image's results come from",
             response_model_exclude_none=True,
             responses=documented(
@@ -50,9 +52,9 @@ class ImageLineages:
         return router
 
     async def lineage(self, image_id: str, owner: Caller) -> ImageLineage:
-        """For each variant, text, object and vector: input, code, weights, parameters. What is not known says why."""
+        """For each variant, text, object, vector and analysis: input, code, weights, parameters, or why unknown."""
         record = await self.lookup.image(image_id, owner)
-        names = [*STAGES, *(name for name in record.stages if name not in STAGES)]
+        names = [*REQUIRED_STAGES, *(name for name in record.stages if name not in REQUIRED_STAGES)]
         return ImageLineage(
             image_id=image_id,
             original_sha256=record.original.sha256 if record.original else None,
@@ -65,24 +67,24 @@ class ImageLineages:
         if known.state is not StageState.DONE:
             return _without(known, LineageState.NOT_MADE, known.message)
         key = known.result.key if known.result is not None else await self._found(record, stage, known.version)
-        # Whoever may say facts could name any object: only the owner's own results are ever read.
+        # A producer of facts could name any object: only the owner's own results are read.
         if key is None or not key.startswith(f"results/{record.owner}/"):
             return _without(known, LineageState.MISSING, "It is not known which stored result this is.")
         try:
             raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
             lineage = StoredResult.model_validate_json(raw).lineage
         except ObjectMissing:
-            return _without(known, LineageState.MISSING, "The stored result is not there any more.")
-        except ValueError as error:  # larger than it may be, or, as a ValidationError, no result
+            return _without(known, LineageState.MISSING, "The stored result has been removed.")
+        except ValueError as error:  # above the size limit, or (ValidationError) not a result
             log.warning("a stored result is unreadable", extra={"key": key, "error": str(error)[:300]})
             return _without(known, LineageState.UNREADABLE, "The stored result cannot be read.")
-        said = lineage.model_dump(mode="json", exclude={"stage"})
-        return Origin(state=LineageState.KNOWN, stage_state=known.state, reused=known.reused, **said)
+        fields = lineage.model_dump(mode="json", exclude={"stage"})
+        return Origin(state=LineageState.KNOWN, stage_state=known.state, reused=known.reused, **fields)
 
     async def _found(self, record: ImageRecord, stage: str, version: str) -> str | None:
-        """Return the one result there can be, for a record of a time when facts did not name theirs."""
+        """Return the only stored result there is, for records older than facts that name their result."""
         source = record.original if stage == "sanitizer" else record.master
-        if source is None or stage not in STAGES or not version:
+        if source is None or stage not in REQUIRED_STAGES or not version:
             return None
         return await bounded(
             self._only(f"results/{record.owner}/{source.sha256}/{stage}/{version}/"), self.settings.storage_timeout_s
@@ -116,3 +118,6 @@ def _items(record: ImageRecord) -> Iterator[LineageItem]:
         yield LineageItem(kind=LineageKind.OBJECT, name=found.label, stage="detector", box=found.box)
     if record.has_vector:
         yield LineageItem(kind=LineageKind.VECTOR, name="clip", stage="embedder")
+    for stage in record.analysis:
+        known = record.stages.get(stage)
+        yield LineageItem(kind=(known and known.lineage) or LineageKind.ANALYSIS, name=stage, stage=stage)

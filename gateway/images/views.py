@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from fastapi import Request, Response
+from pydantic import JsonValue
 
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Job
@@ -68,6 +69,7 @@ def job_result(job: Job, record: ImageRecord, text: ReadText | None, base: str) 
         metadata=_metadata(record),
         text=_text(record, text),
         objects=_objects(record) if detected or record.objects else None,
+        analysis=analysis(record),
         stages=stages(record),
         error=_error(record),
         created_at=record.submitted_at,
@@ -91,6 +93,15 @@ def stages(record: ImageRecord) -> dict[str, StageView]:
             message=stage.message,
         )
     return found
+
+
+def analysis(record: ImageRecord) -> dict[str, dict[str, JsonValue]]:
+    """Return the recorded results clients may see, by stage: the keys each stage declares public."""
+    return {
+        name: {key: recorded[key] for key in record.stages[name].public if key in recorded}
+        for name, recorded in record.analysis.items()
+        if name in record.stages
+    }
 
 
 def urls(record: ImageRecord, base: str) -> dict[str, str]:
@@ -135,7 +146,9 @@ def image_item(record: ImageRecord, base: str) -> ImageItem:
 def image_details(record: ImageRecord, base: str) -> ImageDetails:
     """Return everything known of an image but where its text and objects are."""
     known = {**image_item(record, base).model_dump(), **_metadata(record).model_dump()}
-    return ImageDetails(**known, text=record.text, stages=stages(record), revision=record.revision)
+    return ImageDetails(
+        **known, text=record.text, analysis=analysis(record), stages=stages(record), revision=record.revision
+    )
 
 
 def search_item(

@@ -25,7 +25,7 @@ class Fact(Event):
 
 
 class ImageSanitized(Submission, Fact):
-    """The image is acceptable, and here is its safe form. Also the work event of the four analysis stages."""
+    """The image is acceptable, and here is its safe form. Also the work event of the analysis stages."""
 
     type: ClassVar[str] = "darkroom.image.sanitized.v1"
 
@@ -69,6 +69,14 @@ class ImageEmbedded(Fact):
 
     vector: Vector
     model: ModelRef
+
+
+class StageCompleted(Fact):
+    """A stage without a fact type of its own is done: its result, which the stage's result model validates."""
+
+    type: ClassVar[str] = "darkroom.image.stage-completed.v1"
+
+    result: dict[str, JsonValue] = Field(description="the result, as the stage's model writes it")
 
 
 class StageSkipped(Fact):
@@ -133,6 +141,7 @@ FACTS: tuple[type[Event], ...] = (
     TextRead,
     ObjectsDetected,
     ImageEmbedded,
+    StageCompleted,
     StageSkipped,
     ImageRefused,
     StageFailed,

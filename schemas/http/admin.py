@@ -23,7 +23,7 @@ class ReprocessRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: str = Field(
-        description="sanitizer, resizer, ocr, detector or embedder",
+        description=f"one of {', '.join(REQUIRED_STAGES)}",
         max_length=64,
         examples=["ocr"],
         json_schema_extra={"enum": list(REQUIRED_STAGES)},

@@ -89,13 +89,14 @@ class LineageKind(StrEnum):
     TEXT = "text"
     OBJECT = "object"
     VECTOR = "vector"
+    ANALYSIS = "analysis"
 
 
 class LineageItem(Value):
     """One part of what is known of an image, and the stage it comes from."""
 
     kind: LineageKind
-    name: str = Field(description="the variant's name, the object's label", examples=["thumbnail"])
+    name: str = Field(description="the variant's name, the object's label, the analysis' stage", examples=["thumbnail"])
     stage: str = Field(description="see `origins`", examples=["resizer"])
     sha256: str | None = Field(default=None, description="of its bytes, if it has any")
     box: Box | None = None

@@ -48,6 +48,9 @@ class ImageDetails(ImageItem, ImageMetadata):
     """Everything known of an image but where its text and objects are; those are in its job's result."""
 
     text: str | None = None
+    analysis: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, description="results of stages without a field of their own, by stage", examples=[{}]
+    )
     stages: dict[str, StageView] = Field(default_factory=dict)
     revision: int = Field(0, description="how often tags, category and context were changed")
 

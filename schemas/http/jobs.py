@@ -112,6 +112,9 @@ class JobResult(Value):
     metadata: ImageMetadata = Field(default_factory=ImageMetadata)
     text: TextView | None = Field(None, description="absent when no text stage was done")
     objects: tuple[ObjectView, ...] | None = Field(None, description="absent when no detection was done")
+    analysis: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, description="results of stages without a field of their own, by stage", examples=[{}]
+    )
     stages: dict[str, StageView] = Field(default_factory=dict)
     error: JobError | None = None
     created_at: str | None = None

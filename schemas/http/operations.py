@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from schemas.values import REQUIRED_STAGES, Value
+from schemas.values import STAGES, Value
 
 LETTER_PATTERN = r"^[0-9]{1,6}-[0-9]{1,18}$"
 MAX_LETTERS = 200  # of one page, and acts of one request
@@ -43,7 +43,7 @@ class LetterDetail(LetterView):
     payload: str | None = Field(None, description="the event's body; it may hold what a client sent")
 
 
-_GIVE_UP = ("fetcher", *REQUIRED_STAGES, "indexer", "scheduler")  # who leaves dead letters; a test holds it to theirs
+_GIVE_UP = (*STAGES, "scheduler")  # who leaves dead letters; a test holds it to theirs
 
 
 class LetterFilter(BaseModel):

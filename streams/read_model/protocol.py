@@ -36,12 +36,14 @@ class ReadModel(Protocol):
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        """Write top-level keys, single stages and entries, and the vector, if the point is of exactly this generation.
+        """Write top-level keys, single stages, analyses and history entries, and the vector, of one generation.
 
-        Update-only and conditional: a point that is missing, newer or deleted stays as it is. A None removes its key.
+        Update-only and conditional: a point that is missing, of another generation or deleted stays as it is. A None
+        removes its key.
         """
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:

@@ -91,6 +91,7 @@ class LocalReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
@@ -104,6 +105,8 @@ class LocalReadModel:
             payload |= with_derived(patch)
             for name, stage in (stages or {}).items():
                 payload.setdefault("stages", {})[name] = stage.model_dump(mode="json", exclude_none=True)
+            if analysis:
+                payload["analysis"] = payload.get("analysis", {}) | {name: dict(k) for name, k in analysis.items()}
             if history:
                 payload[HISTORY] = payload.get(HISTORY, {}) | to_entries(history)
             kept = found[0].vector if isinstance(found[0].vector, dict) else {}

@@ -101,6 +101,7 @@ class ServerReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
@@ -117,6 +118,8 @@ class ServerReadModel:
         if stages:
             records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in stages.items()}
             operations.append(_set(records, fence, key="stages"))
+        if analysis:
+            operations.append(_set({name: dict(keys) for name, keys in analysis.items()}, fence, key="analysis"))
         if history:
             operations.append(_set(to_entries(history), fence, key=HISTORY))
         if vector is not None:  # last: the only one that answers "no such point", after the others were applied

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pydantic import Field, JsonValue
 
+from schemas.http.history import LineageKind
 from schemas.stored.results import CaptureDetails, Colour
 from schemas.values import DetectedObject, ImageState, ObjectRef, Rendition, StageState, Value
 
@@ -28,6 +29,8 @@ class StageRecord(Value):
     message: str | None = None
     result: ObjectRef | None = None
     finished_at: str | None = None
+    public: tuple[str, ...] = ()  # the keys of `ImageRecord.analysis` clients see of this stage
+    lineage: LineageKind | None = None  # of what this stage records in `ImageRecord.analysis`
 
 
 class HistoryEntry(Value):
@@ -89,6 +92,7 @@ class ImageRecord(Value):
     objects: tuple[DetectedObject, ...] = ()
     labels: tuple[str, ...] = ()
     has_vector: bool = False
+    analysis: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)  # by stage: what it declares to record
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: str | None = None

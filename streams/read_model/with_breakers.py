@@ -43,11 +43,14 @@ class BreakingReadModel:
         patch: Mapping[str, JsonValue],
         *,
         stages: Mapping[str, StageRecord] | None = None,
+        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
         with self._takes.passing():
-            await self._inner.merge(image_id, generation, patch, stages=stages, history=history, vector=vector)
+            await self._inner.merge(
+                image_id, generation, patch, stages=stages, analysis=analysis, history=history, vector=vector
+            )
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         with self._answers.passing():

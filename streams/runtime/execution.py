@@ -1,4 +1,5 @@
-"""One event's work: look whether the result is there, else compute it with a deadline and a few tries, and store it."""
+"""Processes one event: reuses a stored result, else computes it under a deadline with retries in place, and stores it.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +45,25 @@ async def _no_hook(_point: str, _record: Record) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a runner works with. `hook` is called at named points, so that fault tests can strike there."""
+    """Dependencies of a runner. `hook` is called at named points, for fault injection."""
 
     deliverer: Deliverer
     results: ResultStore
     retry: RetryPolicy
     fatal: Callable[[BaseException], None]
     limit: DeadLetterLimit
-    halt: Callable[[str], None]  # too many dead letters: stop consuming, and say why
+    halt: Callable[[str], None]  # stops consuming, with the reason: too many dead letters
     worker: str = ""
     code_version: str = ""
     hook: Hook = _no_hook
     markers: PoisonEventTracker | None = None
-    breakers: Breakers | None = None  # events are not begun while one of them is open
+    breakers: Breakers | None = None  # events wait while one of them is open
     deletion_check: DeletionCheck = field(default_factory=NoDeletionCheck)
 
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """How the work on one event ended: an outcome, or the exception that ended the last try."""
+    """How processing one event ended: an outcome, or the exception of the last try."""
 
     answer: Emit | Skip | Reject | Exception
     report: StageReport
@@ -70,7 +71,7 @@ class Worked:
 
 @dataclass(slots=True)
 class _Tally:
-    """What the report will say."""
+    """Counts and times for the stage report."""
 
     attempts: int
     started: float
@@ -87,7 +88,7 @@ async def perform(
     record: Record,
     event: Event,
 ) -> Worked:
-    """Work on one event until it has an outcome or trying again here is no use. Never raises but CancelledError."""
+    """Process one event until it has an outcome or its retries in place are used up. Raises only CancelledError."""
     tally = _Tally(attempts=number_header(record, ATTEMPT_HEADER), started=time.monotonic())
     tries = 0
     while True:
@@ -98,7 +99,7 @@ async def perform(
             pause = services.retry.pause_in_place(tries, time.monotonic() - tally.started, answer.after_s)
             if pause is not None:
                 metrics.RETRIES.labels(stage.name, "in-place").inc()
-                log.info("trying again here", error=repr(answer)[:300], tries=tries)
+                log.info("retrying in place", error=repr(answer)[:300], tries=tries)
                 await asyncio.sleep(pause)
                 continue
         return Worked(answer, _report(stage, services, tally))
@@ -114,19 +115,19 @@ async def _one_try(
     event: Event,
     tally: _Tally,
 ) -> Outcome | Exception:
-    """Try once, between two looks whether the image is deleted."""
+    """Try once; check for a deletion of the image before and after."""
     try:
         async with asyncio.timeout(settings.deadline_s):
-            if await _dropped(stage, services, event):
+            if await _is_deleted(stage, services, event):
                 return _DELETED
             answer = await _answer(stage, tools, services, batcher, record, event, tally)
     except TimeoutError:
-        answer = Retryable(f"took longer than {settings.deadline_s} s", code=ErrorCode.DEADLINE_EXCEEDED)
+        answer = Retryable(f"deadline of {settings.deadline_s} s exceeded", code=ErrorCode.DEADLINE_EXCEEDED)
     except OSError as error:
         if error.errno in NO_ROOM:
             return DependencyUnavailable(f"the worker's own disk is full: {error}")
         return error
-    except Exception as error:  # ours say what is to be done; any other is the stage's bug, and becomes a dead letter
+    except Exception as error:  # a DarkroomError selects what follows; any other is a bug of the stage: dead letter
         answer = error
     return await unless_deleted(stage, services, event, answer)
 
@@ -134,20 +135,20 @@ async def _one_try(
 async def unless_deleted(
     stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception
 ) -> Outcome | Exception:
-    """Return what came of the work; a silent skip if the image was deleted meanwhile; an error if nobody can tell."""
+    """Return the answer, an unreported skip if the image was deleted meanwhile, or the error of the deletion check."""
     try:
-        return _DELETED if await _dropped(stage, services, event, answer) else answer
-    except Exception as error:  # as above; a failure to be tried again anyway says more than that of the look
+        return _DELETED if await _is_deleted(stage, services, event, answer) else answer
+    except Exception as error:  # a retryable answer names the earlier cause, and is retried either way
         return answer if isinstance(answer, Retryable) else error
 
 
-async def _dropped(
+async def _is_deleted(
     stage: Stage[Any, Any, Any], services: Services, event: Event, answer: Outcome | Exception | None = None
 ) -> bool:
-    if not stage.fenced or not await services.deletion_check.drops(event, answer):
+    if not stage.checks_deletion or not await services.deletion_check.drops(event, answer):
         return False
     metrics.FENCED.labels(stage.name).inc()
-    log.info("dropped: the image is deleted", worked=answer is not None)
+    log.info("event dropped: image deleted", worked=answer is not None)
     return True
 
 
@@ -184,7 +185,7 @@ async def _once(
     if found is not None:
         metrics.RESULTS_REUSED.labels(stage.name).inc()
         tally.reused = True
-        await _claim(once, services, event, found.value)
+        await _add_reference(once, services, event, found.value)
         return once.announce(event, found.value, Announcement(_report(stage, services, tally, found.ref), found.ref))
     answer = await _compute(stage, tools, batcher, event, tally)
     if not isinstance(answer, StageResult):
@@ -203,13 +204,13 @@ async def _once(
         trace_id=trace_id(record.header("traceparent")),
         computed_at=now(),
     )
-    await _claim(once, services, event, answer)
+    await _add_reference(once, services, event, answer)
     ref = await services.results.save(key, answer, lineage)
     return once.announce(event, answer, Announcement(_report(stage, services, tally, ref), ref))
 
 
-async def _claim(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
-    """Claim what later stages keep results of: another image with the same bytes may be deleted meanwhile."""
+async def _add_reference(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:
+    """Reference the bytes that later stages key results by, so that deleting another image does not remove them."""
     if once.yields is not None:
         await add_reference(services.results.files, event.owner, once.yields(value).sha256, event.image_id)
 
@@ -221,7 +222,7 @@ async def _compute(
     if batcher is not None:
         answer: Answer = await batcher.ask(event)
     else:
-        assert stage.process is not None  # noqa: S101 - Stage.__post_init__ holds it
+        assert stage.process is not None  # noqa: S101 - checked by Stage.__post_init__
         answer = await stage.process(event, tools)
     seconds = time.monotonic() - begun
     tally.computed_ms = int(seconds * 1000)
@@ -231,7 +232,7 @@ async def _compute(
 
 def _outcome(stage: Stage[Any, Any, Any], answer: Answer) -> Emit | Skip | Reject:
     if isinstance(answer, StageResult):
-        raise TypeError(f"stage {stage.name} answered a result but does not say how to announce it")
+        raise TypeError(f"stage {stage.name} returned a StageResult, but has no `once` to announce it")
     return answer
 
 

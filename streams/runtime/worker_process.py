@@ -1,7 +1,7 @@
-"""A worker process: opens what a stage needs, runs it until SIGTERM, drains, and says by its exit code how it ended.
+"""A worker process: opens a stage's dependencies, runs the stage until SIGTERM, drains, and exits.
 
-Exit codes: 0 drained; 1 drained not in time (Kafka redelivers the rest); 2 the settings are wrong or something
-required is missing; 70 an output could not be delivered; 71 the watchdog saw it stuck; 72 Faust stopped by itself.
+Exit codes: 0 drained; 1 not drained in time (Kafka redelivers the rest); 2 invalid settings or a missing requirement;
+70 an output could not be delivered; 71 the watchdog found it stuck; 72 Faust stopped by itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from streams.process.exit_codes import (
     EXIT_NOT_DRAINED,
     EXIT_NOT_READY,
     EXIT_UNDELIVERABLE,
-    leave_stopped,
-    leave_undeliverable,
+    exit_faust_stopped,
+    exit_undeliverable,
 )
 from streams.process.http_server import serving_health
 from streams.process.settings_checks import check_safe
@@ -51,19 +51,19 @@ from streams.runtime.record_intake import Intake
 from streams.runtime.runner import Runner
 from streams.runtime.tombstone_check import TombstoneCheck
 from streams.settings import Settings, WorkerSettings
-from streams.stage import Resources, Stage, StageSettings
+from streams.stage import FindStage, Resources, Stage, StageSettings, no_stages
 from streams.telemetry import metrics
 from streams.telemetry.health_board import Condition, HealthBoard
 from streams.topics import FACTS, agent_topics
 
 LAG_INTERVAL_S = 5.0
-START_PATIENCE_S = 300.0  # for joining a group that may be rebalancing
+START_TIMEOUT_S = 300.0  # for joining a group that may be rebalancing
 
 log = structlog.get_logger(__name__)
 
 
 def code_version() -> str:
-    """Return the version of the code that runs."""
+    """Return the installed version of Darkroom."""
     try:
         return version("darkroom")
     except PackageNotFoundError:
@@ -71,11 +71,11 @@ def code_version() -> str:
 
 
 def worker_name() -> str:
-    """Return what this process is called in reports and marks."""
+    """Return this process's name in reports and pause marks: host/pid."""
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
-class Halted:
+class Halt:
     """Whether a stage stopped itself, and why."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Halted:
         self.event = asyncio.Event()
 
     def stop(self, reason: str) -> None:
-        """Stop; the first reason counts."""
+        """Stop; the first reason is kept."""
         self.reason = self.reason or reason
         self.event.set()
 
@@ -93,7 +93,7 @@ class RunningStage:
     """A stage that consumes."""
 
     worker: FaustWorker
-    halted: Halted
+    halt: Halt
     markers: PoisonEventTracker
 
 
@@ -107,25 +107,33 @@ async def running_stage(
     files: FileStore,
     breakers: Breakers | None = None,
     read_model: ReadModel | None = None,
+    find_stage: FindStage = no_stages,
 ) -> AsyncIterator[RunningStage]:
-    """Open the tools, join the group, run; on exit drain and leave. Raises NotReady and DependencyUnavailable."""
-    halted = Halted()
+    """Open the tools and join the group; on exit drain and leave it. Raises NotReady and DependencyUnavailable."""
+    halt = Halt()
     subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry, settings.breaker)
     hook = fault_injection_hook()
     needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
     await KafkaAdmin(settings.kafka).check_topics(needed)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
-        resources = Resources(settings=settings, files=files, health=health, breakers=breakers, read_model=read_model)
+        resources = Resources(
+            settings=settings,
+            files=files,
+            health=health,
+            breakers=breakers,
+            read_model=read_model,
+            find_stage=find_stage,
+        )
         tools = await stack.enter_async_context(stage.open(stage_settings, resources))
         markers = _markers(stack, stage.name, settings)
         services = Services(
             deliverer=producer,
             results=ResultStore(files),
             retry=RetryPolicy(settings.retry),
-            fatal=partial(_leave_blameless, markers),
+            fatal=partial(_exit_undeliverable, markers),
             limit=DeadLetterLimit(settings.limit),
-            halt=halted.stop,
+            halt=halt.stop,
             worker=worker_name(),
             code_version=code_version(),
             hook=hook,
@@ -149,25 +157,25 @@ async def running_stage(
 
         def overdue() -> str | None:
             oldest = runner.oldest_s()
-            return f"work is in flight for {oldest:.0f} s" if oldest > overdue_s else None
+            return f"an event is in flight for {oldest:.0f} s" if oldest > overdue_s else None
 
         limits = WatchdogSettings(stage.name, loop_lag_s=settings.worker.loop_lag_s)
         await stack.enter_async_context(Watchdog(limits, checks=(overdue, worker.stuck)))
-        await _joined(worker, markers)
+        await _join(worker, markers)
         try:
-            yield RunningStage(worker, halted, markers)
+            yield RunningStage(worker, halt, markers)
         finally:
             drained = await worker.stop()
             log.info("stopped", stage=stage.name, drained=drained)
             if not drained:
-                # Work that ignores its deadline holds threads; only an exit frees them, and loses nothing.
-                markers.forgive()
+                # Work that ignores its deadline occupies threads, which only an exit frees; nothing is lost.
+                markers.clear()
                 sys.stderr.flush()
                 os._exit(EXIT_NOT_DRAINED)
 
 
 def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> PoisonEventTracker:
-    """Take a slot for crash markers; offsets mean something only within one cluster and prefix."""
+    """Open a slot for crash markers, per cluster and prefix: offsets have no meaning outside them."""
     kafka = settings.kafka
     cluster = hashlib.sha256(f"{kafka.bootstrap} {kafka.prefix}".encode()).hexdigest()[:12]
     folder = settings.worker.state_dir / cluster
@@ -175,37 +183,39 @@ def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> PoisonEve
         markers = stack.enter_context(poison_event_tracker(folder, agent, limit=settings.worker.crash_limit))
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise DependencyUnavailable(f"no room in {folder} (DARKROOM_WORKER__STATE_DIR)") from error
-        raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} cannot be used: {error}") from error
+            raise DependencyUnavailable(f"disk full: {folder} (DARKROOM_WORKER__STATE_DIR)") from error
+        raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} is not usable: {error}") from error
     if suspects := markers.suspects():
-        log.warning("a worker died before this one; what it worked on is worked on alone", events=suspects)
+        log.warning("previous worker crashed; isolating its in-flight events", events=suspects)
     return markers
 
 
-async def _joined(worker: FaustWorker, markers: PoisonEventTracker) -> None:
+async def _join(worker: FaustWorker, markers: PoisonEventTracker) -> None:
     try:
-        async with asyncio.timeout(START_PATIENCE_S):
+        async with asyncio.timeout(START_TIMEOUT_S):
             await worker.start()
-    except TimeoutError as error:  # half of Faust runs, in threads of its own: only an exit ends it
-        _leave_blameless(markers, error)
+    except TimeoutError as error:  # a partly started Faust has threads that only an exit ends
+        _exit_undeliverable(markers, error)
 
 
-def _leave_blameless(markers: PoisonEventTracker, error: BaseException) -> None:
-    markers.forgive()
-    leave_undeliverable(error)
+def _exit_undeliverable(markers: PoisonEventTracker, error: BaseException) -> None:
+    markers.clear()
+    exit_undeliverable(error)
 
 
 async def keep_lag(worker: FaustWorker) -> None:
-    """Refresh the lag metric, for scrapers that cannot wait for a computation."""
+    """Refresh the lag metric every `LAG_INTERVAL_S`, so that a scrape does not compute it."""
     while True:
         await asyncio.sleep(LAG_INTERVAL_S)
         try:
             worker.lag()
-        except Exception as error:  # during a rebalance Faust's consumer has no assignment to ask
-            log.debug("lag is not known now", error=repr(error))
+        except Exception as error:  # during a rebalance Faust's consumer has no assignment
+            log.debug("lag unknown", error=repr(error))
 
 
-async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, settings: Settings) -> int:
+async def run_stage(
+    stage: Stage[Any, Any, Any], stage_settings: StageSettings, settings: Settings, find_stage: FindStage = no_stages
+) -> int:
     """Run one stage as this process; return the exit code."""
     health = HealthBoard()
     health.say("stage", Condition.UNREADY, "opening")
@@ -219,13 +229,20 @@ async def run_stage(stage: Stage[Any, Any, Any], stage_settings: StageSettings, 
             files = await stack.enter_async_context(open_files(settings.files, breakers))
             await check_files(files, settings.files)
             await consume(
-                stage, stage_settings, settings, health=health, files=files, breakers=breakers, until=signalled
+                stage,
+                stage_settings,
+                settings,
+                health=health,
+                files=files,
+                breakers=breakers,
+                until=signalled,
+                find_stage=find_stage,
             )
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
     except DependencyUnavailable as error:
-        log.critical("a dependency is away", reason=str(error))
+        log.critical("dependency unavailable", reason=str(error))
         return EXIT_UNDELIVERABLE
     finally:
         signalled.cancel()
@@ -242,86 +259,94 @@ async def consume(
     until: asyncio.Task[None],
     breakers: Breakers | None = None,
     read_model: ReadModel | None = None,
+    find_stage: FindStage = no_stages,
 ) -> None:
-    """Consume until `until` is done; leave the group while the agent is paused, and come back when it is resumed.
+    """Consume until `until` is done; leave the group while the agent is paused, and rejoin when it is resumed.
 
-    Raises NotReady and DependencyUnavailable. If Faust stops by itself, the process goes.
+    Raises NotReady and DependencyUnavailable. Exits the process if Faust stops by itself.
     """
     control = Control(files)
     while not until.done():
-        if await _held(stage.name, control, health, settings.worker, until):
+        if await _waited_while_paused(stage.name, control, health, settings.worker, until):
             continue
         opened = running_stage(
-            stage, stage_settings, settings, health=health, files=files, breakers=breakers, read_model=read_model
+            stage,
+            stage_settings,
+            settings,
+            health=health,
+            files=files,
+            breakers=breakers,
+            read_model=read_model,
+            find_stage=find_stage,
         )
         async with opened as running:
             health.say("stage", Condition.OK, "")
             lag = asyncio.create_task(keep_lag(running.worker))
-            asking = asyncio.create_task(breakers.keep_asking()) if breakers is not None else None
-            told = asyncio.create_task(_tell_degraded(stage.name, control, health, settings.worker, breakers))
+            probing = asyncio.create_task(breakers.keep_probing()) if breakers is not None else None
+            publishing = asyncio.create_task(_publish_degraded(stage.name, control, health, settings.worker, breakers))
             stopped = asyncio.create_task(running.worker.until_stopped())
-            halted = asyncio.create_task(running.halted.event.wait())
+            halted = asyncio.create_task(running.halt.event.wait())
             paused = asyncio.create_task(_until_paused(stage.name, control, settings.worker))
             await asyncio.wait({until, stopped, halted, paused}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (lag, told, halted, paused, asking):
+            for task in (lag, publishing, halted, paused, probing):
                 if task is not None:
                     task.cancel()
             if stopped.done():
-                running.markers.forgive()
-                leave_stopped(stage.name)
+                running.markers.clear()
+                exit_faust_stopped(stage.name)
             stopped.cancel()
-            log.info("stopping: finishing what is in flight", stage=stage.name)
-            if running.halted.reason:
-                health.say("stage", Condition.UNREADY, f"stopped itself: {running.halted.reason}")
-                log.critical("stopping: something is broken", stage=stage.name, reason=running.halted.reason)
-                await control.pause(stage.name, running.halted.reason, by=worker_name())
+            log.info("stopping; draining events in flight", stage=stage.name)
+            if running.halt.reason:
+                health.say("stage", Condition.UNREADY, f"stopped itself: {running.halt.reason}")
+                log.critical("dead-letter limit reached; pausing the agent", stage=stage.name, reason=running.halt.reason)
+                await control.pause(stage.name, running.halt.reason, by=worker_name())
 
 
-async def _held(
+async def _waited_while_paused(
     agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, until: asyncio.Task[None]
 ) -> bool:
-    """Wait one interval if the agent is paused, or nobody can say whether it is; say whether it waited."""
+    """Wait one interval and return True if the agent is paused, or if its state cannot be read."""
     try:
         mark = await control.paused(agent)
     except DependencyUnavailable as error:
-        # Without the store no stage can work either: wait here for it, and do not consume what would only fail.
-        health.say("stage", Condition.UNREADY, "the object store is away")
-        log.warning("cannot see whether the agent is paused", stage=agent, error=str(error))
+        # Every event would fail without the store: wait for it instead of consuming.
+        health.say("stage", Condition.UNREADY, "the object store is unavailable")
+        log.warning("cannot read whether the agent is paused", stage=agent, error=str(error))
         await asyncio.wait({until}, timeout=settings.control_interval_s)
         with suppress(DependencyUnavailable):
-            await control.files.check()  # is not refused while the store is left alone, and ends that
+            await control.files.check()  # a probe: passes the open breaker, and closes it on success
         return True
     if mark is None:
         metrics.PAUSED.labels(agent).set(0)
         return False
     metrics.PAUSED.labels(agent).set(1)
     health.say("stage", Condition.UNREADY, f"paused by {mark.by} since {mark.at}: {mark.reason}")
-    log.error("paused; `darkroom agents resume` lets it go on", stage=agent, reason=mark.reason, by=mark.by)
+    log.error("agent paused; resume with `darkroom agents resume`", stage=agent, reason=mark.reason, by=mark.by)
     await asyncio.wait({until}, timeout=settings.control_interval_s)
     return True
 
 
-async def _tell_degraded(
+async def _publish_degraded(
     agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, breakers: Breakers | None
 ) -> None:
-    """Tell the other processes what this agent does without, as soon as the store takes it; not what passes."""
-    passing = breakers.names() if breakers is not None else frozenset()
+    """Store what this agent runs without, for the other processes; open breakers, which are temporary, excluded."""
+    temporary = breakers.names() if breakers is not None else frozenset()
     while True:
         try:
-            await control.say_degraded(agent, health.degraded(without=passing))
+            await control.say_degraded(agent, health.degraded(without=temporary))
         except DependencyUnavailable as error:
-            log.warning("cannot tell whether the agent is degraded", stage=agent, error=str(error))
+            log.warning("cannot store whether the agent is degraded", stage=agent, error=str(error))
             await asyncio.sleep(settings.control_interval_s)
         else:
             return
 
 
 async def _until_paused(agent: str, control: Control, settings: WorkerSettings) -> None:
-    """Return when somebody paused the agent. A store that is away pauses nobody."""
+    """Return when the agent is paused; an unavailable store does not pause it."""
     while True:
         await asyncio.sleep(settings.control_interval_s)
         try:
             if await control.paused(agent) is not None:
                 return
         except DependencyUnavailable as error:
-            log.warning("cannot see whether the agent is paused", error=str(error))
+            log.warning("cannot read whether the agent is paused", error=str(error))
