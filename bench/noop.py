@@ -25,9 +25,9 @@ from schemas.events.intake import ImageUploaded
 from schemas.values import ObjectRef, StageReport, new_image_id
 from streams import topics
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.messages import outgoing
 from streams.kafka.producer import open_producer
-from streams.retries.dead_letters import read_topic
 from streams.runtime.outcome_facts import skipped
 from streams.runtime.worker_process import run_stage
 from streams.settings import KafkaSettings, Settings

@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
-
-from streams.errors import DependencyUnavailable
+from schemas.events.envelope import Record
+from streams.kafka.bounded_read import open_reader
 from streams.settings import KafkaSettings
 from streams.topics import BULK, FETCH_REQUESTED, LANE_TARGET_HEADER, OUTCOMES, UPLOADED, Topic
 
@@ -25,14 +25,13 @@ ACCEPTED = "accepted"
 BUCKET_S = 10
 MAX_RECORDS = 100_000  # of one look; the next one goes on
 LOOK_S = 20.0  # one look takes so long at most
-_ANSWER_S = 10.0
-_BUFFER_KB = 4_000
+_BUFFER_BYTES = 4_000_000
 _ENTRANCES: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED)
 _ACCEPTS = frozenset(kind.type for topic in _ENTRANCES for kind in topic.events)
 _TOPICS = (*_ENTRANCES, BULK, OUTCOMES)
 _OURS, _DOOR = "darkroom/", "darkroom/gateway"  # ce_source: what else is ours says again what was said before
 
-Place = tuple[str, int]  # topic and partition
+Place = tuple[str, int]  # logical topic and partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,78 +105,30 @@ def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Hap
     """Read on from these offsets, but from no further back than the window; return also where to go on, and whether
     there is more. Blocking. Raises DependencyUnavailable.
     """
-    consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": kafka.group("reader"),
-            "enable.auto.commit": False,
-            "enable.partition.eof": False,
-            "queued.max.messages.kbytes": _BUFFER_KB,
-        }
-    )
-    try:
-        spans = _spans(consumer, kafka, since)
-        consumer.assign([TopicPartition(*place, begin) for place, (begin, end) in spans.items() if begin < end])
-        return _read(consumer, kafka, spans)
-    except KafkaException as error:
-        raise DependencyUnavailable(f"cannot read the log: {error}") from error
-    finally:
-        consumer.close()
+    with open_reader(kafka, buffer_bytes=_BUFFER_BYTES) as reader:
+        spans = [span for topic in _TOPICS for span in reader.spans(topic.name)]
+        begin_ms = int((time.time() - WINDOW_S) * 1000)
+        for span, earliest in zip(spans, reader.offsets_at(spans, begin_ms), strict=True):
+            begin = max(span.next, earliest, since.get((span.topic, span.partition), 0))
+            span.next = min(begin, span.end)
+        records = islice(reader.read(spans, limit_s=LOOK_S), MAX_RECORDS)
+        found = [happened for record in records for happened in _happened(record)]
+    reached = {(span.topic, span.partition): span.next for span in spans}
+    return found, reached, not all(span.complete for span in spans)
 
 
-def _spans(consumer: Consumer, kafka: KafkaSettings, since: dict[Place, int]) -> dict[Place, tuple[int, int]]:
-    """Return, of each partition, the offsets to read: from, and up to."""
-    places: list[Place] = []
-    for topic in _TOPICS:
-        name = kafka.topic(topic.name)
-        known = consumer.list_topics(name, timeout=_ANSWER_S).topics.get(name)
-        places += [(name, number) for number in (known.partitions if known is not None else ())]
-    begin_ms = int((time.time() - WINDOW_S) * 1000)
-    at = consumer.offsets_for_times([TopicPartition(*place, begin_ms) for place in places], timeout=_ANSWER_S)
-    spans: dict[Place, tuple[int, int]] = {}
-    for asked in at:
-        place = (asked.topic, asked.partition)
-        low, high = consumer.get_watermark_offsets(TopicPartition(*place), timeout=_ANSWER_S)
-        earliest = asked.offset if asked.offset >= 0 else high
-        spans[place] = (min(max(low, earliest, since.get(place, 0)), high), high)
-    return spans
-
-
-def _read(
-    consumer: Consumer, kafka: KafkaSettings, spans: dict[Place, tuple[int, int]]
-) -> tuple[list[Happened], dict[Place, int], bool]:
-    found: list[Happened] = []
-    reached = {place: begin for place, (begin, _) in spans.items()}
-    left = {place for place, (begin, end) in spans.items() if begin < end}
-    until, taken = time.monotonic() + LOOK_S, 0
-    while left and taken < MAX_RECORDS and time.monotonic() < until:
-        message = consumer.poll(1.0)
-        if message is None:
-            continue
-        if message.error():
-            raise KafkaException(message.error())
-        place = (str(message.topic()), int(message.partition() or 0))
-        reached[place] = int(message.offset() or 0) + 1
-        taken += 1
-        found.extend(_happened(message, kafka.logical(place[0])))
-        if reached[place] >= spans[place][1]:
-            left.discard(place)
-    return found, reached, bool(left)
-
-
-def _happened(message: Message, topic: str) -> Iterator[Happened]:
+def _happened(record: Record) -> Iterator[Happened]:
     """Return what a record says, if it is one of an image accepted or ended."""
-    headers = {name: value.decode("utf-8", "replace") for name, value in message.headers() or () if value}
-    kind, source = headers.get("ce_type", ""), headers.get("ce_source", "")
-    ended = topic == OUTCOMES.name
+    kind, source = record.header("ce_type") or "", record.header("ce_source") or ""
+    ended = record.topic == OUTCOMES.name
     if not ended and (kind not in _ACCEPTS or (source.startswith(_OURS) and source != _DOOR)):
         return
-    if not ended and topic != BULK.name and LANE_TARGET_HEADER in headers:
+    if not ended and record.topic != BULK.name and record.header(LANE_TARGET_HEADER) is not None:
         return  # it was counted when it came into the bulk lane
     try:
-        body = json.loads(message.value() or b"")
+        body = json.loads(record.value or b"")
         job = f"{body['image_id']}.{body.get('generation', 1)}"
-        at = message.timestamp()[1] / 1000
+        at = record.timestamp_ms / 1000
         yield Happened(at, str(body.get("owner", "")), kind.split(".")[2] if ended else ACCEPTED, job)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return  # not an event of ours: its reader says so in a dead letter

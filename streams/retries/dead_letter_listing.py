@@ -10,10 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-
 from schemas.events.envelope import Record
-from streams.errors import DependencyUnavailable
+from streams.kafka.bounded_read import open_reader
 from streams.retries.dead_letters import DeadLetter, DeadLetterStore, Selection
 from streams.settings import KafkaSettings
 from streams.topics import dead_topic
@@ -21,7 +19,6 @@ from streams.topics import dead_topic
 CHUNK = 500  # records read at once
 CHUNK_BYTES = 8_000_000
 LOOK_S = 10.0  # a page is given up on, with what was found, after so long
-_ANSWER_S = 10.0  # for one question to the broker
 _AT_ONCE = 2  # readings of the log in one process
 
 
@@ -97,70 +94,21 @@ def read_some(
     kafka: KafkaSettings, agents: Sequence[str], place: Place, most: int
 ) -> tuple[list[Record], Place | None]:
     """Return the next dead letters from a position, and the next position. Blocks. Raises DependencyUnavailable."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": kafka.group("reader"),
-            "enable.auto.commit": False,
-            "enable.partition.eof": False,
-            "queued.max.messages.kbytes": CHUNK_BYTES // 1000,
-        }
-    )
-    try:
-        return _walk(consumer, kafka, agents, place, most)
-    except KafkaException as error:
-        raise DependencyUnavailable(f"cannot read dead letters: {error}") from error
-    finally:
-        consumer.close()
-
-
-def _walk(
-    consumer: Consumer, kafka: KafkaSettings, agents: Sequence[str], place: Place, most: int
-) -> tuple[list[Record], Place | None]:
     found: list[Record] = []
-    for agent in agents[agents.index(place.agent) :]:
-        name = kafka.topic(dead_topic(agent))
-        first = place if agent == place.agent else Place(agent)
-        topic = consumer.list_topics(name, timeout=_ANSWER_S).topics.get(name)
-        if topic is None:  # a broker that has just come back does not know its topics at once
-            raise DependencyUnavailable(f"the broker does not know {name}")
-        for number in sorted(topic.partitions):
-            if number < first.partition:
-                continue
-            start = first.offset if number == first.partition else 0
-            end = _read_partition(consumer, TopicPartition(name, number, start), agent, found, most)
-            if end is not None:
-                return found, Place(agent, number, end)
+    room = CHUNK_BYTES
+    with open_reader(kafka, buffer_bytes=CHUNK_BYTES) as reader:
+        for agent in agents[agents.index(place.agent) :]:
+            first = place if agent == place.agent else Place(agent)
+            for span in reader.spans(dead_topic(agent), first=first.partition):
+                if span.partition == first.partition:
+                    span.next = max(span.next, first.offset)
+                records = reader.read([span])
+                while len(found) < most and room > 0 and (record := next(records, None)) is not None:
+                    found.append(record)
+                    room -= len(record.value or b"")
+                if not span.complete:
+                    return found, Place(agent, span.partition, span.next)
     return found, None
-
-
-def _read_partition(
-    consumer: Consumer, place: TopicPartition, agent: str, found: list[Record], most: int
-) -> int | None:
-    """Add what a partition holds from an offset on; return where to go on when there is enough, else None."""
-    low, high = consumer.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=_ANSWER_S)
-    next_offset: int = max(low, place.offset)
-    if next_offset >= high:
-        return None
-    consumer.assign([TopicPartition(place.topic, place.partition, next_offset)])
-    while next_offset < high:
-        if len(found) >= most or sum(len(record.value or b"") for record in found) >= CHUNK_BYTES:
-            return next_offset
-        message = consumer.poll(_ANSWER_S)
-        if message is None:
-            raise DependencyUnavailable(f"{dead_topic(agent)}: the broker stopped answering before the end was read")
-        if message.error():
-            raise KafkaException(message.error())
-        offset = message.offset()
-        headers = tuple((name, value) for name, value in message.headers() or ())
-        found.append(
-            Record(
-                dead_topic(agent), place.partition, offset, message.key(), message.value(), headers,
-                message.timestamp()[1],
-            )
-        )  # fmt: skip
-        next_offset = offset + 1
-    return None
 
 
 def _agent_of(topic: str) -> str:

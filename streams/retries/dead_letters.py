@@ -15,11 +15,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-
 from schemas.events.envelope import Outgoing, Record, now
 from schemas.values import ID_PATTERN, ErrorCode
-from streams.errors import DependencyUnavailable
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.producer import Deliverer
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.object_store.tombstones import Tombstones
@@ -293,45 +291,3 @@ def _mark_key(letter: DeadLetter) -> str:
 def _emptied(record: Record) -> Record:
     kept = tuple((name, value) for name, value in record.headers if name in _HARMLESS)
     return Record(record.topic, record.partition, record.offset, None, None, kept, record.timestamp_ms)
-
-
-def read_topic(kafka: KafkaSettings, topic: str) -> list[Record]:
-    """Return all records of a logical topic, oldest first. Blocking. Raises DependencyUnavailable."""
-    name = kafka.topic(topic)
-    consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": kafka.group("reader"),
-            "enable.auto.commit": False,
-            "enable.partition.eof": False,
-        }
-    )
-    try:
-        ends = {}
-        for number in consumer.list_topics(name, timeout=10).topics[name].partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
-            if high > low:
-                ends[number] = high
-        consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in ends])
-        found = _read_until(consumer, topic, ends)
-    except KafkaException as error:
-        raise DependencyUnavailable(f"cannot read {name}: {error}") from error
-    finally:
-        consumer.close()
-    return sorted(found, key=lambda record: (record.timestamp_ms, record.partition, record.offset))
-
-
-def _read_until(consumer: Consumer, topic: str, ends: dict[int, int]) -> list[Record]:
-    found: list[Record] = []
-    while ends:
-        message = consumer.poll(10.0)
-        if message is None:
-            raise DependencyUnavailable(f"{topic}: the broker stopped answering before the end was read")
-        if message.error():
-            raise KafkaException(message.error())
-        headers = tuple((name, value) for name, value in message.headers() or ())
-        partition, offset = message.partition(), message.offset()
-        found.append(Record(topic, partition, offset, message.key(), message.value(), headers, message.timestamp()[1]))
-        if offset + 1 >= ends.get(partition, 0):
-            ends.pop(partition, None)
-    return found

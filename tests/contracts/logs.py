@@ -14,9 +14,9 @@ from typing import Protocol
 from schemas.events.envelope import Outgoing, Record
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
-from streams.retries.dead_letters import read_topic
 from streams.settings import FilesSettings, KafkaSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from streams.topics import FACTS, FETCHED, UPLOADED, agent_topics

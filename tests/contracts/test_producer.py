@@ -10,8 +10,8 @@ from infra.local.kafka import LocalKafka
 from streams import topics
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.producer import open_producer
-from streams.retries.dead_letters import read_topic
 from streams.settings import KafkaSettings
 from tests.support.stage_kit import uploaded
 

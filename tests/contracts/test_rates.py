@@ -12,14 +12,15 @@ from schemas.events.outcomes import ImageCompleted, ImageFailed
 from schemas.values import ErrorCode, new_image_id
 from streams import topics
 from streams.errors import DependencyUnavailable
+from streams.kafka import bounded_read
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.messages import in_bulk, outgoing
 from streams.kafka.producer import open_producer
 from streams.lanes.bulk_lane import read_bulk
 from streams.operations import recent_rates
 from streams.operations.consumer_lag import Backlog
 from streams.operations.recent_rates import ACCEPTED, MINUTES, RecentLog
-from streams.retries.dead_letters import read_topic
 from streams.settings import KafkaSettings
 from tests.support.stage_kit import uploaded
 
@@ -93,6 +94,6 @@ async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
 
 async def test_without_kafka_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that does not answer is away."""
-    monkeypatch.setattr(recent_rates, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(bounded_read, "ANSWER_S", 1.0)
     with pytest.raises(DependencyUnavailable):
         await RecentLog(KafkaSettings(bootstrap="127.0.0.1:9")).look()

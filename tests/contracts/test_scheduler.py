@@ -17,11 +17,12 @@ from schemas.events.outcomes import ImageCompleted, ImageDeleted
 from streams import topics
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
+from streams.kafka.bounded_read import read_topic
 from streams.kafka.messages import in_bulk, outgoing
 from streams.kafka.producer import EventProducer, open_producer
 from streams.lanes.bulk_scheduler import Scheduler
 from streams.object_store.factory import open_files
-from streams.retries.dead_letters import DeadLetterStore, Selection, read_topic
+from streams.retries.dead_letters import DeadLetterStore, Selection
 from streams.settings import FilesSettings, KafkaSettings, LaneSettings
 from streams.telemetry.health_board import HealthBoard
 from streams.topics import AGENTS, BULK, LANE_TARGET_HEADER, SCHEDULER, UPLOADED, retry_topic
