@@ -75,6 +75,7 @@ check: setup ## format, lint, types, import rules, deployment files, generated d
 	$(RUN) lint-imports
 	$(RUN) python -m infra.validate
 	$(RUN) python -m darkroom.generate.docs --check
+	$(RUN) python -m darkroom.generate.deployment --check
 
 format: setup ## format the code and mend what ruff can
 	$(RUN) ruff check --fix .
@@ -83,8 +84,9 @@ format: setup ## format the code and mend what ruff can
 bench: setup ## measure, against a baseline in the same run; prints and saves a table
 	$(RUN) python -m bench $(ARGS)
 
-docs: setup ## write the generated documents again (schemas, events, settings)
+docs: setup ## write the generated documents and deployment files again
 	$(RUN) python -m darkroom.generate.docs
+	$(RUN) python -m darkroom.generate.deployment
 
 clean: ## remove data, logs and caches of this checkout (not the cache shared by all)
 	rm -rf .darkroom .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
