@@ -69,8 +69,8 @@ def breakers_part(breakers: Breakers) -> Part:
     """Return the part that says what is left alone: its calls are refused, whatever a single question found."""
 
     async def check() -> tuple[bool, str]:
-        shut = breakers.shut()
-        return not shut, "; ".join(shut) or "nothing is left alone"
+        reasons = breakers.open_reasons()
+        return not reasons, "; ".join(reasons) or "no breaker is open"
 
     return check
 

@@ -221,7 +221,7 @@ class Breakers:
         """Return what is done with calls to each dependency."""
         return {name: breaker.state for name, (breaker, _) in self._all.items()}
 
-    def shut(self) -> list[str]:
+    def open_reasons(self) -> list[str]:
         """Return, of each dependency that is left alone or being asked, a sentence that may be shown to anybody."""
         return [
             f"{name} is left alone for {breaker.left_s():.0f} s after failures"
@@ -241,7 +241,7 @@ class Breakers:
             else:
                 await asyncio.sleep(min(breaker.left_s(), LOOK_S))
 
-    async def keep_asking(self) -> None:
+    async def keep_probing(self) -> None:
         """Ask for ever, so that a dependency that is back is called back also where no work waits for it."""
         while True:
             await self.all_closed()

@@ -15,14 +15,14 @@ EXIT_UNDELIVERABLE = 70
 EXIT_FAUST_STOPPED = 72
 
 
-def leave_undeliverable(error: BaseException) -> None:
+def exit_undeliverable(error: BaseException) -> None:
     """Exit at once: going on would lose an event. Kafka redelivers to whoever comes next."""
     log.critical("exiting, so that Kafka redelivers", error=repr(error))
     sys.stderr.flush()
     os._exit(EXIT_UNDELIVERABLE)
 
 
-def leave_stopped(stage: str) -> None:
+def exit_faust_stopped(stage: str) -> None:
     """Exit at once: Faust stopped by itself, and a worker that consumes nothing must not look alive."""
     log.critical("Faust stopped by itself", stage=stage)
     sys.stderr.flush()

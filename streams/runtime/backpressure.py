@@ -1,4 +1,4 @@
-"""The gate before work: while a dependency is left alone, events wait here and in Kafka, not in the delay topics."""
+"""Back-pressure: while a circuit breaker is open, events wait here and in Kafka, not in the delay topics."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ log = structlog.get_logger(__name__)
 
 
 class DependencyGate:
-    """Lets events pass when no breaker is open; none waits longer than `gate_s`, and none once the gate closes."""
+    """Delays events while a breaker is open: each for `gate_s` at most, and none once the gate is closed."""
 
     def __init__(self, breakers: Breakers | None) -> None:
         self._breakers = breakers
         self._closing = asyncio.Event()
 
-    async def passed(self) -> bool:
-        """Say whether an event may be begun; wait until it may. False: this process leaves, the next one begins it.
+    async def wait(self) -> bool:
+        """Wait until an event may be processed; False if this process is stopping.
 
-        When the patience is over the event passes all the same: tries, delays and dead letters then say what follows.
+        After `gate_s` the event passes with the breaker still open, and the retry policy decides what follows.
         """
-        if self._breakers is None or not self._breakers.shut():
+        if self._breakers is None or not self._breakers.open_reasons():
             return True
         ends = [asyncio.create_task(self._breakers.all_closed()), asyncio.create_task(self._closing.wait())]
         try:
@@ -32,12 +32,12 @@ class DependencyGate:
             for end in ends:
                 end.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
-        if not (shut := self._breakers.shut()):
+        if not (reasons := self._breakers.open_reasons()):
             return True
         if not self._closing.is_set():
-            log.warning("an event waited long enough and is tried", dependencies=shut)
+            log.warning("dependency still unavailable after gate_s; processing anyway", dependencies=reasons)
         return not self._closing.is_set()
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """Release every waiting event with False."""
         self._closing.set()

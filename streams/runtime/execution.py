@@ -1,5 +1,4 @@
-"""Processes one event: reuses a stored result, else computes it under a deadline with retries in place, and stores it.
-"""
+"""Processes one event: reuses a stored result, or computes and stores it under a deadline, with retries in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault injection for tests: kill or stop this process at a named point of an event's processing."""
+"""Fault injection for tests: kills or stops this process at a named point of an event's processing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from streams.runtime.execution import Hook
 
 
 def fault_injection_hook() -> Hook:
-    """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process at the count-th passage.
+    """Return the hook of the fault tests: DARKROOM_STRIKE=point:count kills this process the count-th time it is there.
 
-    Points: before-work, after-object, after-produce, before-commit. With point:count:stop it is stopped there, until
-    somebody sends SIGCONT. DARKROOM_STRIKE=@FILE reads the point from that file once it is there, and removes it: so a
-    process is struck that runs already.
+    Points: before-work, after-object, after-produce, before-commit. point:count:stop sends SIGSTOP instead.
+    DARKROOM_STRIKE=@FILE targets a running process: it reads the point from the file once that exists, and removes it.
     """
-    asked = os.environ.get("DARKROOM_STRIKE", "")
-    if asked.startswith("@"):
-        return _strike_on_demand(Path(asked[1:]))
-    point, count, how = (*asked.split(":"), "", "")[:3]
+    variable = os.environ.get("DARKROOM_STRIKE", "")
+    if variable.startswith("@"):
+        return _kill_on_demand(Path(variable[1:]))
+    point, count, how = (*variable.split(":"), "", "")[:3]
     left, number = int(count or "1") if point else 0, signal.SIGSTOP if how == "stop" else signal.SIGKILL
 
-    async def hook(passed: str, _record: Record) -> None:
+    async def hook(reached: str, _record: Record) -> None:
         nonlocal left
-        if passed != point or left <= 0:
+        if reached != point or left <= 0:
             return
         left -= 1
         if left == 0:
@@ -35,15 +34,15 @@ def fault_injection_hook() -> Hook:
     return hook
 
 
-def _strike_on_demand(file: Path) -> Hook:
-    def strike(passed: str) -> None:
-        # Between the look and the removal another worker of the agent may have been struck: then this one is spared.
+def _kill_on_demand(file: Path) -> Hook:
+    def kill(reached: str) -> None:
+        # FileNotFoundError: no fault requested, or another worker of the agent took it between read and unlink.
         with suppress(FileNotFoundError):
-            if file.read_text().strip() == passed:
+            if file.read_text().strip() == reached:
                 file.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    async def hook(passed: str, _record: Record) -> None:
-        strike(passed)
+    async def hook(reached: str, _record: Record) -> None:
+        kill(reached)
 
     return hook

@@ -1,8 +1,8 @@
-"""The Faust shell: group membership, fetching, the stream. The only module that knows Faust.
+"""The Faust adapter: group membership, fetching, the stream. The only module that imports Faust.
 
 Faust is not the reliability layer: it acks an event whose agent raised, commits past running work, and hides failed
-sends. So its agent is one loop over `stream.noack().events()` that hands each event to the intake and never raises;
-topics are raw bytes; acks come from the ledger, in order; outputs come from our own producer.
+sends. So its agent is one loop over `stream.noack().events()` that passes each event to the intake and never raises;
+topics are raw bytes; the offset ledger acks in order; outputs use a separate producer.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from streams.topics import Topic, retry_topic
 
 FAUST_VERSION = "0.15.3"
 LONGEST_POLL_INTERVAL_S = 3600.0
-HOLES_INTERVAL_S = 5.0
+MARKERS_INTERVAL_S = 5.0
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a worker consumes, and as whom."""
+    """What a worker consumes, under which group, and the bounds that set its poll interval."""
 
     stage: str
     topics: tuple[Topic, ...]
     buffer: int  # events fetched ahead
-    slowest_s: float  # the longest one event may take here, all tries
-    parallel: int  # events worked on at once
-    held_s: float = 0.0  # the longest one event may stay here that waits for a dependency and is then refused
+    slowest_s: float  # the longest one event may take, all tries in place
+    parallel: int  # events processed concurrently
+    gated_s: float = 0.0  # the longest one event may take that waits at the gate and then fails at once
 
     @classmethod
     def of(
@@ -60,7 +60,7 @@ class Subscription:
         retry: RetrySettings,
         breaker: BreakerSettings,
     ) -> Subscription:
-        """Derive it from the settings: one last try may begin just before the time for tries is over."""
+        """Derive it from the settings: the last try may start just before `in_place_total_s` has passed."""
         slowest_s = settings.deadline_s + retry.in_place_total_s
         return cls(
             stage, topics, settings.buffer, slowest_s, settings.in_flight, breaker.gate_s + retry.in_place_total_s
@@ -68,12 +68,12 @@ class Subscription:
 
 
 def check_faust() -> None:
-    """Refuse to run on a Faust whose behaviour was not verified. Raises NotReady."""
+    """Raise NotReady unless the installed Faust is the version whose acks were verified."""
     found = version("faust-streaming")
     if found != FAUST_VERSION:
         raise NotReady(f"faust-streaming {found} is installed; the acks were verified with {FAUST_VERSION} only")
     try:
-        import faust._cython.streams  # noqa: F401, PLC0415 - its presence is what is checked
+        import faust._cython.streams  # noqa: F401, PLC0415 - imported to check that it exists
     except ImportError as error:
         raise NotReady(
             "faust-streaming is installed without its Cython loop, whose Python twin acks events of an old "
@@ -82,16 +82,15 @@ def check_faust() -> None:
 
 
 def poll_interval_s(subscription: Subscription, settings: WorkerSettings) -> float:
-    """Return the max.poll.interval under which a working worker is never thrown out of its group. Raises NotReady.
+    """Return a max.poll.interval under which a healthy worker is never removed from its group. Raises NotReady.
 
-    At least 2 x (buffer + max poll records) x slowest event / events at once, both of the first being the buffer.
-    While a dependency is left alone the slowest event is one that waits at the gate in vain, for then its tries cost
-    nothing. Events at once wait together, and those that both wait and work, when the dependency comes back, do so
-    once: the factor of two has room for that.
-    A worker that is truly stuck is the watchdog's business, so a long interval costs nothing; past an hour the
-    settings are refused, because then a single partition's backlog could hold a rebalance for as long.
+    At least 2 x (buffer + max poll records) x slowest event / parallel events, where both terms equal the buffer.
+    While a breaker is open, the slowest event is one that waits at the gate for the whole of `gate_s`: its calls then
+    fail at once. Events in flight wait concurrently, and an event that both waits and works does so once; the factor
+    of two covers that. The watchdog detects a stuck worker, so a long interval costs nothing. Above an hour the
+    settings are rejected: one partition's backlog could delay a rebalance by that long.
     """
-    slowest_s = max(subscription.slowest_s, subscription.held_s)
+    slowest_s = max(subscription.slowest_s, subscription.gated_s)
     needed = 2 * 2 * subscription.buffer * slowest_s / subscription.parallel
     if needed > LONGEST_POLL_INTERVAL_S:
         raise NotReady(
@@ -124,28 +123,28 @@ class FaustWorker:
         self._before_commit = before_commit
         self._parked = asyncio.Event()
         self._last_event = time.monotonic()
-        self._passing: asyncio.Task[None] | None = None
+        self._marker_task: asyncio.Task[None] | None = None
         self.app = self._build()
 
     async def start(self) -> None:
-        """Join the group; returns when the consumer runs. Raises when Kafka is away."""
+        """Join the group; returns when the consumer runs. Raises when Kafka is unavailable."""
         logging.getLogger("faust").setLevel(logging.WARNING)
         self._health.say("kafka", Condition.UNREADY, "joining the consumer group")
         bind_to_running_loop(self.app)
         self.app.finalize()
         await self.app.maybe_start()
-        self._passing = asyncio.create_task(self._pass_transaction_markers(), name="pass-holes")
+        self._marker_task = asyncio.create_task(self._pass_transaction_markers(), name="pass-transaction-markers")
 
     async def until_stopped(self) -> None:
-        """Return when Faust stopped by itself, which is always a failure."""
+        """Return when Faust has stopped by itself, which is always a failure."""
         await self.app.wait_until_stopped()
 
     async def stop(self) -> bool:
-        """Take nothing more, finish what is in flight, commit, leave the group. False when time ran out."""
-        if self._passing is not None:
-            self._passing.cancel()
+        """Stop the intake, finish events in flight, commit, leave the group. False on timeout."""
+        if self._marker_task is not None:
+            self._marker_task.cancel()
         drained = await self._intake.drain(self._worker.drain_s)
-        # Everything finished is acked by now; the rest stays uncommitted, and Faust must not wait for it.
+        # Every finished event is acked by now; Faust must not wait for the unfinished ones.
         self.app.conf.stream_wait_empty = False
         try:
             async with asyncio.timeout(10):
@@ -153,7 +152,7 @@ class FaustWorker:
                     await self.app.consumer.commit()
                 await self.app.stop()
         except TimeoutError:
-            log.warning("Faust did not stop in time; leaving without it")
+            log.warning("Faust did not stop in time; leaving the group by timeout")
         return drained
 
     def lag(self) -> dict[tuple[str, int], int]:
@@ -169,37 +168,40 @@ class FaustWorker:
         return found
 
     def stuck(self) -> str | None:
-        """Say what the watchdog should act on: lag, nothing in flight, and no event for too long."""
+        """Return a problem for the watchdog: lag, but nothing in flight and no event fetched for `stuck_fetch_s`."""
         quiet = time.monotonic() - self._last_event
         if quiet < self._worker.stuck_fetch_s or self._intake.runner.in_flight() or self.app.rebalancing:
             return None
         try:
             lag = sum(self.lag().values())
-        except Exception:  # the consumer is being set up or torn down; the loop check covers a hang there
+        except Exception:  # the consumer is starting or stopping; the loop check covers a hang there
             return None
-        return f"{lag} events wait and none was fetched for {quiet:.0f} s" if lag > 0 else None
+        return f"lag of {lag} events, but none fetched for {quiet:.0f} s" if lag > 0 else None
 
     def _finished(self, place: Any) -> int:
-        """Return the offset up to which a partition is known to be finished."""
+        """Return a partition's committed offset, or its read offset before the first commit."""
         consumer = self.app.consumer
         committed = consumer._committed_offset.get(place)
         return int(committed if committed is not None else (consumer._read_offset.get(place) or 0))
 
     async def _pass_transaction_markers(self) -> None:
-        """Commit over offsets that hold no event, when nothing else is to be done: lag is what waits, and only that."""
+        """Commit past transaction control records, which have offsets but are never delivered.
+
+        Otherwise lag would never reach zero. Only while idle: nothing in flight, no event for `MARKERS_INTERVAL_S`.
+        """
         while True:
-            await asyncio.sleep(HOLES_INTERVAL_S)
-            quiet = time.monotonic() - self._last_event > HOLES_INTERVAL_S
+            await asyncio.sleep(MARKERS_INTERVAL_S)
+            quiet = time.monotonic() - self._last_event > MARKERS_INTERVAL_S
             if not quiet or self._intake.runner.in_flight() or self.app.rebalancing:
                 continue
             try:
-                await self._pass_holes_once()
+                await self._pass_trailing_markers()
             except DependencyUnavailable as error:
-                log.warning("cannot see what is behind the last event", error=str(error))
-            except Exception as error:  # the consumer is being set up or torn down
-                log.debug("holes are not looked at now", error=repr(error))
+                log.warning("cannot read behind the last event", error=str(error))
+            except Exception as error:  # the consumer is starting or stopping
+                log.debug("transaction markers not checked", error=repr(error))
 
-    async def _pass_holes_once(self) -> None:
+    async def _pass_trailing_markers(self) -> None:
         consumer = self.app.consumer
         generation = self.app.consumer_generation_id
         behind = {
@@ -211,7 +213,7 @@ class FaustWorker:
             return
         ends = await trailing_markers(self._kafka, behind)
         if ends and generation == self.app.consumer_generation_id and not self.app.rebalancing:
-            log.info("passing offsets without events", partitions=len(ends))
+            log.info("committing past transaction markers", partitions=len(ends))
             await consumer._commit_offsets({TP(place.topic, place.partition): end for place, end in ends.items()})
 
     def _build(self) -> Any:
@@ -223,8 +225,7 @@ class FaustWorker:
             autodiscover=False,
             web_enabled=False,
             store="memory://",
-            datadir=Path(tempfile.gettempdir())
-            / "darkroom-faust",  # Faust insists on one; without tables it stays empty
+            datadir=Path(tempfile.gettempdir()) / "darkroom-faust",  # required by Faust; stays empty without tables
             stream_buffer_maxsize=subscription.buffer,
             stream_wait_empty=True,
             stream_publish_on_commit=False,
@@ -262,7 +263,7 @@ class FaustWorker:
         async for event in stream.noack().events():
             self._last_event = time.monotonic()
             if not await self._take(stream, event):
-                # Closing: keep the event unacked and never come back for another.
+                # Closing: leave the event unacked and fetch no other.
                 await self._parked.wait()
 
     async def _take(self, stream: Any, event: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What the runtime says of an image when a stage skipped, refused or failed: so that every image ends, visibly."""
+"""Facts the runtime emits when a stage skips, rejects or fails, so that every image reaches a visible final state."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from streams import topics
 from streams.stage import Emit, Reject, Skip
 
 PUBLIC_FAILURE = {
-    ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs was away for too long.",
-    ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image, however often it was asked.",
-    ErrorCode.DEADLINE_EXCEEDED: "This step took longer than it may.",
-    ErrorCode.WORKER_CRASHED: "This step ended its worker, twice.",
-    ErrorCode.OBJECT_CHANGED: "The stored bytes are not those the event speaks of.",
-    ErrorCode.GONE: "The stored bytes this step needs are not there any more.",
-    ErrorCode.MALFORMED_EVENT: "The event that asked for this step could not be read.",
+    ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs stayed unavailable through all retries.",
+    ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image in any attempt.",
+    ErrorCode.DEADLINE_EXCEEDED: "This step exceeded its deadline.",
+    ErrorCode.WORKER_CRASHED: "This step crashed its worker twice.",
+    ErrorCode.OBJECT_CHANGED: "The stored bytes differ from those the event names.",
+    ErrorCode.GONE: "The stored bytes this step needs no longer exist.",
+    ErrorCode.MALFORMED_EVENT: "The event for this step could not be decoded.",
 }
 
 
@@ -31,12 +31,12 @@ def _common(event: Event) -> dict[str, object]:
 
 
 def _original(event: Event) -> ObjectRef | None:
-    """Return the original an event speaks of: whoever deletes the image must know of it, however the image ended."""
+    """Return the original an event names; deleting the image needs it, also when the image was rejected or failed."""
     return event.original if isinstance(event, ImageUploaded | ImageFetched | ImageSanitized) else None
 
 
 def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
-    """Say that a stage was skipped, and why."""
+    """Return the fact that a stage was skipped, with the reason."""
     fact = StageSkipped.model_validate(
         {**_common(event), "report": report, "reason": skip.code, "message": skip.message}
     )
@@ -44,14 +44,14 @@ def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
 
 
 def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
-    """Say that the image was refused, and why; with what its sender said of it, if the event carries that."""
-    said: dict[str, object] = {}
+    """Return the fact that the image was rejected, with the reason and any submission fields of the event."""
+    submission: dict[str, object] = {}
     if isinstance(event, Submission):
-        said = event.submission_fields()
+        submission = event.submission_fields()
     fact = ImageRefused.model_validate(
         {
             **_common(event),
-            **said,
+            **submission,
             "report": report,
             "code": reject.code,
             "message": reject.message,
@@ -62,8 +62,8 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
 
 
 def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
-    """Say that a stage gave up; never with internal details, which are in the dead letter."""
-    message = PUBLIC_FAILURE.get(code, "This step failed for a reason of ours; it can be replayed.")
+    """Return the fact that a stage failed, without internal details, which are in the dead letter."""
+    message = PUBLIC_FAILURE.get(code, "This step failed because of an internal error; it can be replayed.")
     fact = StageFailed.model_validate(
         {**_common(event), "report": report, "code": code, "message": message, "original": _original(event)}
     )

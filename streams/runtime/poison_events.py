@@ -1,8 +1,8 @@
-"""Crash markers: an event that kills its worker twice becomes a dead letter, instead of killing every worker for ever.
+"""Crash markers: an event that crashes its worker twice is dead-lettered instead of crashing every later worker.
 
-Attempt headers cannot count a crash, so a file does: there while an event is worked on, gone when it is done. What a
-worker finds at its start was in flight when the one before it died. The first time, any of them may have done it: each
-is then worked on alone. One that was alone at the second death is the one.
+A crash cannot be counted in attempt headers, so a marker file exists while an event is processed. Markers found at the
+start name the events in flight when the previous worker crashed: any of them may be the cause, so each is processed
+alone. If a worker crashes again while it processes one event alone, that event is dead-lettered.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ log = structlog.get_logger(__name__)
 
 
 class Verdict(Enum):
-    """How an event may be worked on."""
+    """How an event is processed."""
 
-    FREE = "free"
-    ALONE = "alone"  # it was in flight at a death; so were perhaps others
-    GUILTY = "guilty"  # it was alone at the last one
+    NORMAL = "normal"
+    ISOLATED = "isolated"  # in flight, perhaps with others, when a previous worker crashed
+    POISON = "poison"  # processed alone when a worker crashed again
 
 
 class PoisonEventTracker:
-    """The markers of one worker's slot. `limit` deaths make an event guilty; all but the first of them were its own."""
+    """Crash markers of one worker slot. An event is poison after `limit` crashes, all but the first while alone."""
 
     def __init__(self, folder: Path, *, limit: int = 2) -> None:
         self._folder = folder
         self._place = str(folder)
         self._limit = limit
-        self._deaths: dict[str, int] = {}
+        self._crashes: dict[str, int] = {}
         for path in folder.iterdir():
             if path.suffix == SUFFIX:
                 text = path.read_text(errors="replace").strip()
-                self._deaths[path.stem] = (int(text) if text.isdigit() else 0) + 1
+                self._crashes[path.stem] = (int(text) if text.isdigit() else 0) + 1
 
     def suspects(self) -> int:
-        """Return how many events were in flight when a worker before this one died, and are not done since."""
-        return len(self._deaths)
+        """Return the number of events that were in flight at a previous crash and are not finished since."""
+        return len(self._crashes)
 
     def verdict(self, record: Record) -> Verdict:
-        """Say how an event may be worked on."""
-        deaths = self._deaths.get(_name(record), 0)
-        if deaths >= self._limit:
-            return Verdict.GUILTY
-        return Verdict.ALONE if deaths else Verdict.FREE
+        """Return how an event must be processed."""
+        crashes = self._crashes.get(_name(record), 0)
+        if crashes >= self._limit:
+            return Verdict.POISON
+        return Verdict.ISOLATED if crashes else Verdict.NORMAL
 
     def begin(self, record: Record) -> None:
-        """Mark an event as worked on; a suspect only once it truly is alone. On a full disk it has no mark."""
+        """Create an event's marker, for a suspect only once it runs alone. On a full disk there is no marker."""
         name = _name(record)
-        # Twice per event and in the event loop: plain calls, and nothing is written of an event without a past.
+        # Called in the event loop for every event: plain system calls, and an empty file unless it crashed before.
         try:
             file = os.open(f"{self._place}/{name}{SUFFIX}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                if deaths := self._deaths.get(name, 0):
-                    os.write(file, str(deaths).encode())
+                if crashes := self._crashes.get(name, 0):
+                    os.write(file, str(crashes).encode())
             finally:
                 os.close(file)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            # Work that needs no room goes on; a death now would be counted once too few.
-            log.warning("no room for a crash marker", error=str(error))
+            # Processing may still succeed; only a crash from here on is not counted.
+            log.warning("disk full; crash marker not written", error=str(error))
 
     def end(self, record: Record) -> None:
-        """Take the mark away: the event is done."""
+        """Remove the marker of a finished event."""
         name = _name(record)
-        self._deaths.pop(name, None)
+        self._crashes.pop(name, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._place}/{name}{SUFFIX}")  # noqa: PTH108 - see begin
 
-    def forgive(self) -> None:
-        """Take all marks away: this process ends for a reason that no event is to blame for."""
+    def clear(self) -> None:
+        """Remove all markers: this process exits for a reason unrelated to its events."""
         for path in self._folder.glob("*" + SUFFIX):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -93,9 +93,9 @@ def _name(record: Record) -> str:
 
 @contextmanager
 def poison_event_tracker(folder: Path, agent: str, *, limit: int) -> Iterator[PoisonEventTracker]:
-    """Take the first free slot of an agent on this machine; a worker that died left its slot free, markers and all.
+    """Lock the first free slot of an agent on this machine; a crashed worker's slot is free and keeps its markers.
 
-    Raises OSError when the folder cannot be written.
+    Raises OSError when the folder is not writable.
     """
     slot = 0
     while True:

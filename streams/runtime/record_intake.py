@@ -1,4 +1,4 @@
-"""The intake: what stands between any log and the runner. Takes in order, acks in order, whatever finishes first."""
+"""Intake between a log and the runner: takes records in order and acks them in order, whichever finishes first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Intake:
         self._closed = False
 
     async def take(self, record: Record, generation: int, ack: Ack) -> bool:
-        """Hand a record to the runner; waits for room. False: not taken (closing, stale, or taken before)."""
+        """Submit a record to the runner, waiting for room. False: closing, stale generation, or taken before."""
         if self._closed:
             return False
         where = Slice(record.topic, record.partition, generation)
@@ -35,14 +35,14 @@ class Intake:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more is taken."""
+        """Whether the intake refuses further records."""
         return self._closed
 
     def revoke(self, topic: str, partition: int) -> None:
-        """Forget a partition that belongs to somebody else now."""
+        """Forget a partition that was assigned to another consumer."""
         self._ledger.revoke(topic, partition)
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing more and wait for what is in flight; False if time ran out."""
+        """Refuse further records and wait for those in flight; False on timeout."""
         self._closed = True
         return await self.runner.drain(seconds)

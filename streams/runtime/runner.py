@@ -1,9 +1,9 @@
-"""The runner: decode → known already? → work (deadline, tries) → deliver → done. No Faust, no Kafka client.
+"""The runner: decode → reuse or compute (deadline, retries) → deliver → ack. Uses neither Faust nor a Kafka client.
 
-It promises: `finished` is called for a record only when everything that follows from it is in the log (its events,
-its delay, or its dead letter); records of one image are worked on in the order they came; never more than the
-settings' bound are in flight; whatever a stage raises, the loop goes on. If something cannot be delivered, `fatal` is
-called instead, and the process must exit so that Kafka redelivers.
+Guarantees: `finished` is called for a record only after its events, its delay or its dead letter are in the log;
+records of one image are processed in order; at most `in_flight` records are in flight; an exception of a stage never
+stops the loop. If an output cannot be delivered, `fatal` is called instead, and the process must exit so that Kafka
+redelivers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from streams.runtime.execution import Answer, Services, Worked, perform, unless_
 from streams.runtime.poison_events import Verdict
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.telemetry import metrics
-from streams.telemetry.tracing import Origin, child_of, in_hand, trace_id
+from streams.telemetry.tracing import Origin, child_of, origin_scope, trace_id
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ Finished = Callable[[], Awaitable[None]]
 
 
 def _lane(record: Record) -> bytes:
-    """Return what orders a record: its image, which on some topics is not the key; else the key; else nothing does."""
+    """Return the ordering key of a record: its image (on some topics not the key), else its key, else its offset."""
     subject = record.header("ce_subject")
     if subject:
         return subject.encode()
@@ -67,11 +67,11 @@ class _Job:
     record: Record
     finished: Finished
     taken_at: float = field(default_factory=time.monotonic)
-    begun_at: float | None = None  # None while others of its image are before it
+    begun_at: float | None = None  # None while earlier records of its image are processed
 
 
 class Runner:
-    """Runs one stage over records that anything may feed it: Faust, the in-memory log, a test."""
+    """Runs one stage over records from any source: Faust, the in-memory log, a test."""
 
     def __init__(self, stage: Stage[Any, Any, Any], tools: Any, settings: StageSettings, services: Services) -> None:
         self._stage = stage
@@ -97,7 +97,7 @@ class Runner:
             )
 
     async def submit(self, record: Record, finished: Finished) -> bool:
-        """Take a record; returns as soon as there is room for it, which is the back-pressure. False while draining."""
+        """Queue a record, waiting until fewer than `in_flight` are in flight (back-pressure). False while draining."""
         await self._room.acquire()
         if self._draining:
             self._room.release()
@@ -117,16 +117,16 @@ class Runner:
         return True
 
     def in_flight(self) -> int:
-        """Return how many records were taken and are not finished."""
+        """Return the number of records submitted and not finished."""
         return len(self._open)
 
     def oldest_s(self) -> float:
-        """Return for how many seconds the record that is worked on the longest has been."""
+        """Return how many seconds the longest-running record has been processed."""
         begun = [job.begun_at for job in self._open.values() if job.begun_at is not None]
         return time.monotonic() - min(begun) if begun else 0.0
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing more and wait for what is in flight; False if time ran out. What waits at the gate is left."""
+        """Refuse further records and wait for those in flight, except those at the gate; False on timeout."""
         self._draining = True
         self._gate.close()
         if self._tasks:
@@ -134,7 +134,7 @@ class Runner:
         return not self._tasks
 
     async def close(self) -> None:
-        """Cancel what is left; nothing cancelled is ever reported finished."""
+        """Cancel what is still running; a cancelled record is never reported finished."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -144,14 +144,14 @@ class Runner:
     async def _work_lane(self, lane_key: bytes) -> None:
         lane = self._lanes[lane_key]
         try:
-            while lane and await self._gate.passed():
+            while lane and await self._gate.wait():
                 await self._work(lane[0])
                 lane.popleft()
-            for left in lane:  # not begun, never finished: Kafka redelivers
+            for left in lane:  # unprocessed and unacked: Kafka redelivers
                 self._forget(left)
         except Exception as error:
-            # Nothing of this lane may be acked any more: leave it to the next process.
-            log.critical("the runner cannot go on", stage=self._stage.name, error=repr(error), exc_info=error)
+            # Acking later records of this lane would lose this one.
+            log.critical("runner failed", stage=self._stage.name, error=repr(error), exc_info=error)
             self._services.fatal(error)
         finally:
             self._lanes.pop(lane_key, None)
@@ -164,9 +164,9 @@ class Runner:
             structlog.contextvars.bound_contextvars(
                 stage=self._stage.name, image=(record.header("ce_subject") or "")[:64], trace=trace
             ),
-            in_hand(Origin(trace, *origin_of(record), record.timestamp_ms)),
+            origin_scope(Origin(trace, *origin_of(record), record.timestamp_ms)),
         ):
-            kind = await self._in_its_turn(job)
+            kind = await self._process(job)
         if reason := self._services.limit.note(died=kind == "dead"):
             self._services.halt(reason)
         metrics.EVENTS.labels(self._stage.name, kind).inc()
@@ -178,22 +178,22 @@ class Runner:
         metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
         self._room.release()
 
-    async def _in_its_turn(self, job: _Job) -> str:
-        """Work on a record beside others; alone if it may have killed the worker before this one."""
+    async def _process(self, job: _Job) -> str:
+        """Process a record concurrently with others, or alone if it was in flight when a previous worker crashed."""
         markers = self._services.markers
         if markers is None:
-            return await self._finish(job, self._settle_surely)
+            return await self._finish(job, self._settle_safely)
         verdict = markers.verdict(job.record)
-        # Suspects only become fewer: without any, nobody will ever have to be alone.
-        turn = nullcontext() if not markers.suspects() else self._lock.shared()
-        async with turn if verdict is Verdict.FREE else self._lock.exclusive():
+        # No suspect is ever added after the start: without any, no record needs the exclusive lock.
+        shared = nullcontext() if not markers.suspects() else self._lock.shared()
+        async with shared if verdict is Verdict.NORMAL else self._lock.exclusive():
             markers.begin(job.record)
-            kind = await self._finish(job, self._condemn if verdict is Verdict.GUILTY else self._settle_surely)
+            kind = await self._finish(job, self._reject_poison if verdict is Verdict.POISON else self._settle_safely)
             markers.end(job.record)
             return kind
 
     async def _finish(self, job: _Job, settle: Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]) -> str:
-        """Settle a record, deliver what follows from it, ack it; return how it ended."""
+        """Settle a record, deliver its messages, ack it; return the outcome label."""
         await self._services.hook("before-work", job.record)
         kind, messages = await settle(job.record)
         if messages:
@@ -202,19 +202,19 @@ class Runner:
         await job.finished()
         return kind
 
-    async def _condemn(self, record: Record) -> tuple[str, list[Outgoing]]:
-        """Give up on an event that killed its worker; it is not touched again."""
+    async def _reject_poison(self, record: Record) -> tuple[str, list[Outgoing]]:
+        """Dead-letter an event that crashed its worker twice, without processing it."""
         crash = WorkerCrashed()
         failure = Failure(ErrorCode.WORKER_CRASHED, crash, 1, retriable=False, first_failure=now())
         try:
             event = decode(record, self._stage.accepts())
         except NotAnEvent:
-            return self._die(record, None, failure)
+            return self._dead_letter(record, None, failure)
         report = StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
         answer = await unless_deleted(self._stage, self._services, event, crash)
         if answer is not crash:
             return self._conclude(record, event, Worked(answer, report))
-        return self._die(record, event, failure, Worked(crash, report))
+        return self._dead_letter(record, event, failure, Worked(crash, report))
 
     async def _deliver(self, messages: list[Outgoing]) -> None:
         try:
@@ -222,20 +222,20 @@ class Runner:
         except DependencyUnavailable as error:
             raise Undeliverable(str(error)) from error
 
-    async def _settle_surely(self, record: Record) -> tuple[str, list[Outgoing]]:
+    async def _settle_safely(self, record: Record) -> tuple[str, list[Outgoing]]:
         try:
             kind, messages = await self._settle(record)
             for message in messages:
                 _check_size(message)
         except Exception as error:
-            # A bug of ours around the stage; as poison as one within it, and treated alike.
-            return self._die(
+            # A bug outside the stage's function: dead letter, as for one inside it.
+            return self._dead_letter(
                 record, None, Failure(ErrorCode.INTERNAL_ERROR, error, 1, retriable=False, first_failure=now())
             )
         return kind, messages
 
     async def _settle(self, record: Record) -> tuple[str, list[Outgoing]]:
-        """Return how a record ended, and the messages that must be in the log before it is done."""
+        """Return a record's outcome label, and the messages that must be in the log before it is acked."""
         if record.timestamp_ms:
             metrics.EVENT_AGE_SECONDS.labels(self._stage.name).observe(
                 max(0.0, time.time() - record.timestamp_ms / 1000)
@@ -243,9 +243,9 @@ class Runner:
         try:
             event = decode(record, self._stage.accepts())
         except NotAnEvent as error:
-            # A topic carries only the types of its table: another one is somebody's mistake, and must be seen.
+            # A topic carries only its declared types: another type is a producer's mistake, so it is not ignored.
             code = ErrorCode.UNKNOWN_EVENT if error.unknown else ErrorCode.MALFORMED_EVENT
-            return self._die(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
+            return self._dead_letter(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
         if not self._concerns(event):
             return "ignored", []
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
@@ -266,7 +266,7 @@ class Runner:
                 return "skipped", []
             case Reject():
                 metrics.REJECTIONS.labels(stage, worked.answer.code.value).inc()
-                log.info("image refused", code=worked.answer.code.value, reason=worked.answer.message)
+                log.info("image rejected", code=worked.answer.code.value, reason=worked.answer.message)
                 return "rejected", self._messages(record, outcome_facts.refused(event, worked.answer, worked.report))
             case Exception() as error:
                 return self._give_up(record, event, worked, error)
@@ -274,7 +274,7 @@ class Runner:
     def _give_up(self, record: Record, event: Event, worked: Worked, error: Exception) -> tuple[str, list[Outgoing]]:
         match error:
             case ObjectGone():
-                log.warning("an object is gone; its image was deleted, or it never was there", error=str(error))
+                log.warning("object missing: its image was deleted, or it was never stored", error=str(error))
                 return "gone", self._failed(record, event, ErrorCode.GONE, worked)
             case Retryable():
                 delay = self._services.retry.next_delay(number_header(record, DELAYS_HEADER), error.after_s)
@@ -287,7 +287,7 @@ class Runner:
                 code = ErrorCode.INTERNAL_ERROR
         first = record.header(FIRST_FAILURE_HEADER) or now()
         failure = Failure(code, error, worked.report.attempts, isinstance(error, Retryable), first)
-        return self._die(record, event, failure, worked)
+        return self._dead_letter(record, event, failure, worked)
 
     def _messages(self, record: Record, emit: Emit) -> list[Outgoing]:
         traceparent = child_of(record.header("traceparent"))
@@ -295,14 +295,14 @@ class Runner:
         return [outgoing(topic, event, source=source, traceparent=traceparent) for topic, event in emit.events]
 
     def _failed(self, record: Record, event: Event, code: ErrorCode, worked: Worked) -> list[Outgoing]:
-        # The reader of facts cannot report its own failures as facts: it would read them for ever.
+        # A stage that consumes facts must not emit its own failures as facts: it would consume them endlessly.
         if not self._stage.reports_failures:
             return []
         return self._messages(record, outcome_facts.failed(event, code, worked.report))
 
     def _delayed(self, record: Record, delay: Delay, worked: Worked) -> Outgoing:
         metrics.RETRIES.labels(self._stage.name, delay.tier).inc()
-        log.warning("will try again later", delay=delay.tier, error=repr(worked.answer)[:500])
+        log.warning("event moved to a delay topic", delay=delay.tier, error=repr(worked.answer)[:500])
         kept = tuple((n, v) for n, v in record.headers if not n.startswith("retry."))
         added = {
             ATTEMPT_HEADER: str(worked.report.attempts),
@@ -314,13 +314,13 @@ class Runner:
         headers = (*kept, *((name, value.encode()) for name, value in added.items()))
         return Outgoing(delay_topic(self._stage.name, delay.tier), record.key, record.value, headers)
 
-    def _die(
+    def _dead_letter(
         self, record: Record, event: Event | None, failure: Failure, worked: Worked | None = None
     ) -> tuple[str, list[Outgoing]]:
         stage = self._stage.name
         metrics.DEAD_LETTERS.labels(stage, failure.code.value).inc()
         log.error(
-            "event goes to the dead letters",
+            "event dead-lettered",
             code=failure.code.value,
             topic=record.topic,
             partition=record.partition,

@@ -296,10 +296,10 @@ async def consume(
                 exit_faust_stopped(stage.name)
             stopped.cancel()
             log.info("stopping; draining events in flight", stage=stage.name)
-            if running.halt.reason:
-                health.say("stage", Condition.UNREADY, f"stopped itself: {running.halt.reason}")
-                log.critical("dead-letter limit reached; pausing the agent", stage=stage.name, reason=running.halt.reason)
-                await control.pause(stage.name, running.halt.reason, by=worker_name())
+            if reason := running.halt.reason:
+                health.say("stage", Condition.UNREADY, f"stopped itself: {reason}")
+                log.critical("dead-letter limit reached; pausing the agent", stage=stage.name, reason=reason)
+                await control.pause(stage.name, reason, by=worker_name())
 
 
 async def _waited_while_paused(

@@ -44,7 +44,7 @@ _IN_HAND: ContextVar[Origin | None] = ContextVar("origin of the event in hand", 
 
 
 @contextmanager
-def in_hand(origin: Origin) -> Iterator[None]:
+def origin_scope(origin: Origin) -> Iterator[None]:
     """Let whoever works on an event know where it came from."""
     token = _IN_HAND.set(origin)
     try:
@@ -53,6 +53,6 @@ def in_hand(origin: Origin) -> Iterator[None]:
         _IN_HAND.reset(token)
 
 
-def origin_in_hand() -> Origin | None:
+def current_origin() -> Origin | None:
     """Return where the event that is worked on came from; None outside of such work."""
     return _IN_HAND.get()

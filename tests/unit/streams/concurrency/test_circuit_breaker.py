@@ -198,13 +198,13 @@ async def test_it_is_seen_on_health_and_metrics() -> None:
     assert board.condition() is Condition.DEGRADED
     assert board.snapshot()["store"]["detail"] == "left alone for 30 s: down"
     assert board.degraded(without=breakers.names()) is None
-    assert breakers.shut() == ["store is left alone for 30 s after failures"]
+    assert breakers.open_reasons() == ["store is left alone for 30 s after failures"]
     assert metrics.BREAKER_STATE.labels("store")._value.get() == State.OPEN.value
     clock.now += 30
     fail(breaker)
     with breaker.probing():
         pass
-    assert (board.condition(), breakers.shut()) == (Condition.OK, [])
+    assert (board.condition(), breakers.open_reasons()) == (Condition.OK, [])
     assert metrics.BREAKER_STATE.labels("store")._value.get() == 0
     assert metrics.BREAKER_OPENED.labels("store")._value.get() == before + 1
 
@@ -240,7 +240,7 @@ async def test_a_dependency_that_is_back_is_found_where_no_work_waits() -> None:
 
     breakers = Breakers(BreakerSettings(failures=1, open_s=0.02))
     breaker = breakers.add("store", ask)
-    asking = asyncio.create_task(breakers.keep_asking())
+    asking = asyncio.create_task(breakers.keep_probing())
     for _ in range(2):
         fail(breaker)
         away = False
@@ -301,7 +301,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_calls_in_any_order_keep_the_promise() -> None:
-    """Calls that begin and end in any order: refused only while it is shut, never more than one probe, never stuck."""
+    """For calls that start and end in any order: refused only while open, at most one probe, never stuck open."""
     run_state_machine_as_test(
         Machine, settings=hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
     )

@@ -151,7 +151,7 @@ async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, file
     assert len(log.records("image.facts")) == 10
     disk.free()
     markers.begin(Record("image.uploaded", 0, 2, None, None))
-    assert PoisonEventTracker(disk.folder).verdict(Record("image.uploaded", 0, 2, None, None)) is Verdict.ALONE
+    assert PoisonEventTracker(disk.folder).verdict(Record("image.uploaded", 0, 2, None, None)) is Verdict.ISOLATED
 
 
 async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, files: FileStore) -> None:

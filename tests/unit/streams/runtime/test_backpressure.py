@@ -1,4 +1,4 @@
-"""The gate: while a dependency is away, work waits for it instead of using up its tries."""
+"""The gate: while a dependency is unavailable, events wait for it instead of using up their retries."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 @dataclass
 class Store:
-    """A dependency behind a breaker, that answers or does not."""
+    """A dependency behind a breaker, available or not."""
 
     settings: BreakerSettings
     unavailable: bool = True
-    asked: int = 0
+    probes: int = 0
     calls: int = 0
     breakers: Breakers = field(init=False)
     breaker: Breaker = field(init=False)
@@ -48,7 +48,7 @@ class Store:
         self.breaker = self.breakers.add("store", self.ask)
 
     async def ask(self) -> None:
-        self.asked += 1
+        self.probes += 1
         with self.breaker.probing():
             self._answer()
 
@@ -59,7 +59,7 @@ class Store:
 
     def _answer(self) -> None:
         if self.unavailable:
-            raise DependencyUnavailable("the store is away")
+            raise DependencyUnavailable("the store is unavailable")
 
     def stage(self) -> Stage[Any, Any, Any]:
         def act(event: Event) -> Outcome:
@@ -88,15 +88,15 @@ def worker(files: FileStore, log: MemoryLog, store: Store) -> tuple[MemoryWorker
 
 
 async def test_an_outage_does_not_send_the_backlog_to_the_delay_topics(files: FileStore) -> None:
-    """Of a backlog only what was under way when the store went away is delayed; the rest waits, and is then done."""
+    """Only events in flight when the store failed are delayed; the rest of the backlog waits and is then processed."""
     store = Store(BreakerSettings(failures=5, open_s=0.05, gate_s=600))
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(200)])
     working, _ = worker(files, log, store)
-    await until(lambda: store.asked >= 5, "the store to be asked again and again")
+    await until(lambda: store.probes >= 5, "repeated probes of the store")
     made = store.calls
     assert delayed(log) <= 2 * AT_ONCE
-    assert made <= 2 * AT_ONCE * RETRY.in_place_tries, "calls were made though the store was left alone"
+    assert made <= 2 * AT_ONCE * RETRY.in_place_tries, "calls were made although the breaker was open"
     store.unavailable = False
     await working.until_idle()
     assert await working.stop()
@@ -104,8 +104,8 @@ async def test_an_outage_does_not_send_the_backlog_to_the_delay_topics(files: Fi
     assert delayed(log) <= 2 * AT_ONCE
 
 
-async def test_patience_ends(files: FileStore) -> None:
-    """An event waits so long and no longer: then it is tried, and goes the usual way to a delay topic."""
+async def test_an_event_waits_for_gate_s_at_most(files: FileStore) -> None:
+    """After `gate_s` an event is processed anyway, and goes to a delay topic like any failure."""
     store = Store(BreakerSettings(failures=5, open_s=600, gate_s=0.05))
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(20)])
@@ -116,14 +116,14 @@ async def test_patience_ends(files: FileStore) -> None:
     assert store.breaker.state is State.OPEN
 
 
-async def test_stopping_waits_for_nobody_at_the_gate(files: FileStore) -> None:
-    """Whoever stops leaves what waits to the next worker, untouched: neither acked nor delayed."""
+async def test_stopping_does_not_wait_for_events_at_the_gate(files: FileStore) -> None:
+    """A stopping worker leaves waiting events to the next one: neither acked nor delayed."""
     store = Store(BreakerSettings(failures=5, open_s=600, gate_s=600))
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(40)])
     working, runner = worker(files, log, store)
     await until(lambda: store.breaker.state is State.OPEN and runner.in_flight() == AT_ONCE, "events at the gate")
-    await until(lambda: runner.oldest_s() == 0.0, "nothing being worked on")
+    await until(lambda: runner.oldest_s() == 0.0, "no event being processed")
     async with asyncio.timeout(60):
         assert await working.stop(drain_s=600)
     gone = delayed(log)
@@ -138,7 +138,7 @@ async def test_stopping_waits_for_nobody_at_the_gate(files: FileStore) -> None:
 
 
 async def test_waiting_is_not_working(files: FileStore) -> None:
-    """Events at the gate hold their place but are never overdue: the watchdog must not take waiting for being stuck."""
+    """Events at the gate are in flight but never overdue, so that the watchdog does not report them as stuck."""
     store = Store(BreakerSettings(failures=1, open_s=600, gate_s=600))
     log = MemoryLog()
     with pytest.raises(DependencyUnavailable):
@@ -152,12 +152,12 @@ async def test_waiting_is_not_working(files: FileStore) -> None:
     await working.stop()
 
 
-async def test_a_closed_breaker_holds_up_nothing(files: FileStore) -> None:
-    """While all is well the gate is not felt: nobody is asked, nothing is delayed."""
+async def test_a_closed_breaker_delays_nothing(files: FileStore) -> None:
+    """With closed breakers the gate makes no probe and delays no event."""
     store = Store(BreakerSettings(), unavailable=False)
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(40)])
     working, _ = worker(files, log, store)
     await working.until_idle()
     assert await working.stop()
-    assert (store.asked, delayed(log), len(log.records("image.facts"))) == (0, 0, 40)
+    assert (store.probes, delayed(log), len(log.records("image.facts"))) == (0, 0, 40)

@@ -1,4 +1,4 @@
-"""Crash markers: the event that kills its worker is found, and only that one."""
+"""Crash markers: exactly the event that crashes its worker is identified."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 
 def record(offset: int) -> Record:
-    """Return a record of which only the place counts."""
+    """Return a record with nothing but a topic, partition and offset."""
     return Record("image.uploaded", 0, offset, None, None)
 
 
-def test_what_was_in_flight_at_a_death_is_suspect_and_what_was_done_is_not(tmp_path: Path) -> None:
-    """One death makes nobody guilty: suspects are worked on alone."""
+def test_events_in_flight_at_a_crash_are_suspects_and_finished_ones_are_not(tmp_path: Path) -> None:
+    """After one crash no event is poison: suspects are processed alone."""
     first = PoisonEventTracker(tmp_path)
     for offset in (1, 2, 3):
         first.begin(record(offset))
     first.end(record(2))
     second = PoisonEventTracker(tmp_path)
-    assert [second.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.ALONE, Verdict.FREE, Verdict.ALONE]
+    assert [second.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.ISOLATED, Verdict.NORMAL, Verdict.ISOLATED]
 
 
-def test_only_the_one_that_was_alone_at_the_second_death_is_guilty(tmp_path: Path) -> None:
-    """The other suspects of the first death are never blamed for the second."""
+def test_only_the_event_processed_alone_at_the_second_crash_is_poison(tmp_path: Path) -> None:
+    """The other suspects of the first crash are not counted for the second."""
     first = PoisonEventTracker(tmp_path)
     for offset in (1, 2, 3):
         first.begin(record(offset))
@@ -51,31 +51,31 @@ def test_only_the_one_that_was_alone_at_the_second_death_is_guilty(tmp_path: Pat
     second.end(record(1))
     second.begin(record(2))
     third = PoisonEventTracker(tmp_path)
-    assert [third.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.FREE, Verdict.GUILTY, Verdict.ALONE]
+    assert [third.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.NORMAL, Verdict.POISON, Verdict.ISOLATED]
 
 
-def test_a_process_that_leaves_for_its_own_reasons_blames_nobody(tmp_path: Path) -> None:
-    """A Kafka that is away must not turn events into dead letters, however often workers end over it."""
+def test_a_process_that_exits_for_another_reason_leaves_no_suspects(tmp_path: Path) -> None:
+    """An unavailable Kafka must not turn events into dead letters, however often workers exit because of it."""
     markers = PoisonEventTracker(tmp_path)
     markers.begin(record(1))
-    markers.forgive()
+    markers.clear()
     assert PoisonEventTracker(tmp_path).suspects() == 0
 
 
 def test_two_workers_of_one_machine_do_not_share_a_slot(tmp_path: Path) -> None:
-    """A living worker's events are not suspects of another's."""
+    """Events in flight in one worker are not suspects of another."""
     with poison_event_tracker(tmp_path, "ocr", limit=2) as first:
         first.begin(record(1))
         with poison_event_tracker(tmp_path, "ocr", limit=2) as second:
             assert second.suspects() == 0
-    with poison_event_tracker(tmp_path, "ocr", limit=2) as heir:
-        assert heir.suspects() == 1
+    with poison_event_tracker(tmp_path, "ocr", limit=2) as successor:
+        assert successor.suspects() == 1
 
 
-async def test_the_guilty_event_becomes_a_dead_letter_untouched_and_the_rest_goes_on(
+async def test_a_poison_event_is_dead_lettered_unprocessed_and_the_others_are_processed(
     files: FileStore, tmp_path: Path
 ) -> None:
-    """The stage never sees it again; it is kept byte for byte with its own code, and its image ends failed."""
+    """The stage does not process it; it is stored byte for byte with its own code, and its image fails."""
     markers = PoisonEventTracker(tmp_path, limit=2)
     log = MemoryLog(partitions=1)
     await log.deliver([message(uploaded()) for _ in range(5)])
@@ -96,42 +96,42 @@ async def test_the_guilty_event_becomes_a_dead_letter_untouched_and_the_rest_goe
     assert not list(tmp_path.glob("*.at-work"))
 
 
-async def test_a_suspect_is_worked_on_with_nothing_beside_it(files: FileStore, tmp_path: Path) -> None:
-    """If it kills the worker again, there is no doubt about which it was."""
+async def test_a_suspect_is_processed_alone(files: FileStore, tmp_path: Path) -> None:
+    """No other event runs while a suspect does, so that a second crash identifies it."""
     PoisonEventTracker(tmp_path).begin(record(4))
     markers = PoisonEventTracker(tmp_path)
     log = MemoryLog(partitions=1)
     await log.deliver([message(uploaded(generation=1 + (n == 4))) for n in range(12)])
     seen = Seen()
-    company: list[int] = []
+    concurrent: list[int] = []
 
     def act(event: Event) -> None:
         if event.generation == 2:
-            company.append(seen.running)
+            concurrent.append(seen.running)
 
     stage = echo_stage(seen, seconds=0.005, act=act)
     on = bench(stage, files, log, markers=markers, settings=StageSettings(concurrency=6))
     worker = MemoryWorker(log, stage.name, ["image.uploaded"], on.intake)
     await worker.until_idle()
     await worker.stop()
-    assert company == [1]
+    assert concurrent == [1]
     assert seen.most > 1
 
 
-async def test_turns_keep_everybody_out_while_one_is_alone() -> None:
-    """Together is many at once; alone is one, and nobody waits for ever."""
+async def test_the_exclusive_lock_excludes_all_others() -> None:
+    """Shared sections overlap, exclusive ones never do, and every waiter gets the lock."""
     lock = ReadWriteLock()
     inside: set[str] = set()
-    met: list[frozenset[str]] = []
+    overlaps: list[frozenset[str]] = []
 
     async def enter(name: str, *, alone: bool) -> None:
         async with lock.exclusive() if alone else lock.shared():
             inside.add(name)
             await asyncio.sleep(0.001)
-            met.append(frozenset(inside))
+            overlaps.append(frozenset(inside))
             inside.discard(name)
 
     async with asyncio.timeout(10):
         await asyncio.gather(*(enter(f"{'alone' if n % 5 == 0 else 'with'}{n}", alone=n % 5 == 0) for n in range(30)))
-    assert all(len(group) == 1 for group in met if any(name.startswith("alone") for name in group))
-    assert max(map(len, met)) > 1
+    assert all(len(group) == 1 for group in overlaps if any(name.startswith("alone") for name in group))
+    assert max(map(len, overlaps)) > 1

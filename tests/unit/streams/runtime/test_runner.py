@@ -1,4 +1,4 @@
-"""The runner, on the in-memory log: what is said, when it is done, and what is never lost."""
+"""The runner on the in-memory log: what it emits, when it acks, and that no event is lost."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def facts(log: MemoryLog, kind: type[Event]) -> list[Any]:
     return [kind.model_validate_json(r.value or b"") for r in found]
 
 
-async def test_every_event_is_answered_and_committed(files: FileStore) -> None:
-    """What a stage emits is in the log before its input is committed."""
+async def test_every_event_is_processed_and_committed(files: FileStore) -> None:
+    """The outputs of a stage are in the log before its input is committed."""
     stage = echo_stage()
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded()) for _ in range(50)])
     assert len(facts(log, StageSkipped)) == 50
     assert sum(log.committed.values()) == 50
 
 
-async def test_no_more_than_the_bound_is_in_flight(files: FileStore) -> None:
-    """Concurrency is what the settings say, however much waits."""
+async def test_concurrency_limits_the_events_in_flight(files: FileStore) -> None:
+    """At most `concurrency` events are in flight, whatever the backlog."""
     seen = Seen()
     stage = echo_stage(seen, seconds=0.002)
     on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=3))
@@ -63,7 +63,7 @@ async def test_no_more_than_the_bound_is_in_flight(files: FileStore) -> None:
 
 
 async def test_events_of_one_image_keep_their_order(files: FileStore) -> None:
-    """Events of a key are worked on one after the other, as they came; other keys overtake."""
+    """Events of one image are processed in order, one at a time; those of other images may overtake."""
     order: list[tuple[str, int]] = []
     running: set[str] = set()
 
@@ -84,8 +84,8 @@ async def test_events_of_one_image_keep_their_order(files: FileStore) -> None:
         assert [g for i, g in order if i == image] == list(range(1, 9))
 
 
-async def test_a_refused_image_becomes_a_fact_and_no_dead_letter(files: FileStore) -> None:
-    """A bad image is an outcome: said to the world with its sender's words, and nobody is paged."""
+async def test_a_rejected_image_becomes_a_fact_and_no_dead_letter(files: FileStore) -> None:
+    """A bad image is an outcome: a fact with the submission fields, and no dead letter."""
     stage = echo_stage(act=lambda _e: Reject(ErrorCode.TRUNCATED_IMAGE, "The file ends too early."))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded(filename="a.jpg", bucket="cats"))])
     (fact,) = facts(log, ImageRefused)
@@ -94,7 +94,7 @@ async def test_a_refused_image_becomes_a_fact_and_no_dead_letter(files: FileStor
 
 
 async def test_a_reported_skip_is_a_fact_and_an_unreported_one_is_silent(files: FileStore) -> None:
-    """A missing model is visible on the image; a superseded event is only counted."""
+    """A missing model appears on the image; a superseded event is only counted."""
     skips = iter([Skip(ErrorCode.MODEL_UNAVAILABLE, "no weights", reported=True), Skip(ErrorCode.SUPERSEDED)])
     stage = echo_stage(act=lambda _e: next(skips))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded()), message(uploaded())])
@@ -103,11 +103,11 @@ async def test_a_reported_skip_is_a_fact_and_an_unreported_one_is_silent(files: 
 
 
 async def test_a_bug_becomes_a_dead_letter_byte_for_byte_and_a_failed_fact(files: FileStore) -> None:
-    """Whatever a stage raises, the event is kept as it came, the image ends failed, and the next event is worked on."""
+    """After any exception of a stage its event is stored unchanged, its image fails, and the next one is processed."""
 
     def act(event: Event) -> None:
         if event.generation == 7:
-            raise ZeroDivisionError("ours")
+            raise ZeroDivisionError("a bug")
 
     stage = echo_stage(act=act)
     poison = message(uploaded(generation=7), x_custom="kept")
@@ -139,7 +139,7 @@ UPLOADED = ("ce_type", b"darkroom.image.uploaded.v1")
     ],
 )
 async def test_bytes_that_are_no_event_become_dead_letters(files: FileStore, poison: Outgoing, code: str) -> None:
-    """Poison never stops the queue: it is set aside with a stable code, and what follows is worked on."""
+    """Undecodable bytes are dead-lettered with a stable code, and the events after them are processed."""
     stage = echo_stage()
     log = await run(bench(stage, files, MemoryLog()), stage, [poison, message(uploaded())])
     (letter,) = log.records("sanitizer.dead")
@@ -147,9 +147,9 @@ async def test_bytes_that_are_no_event_become_dead_letters(files: FileStore, poi
     assert len(facts(log, StageSkipped)) == 1
 
 
-async def test_made_up_retry_headers_do_no_harm(files: FileStore) -> None:
-    """Another producer's nonsense in our headers is read as nothing."""
-    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("away")))
+async def test_invalid_retry_headers_are_ignored(files: FileStore) -> None:
+    """Malformed values in the retry headers count as absent."""
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("unavailable")))
     hostile = message(uploaded(), retry_attempt="-4e9", retry_delays="ninety")
     hostile = Outgoing(
         hostile.topic, hostile.key, hostile.value, (*hostile.headers, ("retry.attempt", b"x"), ("retry.delays", b"y"))
@@ -158,9 +158,9 @@ async def test_made_up_retry_headers_do_no_harm(files: FileStore) -> None:
     assert len(log.records("sanitizer.delay.30s")) == 1
 
 
-async def test_a_passing_error_is_tried_again_in_place(files: FileStore) -> None:
-    """Two short failures and a success leave no trace but the number of attempts."""
-    tries = iter([Retryable("away"), Retryable("away"), None])
+async def test_a_transient_error_is_retried_in_place(files: FileStore) -> None:
+    """Two failures and a success emit the result alone, with no delay."""
+    tries = iter([Retryable("unavailable"), Retryable("unavailable"), None])
 
     def act(_event: Event) -> None:
         if error := next(tries):
@@ -172,9 +172,9 @@ async def test_a_passing_error_is_tried_again_in_place(files: FileStore) -> None
     assert log.records("sanitizer.delay.30s") == []
 
 
-async def test_a_lasting_error_walks_the_delay_topics_and_then_dies(files: FileStore) -> None:
+async def test_a_lasting_error_passes_the_delay_topics_and_is_dead_lettered(files: FileStore) -> None:
     """30 s, 5 min, 30 min, then the dead letters with the dependency's code; the payload never changes."""
-    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("away", code=ErrorCode.SOURCE_UNAVAILABLE)))
+    stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("down", code=ErrorCode.SOURCE_UNAVAILABLE)))
     first = message(uploaded())
     log = await run(bench(stage, files, MemoryLog()), stage, [first])
     for tier in ("30s", "5m", "30m"):
@@ -192,30 +192,30 @@ async def test_a_lasting_error_walks_the_delay_topics_and_then_dies(files: FileS
     assert fact.report.attempts == 12
 
 
-async def test_a_dependency_that_asks_for_time_gets_it(files: FileStore) -> None:
-    """Retry-After of ten minutes goes straight to the tier that is long enough."""
+async def test_retry_after_selects_the_delay(files: FileStore) -> None:
+    """A Retry-After of ten minutes selects the first delay tier of at least that length."""
     stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("busy", after_s=600)))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
     assert len(log.records("sanitizer.delay.30m")) == 1
 
 
-async def test_work_past_its_deadline_is_given_up_and_tried_later(files: FileStore) -> None:
-    """A stage that hangs costs its deadline, never the worker."""
+async def test_processing_past_its_deadline_is_cancelled_and_retried(files: FileStore) -> None:
+    """A stage that hangs is cancelled at its deadline, and its event is delayed."""
     stage = echo_stage(seconds=60)
     on = bench(stage, files, MemoryLog(), settings=StageSettings(deadline_s=0.01), retry=RetrySettings(backoff_s=0.001))
     log = await run(on, stage, [message(uploaded())])
     assert len(log.records("sanitizer.delay.30s")) == 1
 
 
-async def test_malformed_content_dies_at_once_with_its_own_code(files: FileStore) -> None:
-    """An object that is not what the event says is not tried again."""
+async def test_malformed_content_is_dead_lettered_at_once_with_its_own_code(files: FileStore) -> None:
+    """An object that differs from what the event names is not retried."""
     stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Malformed("other bytes", code=ErrorCode.OBJECT_CHANGED)))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
     assert [r.header("dlq.error.code") for r in log.records("sanitizer.dead")] == ["object-changed"]
 
 
-async def test_a_gone_object_ends_the_image_without_a_dead_letter(files: FileStore) -> None:
-    """A deleted image's late events fill no dead letters; a tombstone lets the fact bounce off."""
+async def test_a_missing_object_fails_the_image_without_a_dead_letter(files: FileStore) -> None:
+    """Late events of a deleted image are not dead-lettered; the indexer's tombstone rejects the fact."""
     stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(ObjectGone("no such key")))
     log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded())])
     assert log.records("sanitizer.dead") == []
@@ -223,7 +223,7 @@ async def test_a_gone_object_ends_the_image_without_a_dead_letter(files: FileSto
 
 
 async def test_a_stage_left_out_of_the_profile_does_nothing(files: FileStore) -> None:
-    """An image that must not pass a stage is passed over without a word."""
+    """An event of an image whose profile leaves the stage out emits nothing."""
     sizes: list[int] = []
     stage = batch_stage(lambda events: [emitted(e) for e in events], sizes)
     event = uploaded(profile=Profile(stages=("sanitizer", "ocr")))
@@ -233,7 +233,7 @@ async def test_a_stage_left_out_of_the_profile_does_nothing(files: FileStore) ->
 
 
 async def test_batches_fill_and_one_bad_image_fails_alone(files: FileStore) -> None:
-    """Items of a batch succeed and fail on their own."""
+    """Items of a batch succeed and fail independently."""
     sizes: list[int] = []
     stage = batch_stage(lambda es: [ValueError("bad") if e.generation == 2 else emitted(e) for e in es], sizes)
     on = bench(stage, files, MemoryLog(), settings=StageSettings(concurrency=1, batch_size=4, batch_wait_s=0.05))
@@ -243,12 +243,12 @@ async def test_batches_fill_and_one_bad_image_fails_alone(files: FileStore) -> N
     assert len(log.records("detector.dead")) == 1
 
 
-async def test_a_batch_that_explodes_is_taken_apart(files: FileStore) -> None:
-    """When the whole call raises, each item is tried alone, and only the poison dies."""
+async def test_a_failed_batch_is_retried_one_item_at_a_time(files: FileStore) -> None:
+    """When the whole call raises, each item is tried alone, and only the failing one is dead-lettered."""
 
     def answer(events: Sequence[Event]) -> list[Any]:
         if any(e.generation == 2 for e in events):
-            raise RuntimeError("the engine fell over")
+            raise RuntimeError("engine failed")
         return [emitted(e) for e in events]
 
     stage = batch_stage(answer)
@@ -259,7 +259,7 @@ async def test_a_batch_that_explodes_is_taken_apart(files: FileStore) -> None:
 
 
 async def test_an_event_too_large_for_the_log_is_a_dead_letter_not_a_crash_loop(files: FileStore) -> None:
-    """A stage that breaks the claim check loses nothing and stops nobody."""
+    """An output that exceeds the claim check's limit dead-letters its event and does not stop the worker."""
     stage = echo_stage(act=lambda e: emitted(e, note="x" * 300_000))
     on = bench(stage, files, MemoryLog())
     log = await run(on, stage, [message(uploaded())])
@@ -268,7 +268,7 @@ async def test_an_event_too_large_for_the_log_is_a_dead_letter_not_a_crash_loop(
 
 
 async def test_an_undeliverable_output_is_fatal_and_commits_nothing(files: FileStore) -> None:
-    """If Kafka does not take the output, the process must go, and the input is delivered again."""
+    """If Kafka does not confirm the output, the process must exit, and the input is redelivered."""
     stage = echo_stage()
     log = MemoryLog()
     await log.deliver([message(uploaded())])
@@ -284,8 +284,8 @@ async def test_an_undeliverable_output_is_fatal_and_commits_nothing(files: FileS
     assert len(facts(log, StageSkipped)) == 1
 
 
-async def test_a_killed_worker_loses_nothing_and_says_the_same_ids(files: FileStore) -> None:
-    """Work cut off at any moment is done again by the next worker, under the same event ids."""
+async def test_a_killed_worker_loses_nothing_and_repeats_the_same_ids(files: FileStore) -> None:
+    """Events interrupted at any moment are processed again by the next worker, with the same event ids."""
     log = MemoryLog()
     stage = echo_stage(seconds=0.002)
     await log.deliver([message(uploaded()) for _ in range(60)])
@@ -299,8 +299,8 @@ async def test_a_killed_worker_loses_nothing_and_says_the_same_ids(files: FileSt
     assert len(ids) == 60
 
 
-async def test_stopping_finishes_what_is_in_flight_and_leaves_the_rest(files: FileStore) -> None:
-    """SIGTERM: nothing is cut off, nothing new is begun, everything finished is committed."""
+async def test_stopping_finishes_events_in_flight_and_leaves_the_rest(files: FileStore) -> None:
+    """On SIGTERM events in flight finish and are committed, and no further event starts."""
     log = MemoryLog()
     seen = Seen()
     stage = echo_stage(seen, seconds=0.02)

@@ -1,4 +1,4 @@
-"""The fence around work: a deletion wins against whatever is in flight, and only when it is certain."""
+"""The deletion check: a certain deletion wins against events in flight; one that is not certain stops nothing."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
         yield store
 
 
-class AwayFence:
-    """A fence nobody can ask for a number of looks; then it lets pass."""
+class UnavailableCheck:
+    """A deletion check that is unavailable for a number of calls, then drops nothing."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
-        self.looks -= 1
-        if self.looks >= 0:
-            raise DependencyUnavailable("the store is away")
+        self.failures -= 1
+        if self.failures >= 0:
+            raise DependencyUnavailable("the store is unavailable")
         return False
 
 
 async def delete(files: FileStore, event: Event, generation: int = 2) -> None:
-    """Do what the indexer does first."""
+    """Make a deletion certain, as the indexer does first."""
     assert await Tombstones(files).make_certain(event.image_id, event.owner, generation) is not None
 
 
@@ -65,12 +65,12 @@ async def run(
 
 
 def followed(log: MemoryLog) -> dict[str, int]:
-    """Return how many messages each topic has but the one that was sent to."""
+    """Return the number of messages per topic, the input topic excluded."""
     return {name: len(log.records(name)) for name in log.topics if name != "image.uploaded" and log.records(name)}
 
 
-async def test_an_event_of_a_deleted_image_is_not_worked_on(files: FileStore) -> None:
-    """Work on a deleted image does not begin, nothing follows from its event, and other images are worked on."""
+async def test_an_event_of_a_deleted_image_is_not_processed(files: FileStore) -> None:
+    """Events of a deleted image are neither processed nor emit anything; other images are processed."""
     seen, gone, other = Seen(), uploaded(), uploaded()
     await delete(files, gone)
     counter = metrics.FENCED.labels("sanitizer")
@@ -87,20 +87,20 @@ async def test_an_event_of_a_deleted_image_is_not_worked_on(files: FileStore) ->
         emitted,
         lambda _e: Reject(ErrorCode.CORRUPT_IMAGE, "no"),
         None,
-        Retryable("away"),
+        Retryable("unavailable"),
         Malformed("no"),
         KeyError("bug"),
     ],
     ids=["emits", "refuses", "says", "retries", "malformed", "bug"],
 )
-async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileStore, act: Any) -> None:
-    """An image deleted while a stage has it leaves no fact, no delay and no dead letter, and what was stored goes."""
+async def test_a_deletion_during_processing_drops_every_outcome(files: FileStore, act: Any) -> None:
+    """An image deleted during processing leaves no fact, delay or dead letter, and its stored objects are removed."""
     event = uploaded()
     key = image_key(event.image_id, 1, "master.png")
     await files.put(image_key(event.image_id, 3, "master.png"), b"of a newer run", content_type="image/png")
 
-    class Striking(TombstoneCheck):
-        """Deletes the image just after the first look let its event pass."""
+    class DeletingCheck(TombstoneCheck):
+        """Deletes the image just after the first check passed its event."""
 
         async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
             dropped = await super().drops(event, answer)
@@ -119,7 +119,7 @@ async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileS
         stage,
         files,
         [message(event)],
-        deletion_check=Striking(files),
+        deletion_check=DeletingCheck(files),
         retry=RetrySettings(in_place_tries=1, backoff_s=0.001),
     )
     assert (followed(log), fatal) == ({}, [])
@@ -128,15 +128,15 @@ async def test_a_deletion_during_the_work_drops_whatever_came_of_it(files: FileS
 
 
 async def test_a_deletion_that_is_not_certain_stops_nothing(files: FileStore) -> None:
-    """Before the log has it a deletion may still be refused: work goes on as if nobody had asked."""
+    """A deletion that is not in the log yet may still be rejected, so events are processed."""
     event = uploaded()
     assert await Tombstones(files).request(event.image_id, event.owner, 2)
     log, _ = await run(echo_stage(), files, [message(event)])
     assert followed(log) == {"image.facts": 1}
 
 
-async def test_only_the_generations_and_the_owner_of_the_deletion_are_stopped(files: FileStore) -> None:
-    """A newer run of the image, or an event of another owner, passes."""
+async def test_only_the_generations_and_the_owner_of_the_deletion_are_dropped(files: FileStore) -> None:
+    """Events of a newer generation or of another owner pass."""
     newer, foreign = uploaded(generation=3), uploaded(owner="bert")
     await delete(files, newer)
     assert await Tombstones(files).make_certain(foreign.image_id, "anna", 2) is not None
@@ -144,31 +144,29 @@ async def test_only_the_generations_and_the_owner_of_the_deletion_are_stopped(fi
     assert followed(log) == {"image.facts": 2}
 
 
-async def test_a_look_that_fails_in_passing_is_taken_again(files: FileStore) -> None:
-    """A store that is away for a moment delays the look, before and after the work, and changes nothing else."""
-    for looks in (1, 2):
-        log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=AwayFence(looks))
+async def test_a_check_that_fails_briefly_is_repeated(files: FileStore) -> None:
+    """A store that is briefly unavailable, before or after processing, only delays the check."""
+    for failures in (1, 2):
+        log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=UnavailableCheck(failures))
         assert (followed(log), fatal) == ({"image.facts": 1}, [])
 
 
-async def test_while_nobody_can_tell_the_event_waits(files: FileStore) -> None:
-    """A store that stays away never counts as 'not deleted': the event goes to a delay, with nothing said."""
-    log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=AwayFence(99))
+async def test_an_event_waits_while_its_deletion_is_unknown(files: FileStore) -> None:
+    """An unavailable store never counts as "not deleted": the event is delayed and emits nothing."""
+    log, fatal = await run(echo_stage(), files, [message(uploaded())], deletion_check=UnavailableCheck(99))
     assert (followed(log), fatal) == ({"sanitizer.delay.30s": 1}, [])
 
 
-async def test_an_erasure_that_cannot_be_read_is_no_permission(files: FileStore) -> None:
-    """A tombstone somebody damaged makes its events wait instead of letting them pass."""
+async def test_an_unreadable_tombstone_delays_the_event(files: FileStore) -> None:
+    """Events of an image whose tombstone is damaged are delayed, not processed."""
     event = uploaded()
     await files.put(erasure_key(event.image_id), b"{", content_type="application/json")
     log, _ = await run(echo_stage(), files, [message(event)])
     assert followed(log) == {"sanitizer.delay.30s": 1}
 
 
-async def test_an_event_that_killed_its_worker_leaves_no_dead_letter_when_deleted(
-    files: FileStore, tmp_path: Path
-) -> None:
-    """An event condemned after two deaths is dropped, not kept, if its image was deleted in the meantime."""
+async def test_a_poison_event_of_a_deleted_image_leaves_no_dead_letter(files: FileStore, tmp_path: Path) -> None:
+    """An event that crashed its worker twice is dropped, not dead-lettered, if its image was deleted meanwhile."""
     events = [uploaded(), uploaded()]
     await delete(files, events[0])
     for event in events:
@@ -186,15 +184,15 @@ async def test_an_event_that_killed_its_worker_leaves_no_dead_letter_when_delete
         assert letters == (0 if event is events[0] else 1)
 
 
-async def test_a_deletion_itself_passes(files: FileStore) -> None:
-    """The event that deletes an image is never stopped by the tombstone it made."""
+async def test_a_deletion_event_passes_its_own_tombstone(files: FileStore) -> None:
+    """The event that deletes an image is never dropped because of the image's tombstone."""
     event = DeletionRequested(image_id=new_image_id(), owner="anna", generation=2)
     await delete(files, event)
     assert not await TombstoneCheck(files).drops(event)
 
 
 async def test_a_replay_after_the_end_leaves_no_notes(files: FileStore) -> None:
-    """An event dropped before work, long after its erasure was finished, does not open the erasure again."""
+    """An event dropped before processing, after its erasure was finished, does not reopen the erasure."""
     event, erasures = uploaded(), Tombstones(files)
     erasure = await erasures.make_certain(event.image_id, event.owner, 2)
     assert erasure is not None
@@ -206,8 +204,8 @@ async def test_a_replay_after_the_end_leaves_no_notes(files: FileStore) -> None:
     assert [image async for image in erasures.unfinished()] == [event.image_id]
 
 
-def test_the_hashes_of_an_event_are_those_of_its_bytes() -> None:
-    """What an event says of original and master is what results are kept under."""
+def test_the_hashes_of_an_event_are_those_of_original_and_master() -> None:
+    """The sha256s in an event are the keys of results and originals."""
     sanitized = Facts(new_image_id()).sanitized()
     assert isinstance(sanitized, ImageSanitized)
     assert hashes_in(uploaded()) == {SHA}
