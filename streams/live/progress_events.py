@@ -1,45 +1,60 @@
-"""Happenings: facts and outcomes as listeners are told of them: small, public, and of one owner."""
+"""Progress events: facts and outcomes as the live feed publishes them: small, public, and of one owner."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never, get_args
 
-from schemas.events.envelope import Event, NotAnEvent, Record, decode
-from schemas.events.facts import DeletionRequested, Fact, ImageRefused, StageFailed, StageSkipped
-from schemas.events.outcomes import ImageFailed, ImageRejected, Outcome
+from schemas.events.envelope import NotAnEvent, Record, decode
+from schemas.events.facts import (
+    DeletionRequested,
+    ImageAnnotated,
+    ImageEmbedded,
+    ImageRefused,
+    ImageResized,
+    ImageSanitized,
+    ObjectsDetected,
+    StageCompleted,
+    StageFailed,
+    StageSkipped,
+    TextRead,
+)
+from schemas.events.outcomes import ImageCompleted, ImageDeleted, ImageFailed, ImageRejected, Outcome
 from schemas.http.live import DeletionBegun, ImageEnded, ImageTouched, LiveEvent, StageChanged
 from schemas.values import ErrorCode, ImageState, StageState, Value
 from streams.topics import FACTS, OUTCOMES
 
+DoneFact = ImageSanitized | ImageResized | TextRead | ObjectsDetected | ImageEmbedded | StageCompleted
+StageFact = DoneFact | StageSkipped | ImageRefused | StageFailed
+Ended = ImageCompleted | ImageRejected | ImageFailed | ImageDeleted
+Published = StageFact | DeletionRequested | ImageAnnotated | Ended
+
 TOPICS = (FACTS, OUTCOMES)
-_SPOKEN_OF = tuple(kind for topic in TOPICS for kind in topic.events)
-_MESSAGE = 500  # characters: another service may say more
+PUBLISHED: tuple[type[Published], ...] = get_args(Published)
+_MAX_MESSAGE = 500  # characters; messages of other producers have no limit
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """One thing that happened to one image."""
+    """One change of one image."""
 
-    id: str  # the event's ce_id: the same thing said again has the same
+    id: str  # the event's ce_id, equal for repeats
     image_id: str
     owner: str
     generation: int
     name: LiveEvent
     data: Value
     ends: bool = False  # the last of its generation
-    deletes: bool = False  # the image is on its way out, or gone
+    deletes: bool = False  # the image is being deleted, or was
 
 
 def progress_event_of(record: Record) -> ProgressEvent | None:
-    """Return what a record of the log tells listeners; None for what is no event, or none of theirs."""
+    """Return the progress event of a record; None if it is not an event, or of a type that is not published."""
     try:
-        event: Event = decode(record, _SPOKEN_OF)
+        event: Published = decode(record, PUBLISHED)
     except NotAnEvent:
-        return None  # the indexer sees to it
-    told = _told(event)
-    if told is None:
-        return None
-    name, data = told
+        return None  # the indexer dead-letters it
+    name, data = _published(event)
     return ProgressEvent(
         id=event.id,
         image_id=event.image_id,
@@ -52,22 +67,26 @@ def progress_event_of(record: Record) -> ProgressEvent | None:
     )
 
 
-def _told(event: Event) -> tuple[LiveEvent, Value] | None:
+def _published(event: Published) -> tuple[LiveEvent, Value]:
+    if isinstance(event, StageFact):
+        return LiveEvent.STAGE, _stage(event)
+    if isinstance(event, Ended):
+        return LiveEvent(event.state), _ended(event)
     match event:
-        case Outcome():
-            return LiveEvent(event.state), _ended(event)
         case DeletionRequested():
-            said = DeletionBegun(image_id=event.image_id, job_id=event.job_id, at=event.occurred_at)
-            return LiveEvent.DELETING, said
-        case Fact():
-            return LiveEvent.STAGE, _stage(event)
-        case _:  # what its owner says of it
+            begun = DeletionBegun(image_id=event.image_id, job_id=event.job_id, at=event.occurred_at)
+            return LiveEvent.DELETING, begun
+        case ImageAnnotated():
             touched = ImageTouched(image_id=event.image_id, job_id=event.job_id, at=event.occurred_at)
             return LiveEvent.ANNOTATED, touched
+        case _:
+            assert_never(event)
 
 
-def state_of(fact: Event) -> tuple[StageState, ErrorCode | None, str | None]:
-    """Return where a fact leaves its stage, with the reason and the sentence if it has any."""
+def state_of(fact: StageFact) -> tuple[StageState, ErrorCode | None, str | None]:
+    """Return the state a fact gives its stage, with the error code and message if there are any."""
+    if isinstance(fact, DoneFact):
+        return StageState.DONE, None, None
     match fact:
         case StageSkipped():
             return StageState.SKIPPED, fact.reason, fact.message
@@ -76,10 +95,10 @@ def state_of(fact: Event) -> tuple[StageState, ErrorCode | None, str | None]:
         case StageFailed():
             return StageState.FAILED, fact.code, fact.message
         case _:
-            return StageState.DONE, None, None
+            assert_never(fact)
 
 
-def _stage(fact: Fact) -> StageChanged:
+def _stage(fact: StageFact) -> StageChanged:
     state, reason, message = state_of(fact)
     return StageChanged(
         image_id=fact.image_id,
@@ -91,18 +110,18 @@ def _stage(fact: Fact) -> StageChanged:
         reused=fact.report.reused,
         run=fact.run or None,
         reason=reason,
-        message=message[:_MESSAGE] if message else None,
+        message=message[:_MAX_MESSAGE] if message else None,
         at=fact.occurred_at,
     )
 
 
-def _ended(outcome: Outcome) -> ImageEnded:
+def _ended(outcome: Ended) -> ImageEnded:
     why = outcome if isinstance(outcome, ImageRejected | ImageFailed) else None
     return ImageEnded(
         image_id=outcome.image_id,
         job_id=outcome.job_id,
         status=ImageState(outcome.state),
         reason=why.code if why else None,
-        message=why.message[:_MESSAGE] if why else None,
+        message=why.message[:_MAX_MESSAGE] if why else None,
         at=outcome.occurred_at,
     )

@@ -195,6 +195,6 @@ async def test_a_failed_stage_says_why() -> None:
     assert failed.what.name is LiveEvent.STAGE
     assert failed.what.data.model_dump(mode="json", exclude_none=True) | {"image_id": "", "job_id": ""} == {
         "image_id": "", "job_id": "", "stage": "ocr", "state": "failed", "attempts": 1, "duration_ms": 5,
-        "reused": False, "reason": "internal-error", "message": "Ours.", "at": "2026-01-01T00:00:00.000Z",
+        "reused": False, "reason": "internal-error", "message": "Internal error.", "at": "2026-01-01T00:00:00.000Z",
     }  # fmt: skip
     assert "secret" not in read.what.data.model_dump_json()
