@@ -6,22 +6,21 @@ from contextlib import AbstractAsyncContextManager
 
 from streams.concurrency.circuit_breaker import Breakers
 from streams.read_model.protocol import ReadModel
+from streams.read_model.with_breakers import open_breaking
 from streams.settings import QdrantSettings
 
 
 def open_read_model(
     settings: QdrantSettings, breakers: Breakers | None = None
 ) -> AbstractAsyncContextManager[ReadModel]:
-    """Open the read model: a Qdrant server when a URL is given, else in this process; behind breakers, if given.
+    """Open the read model: a Qdrant server if a URL is set, else in this process; behind breakers, if given.
 
-    Creates what is missing. Entering raises DependencyUnavailable when the server does not answer, NotReady when the
+    Creates what is missing. Entering raises DependencyUnavailable if the server does not answer, and NotReady if the
     collection does not fit or another process has the folder open.
     """
-    # Imported late: these modules import this one, and a process without a read model needs no Qdrant client.
     if breakers is not None:
-        from streams.read_model.with_breakers import open_breaking  # noqa: PLC0415
-
         return open_breaking(open_read_model(settings), breakers)
+    # Imported here: a process that never opens a read model loads no Qdrant client.
     if settings.url:
         from streams.read_model.qdrant_server import open_server_read_model  # noqa: PLC0415
 
