@@ -218,6 +218,15 @@ class Profile(Value):
         return stage == "sanitizer" or stage in self.stages
 
 
+RENDITION_SIDES: dict[str, int] = {
+    "thumbnail": 150,
+    "medium": 600,
+    "large": 1200,
+    "original": 4096,
+}
+"""Rendition name -> pixels of its longest side, by default. A rendition is never enlarged."""
+
+
 class Rendition(Value):
     """One stored size of an image."""
 

@@ -28,7 +28,7 @@ from agents.core.resize import (
 from schemas.events.facts import ImageResized, ImageSanitized
 from schemas.http.history import LineageKind
 from schemas.stored.results import ResizedImage
-from schemas.values import ErrorCode, ObjectRef, Rendition
+from schemas.values import RENDITION_SIDES, ErrorCode, ObjectRef, Rendition
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
 from streams.errors import Malformed, ObjectGone
@@ -43,7 +43,7 @@ class ResizerSettings(StageSettings):
     """Which renditions are made, and how much is done at once."""
 
     sides: dict[str, int] = Field(
-        {"thumbnail": 150, "medium": 600, "large": 1200, "original": 4096},
+        RENDITION_SIDES,
         min_length=1,
         description="rendition name -> pixels of its longest side; never enlarged",
     )

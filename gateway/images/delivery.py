@@ -20,6 +20,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.byte_ranges import ByteRange, OutOfRange, read_range
 from gateway.http.etags import CONDITIONAL, names
 from gateway.http.problems import Problem, documented
@@ -28,14 +30,14 @@ from gateway.images.views import VERSION_DIGITS
 from gateway.settings import Delivered, GatewaySettings
 from schemas.formats import MEDIA_TYPES
 from schemas.http.problems import ProblemCode
-from schemas.values import Rendition
+from schemas.values import RENDITION_SIDES, Rendition
 from streams.concurrency.timeouts import bounded
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.read_model.records import ImageRecord
 
 log = logging.getLogger(__name__)
 
-Size = Annotated[str, Query(description="thumbnail, medium, large or original", max_length=64)]
+Size = Annotated[str, Query(description=f"one of {', '.join(RENDITION_SIDES)}", max_length=64)]
 
 SHOWN = frozenset(MEDIA_TYPES.values())  # content types that are sent as what they are; no SVG among them
 _UNKNOWN = "application/octet-stream"
@@ -72,6 +74,7 @@ class Delivery:
         router.add_api_route(
             "/{image_id}/direct",
             self.direct,
+            dependencies=[requires(Scope.READ)],
             summary="The bytes of one size",
             response_class=StreamingResponse,
             responses={
