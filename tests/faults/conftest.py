@@ -1,4 +1,4 @@
-"""What fault tests send, and what comes of it when nothing goes wrong."""
+"""The images of the fault tests, and their files after a run without faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infra.local.kafka import LocalKafka
 from streams.topics import UPLOADED
 from tests.support.deployment import deployed
 
-# Small and quick, each of another kind: JPEG, progressive JPEG, palette PNG, alpha WebP, AVIF.
+# Small, one per format: JPEG, progressive JPEG, palette PNG, alpha WebP, AVIF.
 NAMES = (
     "clip_golden/123_456.jpg",
     "formats/cat.jpg",
@@ -22,7 +22,7 @@ NAMES = (
 
 @pytest.fixture(scope="session")
 def images(images_dir: Path) -> dict[str, bytes]:
-    """Return the images the fault tests send, by name."""
+    """Return the images that the fault tests send, by name."""
     return {name: (images_dir / name).read_bytes() for name in NAMES}
 
 
@@ -30,7 +30,7 @@ def images(images_dir: Path) -> dict[str, bytes]:
 def calm(
     kafka: LocalKafka, images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, str]]:
-    """Return the sha256 of every stored file of every image after a run in which nothing went wrong."""
+    """Return the sha256 of every stored file of every image after a run without faults."""
     with deployed(
         kafka.bootstrap, tmp_path_factory.mktemp("calm"), agents=("sanitizer", "resizer", "indexer")
     ) as deployment:

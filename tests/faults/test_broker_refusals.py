@@ -1,4 +1,4 @@
-"""A broker that refuses writes: whoever cannot deliver exits without an ack, and the work is done when it is mended."""
+"""A broker that rejects writes: the worker exits without an ack, and a later worker does the work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work; they wait for a confirmation no longer than a test can."""
+    """Return the running light agents, with a short timeout for Kafka's confirmation."""
     settings = {"DARKROOM_KAFKA__REQUEST_TIMEOUT_S": "6"}
     with deployed(
         kafka.bootstrap, tmp_path_factory.mktemp("refusals"), agents=LIGHT_AGENTS, settings=settings
@@ -28,8 +28,8 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
         yield deployment
 
 
-def test_a_refused_event_is_not_lost(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
-    """A worker whose events Kafka does not take exits with 70 and commits nothing; mended, each image ends once."""
+def test_an_undeliverable_event_is_not_lost(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
+    """A worker that cannot deliver exits with 70 and commits nothing; after a restart each image ends once."""
     sent = Sent(deployment, images)
     with _altered(deployment, topics.SANITIZED.name, "max.message.bytes", "64"):
         sent.send()
@@ -43,7 +43,7 @@ def test_a_refused_event_is_not_lost(deployment: Deployment, images: dict[str, b
 def test_a_dead_letter_that_cannot_be_written_is_not_lost(
     deployment: Deployment, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """Without dead letters a worker exits with 70 before it acks; mended, the letter is there byte for byte."""
+    """A worker that cannot dead-letter exits with 70 before the ack; the restarted one writes the event unchanged."""
     dead = topics.dead_topic("sanitizer")
     poison = Outgoing(topics.UPLOADED.name, b"poison", b"\x00 no event \xff", (("ce_type", b"x.v1"), ("odd", b"\xfe")))
     with _altered(deployment, dead, "max.message.bytes", "64"):
@@ -62,14 +62,14 @@ def test_a_dead_letter_that_cannot_be_written_is_not_lost(
 
 @contextmanager
 def _altered(deployment: Deployment, topic: str, setting: str, value: str) -> Iterator[None]:
-    """Change a setting of a topic on the broker for a while.
+    """Change a setting of a topic on the broker within the block.
 
-    That no message fits is the one way to have a lone broker refuse: it takes min.insync.replicas for one at most.
+    A single broker rejects writes only by message size: it treats min.insync.replicas as at most 1.
     """
     admin = AdminClient({"bootstrap.servers": deployment.kafka.bootstrap})
     name = deployment.kafka.topic(topic)
 
-    def now() -> str:
+    def current() -> str:
         (future,) = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
         return str(future.result(30)[setting].value)
 
@@ -78,9 +78,9 @@ def _altered(deployment: Deployment, topic: str, setting: str, value: str) -> It
         resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
         (future,) = admin.incremental_alter_configs([resource]).values()
         future.result(30)
-        until(lambda: now() == wanted, f"{topic} having {setting}={wanted}")
+        until(lambda: current() == wanted, f"{topic} having {setting}={wanted}")
 
-    before = now()
+    before = current()
     change(value)
     try:
         yield

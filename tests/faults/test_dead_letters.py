@@ -1,4 +1,4 @@
-"""A real dead letter, and what an operator does with it, on the command line and over HTTP."""
+"""Dead letters listed, replayed and discarded, on the command line and over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AGENTS = ("sanitizer", "resizer", "indexer")
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work."""
+    """Return the running light agents."""
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("letters")) as deployment:
         deployment.start("sanitizer", "resizer", "core")
         deployment.until_ready(*AGENTS)
@@ -43,19 +43,19 @@ def _command(deployment: Deployment, *arguments: str) -> str:
     return done.stdout
 
 
-def _spoilt(deployment: Deployment, data: bytes) -> ImageUploaded:
-    """Produce the upload of an original that somebody overwrites; wait until its image has failed."""
+def _failed_upload(deployment: Deployment, data: bytes) -> ImageUploaded:
+    """Upload an original, overwrite it, and wait until its image has failed."""
     event = deployment.uploaded(data)
-    deployment.put(event.original.key, b"not what it was"[: len(data)])
+    deployment.put(event.original.key, b"changed content"[: len(data)])
     deployment.publish(topics.UPLOADED, event)
     deployment.until_ended([event.image_id], ImageState.FAILED)
     return event
 
 
-def test_a_mended_cause_and_a_replay_complete_the_image(deployment: Deployment) -> None:
-    """A dead letter is listed and shown; mended and replayed, its image completes; a rerun does nothing."""
+def test_a_replay_after_a_repair_completes_the_image(deployment: Deployment) -> None:
+    """A dead letter is listed and shown; replayed after the repair, its image completes; a second one does nothing."""
     data = draw_sign()
-    event = _spoilt(deployment, data)
+    event = _failed_upload(deployment, data)
     listed = _command(deployment, "list")
     assert event.image_id in listed
     assert "object-changed" in listed
@@ -70,7 +70,7 @@ def test_a_mended_cause_and_a_replay_complete_the_image(deployment: Deployment) 
     assert f"would-replay: sanitizer {name}" in _command(deployment, "replay", "--agent", "sanitizer")
     assert not deployment.records(topics.retry_topic("sanitizer")), "a dry run replays nothing"
     assert f"replayed: sanitizer {name}" in _command(deployment, "replay", "--image", event.image_id, "--yes")
-    until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
+    until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image completing")
     assert len(deployment.objects(event.image_id)) == 5
 
     assert "replayed" not in _command(deployment, "replay", "--yes")
@@ -81,9 +81,9 @@ def test_a_mended_cause_and_a_replay_complete_the_image(deployment: Deployment) 
     assert kinds == ["darkroom.image.completed.v1", "darkroom.image.failed.v1"]
 
 
-def test_a_replay_without_mending_dies_again(deployment: Deployment) -> None:
-    """A letter replayed while its cause is there dies again with its count of replays, and the image stays failed."""
-    event = _spoilt(deployment, draw_sign() + b"more")
+def test_a_replay_without_a_repair_fails_again(deployment: Deployment) -> None:
+    """An event replayed before the repair is dead-lettered again with its replay count; the image stays failed."""
+    event = _failed_upload(deployment, draw_sign() + b"more")
     assert "replayed" in _command(deployment, "replay", "--image", event.image_id, "--yes")
     deployment.until_idle(*AGENTS)
     again = [r for r in deployment.records(topics.dead_topic("sanitizer")) if r.header("ce_subject") == event.image_id]
@@ -93,9 +93,9 @@ def test_a_replay_without_mending_dies_again(deployment: Deployment) -> None:
     assert deployment.result(event.image_id).status is ImageState.FAILED
 
 
-def test_a_discarded_letter_is_never_replayed(deployment: Deployment) -> None:
-    """A discarded letter leaves the list, keeps its reason on record, and no replay touches it."""
-    event = _spoilt(deployment, draw_sign() + b"still more")
+def test_a_discarded_dead_letter_is_never_replayed(deployment: Deployment) -> None:
+    """A discarded dead letter leaves the list, keeps its reason on record, and is never replayed."""
+    event = _failed_upload(deployment, draw_sign() + b"still more")
     before = len(deployment.records(topics.retry_topic("sanitizer")))
     assert "would-discard" in _command(deployment, "discard", "--reason", "a test", "--image", event.image_id)
     assert event.image_id in _command(deployment, "list")
@@ -106,10 +106,10 @@ def test_a_discarded_letter_is_never_replayed(deployment: Deployment) -> None:
     assert "discarded" in _command(deployment, "list", "--all", "--image", event.image_id)
 
 
-def test_over_http_a_letter_is_found_shown_and_replayed_once(deployment: Deployment) -> None:
-    """Over HTTP a letter is listed without its body, shown with it, replayed once when mended, and its image ends."""
+def test_over_http_a_dead_letter_is_listed_shown_and_replayed_once(deployment: Deployment) -> None:
+    """Over HTTP a dead letter is listed without its body, shown with it, and replayed once; its image completes."""
     data = draw_sign() + b"over HTTP"
-    event = _spoilt(deployment, data)
+    event = _failed_upload(deployment, data)
     with httpx.Client(base_url=f"http://127.0.0.1:{deployment.port}", timeout=60) as http:
         only = {"image_id": event.image_id}
         listed = http.get(LETTERS, params=only)
@@ -124,7 +124,7 @@ def test_over_http_a_letter_is_found_shown_and_replayed_once(deployment: Deploym
         assert dry["act"] == "would-replay"
         (done,) = http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"]
         assert (done["act"], done["id"]) == ("replayed", letter["id"])
-        until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image being mended")
+        until(lambda: deployment.state(event.image_id) is ImageState.COMPLETED, "the image completing")
         assert http.post(f"{LETTERS}/replay", json={**only, "dry_run": False}).json()["acts"] == []
         assert http.get(LETTERS, params=only).json()["letters"] == []
         (handled,) = http.get(LETTERS, params={**only, "handled": True}).json()["letters"]
@@ -142,9 +142,9 @@ def test_over_http_a_letter_is_found_shown_and_replayed_once(deployment: Deploym
         assert sorted(seen) == sorted(("sanitizer", f"{letter.partition}-{letter.offset}") for letter in letters)
 
 
-def test_a_failed_image_is_named_and_counted(deployment: Deployment) -> None:
-    """The failed image is named with its stage, code and letter; numbers and health of the whole system are told."""
-    event = _spoilt(deployment, draw_sign() + b"to be counted")
+def test_a_failed_image_is_listed_and_counted(deployment: Deployment) -> None:
+    """A failed image is listed with stage, code and dead letter; statistics and health cover the whole system."""
+    event = _failed_upload(deployment, draw_sign() + b"to be counted")
     with httpx.Client(base_url=f"http://127.0.0.1:{deployment.port}", timeout=60) as http:
         failed = http.get("/api/v1/health/failed", params={"limit": 1}).json()["images"][0]
         assert (failed["image_id"], failed["stage"], failed["code"]) == (event.image_id, "sanitizer", "object-changed")
@@ -157,7 +157,7 @@ def test_a_failed_image_is_named_and_counted(deployment: Deployment) -> None:
             found.update(http.get("/api/v1/health/stats").json())
             return {"rates", "stages", "storage", "queues"} <= found.keys() and found["rates"]["failed"]["15"] > 0
 
-        until(counted, "every number")
+        until(counted, "all statistics")
         assert found["of"] == "everybody"
         assert found["images"]["failed"] >= 1
         assert found["rates"]["accepted"]["15"] > 0

@@ -1,4 +1,4 @@
-"""Decoding children that are killed, crash or freeze while a real sanitizer works: a good image is never refused."""
+"""Sandbox children that are killed, crash or freeze while a sanitizer works: no valid image is rejected."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
-AT_WORK = 110_000_000  # bytes of a child that has the pixels in memory; it has some 70 million when idle
+DECODING_RSS = 110_000_000  # bytes of a child with the pixels in memory; about 70 million when idle
 
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work; a decode that is silent is given up soon."""
+    """Return the running light agents, with a short timeout for decoding."""
     settings = {"DARKROOM_SANITIZER__CONCURRENCY": "1", "DARKROOM_SANITIZER__DECODE_WALL_S": "15"}
     settings |= {"DARKROOM_SANITIZER__BUFFER": "4"}
     with deployed(
@@ -34,7 +34,7 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def _slow_picture(seed: int) -> bytes:
-    """Return an image that takes its decoder seconds."""
+    """Return an image that takes seconds to decode."""
     stream = io.BytesIO()
     tile = Image.effect_noise((500, 500), 40 + seed).convert("RGB")
     tile.resize((5000, 5000), Image.Resampling.NEAREST).save(stream, "PNG", compress_level=1)
@@ -47,23 +47,23 @@ def _decoders(deployment: Deployment) -> list[psutil.Process]:
 
 
 def _when_busy(deployment: Deployment, strike: Callable[[psutil.Process], None]) -> None:
-    """Strike the child that decodes, in the middle of it."""
+    """Apply `strike` to a child that is decoding."""
 
     def struck() -> bool:
         deployment.check_alive()
         for child in _decoders(deployment):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.memory_info().rss > AT_WORK and child.status() != psutil.STATUS_STOPPED:
+                if child.memory_info().rss > DECODING_RSS and child.status() != psutil.STATUS_STOPPED:
                     strike(child)
                     return True
         return False
 
-    until(struck, "a child being in the middle of decoding")
+    until(struck, "a child decoding")
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP])
-def test_a_child_struck_once_refuses_no_image(number: signal.Signals, deployment: Deployment) -> None:
-    """A decoder that crashes, is killed or freezes once in mid-image is replaced, and its image completes."""
+def test_one_failed_child_rejects_no_image(number: signal.Signals, deployment: Deployment) -> None:
+    """A child that crashes, is killed or freezes once while decoding is replaced, and its image completes."""
     event = deployment.uploaded(_slow_picture(number))
     deployment.publish(topics.UPLOADED, event)
     _when_busy(deployment, lambda child: child.send_signal(number))
@@ -80,10 +80,10 @@ def test_a_child_struck_once_refuses_no_image(number: signal.Signals, deployment
         (signal.SIGSTOP, ErrorCode.DECODE_TIMEOUT),
     ],
 )
-def test_an_image_that_ends_two_children_is_refused(
+def test_an_image_that_fails_two_children_is_rejected(
     number: signal.Signals, code: ErrorCode, deployment: Deployment, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """An image whose decoder crashes, explodes or never ends, twice, is refused for it; the next ones complete."""
+    """An image whose child crashes, is killed or times out twice is rejected with that code; later images complete."""
     event = deployment.uploaded(_slow_picture(number + 100))
     deployment.publish(topics.UPLOADED, event)
     struck: set[int] = set()

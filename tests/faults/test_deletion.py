@@ -1,4 +1,4 @@
-"""An image deleted while a stage has it in hand: the deletion wins, and takes nothing from anybody else."""
+"""An image deleted while a stage processes it: the deletion wins and affects no other image."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from streams import topics
 from streams.object_store.original_references import claim_prefix
 from tests.support.deployment import Deployment, deployed, until
 
-# A worker that is stopped for a while must be the same worker afterwards.
-PATIENT = {
+# A suspended worker must keep its group membership.
+LONG_TIMEOUTS = {
     "DARKROOM_WORKER__SESSION_TIMEOUT_S": "120",
     "DARKROOM_WORKER__REBALANCE_TIMEOUT_S": "180",
     "DARKROOM_WORKER__LOOP_LAG_S": "150",
 }
-TIDY = {"DARKROOM_JANITOR__HORIZON_S": "0", "DARKROOM_RECONCILER__INTERVAL_S": "1"}
-IN_HAND = "after-object:1:stop"  # the stage has stored what it made, and said nothing yet
+EAGER_JANITOR = {"DARKROOM_JANITOR__HORIZON_S": "0", "DARKROOM_RECONCILER__INTERVAL_S": "1"}
+STOP_AFTER_OBJECT = "after-object:1:stop"  # the stage has stored its objects and emitted nothing
 
 
 def _uploaded(deployment: Deployment, data: bytes, profile: Profile) -> ImageUploaded:
-    """Store an original and claim it, as a gateway does."""
+    """Store an original and a reference to it, as a gateway does."""
     event = deployment.uploaded(data, profile=profile)
     deployment.put(claim_prefix(DEFAULT_OWNER, event.original.sha256) + event.image_id, b"{}")
     return event
@@ -43,7 +43,7 @@ def _until_stopped(deployment: Deployment, name: str) -> None:
         deployment.check_alive()
         return psutil.Process(deployment.children[name].pid).status() == psutil.STATUS_STOPPED
 
-    until(stopped, f"{name} being stopped with the image in hand")
+    until(stopped, f"{name} stopped while it processes the image")
 
 
 def _erasure(deployment: Deployment, image_id: str) -> ErasureView | None:
@@ -66,28 +66,30 @@ def _until_erased(deployment: Deployment, image_id: str, state: ErasureState) ->
     return found
 
 
-def _said_of(deployment: Deployment, image_id: str) -> set[str | None]:
-    """Return the types of everything said of an image by a stage or about its deletion."""
+def _event_types(deployment: Deployment, image_id: str) -> set[str | None]:
+    """Return the types of the events of an image on the sanitized and facts topics."""
     records = [record for topic in (topics.SANITIZED, topics.FACTS) for record in deployment.records(topic)]
     return {record.header("ce_type") for record in records if record.header("ce_subject") == image_id}
 
 
 def _models(models_dir: Path, models_cache: Path) -> Mapping[str, str]:
-    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR takes long to load, and adds nothing here
+    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR loads slowly and adds nothing here
     return {**quick, "DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
 
 
 @pytest.mark.parametrize("stage", ["sanitizer", "resizer", "ocr", "detector"])
-def test_a_deletion_wins_against_the_stage_that_has_the_image(
+def test_a_deletion_wins_against_a_stage_that_processes_the_image(
     stage: str, kafka: LocalKafka, images: dict[str, bytes], models_dir: Path, models_cache: Path, tmp_path: Path
 ) -> None:
-    """Deleted in mid-work, an image ends deleted, once, and leaves nothing; its twin of equal bytes is completed."""
+    """An image deleted while it is processed ends deleted, once, and leaves nothing; its duplicate completes."""
     other = "resizer" if stage == "sanitizer" else stage
     profile, agents = Profile(stages=("sanitizer", other)), ("sanitizer", other, "indexer")
-    with deployed(kafka.bootstrap, tmp_path, settings={**PATIENT, **_models(models_dir, models_cache)}) as deployment:
+    with deployed(
+        kafka.bootstrap, tmp_path, settings={**LONG_TIMEOUTS, **_models(models_dir, models_cache)}
+    ) as deployment:
         gone, twin = (_uploaded(deployment, images["formats/cat.jpg"], profile) for _ in range(2))
         deployment.start("core", *({"sanitizer", other} - {stage}))
-        deployment.start(stage, strike=IN_HAND)
+        deployment.start(stage, strike=STOP_AFTER_OBJECT)
         deployment.until_ready(*agents)
         deployment.publish(topics.UPLOADED, gone)
         _until_stopped(deployment, stage)
@@ -99,15 +101,17 @@ def test_a_deletion_wins_against_the_stage_that_has_the_image(
         deployment.until_idle(*agents)
         assert {kind for _, kind in deployment.outcomes()[gone.image_id]} == {ImageDeleted.type}
         assert len(deployment.outcomes()[gone.image_id]) == 1
-        before_it = {ImageSanitized.type} if stage != "sanitizer" else set()
-        assert _said_of(deployment, gone.image_id) == {*before_it, DeletionRequested.type}, "the stage said something"
-        assert deployment.objects(gone.image_id) == {}, "what the stage had stored was not cleared away"
+        earlier = {ImageSanitized.type} if stage != "sanitizer" else set()
+        assert _event_types(deployment, gone.image_id) == {*earlier, DeletionRequested.type}, (
+            "the stage emitted an event"
+        )
+        assert deployment.objects(gone.image_id) == {}, "the objects of the stage were not removed"
         assert not deployment.records(topics.dead_topic(stage))
         assert not deployment.records(topics.delay_topic(stage, "30s"))
 
         before = deployment.objects(twin.image_id)
         assert deployment.terminate("core") == 0
-        deployment.start("core", **TIDY)
+        deployment.start("core", **EAGER_JANITOR)
         erasure = _until_erased(deployment, gone.image_id, ErasureState.FINISHED)
         assert erasure.removed.originals == 0, "the twin's original"
         assert deployment.keys(f"erasing/{gone.image_id}/") == set()
@@ -120,15 +124,15 @@ def test_a_deletion_wins_against_the_stage_that_has_the_image(
         assert deployment.state(gone.image_id) in (None, ImageState.DELETED)
 
 
-def test_a_worker_that_wakes_after_the_end_leaves_nothing(
+def test_a_worker_resumed_after_the_erasure_leaves_nothing(
     kafka: LocalKafka, images: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A stage that stores for an image whose erasure is long finished has it cleared away, results and all."""
+    """Objects and results that a stage stores after the erasure of its image has finished are removed."""
     agents = ("sanitizer", "resizer", "indexer")
-    with deployed(kafka.bootstrap, tmp_path, settings={**PATIENT, **TIDY}) as deployment:
+    with deployed(kafka.bootstrap, tmp_path, settings={**LONG_TIMEOUTS, **EAGER_JANITOR}) as deployment:
         gone = _uploaded(deployment, images["formats/cat.jpg"], Profile(stages=("sanitizer", "resizer")))
         deployment.start("core", "sanitizer")
-        deployment.start("resizer", strike=IN_HAND)
+        deployment.start("resizer", strike=STOP_AFTER_OBJECT)
         deployment.until_ready(*agents)
         deployment.publish(topics.UPLOADED, gone)
         _until_stopped(deployment, "resizer")
@@ -139,7 +143,7 @@ def test_a_worker_that_wakes_after_the_end_leaves_nothing(
         deployment.until_idle(*agents)
         until(
             lambda: not any(map(deployment.keys, ("images/", "originals/", "results/", "erasing/", "claims/"))),
-            "the end",
+            "all objects being removed",
         )
         assert {kind for _, kind in deployment.outcomes()[gone.image_id]} == {ImageDeleted.type}
         with deployment.client() as client:

@@ -1,4 +1,4 @@
-"""Kafka or the object store goes away in the middle of work and comes back: nothing is lost."""
+"""Kafka or the object store is unavailable for a time: nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ AGENTS = ("sanitizer", "resizer", "indexer")
 
 @pytest.fixture
 def deployment(kafka: LocalKafka, tmp_path: Path) -> Iterator[Deployment]:
-    """Return the topics and the store for processes that a supervisor starts."""
+    """Return topics and a store for processes that a supervisor starts."""
     with deployed(kafka.bootstrap, tmp_path, agents=AGENTS) as deployment:
         yield deployment
 
 
-async def test_a_broker_that_restarts_loses_nothing(
+async def test_a_broker_restart_loses_nothing(
     kafka: LocalKafka, deployment: Deployment, images: dict[str, bytes], calm: dict[str, dict[str, str]]
 ) -> None:
-    """The broker is killed and comes back with events in mid-stream: whoever left is started again, nothing is lost."""
+    """The broker is killed and restarted under load: exited workers are restarted and nothing is lost."""
 
     def begin() -> list[tuple[str, str]]:
         deployment.until_ready(*AGENTS)
         events = [(name, deployment.uploaded(data)) for _ in range(6) for name, data in images.items()]
         deployment.publish(topics.UPLOADED, *(event for _, event in events))
-        until(lambda: len(deployment.records(topics.FACTS)) > 5, "work being under way")
+        until(lambda: len(deployment.records(topics.FACTS)) > 5, "the first facts")
         return [(name, event.image_id) for name, event in events]
 
     def check(sent: list[tuple[str, str]]) -> None:
@@ -52,16 +52,16 @@ async def test_a_broker_that_restarts_loses_nothing(
                 name, deployment.command(name), log_file=deployment.log_file(name), env=deployment.environment
             )
         sent = await asyncio.to_thread(begin)
-        assert len(deployment.outcomes()) < len(sent), "all was over before the restart"
+        assert len(deployment.outcomes()) < len(sent), "all images ended before the restart"
         kafka.kill()
         await kafka.restart()
         await asyncio.to_thread(check, sent)
 
 
-def test_a_store_that_comes_back_loses_nothing(
+def test_a_store_outage_loses_nothing(
     kafka: LocalKafka, minio: LocalMinio, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    """While MinIO is away events wait in delay topics; when it is back the router returns them and each image ends."""
+    """While MinIO is unavailable, events wait in delay topics; then the router returns them and each image ends."""
     files = FilesSettings(
         endpoint=minio.endpoint,
         access_key=minio.access_key,
@@ -69,11 +69,11 @@ def test_a_store_that_comes_back_loses_nothing(
         bucket="faults",
         timeout_s=3,
     )
-    # The last tier is long enough for a MinIO that starts slowly; the first two are what a test waits for.
+    # The last tier covers a slow start of MinIO; the test waits for the first two.
     settings = {
         "DARKROOM_RETRY__TIERS": '{"30s": 2, "5m": 6, "30m": 60}',
         "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
-        "DARKROOM_BREAKER__FAILURES": "1000",  # here every event is to try for itself
+        "DARKROOM_BREAKER__FAILURES": "1000",  # every event must be tried
     }
     with deployed(kafka.bootstrap, tmp_path, files=files, settings=settings) as deployment:
         events = {name: deployment.uploaded(data) for name, data in images.items()}
@@ -96,5 +96,5 @@ def test_a_store_that_comes_back_loses_nothing(
         returned = deployment.records(topics.retry_topic("sanitizer"))
         assert {(r.key, r.value) for r in returned} == {(event.key(), event.body()) for event in events.values()}
         attempts = {deployment.result(image_id).stages["sanitizer"].attempts or 0 for image_id in ids}
-        assert min(attempts) > 1, "an image shows how often it was tried"
+        assert min(attempts) > 1, "the result has the number of attempts"
         assert not [letter for agent in AGENTS for letter in deployment.records(topics.dead_topic(agent))]

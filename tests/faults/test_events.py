@@ -1,4 +1,4 @@
-"""Events in the wrong order, cut short, or between transactions: what is whole counts once, the rest is set aside."""
+"""Events that are reordered, truncated or transactional: valid ones count once, the others are dead-lettered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES = 6
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work; many dead letters do not stop them."""
+    """Return the running light agents, with the dead-letter limit disabled."""
     settings = {
         "DARKROOM_LIMIT__SHARE": "1",
         "DARKROOM_LIMIT__IN_A_ROW": "1000",
@@ -41,8 +41,8 @@ def _facts(image_id: str) -> list[Fact]:
     return Facts(image_id, owner="default").all()
 
 
-def test_facts_in_reverse_make_the_same_record(deployment: Deployment) -> None:
-    """Facts that come last first, those of all images mixed, end each image once, with what is known in any order."""
+def test_facts_in_reverse_order_give_the_same_record(deployment: Deployment) -> None:
+    """Facts in reverse order, interleaved over all images, end each image once with the same record."""
     straight, reverse = [new_image_id() for _ in range(IMAGES)], [new_image_id() for _ in range(IMAGES)]
     deployment.publish(topics.FACTS, *(fact for image_id in straight for fact in _facts(image_id)))
     backwards = [reversed(_facts(image_id)) for image_id in reverse]
@@ -56,10 +56,10 @@ def test_facts_in_reverse_make_the_same_record(deployment: Deployment) -> None:
     assert len({_known(deployment, image_id) for image_id in (*straight, *reverse)}) == 1
 
 
-def test_a_truncated_event_is_set_aside_byte_for_byte(
+def test_a_truncated_event_is_dead_lettered_unchanged(
     deployment: Deployment, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """Real events cut anywhere become dead letters as they came; the whole ones among them are worked on."""
+    """Truncated events are dead-lettered byte for byte; the valid ones among them are processed."""
     sent = Sent(deployment, images)
     first = deployment.uploaded(next(iter(images.values())))
     cut = {
@@ -76,8 +76,8 @@ def test_a_truncated_event_is_set_aside_byte_for_byte(
         assert found == Counter((m.topic, m.key, m.value, tuple(m.headers)) for m in messages), agent
 
 
-def test_transaction_markers_hold_nothing_up(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
-    """Offsets taken by a transaction's markers, between and behind events, are passed: nothing lost, no lag left."""
+def test_transaction_markers_block_nothing(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
+    """Commits pass the offsets of transaction markers, between and after events: nothing lost, no lag left."""
     sent = Sent(deployment, images)
     producer = Producer(
         {
@@ -90,7 +90,7 @@ def test_transaction_markers_hold_nothing_up(deployment: Deployment, images: dic
     for name, data in images.items():
         event = deployment.uploaded(data)
         sent.names[event.image_id] = name
-        for commits in (False, True, False):  # what was taken back is an image like any: it is the same event
+        for commits in (False, True, False):  # the aborted and the committed event are the same
             producer.begin_transaction()
             message = message_of(topics.UPLOADED, event)
             producer.produce(
@@ -110,7 +110,7 @@ def test_transaction_markers_hold_nothing_up(deployment: Deployment, images: dic
 
 
 def _known(deployment: Deployment, image_id: str) -> str:
-    """Return what is known of an image, but for its name and when it ended."""
+    """Return the result of an image without its id and its completion time."""
     result = deployment.result(image_id).model_copy(update={"completed_at": None})
     return json.dumps(result.model_dump(mode="json"), sort_keys=True).replace(image_id, "the image")
 

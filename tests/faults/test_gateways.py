@@ -1,4 +1,4 @@
-"""Two gateways and the same bytes at the same time: two images on one original, and neither harms the other."""
+"""The same bytes uploaded to two gateways at once: two images share one original, and deleting one keeps the other."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: 
             assert len({job.image_id for job in pair}) == 2
             assert [_end(deployment, job).status for job in pair] == [ImageState.COMPLETED] * 2
         assert len(deployment.keys("originals/")) == ROUNDS
-        assert len(deployment.keys("claims/")) == 2 * 2 * ROUNDS  # each image's, on its original and on its master
+        assert len(deployment.keys("claims/")) == 2 * 2 * ROUNDS  # one per image on its original and on its master
 
         with deployment.client() as client:
             for gone, kept in jobs:
                 before = deployment.objects(kept.image_id)
                 client.delete(gone.image_id)
-                until(lambda at=gone.image_id: not deployment.objects(at), "one of the two being erased")  # type: ignore[misc]
+                until(lambda at=gone.image_id: not deployment.objects(at), "the deleted image being erased")  # type: ignore[misc]
                 assert deployment.objects(kept.image_id) == before
                 assert client.download(kept.image_id, size="original")
         deployment.until_idle("indexer")

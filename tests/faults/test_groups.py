@@ -1,4 +1,4 @@
-"""Workers that freeze, wake, join and leave: partitions change hands in mid-work, and nothing comes of it."""
+"""Workers that are suspended, resume, join and leave: rebalances during work lose and duplicate nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOINS = 4
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work, one of each; the sanitizers are slow enough to be met in mid-work."""
+    """Return the running light agents, one of each, with sanitizers slow enough to be suspended during work."""
     slow = {"DARKROOM_SANITIZER__CONCURRENCY": "1", "DARKROOM_SANITIZER__BUFFER": "4"}
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("groups"), agents=LIGHT_AGENTS, settings=slow) as deployment:
         deployment.start("sanitizer", "resizer", "core")
@@ -25,19 +25,19 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
         yield deployment
 
 
-def test_a_zombie_that_wakes_changes_nothing(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
-    """A worker stopped past its session while at work is replaced; awake again, it does no harm and works on."""
+def test_a_resumed_zombie_changes_nothing(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
+    """A worker suspended past its session timeout is replaced; resumed, it does no harm and rejoins."""
     sent = Sent(deployment, images)
     before = len(deployment.records(topics.SANITIZED))
     sent.send(times=6)
     until(lambda: len(deployment.records(topics.SANITIZED)) > before, "the first image being sanitized")
     zombie = deployment.children["zombie"] = deployment.children.pop("sanitizer")
     zombie.signal(signal.SIGSTOP)
-    assert deployment.lag("sanitizer") > 0, "all was over before the worker froze"
+    assert deployment.lag("sanitizer") > 0, "all images ended before the worker was suspended"
     deployment.start("sanitizer#2")
     sent.check(calm)
     zombie.signal(signal.SIGCONT)
-    # It either notices and joins again, or its watchdog ends it; then it is started again, as by any supervisor.
+    # It rejoins the group, or its watchdog ends it and it is restarted as by a supervisor.
     deployment.children["sanitizer"] = deployment.children.pop("zombie")
     deployment.supervised = True
     deployment.until_ready("sanitizer", members=2)
@@ -48,7 +48,7 @@ def test_a_zombie_that_wakes_changes_nothing(deployment: Deployment, images: dic
 
 
 def test_a_rebalance_storm_loses_nothing(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
-    """Workers that join and leave all the time, told to or killed with -9, neither lose nor double an image."""
+    """Workers that join and leave repeatedly, by SIGTERM or SIGKILL, neither lose nor duplicate an image."""
     sent = Sent(deployment, images)
     for number in range(JOINS):
         joining = [f"{agent}#{number + 3}" for agent in ("sanitizer", "resizer")]
@@ -67,5 +67,5 @@ def test_a_rebalance_storm_loses_nothing(deployment: Deployment, images: dict[st
 
 
 def _until_joined(deployment: Deployment, name: str) -> None:
-    """Wait for its own word that it joined: the group still counts a member that was killed a moment ago."""
+    """Wait for the worker's own log: the group may still count a member that was just killed."""
     until(lambda: "partitions assigned" in deployment.log_file(name).read_text(), f"{name} joining")

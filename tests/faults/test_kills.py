@@ -1,4 +1,4 @@
-"""Workers killed with -9 at the worst moments: every image still ends once, as if nothing had happened."""
+"""Workers killed with SIGKILL at each critical point: every image ends once, with the same files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ AGENTS = ("sanitizer", "resizer", "indexer")
 
 
 @pytest.mark.parametrize("point", ["before-work", "after-object", "after-produce", "before-commit"])
-def test_a_killed_worker_loses_and_doubles_nothing(
+def test_a_killed_worker_loses_and_duplicates_nothing(
     point: str, kafka: LocalKafka, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    """Sanitizer, resizer and indexer, each killed with -9 in its work and started again: one outcome, equal bytes."""
-    # The indexer stores no object: there is no such point in its work.
-    struck = ("sanitizer", "resizer") if point == "after-object" else ("sanitizer", "resizer", "core")
+    """Sanitizer, resizer and indexer, each killed during work and restarted: one outcome, equal bytes."""
+    # The indexer stores no object, so it has no such point.
+    killed = ("sanitizer", "resizer") if point == "after-object" else ("sanitizer", "resizer", "core")
     with deployed(kafka.bootstrap, tmp_path, agents=AGENTS) as deployment:
         events = {name: deployment.uploaded(data) for name, data in images.items()}
         deployment.publish(topics.UPLOADED, *events.values())
-        deployment.start(*struck, strike=f"{point}:2")
-        if "core" not in struck:
+        deployment.start(*killed, strike=f"{point}:2")
+        if "core" not in killed:
             deployment.start("core")
-        for name in struck:
+        for name in killed:
             deployment.until_killed(name)
             deployment.start(name)
         ids = [event.image_id for event in events.values()]
@@ -34,35 +34,38 @@ def test_a_killed_worker_loses_and_doubles_nothing(
         deployment.until_idle(*AGENTS)
         deployment.check_ended_once(ids)
         if point in {"after-produce", "before-commit"}:
-            said = [record.header("ce_id") for record in deployment.records(topics.FACTS)]
-            assert len(said) > len(set(said)), "nothing was said twice: the strike hit nothing"
+            ids_of_facts = [record.header("ce_id") for record in deployment.records(topics.FACTS)]
+            assert len(ids_of_facts) > len(set(ids_of_facts)), (
+                "no fact was emitted twice: no worker was killed at the point"
+            )
         assert {name: deployment.objects(event.image_id) for name, event in events.items()} == calm
         assert not [letter for agent in AGENTS for letter in deployment.records(topics.dead_topic(agent))]
 
 
-def test_a_killed_worker_is_replaced_by_its_neighbour(
+def test_the_other_worker_takes_over_from_a_killed_one(
     kafka: LocalKafka, images: dict[str, bytes], calm: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    """Of two workers of one agent one is killed with -9 in its work: the other takes over what it had."""
+    """Of two workers of an agent one is killed during work: the other takes over its events."""
     with deployed(kafka.bootstrap, tmp_path, agents=AGENTS) as deployment:
         deployment.start("core", "resizer", "sanitizer")
         deployment.until_ready(*AGENTS)
-        neighbour = deployment.children.pop("sanitizer")
+        other = deployment.children.pop("sanitizer")
         try:
             deployment.start("sanitizer", strike="before-commit:1")
             second = deployment.children["sanitizer"]
-            # Events go on coming until the rebalance has given the second one a partition to die on.
+            # Produce events until the rebalance has assigned a partition to the second worker.
             ids: list[str] = []
             while second.exit_code is None and len(ids) < 200:
                 events = {name: deployment.uploaded(data) for name, data in images.items()}
                 deployment.publish(topics.UPLOADED, *events.values())
                 ids += [event.image_id for event in events.values()]
                 until(
-                    lambda: second.exit_code is not None or deployment.lag("sanitizer") == 0, "the events being taken"
+                    lambda: second.exit_code is not None or deployment.lag("sanitizer") == 0,
+                    "the events being processed",
                 )
             deployment.until_killed("sanitizer")
             deployment.until_ended(ids)
         finally:
-            neighbour.kill()
+            other.kill()
         deployment.check_ended_once(ids)
         assert {name: deployment.objects(event.image_id) for name, event in events.items()} == calm

@@ -1,4 +1,4 @@
-"""Fetcher, OCR, detector and embedder killed with -9 at each point of their work: the same image comes of it."""
+"""Fetcher, OCR, detector and embedder killed with SIGKILL at each point of their work: the results do not change."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.support.deployment import Deployment, deployed, until
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
 
 AGENTS = ("fetcher", "ocr", "detector", "embedder")
-STORING = ("ocr", "detector")  # the fetcher has no result to find again; without weights the embedder has none
-CALM = "calm"  # the owner of the same images in a run without kills: results are never shared between owners
+STORING = ("ocr", "detector")  # the fetcher stores no result, nor does the embedder without weights
+CALM = "calm"  # the owner of the run without kills: results are never shared between owners
 
 
 @pytest.fixture(scope="module")
 def web(images_dir: Path) -> Iterator[str]:
-    """Return the address of the test images."""
+    """Return the base URL of a web server of the test images."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(images_dir))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -41,7 +41,7 @@ def web(images_dir: Path) -> Iterator[str]:
 def deployment(
     kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Return all seven agents at work, those to be killed each with its point in a file."""
+    """Return all seven agents running; those to be killed read their strike point from a file."""
     settings = {
         "DARKROOM_MODELS__DIR": str(models_dir),
         "DARKROOM_MODELS__CACHE": str(models_cache),
@@ -64,19 +64,19 @@ def deployment(
         ("before-commit", "formats/basn3p08.png"),
     ],
 )
-def test_an_agent_killed_with_its_model_loses_and_doubles_nothing(
+def test_a_killed_model_agent_loses_and_duplicates_nothing(
     point: str, name: str, deployment: Deployment, web: str
 ) -> None:
-    """All four are killed on one image, at the same point, and started again: one outcome, results as without."""
+    """All four are killed on one image at the same point and restarted: one outcome, the same results."""
     calm, image = new_image_id(), new_image_id()
     deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=calm, owner=CALM, url=f"{web}/{name}"))
-    until(lambda: calm in deployment.outcomes(), "the calm run's end")
+    until(lambda: calm in deployment.outcomes(), "the outcome of the calm run")
     deployment.until_idle(*topics.AGENTS)
-    struck = STORING if point == "after-object" else AGENTS
-    for agent in struck:
+    killed = STORING if point == "after-object" else AGENTS
+    for agent in killed:
         _strike_file(deployment, agent).write_text(point)
     deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=image, url=f"{web}/{name}"))
-    for agent in struck:
+    for agent in killed:
         deployment.until_killed(agent)
         _start(deployment, agent)
     deployment.until_ended([image])
@@ -97,7 +97,7 @@ def _start(deployment: Deployment, agent: str) -> None:
 
 
 def _results(deployment: Deployment, owner: str) -> dict[str, str]:
-    """Return what was read and seen in all images of an owner, by input, stage and parameters."""
+    """Return the OCR and detection results of an owner, by input, stage and parameters."""
     return {
         key.removeprefix(f"results/{owner}/"): json.dumps(json.loads(deployment.read(key))["result"], sort_keys=True)
         for key in deployment.keys(f"results/{owner}/")

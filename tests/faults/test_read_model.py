@@ -1,4 +1,4 @@
-"""A read model that fails one call in five: every fact is recorded all the same, and each outcome said once."""
+"""A read model that fails one call in five: every fact is recorded, and each outcome is emitted once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ IMAGES = 30
 ONE_IN = 5
 
 
-class Toxic:
-    """A read model of which one call in five fails, before or after it did what was asked."""
+class FailingReadModel:
+    """A read model of which one call in five fails, before or after its effect."""
 
     def __init__(self, read_model: ReadModel) -> None:
         self._read_model = read_model
@@ -53,15 +53,15 @@ class Toxic:
 
 
 async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
-    """Each image's record is whole and completed, its outcome has one id, and no fact is a dead letter."""
+    """Each image's record is complete, its outcome has one id, and no fact is dead-lettered."""
     images = [new_image_id() for _ in range(IMAGES)]
     log, retry = MemoryLog(), RetrySettings(in_place_tries=6, backoff_s=0.001)
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        toxic = Toxic(read_model)
-        one_by_one = IndexerSettings(concurrency=1)  # so that the same calls fail in every run
+        toxic = FailingReadModel(read_model)
+        one_by_one = IndexerSettings(concurrency=1)  # for a deterministic order of calls
         on = bench(STAGE, files, log, settings=one_by_one, retry=retry, tools=Tools(toxic, files))  # type: ignore[arg-type]
         for image_id in images:
             for fact in Facts(image_id).all():
@@ -70,7 +70,7 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
         worker = MemoryWorker(log, "indexer", (topics.FACTS.name, retries), on.intake)
         await worker.until_idle(patience_s=60)
         moved: set[tuple[str, int, int]] = set()
-        while late := [record for record in _delayed(log) if _place(record) not in moved]:  # what the router does
+        while late := [record for record in _delayed(log) if _place(record) not in moved]:  # as the router does
             for record in late:
                 log.append(Outgoing(retries, record.key, record.value, record.headers))
             moved |= {_place(record) for record in late}
@@ -85,9 +85,11 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
         assert known.state is ImageState.COMPLETED
         assert {stage.state for stage in known.stages.values()} == {StageState.DONE}
         assert known.has_vector
-    said = {(r.header("ce_subject"), r.header("ce_id"), r.header("ce_type")) for r in log.records(topics.OUTCOMES.name)}
-    assert sorted(str(subject) for subject, _, _ in said) == sorted(images)
-    assert {kind for _, _, kind in said} == {ImageCompleted.type}
+    outcomes = {
+        (r.header("ce_subject"), r.header("ce_id"), r.header("ce_type")) for r in log.records(topics.OUTCOMES.name)
+    }
+    assert sorted(str(subject) for subject, _, _ in outcomes) == sorted(images)
+    assert {kind for _, _, kind in outcomes} == {ImageCompleted.type}
 
 
 def _delayed(log: MemoryLog) -> list[Record]:

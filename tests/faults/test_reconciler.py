@@ -1,4 +1,4 @@
-"""What was lost on purpose, on a real Kafka: the reconciler finds what should have followed, and it follows."""
+"""Events and files removed on purpose, on a real Kafka: the reconciler detects them and restores the images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ON_REQUEST = {"DARKROOM_RECONCILER__INTERVAL_S": "100000", "DARKROOM_RECONCILER_
 BY_ITSELF = {
     "DARKROOM_RECONCILER__INTERVAL_S": "1",
     "DARKROOM_RECONCILER__OVERDUE_S": "2",
-    # On a busy machine one try may take longer to have an effect than this; a few more are harmless.
+    # On a slow machine a try may take longer than this; further tries are harmless.
     "DARKROOM_RECONCILER__AGAIN_S": "30",
     "DARKROOM_RECONCILER__TRIES": "10",
 }
@@ -41,7 +41,7 @@ BY_ITSELF = {
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return the light agents at work, and a core that soon calls an image overdue, but looks only when asked."""
+    """Return the running light agents, and a core with a short overdue time that reconciles only on request."""
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("reconciled"), settings=ON_REQUEST) as deployment:
         deployment.start("sanitizer", "resizer", "core")
         deployment.until_ready(*AGENTS)
@@ -58,7 +58,7 @@ def accepted(deployment: Deployment, event: ImageUploaded) -> None:
 
 
 def sanitized(deployment: Deployment, event: ImageUploaded, master: bytes) -> ImageSanitized:
-    """Store a master; return what the sanitizer would say of it, not yet produced."""
+    """Store a master; return its ImageSanitized event without producing it."""
     key = image_key(event.image_id, 1, "master.png")
     deployment.put(key, master)
     digest = hashlib.sha256(master).hexdigest()
@@ -77,7 +77,7 @@ def sanitized(deployment: Deployment, event: ImageUploaded, master: bytes) -> Im
 
 
 def removed(deployment: Deployment, key: str) -> None:
-    """Remove an object, as somebody might who should not."""
+    """Remove an object behind the back of the system."""
 
     async def remove() -> None:
         async with open_files(deployment.files) as files:
@@ -87,7 +87,7 @@ def removed(deployment: Deployment, key: str) -> None:
 
 
 def reconcile(deployment: Deployment, *arguments: str) -> tuple[int, str]:
-    """Run `darkroom reconcile` against the core; return its exit code and what it wrote."""
+    """Run `darkroom reconcile` against the core; return its exit code and output."""
     done = subprocess.run(
         [sys.executable, "-m", "darkroom", "reconcile", *arguments, "--url", f"http://127.0.0.1:{deployment.port}"],
         env={**deployment.environment, "COLUMNS": "300"},
@@ -100,8 +100,8 @@ def reconcile(deployment: Deployment, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def looked(deployment: Deployment) -> ReconcileReport:
-    """Ask the core to look over everything and change nothing."""
+def dry_run(deployment: Deployment) -> ReconcileReport:
+    """Request a dry run of the reconciler."""
     url = f"http://127.0.0.1:{deployment.port}/api/v1/admin/reconcile"
     answer = httpx.post(url, params={"dry_run": "true"}, timeout=120)
     assert answer.status_code == 200, answer.text
@@ -109,15 +109,15 @@ def looked(deployment: Deployment) -> ReconcileReport:
 
 
 def sent_again(deployment: Deployment) -> dict[str, int]:
-    """Return how many events are in each agent's retry topic."""
+    """Return the number of events in each agent's retry topic."""
     return {agent: len(deployment.records(topics.retry_topic(agent))) for agent in AGENTS}
 
 
-def test_a_lost_upload_is_shown_by_a_dry_run_and_completed_by_a_real_one(deployment: Deployment) -> None:
-    """The event never reached Kafka: a dry run names the image and changes nothing; a real run completes it."""
+def test_a_dry_run_reports_a_lost_upload_and_a_run_completes_it(deployment: Deployment) -> None:
+    """The upload event never reached Kafka: a dry run reports the image and changes nothing; a run completes it."""
     event = deployment.uploaded(draw_sign())
     accepted(deployment, event)
-    until(lambda: looked(deployment).overdue_count == 1, "it being overdue")
+    until(lambda: dry_run(deployment).overdue_count == 1, "the image being overdue")
     code, shown = reconcile(deployment, "--dry-run")
     assert code == 3
     (line,) = [line for line in shown.splitlines() if f"{event.image_id}.1" in line]
@@ -142,52 +142,52 @@ def test_a_lost_upload_is_shown_by_a_dry_run_and_completed_by_a_real_one(deploym
     assert sent_again(deployment) == {"sanitizer": 1, "resizer": 0, "indexer": 0}
 
 
-def test_the_reconciler_makes_good_by_itself_what_was_lost(deployment: Deployment) -> None:
-    """A stage that never heard, a fact that never came, a file that went: every image completes, and is whole, once."""
+def test_the_reconciler_restores_lost_events_and_files(deployment: Deployment) -> None:
+    """A lost stage event, a lost fact and a removed file: every image completes with all files, once."""
     master = draw_sign()
-    unheard = deployment.uploaded(master)
-    deployment.publish(topics.FACTS, sanitized(deployment, unheard, master))  # image.sanitized never held it
-    unsaid = deployment.uploaded(master + b"more")
-    accepted(deployment, unsaid)
-    deployment.publish(topics.SANITIZED, sanitized(deployment, unsaid, master))  # image.facts never held it
-    bare = deployment.uploaded(master + b"still more")
-    deployment.publish(topics.UPLOADED, bare)
-    deployment.until_ended([bare.image_id])
-    before = deployment.objects(bare.image_id)
-    removed(deployment, f"{image_prefix(bare.image_id)}1/thumbnail.webp")
+    lost_event = deployment.uploaded(master)
+    deployment.publish(topics.FACTS, sanitized(deployment, lost_event, master))  # never produced to image.sanitized
+    lost_fact = deployment.uploaded(master + b"more")
+    accepted(deployment, lost_fact)
+    deployment.publish(topics.SANITIZED, sanitized(deployment, lost_fact, master))  # never produced to image.facts
+    lost_file = deployment.uploaded(master + b"still more")
+    deployment.publish(topics.UPLOADED, lost_file)
+    deployment.until_ended([lost_file.image_id])
+    before = deployment.objects(lost_file.image_id)
+    removed(deployment, f"{image_prefix(lost_file.image_id)}1/thumbnail.webp")
 
     assert deployment.terminate("core") == 0
     deployment.start("core", **BY_ITSELF)
-    ids = [unheard.image_id, unsaid.image_id, bare.image_id]
+    ids = [lost_event.image_id, lost_fact.image_id, lost_file.image_id]
     deployment.until_ended(ids)
-    until(lambda: deployment.objects(bare.image_id) == before, "the lost file being made again")
+    until(lambda: deployment.objects(lost_file.image_id) == before, "the lost file being written again")
     assert all(len(deployment.objects(image_id)) >= 5 for image_id in ids)
     found = deployment.outcomes()
     for image_id in ids:
         assert sorted(kind for _, kind in found[image_id]) == ["darkroom.image.completed.v1"]
-    until(lambda: looked(deployment).overdue_count == 0, "nothing being overdue")
+    until(lambda: dry_run(deployment).overdue_count == 0, "no image being overdue")
     with deployment.client() as client:
         assert "last pass: 2" in client.health().parts["reconciler"].detail
 
 
-def test_the_reconciler_is_a_process_of_its_own(deployment: Deployment) -> None:
-    """Where the read model is not inside the core, `darkroom reconciler` looks, says when it last did, and drains."""
+def test_the_reconciler_runs_as_its_own_process(deployment: Deployment) -> None:
+    """`darkroom reconciler` reconciles outside the core, reports its last pass as readiness, and drains on SIGTERM."""
     if "core" in deployment.children:
-        assert deployment.terminate("core") == 0  # the in-process read model has one owner: here it is the reconciler
+        assert deployment.terminate("core") == 0  # an embedded read model has one owner: here the reconciler
     lost = deployment.uploaded(draw_sign() + b"and more")
     accepted(deployment, lost)
     port = choose(0)
     deployment.start("reconciler", DARKROOM_WORKER__HTTP_PORT=str(port), **BY_ITSELF)
 
-    def said() -> str:
+    def readiness() -> str:
         deployment.check_alive()
         try:
             return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=10).text
         except httpx.HTTPError:
             return ""
 
-    until(lambda: "last pass: 2" in said(), "a pass")
-    until(lambda: len(deployment.objects(lost.image_id)) == 5, "the lost upload being worked on")
+    until(lambda: "last pass: 2" in readiness(), "a pass")
+    until(lambda: len(deployment.objects(lost.image_id)) == 5, "the lost upload being processed")
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
     assert 'darkroom_sent_again_total{stage="sanitizer"}' in metrics
     assert deployment.terminate("reconciler") == 0

@@ -1,4 +1,4 @@
-"""Every agent on a real Kafka, and events that come twice or are no events: nothing changes, nothing stops."""
+"""Duplicate and malformed events for every agent on a real Kafka: no result changes, no worker stops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZE
 def deployment(
     kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Return all seven agents at work."""
+    """Return all seven agents running."""
     folder = tmp_path_factory.mktemp("repeats")
     settings = {"DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
     with deployed(kafka.bootstrap, folder, settings=settings) as deployment:
@@ -40,7 +40,7 @@ def deployment(
 def test_a_duplicate_of_every_event_changes_nothing(
     deployment: Deployment, images: dict[str, bytes], calm: dict[str, dict[str, str]]
 ) -> None:
-    """Every event of every topic comes twice and more: each image ends once, with the same bytes and result."""
+    """With every event of every topic produced at least twice, each image ends once, with the same bytes and result."""
     events = {name: deployment.uploaded(data, profile=Profile()) for name, data in images.items()}
     ids = [event.image_id for event in events.values()]
     deployment.publish(topics.UPLOADED, *events.values(), *events.values())
@@ -58,19 +58,19 @@ def test_a_duplicate_of_every_event_changes_nothing(
     assert not [letter for agent in AGENTS for letter in deployment.records(topics.dead_topic(agent))]
 
 
-def test_equal_work_says_equal_events(deployment: Deployment) -> None:
-    """However often it was done, the work of one stage on one image has one event id."""
+def test_equal_work_emits_equal_events(deployment: Deployment) -> None:
+    """Repeated work of one stage on one image has one event id."""
     for topic in (topics.SANITIZED, topics.FACTS):
-        said: dict[tuple[str | None, ...], set[str | None]] = {}
+        ids_by_work: dict[tuple[str | None, ...], set[str | None]] = {}
         for record in deployment.records(topic):
             stage = str(record.header("ce_source")), str(record.header("ce_type"))
-            said.setdefault((record.header("ce_subject"), *stage), set()).add(record.header("ce_id"))
-        assert said
-        assert {len(ids) for ids in said.values()} == {1}
+            ids_by_work.setdefault((record.header("ce_subject"), *stage), set()).add(record.header("ce_id"))
+        assert ids_by_work
+        assert {len(ids) for ids in ids_by_work.values()} == {1}
 
 
-def test_poison_on_every_topic_is_set_aside(deployment: Deployment) -> None:
-    """What is no event becomes a dead letter of each reader, byte for byte with its code; the next image completes."""
+def test_malformed_events_on_every_topic_are_dead_lettered(deployment: Deployment) -> None:
+    """A malformed event becomes a dead letter of each reader, byte for byte with its code; the next image completes."""
     known = {agent: len(deployment.records(topics.dead_topic(agent))) for agent in AGENTS}
     for topic in WORK:
         deployment.produce(Outgoing(topic.name, key, value, headers) for key, value, headers, _ in _poison(topic))
@@ -95,7 +95,7 @@ def test_poison_on_every_topic_is_set_aside(deployment: Deployment) -> None:
 
 
 def _poison(topic: Topic) -> list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...], str]]:
-    """Return key, value, headers and the code they must die with: each of another kind."""
+    """Return malformed messages, one per kind: key, value, headers and the expected error code."""
     kind = topic.events[0]
     right = (("ce_type", kind.type.encode()), ("ce_id", b"poison"), ("content-type", b"application/json"))
     key = b"00000000-0000-7000-8000-000000000000"
@@ -111,8 +111,8 @@ def _poison(topic: Topic) -> list[tuple[bytes | None, bytes | None, tuple[tuple[
     ]
 
 
-def test_an_event_that_breaks_its_own_promise_is_set_aside(deployment: Deployment) -> None:
-    """An event of the right form that names bytes that are not those, or not there, ends its image failed."""
+def test_an_event_with_a_wrong_object_reference_fails_its_image(deployment: Deployment) -> None:
+    """A valid event whose original has another hash, or is missing, ends its image failed."""
     right = deployment.uploaded(draw_turned() + b"another")
     changed = right.model_copy(update={"original": right.original.model_copy(update={"sha256": "0" * 64})})
     absent = right.original.model_copy(update={"key": "originals/default/00/none"})
@@ -125,7 +125,7 @@ def test_an_event_that_breaks_its_own_promise_is_set_aside(deployment: Deploymen
 
 
 def _lasting(result: JobResult) -> JobResult:
-    """Return a result without what tells of the last time the work was done."""
+    """Return a result without the fields of a single run: attempts, duration, reuse."""
     stages = {
         name: stage.model_copy(update={"attempts": None, "duration_ms": None, "reused": None})
         for name, stage in result.stages.items()
@@ -133,8 +133,8 @@ def _lasting(result: JobResult) -> JobResult:
     return result.model_copy(update={"stages": stages})
 
 
-def test_poison_leaves_the_workers_alone(deployment: Deployment) -> None:
-    """After all of it every worker is the process it was."""
+def test_malformed_events_end_no_worker(deployment: Deployment) -> None:
+    """After all malformed events, every worker process still runs."""
     deployment.check_alive()
     assert all(child.exit_code is None for child in deployment.children.values())
     assert ImageSanitized.type in {record.header("ce_type") for record in deployment.records(topics.SANITIZED)}

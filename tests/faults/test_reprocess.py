@@ -1,4 +1,4 @@
-"""A stage runs again on the whole system, while every image stays completed and can be looked at."""
+"""A stage is reprocessed on a running system, while every image stays completed and can be downloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSION = "2"
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return a running deployment with what a reprocessed image passes through."""
+    """Return a deployment of the processes that reprocessing needs."""
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("reprocess")) as deployment:
         deployment.start("sanitizer", "resizer", "core", "router")
         yield deployment
@@ -33,7 +33,7 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def completed(deployment: Deployment, images: dict[str, bytes]) -> list[str]:
-    """Return images that were uploaded and completed."""
+    """Return the ids of completed images."""
     events = [deployment.uploaded(data) for data in images.values()]
     deployment.publish(topics.UPLOADED, *events)
     found = [event.image_id for event in events]
@@ -42,7 +42,7 @@ def completed(deployment: Deployment, images: dict[str, bytes]) -> list[str]:
 
 
 def reprocess(deployment: Deployment, *arguments: str) -> str:
-    """Run `darkroom reprocess` as an operator does; return what it says."""
+    """Run `darkroom reprocess`; return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "darkroom", "reprocess", *arguments],
         env={**deployment.environment, "DARKROOM_URL": f"http://127.0.0.1:{deployment.port}"},
@@ -55,14 +55,14 @@ def reprocess(deployment: Deployment, *arguments: str) -> str:
 def facts(
     deployment: Deployment, kind: type[ImageResized] | type[ImageSanitized]
 ) -> list[ImageResized | ImageSanitized]:
-    """Return every fact of a kind that was said."""
+    """Return all facts of a type."""
     return [
         fact for record in deployment.records(topics.FACTS) if isinstance(fact := decode(record, FACTS), kind)
     ]  # fmt: skip
 
 
 def watch(deployment: Deployment, image_ids: list[str], happened: Callable[[JobStatus], bool], what: str) -> None:
-    """Wait until something is true of every image, and fail if one is not completed meanwhile."""
+    """Wait until a condition is true for every image; fail if one leaves the state completed."""
 
     def all_of_them() -> bool:
         deployment.check_alive()
@@ -74,7 +74,7 @@ def watch(deployment: Deployment, image_ids: list[str], happened: Callable[[JobS
 
 
 def test_an_unchanged_stage_costs_no_computation(deployment: Deployment, completed: list[str]) -> None:
-    """Run again with nothing changed, every image takes the result that is there and stays completed throughout."""
+    """Reprocessed without a change, every image reuses its stored result and stays completed throughout."""
     assert f"again for {len(completed)} images" in reprocess(deployment, "--stage", "resizer")
     assert [fact.run for fact in facts(deployment, ImageResized)] == [0] * len(completed)
     before = {image_id: deployment.objects(image_id) for image_id in completed}
@@ -90,8 +90,8 @@ def test_an_unchanged_stage_costs_no_computation(deployment: Deployment, complet
     deployment.check_ended_once(completed)
 
 
-def test_a_changed_stage_computes_alone(deployment: Deployment, completed: list[str]) -> None:
-    """A new version of one stage works anew on what a filter selects; no other stage does anything."""
+def test_a_new_stage_version_recomputes_only_that_stage(deployment: Deployment, completed: list[str]) -> None:
+    """A new version of a stage recomputes the selected images; no other stage runs."""
     sanitized = len(facts(deployment, ImageSanitized))
     assert deployment.terminate("resizer") == 0
     command = [sys.executable, "-m", "tests.faults.another_version", "resizer", VERSION]
@@ -115,7 +115,7 @@ def test_a_changed_stage_computes_alone(deployment: Deployment, completed: list[
 
 
 def test_a_new_master_is_a_new_generation(deployment: Deployment, completed: list[str]) -> None:
-    """Sanitizing again runs the whole image as generation 2; who asks for the old job is told of the new one."""
+    """Reprocessing the sanitizer creates generation 2; the old job answers `superseded`."""
     image_id = completed[0]
     reprocess(deployment, "--stage", "sanitizer", "--where", f"id={image_id}", "--yes", "--per-second", "50")
 

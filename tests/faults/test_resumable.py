@@ -1,4 +1,4 @@
-"""Resumable uploads through real gateways, sent by somebody else's client: connections break, gateways are killed."""
+"""Resumable uploads with a third-party tus client: connections break and gateways are killed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.support.gateway_processes import start_gateways
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
 PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
-PATIENT = {"retries": 20, "retry_delay": 1}  # a gateway that just started may still look for Kafka
+RETRYING = {"retries": 20, "retry_delay": 1}  # a gateway that just started may still look for Kafka
 PIECE = 256 << 10
 LARGE = 256 * MEBIBYTE
 
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Topics and a store for gateways."""
+    """Return topics and a store for gateways."""
     settings = {
         "DARKROOM_GATEWAY__PIECE_BYTES": str(PIECE),
         "DARKROOM_GATEWAY__MAX_UPLOAD_BYTES": str(LARGE),
@@ -46,19 +46,19 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def gateway(deployment: Deployment) -> str:
-    """Where a gateway answers."""
+    """Return the base URL of a running gateway."""
     return start_gateways(deployment, 1)[0]
 
 
 def begin(gateway: str, size: int) -> str:
-    """Begin an upload; return where it is."""
+    """Create an upload; return its URL."""
     answer = httpx.post(gateway + UPLOADS, headers={**TUS, "Upload-Length": str(size)}, timeout=60)
     assert answer.status_code == 201, answer.text
     return answer.headers["location"]
 
 
 def half_sent(url: str, offset: int, data: bytes, announced: int) -> socket.socket:
-    """Send less than was announced; return the connection."""
+    """Send less than the announced Content-Length; return the open connection."""
     at = urlsplit(url)
     connection = socket.create_connection((at.hostname, at.port), timeout=60)
     headers = {**PART, "Host": at.netloc, "Upload-Offset": str(offset), "Content-Length": str(announced)}
@@ -68,20 +68,20 @@ def half_sent(url: str, offset: int, data: bytes, announced: int) -> socket.sock
 
 
 def offset_of(url: str) -> int:
-    """Return how much has come."""
+    """Return the Upload-Offset of an upload; 0 if the response has none."""
     answer = httpx.head(url, headers=TUS, timeout=60)
     return int(answer.headers.get("upload-offset", 0))
 
 
 def kill(deployment: Deployment) -> None:
-    """Kill the gateway with -9."""
+    """Kill the gateway with SIGKILL."""
     child = deployment.children["gateway#0"]
     child.kill()
     assert child.exit_code == KILLED
 
 
 def start_again(deployment: Deployment, gateway: str, **settings: str) -> None:
-    """Start the gateway where it was, and wait until it answers."""
+    """Restart the gateway on its port, and wait until it is live."""
     deployment.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port), **settings)
     until(lambda: _answers(gateway), "the gateway answering again")
 
@@ -94,7 +94,7 @@ def _answers(gateway: str) -> bool:
 
 
 def image_of(deployment: Deployment, url: str, data: bytes) -> str:
-    """Check that exactly one image has these bytes, and that the upload says so; return its id."""
+    """Assert that exactly one image has these bytes and that the upload names it; return its id."""
     view = UploadView.model_validate_json(httpx.get(url, timeout=60).content)
     assert view.state is UploadState.ACCEPTED
     assert view.job is not None
@@ -109,21 +109,21 @@ def image_of(deployment: Deployment, url: str, data: bytes) -> str:
 
 
 def image(size: int) -> bytes:
-    """Return that many bytes which begin as a JPEG does, never the same."""
+    """Return `size` bytes with a JPEG header, different on each call."""
     return JPEG + os.urandom(size - len(JPEG))
 
 
 @pytest.mark.parametrize("checksum", [False, True])
-def test_a_client_by_others_uploads_an_image_in_chunks_and_resumes(
+def test_tuspy_uploads_in_chunks_and_resumes(
     deployment: Deployment, gateway: str, images_dir: Path, tmp_path: Path, checksum: bool
 ) -> None:
-    """tuspy sends a real image, stops, and another tuspy goes on by its URL, with checksums and without."""
+    """tuspy uploads part of an image and another tuspy resumes by URL, with and without checksums."""
     data = (images_dir / "formats/cat.jpg").read_bytes() + b"checked" * checksum
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
     client = TusClient(gateway + UPLOADS)
-    said = {"filename": "cat.jpg", "bucket": "pets"}
-    first = client.uploader(str(path), chunk_size=len(data) // 5, metadata=said, upload_checksum=checksum)
+    metadata = {"filename": "cat.jpg", "bucket": "pets"}
+    first = client.uploader(str(path), chunk_size=len(data) // 5, metadata=metadata, upload_checksum=checksum)
     first.upload(stop_at=len(data) // 2)
     assert deployment.keys("pieces/")
     second = client.uploader(str(path), url=first.url, chunk_size=len(data) // 3, upload_checksum=checksum)
@@ -133,8 +133,8 @@ def test_a_client_by_others_uploads_an_image_in_chunks_and_resumes(
     assert not deployment.keys("pieces/")
 
 
-def test_an_upload_survives_a_connection_that_is_killed(deployment: Deployment, gateway: str, tmp_path: Path) -> None:
-    """What arrived of a chunk is kept, and a client that resumes ends as one image with the right bytes."""
+def test_an_upload_survives_a_connection_reset(deployment: Deployment, gateway: str, tmp_path: Path) -> None:
+    """The received part of a chunk is kept; the resumed upload becomes one image with the right bytes."""
     data, path = image(5 * PIECE), tmp_path / "image.jpg"
     path.write_bytes(data)
     url = begin(gateway, len(data))
@@ -142,16 +142,16 @@ def test_an_upload_survives_a_connection_that_is_killed(deployment: Deployment, 
     connection = half_sent(url, 0, data[:arrived], len(data))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     until(lambda: len(deployment.keys("pieces/")) >= 2, "two whole pieces")
-    connection.close()  # with a reset
+    connection.close()  # with RST
     assert 2 * PIECE <= offset_of(url) <= arrived
-    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **RETRYING).upload()
     image_of(deployment, url, data)
 
 
-def test_an_upload_survives_a_gateway_that_is_killed_while_receiving(
+def test_an_upload_survives_a_gateway_killed_while_receiving(
     deployment: Deployment, gateway: str, tmp_path: Path
 ) -> None:
-    """After -9 in the middle of a chunk all whole pieces are there; the client resumes, and there is one image."""
+    """After SIGKILL during a chunk all complete pieces are stored; the resumed upload becomes one image."""
     data, path = image(5 * PIECE), tmp_path / "image.jpg"
     path.write_bytes(data)
     url = begin(gateway, len(data))
@@ -160,32 +160,32 @@ def test_an_upload_survives_a_gateway_that_is_killed_while_receiving(
         kill(deployment)
     start_again(deployment, gateway)
     assert offset_of(url) == sum(len(deployment.read(key)) for key in deployment.keys("pieces/")) >= 3 * PIECE
-    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
+    TusClient(gateway + UPLOADS).uploader(str(path), url=url, chunk_size=PIECE, **RETRYING).upload()
     image_of(deployment, url, data)
     assert not deployment.keys("pieces/")
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05])
-def test_an_upload_survives_a_gateway_that_is_killed_while_finishing(
+def test_an_upload_survives_a_gateway_killed_while_completing(
     deployment: Deployment, gateway: str, tmp_path: Path, moment: float
 ) -> None:
-    """Wherever -9 strikes after the last byte was sent, the client that resumes finds one image, not none, not two."""
+    """After SIGKILL at any moment after the last byte, the resumed upload becomes exactly one image."""
     data, path = image(2 * PIECE), tmp_path / "image.jpg"
     path.write_bytes(data)
     url = begin(gateway, len(data))
     assert httpx.patch(url, headers={**PART, "Upload-Offset": "0"}, content=data[:PIECE], timeout=60).is_success
     with half_sent(url, PIECE, data[PIECE:], PIECE):
-        time.sleep(moment + random.uniform(0, 0.02))  # no condition to wait for: any moment must do
+        time.sleep(moment + random.uniform(0, 0.02))  # any moment must work, so there is no condition to wait for
         kill(deployment)
     start_again(deployment, gateway)
     client = TusClient(gateway + UPLOADS)
-    until(lambda: httpx.head(url, headers=TUS, timeout=60).is_success, "the dead gateway's turn being over")
-    client.uploader(str(path), url=url, chunk_size=PIECE, **PATIENT).upload()
+    until(lambda: httpx.head(url, headers=TUS, timeout=60).is_success, "the lease of the killed gateway expiring")
+    client.uploader(str(path), url=url, chunk_size=PIECE, **RETRYING).upload()
     image_of(deployment, url, data)
 
 
 def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(deployment: Deployment, gateway: str) -> None:
-    """Receiving 256 MB in parts and making an image of them raises the gateway's resident memory by 64 MiB at most."""
+    """Receiving 256 MiB in parts and completing the upload raises the gateway's resident memory by at most 64 MiB."""
     chunk = bytes(MEBIBYTE)
 
     def body(size: int, first: bool) -> Iterator[bytes]:
@@ -206,7 +206,7 @@ def test_a_large_upload_in_parts_takes_at_most_64_mib_of_memory(deployment: Depl
 
     kill(deployment)
     start_again(deployment, gateway, DARKROOM_GATEWAY__PIECE_BYTES=str(GatewaySettings().piece_bytes))
-    send(3 * MEBIBYTE, 1)  # what the first upload loads is no part of it
+    send(3 * MEBIBYTE, 1)  # warm up: the first upload loads modules
     with Watch(deployment.children["gateway#0"].pid) as watch:
         send(LARGE, 4)
     assert watch.samples > 20

@@ -1,4 +1,4 @@
-"""A gateway killed between its claim on an Idempotency-Key and its answer: the retry makes the same image, once."""
+"""A gateway killed between claiming an Idempotency-Key and its response: the retry creates the same image, once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LEASE = {"DARKROOM_GATEWAY__IDEMPOTENCY_LEASE_S": "2"}
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 
 
-def test_a_key_outlives_the_gateway_that_had_claimed_it(kafka: LocalKafka, tmp_path: Path) -> None:
-    """kill -9 while Kafka is silent: the key is free again after its lease, and stands for the image first chosen."""
+def test_a_key_survives_the_gateway_that_claimed_it(kafka: LocalKafka, tmp_path: Path) -> None:
+    """SIGKILL while Kafka does not answer: after its lease the key is usable and names the image first chosen."""
     with (
         deployed(kafka.bootstrap, tmp_path, agents=(), settings=LEASE) as deployment,
         socket.create_server(("127.0.0.1", 0)) as silent,
-    ):  # takes connections, and never says a word
-        where = f"127.0.0.1:{silent.getsockname()[1]}"
-        first = _gateway(deployment, "gateway#first", DARKROOM_KAFKA__BOOTSTRAP=where)
+    ):  # accepts connections and never answers
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        first = _gateway(deployment, "gateway#first", DARKROOM_KAFKA__BOOTSTRAP=address)
         with ThreadPoolExecutor(1) as beside:
             lost = beside.submit(_submit, first, tries=1)
             until(
@@ -40,20 +40,20 @@ def test_a_key_outlives_the_gateway_that_had_claimed_it(kafka: LocalKafka, tmp_p
             with pytest.raises(Unreachable):
                 lost.result(PATIENCE_S)
         (receipt,) = deployment.keys("jobs/")
-        assert not deployment.records(topics.UPLOADED), "the first gateway told Kafka nothing"
+        assert not deployment.records(topics.UPLOADED), "the first gateway delivered nothing to Kafka"
 
         second = _gateway(deployment, "gateway#second")
         accepted = _submit(second, tries=60)
-        assert receipt == f"jobs/{accepted.job_id}.json", "the image the dead gateway had chosen"
+        assert receipt == f"jobs/{accepted.job_id}.json", "the image id chosen by the killed gateway"
         assert _submit(second, tries=1) == accepted
         assert deployment.keys("jobs/") == {receipt}
         assert len(deployment.keys("originals/")) == 1
-        said = [record.header("ce_subject") for record in deployment.records(topics.UPLOADED)]
-        assert said == [accepted.image_id]
+        subjects = [record.header("ce_subject") for record in deployment.records(topics.UPLOADED)]
+        assert subjects == [accepted.image_id]
 
 
 def _gateway(deployment: Deployment, name: str, **settings: str) -> str:
-    """Start a gateway of its own; return its address once it answers."""
+    """Start a gateway; return its base URL once it is live."""
     port = choose(0)
     deployment.start(name, DARKROOM_GATEWAY__PORT=str(port), **settings)
     address = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""The router on a real Kafka: what is due moves, what is not stays, and nothing of it changes."""
+"""The router on a real Kafka: it moves events when they are due, unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _delayed(topic: str, key: bytes, due_ms: int, value: bytes | None = None) ->
 
 
 def test_due_events_move_and_others_stay(kafka: LocalKafka, tmp_path: Path) -> None:
-    """Events reach their agent's retry topic when they are due and not before, in order, byte for byte."""
+    """Events reach their agent's retry topic when they are due, not before, in order, byte for byte."""
     with deployed(kafka.bootstrap, tmp_path) as deployment:
         now_ms = int(time.time() * 1000)
         later_ms = now_ms + int(LATER_S * 1000)
@@ -40,12 +40,12 @@ def test_due_events_move_and_others_stay(kafka: LocalKafka, tmp_path: Path) -> N
         until(lambda: len(deployment.records(retry_topic("resizer"))) == 3, "the event that waited")
         _, *waited = deployment.records(retry_topic("resizer"))
         assert [(r.key, r.value, r.headers) for r in waited] == [(m.key, m.value, m.headers) for m in (later, behind)]
-        assert waited[0].timestamp_ms >= later_ms, "it was moved before it was due"
+        assert waited[0].timestamp_ms >= later_ms, "the event was moved before it was due"
         assert deployment.terminate("router") == 0
 
 
 def test_a_killed_router_loses_nothing(kafka: LocalKafka, tmp_path: Path) -> None:
-    """A router killed with -9 while an event waits is started again, and the event still moves when it is due."""
+    """After a router is killed and restarted, a waiting event still moves when it is due."""
     with deployed(kafka.bootstrap, tmp_path) as deployment:
         now_ms = int(time.time() * 1000)
         waiting = _delayed(delay_topic("sanitizer", "5m"), b"waits", now_ms + 5000)

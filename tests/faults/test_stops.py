@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of work: what was taken is finished, what was not is left to the next."""
+"""SIGTERM during work: started events are finished and committed, the others stay for the next worker."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _pictures() -> list[bytes]:
     return found
 
 
-def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path: Path) -> None:
-    """A detector told to stop in mid-batch finishes its batch, commits it, exits 0, and leaves the rest to the next."""
+def test_sigterm_during_a_batch_drains(kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path: Path) -> None:
+    """On SIGTERM during a batch a detector finishes and commits it, exits 0, and leaves the rest to the next worker."""
     agents = ("sanitizer", "detector", "indexer")
     settings = {
         "DARKROOM_MODELS__DIR": str(models_dir),
@@ -50,8 +50,8 @@ def test_sigterm_in_mid_batch_drains(kafka: LocalKafka, models_dir: Path, models
         assert deployment.terminate("detector") == 0
         done = detected()
         assert len(done) == len(set(done))
-        assert len(done) < COUNT, "all was over before the signal"
-        assert deployment.lag("detector") == COUNT - len(done), "what was finished is committed, and nothing else"
+        assert len(done) < COUNT, "all images were detected before the signal"
+        assert deployment.lag("detector") == COUNT - len(done), "exactly the finished events are committed"
         deployment.start("detector")
         ids = [event.image_id for event in events]
         deployment.until_ended(ids)

@@ -1,4 +1,4 @@
-"""An object store that is slow, fails now and then, or is full: work waits, uploads are told so, nothing is lost."""
+"""An object store that is slow, fails some calls, or is full: work waits, uploads are answered 503, nothing is lost."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.support.toxic_proxy import ToxicStore, toxic
 
 SERVICE_UNAVAILABLE = 503
 DEADLINE_S, DECODE_S, IN_PLACE_S = 3.0, 1.4, 0.5
-POLL_S = 8.0  # the rule for a buffer of one asks for 7
-GATE_S = 12.0  # an event may wait for the store for longer than that
+POLL_S = 8.0  # a buffer of one needs at least 7
+GATE_S = 12.0  # the longest wait of an event for the store
 MOST_REBALANCES = 4
 
 
 @pytest.fixture(scope="module")
 def store(minio: LocalMinio) -> Iterator[ToxicStore]:
-    """Return the proxy through which all of Darkroom, but not the test itself, reaches MinIO."""
+    """Return the proxy between the processes and MinIO; the test itself connects directly."""
     with toxic(minio.endpoint) as store:
         yield store
 
@@ -38,7 +38,7 @@ def store(minio: LocalMinio) -> Iterator[ToxicStore]:
 def deployment(
     kafka: LocalKafka, minio: LocalMinio, store: ToxicStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Return the light agents and the router at work, with delays as short as a test can wait for."""
+    """Return the running light agents and router, with short delays."""
     files = FilesSettings(
         endpoint=minio.endpoint,
         access_key=minio.access_key,
@@ -68,7 +68,7 @@ def deployment(
 def test_a_store_that_is_slow_and_fails_one_call_in_five(
     deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """While each call takes longer and one in five fails, images end as ever: tried again, and nothing else."""
+    """With slow calls of which one in five fails, every image completes after retries."""
     sent = Sent(deployment, images)
     with store.injecting(Toxin(latency_s=0.05, error_every=5)):
         sent.send(times=3)
@@ -76,10 +76,10 @@ def test_a_store_that_is_slow_and_fails_one_call_in_five(
         sent.check(calm)
 
 
-def test_a_full_store_refuses_uploads_and_keeps_work_waiting(
+def test_a_full_store_rejects_uploads_and_delays_work(
     deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """On a full disk an upload is answered 503 and leaves no trace; once there is room, work in the log is done."""
+    """On a full disk an upload is answered 503 and leaves no trace; with space again, waiting events are processed."""
     sent = Sent(deployment, images)
     known = deployment.keys("jobs/"), deployment.keys("claims/"), deployment.keys("originals/")
     picture = draw_sign()
@@ -92,18 +92,18 @@ def test_a_full_store_refuses_uploads_and_keeps_work_waiting(
             sent.send()
             until(
                 lambda: "XMinioStorageFull" in deployment.log_file("sanitizer").read_text(),
-                "work meeting the full disk",
+                "a write to the full disk",
             )
         sent.check(calm)
         accepted: list[Submitted] = []
-        until(lambda: _takes(client, picture, accepted), "an upload being taken again")
+        until(lambda: _accepts(client, picture, accepted), "an upload being accepted")
     assert deployment.keys("jobs/") == {*known[0], f"jobs/{accepted[0].job_id}.json"}
 
 
-def test_an_event_slower_than_the_poll_interval(
+def test_events_slower_than_the_poll_interval(
     deployment: Deployment, store: ToxicStore, images: dict[str, bytes], calm: Calm
 ) -> None:
-    """Events held for longer than Kafka waits for a poll end as ever; the group is not thrown about for ever."""
+    """Events slower than max.poll.interval complete, and the number of rebalances stays bounded."""
     joined = _assignments(deployment)
     sent = Sent(deployment, images)
     with store.injecting(Toxin(latency_s=2 * POLL_S)):
@@ -111,12 +111,12 @@ def test_an_event_slower_than_the_poll_interval(
         begun = time.monotonic()
         until(lambda: time.monotonic() > begun + 2 * POLL_S, "two poll intervals to pass")
         deployment.check_alive()
-        assert not deployment.outcomes().keys() & sent.names.keys(), "the events were not held"
+        assert not deployment.outcomes().keys() & sent.names.keys(), "the events ended during the latency"
     sent.check(calm)
     assert _assignments(deployment) - joined <= MOST_REBALANCES
 
 
-def _takes(client: Darkroom, picture: bytes, accepted: list[Submitted]) -> bool:
+def _accepts(client: Darkroom, picture: bytes, accepted: list[Submitted]) -> bool:
     try:
         accepted.append(client.submit(picture))
     except Refused as refused:
