@@ -1,8 +1,8 @@
-"""Topics and groups on the broker: made, compared with the table, and looked at.
+"""Administers the broker: creates topics, compares them with the topic table, reads groups and lag.
 
-Topics through confluent-kafka's admin client. Groups through aiokafka: librdkafka's admin calls to a group's
-coordinator can end the process when the coordinator moves or loads (librdkafka issue 5040, pull request 5397), and a
-gateway asks them every second.
+Topics use confluent-kafka's admin client. Groups use aiokafka: librdkafka's requests to a group coordinator can crash
+the process while the coordinator moves or loads (librdkafka issue 5040, pull request 5397), and a gateway sends them
+every second.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from streams.errors import DependencyUnavailable, NotReady
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
 
-LEADERS_PATIENCE_S = 30.0
-ANSWER_S = 40.0  # more than any single request below may take
-OLDEST_PATIENCE_S = 5.0
+LEADERS_TIMEOUT_S = 30.0
+ANSWER_S = 40.0  # longer than the timeout of any single request below
+OLDEST_TIMEOUT_S = 5.0
 
-# aiokafka 0.14.0 reads the answer to version 3 as one of version 2, and fails on its added field.
+# aiokafka 0.14.0 decodes the version 3 response as version 2 and fails on the added field.
 DescribeGroupsRequest_v3.RESPONSE_TYPE = DescribeGroupsResponse_v3
 
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """One topic of the table as the broker has it."""
+    """The state on the broker of one topic of the table."""
 
     topic: Topic
     name: str
-    partitions: int | None  # None: it does not exist
+    partitions: int | None  # None: the topic does not exist
     problem: str | None
-    unsafe: bool = False  # events could be lost or refused: nothing may start on it
+    unsafe: bool = False  # events could be lost or rejected: processes refuse to start
 
 
 class KafkaAdmin:
-    """The administrative side of the broker. Blocking calls run in threads; each raises DependencyUnavailable."""
+    """Admin client of the broker. Blocking calls run in threads; every call raises DependencyUnavailable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -54,24 +54,24 @@ class KafkaAdmin:
         )
 
     async def create_topics(self, topics: Iterable[Topic] | None = None) -> list[str]:
-        """Create what is missing; return the names created."""
+        """Create the missing topics; return their names."""
         return await asyncio.to_thread(self._create, tuple(topics if topics is not None else all_topics()))
 
     async def topic_states(self, topics: Iterable[Topic] | None = None) -> list[TopicState]:
-        """Compare the broker with the table."""
+        """Return the state of each topic, compared with the table."""
         return await asyncio.to_thread(self._states, tuple(topics if topics is not None else all_topics()))
 
     async def check_topics(self, topics: Iterable[Topic]) -> None:
-        """Refuse to go on without these topics, or on ones that could lose events. Raises NotReady.
+        """Raise NotReady if any of these topics is missing or could lose events.
 
-        How long a topic keeps its events is the operator's affair; a difference there is only shown.
+        Retention is the operator's choice; a difference there is only reported.
         """
         wrong = [state for state in await self.topic_states(topics) if state.unsafe]
         if wrong:
             raise NotReady("; ".join(f"topic {state.name} {state.problem}" for state in wrong))
 
     async def members(self, agents: Iterable[str] = AGENTS) -> dict[str, int]:
-        """Return how many members with partitions each agent's group has."""
+        """Return each group's number of members with partitions, by agent."""
         async with self._groups() as client:
             groups = [self._settings.group(agent) for agent in agents]
             found: dict[str, int] = {}
@@ -81,13 +81,13 @@ class KafkaAdmin:
             return found
 
     async def lag(self, agent: str, topics: Iterable[str]) -> int:
-        """Return how many events of the logical topics an agent's group has not committed."""
+        """Return the lag of an agent's group over logical topics, in events."""
         return sum(end - begin for begin, end in (await self._uncommitted(agent, topics)).values())
 
     async def oldest(self, agent: str, topics: Iterable[str]) -> float | None:
-        """Return when the oldest event came (unix seconds) that an agent's group has not committed, None without any.
+        """Return the timestamp (unix seconds) of the oldest event not committed by an agent's group; None without lag.
 
-        What cannot be read within a few seconds is passed over.
+        Partitions that cannot be read within OLDEST_TIMEOUT_S are skipped.
         """
         waiting = {place: span for place, span in (await self._uncommitted(agent, topics)).items() if span[1] > span[0]}
         if not waiting:
@@ -97,15 +97,15 @@ class KafkaAdmin:
             consumer.assign(list(waiting))
             for place, (begin, _) in waiting.items():
                 consumer.seek(place, begin)
-            until = time.monotonic() + OLDEST_PATIENCE_S
-            while len(times) < len(waiting) and time.monotonic() < until:
+            deadline = time.monotonic() + OLDEST_TIMEOUT_S
+            while len(times) < len(waiting) and time.monotonic() < deadline:
                 for place, records in (await consumer.getmany(timeout_ms=500, max_records=len(waiting))).items():
                     times.setdefault(place, records[0].timestamp / 1000)
                     consumer.pause(place)
         return min(times.values(), default=None)
 
     async def _uncommitted(self, agent: str, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
-        """Return the offsets, from and to, of what a group has not committed of each partition."""
+        """Return the uncommitted offsets of a group by partition: begin, and end (exclusive)."""
         names = [self._settings.topic(name) for name in topics]
         group = self._settings.group(agent)
         async with self._groups() as client:
@@ -175,9 +175,9 @@ class KafkaAdmin:
         return created
 
     def _wait_for_leaders(self, names: set[str]) -> None:
-        """Return when the broker itself knows the topics: the controller creates them, brokers learn of it later."""
-        until = time.monotonic() + LEADERS_PATIENCE_S
-        while time.monotonic() < until:
+        """Wait until every partition has a leader: brokers learn of new topics after the controller created them."""
+        deadline = time.monotonic() + LEADERS_TIMEOUT_S
+        while time.monotonic() < deadline:
             found = self._client.list_topics(timeout=10).topics
             ready = {
                 name
@@ -187,9 +187,7 @@ class KafkaAdmin:
             if ready == names:
                 return
             time.sleep(0.1)
-        raise DependencyUnavailable(
-            f"no leader for {', '.join(sorted(names - ready))} after {LEADERS_PATIENCE_S:.0f} s"
-        )
+        raise DependencyUnavailable(f"no leader for {', '.join(sorted(names - ready))} after {LEADERS_TIMEOUT_S:.0f} s")
 
     def _states(self, topics: tuple[Topic, ...]) -> list[TopicState]:
         try:
@@ -214,22 +212,22 @@ class KafkaAdmin:
     def _compared(self, topic: Topic, partitions: int, actual: dict[str, str]) -> TopicState:
         name, wanted = self._settings.topic(topic.name), topic.partitions(self._settings.partitions)
         if partitions != wanted:
-            problem = f"has {partitions} partitions, the settings say {wanted}"
+            problem = f"has {partitions} partitions, expected {wanted}"
             return TopicState(topic, name, partitions, problem, unsafe=True)
         differing = [key for key, value in topic.settings().items() if actual[key] != value]
         if not differing:
             return TopicState(topic, name, partitions, None)
         unsafe = [key for key in differing if _is_unsafe(key, actual[key], topic.settings()[key])]
         key = (unsafe or differing)[0]
-        problem = f"has {key} {actual[key]}, the table says {topic.settings()[key]}"
+        problem = f"has {key} {actual[key]}, expected {topic.settings()[key]}"
         return TopicState(topic, name, partitions, problem, bool(unsafe))
 
 
 def _is_unsafe(key: str, actual: str, wanted: str) -> bool:
-    """Say whether a topic's setting could lose events: compaction drops all but a key's last, a small limit refuses."""
+    """Return whether a setting could lose events: compaction keeps only a key's last, a lower size limit rejects."""
     return key == "cleanup.policy" or (key == "max.message.bytes" and int(actual) < int(wanted))
 
 
 def _has_partitions(assignment: bytes) -> bool:
-    """Say whether a member's assignment, as the group's protocol encodes it, names any partition."""
+    """Return whether a member's encoded assignment contains any partition."""
     return bool(assignment) and bool(ConsumerProtocolMemberAssignment.decode(assignment).partitions())

@@ -1,8 +1,8 @@
-"""The offset ledger: work may finish in any order, offsets are acked only in theirs.
+"""Offset ledger: work finishes in any order, offsets are acked in order.
 
-Faust commits past running work when acks come out of order (notes: faust-streaming issues 606, 315, 527), so it is
-only ever shown the contiguous finished prefix. One ledger per partition and generation of the assignment; marks of
-an older generation are void, because the partition may already belong to another worker.
+Faust commits past running work if acks arrive out of order (faust-streaming issues 606, 315, 527), so it receives only
+the contiguous finished prefix. Entries are kept per partition and generation of the assignment; those of an older
+generation are ignored, because the partition may already be assigned to another worker.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-A = TypeVar("A")  # what the log needs to ack one message
+A = TypeVar("A")  # the handle that acks one message
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One partition as it was assigned to this worker once."""
+    """One assignment of a partition to this worker."""
 
     topic: str
     partition: int
@@ -24,7 +24,7 @@ class Slice:
 
 
 class LedgerBroken(Exception):
-    """The ledger was used in a way that could lose an event: the process must exit."""
+    """The ledger was used in a way that could lose an event; the process must exit."""
 
 
 @dataclass(slots=True)
@@ -35,16 +35,16 @@ class _Entry(Generic[A]):
 
 @dataclass(slots=True)
 class Ledger(Generic[A]):
-    """Which offsets were taken, which are finished, and which may therefore be acked."""
+    """Tracks which offsets were taken and finished, and which can therefore be acked."""
 
     _open: dict[Slice, OrderedDict[int, _Entry[A]]] = field(default_factory=dict)
     _newest: dict[tuple[str, int], int] = field(default_factory=dict)
-    _acked: dict[Slice, int] = field(default_factory=dict)  # the highest offset handed out to be acked
+    _acked: dict[Slice, int] = field(default_factory=dict)  # the highest offset returned by finish()
 
     def take(self, where: Slice, offset: int, handle: A) -> bool:
-        """Note that work on an offset begins. False: already taken, or of an older generation; do not work on it.
+        """Record the start of work on an offset. False: already taken, or of an older generation; skip it.
 
-        Raises LedgerBroken when an offset comes before one already taken: the log must deliver in order.
+        Raises LedgerBroken if a higher offset was taken before: the log must deliver in order.
         """
         place = (where.topic, where.partition)
         newest = self._newest.get(place, where.generation)
@@ -59,14 +59,14 @@ class Ledger(Generic[A]):
         if offset in entries or offset <= self._acked.get(where, -1):
             return False
         if entries and offset < next(reversed(entries)):
-            raise LedgerBroken(f"{where}: offset {offset} came after {next(reversed(entries))}")
+            raise LedgerBroken(f"{where}: offset {offset} was delivered after {next(reversed(entries))}")
         entries[offset] = _Entry(handle)
         return True
 
     def finish(self, where: Slice, offset: int) -> list[A]:
-        """Mark an offset finished; return the handles that may now be acked, in offset order.
+        """Mark an offset finished; return the handles that can now be acked, in offset order.
 
-        A mark of an older generation, or of a partition that was revoked, returns nothing.
+        Returns none for an older generation or a revoked partition.
         """
         entries = self._open.get(where)
         if entries is None or offset not in entries:
@@ -79,11 +79,11 @@ class Ledger(Generic[A]):
         return ready
 
     def revoke(self, topic: str, partition: int) -> None:
-        """Forget a partition: it belongs to somebody else now."""
+        """Drop a revoked partition."""
         for where in [s for s in self._open if (s.topic, s.partition) == (topic, partition)]:
             del self._open[where]
             self._acked.pop(where, None)
 
     def unfinished(self) -> int:
-        """Return how many taken offsets are not finished."""
+        """Return the number of taken offsets that are not finished."""
         return sum(not entry.finished for entries in self._open.values() for entry in entries.values())

@@ -1,4 +1,4 @@
-"""Producing: an idempotent aiokafka producer whose every delivery is awaited."""
+"""Producer: idempotent aiokafka, every delivery awaited."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from streams.topics import Topic
 
 
 class Deliverer(Protocol):
-    """Whatever takes messages and returns when they are safely in the log."""
+    """Delivers messages and returns once the log has acknowledged them."""
 
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
-        """Deliver all, in order per key. Raises DependencyUnavailable when any was not acknowledged in time."""
+        """Deliver all, in order per key. Raises DependencyUnavailable if any was not acknowledged in time."""
 
 
 class EventProducer:
-    """Kafka, with awaited delivery. Acks from all in-sync replicas; idempotent, so a retry never duplicates.
+    """Producer with awaited delivery. Acks from all in-sync replicas; idempotent, so a retry never duplicates.
 
-    A delivery that was not confirmed in time is given up for good: the connection is dropped with everything it still
-    holds, so that nothing is delivered after its sender was told that it was not. The next delivery connects anew.
+    If a delivery is not confirmed in time, the connection and its buffer are discarded, so that no message is delivered
+    after its sender received the error. The next delivery reconnects.
     """
 
     def __init__(self, settings: KafkaSettings, source: str) -> None:
@@ -39,7 +39,7 @@ class EventProducer:
         self._connecting = asyncio.Lock()
 
     async def connect(self) -> AIOKafkaProducer:
-        """Return the connected producer. Raises DependencyUnavailable when Kafka is away."""
+        """Return the connected producer. Raises DependencyUnavailable if Kafka does not answer."""
         async with self._connecting:
             if self._producer is None:
                 producer = AIOKafkaProducer(
@@ -86,14 +86,14 @@ class EventProducer:
             raise kind(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
-        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyUnavailable when it was not confirmed."""
+        """Deliver one event, with `bulk` into the bulk lane. Raises DependencyUnavailable if it was not confirmed."""
         message = outgoing(topic, event, source=self._source, traceparent=child_of(traceparent))
         await self.deliver([in_bulk(message) if bulk else message])
 
     async def close(self) -> None:
-        """Deliver what is under way and disconnect."""
+        """Deliver buffered messages and disconnect."""
         if self._producer is not None:
-            # What is under way is waited for by its sender; the client itself would wait for ever.
+            # The client itself would wait without limit; senders await their own deliveries.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.request_timeout_s):
                     await self._producer.stop()
@@ -102,7 +102,7 @@ class EventProducer:
         if producer is None or producer is not self._producer:
             return
         self._producer = None
-        # stop() would first deliver what is left; here it must not be.
+        # stop() would first deliver the buffer, which must be discarded here.
         abandoned: Any = producer
         abandoned._closed = True
         await abandoned._sender.close()

@@ -1,6 +1,6 @@
-"""Offsets that hold no event: the markers a transaction leaves, which the log counts and no consumer is ever given.
+"""Transaction markers: control records that have offsets but are never delivered to consumers.
 
-An event that follows takes the commit over them. Behind the last event they would look like lag for ever.
+The commit of a later event passes them. Markers after the last event would count as lag without end.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from aiokafka.errors import KafkaError
 from streams.errors import DependencyUnavailable
 from streams.settings import KafkaSettings
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 async def trailing_markers(kafka: KafkaSettings, places: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Return where the log ends, for those places from whose offset on it holds no event. Raises DependencyUnavailable.
+    """Return the end offset of each partition that contains no event from the given offset on.
 
-    The log itself is read, so the answer does not depend on what any other consumer has fetched or finished.
+    Reads the log itself, so the result does not depend on any other consumer. Raises DependencyUnavailable.
     """
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka.bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
@@ -41,7 +41,7 @@ async def trailing_markers(kafka: KafkaSettings, places: Mapping[TopicPartition,
 async def _read(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
     empty: dict[TopicPartition, int] = {}
     left = dict(ends)
-    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_S
     while left and asyncio.get_running_loop().time() < deadline:
         for place in await consumer.getmany(*left, timeout_ms=500, max_records=1):
             left.pop(place, None)

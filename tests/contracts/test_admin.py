@@ -24,14 +24,14 @@ from tests.support.stage_kit import message, uploaded
 
 
 def settings(kafka: LocalKafka, **changes: int) -> KafkaSettings:
-    """Return settings with a prefix of their own."""
+    """Return settings with a unique topic prefix."""
     return KafkaSettings.model_validate(
         {"bootstrap": kafka.bootstrap, "prefix": f"a{uuid.uuid4().hex[:8]}.", **changes}
     )
 
 
-async def test_topics_are_created_as_the_table_says_and_only_once(kafka: LocalKafka) -> None:
-    """Partitions, retention and sizes are the table's; a second run creates nothing."""
+async def test_topics_are_created_once_as_in_the_table(kafka: LocalKafka) -> None:
+    """Partitions, retention and sizes are those of the table; a second run creates nothing."""
     admin = KafkaAdmin(settings(kafka))
     assert len(await admin.create_topics()) == len(topics.all_topics())
     assert await admin.create_topics() == []
@@ -39,20 +39,20 @@ async def test_topics_are_created_as_the_table_says_and_only_once(kafka: LocalKa
     assert [state.problem for state in states] == [None] * len(states)
 
 
-async def test_a_topic_that_is_missing_or_different_is_named(kafka: LocalKafka) -> None:
-    """Whoever needs it refuses to start and says what to do."""
+async def test_a_missing_or_different_topic_is_named(kafka: LocalKafka) -> None:
+    """The check fails and names the topic and the remedy."""
     few = settings(kafka)
     admin = KafkaAdmin(few)
     await admin.create_topics([topics.UPLOADED])
     with pytest.raises(NotReady, match=r"image\.facts is missing: run `darkroom topics create`"):
         await admin.check_topics([topics.UPLOADED, topics.FACTS])
     more = KafkaAdmin(few.model_copy(update={"partitions": 12}))
-    with pytest.raises(NotReady, match=r"image\.uploaded has 4 partitions, the settings say 12"):
+    with pytest.raises(NotReady, match=r"image\.uploaded has 4 partitions, expected 12"):
         await more.check_topics([topics.UPLOADED])
 
 
-async def test_an_operator_s_retention_is_shown_and_an_unsafe_topic_is_refused(kafka: LocalKafka) -> None:
-    """Keeping events longer stops nobody; a compacted topic, which would drop them, is refused by name."""
+async def test_a_longer_retention_is_reported_and_an_unsafe_topic_is_refused(kafka: LocalKafka) -> None:
+    """A different retention passes the check; a compacted topic, which would drop events, fails it by name."""
     own = settings(kafka)
     admin = KafkaAdmin(own)
     await admin.create_topics([topics.UPLOADED, topics.FACTS])
@@ -78,15 +78,15 @@ async def test_an_operator_s_retention_is_shown_and_an_unsafe_topic_is_refused(k
 
 
 async def test_a_worker_without_its_topics_exits_2_and_names_them(kafka: LocalKafka, tmp_path: Path) -> None:
-    """A forgotten `topics create` is seen at once, not as silence."""
+    """A missing `topics create` ends the worker at once with a message."""
     log = OnKafka(kafka.bootstrap, tmp_path)
     await log.start()
     assert await asyncio.wait_for(log.workers[0].wait(), 60) == 2
     assert b"is missing" in (tmp_path / "worker-0.log").read_bytes()
 
 
-async def test_a_group_nobody_is_in_has_no_members_and_all_the_lag(kafka: LocalKafka) -> None:
-    """An agent that never ran is seen as away, and what waits for it is counted."""
+async def test_a_group_without_members_has_all_events_as_lag(kafka: LocalKafka) -> None:
+    """An agent that never ran has no members, and its events are counted."""
     log = await OnKafka(kafka.bootstrap, Path()).prepare()
     await log.send([message(uploaded()) for _ in range(3)])
     async with asyncio.timeout(30):
@@ -94,23 +94,23 @@ async def test_a_group_nobody_is_in_has_no_members_and_all_the_lag(kafka: LocalK
             try:
                 found = await log.admin.members(["sanitizer"]), await log.admin.lag("sanitizer", ["image.uploaded"])
                 break
-            except DependencyUnavailable:  # a new broker first makes the topic that groups are kept in
+            except DependencyUnavailable:  # a new broker first creates the offsets topic
                 await asyncio.sleep(0.2)
     assert found == ({"sanitizer": 0}, 3)
 
 
-async def test_the_oldest_event_an_agent_has_not_finished_is_known(kafka: LocalKafka) -> None:
-    """Its time is told, over all partitions; nothing is told of an agent for which nothing waits."""
+async def test_the_oldest_uncommitted_event_of_an_agent_is_found(kafka: LocalKafka) -> None:
+    """Its timestamp is returned, over all partitions and topics; None for an agent without lag."""
     own = settings(kafka)
     admin = KafkaAdmin(own)
     await admin.create_topics()
     backlog = Backlog(admin)
     began = time.time()
     for agent in ("sanitizer", topics.SCHEDULER):
-        assert await patiently(backlog.oldest, agent) is None
+        assert await with_retries(backlog.oldest, agent) is None
     async with open_producer(own, source="test") as producer:
         await producer.deliver([message(uploaded(), topics.retry_topic("sanitizer"))])
-        first = await patiently(backlog.oldest, "sanitizer")
+        first = await with_retries(backlog.oldest, "sanitizer")
         assert first is not None
         assert began - 60 < first < time.time() + 60
         await producer.deliver([message(uploaded()) for _ in range(8)])
@@ -126,7 +126,7 @@ async def test_the_oldest_event_an_agent_has_not_finished_is_known(kafka: LocalK
 
 
 async def _commit_all(own: KafkaSettings, topic: str) -> None:
-    """Commit, as the sanitizer's group, all there is in a topic."""
+    """Commit the end of a topic as the sanitizer's group."""
     consumer = AIOKafkaConsumer(bootstrap_servers=own.bootstrap, group_id=own.group("sanitizer"))
     await consumer.start()
     try:
@@ -137,8 +137,8 @@ async def _commit_all(own: KafkaSettings, topic: str) -> None:
         await consumer.stop()
 
 
-async def patiently(ask: Callable[[str], Awaitable[float | None]], agent: str) -> float | None:
-    """Ask until a new broker has made the topic that groups are kept in."""
+async def with_retries(ask: Callable[[str], Awaitable[float | None]], agent: str) -> float | None:
+    """Call until a new broker has created the offsets topic."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -147,8 +147,8 @@ async def patiently(ask: Callable[[str], Awaitable[float | None]], agent: str) -
                 await asyncio.sleep(0.2)
 
 
-async def test_a_broker_that_is_away_is_said_to_be() -> None:
-    """No call hangs, and each raises the error the runtime knows."""
+async def test_an_unavailable_broker_raises() -> None:
+    """Every call returns in time and raises DependencyUnavailable."""
     admin = KafkaAdmin(KafkaSettings(bootstrap="127.0.0.1:9"))
     for call in (admin.members(), admin.lag("ocr", ["image.sanitized"]), admin.topic_states(), admin.create_topics()):
         with pytest.raises(DependencyUnavailable):

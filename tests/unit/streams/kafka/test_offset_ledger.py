@@ -16,7 +16,7 @@ HERE = Slice("image.uploaded", 0, 1)
     data=st.data(),
 )
 def test_only_the_contiguous_finished_prefix_is_acked_in_order(offsets: list[int], data: st.DataObject) -> None:
-    """Whatever order work finishes in, and whatever holes the log has, acks are a growing finished prefix."""
+    """For any order of finishing and any gaps in the log, acks are a growing finished prefix."""
     ledger: Ledger[int] = Ledger()
     for offset in offsets:
         assert ledger.take(HERE, offset, offset)
@@ -69,8 +69,8 @@ def test_no_offset_is_acked_twice_or_unfinished_over_any_rebalances(steps: list[
         assert order == sorted(order)
 
 
-def test_a_mark_of_an_older_generation_is_void() -> None:
-    """Work that outlives its assignment acks nothing: the partition may be another worker's."""
+def test_finishing_in_an_older_generation_acks_nothing() -> None:
+    """Work that outlives its assignment acks nothing: the partition may be assigned to another worker."""
     ledger: Ledger[str] = Ledger()
     ledger.take(HERE, 5, "old")
     newer = Slice("image.uploaded", 0, 2)
@@ -81,7 +81,7 @@ def test_a_mark_of_an_older_generation_is_void() -> None:
 
 
 def test_a_revoked_partition_acks_nothing() -> None:
-    """After a revoke, finishing is no news."""
+    """After a revoke, finishing an offset returns no handles."""
     ledger: Ledger[str] = Ledger()
     ledger.take(HERE, 5, "x")
     ledger.revoke("image.uploaded", 0)
@@ -89,15 +89,15 @@ def test_a_revoked_partition_acks_nothing() -> None:
 
 
 def test_an_offset_is_taken_once() -> None:
-    """A duplicate delivery within a generation is not worked on again."""
+    """A duplicate delivery within a generation is rejected."""
     ledger: Ledger[str] = Ledger()
     assert ledger.take(HERE, 5, "x")
     assert not ledger.take(HERE, 5, "x")
 
 
-def test_going_back_within_a_generation_is_refused() -> None:
-    """A log that delivers out of order breaks the promise, and is named."""
+def test_a_lower_offset_within_a_generation_is_refused() -> None:
+    """Out-of-order delivery raises LedgerBroken, which names both offsets."""
     ledger: Ledger[str] = Ledger()
     ledger.take(HERE, 5, "x")
-    with pytest.raises(LedgerBroken, match="offset 4 came after 5"):
+    with pytest.raises(LedgerBroken, match="offset 4 was delivered after 5"):
         ledger.take(HERE, 4, "y")
