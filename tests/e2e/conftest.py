@@ -1,4 +1,4 @@
-"""One running system for all tests of the whole pipeline, and every test image sent through it."""
+"""One running system for the end-to-end tests, and the results of every test image."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import pytest
 
 from gateway.client import Refused
 from schemas.http.jobs import JobResult
-from tests.e2e.whole import PATIENCE_S, MemoryWatch, Whole, started
+from tests.e2e.system import PATIENCE_S, MemoryWatch, RunningSystem, started
 
-GIVEN_UP_S = 3 * PATIENCE_S  # all images together, on a busy machine
+ALL_IMAGES_S = 3 * PATIENCE_S  # all images together, on a slow machine
 
 
 @pytest.fixture(scope="package")
-def whole(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, models_cache: Path) -> Iterator[Whole]:
-    """Return a running system: real Kafka, real MinIO, every agent its own process."""
+def system(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, models_cache: Path) -> Iterator[RunningSystem]:
+    """Return a running system: Kafka, MinIO, and each agent as a process."""
     allowed = {"DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
-    with started(tmp_path_factory.mktemp("whole"), models_dir, models_cache, **allowed) as system:
+    with started(tmp_path_factory.mktemp("system"), models_dir, models_cache, **allowed) as system:
         yield system
 
 
 @dataclass(slots=True)
 class Sent:
-    """What became of every test image, by its path below the folder of images."""
+    """The results of all test images, by path relative to the image folder."""
 
     results: dict[str, JobResult] = field(default_factory=dict)
-    at_the_door: dict[str, Refused] = field(default_factory=dict)
-    as_events: dict[str, JobResult] = field(default_factory=dict)  # of those that must be refused
+    rejected_on_upload: dict[str, Refused] = field(default_factory=dict)
+    as_events: dict[str, JobResult] = field(default_factory=dict)  # of the images that must be rejected
     memory: MemoryWatch | None = None
 
     def images(self, folder: str) -> dict[str, JobResult]:
@@ -39,8 +39,8 @@ class Sent:
 
 
 @pytest.fixture(scope="package")
-def sent(whole: Whole, images_dir: Path) -> Sent:
-    """Send every test image by HTTP, and those that must be refused as events of another service too."""
+def sent(system: RunningSystem, images_dir: Path) -> Sent:
+    """Upload every test image over HTTP, and send those that must be rejected as another service's events too."""
     paths = {str(path.relative_to(images_dir)): path for path in sorted(images_dir.rglob("*")) if path.is_file()}
     images = {name: path for name, path in paths.items() if path.suffix != ".txt"}
     assert len(images) >= 50, "the test data is not complete"
@@ -48,21 +48,21 @@ def sent(whole: Whole, images_dir: Path) -> Sent:
 
     def send(name: str) -> None:
         try:
-            job = whole.client.submit(images[name], metadata={"path": name})
+            job = system.client.submit(images[name], metadata={"path": name})
         except Refused as refused:
-            sent.at_the_door[name] = refused
+            sent.rejected_on_upload[name] = refused
         else:
-            sent.results[name] = whole.client.wait(job.job_id, timeout_s=GIVEN_UP_S)
+            sent.results[name] = system.client.wait(job.job_id, timeout_s=ALL_IMAGES_S)
 
-    def tell(name: str) -> None:
-        sent.as_events[name] = whole.ended(whole.tell(images[name].read_bytes()))
+    def publish(name: str) -> None:
+        sent.as_events[name] = system.ended(system.publish(images[name].read_bytes()))
 
-    with MemoryWatch(lambda: whole.agent("sanitizer")) as sent.memory, ThreadPoolExecutor(16) as threads:
+    with MemoryWatch(lambda: system.agent("sanitizer")) as sent.memory, ThreadPoolExecutor(16) as threads:
         list(threads.map(send, images))
-        list(threads.map(tell, [name for name in images if refused_by_policy(name)]))
+        list(threads.map(publish, [name for name in images if must_be_rejected(name)]))
     return sent
 
 
-def refused_by_policy(name: str) -> bool:
-    """Say whether an image must be refused: by its folder, or by its format."""
+def must_be_rejected(name: str) -> bool:
+    """Return whether an image must be rejected, by its folder or format."""
     return name.startswith("hostile/") or name.endswith((".svg", ".jp2"))

@@ -1,6 +1,6 @@
-"""An application on the client that was generated: `python generated_client.py URL IMAGE`, run beside the package.
+"""An application of the generated client: `python generated_client.py URL IMAGE`, run in the package's parent folder.
 
-It knows nothing of Darkroom but what the generator made of docs/openapi.json.
+It uses only what the generator made of docs/openapi.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S = 240.0
 
 
 def main(url: str, image: Path) -> None:
-    """Upload an image, wait for its result, fetch one size; print what came as JSON."""
+    """Upload an image, wait for its result, fetch one size; print both as JSON."""
     metadata = PostImagesUploadBodyMetadata.from_dict({"album": "generated"})
     file = File(payload=io.BytesIO(image.read_bytes()), file_name=image.name, mime_type="image/jpeg")
     with Client(base_url=url) as client:

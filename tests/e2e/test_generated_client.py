@@ -1,4 +1,4 @@
-"""A client that others generate from our document works against the running system."""
+"""A client generated from the OpenAPI document works against a running system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.generate.openapi import openapi
-from tests.e2e.whole import PATIENCE_S, Whole
+from tests.e2e.system import PATIENCE_S, RunningSystem
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = Path(__file__).with_name("generated_client.py")
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("generated_client.py")
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package `client`, generated from the document; the generator had nothing to complain of."""
+    """Return a folder with the package `client`, generated from the document without warnings."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_text(json.dumps(openapi()))
     made = subprocess.run(
@@ -28,9 +28,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
-    said = made.stdout + made.stderr
-    assert made.returncode == 0, said
-    assert "WARNING" not in said and "Unable" not in said, said
+    output = made.stdout + made.stderr
+    assert made.returncode == 0, output
+    assert "WARNING" not in output and "Unable" not in output, output
     return folder
 
 
@@ -42,17 +42,17 @@ def test_every_operation_is_generated(generated: Path) -> None:
     assert modules == wanted
 
 
-def test_a_generated_client_uploads_and_reads(generated: Path, whole: Whole, images_dir: Path) -> None:
-    """It uploads an image, waits for the result as the answers say, reads it as models, and fetches a size."""
+def test_a_generated_client_uploads_and_reads(generated: Path, system: RunningSystem, images_dir: Path) -> None:
+    """It uploads an image, waits for the result by Retry-After, parses it as models, and fetches a size."""
     image = images_dir / "clip_golden" / "123_456.jpg"
     ran = subprocess.run(
-        [sys.executable, str(SCRIPT), whole.url, str(image)],
+        [sys.executable, str(SCRIPT), system.url, str(image)],
         cwd=generated, env={"PYTHONPATH": str(generated)}, capture_output=True, text=True,
         timeout=2 * PATIENCE_S, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
-    said = json.loads(ran.stdout)
-    assert said["result"]["status"] == "completed"
-    assert said["result"]["metadata"]["context"] == {"album": "generated"}
-    assert said["result"]["metadata"]["tags"] == ["a", "b"]
-    assert (said["kind"], said["bytes"] > 100) == ("image/webp", True)
+    printed = json.loads(ran.stdout)
+    assert printed["result"]["status"] == "completed"
+    assert printed["result"]["metadata"]["context"] == {"album": "generated"}
+    assert printed["result"]["metadata"]["tags"] == ["a", "b"]
+    assert (printed["kind"], printed["bytes"] > 100) == ("image/webp", True)

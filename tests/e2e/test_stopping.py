@@ -1,4 +1,4 @@
-"""Stopping the whole system in the middle of its work, and going on from there."""
+"""Stopping and restarting the system during work."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 
 from schemas.values import ImageState
 from streams.topics import AGENTS
-from tests.e2e.whole import Whole, launch, started, stop, until
+from tests.e2e.system import RunningSystem, launch, started, stop, until
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
+def test_sigterm_ends_all_processes_and_loses_nothing(
     tmp_path: Path, models_dir: Path, models_cache: Path, images_dir: Path
 ) -> None:
-    """SIGTERM in the middle of work drains every agent and ends every process; started again, all is completed."""
+    """SIGTERM during work drains every agent and ends every process; after a restart all images complete."""
     sources = sorted((images_dir / "clip_golden").glob("*.jpg"))
-    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR takes long to load, and adds nothing here
+    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR loads slowly and adds nothing here
     with started(tmp_path, models_dir, models_cache, **quick) as system:
         jobs = [system.client.submit(source).job_id for source in sources]
         before = system.processes()
@@ -28,30 +28,30 @@ def test_sigterm_leaves_nothing_running_and_nothing_is_lost(
         assert stop(system.process) == 0
     assert not _left(tmp_path)
     assert not [process for process in before if _runs(process)]
-    assert _drained(tmp_path / "logs") == set(AGENTS), "who did not finish its work before Kafka went"
+    assert _drained(tmp_path / "logs") == set(AGENTS), "an agent did not drain before Kafka stopped"
     with started(tmp_path, models_dir, models_cache, **quick) as system:
         ends = [system.client.wait(job_id, timeout_s=240).status for job_id in jobs]
         assert ends == [ImageState.COMPLETED] * len(jobs)
 
 
-def test_sigterm_while_it_starts_leaves_nothing_running(tmp_path: Path, models_dir: Path, models_cache: Path) -> None:
-    """SIGTERM before the system is up ends what was started so far, and is no failure."""
+def test_sigterm_during_startup_ends_all_processes(tmp_path: Path, models_dir: Path, models_cache: Path) -> None:
+    """SIGTERM during startup ends the processes started so far, with exit code 0."""
     launched = launch(tmp_path, models_dir, models_cache)
     try:
-        until(lambda: "Creating topics" in launched.said.read_text(), "Kafka and MinIO being up")
+        until(lambda: "Creating topics" in launched.log_file.read_text(), "Kafka and MinIO running")
     finally:
         code = stop(launched.process)
-    assert code == 0, launched.said.read_text()
+    assert code == 0, launched.log_file.read_text()
     assert not _left(tmp_path)
 
 
 def _left(folder: Path) -> list[psutil.Process]:
-    """Return the processes that have to do with a folder."""
+    """Return the processes that refer to a folder."""
     return [process for process in psutil.process_iter() if _belongs(process, folder)]
 
 
 def _drained(logs: Path) -> set[str]:
-    """Return the agents whose log says that they finished what was in flight."""
+    """Return the agents that logged a complete drain."""
     lines = [
         json.loads(line) for log in logs.glob("*.log") for line in log.read_text().splitlines() if "drained" in line
     ]
@@ -66,7 +66,7 @@ def _names(processes: list[psutil.Process]) -> set[str]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Say whether a process still runs; one that nobody has asked for its exit code has ended all the same."""
+    """Return whether a process still runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -74,16 +74,16 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _belongs(process: psutil.Process, folder: Path) -> bool:
-    """Say whether a process has to do with a folder: by its command, its directory or its environment."""
+    """Return whether a process refers to a folder in its command, directory or environment."""
     try:
         return str(folder) in " ".join([*process.cmdline(), process.cwd(), *process.environ().values()])
     except psutil.Error:
         return False
 
 
-def test_a_taken_port_is_said(whole: Whole, tmp_path: Path) -> None:
-    """A second system on a port that is taken does not start, and says how to choose another."""
-    port = whole.url.rsplit(":", 1)[-1]
-    refused = whole.command("up", "--port", port, "--folder", str(tmp_path))
+def test_up_reports_a_port_in_use(system: RunningSystem, tmp_path: Path) -> None:
+    """`darkroom up` on a port in use exits with 2 and names the port."""
+    port = system.url.rsplit(":", 1)[-1]
+    refused = system.command("up", "--port", port, "--folder", str(tmp_path))
     assert refused.returncode == 2
     assert f"Port {port}" in refused.stderr

@@ -1,4 +1,4 @@
-"""The whole system as a person runs it: `darkroom up --minio`, Kafka, MinIO and every agent a process of its own."""
+"""A system started by `darkroom up --minio`: Kafka, MinIO, and each agent as a process."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from infra.local.ports import choose
 from schemas.http.jobs import JobResult
 from schemas.values import ImageState, job_id_of
 
-PATIENCE_S = 240.0  # for anything that happens in the end, on a slow and busy machine
+PATIENCE_S = 240.0  # upper bound of any wait, on a slow and busy machine
 
 
 def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
-    """Wait until something happened; fail naming it."""
+    """Wait until a condition is true; fail with its description after `patience_s`."""
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
@@ -40,36 +40,36 @@ def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIEN
 
 
 @dataclass(slots=True)
-class Whole:
-    """A running system, and the ways into it."""
+class RunningSystem:
+    """A running system, with clients of its gateway, Kafka and MinIO."""
 
     process: subprocess.Popen[bytes]
     url: str
     folder: Path
-    environment: Mapping[str, str]  # what another process needs to reach its Kafka and its MinIO
+    environment: Mapping[str, str]  # settings to reach its Kafka and MinIO
     client: Darkroom
 
     @property
     def bootstrap(self) -> str:
-        """Where its Kafka answers."""
+        """The bootstrap address of its Kafka."""
         return self.environment["DARKROOM_KAFKA__BOOTSTRAP"]
 
     def objects(self) -> Minio:
-        """Return a plain S3 client on its MinIO."""
-        named = self.environment
+        """Return a MinIO client."""
+        env = self.environment
         return Minio(
-            named["DARKROOM_FILES__ENDPOINT"],
-            access_key=named["DARKROOM_FILES__ACCESS_KEY"],
-            secret_key=named["DARKROOM_FILES__SECRET_KEY"],
+            env["DARKROOM_FILES__ENDPOINT"],
+            access_key=env["DARKROOM_FILES__ACCESS_KEY"],
+            secret_key=env["DARKROOM_FILES__SECRET_KEY"],
             secure=False,
         )
 
     def stored(self, prefix: str = "") -> list[str]:
-        """Return the keys of all objects."""
+        """Return the keys of all objects under a prefix."""
         return [str(found.object_name) for found in self.objects().list_objects("darkroom", prefix, recursive=True)]
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `darkroom …` beside the system, as an operator would."""
+        """Run a `darkroom` command against the system."""
         environment = {**self.environment, "DARKROOM_URL": self.url, "COLUMNS": "240"}
         return subprocess.run(
             [sys.executable, "-m", "darkroom", *arguments],
@@ -81,19 +81,19 @@ class Whole:
         )
 
     def agent(self, name: str) -> psutil.Process:
-        """Return the process of one agent: the supervised one, not the children it decodes in."""
+        """Return the supervised process of an agent, not its sandbox children."""
         for child in psutil.Process(self.process.pid).children():
             if child.cmdline()[-2:] == ["agent", name]:
                 return child
         raise AssertionError(f"no process of {name}")
 
     def processes(self) -> list[psutil.Process]:
-        """Return the system's process and everything it started."""
+        """Return the system's process and all its descendants."""
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
-    def tell(self, data: bytes, content_type: str = "image/jpeg") -> str:
-        """Be another service: store bytes, produce `image.uploaded` with its own Kafka client; return the image id."""
+    def publish(self, data: bytes, content_type: str = "image/jpeg") -> str:
+        """Store bytes and produce `image.uploaded` as another service does; return the image id."""
         digest, image_id = hashlib.sha256(data).hexdigest(), _uuid7()
         key = f"originals/default/{digest[:2]}/{digest}"
         store = self.objects()
@@ -114,18 +114,18 @@ class Whole:
                 "content-type": "application/json",
             },
         )
-        assert producer.flush(30) == 0, "Kafka did not take the event"
+        assert producer.flush(30) == 0, "Kafka did not confirm the event"
         return image_id
 
     def ended(self, image_id: str) -> JobResult:
-        """Wait until an image has ended, also one that the gateway has not heard of yet."""
+        """Wait until an image has ended; the gateway may not know it yet."""
         job_id = job_id_of(image_id, 1)
 
         def final() -> bool:
             try:
                 return self.client.status(job_id).status is not ImageState.PROCESSING
-            except Refused as refused:
-                assert refused.code == "not-found"
+            except Refused as error:
+                assert error.code == "not-found"
                 return False
 
         until(final, f"the end of {image_id}")
@@ -139,7 +139,7 @@ def _uuid7() -> str:
 
 
 class _Reader:
-    """Bytes as a file object, for the S3 client."""
+    """A bytes reader for the MinIO client."""
 
     def __init__(self, data: bytes) -> None:
         self._left = memoryview(data)
@@ -163,12 +163,12 @@ class Launched:
 
     process: subprocess.Popen[bytes]
     url: str
-    said: Path  # what `darkroom up` says
+    log_file: Path  # the output of `darkroom up`
     environment: Mapping[str, str]
 
 
 def launch(folder: Path, models: Path, cache: Path, **more: str) -> Launched:
-    """Start the system. `models` are weights to be found; `cache` is where they are converted to."""
+    """Start the system with the weights in `models`, converted into `cache`."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     environment = {
@@ -177,36 +177,38 @@ def launch(folder: Path, models: Path, cache: Path, **more: str) -> Launched:
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(cache),
         "DARKROOM_LIMITS__UPLOADS": "none",
-        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a busy machine is no reason to turn a test away
+        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a slow machine must not shed test requests
         **more,
     }
     port = choose(0)
-    said = folder / "up.log"
-    with said.open("ab") as log:
+    log_file = folder / "up.log"
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "darkroom", "up", "--port", str(port), "--folder", str(folder), "--minio"],
             env=environment,
             stdout=log,
             stderr=log,
         )
-    return Launched(process, f"http://127.0.0.1:{port}", said, environment)
+    return Launched(process, f"http://127.0.0.1:{port}", log_file, environment)
 
 
 @contextmanager
-def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[Whole]:
-    """Start the system, wait until it is ready, and stop it at the end with SIGTERM."""
+def started(folder: Path, models: Path, cache: Path, **more: str) -> Iterator[RunningSystem]:
+    """Start the system, wait until it is ready, and stop it with SIGTERM at exit."""
     launched = launch(folder, models, cache, **more)
-    process, said = launched.process, launched.said
+    process, log_file = launched.process, launched.log_file
     try:
         with Darkroom(launched.url, timeout_s=60) as client:
-            until(lambda: _ready(process, client, said), "readiness")
-            yield Whole(process, launched.url, folder, {**launched.environment, **_addresses(folder, said)}, client)
+            until(lambda: _ready(process, client, log_file), "readiness")
+            yield RunningSystem(
+                process, launched.url, folder, {**launched.environment, **_addresses(folder, log_file)}, client
+            )
     finally:
         stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
-    """Stop the system as an operator would; return its exit code. Stopping twice is harmless."""
+    """Send SIGTERM and return the exit code; kill the process after 120 s. Stopping twice is harmless."""
     process.send_signal(signal.SIGTERM)
     try:
         return process.wait(120)
@@ -216,16 +218,16 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         raise
 
 
-def _ready(process: subprocess.Popen[bytes], client: Darkroom, said: Path) -> bool:
-    assert process.poll() is None, said.read_text()
+def _ready(process: subprocess.Popen[bytes], client: Darkroom, log_file: Path) -> bool:
+    assert process.poll() is None, log_file.read_text()
     try:
         return client.health().ready
     except (Unreachable, Refused):
         return False
 
 
-def _addresses(folder: Path, said: Path) -> dict[str, str]:
-    text = said.read_text()
+def _addresses(folder: Path, log_file: Path) -> dict[str, str]:
+    text = log_file.read_text()
     keys = json.loads((folder / "minio" / "minio.keys.json").read_text())
     return {
         "DARKROOM_KAFKA__BOOTSTRAP": re.findall(r"Kafka answers at (\S+)", text)[-1],
@@ -237,13 +239,13 @@ def _addresses(folder: Path, said: Path) -> dict[str, str]:
 
 @dataclass(slots=True)
 class MemoryWatch:
-    """Samples one process's resident memory until it is left."""
+    """Samples the resident memory of a process within the block."""
 
     find: Callable[[], psutil.Process]
     pids: set[int] = field(default_factory=set)
     peak: int = 0  # bytes
     samples: int = 0
-    _over: threading.Event = field(default_factory=threading.Event)
+    _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -252,16 +254,16 @@ class MemoryWatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
+        self._stopped.set()
         if self._thread is not None:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._stopped.wait(0.1):
             try:
                 process = self.find()
                 self.peak = max(self.peak, process.memory_info().rss)
-            except (AssertionError, psutil.Error):  # between a crash and the restart, whose pid will tell
+            except (AssertionError, psutil.Error):  # between a crash and the restart, which shows in `pids`
                 continue
             self.pids.add(process.pid)
             self.samples += 1
