@@ -76,7 +76,7 @@ async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
     """Store one rendition per side; the same master always gives the same bytes under the same keys."""
     full = (event.image.width, event.image.height)
     sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
-    async with tools.budget.hold(full[0] * full[1]):
+    async with tools.budget.reserve(full[0] * full[1]):
         bodies = await _render(event.image.master, set(sizes.values()), tools)
     stored = (_store(event, name, size, bodies[size], tools.files) for name, size in sizes.items())
     return ResizedImage(renditions=tuple(await asyncio.gather(*stored)))

@@ -66,7 +66,7 @@ def agents_part(groups: Groups, control: Control, agents: tuple[str, ...] = AGEN
 
 
 def breakers_part(breakers: Breakers) -> Part:
-    """Return the part that says what is left alone: its calls are refused, whatever a single question found."""
+    """Return the health part of the circuit breakers: down while one is open, even if a single probe succeeded."""
 
     async def check() -> tuple[bool, str]:
         reasons = breakers.open_reasons()

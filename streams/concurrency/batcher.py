@@ -1,4 +1,4 @@
-"""Batching by size and time, so that one call of a model answers many images; one bad image never fails its batch."""
+"""Batching by size and time: one model call for many images; one bad image never fails its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[[Sequence[I]], Awaitable[Sequence["O | Exception"]]]
 
 
 class Batcher(Generic[I, O]):
-    """Collects single questions into batches; each caller gets its own answer or its own exception."""
+    """Collects single items into batches; each caller gets its own answer or exception."""
 
     def __init__(
         self, work: Work[I, O], *, size: int, wait_s: float, parallel: int, observe: Callable[[int], None]
@@ -25,33 +25,33 @@ class Batcher(Generic[I, O]):
         self._wait_s = wait_s
         self._slots = asyncio.Semaphore(parallel)
         self._observe = observe
-        self._waiting: dict[asyncio.Future[O], I] = {}  # in the order asked
-        self._asked = asyncio.Event()
+        self._waiting: dict[asyncio.Future[O], I] = {}  # in order of submission
+        self._submitted = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._collector = asyncio.create_task(self._collect(), name="batcher")
 
     async def ask(self, item: I) -> O:
-        """Return the answer to one item. Raises what the work raised for it. Who stops waiting leaves the queue."""
+        """Return the answer to one item, or raise its exception. A cancelled caller's item leaves the queue."""
         answer: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting[answer] = item
-        self._asked.set()
+        self._submitted.set()
         try:
             return await answer
         finally:
             self._waiting.pop(answer, None)
 
     async def close(self) -> None:
-        """Stop collecting; batches that run are cancelled."""
+        """Stop collecting and cancel running batches."""
         for task in (self._collector, *self._running):
             task.cancel()
         await asyncio.gather(self._collector, *self._running, return_exceptions=True)
 
     async def _collect(self) -> None:
         while True:
-            await self._until_asked()
-            # The slot comes first: while every slot works, the batch goes on filling.
+            await self._until_submitted()
+            # Wait for a slot before closing the batch, so that it fills while all slots are busy.
             await self._slots.acquire()
-            batch = await self._gathered()
+            batch = await self._next_batch()
             if not batch:
                 self._slots.release()
                 continue
@@ -59,28 +59,28 @@ class Batcher(Generic[I, O]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _until_asked(self) -> None:
+    async def _until_submitted(self) -> None:
         while not self._waiting:
-            self._asked.clear()
-            await self._asked.wait()
+            self._submitted.clear()
+            await self._submitted.wait()
 
-    async def _gathered(self) -> list[tuple[I, asyncio.Future[O]]]:
-        """Return the next batch: as soon as it is full, or when it has been waited for long enough."""
+    async def _next_batch(self) -> list[tuple[I, asyncio.Future[O]]]:
+        """Return the next batch once it is full or `wait_s` has passed; empty if every caller was cancelled."""
         until = asyncio.get_running_loop().time() + self._wait_s
         while len(self._waiting) < self._size:
             left = until - asyncio.get_running_loop().time()
             if left <= 0:
                 break
-            self._asked.clear()
+            self._submitted.clear()
             try:
-                await asyncio.wait_for(self._asked.wait(), left)
+                await asyncio.wait_for(self._submitted.wait(), left)
             except TimeoutError:
                 break
         batch: list[tuple[I, asyncio.Future[O]]] = []
         while self._waiting and len(batch) < self._size:
             answer = next(iter(self._waiting))
             item = self._waiting.pop(answer)
-            if not answer.done():  # whoever gave up waiting (deadline, cancellation) is not worked for
+            if not answer.done():  # cancelled or timed out
                 batch.append((item, answer))
         return batch
 
@@ -112,8 +112,8 @@ class Batcher(Generic[I, O]):
         except Exception as error:
             if len(items) == 1:
                 return [error]
-            # One of them is poison; alone, it can only fail itself.
+            # Retry each item alone, so that only the failing ones fail.
             return [answer for item in items for answer in await self._answers([item])]
         if len(answers) != len(items):
-            return [RuntimeError(f"{len(answers)} answers to {len(items)} questions")] * len(items)
+            return [RuntimeError(f"{len(answers)} answers for {len(items)} items")] * len(items)
         return answers

@@ -1,8 +1,8 @@
-"""Circuit breakers: a dependency that failed five times in a row is left alone for a while, then asked once.
+"""Circuit breakers: after five failures in a row, calls to a dependency fail at once until a probe succeeds.
 
-Without one, a dependency that is away costs every call its whole timeout, and its first moments back are spent on
-everybody who waited. A breaker is closed (calls pass), open (calls are refused at once) or half-open (one call, the
-probe, is under way; what it meets decides). `Breakers` holds those of one process: whoever begins work waits there.
+Without one, an unavailable dependency costs every call its whole timeout, and all waiting calls reach it at once when
+it recovers. A breaker is closed (calls pass), open (calls are refused at once) or half-open (one call, the probe, is
+in progress; its result closes or reopens the breaker). `Breakers` contains those of one process.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from streams.settings import BreakerSettings
 from streams.telemetry import metrics
 from streams.telemetry.health_board import Condition, HealthBoard
 
-Ask = Callable[[], Awaitable[None]]
+Probe = Callable[[], Awaitable[None]]
 
 T = TypeVar("T")
 
-LOOK_S = 0.25  # between looks at a probe that is under way
+POLL_S = 0.25  # between checks of a probe in progress
 log = structlog.get_logger(__name__)
 
 
 class _End:
-    """What comes after the last of a walk."""
+    """Marks the end of an iterator."""
 
 
 _END = _End()
 
 
 class State(Enum):
-    """What a breaker does with calls. The values are those of the metric."""
+    """State of a breaker. The values are those of the metric."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -47,14 +47,14 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One call that was let through. Its end counts only if the breaker has not changed its mind since."""
+    """One call that passed. Its result counts only if the breaker has not changed state since."""
 
     epoch: int
     began: float
 
 
 class Breaker:
-    """The breaker of one dependency. Not safe to use from several threads; the clock is monotonic."""
+    """The breaker of one dependency. Not thread-safe; the clock is monotonic."""
 
     def __init__(
         self,
@@ -73,34 +73,34 @@ class Breaker:
         self._epoch = 0
         self._failures = 0
         self._until = 0.0  # open: when the next call may be the probe; half-open: when the probe counts as lost
-        self._due: float | None = None  # half-open before its time: when the next call may be the probe all the same
+        self._due: float | None = None  # set by an early probe: when the next probe is due if this one fails
 
     @property
     def state(self) -> State:
-        """What it does with calls now."""
+        """Current state."""
         return self._state
 
     def left_s(self) -> float:
-        """Return for how many seconds calls are refused, 0 if the next one is let through."""
+        """Return for how many more seconds calls are refused, 0 if the next one passes."""
         return 0.0 if self._state is State.CLOSED else max(0.0, self._until - self._clock())
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Let one call through and learn from its end. Raises DependencyUnavailable at once while calls are refused.
+        """Pass one call and record its result. Raises DependencyUnavailable at once while calls are refused.
 
-        DependencyUnavailable and TimeoutError are failures, and so is a call cancelled after `slow_s` by its caller's
-        timeout. Any other exception is an answer.
+        DependencyUnavailable, TimeoutError and a cancellation after `slow_s` count as failures; any other exception
+        counts as an answer.
         """
         left = self.left_s()
         if left > 0:
             raise DependencyUnavailable(
-                f"{self.name} is left alone after failures; the last: {self.last_error}", after_s=left
+                f"{self.name}: circuit breaker open; last error: {self.last_error}", after_s=left
             )
         yield from self._followed(self._ticket() if self._state is State.CLOSED else self._probe())
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """Let a call through whose purpose is to find out. While calls are refused it is the probe; else nobody's."""
+        """Pass a health check. While the breaker is open its result counts as the probe's; otherwise it is ignored."""
         if self._state is State.CLOSED or (self._state is State.HALF_OPEN and self.left_s() > 0):
             yield
             return
@@ -108,7 +108,7 @@ class Breaker:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Let the next step of a call through that was let through before; only its failure is learned from."""
+        """Pass the next step of a call that already passed; only its failure is recorded."""
         ticket = self._ticket()
         try:
             yield
@@ -117,7 +117,7 @@ class Breaker:
             raise
 
     async def steps(self, walk: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Walk on as one call: its first step may be refused, none after it."""
+        """Iterate as one call: only the first step may be refused."""
         try:
             with self.passing():
                 item = await anext(walk, _END)
@@ -150,12 +150,12 @@ class Breaker:
         self._succeeded(ticket)
 
     def _ticket(self) -> Ticket:
-        # While calls are refused, only the probe's end counts: nobody else gets the epoch of this moment.
+        # While the breaker is not closed only the probe's result counts, so other calls get an invalid epoch.
         return Ticket(self._epoch if self._state is State.CLOSED else -1, self._clock())
 
     def _probe(self) -> Ticket:
         now = self._clock()
-        # A probe that came before its time and fails leaves the time as it was.
+        # An early probe that fails must not postpone the next one.
         self._due = self._until if self._state is State.OPEN and now < self._until else None
         self._epoch += 1
         self._move(State.HALF_OPEN, now + self._settings.open_s)
@@ -179,7 +179,7 @@ class Breaker:
             self._open(self._due if self._state is State.HALF_OPEN and self._due is not None else again)
 
     def _dropped(self, ticket: Ticket) -> None:
-        """Forget a call whose caller went away: it says nothing. A probe that was dropped is made by the next."""
+        """Ignore a call whose caller was cancelled; after a cancelled probe the next call is the probe."""
         if ticket.epoch == self._epoch and self._state is State.HALF_OPEN:
             self._open(self._clock() if self._due is None else self._due)
 
@@ -195,72 +195,72 @@ class Breaker:
 
 @dataclass(slots=True)
 class Breakers:
-    """The breakers of one process, shown on its health and as metrics."""
+    """The breakers of one process, reported on its health board and as metrics."""
 
     settings: BreakerSettings = field(default_factory=BreakerSettings)
     health: HealthBoard = field(default_factory=HealthBoard)
     clock: Callable[[], float] = time.monotonic
-    _all: dict[str, tuple[Breaker, Ask]] = field(default_factory=dict)
+    _all: dict[str, tuple[Breaker, Probe]] = field(default_factory=dict)
 
-    def add(self, name: str, ask: Ask) -> Breaker:
-        """Make the breaker of a dependency. `ask` finds out how it does, inside `probing`; it may raise."""
-        breaker = Breaker(name, self.settings, clock=self.clock, changed=self._tell)
-        self._all[name] = (breaker, ask)
-        self._tell(breaker, State.CLOSED)
+    def add(self, name: str, probe: Probe) -> Breaker:
+        """Create the breaker of a dependency. `probe` calls the dependency inside `probing`; it may raise."""
+        breaker = Breaker(name, self.settings, clock=self.clock, changed=self._report)
+        self._all[name] = (breaker, probe)
+        self._report(breaker, State.CLOSED)
         return breaker
 
     def remove(self, name: str) -> None:
-        """Forget a dependency that was closed."""
+        """Remove the breaker of a dependency."""
         self._all.pop(name, None)
 
     def names(self) -> frozenset[str]:
-        """Return the dependencies that have a breaker."""
+        """Return the names of all breakers."""
         return frozenset(self._all)
 
     def states(self) -> dict[str, State]:
-        """Return what is done with calls to each dependency."""
+        """Return the state of each breaker by name."""
         return {name: breaker.state for name, (breaker, _) in self._all.items()}
 
     def open_reasons(self) -> list[str]:
-        """Return, of each dependency that is left alone or being asked, a sentence that may be shown to anybody."""
+        """Return a public sentence for each breaker that is not closed."""
         return [
-            f"{name} is left alone for {breaker.left_s():.0f} s after failures"
+            f"{name}: circuit breaker open for {breaker.left_s():.0f} s"
             for name, (breaker, _) in self._all.items()
             if breaker.state is not State.CLOSED
         ]
 
     async def all_closed(self) -> None:
-        """Return when no breaker is open. One whose time is over is asked from here, once for all who wait."""
-        while (found := self._first_shut()) is not None:
-            breaker, ask = found
+        """Wait until every breaker is closed, probing each when its time has passed, once for all waiters."""
+        while (found := self._first_open()) is not None:
+            breaker, probe = found
             if breaker.left_s() == 0:
                 try:
-                    await ask()
-                except Exception as error:  # the breaker has learned what it means
-                    log.info("asked a dependency that was left alone", dependency=breaker.name, error=repr(error)[:300])
+                    await probe()
+                except Exception as error:  # recorded by the breaker
+                    log.info("circuit breaker probe failed", dependency=breaker.name, error=repr(error)[:300])
             else:
-                await asyncio.sleep(min(breaker.left_s(), LOOK_S))
+                await asyncio.sleep(min(breaker.left_s(), POLL_S))
 
     async def keep_probing(self) -> None:
-        """Ask for ever, so that a dependency that is back is called back also where no work waits for it."""
+        """Probe open breakers until cancelled, so that they also close in an idle process."""
         while True:
             await self.all_closed()
             await asyncio.sleep(self.settings.open_s)
 
-    def _first_shut(self) -> tuple[Breaker, Ask] | None:
+    def _first_open(self) -> tuple[Breaker, Probe] | None:
         return next((pair for pair in self._all.values() if pair[0].state is not State.CLOSED), None)
 
-    def _tell(self, breaker: Breaker, before: State) -> None:
+    def _report(self, breaker: Breaker, before: State) -> None:
         metrics.BREAKER_STATE.labels(breaker.name).set(breaker.state.value)
         if breaker.state is State.CLOSED:
             self.health.say(breaker.name, Condition.OK)
             if before is not State.CLOSED:
-                log.warning("a dependency answers again", dependency=breaker.name)
+                log.warning("circuit breaker closed", dependency=breaker.name)
         elif breaker.state is State.HALF_OPEN:
-            self.health.say(breaker.name, Condition.DEGRADED, f"is being asked again after: {breaker.last_error}")
+            self.health.say(breaker.name, Condition.DEGRADED, f"probing after: {breaker.last_error}")
         else:
-            detail = f"left alone for {breaker.left_s():.0f} s: {breaker.last_error}"
+            detail = f"circuit breaker open for {breaker.left_s():.0f} s: {breaker.last_error}"
             self.health.say(breaker.name, Condition.DEGRADED, detail)
             if before is State.CLOSED:
                 metrics.BREAKER_OPENED.labels(breaker.name).inc()
-                log.error("a dependency is left alone for a while", dependency=breaker.name, error=breaker.last_error)
+                log.error("circuit breaker opened", dependency=breaker.name, error=breaker.last_error)

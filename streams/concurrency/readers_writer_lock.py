@@ -1,4 +1,4 @@
-"""Turns: work goes side by side, unless some of it must be alone."""
+"""A readers-writer lock for asyncio."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from contextlib import asynccontextmanager
 
 
 class ReadWriteLock:
-    """Lets any number in together, or one alone. Who waits to be alone goes before those who come later."""
+    """Any number of shared owners, or one exclusive owner. A waiting exclusive owner precedes later shared ones."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._inside = 0
-        self._alone = False
-        self._waiting = 0
+        self._shared_owners = 0
+        self._exclusive_owner = False
+        self._exclusive_waiters = 0
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Come in beside others."""
+        """Acquire the lock together with other shared owners."""
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone and not self._waiting)
-            self._inside += 1
+            await self._changed.wait_for(lambda: not self._exclusive_owner and not self._exclusive_waiters)
+            self._shared_owners += 1
         try:
             yield
         finally:
             async with self._changed:
-                self._inside -= 1
+                self._shared_owners -= 1
                 self._changed.notify_all()
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Come in when nobody else is there, and keep everybody out."""
+        """Acquire the lock alone."""
         async with self._changed:
-            self._waiting += 1
+            self._exclusive_waiters += 1
             try:
-                await self._changed.wait_for(lambda: not self._alone and not self._inside)
+                await self._changed.wait_for(lambda: not self._exclusive_owner and not self._shared_owners)
             finally:
-                self._waiting -= 1
+                self._exclusive_waiters -= 1
                 self._changed.notify_all()
-            self._alone = True
+            self._exclusive_owner = True
         try:
             yield
         finally:
             async with self._changed:
-                self._alone = False
+                self._exclusive_owner = False
                 self._changed.notify_all()

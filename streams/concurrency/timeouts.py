@@ -1,4 +1,4 @@
-"""Deadlines: what would be waited for without end is waited for so long at most."""
+"""Deadlines for calls that have none of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ T = TypeVar("T")
 
 
 async def bounded(call: Awaitable[T], timeout_s: float) -> T:
-    """Await a call for so long at most. Raises TimeoutError."""
+    """Await a call for at most `timeout_s`. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         return await call

@@ -1,4 +1,4 @@
-"""Bounds the memory of an agent that holds decoded images: by pixels, not by images."""
+"""A semaphore weighted by pixels, which bounds the memory of decoded images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import asynccontextmanager
 
 
 class PixelBudget:
-    """Bounds memory: images in work hold a share of the budget each, by their pixels; first come, first served."""
+    """A budget of pixels, reserved by the images being processed in first-come order."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._free = total
-        self._turn = asyncio.Lock()
-        self._returned = asyncio.Condition()
+        self._queue = asyncio.Lock()
+        self._released = asyncio.Condition()
 
     @asynccontextmanager
-    async def hold(self, pixels: int) -> AsyncIterator[None]:
-        """Hold that many pixels, or the whole budget if it is smaller."""
+    async def reserve(self, pixels: int) -> AsyncIterator[None]:
+        """Reserve that many pixels, or the whole budget if it is smaller."""
         share = min(pixels, self._total)
-        async with self._turn, self._returned:
-            await self._returned.wait_for(lambda: self._free >= share)
+        async with self._queue, self._released:
+            await self._released.wait_for(lambda: self._free >= share)
             self._free -= share
         try:
             yield
         finally:
-            async with self._returned:
+            async with self._released:
                 self._free += share
-                self._returned.notify_all()
+                self._released.notify_all()

@@ -1,4 +1,4 @@
-"""The circuit breaker: what opens it, what closes it, and that it never asks more than it may."""
+"""The circuit breaker: what opens it, what closes it, and that it never makes more than one probe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = BreakerSettings(failures=5, open_s=30, slow_s=5)
 
 
 class Clock:
-    """A monotonic clock that moves when told."""
+    """A monotonic clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -52,7 +52,7 @@ def opened(clock: Clock) -> Breaker:
 
 
 def test_five_failures_in_a_row_open_it() -> None:
-    """Four failures and an answer change nothing; five in a row make it refuse, and say for how long."""
+    """Four failures and an answer do not open it; five in a row do, and refused calls state for how long."""
     clock = Clock()
     breaker = made(clock)
     fail(breaker, 4)
@@ -63,13 +63,13 @@ def test_five_failures_in_a_row_open_it() -> None:
     fail(breaker)
     clock.now += 10
     with pytest.raises(DependencyUnavailable, match="down") as refused, breaker.passing():
-        pytest.fail("a call was let through")
+        pytest.fail("a call passed")
     assert refused.value.after_s == pytest.approx(20)
 
 
 @pytest.mark.parametrize("answer", [ObjectMissing("k"), ValueError("no"), KeyError("k")])
 def test_an_answer_is_no_failure(answer: Exception) -> None:
-    """What is missing or refused was answered: it never opens the breaker, and ends a row of failures."""
+    """A missing object or a rejected request is an answer: it never opens the breaker, and resets the failure count."""
     breaker = made(Clock())
     fail(breaker, 4)
     with pytest.raises(type(answer)), breaker.passing():
@@ -79,7 +79,7 @@ def test_an_answer_is_no_failure(answer: Exception) -> None:
 
 
 def test_timeouts_are_failures() -> None:
-    """A call that timed out counts, and so does one that somebody gave up on after long enough, but not before."""
+    """A timeout counts, and so does a cancellation after `slow_s`, but not an earlier one."""
     clock = Clock()
     breaker = made(clock)
     for _ in range(2):
@@ -93,14 +93,14 @@ def test_timeouts_are_failures() -> None:
 
 
 def test_one_probe_decides() -> None:
-    """When the time is over one call is let through and no other beside it; its answer closes, its failure reopens."""
+    """After `open_s` exactly one call passes; its answer closes the breaker, its failure reopens it."""
     clock = Clock()
     breaker = opened(clock)
     clock.now += 30
     with breaker.passing():
         assert state(breaker) is State.HALF_OPEN
         with pytest.raises(DependencyUnavailable), breaker.passing():
-            pytest.fail("a second call beside the probe")
+            pytest.fail("a second call passed during the probe")
     assert state(breaker) is State.CLOSED
     breaker = opened(clock)
     clock.now += 30
@@ -108,8 +108,8 @@ def test_one_probe_decides() -> None:
     assert (breaker.state, breaker.left_s()) == (State.OPEN, 30)
 
 
-def test_a_probe_that_nobody_waits_for_is_made_by_the_next() -> None:
-    """A probe whose caller went away says nothing: the next call is the probe; one that is lost blocks nobody."""
+def test_a_cancelled_or_lost_probe_is_made_by_the_next_call() -> None:
+    """After a cancelled probe, or one without a result for `open_s`, the next call is the probe."""
     clock = Clock()
     breaker = opened(clock)
     clock.now += 30
@@ -125,8 +125,8 @@ def test_a_probe_that_nobody_waits_for_is_made_by_the_next() -> None:
     assert state(breaker) is State.CLOSED
 
 
-def test_calls_of_before_do_not_count_after() -> None:
-    """What was under way when the breaker opened neither closes nor reopens it."""
+def test_calls_from_before_a_change_do_not_count() -> None:
+    """Calls in progress when the breaker opened neither close nor reopen it."""
     clock = Clock()
     breaker = made(clock)
     good, bad = breaker.passing(), breaker.passing()
@@ -141,8 +141,8 @@ def test_calls_of_before_do_not_count_after() -> None:
     assert state(breaker) is State.CLOSED
 
 
-def test_a_question_passes_and_decides() -> None:
-    """A readiness check is let through while calls are refused: its answer closes, its failure changes no time."""
+def test_a_health_check_passes_and_counts_as_a_probe() -> None:
+    """A health check passes an open breaker: its answer closes it, its failure does not postpone the next probe."""
     clock = Clock()
     breaker = opened(clock)
     clock.now += 10
@@ -154,12 +154,12 @@ def test_a_question_passes_and_decides() -> None:
     assert state(breaker) is State.CLOSED
     for _ in range(9):
         with pytest.raises(DependencyUnavailable), breaker.probing():
-            raise DependencyUnavailable("of questions alone it does not open")
+            raise DependencyUnavailable("health checks alone do not open it")
     assert state(breaker) is State.CLOSED
 
 
-async def test_a_walk_counts_as_one_call() -> None:
-    """A stream may be refused at its beginning only; where it breaks off counts as a failure."""
+async def test_a_stream_counts_as_one_call() -> None:
+    """A stream is refused only at its start; an error in the middle counts as a failure."""
     clock = Clock()
     breaker = made(clock)
 
@@ -172,19 +172,19 @@ async def test_a_walk_counts_as_one_call() -> None:
     for _ in range(4):
         with pytest.raises(DependencyUnavailable):
             assert [n async for n in breaker.steps(numbers(breaks=True))]
-    # Each began well, which ends a row of failures.
+    # The first step of each succeeded, which resets the failure count.
     assert state(breaker) is State.CLOSED
-    walk = breaker.steps(numbers(breaks=False))
-    assert await anext(walk) == 1
+    stream = breaker.steps(numbers(breaks=False))
+    assert await anext(stream) == 1
     fail(breaker, 5)
-    assert [n async for n in walk] == [2]
+    assert [n async for n in stream] == [2]
     with pytest.raises(DependencyUnavailable):
         await anext(breaker.steps(numbers(breaks=False)))
     assert state(breaker) is State.OPEN
 
 
-async def test_it_is_seen_on_health_and_metrics() -> None:
-    """An open breaker degrades the process and names its last error; that it opened is counted."""
+async def test_health_and_metrics_report_an_open_breaker() -> None:
+    """An open breaker degrades the process and names its last error; openings are counted."""
     clock, board = Clock(), HealthBoard()
 
     async def nothing() -> None:
@@ -196,9 +196,9 @@ async def test_it_is_seen_on_health_and_metrics() -> None:
     assert board.condition() is Condition.OK
     fail(breaker, 5)
     assert board.condition() is Condition.DEGRADED
-    assert board.snapshot()["store"]["detail"] == "left alone for 30 s: down"
+    assert board.snapshot()["store"]["detail"] == "circuit breaker open for 30 s: down"
     assert board.degraded(without=breakers.names()) is None
-    assert breakers.open_reasons() == ["store is left alone for 30 s after failures"]
+    assert breakers.open_reasons() == ["store: circuit breaker open for 30 s"]
     assert metrics.BREAKER_STATE.labels("store")._value.get() == State.OPEN.value
     clock.now += 30
     fail(breaker)
@@ -209,49 +209,49 @@ async def test_it_is_seen_on_health_and_metrics() -> None:
     assert metrics.BREAKER_OPENED.labels("store")._value.get() == before + 1
 
 
-async def test_whoever_waits_asks_once_for_all() -> None:
-    """However many wait, a dependency is asked once each time its time is over, until it answers."""
-    asked = 0
+async def test_all_waiters_share_one_probe() -> None:
+    """With any number of waiters one probe is made per `open_s`, until it succeeds."""
+    probes = 0
 
-    async def ask() -> None:
-        nonlocal asked
+    async def probe() -> None:
+        nonlocal probes
         with breaker.probing():
-            asked += 1
+            probes += 1
             await asyncio.sleep(0.02)
-            if asked < 3:
+            if probes < 3:
                 raise DependencyUnavailable("still down")
 
     breakers = Breakers(BreakerSettings(failures=1, open_s=0.05))
-    breaker = breakers.add("store", ask)
+    breaker = breakers.add("store", probe)
     fail(breaker)
     await asyncio.wait_for(asyncio.gather(*(breakers.all_closed() for _ in range(20))), 60)
-    assert asked == 3
+    assert probes == 3
     assert state(breaker) is State.CLOSED
 
 
-async def test_a_dependency_that_is_back_is_found_where_no_work_waits() -> None:
-    """In an idle process a breaker that is open closes by itself when the dependency answers again."""
-    away = True
+async def test_a_breaker_closes_in_an_idle_process() -> None:
+    """In an idle process an open breaker closes by itself when the dependency recovers."""
+    unavailable = True
 
-    async def ask() -> None:
+    async def probe() -> None:
         with breaker.probing():
-            if away:
+            if unavailable:
                 raise DependencyUnavailable("still down")
 
     breakers = Breakers(BreakerSettings(failures=1, open_s=0.02))
-    breaker = breakers.add("store", ask)
-    asking = asyncio.create_task(breakers.keep_probing())
+    breaker = breakers.add("store", probe)
+    probing = asyncio.create_task(breakers.keep_probing())
     for _ in range(2):
         fail(breaker)
-        away = False
+        unavailable = False
         async with asyncio.timeout(60):
             while state(breaker) is not State.CLOSED:
                 await asyncio.sleep(0.005)
-    asking.cancel()
+    probing.cancel()
 
 
 class Machine(RuleBasedStateMachine):
-    """Calls that begin and end in any order, beside what the promise says of them."""
+    """Calls that start and end in any order, checked against the breaker's guarantees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,17 +290,17 @@ class Machine(RuleBasedStateMachine):
         before = self.breaker.state
         assert not call.__exit__(type(error) if error else None, error, None)
         if before is State.OPEN:
-            assert self.breaker.state is State.OPEN, "what was under way decided, not the probe"
+            assert self.breaker.state is State.OPEN, "an earlier call changed the state, not the probe"
         if before is State.CLOSED and how != "fails":
             assert self.breaker.state in (State.CLOSED, State.OPEN if how == "is given up" else State.CLOSED)
 
     @invariant()
-    def it_is_never_shut_for_longer_than_said(self) -> None:
+    def it_is_never_open_for_longer_than_open_s(self) -> None:
         assert 0 <= self.breaker.left_s() <= SETTINGS.open_s
         assert self.breaker.state is not State.CLOSED or self.breaker.left_s() == 0
 
 
-def test_calls_in_any_order_keep_the_promise() -> None:
+def test_calls_in_any_order_keep_the_guarantees() -> None:
     """For calls that start and end in any order: refused only while open, at most one probe, never stuck open."""
     run_state_machine_as_test(
         Machine, settings=hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
