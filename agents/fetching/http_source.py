@@ -1,8 +1,8 @@
-"""Bytes from a URL, under limits: the one way an agent reads from a server that is not ours.
+"""Downloads from foreign servers, under limits; agents fetch URLs by no other client.
 
-Every connection resolves once, judges all answers and connects to what it judged: a name that answers differently
-the next time gains nothing. Host, SNI and certificate stay the name. Redirects are followed by hand, each checked
-like the first URL.
+Every connection resolves once, checks all addresses and connects to a checked one, so that DNS rebinding has no
+effect. Host, SNI and the certificate check use the name. Redirects are followed here, each checked like the first
+URL.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from streams.settings import Group
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_COME_AGAIN = (408, 425, 429)  # the 4xx that do not mean no
+_RETRYABLE = (408, 425, 429)  # 4xx that are worth another try
 _NOT_FOUND = (404, 410)
 
 
 class SourceSettings(Group):
-    """What a source may do to us, and we to it."""
+    """Limits of a download, and which sources are allowed."""
 
-    max_bytes: int = Field(50_000_000, ge=1, description="bytes of the largest file taken")
+    max_bytes: int = Field(50_000_000, ge=1, description="bytes of the largest file accepted")
     total_timeout_s: float = Field(60.0, gt=0, description="seconds a download may take, redirects included")
-    idle_timeout_s: float = Field(10.0, gt=0, description="seconds a source may be silent")
-    connect_timeout_s: float = Field(5.0, gt=0, description="seconds a connection may take, and TLS on it")
+    idle_timeout_s: float = Field(10.0, gt=0, description="seconds without data before a download fails")
+    connect_timeout_s: float = Field(5.0, gt=0, description="seconds a connection may take, TLS handshake included")
     max_redirects: int = Field(5, ge=0, description="redirects followed, each checked like the first URL")
-    max_connections: int = Field(16, ge=1, description="connections open at once")
+    max_connections: int = Field(16, ge=1, description="concurrent connections")
     retry_after_limit_s: float = Field(1800.0, gt=0, description="longest wait a source may ask for by Retry-After")
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (), description="networks fetched from though they are not public, as a JSON list of CIDRs (intranets)"
+        (), description="non-public networks that may be fetched from, as a JSON list of CIDRs (intranets)"
     )
-    allowed_ports: tuple[int, ...] = Field((), description="the only ports connected to; empty: 80, 443, 1024 and up")
-    ca_file: Path | None = Field(None, description="PEM certificates trusted beside the public ones (intranets)")
-    user_agent: str = Field("Darkroom/1 (image fetcher)", description="how sources see the fetcher")
+    allowed_ports: tuple[int, ...] = Field((), description="the only ports allowed; empty: 80, 443, 1024 and up")
+    ca_file: Path | None = Field(None, description="PEM certificates trusted besides the public ones (intranets)")
+    user_agent: str = Field("Darkroom/1 (image fetcher)", description="User-Agent header of downloads")
 
     def policy(self) -> Policy:
         """Return what the guard allows."""
@@ -63,7 +63,7 @@ class SourceSettings(Group):
 
 
 class Refused(Exception):
-    """No use in trying again: the URL is forbidden, or the source's answer is final. The message is public."""
+    """Final refusal: the URL is forbidden, or another try cannot succeed. The message is public."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What was brought."""
+    """A completed download."""
 
     sha256: str
     size: int  # bytes
@@ -81,13 +81,13 @@ class Download:
 
 
 async def resolve(host: str, port: int) -> Sequence[Address]:
-    """Ask the system's resolver. Raises socket.gaierror."""
+    """Resolve with the system's resolver. Raises socket.gaierror."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [ip_address(str(sockaddr[0])) for *_, sockaddr in found]
 
 
 class GuardedNetwork(httpcore.AnyIOBackend):
-    """Connects to addresses the guard has passed, and to nothing else. Raises UrlNotAllowed, socket.gaierror."""
+    """Connects only to addresses that passed the guard. Raises UrlNotAllowed, socket.gaierror."""
 
     def __init__(self, policy: Policy, resolve: Resolve) -> None:
         self._policy = policy
@@ -113,7 +113,7 @@ class GuardedNetwork(httpcore.AnyIOBackend):
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport, HTTP/1.1 and pooled, on a guarded network."""
+    """httpx's transport, HTTP/1.1 with a connection pool, on a guarded network."""
 
     def __init__(self, settings: SourceSettings, resolve: Resolve) -> None:
         trusted = ssl.create_default_context(cafile=certifi.where())
@@ -130,7 +130,7 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 class HttpSource:
-    """Downloads, each under the limits of the settings."""
+    """Downloads URLs under the limits of the settings."""
 
     def __init__(self, settings: SourceSettings, client: httpx.AsyncClient) -> None:
         self._settings = settings
@@ -138,7 +138,7 @@ class HttpSource:
         self._client = client
 
     async def download(self, url: str, spool: IO[bytes]) -> Download:
-        """Write what the URL leads to into `spool`, as sent. Raises Refused, Retryable."""
+        """Write the response body into `spool`, undecoded. Raises Refused, Retryable."""
         try:
             async with asyncio.timeout(self._settings.total_timeout_s):
                 return await self._follow(url, spool)
@@ -147,13 +147,13 @@ class HttpSource:
         except socket.gaierror as error:
             if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
                 raise Refused(ErrorCode.SOURCE_NOT_FOUND, "the URL's host does not exist") from error
-            raise _away("the source's name could not be resolved") from error
+            raise _unavailable("the source's name could not be resolved") from error
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _away("the source took too long") from error
+            raise _unavailable("the source took too long") from error
         except httpx.TransportError as error:
             if _is_certificate_error(error):
                 raise Refused(ErrorCode.SOURCE_REFUSED, "the source's certificate is not valid") from error
-            raise _away(f"the connection to the source failed: {type(error).__name__}") from error
+            raise _unavailable(f"the connection to the source failed: {type(error).__name__}") from error
         except OSError as error:
             raise DependencyUnavailable(f"cannot write to the spool: {error.strerror or error}") from error
 
@@ -166,16 +166,16 @@ class HttpSource:
                     return await self._spool(response, spool, target.url)
                 location = response.headers.get("location")
             if not location:
-                raise Refused(ErrorCode.SOURCE_REFUSED, "the source redirects without saying where to")
+                raise Refused(ErrorCode.SOURCE_REFUSED, "the source redirects without a Location header")
             url = urljoin(target.url, location.strip().replace(" ", "%20"))
         raise Refused(ErrorCode.TOO_MANY_REDIRECTS, f"more than {self._settings.max_redirects} redirects")
 
     def _check_answer(self, response: httpx.Response) -> None:
         status, headers = response.status_code, response.headers
-        if status >= 500 or status in _COME_AGAIN:
+        if status >= 500 or status in _RETRYABLE:
             after_s = retry_after(headers.get("retry-after"), datetime.now(UTC))
             limit = self._settings.retry_after_limit_s
-            raise _away(f"the source answered {status}", None if after_s is None else min(after_s, limit))
+            raise _unavailable(f"the source answered {status}", None if after_s is None else min(after_s, limit))
         if status in _NOT_FOUND:
             raise Refused(ErrorCode.SOURCE_NOT_FOUND, f"the source answered {status}: there is no such file")
         if status == 204:
@@ -184,8 +184,8 @@ class HttpSource:
             raise Refused(ErrorCode.SOURCE_REFUSED, f"the source answered {status}")
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
-            # Not asked for, needless for images, and how a small answer becomes an endless one.
-            raise Refused(ErrorCode.SOURCE_REFUSED, "the source answered compressed although asked not to")
+            # Not requested, useless for images, and the means of a decompression bomb.
+            raise Refused(ErrorCode.SOURCE_REFUSED, "the source sent an unrequested content encoding")
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._settings.max_bytes:
             raise self._too_large()
@@ -213,7 +213,7 @@ class HttpSource:
 
 @asynccontextmanager
 async def open_source(settings: SourceSettings, resolve: Resolve = resolve) -> AsyncIterator[HttpSource]:
-    """Open the pool. No proxy, no cookies, no environment: nothing passes from one source or tenant to another."""
+    """Open the connection pool; without proxy, cookies and environment, so that sources and tenants share no state."""
     async with httpx.AsyncClient(
         transport=GuardedTransport(settings, resolve),
         headers={"user-agent": settings.user_agent, "accept": "image/*,*/*;q=0.5", "accept-encoding": "identity"},
@@ -226,7 +226,7 @@ async def open_source(settings: SourceSettings, resolve: Resolve = resolve) -> A
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds a Retry-After header (RFC 9110 section 10.2.3) asks for, None if it says nothing readable."""
+    """Return the seconds of a Retry-After header (RFC 9110 section 10.2.3), None if absent or unreadable."""
     if value is None:
         return None
     value = value.strip()
@@ -239,14 +239,14 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
 
 
-def _away(message: str, after_s: float | None = None) -> Retryable:
+def _unavailable(message: str, after_s: float | None = None) -> Retryable:
     return Retryable(message, after_s=after_s, code=ErrorCode.SOURCE_UNAVAILABLE)
 
 
 def _format_of(head: bytes) -> str:
     found = sniff(head[:SNIFF_BYTES])
     if found is None:
-        raise Refused(ErrorCode.NOT_AN_IMAGE, "what the source sent is not an image of a known format")
+        raise Refused(ErrorCode.NOT_AN_IMAGE, "the source sent no image of a known format")
     return found
 
 
