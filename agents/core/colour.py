@@ -22,20 +22,20 @@ _UPRIGHT = {
 
 
 def to_upright_srgb(image: Image.Image) -> Image.Image:
-    """Return the image in mode L, RGB or RGBA, upright, in sRGB, with an empty `info`. RGBA only if it shows through.
+    """Return the image in mode L, RGB or RGBA, upright, in sRGB, `info` empty. RGBA if any pixel is transparent.
 
-    A broken EXIF block means upright; a broken colour profile means sRGB.
+    A broken EXIF block counts as upright, a broken colour profile as sRGB.
     """
-    turn = _UPRIGHT.get(_orientation(image))
+    transposition = _UPRIGHT.get(_orientation(image))
     profile = image.info.get("icc_profile")
     plain, alpha = _eight_bit(image)
     plain = _in_srgb(plain, profile if isinstance(profile, bytes) else None)
     if alpha is not None and alpha.getextrema() != (255, 255):
         plain = plain.convert("RGB")
         plain.putalpha(alpha)
-    if turn is not None:
-        plain = plain.transpose(turn)
-    if plain is image:  # transposing and converting make copies; what is left must not change its owner's
+    if transposition is not None:
+        plain = plain.transpose(transposition)
+    if plain is image:  # transpose and convert copy; without them the caller's image must not change
         plain = plain.copy()
     plain.info = {}
     return plain
@@ -44,7 +44,7 @@ def to_upright_srgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # hostile EXIF fails in as many ways as there are parsers
+    except Exception:  # hostile EXIF raises any exception
         return 1
 
 
@@ -71,7 +71,7 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _scaled(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Scale 16 bits, or whatever range wider numbers use, to 8: Pillow's own conversion would clip."""
+    """Scale 16 bits, or the range that wider numbers use, to 8 bits: Pillow's own conversion would clip."""
     values = np.asarray(image)
     alpha = None
     key = image.info.get("transparency")
@@ -96,7 +96,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
-                pass  # grey pixels under an RGB profile: its tone curve is close to ours, and there is no hue to mend
+                pass  # grey pixels under an RGB profile: its tone curve is close to sRGB's, without hue
             elif not (ImageCms.getProfileDescription(source).startswith("sRGB") and image.mode != "CMYK"):
                 return _transformed(image, source)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
@@ -115,5 +115,5 @@ def _transformed(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
     if made is None:
-        raise ValueError("no image came of the colour transform")
+        raise ValueError("the colour transform returned no image")
     return made.convert(mode)

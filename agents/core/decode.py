@@ -1,6 +1,6 @@
-"""Decode untrusted bytes: what they are, whether they are within the limits, and their first frame's pixels.
+"""Decodes untrusted bytes: format, limits, and the first frame's pixels.
 
-Runs in a sandboxed child. Everything a header says is checked before anything of that size is allocated.
+Runs in a sandboxed child. Declared sizes are checked before any allocation of that size.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ pillow_heif.options.AUX_IMAGES = False
 pillow_heif.options.DEPTH_IMAGES = False
 pillow_heif.register_heif_opener()
 Image.preinit()
-Image.MAX_IMAGE_PIXELS = None  # our own limits are stricter, and name what is wrong
-# Named so that the imports above are seen to be meant: they register the openers that preinit leaves out.
+Image.MAX_IMAGE_PIXELS = None  # the limits below are stricter, with a code of their own
+# Marks the imports as used: they register the openers that preinit omits.
 OPENERS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -35,7 +35,7 @@ _LOSSY = ("jpeg", "avif", "heif")
 
 
 class Refusal(Exception):
-    """The image is bad; `message` is a sentence a person understands."""
+    """The image is refused; `message` is public."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -45,7 +45,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an image may be."""
+    """Upper limits of an image."""
 
     max_bytes: int = 50_000_000
     max_side: int = 10_000  # pixels
@@ -55,16 +55,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The first frame, as the decoder gave it: any mode, not yet upright, `info` still full."""
+    """The first frame as decoded: any mode, not upright, `info` complete."""
 
     image: Image.Image
     format: str  # one of the names sniff() returns
     frames: int
-    lossy: bool  # the source already lost detail, so its copy may
+    lossy: bool  # the source format is lossy, so the master may be
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the format the first bytes say (jpeg, png, bmp, tiff, webp, gif, avif, heif), None if not one of ours."""
+    """Return the format by its first bytes (jpeg, png, bmp, tiff, webp, gif, avif, heif), None if unsupported."""
     for magic, name in (
         (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"),
         (b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"II+\0", "tiff"), (b"MM\0+", "tiff"),
@@ -73,7 +73,7 @@ def sniff(data: bytes) -> str | None:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[4:8] == b"ftyp":  # ISO base media file: the major brand, a version, then compatible brands
+    if data[4:8] == b"ftyp":  # ISO base media file: major brand, version, compatible brands
         end = min(int.from_bytes(data[:4], "big"), 512)
         brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
         if any(brand in _AVIF_BRANDS for brand in brands):
@@ -97,11 +97,11 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of metadata that we drop anyway
+            warnings.simplefilter("ignore")  # warnings about metadata that is dropped anyway
             frames = _frames(data, found, limits)
             image = _open(data, found)
             _check(Frames(image.width, image.height, frames.count, frames.pixels, frames.lossless), limits)
-            # Once, and believed: a second load() of an image whose data stream is broken succeeds silently.
+            # A second load() of a damaged image succeeds silently, so the result of the first one counts.
             image.load()
     except (Refusal, MemoryError):
         raise
@@ -111,7 +111,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
 
 
 def too_large(size: int, max_bytes: int) -> Refusal:
-    """Return the refusal of a file of that many bytes."""
+    """Return the refusal of a file of that size in bytes."""
     message = f"The file has {size / 1e6:.1f} MB; at most {max_bytes / 1e6:g} MB are accepted."
     return Refusal(ErrorCode.FILE_TOO_LARGE, message)
 
@@ -121,18 +121,18 @@ def _open(data: bytes, found: str) -> Image.Image:
 
 
 def _frames(data: bytes, found: str, limits: Limits) -> Frames:
-    """Return what the headers say of all frames, having checked it; nothing is decoded for it."""
+    """Return the frames that the headers declare, checked against the limits, without decoding."""
     if found == "gif":
         frames = gif_frames(data, limits.max_frames)
     elif found == "webp":
         frames = webp_frames(data, limits.max_frames)
     else:
-        frames = _walk(_open(data, found), found, limits)
+        frames = _count_frames(_open(data, found), found, limits)
     _check(frames, limits)
     return frames
 
 
-def _walk(image: Image.Image, found: str, limits: Limits) -> Frames:
+def _count_frames(image: Image.Image, found: str, limits: Limits) -> Frames:
     width, height = image.size
     count = 1 if found in {"jpeg", "bmp"} else int(getattr(image, "n_frames", 1)) if found != "tiff" else 0
     if found not in {"tiff", "heif"}:  # frames share one canvas
@@ -156,7 +156,7 @@ def _check(frames: Frames, limits: Limits) -> None:
             f"The image is {frames.width} x {frames.height} pixels; at most {limits.max_side} a side are accepted.",
         )
     if frames.width < 1 or frames.height < 1:
-        raise Refusal(ErrorCode.CORRUPT_IMAGE, "The image says that it has no pixels.")
+        raise Refusal(ErrorCode.CORRUPT_IMAGE, "The image declares a width or height of zero.")
     if frames.pixels > limits.max_pixels or frames.count > limits.max_frames:
         over = f" over its {frames.count} frames" if frames.count > 1 else ""
         raise Refusal(
@@ -167,10 +167,10 @@ def _check(frames: Frames, limits: Limits) -> None:
 
 
 def _refusal(error: Exception, found: str) -> Refusal:
-    said = str(error).lower()
-    if "memory" in said or "alloc" in said:  # libraries that ran into the limit, and say so in their own way
-        raise MemoryError(said) from error
+    text = str(error).lower()
+    if "memory" in text or "alloc" in text:  # libraries' own errors for the memory limit
+        raise MemoryError(text) from error
     name = found.upper() if found != "heif" else "HEIC"
-    if isinstance(error, EOFError) or "truncated" in said or "end of file" in said or "eof" in said:
+    if isinstance(error, EOFError) or "truncated" in text or "end of file" in text or "eof" in text:
         return Refusal(ErrorCode.TRUNCATED_IMAGE, f"The {name} file ends before the image does; part of it is missing.")
     return Refusal(ErrorCode.CORRUPT_IMAGE, f"The {name} file is damaged and cannot be read.")

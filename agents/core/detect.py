@@ -1,4 +1,4 @@
-"""Detect: what a detector is, and how its boxes become objects of an image."""
+"""The detector's protocol, and the conversion of its boxes to objects of an image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 from schemas.values import Box, DetectedObject
 
 Pixels = npt.NDArray[np.uint8]
-P = TypeVar("P")  # what a detector makes of an image before it looks at it: small, whatever the image's size
+P = TypeVar("P")  # a detector's prepared input: small, whatever the image's size
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One box as an engine gives it: corners in pixels of the image, confidence 0 to 1."""
+    """One box as an engine returns it: corners in pixels of the image, confidence 0 to 1."""
 
     label: str
     confidence: float
@@ -29,17 +29,17 @@ class Detection:
 
 
 class Detector(Protocol[P]):
-    """Finds objects. Preparing is apart from detecting, so that a batch never holds whole images."""
+    """Detects objects. Preparation is separate, so that a batch does not keep whole images in memory."""
 
     def prepare(self, image: Image.Image) -> P:
-        """Return what the model needs of an RGB image."""
+        """Return the model's input for an RGB image."""
 
     def detect(self, prepared: Sequence[P]) -> list[list[Detection]]:
         """Return the boxes of each image, in the order given; the answer does not depend on the batch."""
 
 
 def as_objects(found: Sequence[Detection], *, width: int, height: int) -> tuple[DetectedObject, ...]:
-    """Return boxes clipped to the image, in pixels and as fractions of it, most confident first; empty ones go."""
+    """Return boxes clipped to the image, in pixels and as fractions of it, most confident first, without empty ones."""
     objects: list[DetectedObject] = []
     for one in sorted(found, key=lambda d: (-d.confidence, d.label, d.left, d.top)):
         left, right = (min(max(x, 0.0), float(width)) for x in (one.left, one.right))

@@ -1,6 +1,6 @@
-"""Embed: what an encoder is, how an image becomes its input, and what makes its answer a vector.
+"""The encoder's protocol, its input from an image, and the checks of its vectors.
 
-The preprocessing is CLIP's (Radford et al. 2021), equal to the bit to open_clip's `image_transform(224)` on the same
+The preprocessing is CLIP's (Radford et al. 2021), bit-identical to open_clip's `image_transform(224)` on the same
 Pillow: shortest side to 224 by bicubic, centre crop, RGB, scaled to 0..1, normalised per channel.
 """
 
@@ -22,14 +22,14 @@ _STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)[:, None,
 
 
 class Encoder(Protocol):
-    """Turns prepared images into unit vectors: (n, 3, 224, 224) float32 in, (n, 512) float32 out."""
+    """Encodes prepared images as unit vectors: (n, 3, 224, 224) float32 in, (n, 512) float32 out."""
 
     def encode(self, prepared: Floats) -> Floats:
         """Return one L2-normalised vector per image, in order."""
 
 
 class Collapsed(ValueError):
-    """An encoder's answer is not a set of vectors: NaN, zero, or all equal."""
+    """An encoder's output is unusable: NaN, zero, or all equal."""
 
 
 def prepare(image: Image.Image) -> Floats:
@@ -47,7 +47,7 @@ def prepare(image: Image.Image) -> Floats:
 
 
 def normalise(raw: npt.NDArray[np.floating]) -> Floats:
-    """Return the rows scaled to unit length, as float32. Raises Collapsed for a row that has no direction."""
+    """Return the rows scaled to unit length, as float32. Raises Collapsed for a zero or non-finite row."""
     rows = raw.astype(np.float32)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
@@ -57,7 +57,7 @@ def normalise(raw: npt.NDArray[np.floating]) -> Floats:
 
 
 def check_distinct(vectors: Floats, *, closest: float = 0.9999) -> None:
-    """Prove that vectors of different inputs differ. Raises Collapsed when any pair has a cosine above `closest`."""
+    """Check that vectors of different inputs differ. Raises Collapsed when any pair has a cosine above `closest`."""
     if not np.isfinite(vectors).all():
         raise Collapsed("a vector is not finite")
     cosines = vectors @ vectors.T
@@ -67,6 +67,6 @@ def check_distinct(vectors: Floats, *, closest: float = 0.9999) -> None:
 
 
 def rank(query: Floats, vectors: Floats) -> Sequence[int]:
-    """Return the indexes of unit vectors by falling cosine to a unit query."""
+    """Return the indexes of unit vectors by descending cosine to a unit query."""
     order: list[int] = np.argsort(-(vectors @ query), kind="stable").tolist()
     return order

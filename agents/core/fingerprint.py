@@ -1,4 +1,4 @@
-"""What is known of an image at a glance: perceptual hash, colours, ThumbHash. All on a shrunken copy."""
+"""Perceptual hash, palette and ThumbHash of an image, computed on a shrunken copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Plane = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What search and placeholders need."""
+    """Data for similarity search and placeholders."""
 
     perceptual_hash: str  # 64 bits, 16 hex digits
     palette: tuple[tuple[str, float], ...]  # (#RRGGBB, share of the pixels seen), largest share first
@@ -70,7 +70,7 @@ def thumbhash(rgba: Image.Image) -> str:
     colour = values[..., :3] * alpha[..., None]
     mean = colour.sum(axis=(0, 1)) / weight if weight else np.zeros(3)
     has_alpha = weight < width * height
-    red, green, blue = np.moveaxis(mean * (1 - alpha[..., None]) + colour, 2, 0)  # laid on the mean colour
+    red, green, blue = np.moveaxis(mean * (1 - alpha[..., None]) + colour, 2, 0)  # composited on the mean colour
 
     limit, longest = (5 if has_alpha else 7), max(width, height)
     across, down = max(1, _round(limit * width / longest)), max(1, _round(limit * height / longest))

@@ -1,4 +1,4 @@
-"""Count the frames of an animation from its structure alone: no pixel is decoded, no canvas allocated.
+"""Counts the frames of an animation from its structure: no pixel is decoded, no canvas allocated.
 
 Pillow's own counters decode as they go (GIF) or allocate two canvases first (WebP).
 GIF: GIF89a specification, sections 18 to 27. WebP: RFC 9649, sections 2.5 to 2.7.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What the headers say."""
+    """Dimensions and frames according to the headers."""
 
     width: int  # pixels
     height: int
@@ -22,7 +22,7 @@ class Frames:
 
 
 def gif_frames(data: bytes, max_frames: int) -> Frames:
-    """Walk a GIF's blocks. Stops counting beyond max_frames; a file that ends early has the frames found so far."""
+    """Parse a GIF's blocks, up to max_frames frames. A truncated file has the frames found so far."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at, count, pixels = 13 + _table(flags), 0, 0
     while at < len(data) and count <= max_frames:
@@ -34,14 +34,14 @@ def gif_frames(data: bytes, max_frames: int) -> Frames:
             width, height = max(width, left + wide), max(height, top + high)
             count, pixels = count + 1, pixels + wide * high
             at = _after_blocks(data, at + 11 + _table(local))
-        else:  # the trailer, or something that no longer is a GIF
+        else:  # the trailer, or data that is not a GIF
             break
     count = max(count, 1)
     return Frames(width, height, count, width * height * count, lossless=True)
 
 
 def webp_frames(data: bytes, max_frames: int) -> Frames:
-    """Walk a WebP's chunks. Raises EOFError when the file is shorter than it says, ValueError when it is none."""
+    """Parse a WebP's chunks. Raises EOFError for a truncated file, ValueError for one that is not a WebP."""
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise EOFError("truncated")
     at, width, height, count, lossless = 12, 0, 0, 0, False
@@ -68,12 +68,12 @@ def webp_frames(data: bytes, max_frames: int) -> Frames:
 
 
 def _table(flags: int) -> int:
-    """Return the bytes of a colour table whose presence and size these flags say."""
+    """Return the size in bytes of the colour table that these flags declare."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _after_blocks(data: bytes, at: int) -> int:
-    """Return the position behind a chain of sub-blocks: each a length byte and so many bytes, the last one empty."""
+    """Return the position after a chain of sub-blocks: each a length byte and that many bytes, the last one empty."""
     while at < len(data) and data[at]:
         at += data[at] + 1
     return at + 1

@@ -1,8 +1,8 @@
-"""Read text: what a reader is, in which order its spans are read, and how two engines' spans become one text.
+"""Text readers' protocols, reading order, and the merge of two engines' spans.
 
-A span is one line of text. An engine that analyses the page keeps its own order within itself (Tesseract knows
-columns); spans of an engine that does not, or of two engines, are ordered here by recursive XY-cut (Nagy and Seth
-1984): cut along the widest white gap, first between columns and bands, then between lines.
+A span is one line of text. An engine with page layout analysis keeps its own order (Tesseract detects columns). Other
+spans, and those of two engines, are ordered by recursive XY-cut (Nagy and Seth 1984): cut along the widest white gap,
+first between columns and bands, then between lines.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ Polygon = tuple[tuple[float, float], ...]
 
 
 class TextReader(Protocol):
-    """Reads the text of an RGB or grey image into spans, in reading order. No text is an empty list."""
+    """Reads the text of an RGB or grey image as spans in reading order; without text, an empty list."""
 
     def read(self, image: Image.Image) -> list[TextSpan]:
         """Return the lines of an image, polygons in its pixels."""
 
 
 class BoxReader(TextReader, Protocol):
-    """A reader that can say where text is without reading it, and read just there."""
+    """A reader that can also detect text boxes without reading them, and read only some boxes."""
 
     def find(self, image: Image.Image) -> list[Polygon]:
-        """Return where there is text, without reading it: the cheap half of the work."""
+        """Return the text boxes without reading them, which is the cheap half of the work."""
 
-    def read_at(self, image: Image.Image, places: Sequence[Polygon]) -> list[TextSpan]:
-        """Return the text at some of the places `find` gave for this image."""
+    def read_at(self, image: Image.Image, boxes: Sequence[Polygon]) -> list[TextSpan]:
+        """Return the text at some of the boxes that `find` returned for this image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Frame:
 
     @property
     def area(self) -> float:
-        """Pixels covered."""
+        """Area in pixels."""
         return max(self.right - self.left, 0.0) * max(self.bottom - self.top, 0.0)
 
     def shared(self, other: Frame) -> float:
-        """Return the pixels two boxes share."""
+        """Return the pixels that both boxes cover."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(width, 0.0) * max(height, 0.0)
@@ -72,10 +72,10 @@ def covered(polygon: Polygon, by: Sequence[TextSpan]) -> float:
     return min(sum(frame.shared(frame_of(span.polygon)) for span in by) / frame.area, 1.0)
 
 
-def turned(polygon: Polygon, degrees: int, width: float, height: float) -> Polygon:
-    """Return a polygon of an image turned clockwise by 0, 90, 180 or 270 degrees, in the image before the turn.
+def rotated_back(polygon: Polygon, degrees: int, width: float, height: float) -> Polygon:
+    """Map a polygon of an image rotated clockwise by 0, 90, 180 or 270 degrees back to the unrotated image.
 
-    `width` and `height` are those before. The order of the corners stays: it starts at the text's own top left.
+    `width` and `height` are the unrotated ones. The order of the corners is kept: the first is the text's top left.
     """
     back: dict[int, Callable[[float, float], tuple[float, float]]] = {
         0: lambda x, y: (x, y),
@@ -102,16 +102,16 @@ def mean_confidence(spans: Sequence[TextSpan]) -> float:
 
 
 def is_page(spans: Sequence[TextSpan], *, confidence: float, words: int) -> bool:
-    """Say whether spans are a page of text read well: enough words, and confident of them."""
+    """Return whether the spans are a well-read page of text: enough words, high confidence."""
     count = sum(len(span.text.split()) for span in spans)
     return count >= words and mean_confidence(spans) >= confidence
 
 
 def merge(first: Sequence[TextSpan], second: Sequence[TextSpan], *, overlap: float = 0.5) -> list[TextSpan]:
-    """Return one text of two engines': where spans overlap, the more confident side stands; the rest is added.
+    """Merge two engines' spans: where they overlap, the more confident side is kept; all other spans are added.
 
-    Engines cut lines differently, so one span is weighed against all those it overlaps by more than `overlap` of the
-    smaller of the two, together.
+    Engines split lines differently, so one span is compared with all spans it overlaps by more than `overlap` of the
+    smaller of the two.
     """
     kept = list(first)
     added: list[TextSpan] = []
@@ -128,27 +128,26 @@ def merge(first: Sequence[TextSpan], second: Sequence[TextSpan], *, overlap: flo
 def read_auto(
     image: Image.Image, page: TextReader, scene: BoxReader, *, sure: float = 0.6, page_words: int = 20
 ) -> list[TextSpan]:
-    """Read with the page reader, and with the scene reader only where there is text the first read badly.
+    """Read with the page reader, and with the scene reader where the page reader read badly.
 
-    Text read badly is: a place where the scene reader finds text, less than half of which is covered by lines the page
-    reader is sure of (confidence of at least `sure`). A page of text (at least `page_words` words, mean confidence of
-    at least 0.85) is not looked at again. Lines the page reader is unsure of, where the other finds no text at all,
-    are noise and go.
+    A box of the scene reader is read again when less than half of it is covered by lines with a confidence of at least
+    `sure`. A page of text (at least `page_words` words, mean confidence of at least 0.85) is not read again. Lines
+    below `sure` where the scene reader finds no text are dropped as noise.
     """
     first = page.read(image)
     if is_page(first, confidence=0.85, words=page_words):
         return [span for span in first if span.confidence >= sure / 2]
     certain = [span for span in first if span.confidence >= sure]
-    places = scene.find(image)
-    badly = [place for place in places if covered(place, certain) < 0.5]
+    boxes = scene.find(image)
+    badly = [box for box in boxes if covered(box, certain) < 0.5]
     second = scene.read_at(image, badly) if badly else []
-    frames = [frame_of(place) for place in places]
+    frames = [frame_of(box) for box in boxes]
     kept = [span for span in first if span in certain or any(frame_of(span.polygon).shared(f) for f in frames)]
     return merge(kept, second)
 
 
 def read_hybrid(image: Image.Image, page: TextReader, scene: TextReader) -> list[TextSpan]:
-    """Read with both readers, and merge."""
+    """Read with both readers and merge the spans."""
     return merge(page.read(image), scene.read(image))
 
 
@@ -163,7 +162,7 @@ def _overlaps(a: TextSpan, b: TextSpan, share: float) -> bool:
 
 
 def in_reading_order(spans: Sequence[TextSpan]) -> list[TextSpan]:
-    """Return spans as a person reads them: columns left to right, lines top to bottom, within a line left to right."""
+    """Return spans in reading order: columns left to right, lines top to bottom, within a line left to right."""
     if not spans:
         return []
     frames = [_core_of(span.polygon) for span in spans]
@@ -173,7 +172,7 @@ def in_reading_order(spans: Sequence[TextSpan]) -> list[TextSpan]:
 
 
 def _core_of(polygon: Polygon) -> Frame:
-    """Return a box without its margins: detectors draw boxes so tall that those of neighbouring lines overlap."""
+    """Return a box without its margins: detectors' boxes of neighbouring lines overlap."""
     frame = frame_of(polygon)
     margin = 0.2 * (frame.bottom - frame.top)
     return Frame(frame.left, frame.top + margin, frame.right, frame.bottom - margin)
@@ -184,7 +183,7 @@ def _cut(indexes: list[int], frames: Sequence[Frame], line: float) -> list[int]:
         return indexes
     across, gap_y = _split(indexes, lambda i: (frames[i].top, frames[i].bottom))
     down, gap_x = _split(indexes, lambda i: (frames[i].left, frames[i].right))
-    # A gap between columns is wider than one between words, and a column has lines on both sides of it.
+    # A gap between columns is wider than one between words, and a column has lines on both sides.
     columns = gap_x > line and all(_lines(part, frames, line) > 1 for part in down)
     if columns and gap_x >= gap_y:
         parts = down
@@ -198,7 +197,7 @@ def _cut(indexes: list[int], frames: Sequence[Frame], line: float) -> list[int]:
 
 
 def _split(indexes: list[int], span: Callable[[int], tuple[float, float]]) -> tuple[list[list[int]], float]:
-    """Return the indexes in two parts at the widest gap of their projection, and its width; 0 if there is none."""
+    """Split the indexes at the widest gap of their projection; return the parts and its width, 0 if there is none."""
     ordered = sorted(indexes, key=lambda i: span(i)[0])
     end, widest, at = -math.inf, 0.0, 0
     for position, index in enumerate(ordered):
@@ -215,7 +214,7 @@ def _lines(indexes: list[int], frames: Sequence[Frame], line: float) -> int:
 
 
 def _rows(indexes: list[int], frames: Sequence[Frame]) -> list[int]:
-    """Return boxes no straight cut separates: those whose middles lie within another's height share a row."""
+    """Group boxes that no straight cut separates: boxes whose centres lie within each other's height share a row."""
     rows: list[list[int]] = []
     for index in sorted(indexes, key=lambda i: frames[i].top + frames[i].bottom):
         middle = (frames[index].top + frames[index].bottom) / 2

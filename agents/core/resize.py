@@ -1,12 +1,12 @@
-"""Make the renditions of a sanitized image: decode once, shrink from the largest rendition, encode as WebP.
+"""Renditions of a sanitized image: decode once, shrink from the largest rendition, encode as WebP.
 
 Measured on a 12-megapixel, 2 MB JPEG (2 cores, Pillow 13, libvips 8.18, OpenCV 5; `python -m bench.renditions`):
-encoding the largest rendition is most of the work, and its effort the lever. Effort 4 takes 0.80 s for 632 KB, 2 takes
+encoding the largest rendition takes most of the time, its effort decides. Effort 4 takes 0.80 s for 632 KB, 2 takes
 0.34 s for 655 KB, 1 takes 0.26 s for 770 KB; libvips needs 0.93, 0.40 and 0.29 s for the same bytes, OpenCV has no such
 setting. So: Pillow, which shares libjpeg-turbo and libwebp with both; effort 2 above a size, and 4 below it, where it
-costs little and these are the bytes that travel most. Each rendition comes from the largest one and not from the next
-larger: a chain saves 0.2 s of the second core, which is idle while the first encodes, and costs visible detail
-(SSIM 0.977 instead of 1.0 to Lanczos from full size).
+costs little and these bytes are transferred most. Each rendition comes from the largest one, not from the next larger:
+a chain saves 0.2 s of the second core, which is idle while the first encodes, and costs visible detail (SSIM 0.977
+instead of 1.0 to Lanczos from full size).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-Image.MAX_IMAGE_PIXELS = None  # a master was measured by the sanitizer; see max_pixels below
+Image.MAX_IMAGE_PIXELS = None  # the sanitizer measured the master; see max_pixels below
 
 WEBP_QUALITY = 85
 WEBP_EFFORT = 4  # libwebp's `method`, 0 to 6
 WEBP_EFFORT_LARGE = 2
-LARGE_PIXELS = 2_000_000  # from here on an image is encoded with less effort
+LARGE_PIXELS = 2_000_000  # from this size on an image is encoded with less effort
 _MASTER_FORMATS = ("JPEG", "PNG")
 
 Size = tuple[int, int]
@@ -43,7 +43,7 @@ def open_master(master: bytes, sides: Iterable[int], *, max_pixels: int = 100_00
 
 
 def render(image: Image.Image, size: Size) -> bytes:
-    """Return the image in that size as WebP, its alpha kept, without metadata; the same pixels give the same bytes."""
+    """Return the image in that size as WebP with alpha, without metadata; equal pixels give equal bytes."""
     out = io.BytesIO()
     effort = WEBP_EFFORT if size[0] * size[1] < LARGE_PIXELS else WEBP_EFFORT_LARGE
     _resized(image, size).save(out, "WEBP", quality=WEBP_QUALITY, method=effort)
@@ -51,7 +51,7 @@ def render(image: Image.Image, size: Size) -> bytes:
 
 
 def fitted(size: Size, side: int) -> Size:
-    """Return width and height with the longest side at most `side`, the ratio kept, neither below 1."""
+    """Return width and height with the longest side at most `side`, the ratio kept, each at least 1."""
     longest = max(size)
     if longest <= side:
         return size

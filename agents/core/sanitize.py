@@ -1,4 +1,4 @@
-"""Make an image safe: decode it within limits, write its pixels anew, keep nothing else. Runs in a sandboxed child."""
+"""Makes an image safe: decodes it within limits, re-encodes only its pixels. Runs in a sandboxed child."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.core.decode import Decoded, Limits, decode
 from agents.core.fingerprint import Fingerprint, fingerprint
 
 JPEG_QUALITY = 95
-# Larger opaque images are written as JPEG whatever they were: for 25 megapixels of photo, PNG at level 1 took 0.8 to
+# Larger opaque images are written as JPEG whatever their format: for 25 megapixels of photo, PNG at level 1 took 0.8 to
 # 1.4 s and 10 to 22 MB, JPEG 0.1 s and 3 to 5 MB; level 6 took 2 to 7 s to save a quarter.
 PNG_MAX_PIXELS = 25_000_000
 _PNG_EFFORT = 1  # zlib level
@@ -24,7 +24,7 @@ _MAKE, _MODEL, _EXIF, _TAKEN = 0x010F, 0x0110, 0x8769, 0x9003  # EXIF 2.32 tags
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:
-    """A safe master and what is known of it."""
+    """A safe master and the image's properties."""
 
     master: bytes
     extension: str  # jpg or png
@@ -40,7 +40,7 @@ class Sanitized:
 
 
 def sanitize(data: bytes, limits: Limits, *, keep_capture_details: bool = False) -> Sanitized:
-    """Return the safe form of an image: upright, sRGB, first frame, no metadata; the same bytes give the same bytes.
+    """Return the safe form of an image: upright, sRGB, first frame, no metadata; equal input gives equal bytes.
 
     Opaque images from a lossy format become JPEG (quality 95, 4:4:4), all others PNG. Raises Refusal or MemoryError.
     """
@@ -49,7 +49,7 @@ def sanitize(data: bytes, limits: Limits, *, keep_capture_details: bool = False)
     image = to_upright_srgb(decoded.image)
     source_format, frames = decoded.format, decoded.frames
     as_jpeg = _as_jpeg(decoded, image)
-    del decoded  # its pixels are no longer needed; at 100 megapixels that is 400 MB
+    del decoded  # frees the pixels: 400 MB at 100 megapixels
     return Sanitized(
         master=_encoded(image, as_jpeg=as_jpeg),
         extension="jpg" if as_jpeg else "png",
@@ -66,7 +66,7 @@ def sanitize(data: bytes, limits: Limits, *, keep_capture_details: bool = False)
 
 
 def sanitize_in_child(args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
-    """The sandbox's way in. In: limits as JSON. Out: what is known of the image, as JSON, and its master."""
+    """The sandbox's entry point. In: limits as JSON. Out: the image's properties as JSON, and its master."""
     keep = args.get("keep_capture_details") is True
     limits = Limits(**{name: int(str(args[name])) for name in ("max_bytes", "max_side", "max_pixels", "max_frames")})
     made = sanitize(data, limits, keep_capture_details=keep)
@@ -101,7 +101,7 @@ def _encoded(image: Image.Image, *, as_jpeg: bool) -> bytes:
 
 
 def _capture(image: Image.Image) -> tuple[str | None, str | None]:
-    """Return when and with what the photo was taken, as far as its EXIF says so in a form we trust."""
+    """Return capture time and camera, as far as the EXIF has them in a valid form."""
     try:
         exif = image.getexif()
         taken = str(exif.get_ifd(_EXIF).get(_TAKEN, ""))

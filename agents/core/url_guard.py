@@ -1,9 +1,8 @@
 """Which URLs may be fetched, and which addresses may be connected to (server-side request forgery).
 
-Two walls. `check_url` reads the URL strictly and refuses what could be read two ways. `refusal` judges an address
-after resolution, whatever spelling led to it: only global unicast passes, per the IANA special-purpose registries
-(RFC 6890 and its updates), and an IPv6 address that carries an IPv4 one is judged by that too. An address is to be
-judged and then connected to, never resolved again.
+`check_url` parses the URL strictly and refuses ambiguous ones. `refusal` checks an address after resolution, whatever
+its spelling: only global unicast passes, per the IANA special-purpose registries (RFC 6890 and its updates), and an
+embedded IPv4 address is checked too. Connect to the checked address, without resolving again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Network = IPv4Network | IPv6Network
 URL_LIMIT = 4096  # characters
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-# WHATWG URL, "ends in a number": such a host is an IPv4 address or nothing.
+# WHATWG URL, "ends in a number": such a host must be an IPv4 address.
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
 
@@ -56,8 +55,8 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
         ("ff00::/8", "multicast"),
     )
 )
-# Where clouds answer with credentials. The Azure one is a public address; the others lie in refused networks and
-# are named because an allowed network must not open them by accident.
+# Metadata services that return credentials. The Azure one is a public address; the others are in refused networks
+# and listed so that an allowed network does not open them by accident.
 METADATA: frozenset[Address] = frozenset(
     ip_address(text)
     for text in ("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.169.253", "100.100.100.200",
@@ -70,24 +69,24 @@ _COMPATIBLE = IPv6Network("::/96")
 
 
 class UrlNotAllowed(ValueError):
-    """This URL, or an address it leads to, must not be fetched; the message may be shown to the client."""
+    """This URL, or an address it resolves to, must not be fetched; the message is public."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is allowed beyond the defaults."""
+    """Exceptions to the defaults."""
 
-    networks: tuple[Network, ...] = ()  # allowed though they are not global, for intranets
-    ports: frozenset[int] = frozenset()  # empty: 80, 443 and everything from 1024
+    networks: tuple[Network, ...] = ()  # allowed though not global, for intranets
+    ports: frozenset[int] = frozenset()  # empty: 80, 443 and all from 1024
 
     def allows_port(self, port: int) -> bool:
-        """Say whether a port may be connected to."""
+        """Return whether a port may be connected to."""
         return port in self.ports if self.ports else port in (80, 443) or 1024 <= port <= 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checked URL: `url` is its normal form (ASCII host, no fragment), the only one to be fetched."""
+    """A checked URL: `url` is its normal form (ASCII host, no fragment), the only one to fetch."""
 
     url: str
     host: str  # ASCII name or address, without brackets
@@ -95,9 +94,9 @@ class Target:
 
 
 def check_url(url: str, policy: Policy) -> Target:
-    """Return what a URL leads to. Raises UrlNotAllowed; nothing is resolved here, except that literals are judged."""
+    """Return the target of a URL. Raises UrlNotAllowed. Resolves no names; literal addresses are checked."""
     if len(url) > URL_LIMIT or _UNPRINTABLE.search(url):
-        raise UrlNotAllowed("the URL is too long, or holds spaces, control characters or backslashes")
+        raise UrlNotAllowed("the URL is too long, or contains spaces, control characters or backslashes")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -106,7 +105,7 @@ def check_url(url: str, policy: Policy) -> Target:
     if parts.scheme not in _DEFAULT_PORTS:
         raise UrlNotAllowed("only http and https URLs are fetched")
     if "@" in parts.netloc:
-        raise UrlNotAllowed("the URL must not carry credentials")
+        raise UrlNotAllowed("the URL must not contain credentials")
     host, literal = _host(parts.hostname or "", bracketed=parts.netloc.startswith("["))
     if port is None:
         port = _DEFAULT_PORTS[parts.scheme]
@@ -127,7 +126,7 @@ def _host(name: str, *, bracketed: bool) -> tuple[str, Address | None]:
         except ValueError as error:
             raise UrlNotAllowed("the host is not an IPv6 address") from error
         if literal.scope_id is not None:
-            raise UrlNotAllowed("the host must not name a network interface")
+            raise UrlNotAllowed("the host must not contain a zone index")
         return str(literal), literal
     if not name.isascii():
         try:
@@ -147,7 +146,7 @@ def _host(name: str, *, bracketed: bool) -> tuple[str, Address | None]:
 
 
 def embedded_ipv4(address: IPv6Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses an IPv6 address carries: mapped, compatible, 6to4, Teredo, NAT64, ISATAP."""
+    """Return the IPv4 addresses embedded in an IPv6 address: mapped, compatible, 6to4, Teredo, NAT64, ISATAP."""
     low = IPv4Address(int(address) & 0xFFFFFFFF)
     if address.ipv4_mapped is not None or address in _NAT64:
         return (low,)
@@ -161,9 +160,9 @@ def embedded_ipv4(address: IPv6Address) -> tuple[IPv4Address, ...]:
 
 
 def refusal(address: Address, policy: Policy) -> str | None:
-    """Return why an address must not be connected to, None when it may be.
+    """Return why an address must not be connected to, None if it may be.
 
-    A metadata address is refused even inside an allowed network, unless that network is it alone.
+    A metadata address is refused even inside an allowed network, unless that network is exactly this address.
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return refusal(address.ipv4_mapped, policy)  # the socket layer connects to exactly that
@@ -188,7 +187,7 @@ def _special(address: Address) -> str | None:
 
 
 def check_addresses(addresses: Sequence[Address], policy: Policy) -> None:
-    """Raise UrlNotAllowed unless every address may be connected to: one bad answer among good ones is an attack."""
+    """Raise UrlNotAllowed unless every address may be connected to: a single forbidden one suggests an attack."""
     if not addresses:
         raise UrlNotAllowed("the host has no address")
     for address in addresses:

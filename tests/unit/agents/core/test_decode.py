@@ -41,15 +41,15 @@ HOSTILE = {
 }
 
 
-def test_every_hostile_image_is_refused_for_its_own_reason(images_dir: Path) -> None:
-    """Each hostile file is refused with the code that fits it and a sentence."""
+def test_every_hostile_image_is_refused_with_its_code(images_dir: Path) -> None:
+    """Each hostile file is refused with its code and a sentence."""
     seen = {path.name: _refused(path.read_bytes()) for path in (images_dir / "hostile").iterdir()}
     assert {name: refusal.code for name, refusal in seen.items()} == HOSTILE
     assert all(refusal.message.endswith(".") and len(refusal.message) > 20 for refusal in seen.values())
 
 
 @pytest.mark.parametrize("name", ["formats/check.svg", "formats/relax.jp2"])
-def test_formats_we_do_not_take_are_named_so(images_dir: Path, name: str) -> None:
+def test_unsupported_formats_are_refused(images_dir: Path, name: str) -> None:
     """SVG and JPEG 2000 are unsupported, by policy."""
     assert _refused((images_dir / name).read_bytes()).code == ErrorCode.UNSUPPORTED_FORMAT
 
@@ -69,28 +69,28 @@ def test_formats_we_do_not_take_are_named_so(images_dir: Path, name: str) -> Non
         ("exif/samplefilehub.heif", "heif", 1, True),
     ],
 )
-def test_formats_are_told_by_their_bytes(images_dir: Path, name: str, found: str, frames: int, lossy: bool) -> None:
-    """Format, number of frames and whether detail was already lost are read from the file itself."""
+def test_formats_are_detected_by_their_bytes(images_dir: Path, name: str, found: str, frames: int, lossy: bool) -> None:
+    """Format, number of frames and lossiness are read from the file itself."""
     decoded = decode((images_dir / name).read_bytes(), LIMITS)
     assert (decoded.format, decoded.frames, decoded.lossy) == (found, frames, lossy)
 
 
-def test_an_empty_and_an_oversized_file_are_refused_unread() -> None:
-    """No byte and too many bytes have their own codes."""
+def test_an_empty_and_an_oversized_file_are_refused() -> None:
+    """An empty and an oversized file have codes of their own."""
     assert _refused(b"").code == ErrorCode.EMPTY_FILE
     assert _refused(b"\xff\xd8\xff" + bytes(100), Limits(max_bytes=50)).code == ErrorCode.FILE_TOO_LARGE
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
-def test_a_file_cut_short_is_refused(images_dir: Path, kind: str) -> None:
-    """An image of which the second half is missing is refused in every format, as truncated or as damaged."""
+def test_a_truncated_file_is_refused(images_dir: Path, kind: str) -> None:
+    """An image without its second half is refused in every format, as truncated or as damaged."""
     photo = Image.open(images_dir / "photos" / "cat_720p.jpg")
     data = _saved(photo, kind)
     code = _refused(data[: len(data) // 2]).code
     assert code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
 
 
-def test_a_heic_cut_short_is_refused(images_dir: Path) -> None:
+def test_a_truncated_heic_is_refused(images_dir: Path) -> None:
     """The same for HEIC."""
     data = (images_dir / "exif" / "samplefilehub.heif").read_bytes()
     assert _refused(data[: len(data) // 2]).code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
@@ -98,7 +98,7 @@ def test_a_heic_cut_short_is_refused(images_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
 def test_the_pixels_of_all_frames_count(kind: str) -> None:
-    """An animation is measured over all its frames, from its headers."""
+    """The limit applies to all frames of an animation, counted from its headers."""
     first, *others = (Image.new("RGB", (40, 30), (shade, 90, 255 - shade)) for shade in range(0, 250, 25))
     data = _saved(first, kind, save_all=True, append_images=others, duration=50)
     assert decode(data, Limits(max_pixels=12_000)).frames == 10
@@ -108,14 +108,14 @@ def test_the_pixels_of_all_frames_count(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
 def test_the_limit_of_a_side_is_inclusive(kind: str) -> None:
-    """An image of exactly the longest side is accepted, one pixel more is not."""
+    """An image of exactly the longest side is accepted, one pixel more is refused."""
     data = _saved(Image.new("RGB", (64, 20)), kind)
     assert decode(data, Limits(max_side=64)).image.size == (64, 20)
     assert _refused(data, Limits(max_side=63)).code == ErrorCode.DIMENSIONS_TOO_LARGE
 
 
-def test_a_png_that_lies_about_its_size_is_refused_by_its_header() -> None:
-    """A 60-byte PNG that claims 100 000 x 1 pixels never reaches the decoder."""
+def test_a_png_with_a_false_size_is_refused_by_its_header() -> None:
+    """A 60-byte PNG that declares 100 000 x 1 pixels is not decoded."""
     header = struct.pack(">IIBBBBB", 100_000, 1, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -123,28 +123,28 @@ def test_a_png_that_lies_about_its_size_is_refused_by_its_header() -> None:
     assert _refused(data + end).code == ErrorCode.DIMENSIONS_TOO_LARGE
 
 
-def test_a_webp_that_lies_about_its_canvas_is_refused_before_one_is_allocated() -> None:
-    """The extended header's 24-bit sizes are checked before the decoder allocates two canvases of them."""
+def test_a_webp_with_a_false_canvas_is_refused_before_allocation() -> None:
+    """The extended header's 24-bit sizes are checked before the decoder allocates two canvases of that size."""
     big = (16_383).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + big + big
     assert _refused(b"RIFF" + struct.pack("<I", len(body)) + body).code == ErrorCode.DIMENSIONS_TOO_LARGE
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
-def test_no_fragment_of_a_header_escapes_as_another_error(images_dir: Path, cut: int) -> None:
-    """Whatever fragment arrives, the answer is a refusal."""
+def test_every_fragment_of_a_header_is_refused(images_dir: Path, cut: int) -> None:
+    """Any fragment of a file raises Refusal and no other error."""
     for path in sorted((images_dir / "formats").iterdir()):
         _refused(path.read_bytes()[:cut])
 
 
-def test_sniffing_wants_magic_bytes_not_names() -> None:
-    """Text, HTML, archives and brands that are not images are none of ours."""
+def test_sniffing_uses_magic_bytes() -> None:
+    """Text, HTML, archives and non-image brands are not recognized."""
     for data in (b"", b"hello", b"<svg xmlns=", b"%PDF-1.7", b"PK\x03\x04", b"\x00\x00\x00\x18ftypisom" + bytes(12)):
         assert sniff(data) is None
 
 
-def test_a_gif_of_a_million_frames_is_counted_no_further_than_the_limit() -> None:
-    """Counting stops behind the limit, however long the file goes on."""
+def test_counting_gif_frames_stops_at_the_limit() -> None:
+    """Counting stops after the limit, however long the file is."""
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     data = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame * 100_000 + b";"
     assert gif_frames(data, 50).count == 51

@@ -1,4 +1,4 @@
-"""CLIP's preprocessing to the bit, and what counts as a vector."""
+"""CLIP's preprocessing, bit by bit, and the checks of vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agents.core.embed import Collapsed, check_distinct, normalise, prepare, ran
 
 
 def test_preprocessing_equals_the_golden_tensors_to_the_bit(data_dir: Path) -> None:
-    """Seven photos prepared here equal, in every float, those another implementation prepared."""
+    """Seven photos prepared here equal, in every float, those prepared by another implementation."""
     golden = np.load(data_dir / "models" / "clip_vitb32_golden" / "preprocessed_7_f32.npz")
     for name, tensor in zip(golden["names"], golden["tensors"], strict=True):
         with Image.open(data_dir / "images" / "clip_golden" / f"{name}.jpg") as photo:
@@ -23,7 +23,7 @@ def test_preprocessing_equals_the_golden_tensors_to_the_bit(data_dir: Path) -> N
 @pytest.mark.parametrize("size", [(224, 224), (225, 300), (1, 900), (640, 13), (1000, 667)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_preprocessing_equals_open_clips_for_any_shape(size: tuple[int, int], mode: str) -> None:
-    """Odd shapes and grey images come out as open_clip's own transform has them, to the bit."""
+    """Odd shapes and grey images are bit-identical to open_clip's own transform."""
     import open_clip  # noqa: PLC0415 - seconds, which the other tests need not wait
 
     pixels = np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def test_preprocessing_equals_open_clips_for_any_shape(size: tuple[int, int], mo
 
 
 def test_vectors_have_unit_length() -> None:
-    """Rows of any length come out as float32 of length one, in the same direction."""
+    """Rows of any length become float32 of length one, in the same direction."""
     unit = normalise(np.array([[3.0, 4.0], [0.1, 0.0]]))
     assert unit.dtype == np.float32
     np.testing.assert_allclose(unit, [[0.6, 0.8], [1, 0]], rtol=1e-6)
@@ -46,15 +46,15 @@ def test_a_row_without_direction_is_no_vector(bad: list[float]) -> None:
         normalise(np.array([[1.0, 0.0], bad]))
 
 
-def test_an_encoder_that_says_the_same_of_everything_has_collapsed() -> None:
-    """Equal vectors of different images are refused; different ones pass."""
+def test_equal_vectors_of_different_images_are_refused() -> None:
+    """Equal vectors of different images raise Collapsed; different ones pass."""
     check_distinct(np.eye(3, dtype=np.float32))
     with pytest.raises(Collapsed, match="cosine"):
         check_distinct(np.ones((2, 1), dtype=np.float32))
 
 
 def test_a_class_name_finds_its_photo_first(data_dir: Path) -> None:
-    """Among seven real photos' CLIP vectors, names of what is on them rank the right photo first."""
+    """Among seven real photos' CLIP vectors, class names rank the matching photo first."""
     folder = data_dir / "models" / "clip_vitb32_golden"
     names = json.loads((folder / "lvis_v1_names.json").read_text())
     words = normalise(np.load(folder / "lvis_v1_clip_a+cname.npy"))
@@ -70,7 +70,7 @@ def test_a_class_name_finds_its_photo_first(data_dir: Path) -> None:
 
 
 def test_a_photo_finds_a_sensible_name_first(data_dir: Path) -> None:
-    """Of 1203 class names, the kitten's photo is nearest to `kitten` and the motel sign's among signs."""
+    """Of 1203 class names, `kitten` is nearest to the kitten's photo, and a sign to the motel sign's."""
     folder = data_dir / "models" / "clip_vitb32_golden"
     names = json.loads((folder / "lvis_v1_names.json").read_text())
     words = normalise(np.load(folder / "lvis_v1_clip_a+cname.npy"))

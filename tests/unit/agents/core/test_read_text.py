@@ -1,4 +1,4 @@
-"""Reading order, merging and the auto policy, on spans written by hand and readers with nothing behind them."""
+"""Reading order, merging and the auto policy, on hand-written spans and fake readers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agents.core.read_text import (
     merge,
     read_auto,
     read_hybrid,
+    rotated_back,
     scaled,
-    turned,
 )
 from schemas.values import TextSpan
 
@@ -40,7 +40,7 @@ class Reader:
     def __init__(self, *spans: TextSpan) -> None:
         self.spans = list(spans)
         self.looked = 0
-        self.read_places: list[Polygon] = []
+        self.boxes_read: list[Polygon] = []
 
     def read(self, image: Image.Image) -> list[TextSpan]:
         return self.spans
@@ -49,9 +49,9 @@ class Reader:
         self.looked += 1
         return [one.polygon for one in self.spans]
 
-    def read_at(self, image: Image.Image, places: Sequence[Polygon]) -> list[TextSpan]:
-        self.read_places += places
-        return [one for one in self.spans if one.polygon in places]
+    def read_at(self, image: Image.Image, boxes: Sequence[Polygon]) -> list[TextSpan]:
+        self.boxes_read += boxes
+        return [one for one in self.spans if one.polygon in boxes]
 
 
 def texts(spans: Sequence[TextSpan]) -> list[str]:
@@ -59,7 +59,7 @@ def texts(spans: Sequence[TextSpan]) -> list[str]:
 
 
 def test_lines_are_read_downwards_and_words_of_a_line_to_the_right() -> None:
-    """Spans given in any order come out line by line, left to right, even when a line is not quite straight."""
+    """Spans in any order are sorted by line, left to right, even when a line is not quite straight."""
     spans = [
         span("d", box(200, 53, 80)),
         span("b", box(100, 14, 50)),
@@ -69,7 +69,7 @@ def test_lines_are_read_downwards_and_words_of_a_line_to_the_right() -> None:
     assert texts(in_reading_order(spans)) == ["a", "b", "c", "d"]
 
 
-def test_a_column_is_read_to_its_end_before_the_next_under_a_common_title() -> None:
+def test_columns_under_a_common_title_are_read_one_after_the_other() -> None:
     """A title over two columns comes first, then the whole left column, then the whole right one."""
     left = [span(f"l{i}", box(10, 60 + 25 * i, 150)) for i in range(4)]
     right = [span(f"r{i}", box(220, 62 + 25 * i, 150)) for i in range(4)]
@@ -78,20 +78,20 @@ def test_a_column_is_read_to_its_end_before_the_next_under_a_common_title() -> N
     assert texts(in_reading_order([*mixed, title])) == ["title", "l0", "l1", "l2", "l3", "r0", "r1", "r2", "r3"]
 
 
-def test_no_spans_are_no_text() -> None:
-    """An image without text has no spans, no confidence, and is no page."""
+def test_no_spans_have_no_confidence() -> None:
+    """An image without text has no spans, confidence zero, and is not a page."""
     assert in_reading_order([]) == []
     assert mean_confidence([]) == 0
     assert not is_page([], confidence=0, words=1)
 
 
-def test_confidence_is_weighed_by_length() -> None:
-    """A long sure line counts more than a short doubtful one."""
+def test_confidence_is_weighted_by_length() -> None:
+    """A long confident line counts more than a short doubtful one."""
     assert mean_confidence([span("a" * 9, box(0, 0, 90), 1.0), span("b", box(0, 30, 10), 0.0)]) == pytest.approx(0.9)
 
 
-def test_merging_keeps_the_surer_reading_of_a_place_and_adds_the_rest() -> None:
-    """Where both engines read the same place the surer one stands; what only one saw is kept."""
+def test_merging_keeps_the_more_confident_reading_and_adds_the_rest() -> None:
+    """Where both engines read the same text the more confident span is kept; spans of only one engine are added."""
     first = [span("Yuyvan", box(10, 10, 100), 0.4), span("only first", box(10, 100, 100), 0.8)]
     second = [
         span("Yuyuan", box(12, 9, 98), 0.9, "easyocr"),
@@ -101,20 +101,20 @@ def test_merging_keeps_the_surer_reading_of_a_place_and_adds_the_rest() -> None:
     assert texts(merge(first, second)) == ["Yuyuan", "only second", "only first"]
 
 
-def test_a_sure_word_does_not_push_out_the_line_it_is_part_of() -> None:
-    """A short span that is surer than a long line it lies in is no reason to lose the rest of the line."""
+def test_a_confident_word_does_not_replace_its_whole_line() -> None:
+    """A short span that is more confident than the long line around it does not replace the line."""
     line = span("over the lazy dog", box(10, 10, 300), 0.8)
     assert texts(merge([line], [span("lazy", box(120, 10, 60), 0.99, "easyocr")])) == ["over the lazy dog"]
 
 
 def test_merging_nothing_keeps_the_first_engines_own_order() -> None:
-    """An engine that knows columns keeps its order when the other adds nothing."""
+    """An engine with page layout keeps its order when the other adds nothing."""
     backwards = [span("b", box(10, 100, 50)), span("a", box(10, 10, 50))]
     assert texts(merge(backwards, [])) == ["b", "a"]
 
 
-def test_auto_does_not_look_again_at_a_page_that_was_read_well() -> None:
-    """A page of sure lines is Tesseract's: EasyOCR is not even asked where text is."""
+def test_auto_reads_a_well_read_page_once() -> None:
+    """A page of confident lines is Tesseract's alone; EasyOCR does not run."""
     page = Reader(*(span("five words on one line", box(10, 30 * i, 300)) for i in range(5)))
     scene = Reader(span("else", box(10, 10, 300)))
     assert len(read_auto(PICTURE, page, scene)) == 5
@@ -122,46 +122,46 @@ def test_auto_does_not_look_again_at_a_page_that_was_read_well() -> None:
 
 
 def test_auto_reads_again_only_where_text_was_read_badly() -> None:
-    """EasyOCR reads the places no sure line covers, and no others; noise where it sees no text goes."""
+    """EasyOCR reads only the boxes without a confident line; lines where it finds no text are dropped."""
     page = Reader(
         span("good", box(10, 10, 100), 0.95), span("8@d", box(10, 100, 100), 0.4), span("::", box(300, 250, 9), 0.3)
     )
     scene = Reader(span("good!", box(10, 10, 100), 0.99, "easyocr"), span("bad", box(10, 100, 100), 0.8, "easyocr"))
     assert texts(read_auto(PICTURE, page, scene)) == ["good", "bad"]
-    assert scene.read_places == [box(10, 100, 100)]
+    assert scene.boxes_read == [box(10, 100, 100)]
 
 
 def test_auto_reads_nothing_where_there_is_no_text() -> None:
-    """A photo without text is looked at once and read never; Tesseract's noise in it goes."""
+    """A photo without text is searched once and not read; Tesseract's noise in it is dropped."""
     scene = Reader()
     assert read_auto(PICTURE, Reader(span("~'", box(3, 3, 40), 0.35)), scene) == []
-    assert (scene.looked, scene.read_places) == (1, [])
+    assert (scene.looked, scene.boxes_read) == (1, [])
 
 
-def test_hybrid_asks_both_readers() -> None:
-    """Hybrid reads with both engines whatever the first says."""
+def test_hybrid_uses_both_readers() -> None:
+    """Hybrid reads with both engines whatever the first one finds."""
     one, two = Reader(span("left", box(10, 10, 100))), Reader(span("right", box(200, 10, 100), 0.5, "easyocr"))
     assert texts(read_hybrid(PICTURE, one, two)) == ["left", "right"]
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_polygons_of_a_turned_image_come_back_to_where_they_were(degrees: int) -> None:
-    """A mark found in the turned image is, after turning back, where it is in the image itself."""
+def test_polygons_of_a_rotated_image_map_back(degrees: int) -> None:
+    """A polygon in the rotated image maps back to its position in the original."""
     image = Image.new("L", (60, 40))
     image.paste(255, (50, 4, 56, 8))
     found = image.rotate(-degrees, expand=True).getbbox()
     assert found is not None
     left, top, right, bottom = found
-    back = frame_of(turned(box(left, top, right - left, bottom - top), degrees, 60, 40))
+    back = frame_of(rotated_back(box(left, top, right - left, bottom - top), degrees, 60, 40))
     assert (back.left, back.top, back.right, back.bottom) == (50, 4, 56, 8)
 
 
 def test_scaling_moves_polygons_only() -> None:
-    """Spans of a scaled-down image are put back to the full size, text untouched."""
+    """Spans of a scaled-down image are scaled to the full size, their text unchanged."""
     assert scaled([span("a", box(1, 2, 3, 4))], 2.0) == [span("a", box(2, 4, 6, 8))]
 
 
-def test_cover_is_a_share_of_the_place() -> None:
-    """Half a box under a span is half covered; a box without area is nothing to read."""
+def test_cover_is_a_share_of_the_box() -> None:
+    """A box half under a span is half covered; a box without area counts as covered."""
     assert covered(box(0, 0, 100), [span("a", box(0, 0, 50))]) == pytest.approx(0.5)
     assert covered(box(0, 0, 0), []) == 1.0

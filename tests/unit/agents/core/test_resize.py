@@ -39,8 +39,8 @@ def test_no_size_ends_at_zero(size: tuple[int, int], side: int, wanted: tuple[in
     assert fitted(size, side) == wanted
 
 
-def test_a_rendition_is_what_lanczos_from_full_size_gives(images_dir: Path) -> None:
-    """The small ones are the very bytes of the plain way; the largest, encoded with less effort, looks like it."""
+def test_a_rendition_equals_lanczos_from_full_size(images_dir: Path) -> None:
+    """Small renditions are byte-identical to a plain resize; the largest, with less effort, looks alike."""
     data = _saved(_photo(images_dir, 3000, 2000), "JPEG", quality=92)
     full = Image.open(io.BytesIO(data)).convert("RGB")
     image = open_master(data, SIDES)
@@ -56,7 +56,7 @@ def test_a_rendition_is_what_lanczos_from_full_size_gives(images_dir: Path) -> N
 
 
 def test_shrink_on_load_changes_neither_size_nor_looks(images_dir: Path) -> None:
-    """When only small renditions are wanted the JPEG is decoded small, and the result is the same picture."""
+    """When only small renditions are needed the JPEG is decoded small, and the result looks the same."""
     data = _saved(_photo(images_dir, 3000, 2000), "JPEG", quality=92)
     small = open_master(data, [600])
     wanted = Image.open(io.BytesIO(data)).resize((600, 400), Image.Resampling.LANCZOS)
@@ -65,7 +65,7 @@ def test_shrink_on_load_changes_neither_size_nor_looks(images_dir: Path) -> None
 
 
 def test_a_master_larger_than_the_largest_side_is_decoded_to_that_side() -> None:
-    """Nothing larger than what is wanted is kept, and nothing is enlarged."""
+    """The decoded image is at most the largest side, and never enlarged."""
     for kind in ("JPEG", "PNG"):
         data = _saved(Image.new("RGB", (900, 500), "teal"), kind)
         assert open_master(data, [40, 300]).size == (300, 167)
@@ -73,7 +73,7 @@ def test_a_master_larger_than_the_largest_side_is_decoded_to_that_side() -> None
 
 
 def test_alpha_survives_without_a_dark_seam() -> None:
-    """Transparent black beside opaque white stays white at the edge: colours are weighted by their alpha."""
+    """Transparent black beside opaque white stays white at the edge: colours are weighted by alpha."""
     pixels = np.zeros((400, 400, 4), np.uint8)
     pixels[:, 200:] = 255
     small = open_master(_saved(Image.fromarray(pixels), "PNG"), [150])
@@ -84,8 +84,8 @@ def test_alpha_survives_without_a_dark_seam() -> None:
     assert (stored[:, 0, 3].max(), stored[:, -1, 3].min()) == (0, 255)
 
 
-def test_renditions_are_the_same_bytes_every_time_and_carry_nothing_else(images_dir: Path) -> None:
-    """The same master gives the same WebP; no metadata goes along even if the master had some."""
+def test_renditions_are_deterministic_and_without_metadata(images_dir: Path) -> None:
+    """The same master gives the same WebP, without metadata even if the master has some."""
     exif = Image.Exif()
     exif[0x010F] = "maker"
     data = _saved(_photo(images_dir, 1500, 1000), "JPEG", exif=exif, icc_profile=b"profile", comment=b"hello")
@@ -99,14 +99,14 @@ def test_renditions_are_the_same_bytes_every_time_and_carry_nothing_else(images_
 
 
 def test_grey_and_extreme_masters_are_rendered() -> None:
-    """Every form a master can have gives a rendition."""
+    """Every form of master gives a rendition."""
     for image in (Image.new("L", (5, 700), 9), Image.new("RGB", (1, 1)), Image.new("RGBA", (1300, 2))):
         opened = open_master(_saved(image, "PNG"), SIDES)
         assert _decoded(render(opened, fitted(opened.size, 150))).size == fitted(image.size, 150)
 
 
-def test_what_the_sanitizer_did_not_write_is_not_decoded() -> None:
-    """Other formats, and masters beyond the limit, are an error: the master was not ours."""
+def test_masters_the_sanitizer_cannot_write_are_refused() -> None:
+    """Other formats, and masters above the limit, raise: the sanitizer did not write them."""
     with pytest.raises(OSError, match="cannot identify"):
         open_master(_saved(Image.new("RGB", (4, 4)), "GIF"), SIDES)
     with pytest.raises(ValueError, match="40 x 40"):

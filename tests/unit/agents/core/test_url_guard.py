@@ -1,4 +1,4 @@
-"""Which URLs may be fetched and which addresses connected to."""
+"""Which URLs may be fetched, and which addresses may be connected to."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PUBLIC_V6 = ["2606:4700:4700::1111", "2a00:1450:4001:81b::200e", "2600::1", "64:
 
 
 @pytest.mark.parametrize("text", REFUSED_V4 + REFUSED_V6)
-def test_refuses_what_is_not_public(text: str) -> None:
-    """An address that is not global unicast is refused, in every form that IPv6 has for an IPv4 one."""
+def test_refuses_non_public_addresses(text: str) -> None:
+    """An address that is not global unicast is refused, in every IPv6 form of an IPv4 address."""
     assert refusal(ip_address(text), STRICT)
 
 
 @pytest.mark.parametrize("text", PUBLIC_V4 + PUBLIC_V6)
-def test_passes_what_is_public(text: str) -> None:
-    """The neighbours of refused networks, and public addresses within IPv6, pass."""
+def test_passes_public_addresses(text: str) -> None:
+    """The neighbours of refused networks, and public IPv6 addresses, pass."""
     assert refusal(ip_address(text), STRICT) is None
 
 
@@ -48,7 +48,7 @@ def test_passes_what_is_public(text: str) -> None:
 @example(IPv4Address("192.88.99.1"))
 @example(IPv4Address("192.0.0.9"))
 def test_agrees_with_the_registry_on_ipv4(address: IPv4Address) -> None:
-    """Nothing passes that Python's copy of the IANA registry calls private, multicast or reserved."""
+    """No IPv4 address passes that Python's copy of the IANA registry marks private, multicast or reserved."""
     if refusal(address, STRICT) is None:
         assert address.is_global
         assert not (address.is_multicast or address.is_reserved or address.is_loopback or address.is_link_local)
@@ -56,15 +56,15 @@ def test_agrees_with_the_registry_on_ipv4(address: IPv4Address) -> None:
 
 @given(st.ip_addresses(v=6))
 def test_agrees_with_the_registry_on_ipv6(address: IPv6Address) -> None:
-    """No IPv6 address passes that Python's copy of the IANA registry calls anything but global."""
+    """No IPv6 address passes that Python's copy of the IANA registry does not mark global."""
     if refusal(address, STRICT) is None and not embedded_ipv4(address):
         assert address.is_global
         assert not (address.is_multicast or address.is_reserved or address.is_site_local or address.is_link_local)
 
 
 @given(st.ip_addresses(v=4), st.sampled_from(["mapped", "nat64", "6to4", "isatap"]))
-def test_judges_an_embedded_address_like_itself(address: IPv4Address, form: str) -> None:
-    """An IPv6 address that carries an IPv4 one passes exactly when the carried one does."""
+def test_checks_an_embedded_address_like_itself(address: IPv4Address, form: str) -> None:
+    """An IPv6 address with an embedded IPv4 address passes exactly when the embedded one does."""
     number = int(address)
     carrier = {
         "mapped": 0xFFFF << 32 | number,
@@ -77,7 +77,7 @@ def test_judges_an_embedded_address_like_itself(address: IPv4Address, form: str)
 
 @given(st.ip_addresses(v=4))
 def test_never_passes_compatible_or_teredo(address: IPv4Address) -> None:
-    """The forms that no public server has are refused whatever they carry."""
+    """Forms that no public server has are refused whatever they embed."""
     assert refusal(IPv6Address(int(address)), STRICT)
     assert refusal(IPv6Address(0x20010000 << 96 | int(address) << 64 | 0xFFFFFFFF ^ int(address)), STRICT)
 
@@ -92,7 +92,7 @@ def test_never_passes_compatible_or_teredo(address: IPv4Address) -> None:
     ],
 )
 def test_an_allowed_network_is_allowed(network: str, inside: str) -> None:
-    """An operator's own network is fetched from, and its neighbours are not."""
+    """An operator's own network is allowed, its neighbours are not."""
     policy = Policy(networks=(ip_network(network),))
     assert refusal(ip_address(inside), policy) is None
     assert refusal(ip_address("192.168.0.1"), policy)
@@ -101,7 +101,7 @@ def test_an_allowed_network_is_allowed(network: str, inside: str) -> None:
 
 @pytest.mark.parametrize("address", sorted(METADATA, key=str))
 def test_metadata_needs_its_own_permission(address: IPv4Address | IPv6Address) -> None:
-    """A cloud's metadata address is refused inside an allowed network, and allowed only when named alone."""
+    """A cloud's metadata address is refused inside an allowed network, and allowed only when listed on its own."""
     everything = Policy(networks=(ip_network("0.0.0.0/0"), ip_network("::/0")))
     assert refusal(address, everything) == "cloud metadata"
     assert refusal(address, Policy(networks=(ip_network(address),))) is None
@@ -110,7 +110,7 @@ def test_metadata_needs_its_own_permission(address: IPv4Address | IPv6Address) -
         assert refusal(IPv6Address(f"64:ff9b::{address}"), everything) == "cloud metadata"
 
 
-def test_one_bad_answer_spoils_the_rest() -> None:
+def test_one_forbidden_address_refuses_the_host() -> None:
     """A host with a public and a private address is refused, and so is one without any."""
     with pytest.raises(UrlNotAllowed, match="private"):
         check_addresses([ip_address("8.8.8.8"), ip_address("10.0.0.1")], STRICT)
@@ -133,7 +133,7 @@ def test_one_bad_answer_spoils_the_rest() -> None:
     ],
 )
 def test_gives_a_url_its_normal_form(url: str, normal: str) -> None:
-    """A URL that may be fetched comes out with an ASCII host, without default port and fragment."""
+    """A fetchable URL is returned with an ASCII host, without default port and fragment."""
     assert check_url(url, STRICT).url == normal
     assert check_url(normal, STRICT).url == normal
 
@@ -154,14 +154,14 @@ def test_gives_a_url_its_normal_form(url: str, normal: str) -> None:
         "http://256.256.256.256/", "http://xn--/",
     ],
 )  # fmt: skip
-def test_refuses_a_url_that_could_mislead(url: str) -> None:
-    """Other schemes, credentials, odd spellings of addresses, and anything two readers could read differently."""
+def test_refuses_ambiguous_urls(url: str) -> None:
+    """Other schemes, credentials, odd spellings of addresses, and anything parsers read differently are refused."""
     with pytest.raises(UrlNotAllowed):
         check_url(url, STRICT)
 
 
 def test_ports_can_be_restricted() -> None:
-    """With ports in the settings, only those are connected to."""
+    """With ports in the settings, only those are allowed."""
     policy = Policy(ports=frozenset({443}))
     assert check_url("https://example.com/", policy).port == 443
     for url in ("http://example.com/", "https://example.com:8443/"):
@@ -170,8 +170,8 @@ def test_ports_can_be_restricted() -> None:
 
 
 @given(st.text(max_size=40), st.sampled_from(["", "http://", "https://", "http://[", "http://a:"]))
-def test_any_text_is_judged(text: str, start: str) -> None:
-    """Whatever the text, the answer is a URL whose host is the one checked, or a refusal; never another error."""
+def test_any_text_gives_a_url_or_a_refusal(text: str, start: str) -> None:
+    """Any text gives a URL whose host is the checked one, or UrlNotAllowed; never another error."""
     try:
         target = check_url(start + text, STRICT)
     except UrlNotAllowed:
