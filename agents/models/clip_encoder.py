@@ -20,7 +20,7 @@ from agents.models.weights import Weights, find
 from streams.settings import ModelsSettings
 
 MODEL = "clip-vit-b-32"
-# OpenAI trained with QuickGELU; open_clip's plain ViT-B-32 has the exact GELU and would answer slightly wrong.
+# OpenAI trained with QuickGELU; open_clip's plain ViT-B-32 uses the exact GELU, which gives slightly wrong vectors.
 ARCHITECTURE = "ViT-B-32-quickgelu"
 _CONTEXT = 77  # tokens
 

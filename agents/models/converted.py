@@ -1,7 +1,7 @@
-"""OpenVINO: the same weights several times faster on a CPU. Converted once, cached, compiled per process.
+"""OpenVINO runs the same weights several times faster on a CPU. Converted once, cached, compiled per process.
 
-A conversion is kept under `models.cache` by the weights' sha256, the part that was converted and the converter's
-version, and written whole or not at all: several processes may convert the same weights at once.
+A conversion is cached under `models.cache` by the weights' sha256, the converted part and the converter's version. It
+is written atomically, since several processes may convert the same weights at once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ OPENVINO, TORCH = "openvino", "torch"
 
 
 def threads_of(settings: ModelsSettings) -> int:
-    """Return how many CPU threads one model may use: the setting, or as many cores as this process may run on."""
+    """Return how many CPU threads one model may use: the setting, or the cores available to this process."""
     return settings.threads or len(os.sched_getaffinity(0))
 
 
 def backend_of(settings: ModelsSettings) -> str:
-    """Return `openvino` or `torch`: what the settings say, else torch where it sees a CUDA device, else OpenVINO."""
+    """Return `openvino` or `torch`: the setting; for `auto`, torch with a CUDA device, else OpenVINO."""
     if settings.backend in {OPENVINO, TORCH}:
         return settings.backend
     if settings.backend != "auto":
-        raise ValueError(f"DARKROOM_MODELS__BACKEND is {settings.backend!r}: say auto, openvino or torch")
-    if Path("/proc/driver/nvidia/version").exists():  # asking torch costs a second and 200 MB: only with a driver
+        raise ValueError(f"DARKROOM_MODELS__BACKEND is {settings.backend!r}; allowed: auto, openvino, torch")
+    if Path("/proc/driver/nvidia/version").exists():  # importing torch costs a second and 200 MB: only with a driver
         import torch  # noqa: PLC0415
 
         if torch.cuda.is_available():
@@ -46,7 +46,7 @@ def backend_of(settings: ModelsSettings) -> str:
 
 
 def use_threads(settings: ModelsSettings) -> None:
-    """Bound torch and OpenCV to the threads of this process: two agents that each take every core slow each other."""
+    """Limit torch and OpenCV to this process's threads: two agents that each use every core slow each other down."""
     import cv2  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -54,11 +54,11 @@ def use_threads(settings: ModelsSettings) -> None:
     torch.set_num_threads(threads_of(settings))
 
 
-Convert = Callable[[Path], dict[str, JsonValue]]  # writes model.xml into the folder, returns what to remember
+Convert = Callable[[Path], dict[str, JsonValue]]  # writes model.xml into the folder, returns the contents of about.json
 
 
 def converted(settings: ModelsSettings, weights: Weights, part: str, convert: Convert) -> Path:
-    """Return the folder of a conversion (model.xml, model.bin, about.json), making it if it is not there."""
+    """Return the folder of a conversion (model.xml, model.bin, about.json), creating it if missing."""
     import openvino as ov  # noqa: PLC0415
 
     version = ov.__version__.split("-")[0]
@@ -73,7 +73,7 @@ def converted(settings: ModelsSettings, weights: Weights, part: str, convert: Co
         try:
             scratch.rename(folder)
         except OSError:
-            if not (folder / "about.json").is_file():  # else another process was first, with the same answer
+            if not (folder / "about.json").is_file():  # else another process finished the same conversion first
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -81,13 +81,13 @@ def converted(settings: ModelsSettings, weights: Weights, part: str, convert: Co
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """Return what was remembered of a conversion."""
+    """Return a conversion's metadata."""
     found: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     return found
 
 
 class CompiledModel:
-    """A model ready to answer, one call at a time: OpenVINO spreads each call over the threads by itself."""
+    """A compiled model; one call at a time, since OpenVINO spreads each call over the threads."""
 
     def __init__(self, model: Path, settings: ModelsSettings, *, exact: bool = False) -> None:
         """Compile; `exact` computes in float32 where the processor would be faster in bfloat16."""
@@ -101,7 +101,7 @@ class CompiledModel:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """The input's shape, None where it is free."""
+        """The input's shape, None for a dynamic dimension."""
         dims = self._compiled.input(0).get_partial_shape()
         return tuple(dim.get_length() if dim.is_static else None for dim in dims)
 

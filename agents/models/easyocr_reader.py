@@ -1,8 +1,8 @@
-"""EasyOCR: CRAFT finds where text is, a CRNN reads it there. CRAFT is nearly all the time, so it runs on OpenVINO.
+"""EasyOCR: CRAFT detects text boxes, a CRNN reads them. CRAFT takes nearly all the time, so it runs on OpenVINO.
 
-The image is first looked at small (`probe_side`): that shows whether there is text at all. Only when the text found
-there is small is it looked at again large. CRAFT runs over horizontal bands whose score maps are put together again,
-so its memory does not grow with the image's height. Boxes are then read at full resolution.
+CRAFT first runs on a small copy (`probe_side`), which shows whether there is text; if that text is small, it runs again
+on a larger copy. It processes overlapping horizontal bands, so that memory does not grow with the image's height. The
+boxes are read at full resolution.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from streams.settings import ModelsSettings
 ENGINE = "easyocr"
 DETECTOR, RECOGNISER = "easyocr-craft", "easyocr-english"
 _BAND, _OVERLAP = 512, 96  # rows of CRAFT's input; its receptive field reaches less than the overlap
-_LARGE_SIDE = 1920  # EasyOCR's own canvas_size is 2560; this took half the time and read a 300 dpi page as well
-_SMALL_LINE = 20.0  # probe pixels: text lower than this is looked at again, large
+_LARGE_SIDE = 1920  # EasyOCR's own canvas_size is 2560; this took half the time and read a 300 dpi page equally well
+_SMALL_LINE = 20.0  # probe pixels: with a lower median line height, detection runs again on the larger copy
 
 Box = tuple[int, int, int, int] | tuple[tuple[float, float], ...]
 
 
 def find_easyocr(settings: ModelsSettings, languages: Sequence[str]) -> tuple[Weights, Weights]:
-    """Return CRAFT's and the recogniser's weights. Raises Unavailable, also for languages no weights are known for."""
+    """Return CRAFT's and the recogniser's weights. Raises Unavailable, also for languages without known weights."""
     if set(languages) != {"en"}:
-        raise Unavailable(f"EasyOCR's known weights read en, not {', '.join(languages)}")
+        raise Unavailable(f"EasyOCR has weights for en only, not for {', '.join(languages)}")
     return find(DETECTOR, settings), find(RECOGNISER, settings)
 
 
 class EasyocrReader:
-    """Reads lines wherever they are, as in photos of signs. Safe to call from several threads: one reads at a time."""
+    """Reads lines anywhere, e.g. in photos of signs. Thread-safe: one call at a time."""
 
     def __init__(self, craft: Weights, recogniser: Weights, settings: ModelsSettings, *, probe_side: int = 736) -> None:
         """Load CRAFT and the recogniser. Raises Unavailable for weights that do not load."""
@@ -55,7 +55,7 @@ class EasyocrReader:
         self.weights = (craft, recogniser)
         self._probe_side = probe_side
         self._lock = threading.Lock()
-        networks = settings.cache / "easyocr"  # EasyOCR insists on a folder for its users' own networks
+        networks = settings.cache / "easyocr"  # EasyOCR requires a folder for users' own networks
         try:
             self._reader: Any = easyocr.Reader(
                 ["en"],
@@ -73,7 +73,7 @@ class EasyocrReader:
             raise Unavailable(f"EasyOCR does not load its weights: {type(error).__name__}") from error
 
     def find(self, image: Image.Image) -> list[Polygon]:
-        """Return where there is text, by a look at the small image and, if its text is small, at the large one."""
+        """Return text boxes, from the small copy or, if their text is small, from the larger one."""
         pixels = np.asarray(image.convert("RGB"))
         with self._lock:
             found = self._detect(pixels, self._probe_side)
@@ -85,21 +85,21 @@ class EasyocrReader:
                     return self._detect(pixels, _LARGE_SIDE)
             return found
 
-    def read_at(self, image: Image.Image, places: Sequence[Polygon]) -> list[TextSpan]:
-        """Return the text at the places `find` gave; a place with nothing legible gives nothing."""
-        if not places:
+    def read_at(self, image: Image.Image, boxes: Sequence[Polygon]) -> list[TextSpan]:
+        """Return the text at boxes of `find`; illegible boxes give nothing."""
+        if not boxes:
             return []
         grey = np.asarray(image.convert("L"))
-        straight = [_straight(place) for place in places if _is_straight(place)]
-        slanted = [[list(point) for point in place] for place in places if not _is_straight(place)]
+        straight = [_straight(box) for box in boxes if _is_straight(box)]
+        slanted = [[list(point) for point in box] for box in boxes if not _is_straight(box)]
         with self._lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of pinned memory and quantisation we do not use
+            warnings.simplefilter("ignore")  # torch warns of pinned memory and quantisation, which are unused
             answers = self._reader.recognize(grey, straight, slanted, reformat=False)
         spans = [_span(box, text, confidence) for box, text, confidence in answers if text.strip()]
         return in_reading_order(spans)
 
     def read(self, image: Image.Image) -> list[TextSpan]:
-        """Return all the text of an image in reading order."""
+        """Return all text of an image in reading order."""
         return self.read_at(image, self.find(image))
 
     def _detect(self, pixels: npt.NDArray[np.uint8], canvas: int) -> list[Polygon]:
@@ -121,13 +121,13 @@ def _device(backend: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _is_straight(place: Polygon) -> bool:
-    (ax, ay), (bx, by), (cx, cy), (dx, dy) = place
+def _is_straight(box: Polygon) -> bool:
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = box
     return ay == by and bx == cx and cy == dy and dx == ax
 
 
-def _straight(place: Polygon) -> list[int]:
-    frame = frame_of(place)
+def _straight(box: Polygon) -> list[int]:
+    frame = frame_of(box)
     return [int(frame.left), int(frame.right), int(frame.top), int(frame.bottom)]
 
 
@@ -154,7 +154,7 @@ def _convert(weights: Weights, folder: Path) -> dict[str, JsonValue]:
     import torch  # noqa: PLC0415
 
     class Scores(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-        """CRAFT's score maps alone: the features beside them are only used for training."""
+        """CRAFT's score maps alone; its feature maps are only used in training."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -171,7 +171,7 @@ def _convert(weights: Weights, folder: Path) -> dict[str, JsonValue]:
 
 
 def _craft(weights: Weights, settings: ModelsSettings, backend: str) -> Any:
-    """Return CRAFT as EasyOCR calls it: (1, 3, h, w) tensor in, (score maps (1, h/2, w/2, 2), None) out."""
+    """Return CRAFT with EasyOCR's interface: (1, 3, h, w) tensor in, (score maps (1, h/2, w/2, 2), None) out."""
     import torch  # noqa: PLC0415
 
     if backend == OPENVINO:
@@ -193,7 +193,7 @@ def _craft(weights: Weights, settings: ModelsSettings, backend: str) -> Any:
 
 
 def _in_bands(x: npt.NDArray[np.float32], run: Any) -> npt.NDArray[np.float32]:
-    """Return a network's maps of half the input's size, computed band by band with overlaps thrown away."""
+    """Return a network's half-size maps, computed in overlapping bands."""
     rows = x.shape[2]
     if rows <= _BAND:
         whole: npt.NDArray[np.float32] = run(x)

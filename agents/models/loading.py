@@ -1,7 +1,7 @@
-"""Load a stage's model when the stage opens: outside import, warmed up, proven on a golden image, or said to be away.
+"""Loads a stage's model when the stage opens, not on import: warmed up and checked on a golden image, or unavailable.
 
-Every master the analysis stages read is opened here too: it is ours (re-encoded by the sanitizer), so Pillow may
-decode it in this process.
+It also opens the masters that the analysis stages read: the sanitizer re-encoded them, so Pillow may decode them in
+this process.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from streams.telemetry import metrics
 from streams.telemetry.health_board import Condition
 
 M = TypeVar("M")
-_open = Image.open  # ultralytics replaces Image.open when it is imported, with one that fails differently
-_MASTERS = ("PNG", "JPEG", "WEBP")  # no other decoder is even asked
+_open = Image.open  # on import ultralytics replaces Image.open by one with other errors
+_MASTERS = ("PNG", "JPEG", "WEBP")  # the only decoders allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[M]):
-    """A model that answered its golden image, or None and the reason the stage skips."""
+    """A model that passed its golden image, or None and the reason the stage skips."""
 
     model: M | None
     reason: str = ""
 
     def skips(self, count: int) -> Sequence[Skip]:
-        """Return what to answer for events nobody can work on: reported on each image."""
+        """Return one Skip per event, with the reason."""
         return [Skip(ErrorCode.MODEL_UNAVAILABLE, self.reason, reported=True)] * count
 
 
@@ -48,25 +48,25 @@ async def load(
     required: bool,
     describe: Callable[[M], str] = lambda _: "",
 ) -> Loaded[M]:
-    """Build a model in a thread (`build` loads, warms up and proves it) and say on health, metric and log how it went.
+    """Build a model in a thread (`build` loads, warms up and checks it); report the result in health, metric and log.
 
-    Raises NotReady when the model is required and unavailable, when the settings do not fit it, and when it answers
-    its golden image wrongly.
+    Raises NotReady when the model is required and unavailable, when the settings do not fit it, or when it fails its
+    golden image.
     """
     gauge = metrics.MODEL_AVAILABLE.labels(stage, name)
     log = structlog.get_logger().bind(stage=stage, model=name)
     try:
         model = await asyncio.to_thread(build)
-    except (Unavailable, ModuleNotFoundError) as error:  # the weights, or the library that runs them, are not here
+    except (Unavailable, ModuleNotFoundError) as error:  # the weights, or the library that runs them, are missing
         gauge.set(0)
         reason = f"{name} is unavailable: {error}"
         if required:
             resources.health.say(stage, Condition.UNREADY, reason)
             raise NotReady(f"{stage} requires its model. {reason}") from error
         resources.health.say(stage, Condition.DEGRADED, reason)
-        log.warning("model unavailable, the stage skips", reason=str(error))
+        log.warning("model unavailable; stage skips", reason=str(error))
         return Loaded(None, reason)
-    except ValueError as error:  # WrongAnswer, Collapsed, or a setting the model knows nothing of
+    except ValueError as error:  # WrongAnswer, Collapsed, or a setting that the model does not support
         gauge.set(0)
         resources.health.say(stage, Condition.UNREADY, str(error))
         raise NotReady(f"{stage}: {error}") from error
@@ -77,7 +77,7 @@ async def load(
 
 
 def open_master(data: bytes) -> Image.Image:
-    """Return a master's pixels as RGB; what is transparent is shown on white, as a viewer would.
+    """Return a master's pixels as RGB, transparency on white as viewers show it.
 
     Raises OSError for bytes that are not an image.
     """

@@ -1,4 +1,4 @@
-"""The engines of an OCR policy, as one reader: which of them are here, what they are, how they read together."""
+"""The available engines of an OCR policy, combined into one reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GOLDEN = "DARKROOM"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How text is read; see agents.stages.ocr.OcrSettings for each."""
+    """How text is read; see agents.stages.ocr.OcrSettings for each field."""
 
     policy: str
     languages: tuple[str, ...] = ("en",)
@@ -30,12 +30,12 @@ class Rules:
     max_side: int = 4096
     probe_side: int = 736
     page_timeout_s: float = 60.0
-    all_engines: bool = False  # unavailable altogether when one of the policy's engines is
+    all_engines: bool = False  # unavailable as a whole when one of the policy's engines is
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The engines that are here. Safe to use from several threads."""
+    """The available engines. Thread-safe."""
 
     rules: Rules
     tesseract: TesseractReader | None
@@ -44,7 +44,7 @@ class Reading:
     missing: tuple[str, ...] = ()
 
     def read(self, image: Image.Image) -> list[TextSpan]:
-        """Return the text of an image in reading order, polygons in its pixels. Blank and doubtful lines go."""
+        """Return the text of an image in reading order, polygons in its pixels. Drops blank and doubtful lines."""
         longest = max(image.size)
         factor = 1.0
         if longest > self.rules.max_side:
@@ -63,9 +63,9 @@ class Reading:
 
 
 def open_engines(models: ModelsSettings, rules: Rules) -> Reading:
-    """Load the engines of the policy, each proven on a drawn word.
+    """Load the engines of the policy and check each on a drawn word.
 
-    Raises Unavailable when none (with `all_engines`: not every one) is here, WrongAnswer when one misreads the word.
+    Raises Unavailable when none (with `all_engines`: not every one) is available, WrongAnswer when one misreads it.
     """
     tesseract: TesseractReader | None = None
     easyocr: EasyocrReader | None = None
@@ -75,39 +75,39 @@ def open_engines(models: ModelsSettings, rules: Rules) -> Reading:
         try:
             tesseract = TesseractReader(rules.languages, timeout_s=rules.page_timeout_s)
             engines.append(_tesseract_ref(tesseract))
-            _prove("tesseract", tesseract)
+            _check_golden("tesseract", tesseract)
         except (Unavailable, ModuleNotFoundError) as error:
-            missing.append(_away("tesseract", error))
+            missing.append(_unavailable("tesseract", error))
     if rules.policy != "tesseract":
         try:
             easyocr = EasyocrReader(*find_easyocr(models, rules.languages), models, probe_side=rules.probe_side)
             engines += [ModelRef(name=w.name, sha256=w.sha256, backend=easyocr.backend) for w in easyocr.weights]
-            _prove("easyocr", easyocr)
+            _check_golden("easyocr", easyocr)
         except (Unavailable, ModuleNotFoundError) as error:
-            missing.append(_away("easyocr", error))
+            missing.append(_unavailable("easyocr", error))
     if not engines or (missing and rules.all_engines):
         raise Unavailable("; ".join(missing))
     return Reading(rules, tesseract, easyocr, tuple(engines), tuple(missing))
 
 
-def _away(engine: str, error: Exception) -> str:
+def _unavailable(engine: str, error: Exception) -> str:
     metrics.MODEL_AVAILABLE.labels("ocr", engine).set(0)
     structlog.get_logger().warning("OCR engine unavailable", stage="ocr", model=engine, reason=str(error))
     return f"{engine}: {error}"
 
 
 def _tesseract_ref(reader: TesseractReader) -> ModelRef:
-    """Tesseract's weights belong to its installation: its version and languages stand for them."""
+    """Return Tesseract's model reference: its version and languages identify its installed weights."""
     named = f"tesseract {reader.version} {reader.languages}"
     return ModelRef(name=named, sha256=hashlib.sha256(named.encode()).hexdigest(), backend="tesseract")
 
 
-def _prove(engine: str, reader: TextReader) -> None:
-    """Let a reader read a drawn word. Raises WrongAnswer if it reads another."""
+def _check_golden(engine: str, reader: TextReader) -> None:
+    """Let a reader read a drawn word. Raises WrongAnswer if it reads anything else."""
     picture = Image.new("RGB", (420, 120), "white")
     ImageDraw.Draw(picture).text((40, 30), _GOLDEN, fill="black", font=ImageFont.load_default(56))
     spans = reader.read(picture)
     read = "".join(span.text for span in spans).upper().replace(" ", "")
     if _GOLDEN not in read or mean_confidence(spans) <= 0:
-        raise WrongAnswer(f"{engine} reads {read[:40]!r} where {_GOLDEN!r} is written")
+        raise WrongAnswer(f"{engine} reads {read[:40]!r} instead of {_GOLDEN!r}")
     metrics.MODEL_AVAILABLE.labels("ocr", engine).set(1)

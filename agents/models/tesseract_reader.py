@@ -1,4 +1,4 @@
-"""Tesseract: a process per call, so several pages are read at once by calling from several threads."""
+"""Tesseract: one process per call, so that several threads read several pages in parallel."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 import pytesseract
 from PIL import Image
 
-from agents.core.read_text import Polygon, frame_of, mean_confidence, turned
+from agents.core.read_text import Polygon, frame_of, mean_confidence, rotated_back
 from agents.models.weights import Unavailable
 from schemas.values import TextSpan
 from streams.errors import Retryable
 
 ENGINE = "tesseract"
-# ISO 639-1 to Tesseract's names; any other name is given to Tesseract as it is.
+# ISO 639-1 to Tesseract's names; any other name is passed on unchanged.
 _NAMES = {"en": "eng", "de": "deu", "fr": "fra", "es": "spa", "it": "ita", "pt": "por", "nl": "nld", "pl": "pol"}
-_SURE = 0.7  # a page read with less is looked at for its orientation
-_SIDE_LIMIT = 32_767  # pixels Tesseract can index
-# A process that got one of these was ended by somebody, a supervisor or the kernel; the page has no part in it.
+_SURE = 0.7  # below this mean confidence the orientation is checked
+_SIDE_LIMIT = 32_767  # pixels that Tesseract can index
+# Signals sent by a supervisor or the kernel: the page did not cause the exit.
 _ENDED_FROM_OUTSIDE = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL})
 
 
 class TesseractReader:
-    """Reads lines with Tesseract's page layout analysis, in its order. Safe to call from several threads."""
+    """Reads lines with Tesseract's page layout analysis, in its order. Thread-safe."""
 
     def __init__(self, languages: Sequence[str] = ("en",), *, timeout_s: float = 60.0) -> None:
         """Find the program and its languages. Raises Unavailable when one is missing."""
-        os.environ["OMP_THREAD_LIMIT"] = "1"  # pages run side by side; threads within one only get in their way
+        os.environ["OMP_THREAD_LIMIT"] = "1"  # pages run in parallel; threads within one page would compete
         if shutil.which(pytesseract.pytesseract.tesseract_cmd) is None:
             raise Unavailable("the program tesseract is not installed (Debian: tesseract-ocr)")
         names = [_NAMES.get(language, language) for language in languages]
@@ -44,32 +44,32 @@ class TesseractReader:
         self._timeout_s = timeout_s
 
     def read(self, image: Image.Image) -> list[TextSpan]:
-        """Return the lines of an image. One that reads badly and stands on its side or head is turned first.
+        """Return the lines of an image. A page that reads badly and is rotated is rotated upright first.
 
-        Raises Retryable when Tesseract takes longer than its timeout, or was ended from outside.
+        Raises Retryable when Tesseract takes longer than its timeout, or was killed by a signal from outside.
         """
         spans = self._lines(image)
         if not self._can_turn or mean_confidence(spans) >= _SURE or sum(len(s.text) for s in spans) < 20:
             return spans
-        degrees = self._turn_needed(image)
+        degrees = self._rotation_needed(image)
         if not degrees:
             return spans
         upright = self._lines(image.rotate(-degrees, expand=True))
         if mean_confidence(upright) <= mean_confidence(spans):
             return spans
         return [
-            span.model_copy(update={"polygon": turned(span.polygon, degrees, image.width, image.height)})
+            span.model_copy(update={"polygon": rotated_back(span.polygon, degrees, image.width, image.height)})
             for span in upright
         ]
 
-    def _turn_needed(self, image: Image.Image) -> int:
-        """Return by how many degrees clockwise the image must be turned to be upright; 0 if that is not known."""
+    def _rotation_needed(self, image: Image.Image) -> int:
+        """Return by how many degrees clockwise the image must be rotated to be upright; 0 if unknown."""
         try:
             found = pytesseract.image_to_osd(
                 image, output_type=pytesseract.Output.DICT, timeout=self._timeout_s, config="--psm 0"
             )
-        except pytesseract.TesseractError as error:  # too few letters to tell
-            _check_own_end(error)
+        except pytesseract.TesseractError as error:  # too few letters to detect it
+            _check_signal(error)
             return 0
         except RuntimeError:  # a timeout
             return 0
@@ -83,15 +83,15 @@ class TesseractReader:
                 image, lang=self.languages, output_type=pytesseract.Output.DICT, timeout=self._timeout_s
             )
         except pytesseract.TesseractError as error:
-            _check_own_end(error)
+            _check_signal(error)
             raise OSError(f"tesseract: {str(error)[:300]}") from error
         except RuntimeError as error:  # what pytesseract raises for a timeout
             raise Retryable(f"tesseract took longer than {self._timeout_s:g} s") from error
         lines: dict[tuple[int, int, int], list[int]] = {}
         for index, word in enumerate(data["text"]):
             if str(word).strip() and float(data["conf"][index]) >= 0:
-                place = (data["block_num"][index], data["par_num"][index], data["line_num"][index])
-                lines.setdefault(place, []).append(index)
+                position = (data["block_num"][index], data["par_num"][index], data["line_num"][index])
+                lines.setdefault(position, []).append(index)
         return [self._span(data, words) for words in lines.values()]
 
     def _span(self, data: dict[str, list[int]], words: list[int]) -> TextSpan:
@@ -117,7 +117,7 @@ class TesseractReader:
         )
 
 
-def _check_own_end(error: pytesseract.TesseractError) -> None:
-    """Raise Retryable if Tesseract did not end by itself."""
+def _check_signal(error: pytesseract.TesseractError) -> None:
+    """Raise Retryable if a signal from outside ended Tesseract."""
     if error.status in _ENDED_FROM_OUTSIDE:
-        raise Retryable(f"tesseract was ended by {signal.Signals(-error.status).name}") from error
+        raise Retryable(f"tesseract was killed by {signal.Signals(-error.status).name}") from error

@@ -1,9 +1,9 @@
-"""Weights: which file answers for a model, and proof that it is the one we mean.
+"""Finds a model's weights file and verifies that it is the expected one.
 
-Looked for in the operator's folder (`models.dir`), in installed packages, in the cache, then downloaded from the
-official source and verified. A file of the manifest counts only with the manifest's sha256. An operator's own file is
-accepted when a setting names it; its hash is recorded with every result. Where a stage allows it (`own_patterns`), a
-file of the operator's folder that fits a pattern is taken without being named: by pattern, then by name.
+Search order: the operator's folder (`models.dir`), installed packages, the cache, a download from the official source.
+A file of the manifest must have the manifest's sha256. An operator's own file is accepted when a setting names it; its
+hash is recorded with every result. Where a stage allows it (`own_patterns`), a file of the operator's folder that
+matches a pattern is used without being named: by pattern, then by name.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ import httpx
 
 from streams.settings import ModelsSettings
 
-Progress = Callable[[str, int, int | None], None]  # model name, bytes so far, bytes in all if known
-_CONNECT_S = 3.0  # a machine without network must learn so at once, not after minutes
+Progress = Callable[[str, int, int | None], None]  # model name, bytes so far, total bytes if known
+_CONNECT_S = 3.0  # without network the search must fail at once, not after minutes
 _READ_S = 20.0
 _CHUNK = 1 << 20
 
-# What is taken from an operator's folder without being named. Weights that torch loads come before fixed graphs.
+# Files of an operator's folder used without being named. Weights that torch loads come before fixed graphs.
 OWN_DETECTORS = ("*yolo*.pt", "*yolo*.onnx")
 
 
 class Unavailable(Exception):
-    """There are no weights to use; the message, fit for clients, says where we looked and what failed."""
+    """No weights are available; the message, fit for clients, lists the searched places and the failures."""
 
 
 class Mismatch(Unavailable):
-    """A file is there, but it is not the one the manifest means."""
+    """A file of the right name has another hash than the manifest's."""
 
 
 class WrongAnswer(ValueError):
-    """A model's answer to its golden image is not one its weights can have given."""
+    """A model's answer to its golden image is implausible for its weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One line of the manifest."""
+    """One entry of the manifest."""
 
     name: str
     stage: str
@@ -60,7 +60,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A file to load, and what it hashes to. `own`: an operator's, not the manifest's."""
+    """A weights file and its sha256. `own`: an operator's, not the manifest's."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ class Weights:
 
 
 class ModelState(StrEnum):
-    """Whether a model of the manifest can be used here, without downloading."""
+    """Whether a model of the manifest is usable on this machine without a download."""
 
     AVAILABLE = "available"
     UNAVAILABLE = "unavailable"
@@ -78,7 +78,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What `darkroom models` prints of one model."""
+    """One line of `darkroom models`."""
 
     name: str
     stage: str
@@ -91,13 +91,13 @@ class ModelStatus:
 
 @cache
 def manifest() -> tuple[Model, ...]:
-    """Return the models Darkroom knows."""
+    """Return all models of the manifest."""
     text = Path(__file__).with_name("manifest.toml").read_text(encoding="utf-8")
     return tuple(Model(**entry) for entry in tomllib.loads(text)["model"])
 
 
 def model_named(name: str) -> Model:
-    """Return one model of the manifest. Raises KeyError when it knows no such name."""
+    """Return one model of the manifest. Raises KeyError for an unknown name."""
     for model in manifest():
         if model.name == name:
             return model
@@ -118,7 +118,7 @@ def find(
     own_patterns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Weights:
-    """Return the weights for a model, downloading them if that is allowed and nothing else has them.
+    """Return a model's weights, downloaded if allowed and found nowhere else.
 
     `own` is the file name of an operator's own weights in `settings.dir`. Raises Unavailable, or Mismatch when a file
     of the right name has the wrong hash and no other place has the right one.
@@ -126,7 +126,7 @@ def find(
     if own is not None:
         return _named_by_operator(own, settings)
     model = model_named(name)
-    found = _look(model, settings)
+    found = _search(model, settings)
     if isinstance(found, Weights):
         return found
     for path in _own_files(settings, own_patterns):
@@ -140,10 +140,10 @@ def find(
 
 
 def status(settings: ModelsSettings) -> list[ModelStatus]:
-    """Say of every model of the manifest whether it can be used here. Downloads nothing, hashes what it finds."""
-    answers: list[ModelStatus] = []
+    """Return whether each model of the manifest is usable here. Downloads nothing, hashes the files it finds."""
+    statuses: list[ModelStatus] = []
     for model in manifest():
-        found = _look(model, settings)
+        found = _search(model, settings)
         if isinstance(found, Weights):
             state, where, digest, reason = ModelState.AVAILABLE, found.path, found.sha256, ""
         elif isinstance(found, Mismatch):
@@ -151,21 +151,21 @@ def status(settings: ModelsSettings) -> list[ModelStatus]:
             state, digest, reason = ModelState.MISMATCH, sha256_of(where), str(found)
         else:
             state, where, digest, reason = ModelState.UNAVAILABLE, None, None, str(found)
-        answers.append(ModelStatus(model.name, model.stage, state, where, digest, model.licence, reason))
-    return answers
+        statuses.append(ModelStatus(model.name, model.stage, state, where, digest, model.licence, reason))
+    return statuses
 
 
 def fetch(
     settings: ModelsSettings, names: Iterable[str] = (), *, progress: Progress | None = None
 ) -> list[ModelStatus]:
-    """Download and verify the named models (all, if none is named) that are not there yet; return what came of it.
+    """Download and verify the named models (all, if none is named) that are missing; return their status.
 
-    Asking is permission: `settings.download` is not looked at. Raises KeyError for a name the manifest does not know.
+    Ignores `settings.download`. Raises KeyError for a name that is not in the manifest.
     """
     wanted = [model_named(name) for name in names] or list(manifest())
     failures: dict[str, str] = {}
     for model in wanted:
-        if isinstance(_look(model, settings), Weights):
+        if isinstance(_search(model, settings), Weights):
             continue
         try:
             _download(model, settings.cache, progress)
@@ -181,18 +181,18 @@ def fetch(
 
 def _named_by_operator(own: str, settings: ModelsSettings) -> Weights:
     if settings.dir is None:
-        raise Unavailable(f"weights {own!r} are named, but DARKROOM_MODELS__DIR is not set")
+        raise Unavailable(f"weights {own!r} need DARKROOM_MODELS__DIR, which is not set")
     folder = settings.dir.resolve()
     path = (folder / own).resolve()
     if not path.is_relative_to(folder):
-        raise Unavailable(f"weights {own!r} lie outside models.dir")
+        raise Unavailable(f"weights {own!r} are outside models.dir")
     if not path.is_file():
         raise Unavailable(f"there is no {own} in models.dir")
     return Weights(path.stem, path, sha256_of(path), own=True)
 
 
 def _places(model: Model, settings: ModelsSettings) -> Iterator[tuple[str, Path]]:
-    """Name each place a model may be in. The names, not the paths, are what images and clients are told."""
+    """Yield the name and path of each place to search. Only the names are shown to clients."""
     if settings.dir is not None:
         yield "models.dir", settings.dir / model.file
     if model.package is not None:
@@ -203,11 +203,11 @@ def _places(model: Model, settings: ModelsSettings) -> Iterator[tuple[str, Path]
     yield "models.cache", settings.cache / model.file
 
 
-def _look(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
+def _search(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
     wrong: list[str] = []
-    looked: list[str] = []
+    searched: list[str] = []
     for place, path in _places(model, settings):
-        looked.append(place)
+        searched.append(place)
         if path.is_file():
             digest = sha256_of(path)
             if digest == model.sha256:
@@ -215,7 +215,7 @@ def _look(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
             wrong.append(f"{model.file} in {place} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
     if wrong:
         return Mismatch("; ".join(wrong))
-    return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(looked))}")
+    return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(searched))}")
 
 
 def _own_files(settings: ModelsSettings, patterns: Sequence[str]) -> Iterator[Path]:
@@ -226,7 +226,7 @@ def _own_files(settings: ModelsSettings, patterns: Sequence[str]) -> Iterator[Pa
 
 
 def _download(model: Model, folder: Path, progress: Progress | None) -> Weights:
-    """Bring the file into the cache, whole and verified or not at all."""
+    """Download the file into the cache, verified and atomically."""
     target = folder / model.file
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def _download(model: Model, folder: Path, progress: Progress | None) -> Weights:
             got = _stream(model, Path(scratch), progress)
             digest = sha256_of(got)
             if digest != model.sha256:
-                raise Mismatch(f"what {model.source} sent has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
+                raise Mismatch(f"the download from {model.source} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
             os.replace(got, target)  # noqa: PTH105 - Path.replace is the same; os.replace says atomic
     except (httpx.HTTPError, OSError, zipfile.BadZipFile, KeyError) as error:
         raise Unavailable(f"download from {model.source} failed: {str(error) or type(error).__name__}") from error

@@ -1,7 +1,7 @@
-"""YOLO through ultralytics: its letterbox, its suppression, its scaling back; OpenVINO or torch in between.
+"""YOLO with ultralytics' letterbox, suppression and scaling; inference by OpenVINO or torch.
 
-Every image is letterboxed for itself (to a multiple of the stride, as `YOLO.predict` does with one image), so an
-image's boxes never depend on its batch. On a CPU images then run one by one: batches were slower there.
+Each image is letterboxed on its own (to a multiple of the stride, as `YOLO.predict` does with one image), so that its
+boxes never depend on the batch. On a CPU images run one by one: batches were slower there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agents.models.weights import OWN_DETECTORS, Unavailable, Weights, WrongAnsw
 from streams.settings import ModelsSettings
 
 MODEL = "yolov8n"
-# Read by ultralytics when it is first imported: no package installs, no network, no chatter.
+# Read by ultralytics on import: no package installs, no network, no output.
 _QUIET = {"YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}
 
 
@@ -36,7 +36,7 @@ def find_yolo(settings: ModelsSettings, own: str | None = None) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class Letterboxed:
-    """An image as the model sees it, (height, width, 3) RGB uint8, and the size it came from."""
+    """A letterboxed image, (height, width, 3) RGB uint8, and its original size."""
 
     pixels: npt.NDArray[np.uint8]
     width: int
@@ -49,11 +49,11 @@ class _Graph:
     names: dict[int, str]
     stride: int
     end2end: bool
-    shape: tuple[int, int] | None  # (height, width) the graph insists on
+    shape: tuple[int, int] | None  # (height, width) if the graph's input is fixed
 
 
 class YoloDetector:
-    """Finds objects with any YOLO weights (.pt or .onnx). Safe to call from several threads."""
+    """Detects objects with any YOLO weights (.pt or .onnx). Thread-safe."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class YoloDetector:
         max_objects: int = 300,
         exact: bool = False,
     ) -> None:
-        """Load and compile. Raises Unavailable for weights that do not load, ValueError for classes unknown to them."""
+        """Load and compile. Raises Unavailable for weights that do not load, ValueError for classes they lack."""
         os.environ.update(_QUIET)
         os.environ.setdefault("YOLO_CONFIG_DIR", str(settings.cache))
         from ultralytics.data.augment import LetterBox  # noqa: PLC0415
@@ -83,19 +83,19 @@ class YoloDetector:
         self.labels = tuple(graph.names.values())
         unknown = sorted(set(classes) - set(self.labels))
         if unknown:
-            raise ValueError(f"{weights.path.name} knows no class {', '.join(unknown)}")
+            raise ValueError(f"{weights.path.name} has no class {', '.join(unknown)}")
         self._classes = [index for index, name in graph.names.items() if name in classes] or None
         self._confidence, self._iou, self._most = confidence, iou, max_objects
         self._letterbox = LetterBox(graph.shape or image_size, auto=graph.shape is None, stride=graph.stride)
 
     def prepare(self, image: Image.Image) -> Letterboxed:
-        """Return an image letterboxed for the model."""
-        # Scaling and padding treat all channels alike, so RGB in gives what BGR in, flipped, would give.
+        """Return the letterboxed image."""
+        # Scaling and padding are the same for all channels, so RGB input gives the same as flipped BGR input.
         pixels = self._letterbox(image=np.asarray(image.convert("RGB")))
         return Letterboxed(pixels, image.width, image.height)
 
     def raw(self, prepared: Letterboxed) -> npt.NDArray[np.float32]:
-        """Return the model's own output for one image, before any threshold."""
+        """Return the model's raw output for one image, before thresholds."""
         chw = np.ascontiguousarray(prepared.pixels.transpose(2, 0, 1)[None], dtype=np.float32)
         answer: npt.NDArray[np.float32] = self._graph.run(chw / np.float32(255))
         return answer
@@ -121,7 +121,7 @@ class YoloDetector:
         return [Detection(self._graph.names[int(row[5])], row[4], *row[:4]) for row in kept.tolist()]
 
     def check(self) -> None:
-        """Prove that the model answers, and differently to different images. Raises WrongAnswer.
+        """Check that the model answers, and differently for different images. Raises WrongAnswer.
 
         With COCO's classes it must also find the person and the bus in the photo ultralytics ships.
         """
@@ -134,13 +134,13 @@ class YoloDetector:
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise WrongAnswer(f"{self.weights.name} answers NaN or infinity")
         if np.array_equal(first, second):
-            raise WrongAnswer(f"{self.weights.name} answers the same to different images")
+            raise WrongAnswer(f"{self.weights.name} gives equal answers for different images")
         if {"person", "bus"} <= set(self.labels) and self._classes is None and photo.is_file():
             with Image.open(photo) as image:
                 prepared = self.prepare(image)
             found = {one.label for one in self._detect(prepared)}
             if self._confidence <= 0.6 and not {"person", "bus"} <= found:
-                raise WrongAnswer(f"{self.weights.name} finds {sorted(found)} where a person and a bus are")
+                raise WrongAnswer(f"{self.weights.name} finds {sorted(found)} in a photo of a person and a bus")
 
 
 def _open(weights: Weights, settings: ModelsSettings, backend: str, *, exact: bool) -> _Graph:
@@ -156,7 +156,7 @@ def _open(weights: Weights, settings: ModelsSettings, backend: str, *, exact: bo
 
 
 def _open_onnx(weights: Weights, settings: ModelsSettings, *, exact: bool) -> _Graph:
-    """ultralytics writes names and stride into an export's metadata; OpenVINO reads the graph itself."""
+    """Return the graph of an ONNX export, with names and stride from the metadata that ultralytics wrote into it."""
     import openvino as ov  # noqa: PLC0415
 
     info = ov.Core().read_model(weights.path).get_rt_info()["framework"]
@@ -189,7 +189,7 @@ def _open_torch(weights: Weights) -> _Graph:
 
 
 def _convert(weights: Weights, folder: Path) -> dict[str, JsonValue]:
-    """Let ultralytics export a copy: it writes beside the weights, which may lie where nobody may write."""
+    """Let ultralytics export a copy: it writes beside the weights, whose folder may be read-only."""
     from ultralytics import YOLO  # noqa: PLC0415
 
     copy = folder / "weights.pt"

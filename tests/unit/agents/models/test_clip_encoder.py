@@ -1,4 +1,4 @@
-"""CLIP's two towers on both backends against open_clip's own, and the embedder agent around the image tower."""
+"""CLIP's two towers on both backends compared with open_clip, and the embedder agent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = ["a kitten", "a motel sign at night", "a boardwalk by the sea", "", "a "
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
-    """Settings whose folder holds ViT-B/32 with seeded random weights: the architecture is what is compared."""
+    """Settings whose folder contains ViT-B/32 with seeded random weights: the test compares the architecture."""
     import open_clip  # noqa: PLC0415 - seconds
     import torch  # noqa: PLC0415
 
@@ -49,7 +49,7 @@ def photos(images_dir: Path) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def theirs(weights: Weights, photos: list[Image.Image]) -> tuple[Floats, Floats]:
-    """Return open_clip's own unit vectors of the photos and of the texts."""
+    """Return open_clip's own unit vectors of the photos and the texts."""
     import open_clip  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -70,7 +70,7 @@ def backend(request: pytest.FixtureRequest, settings: ModelsSettings) -> ModelsS
 def test_image_vectors_equal_open_clips(
     backend: ModelsSettings, weights: Weights, photos: list[Image.Image], theirs: tuple[Floats, Floats]
 ) -> None:
-    """On both backends each photo's vector has a cosine of at least 0.9999 to open_clip's own."""
+    """On both backends each photo's vector has a cosine of at least 0.9999 to open_clip's."""
     encoder = ClipEncoder(weights, backend)
     ours = encoder.encode_images(photos)
     assert encoder.backend == backend.backend
@@ -83,7 +83,7 @@ def test_image_vectors_equal_open_clips(
 def test_text_vectors_equal_open_clips(
     backend: ModelsSettings, weights: Weights, theirs: tuple[Floats, Floats]
 ) -> None:
-    """On both backends each text's vector has a cosine of 0.9999 to open_clip's own, even if empty or too long."""
+    """On both backends each text's vector has a cosine of 0.9999 to open_clip's, even if empty or too long."""
     ours = ClipTextEncoder(weights, backend).encode_texts(TEXTS)
     assert float((ours * theirs[1]).sum(axis=1).min()) >= 0.9999
 
@@ -100,14 +100,14 @@ def test_the_activation_is_quick_gelu(
 
 
 def test_no_images_are_no_vectors(weights: Weights, settings: ModelsSettings) -> None:
-    """An empty list gives an array of no rows, of the right width."""
+    """An empty list gives an array without rows, of the right width."""
     assert ClipEncoder(weights, settings).encode_images([]).shape == (0, 512)
 
 
-async def test_the_agent_embeds_and_one_bad_image_fails_alone(
+async def test_the_agent_embeds_and_one_bad_image_fails_on_its_own(
     settings: ModelsSettings, photos: list[Image.Image], theirs: tuple[Floats, Floats], tmp_path: Path
 ) -> None:
-    """Of a batch with a broken and a missing master, the photos' vectors come out in order, the other two as errors."""
+    """A batch with a broken and a missing master returns the photos' vectors in order and two errors."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.EmbedderSettings(weights="random.pt"), lent) as tools:
@@ -131,8 +131,8 @@ async def test_the_agent_embeds_and_one_bad_image_fails_alone(
         assert lent.health.condition() is Condition.OK
 
 
-async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> None:
-    """No weights: each image is skipped with the reason, and health is degraded."""
+async def test_without_weights_the_agent_skips_with_the_reason(tmp_path: Path) -> None:
+    """Without weights each image is skipped with the reason, and health is degraded."""
     nowhere = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, nowhere, tmp_path)
@@ -144,7 +144,7 @@ async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> N
 
 
 async def test_collapsed_weights_make_the_agent_refuse_to_start(settings: ModelsSettings, tmp_path: Path) -> None:
-    """Weights that give every image the same vector are found out by the golden images, and nothing starts."""
+    """The golden images detect weights that give every image the same vector; the stage does not open."""
     import torch  # noqa: PLC0415
 
     assert settings.dir is not None
@@ -160,7 +160,7 @@ async def test_collapsed_weights_make_the_agent_refuse_to_start(settings: Models
         assert lent.health.condition() is Condition.UNREADY
 
 
-def test_vectors_that_are_nan_never_leave_the_encoder() -> None:
-    """A tower that answers NaN raises instead of answering."""
+def test_the_encoder_raises_on_nan() -> None:
+    """A tower that returns NaN makes the encoder raise."""
     with pytest.raises(Collapsed):
         normalise(np.full((1, 512), np.nan, np.float32))

@@ -1,4 +1,4 @@
-"""The OCR engines on pages whose text is known, the policies on real photos, and the OCR agent around them."""
+"""The OCR engines on pages with known text, the policies on real photos, and the OCR agent."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_tesseract_reads_as_well_as_when_called_directly(
 def test_easyocr_reads_as_well_as_when_called_directly(
     easyocr: EasyocrReader, settings: ModelsSettings, images_dir: Path
 ) -> None:
-    """With CRAFT converted and looking small first, the error rate is at most a point above EasyOCR's own.
+    """With CRAFT converted and run on a small copy first, the error rate is at most a point above EasyOCR's own.
 
-    Of the large page the first paragraph: EasyOCR has no page layout, so columns are not its to order.
+    Of the large page the first paragraph: EasyOCR has no page layout, so it does not order columns.
     """
     import easyocr as package  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ def test_easyocr_reads_as_well_as_when_called_directly(
         assert error_rate(text_of(easyocr.read(image)), truth) <= error_rate(theirs, truth) + 1
 
 
-def test_a_page_on_its_head_is_turned_and_its_spans_lie_where_the_text_is(
+def test_an_upside_down_page_is_rotated_and_its_spans_match_the_image(
     tesseract: TesseractReader, images_dir: Path, picture: Callable[[str], Image.Image]
 ) -> None:
     """An upside-down page reads like the upright one; its first line starts at the image's lower right."""
@@ -126,8 +126,8 @@ def test_a_page_on_its_head_is_turned_and_its_spans_lie_where_the_text_is(
     assert spans[0].polygon[0] == (first.right, first.bottom)
 
 
-def test_bands_of_a_large_image_give_what_the_whole_gives(easyocr: EasyocrReader) -> None:
-    """CRAFT over bands finds the same lines as CRAFT over a page it can take at once."""
+def test_bands_of_a_large_image_equal_the_whole(easyocr: EasyocrReader) -> None:
+    """CRAFT over bands finds the same lines as CRAFT over a whole page."""
     page = Image.new("RGB", (500, 900), "white")
     draw = ImageDraw.Draw(page)
     for row in range(12):
@@ -138,8 +138,8 @@ def test_bands_of_a_large_image_give_what_the_whole_gives(easyocr: EasyocrReader
     assert max(abs(top - (20 + 72 * row)) for row, top in enumerate(found)) < 20
 
 
-def test_bands_are_put_together_row_by_row() -> None:
-    """A map that depends on nothing but its own row comes out of bands exactly as out of the whole."""
+def test_bands_are_joined_row_by_row() -> None:
+    """A map whose rows depend only on themselves is the same from bands as from the whole."""
     image = np.arange(1300, dtype=np.float32)[None, None, :, None].repeat(3, axis=1).repeat(8, axis=3)
 
     def half(band: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -149,7 +149,7 @@ def test_bands_are_put_together_row_by_row() -> None:
 
 
 def test_auto_reads_signs_that_tesseract_cannot(auto: Reading, picture: Callable[[str], Image.Image]) -> None:
-    """Street and road signs in photos are read with EasyOCR's help, and each span says who read it."""
+    """Street and road signs in photos are read with EasyOCR, and each span names its engine."""
     spans = auto.read(picture("ocr/chinese.jpg"))
     assert "Yuyuan Rd." in text_of(spans)
     assert "315" in text_of(spans)
@@ -161,7 +161,7 @@ def test_auto_reads_signs_that_tesseract_cannot(auto: Reading, picture: Callable
 
 
 def test_auto_leaves_pages_to_tesseract(auto: Reading, picture: Callable[[str], Image.Image], images_dir: Path) -> None:
-    """A typed page is Tesseract's alone, and as right as Tesseract's."""
+    """A typed page is read by Tesseract alone, with Tesseract's error rate."""
     spans = auto.read(picture("ocr/phototest.tif"))
     assert {span.engine for span in spans} == {"tesseract"}
     assert error_rate(text_of(spans), (images_dir / "ocr" / "phototest.gold.txt").read_text()) < 1
@@ -169,7 +169,7 @@ def test_auto_leaves_pages_to_tesseract(auto: Reading, picture: Callable[[str], 
 
 @pytest.mark.parametrize("photo", ["photos/owl.jpg", "photos/cat_720p.jpg"])
 def test_no_text_is_a_result(auto: Reading, picture: Callable[[str], Image.Image], photo: str) -> None:
-    """A photo without text gives no spans, and no error."""
+    """A photo without text gives no spans and no error."""
     assert auto.read(picture(photo)) == []
 
 
@@ -183,8 +183,8 @@ def test_hybrid_merges_both_engines(
     assert "Cover nose and mouth" in text
 
 
-def test_a_large_image_is_read_scaled_down_with_polygons_at_full_size(tesseract: TesseractReader) -> None:
-    """Above `max_side` the image is read smaller; polygons are in pixels of the image as it was."""
+def test_a_large_image_is_read_scaled_down_with_full_size_polygons(tesseract: TesseractReader) -> None:
+    """Above `max_side` the image is read smaller; polygons are in the original's pixels."""
     large = Image.new("RGB", (2400, 600), "white")
     ImageDraw.Draw(large).text((1200, 200), "DARKROOM", fill="black", font=ImageFont.load_default(160))
     (span,) = Reading(Rules("tesseract", max_side=1200), tesseract, None, ()).read(large)
@@ -193,10 +193,10 @@ def test_a_large_image_is_read_scaled_down_with_polygons_at_full_size(tesseract:
 
 
 @pytest.mark.parametrize(("name", "said"), [("TERM", Retryable), ("KILL", Retryable), ("SEGV", OSError)])
-def test_a_page_whose_reader_is_killed_from_outside_is_read_again(
+def test_a_page_is_retried_when_a_signal_killed_its_reader(
     tesseract: TesseractReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: type[Exception]
 ) -> None:
-    """Tesseract ended by somebody's signal is tried again; one that crashes by itself is an error of the page."""
+    """A Tesseract killed by a signal from outside is retried; one that crashes on its own is an error of the page."""
     killed = tmp_path / "tesseract"
     killed.write_text(f"#!/bin/sh\nkill -{name} $$\n")
     killed.chmod(0o755)
@@ -206,15 +206,13 @@ def test_a_page_whose_reader_is_killed_from_outside_is_read_again(
 
 
 def test_an_unknown_language_is_unavailable() -> None:
-    """A language Tesseract does not have is named in the reason."""
+    """The reason names a language that Tesseract lacks."""
     with pytest.raises(Unavailable, match="xyz"):
         TesseractReader(["xyz"])
 
 
-def test_one_missing_engine_leaves_the_other_to_read_alone(
-    settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without EasyOCR's weights `auto` reads with Tesseract and says what is missing; if all are required, nothing does."""  # noqa: E501
+def test_without_one_engine_the_other_reads(settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without EasyOCR's weights `auto` reads with Tesseract and reports the gap; unavailable if all are required."""
     monkeypatch.setattr(ocr_engines, "find_easyocr", _nowhere)
     reading = open_engines(settings, Rules("auto"))
     assert reading.easyocr is None
@@ -227,10 +225,10 @@ def _nowhere(_settings: ModelsSettings, _languages: tuple[str, ...]) -> None:
     raise Unavailable("no weights")
 
 
-def test_an_engine_that_misreads_the_golden_word_is_found_out(
+def test_an_engine_that_misreads_the_golden_word_is_detected(
     settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that reads nothing where a word is drawn does not pass."""
+    """A reader that reads nothing from the drawn word fails the check."""
     monkeypatch.setattr(TesseractReader, "read", lambda _self, _image: [])
     with pytest.raises(WrongAnswer, match="DARKROOM"):
         open_engines(settings, Rules("tesseract"))
@@ -239,7 +237,7 @@ def test_an_engine_that_misreads_the_golden_word_is_found_out(
 async def test_the_agent_reads_and_announces(
     settings: ModelsSettings, picture: Callable[[str], Image.Image], tmp_path: Path
 ) -> None:
-    """A page's text comes out with its engines; the fact carries at most the limit of characters."""
+    """The result has a page's text and its engines; the fact has at most the limit of characters."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.OcrSettings(policy="tesseract"), lent) as tools:
@@ -261,7 +259,7 @@ async def test_the_agent_reads_and_announces(
 
 
 async def test_without_any_engine_the_agent_skips_or_refuses_to_start(tmp_path: Path) -> None:
-    """Where no engine reads the language each image is skipped with the reason; required, the agent does not start."""
+    """If no engine reads the language, each image is skipped with the reason; if required, the agent does not start."""
     settings = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)

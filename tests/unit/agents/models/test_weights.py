@@ -1,4 +1,4 @@
-"""Which file answers for a model, and how conversions are kept."""
+"""How a model's weights file is chosen, and how conversions are cached."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(tmp_path: Path) -> ModelsSettings:
 
 @pytest.fixture(scope="module")
 def source() -> Iterator[str]:
-    """Serve BODY plainly and zipped, and nothing else, as an official source would."""
+    """Serve BODY plainly and zipped, as an official source would."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("small.pt", BODY)
@@ -60,7 +60,7 @@ def source() -> Iterator[str]:
             self.wfile.write(body or b"")
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name http.server gives it
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Source)
     thread = threading.Thread(target=server.serve_forever)
@@ -77,7 +77,7 @@ def known(monkeypatch: pytest.MonkeyPatch, url: str, *, body: bytes = BODY) -> N
     monkeypatch.setattr(weights, "manifest", lambda: (only,))
 
 
-def test_the_manifest_says_everything_of_every_model() -> None:
+def test_the_manifest_is_complete_for_every_model() -> None:
     """Each model has a whole sha256, a licence, and a source served over TLS."""
     assert {model.name for model in manifest()} == {"yolov8n", "clip-vit-b-32", "easyocr-craft", "easyocr-english"}
     for model in manifest():
@@ -87,13 +87,13 @@ def test_the_manifest_says_everything_of_every_model() -> None:
 
 
 def test_weights_come_from_an_installed_package(settings: ModelsSettings) -> None:
-    """EasyOCR's weights are found in the package that carries them, with the manifest's hash."""
+    """EasyOCR's weights are found in the package that contains them, with the manifest's hash."""
     found = find("easyocr-english", settings)
     assert (found.sha256, found.own) == (model_named("easyocr-english").sha256, False)
 
 
-def test_the_operators_folder_is_looked_at_first(settings: ModelsSettings) -> None:
-    """The same file in models.dir goes before the package's."""
+def test_the_operators_folder_is_searched_first(settings: ModelsSettings) -> None:
+    """A file in models.dir precedes the same file in the package."""
     packaged = find("easyocr-english", settings)
     assert settings.dir is not None
     mine = settings.dir / packaged.path.name
@@ -102,7 +102,7 @@ def test_the_operators_folder_is_looked_at_first(settings: ModelsSettings) -> No
 
 
 def test_a_file_with_the_wrong_hash_is_not_used_unless_it_is_named(settings: ModelsSettings) -> None:
-    """A false yolov8n.pt is refused by its hash; named in a setting, it is the operator's own and its hash recorded."""
+    """A false yolov8n.pt is refused by its hash; named in a setting it is accepted and its hash recorded."""
     assert settings.dir is not None
     (settings.dir / "yolov8n.pt").write_bytes(b"something else")
     with pytest.raises(Mismatch, match="sha256"):
@@ -112,7 +112,7 @@ def test_a_file_with_the_wrong_hash_is_not_used_unless_it_is_named(settings: Mod
 
 
 def test_an_unnamed_detector_of_the_operator_is_taken_in_a_documented_order(settings: ModelsSettings) -> None:
-    """Without the manifest's file, the first *yolo*.pt by name is taken, and only then a *yolo*.onnx."""
+    """Without the manifest's file, the first *yolo*.pt by name is used, then a *yolo*.onnx."""
     assert settings.dir is not None
     for name in ("a_yolo.onnx", "b_yolo11.pt", "a_yolo8.pt", "other.pt"):
         (settings.dir / name).write_bytes(name.encode())
@@ -121,14 +121,14 @@ def test_an_unnamed_detector_of_the_operator_is_taken_in_a_documented_order(sett
 
 @pytest.mark.parametrize("name", ["../outside.pt", "missing.pt"])
 def test_a_named_file_must_be_in_the_operators_folder(settings: ModelsSettings, tmp_path: Path, name: str) -> None:
-    """A name that leads out of models.dir, or nowhere, is unavailable."""
+    """A name outside models.dir, or of a missing file, is unavailable."""
     (tmp_path / "outside.pt").write_bytes(b"x")
     with pytest.raises(Unavailable, match=r"models\.dir"):
         find("yolov8n", settings, own=name)
 
 
-def test_what_is_nowhere_is_unavailable_and_the_reason_shows_no_path(settings: ModelsSettings, tmp_path: Path) -> None:
-    """The reason names the places looked at, which clients may read, but no folder of this machine."""
+def test_missing_weights_are_unavailable_and_the_reason_shows_no_path(settings: ModelsSettings, tmp_path: Path) -> None:
+    """The reason names the searched places, which clients may read, but no folder of this machine."""
     with pytest.raises(Unavailable) as caught:
         find("clip-vit-b-32", settings)
     assert "models.dir" in str(caught.value)
@@ -139,7 +139,7 @@ def test_what_is_nowhere_is_unavailable_and_the_reason_shows_no_path(settings: M
 def test_missing_weights_are_downloaded_with_progress_and_verified(
     settings: ModelsSettings, source: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """A plain file or a zipped one is brought, counted on the way, verified, kept, and found the next time."""
+    """A plain or zipped file is downloaded with progress, verified, cached and found the next time."""
     known(monkeypatch, source + path)
     seen: list[tuple[str, int, int | None]] = []
     online = settings.model_copy(update={"download": True})
@@ -151,10 +151,10 @@ def test_missing_weights_are_downloaded_with_progress_and_verified(
     assert find("small", settings) == found
 
 
-def test_a_download_that_is_not_what_it_should_be_is_thrown_away(
+def test_a_download_with_another_hash_is_discarded(
     settings: ModelsSettings, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes with another hash leave nothing behind and make the model unavailable."""
+    """Bytes with another hash leave no file and make the model unavailable."""
     known(monkeypatch, source + "/small.pt", body=b"other")
     with pytest.raises(Unavailable, match="sha256"):
         find("small", settings.model_copy(update={"download": True}))
@@ -165,7 +165,7 @@ def test_a_download_that_is_not_what_it_should_be_is_thrown_away(
 def test_a_source_that_does_not_answer_makes_the_model_unavailable(
     settings: ModelsSettings, source: str, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """Neither a refused connection nor a 404 raises anything but Unavailable, which says so."""
+    """A refused connection and a 404 both raise Unavailable with the reason."""
     known(monkeypatch, url.format(source=source))
     with pytest.raises(Unavailable, match="download from"):
         find("small", settings.model_copy(update={"download": True}))
@@ -174,8 +174,8 @@ def test_a_source_that_does_not_answer_makes_the_model_unavailable(
     assert "failed" in line.reason
 
 
-def test_status_says_of_every_model_how_it_stands(settings: ModelsSettings) -> None:
-    """Available with where it is, unavailable with why, mismatch with the hash that was found."""
+def test_status_reports_every_model(settings: ModelsSettings) -> None:
+    """Available with its place, unavailable with the reason, mismatch with the hash that was found."""
     assert settings.dir is not None
     (settings.dir / "ViT-B-32.pt").write_bytes(b"false")
     lines = {line.name: line for line in status(settings)}
@@ -187,14 +187,14 @@ def test_status_says_of_every_model_how_it_stands(settings: ModelsSettings) -> N
     assert lines["clip-vit-b-32"].sha256 == hashlib.sha256(b"false").hexdigest()
 
 
-def test_fetching_an_unknown_model_says_so(settings: ModelsSettings) -> None:
-    """A misspelt name is an error, not silence."""
+def test_fetching_an_unknown_model_raises(settings: ModelsSettings) -> None:
+    """A misspelt name raises."""
     with pytest.raises(KeyError, match="yolo99"):
         fetch(settings, ["yolo99"])
 
 
-def test_a_conversion_is_made_once_however_many_want_it(settings: ModelsSettings, tmp_path: Path) -> None:
-    """Several that convert the same weights at once all get one whole folder; a later one converts nothing."""
+def test_a_conversion_is_made_once_under_concurrency(settings: ModelsSettings, tmp_path: Path) -> None:
+    """Concurrent conversions of the same weights all return one complete folder; a later call converts nothing."""
     path = tmp_path / "w.pt"
     path.write_bytes(b"w")
     mine = Weights("w", path, sha256_of(path))
@@ -214,7 +214,7 @@ def test_a_conversion_is_made_once_however_many_want_it(settings: ModelsSettings
 
 
 def test_a_conversion_that_fails_leaves_nothing(settings: ModelsSettings, tmp_path: Path) -> None:
-    """A conversion that raises is not half there for the next process to find."""
+    """A conversion that raises leaves no partial folder for the next process."""
     path = tmp_path / "w.pt"
     path.write_bytes(b"w")
 
@@ -227,14 +227,14 @@ def test_a_conversion_that_fails_leaves_nothing(settings: ModelsSettings, tmp_pa
     assert list((settings.cache / "openvino").iterdir()) == []
 
 
-def test_the_backend_is_what_the_settings_say(settings: ModelsSettings) -> None:
-    """A named backend is used, a misspelt one is refused with the names there are."""
+def test_the_backend_follows_the_settings(settings: ModelsSettings) -> None:
+    """A named backend is used; a misspelt one is refused with the allowed names."""
     assert backend_of(settings.model_copy(update={"backend": "torch"})) == "torch"
-    with pytest.raises(ValueError, match="openvino or torch"):
+    with pytest.raises(ValueError, match="openvino, torch"):
         backend_of(settings.model_copy(update={"backend": "tensor"}))
 
 
 def test_threads_are_the_settings_or_all_cores(settings: ModelsSettings) -> None:
-    """A bound is kept; none means every core this process may use."""
+    """A limit is used as it is; without one, every core available to this process."""
     assert threads_of(settings.model_copy(update={"threads": 3})) == 3
     assert threads_of(settings) >= 1

@@ -1,4 +1,4 @@
-"""The YOLO detector against ultralytics' own predict, on both backends, and the detector agent around it."""
+"""The YOLO detector on both backends compared with ultralytics' own predict, and the detector agent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def found_in(detector: YoloDetector, image: Image.Image) -> list[Detection]:
 
 
 def test_torch_boxes_are_those_of_ultralytics_own_predict(torch: YoloDetector, photos: dict[str, Image.Image]) -> None:
-    """On every photo: the same objects in the same order, boxes within a hundredth of a pixel."""
+    """Every photo has the same objects in the same order, boxes within a hundredth of a pixel."""
     from ultralytics import YOLO  # noqa: PLC0415
 
     theirs = YOLO(torch.weights.path)
@@ -83,10 +83,10 @@ def test_openvino_in_float32_finds_what_torch_finds(
         assert min(agreement(ours, theirs), default=1.0) > 0.99, name
 
 
-def test_openvino_as_fast_as_it_can_finds_what_torch_is_sure_of(
+def test_openvino_in_native_precision_finds_torchs_confident_objects(
     openvino: YoloDetector, torch: YoloDetector, photos: dict[str, Image.Image]
 ) -> None:
-    """In the processor's own precision both find each other's sure objects: overlaps of 0.8 at least, 0.97 on average.
+    """In the processor's native precision each finds the other's confident objects: overlap at least 0.8, mean 0.97.
 
     With bfloat16, one of two nearly equal candidates for one object may win instead of the other.
     """
@@ -101,7 +101,7 @@ def test_openvino_as_fast_as_it_can_finds_what_torch_is_sure_of(
 
 
 def test_an_images_objects_do_not_depend_on_its_batch(openvino: YoloDetector, photos: dict[str, Image.Image]) -> None:
-    """A batch of photos of different shapes gives for each exactly what it gives alone."""
+    """In a batch of photos of different shapes each gives the same as on its own."""
     together = openvino.detect([openvino.prepare(photo) for photo in photos.values()])
     assert together == [found_in(openvino, photo) for photo in photos.values()]
 
@@ -110,7 +110,7 @@ def test_an_images_objects_do_not_depend_on_its_batch(openvino: YoloDetector, ph
 def test_onnx_exports_of_ultralytics_are_loaded_too(
     settings: ModelsSettings, photos: dict[str, Image.Image], file: str
 ) -> None:
-    """An .onnx brings its own names and input size; it finds the persons and the bus."""
+    """An .onnx file has its own names and input size; it finds the persons and the bus."""
     detector = YoloDetector(find("yolov8n", settings, own=file), settings)
     detector.check()
     found = [one.label for one in found_in(detector, photos["bus.jpg"])]
@@ -118,8 +118,8 @@ def test_onnx_exports_of_ultralytics_are_loaded_too(
     assert "bus" in found
 
 
-def test_only_the_classes_asked_for_are_reported(settings: ModelsSettings, photos: dict[str, Image.Image]) -> None:
-    """A class filter leaves the others out; a class the weights do not know is refused by name."""
+def test_only_requested_classes_are_reported(settings: ModelsSettings, photos: dict[str, Image.Image]) -> None:
+    """A class filter drops the others; a class that the weights lack is refused by name."""
     only = YoloDetector(find_yolo(settings), settings, classes=("bus",))
     assert {one.label for one in found_in(only, photos["bus.jpg"])} == {"bus"}
     with pytest.raises(ValueError, match="unicorn"):
@@ -127,15 +127,15 @@ def test_only_the_classes_asked_for_are_reported(settings: ModelsSettings, photo
 
 
 def test_a_higher_threshold_reports_less(settings: ModelsSettings, photos: dict[str, Image.Image]) -> None:
-    """Nothing below the confidence asked for is reported, and no more objects than allowed."""
+    """No object below the threshold is reported, and no more objects than allowed."""
     strict = YoloDetector(find_yolo(settings), settings, confidence=0.8, max_objects=2)
     found = found_in(strict, photos["bus.jpg"])
     assert len(found) == 2
     assert all(one.confidence > 0.8 for one in found)
 
 
-def test_a_detector_that_misses_the_golden_photo_is_found_out(settings: ModelsSettings) -> None:
-    """Weights whose answers are all the same, or blind to the bus, do not pass the golden check."""
+def test_a_detector_that_misses_the_golden_photo_is_detected(settings: ModelsSettings) -> None:
+    """Weights that answer all images alike, or miss the bus, fail the golden check."""
     blind = YoloDetector(find_yolo(settings), settings)
     blind.check()
     run = blind._graph.run
@@ -151,7 +151,7 @@ def test_a_detector_that_misses_the_golden_photo_is_found_out(settings: ModelsSe
 
 
 def test_a_file_that_is_no_model_is_unavailable(settings: ModelsSettings, tmp_path: Path) -> None:
-    """Weights that do not load make the model unavailable, without a word of where they lie."""
+    """Weights that do not load make the model unavailable; the reason shows no path."""
     (tmp_path / "my_yolo.pt").write_bytes(b"no weights")
     own = settings.model_copy(update={"dir": tmp_path, "backend": "torch"})
     with pytest.raises(Unavailable, match="does not load") as caught:
@@ -159,10 +159,10 @@ def test_a_file_that_is_no_model_is_unavailable(settings: ModelsSettings, tmp_pa
     assert str(tmp_path) not in str(caught.value)
 
 
-async def test_the_agent_finds_objects_and_one_bad_image_fails_alone(
+async def test_the_agent_finds_objects_and_one_bad_image_fails_on_its_own(
     settings: ModelsSettings, photos: dict[str, Image.Image], tmp_path: Path
 ) -> None:
-    """Of a batch with a broken and a missing master, the photo's objects come out, and the other two as errors."""
+    """A batch with a broken and a missing master returns the photo's objects and an error for the other two."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.DetectorSettings(), lent) as tools:
@@ -183,8 +183,8 @@ async def test_the_agent_finds_objects_and_one_bad_image_fails_alone(
         assert lent.health.condition() is Condition.OK
 
 
-async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> None:
-    """No weights: each image is skipped with the reason, health is degraded, and the process lives on."""
+async def test_without_weights_the_agent_skips_with_the_reason(tmp_path: Path) -> None:
+    """Without weights each image is skipped with the reason, health is degraded, and the process continues."""
     nowhere = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, nowhere, tmp_path)
@@ -198,7 +198,7 @@ async def test_without_weights_the_agent_skips_and_says_why(tmp_path: Path) -> N
 
 
 async def test_a_required_model_that_is_missing_stops_the_agent(tmp_path: Path) -> None:
-    """With `required`, the agent refuses to start and names what is missing."""
+    """With `required`, the agent does not start and names what is missing."""
     nowhere = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, nowhere, tmp_path)
@@ -207,8 +207,8 @@ async def test_a_required_model_that_is_missing_stops_the_agent(tmp_path: Path) 
                 pytest.fail("the stage opened")
 
 
-def test_weights_may_lie_where_nobody_may_write(models_dir: Path, tmp_path: Path) -> None:
-    """Converting leaves the operator's folder as it was: nothing is written beside the weights."""
+def test_weights_may_be_in_a_read_only_folder(models_dir: Path, tmp_path: Path) -> None:
+    """A conversion writes nothing beside the weights."""
     folder = tmp_path / "mine"
     folder.mkdir()
     shutil.copyfile(models_dir / "derived_yolov8n_dequant.pt", folder / "my_yolo.pt")
