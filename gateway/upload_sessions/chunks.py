@@ -1,6 +1,6 @@
-"""The body of one request of an upload in parts: received into files of a piece each.
+"""Receives the body of a tus request into one spool file per piece.
 
-What arrived is of use however the request ends: the last piece is as long as it was when the connection broke.
+Received bytes are kept however the request ends: the last piece has the length received before the connection closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Hash(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an upload on this disk."""
+    """A part of an upload in the spool folder."""
 
     path: Path
     size: int
@@ -51,20 +51,20 @@ class Piece:
 
 @dataclass(slots=True)
 class Body:
-    """A request's body, to be read once, in pieces. `problem` says afterwards why it ended before its time."""
+    """A request's body, to be read once, in pieces. After that `problem` is why it ended early, or None."""
 
     request: Request
     settings: GatewaySettings
     lease: Lease
     folder: Path
-    most: int  # bytes that may come
+    most: int  # bytes; a longer body is rejected
     digest: Hash | None = None
     problem: Problem | None = None
-    came: int = 0  # bytes
+    received: int = 0  # bytes
     _gathered: bytearray = field(default_factory=bytearray)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Receive the pieces, each gone from this disk with the folder. Raises Problem when the disk is full."""
+        """Receive the pieces, as files in the spool folder. Raises Problem when the disk is full."""
         body, ends = aiter(self.request.stream()), asyncio.get_running_loop().time() + self.settings.upload_total_s
         for number in count():
             path = self.folder / f"{number:06d}"
@@ -76,7 +76,7 @@ class Body:
                 return
 
     async def _fill(self, file: IO[bytes], body: AsyncIterator[bytes], ends: float) -> int:
-        """Receive one piece; return its size, which is less than a whole piece when nothing more comes."""
+        """Receive one piece; return its size, which is less than `piece_bytes` at the end of the body."""
         size, whole = 0, self.settings.piece_bytes
         while size < whole:
             wanted = min(_BUFFER, whole - size)
@@ -103,22 +103,23 @@ class Body:
     async def _next(self, body: AsyncIterator[bytes], ends: float) -> bytes | None:
         try:
             left = ends - asyncio.get_running_loop().time()
-            async with self.lease.waiting(min(self.settings.upload_idle_s, max(left, 0))):
+            async with self.lease.client_read(min(self.settings.upload_idle_s, max(left, 0))):
                 chunk = await anext(body, None)
         except TimeoutError:
-            self.problem = busy() if self.lease.wanted else self._too_slow()
+            self.problem = busy() if self.lease.preempted else self._too_slow()
         except ClientDisconnect:
-            detail = "The connection ended before the body did."
+            detail = "The connection closed before the end of the body."
             self.problem = Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE)
         else:
-            self.came += len(chunk or b"")
-            if self.came <= self.most:
+            self.received += len(chunk or b"")
+            if self.received <= self.most:
                 return chunk
-            self.problem = Problem(ProblemCode.FILE_TOO_LARGE, "More came than there is to the file.", headers=CLOSE)
+            detail = f"The body is larger than the {self.most} bytes that the file still lacks."
+            self.problem = Problem(ProblemCode.FILE_TOO_LARGE, detail, headers=CLOSE)
             self._gathered.clear()
         return None
 
     def _too_slow(self) -> Problem:
         idle, total = self.settings.upload_idle_s, self.settings.upload_total_s
-        detail = f"No byte for {idle:g} s, or not whole after {total:g} s. Go on with another request."
+        detail = f"No data for {idle:g} s, or an incomplete body after {total:g} s. Continue with another request."
         return Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=CLOSE)

@@ -1,7 +1,7 @@
-"""The end of an upload that took more than one request: its bytes become an image, once.
+"""Completion of resumable and direct uploads: their bytes are submitted as one image, once.
 
-The image's id is known from the upload's beginning, and a gateway that goes on where another one was killed accepts
-under the same id: the same receipt, the same event.
+The image id is assigned when the upload is created. A gateway that completes an upload after another one crashed
+accepts it under the same id, with the same receipt and event.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from streams.object_store.tombstones import Tombstones
 
 _BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
 _FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH, ProblemCode.FILE_TOO_LARGE})
-"""Trying again would not help."""
+"""Problems that a retry cannot solve; they end the upload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Makes images of uploads."""
+    """Submits the bytes of an upload as an image."""
 
     settings: GatewaySettings
     uploads: Uploads
-    submitting: Submission
+    submission: Submission
 
     async def finish(
         self, request: Request, record: UploadRecord, content: Callable[[], AsyncIterator[bytes]]
     ) -> EndedUpload:
-        """Accept what `content` gives as the upload's image; once it ended, say again how.
+        """Accept the bytes of `content` as the upload's image. Idempotent: an ended upload is returned unchanged.
 
-        Raises Problem: what came is no image (the upload has ended), or a part of the system is away, and nothing has
-        changed, or another gateway is at it.
+        Raises Problem: the bytes are no image (this ends the upload), a dependency is unavailable (nothing changes),
+        or another gateway is completing the upload (423).
         """
         async with distributed_lease(self.uploads.files, finishing_prefix(record.owner, record.upload_id)):
             known = await self.uploads.find(record.owner, record.upload_id)
@@ -59,13 +59,13 @@ class Completion:
                     if problem.code in _FINAL:
                         await self.uploads.end(record, 0, why=problem)
                     raise
-                answer = await self.submitting.accept(
+                answer = await self.submission.accept(
                     request, record.owner, file, record.details, ImageId(record.image_id), again=True
                 )
             return await self.uploads.end(record, file.size, job=answer.body)
 
     async def _with_own_image(self, record: UploadRecord) -> UploadRecord:
-        """Give the upload another image if its own was disowned: Kafka did not confirm it, and may have it."""
+        """Assign a new image id if the current one has a tombstone: Kafka did not confirm its event but may have it."""
         if await Tombstones(self.uploads.files).get(record.image_id) is None:
             return record
         record = record.model_copy(update={"image_id": new_image_id()})
@@ -85,15 +85,15 @@ class Completion:
                 arriving.close()
         if record.size is not None and arriving.size < record.size:
             raise DependencyUnavailable(
-                f"upload {record.upload_id}: {arriving.size} of {record.size} bytes were read back"
+                f"upload {record.upload_id}: the object store returned {arriving.size} of {record.size} bytes"
             )
         return arriving.ready(record.sha256)
 
 
-def known_format(head: bytes) -> str:
-    """Return the format of a file by its first bytes. Raises Problem when it is none that is taken."""
+def sniff_format(head: bytes) -> str:
+    """Return the format of a file by its first bytes. Raises Problem (415) for an unsupported format."""
     known = sniff(head)
     if known is None:
-        detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
+        detail = f"The file's signature matches none of the supported formats: {', '.join(MEDIA_TYPES)}."
         raise Problem(ProblemCode.UNSUPPORTED_FORMAT, detail)
     return known

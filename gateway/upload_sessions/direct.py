@@ -1,7 +1,7 @@
-"""Direct uploads: the client sends the file straight to the object store, by a form signed for that one object.
+"""Direct uploads: the client sends the file to the object store, with a form presigned for one object.
 
-The store holds to the form's size and type; what came is looked at like any other upload when it is completed. The
-object that was written is then copied and removed: writing it again afterwards changes nothing.
+The store enforces the form's size and type; completion checks the file like any other upload, then copies the object
+and removes it. Writing the object again afterwards has no effect.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from gateway.access.dependencies import Caller, Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
@@ -42,7 +44,7 @@ class Direct:
 
     settings: GatewaySettings
     uploads: Uploads
-    finishing: Completion
+    completion: Completion
     limits: Limits
     leases: Leases
 
@@ -55,7 +57,8 @@ class Direct:
             self.begin,
             methods=["POST"],
             status_code=201,
-            summary="Get a form to send a file straight to the store",
+            dependencies=[requires(Scope.WRITE)],
+            summary="Get a form to upload a file to the object store",
             openapi_extra=described(DirectUpload),
             responses=documented(
                 ProblemCode.INVALID_FIELD,
@@ -75,7 +78,8 @@ class Direct:
             self.complete,
             methods=["POST"],
             status_code=202,
-            summary="Accept the file that was sent to the store",
+            dependencies=[requires(Scope.WRITE)],
+            summary="Complete a direct upload",
             responses=documented(
                 none,
                 ProblemCode.NOT_ARRIVED,
@@ -93,15 +97,16 @@ class Direct:
             self.delete,
             methods=["DELETE"],
             status_code=204,
-            summary="Give a direct upload up",
+            dependencies=[requires(Scope.WRITE)],
+            summary="Abort a direct upload",
             responses=documented(none, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY, unavailable),
         )
         return router
 
     async def begin(self, request: Request, response: Response, identity: Who) -> DirectUploadForm:
-        """Return a form for one file of that type, of that size if it was said. Nothing is accepted before `complete`.
+        """Return a form for one file of the given type and, if declared, size. `complete` accepts the file.
 
-        Where objects are kept in a folder there is no such form (`direct-upload-unavailable`): send the file to
+        An object store in a directory has no forms (`direct-upload-unavailable`): send the file to
         `POST /api/v1/images/upload`, or in parts to `/api/v1/uploads`.
         """
         asked = await read_json(request, DirectUpload, self.settings)
@@ -125,7 +130,10 @@ class Direct:
             self.settings.storage_timeout_s,
         )
         if form is None:
-            detail = "Send the file to POST /api/v1/images/upload, or in parts to /api/v1/uploads."
+            detail = (
+                "The object store has no direct uploads. "
+                "Send the file to POST /api/v1/images/upload, or in parts to /api/v1/uploads."
+            )
             raise Problem(ProblemCode.DIRECT_UPLOAD_UNAVAILABLE, detail)
         await self.limits.take(request, identity, UPLOADS)
         await self.uploads.begin(record)
@@ -143,16 +151,16 @@ class Direct:
         )
 
     async def complete(self, request: Request, response: Response, upload_id: str, owner: Caller) -> Submitted:
-        """Look at the file, have Kafka confirm the event, then answer 202. Asked again, it answers the same.
+        """Check the file and publish its event; 202 after Kafka's confirmation. Idempotent.
 
-        A file that is none of ours ends the upload; one that is not there yet, or a 503, does not.
+        An unsupported file ends the upload; a file not yet in the store, or a 503, does not.
         """
         async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
             if isinstance(found, UploadRecord):
                 await self._check_arrived(found)
                 record = found
-                found = await self.finishing.finish(request, record, lambda: self._content(record))
+                found = await self.completion.finish(request, record, lambda: self._content(record))
         if found.refusal is not None:
             raise Problem(found.refusal.code, found.refusal.detail)
         base = base_url(request, self.settings)
@@ -161,7 +169,7 @@ class Direct:
         return job_of(found, base)
 
     async def delete(self, upload_id: str, owner: Caller) -> Response:
-        """Remove what was sent. An image that was accepted stays."""
+        """Abort an upload and remove its file. An accepted image is kept."""
         async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
             if isinstance(found, UploadRecord):
@@ -184,7 +192,7 @@ class Direct:
                 (ProblemItem(field="content_type", detail=detail),),
             )
         if asked.size is not None and asked.size > most:
-            raise Problem(ProblemCode.FILE_TOO_LARGE, f"A file may have {most} bytes at most.")
+            raise Problem(ProblemCode.FILE_TOO_LARGE, f"The file is larger than the limit of {most} bytes.")
         return asked.size or most
 
     def _details(self, asked: DirectUpload) -> Details:
@@ -200,19 +208,19 @@ class Direct:
     async def _find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:
         found = await self.uploads.find(owner, upload_id)
         if found.kind is not UploadKind.DIRECT:
-            raise Problem(ProblemCode.NOT_FOUND, "There is no direct upload of that id.")
+            raise Problem(ProblemCode.NOT_FOUND, "No direct upload has this id.")
         return found
 
     async def _check_arrived(self, record: UploadRecord) -> None:
-        """Look whether the store has the file. Raises Problem when it has not, or another size than it let in."""
+        """Raise Problem unless the store has the file, with the declared size."""
         arrived = await self.uploads.files.stat(staged_key(record.owner, record.upload_id))
         if arrived is None:
             raise _not_arrived()
         most = record.size or self.settings.max_upload_bytes
         if arrived.size > most:
-            raise Problem(ProblemCode.FILE_TOO_LARGE, f"The file may have {most} bytes at most.")
+            raise Problem(ProblemCode.FILE_TOO_LARGE, f"The file is larger than the limit of {most} bytes.")
         if arrived.size == 0 or (record.size is not None and arrived.size != record.size):
-            raise Problem(ProblemCode.DIGEST_MISMATCH, "The file is not of the size that was said.")
+            raise Problem(ProblemCode.DIGEST_MISMATCH, "The file's size differs from the declared size.")
 
     async def _content(self, record: UploadRecord) -> AsyncIterator[bytes]:
         left = record.size or self.settings.max_upload_bytes
@@ -224,4 +232,4 @@ class Direct:
 
 
 def _not_arrived() -> Problem:
-    return Problem(ProblemCode.NOT_ARRIVED, "The store does not have the file. Send it by the form first.")
+    return Problem(ProblemCode.NOT_ARRIVED, "The object store does not have the file. Send it with the form first.")

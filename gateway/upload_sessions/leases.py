@@ -1,9 +1,8 @@
-"""One at a time: two requests for the same upload never change it at once, here or at another gateway.
+"""Per-upload lock in this process. Across gateways: a lease object in the store, renewed every 3 s, expired after 12 s.
 
-Here they take turns, and whoever holds an upload while its client is silent gives way: a client that lost its
-connection comes back long before anybody notices that the old one is dead. Between gateways it is only the end of an
-upload that must be alone, for it makes an image: that turn is an object in the store, and lasts as long as its holder
-keeps saying so.
+The process-local lock is preemptible: a request that only waits for data from its client is aborted when another
+request arrives, because a client reconnects long before its dead connection is detected. Only the completion of an
+upload, which creates an image, needs the lease across gateways.
 """
 
 from __future__ import annotations
@@ -23,95 +22,96 @@ from streams.object_store.protocol import FileStore, ObjectMissing
 
 log = logging.getLogger(__name__)
 
-LASTS_S = 12.0  # a turn whose holder has died is over after this
-SAID_EVERY_S = 3.0
+LEASE_S = 12.0  # expiry of a lease that its gateway no longer renews
+_RENEW_EVERY_S = 3.0
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A request's turn at an upload."""
+    """A request's exclusive access to an upload."""
 
-    wanted: bool = False  # by another request
+    preempted: bool = False  # another request waits for the lock
     _reading: asyncio.Timeout | None = None
 
-    def give_way(self) -> None:
-        """Ask for the turn to end as soon as its holder only waits for the client."""
-        self.wanted = True
+    def preempt(self) -> None:
+        """Abort the current or next wait for data from the client."""
+        self.preempted = True
         if self._reading is not None:
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def waiting(self, seconds: float) -> AsyncIterator[None]:
-        """Wait for the client herein. Raises TimeoutError after so many seconds, or when another wants the turn."""
+    async def client_read(self, seconds: float) -> AsyncIterator[None]:
+        """Bound a read from the client. Raises TimeoutError after `seconds`, or at once when preempted."""
         try:
-            async with asyncio.timeout(0 if self.wanted else seconds) as self._reading:
+            async with asyncio.timeout(0 if self.preempted else seconds) as self._reading:
                 yield
         finally:
             self._reading = None
 
 
 @dataclass(slots=True)
-class _Line:
+class _UploadLock:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    holder: Lease | None = None
-    waiting: int = 0
+    owner: Lease | None = None
+    requests: int = 0  # that own the lock or wait for it
 
 
 @dataclass(slots=True)
 class Leases:
-    """The turns at each upload within this process."""
+    """One preemptible lock per upload, in this process."""
 
-    patience_s: float
-    _lines: dict[str, _Line] = field(default_factory=dict)
+    acquire_timeout_s: float
+    _locks: dict[str, _UploadLock] = field(default_factory=dict)
 
     @asynccontextmanager
     async def acquire(self, upload_id: str) -> AsyncIterator[Lease]:
-        """Hold an upload; whoever holds it is asked to give way. Raises Problem (423) when that takes too long."""
-        line = self._lines.setdefault(upload_id, _Line())
-        line.waiting += 1
+        """Lock an upload and preempt its current owner. Raises Problem (423) after `acquire_timeout_s`."""
+        entry = self._locks.setdefault(upload_id, _UploadLock())
+        entry.requests += 1
         try:
-            if line.holder is not None:
-                line.holder.give_way()
+            if entry.owner is not None:
+                entry.owner.preempt()
             try:
-                async with asyncio.timeout(self.patience_s):
-                    await line.lock.acquire()
+                async with asyncio.timeout(self.acquire_timeout_s):
+                    await entry.lock.acquire()
             except TimeoutError:
                 raise busy() from None
             try:
-                line.holder = Lease(wanted=line.waiting > 1)
-                yield line.holder
+                entry.owner = Lease(preempted=entry.requests > 1)
+                yield entry.owner
             finally:
-                line.holder = None
-                line.lock.release()
+                entry.owner = None
+                entry.lock.release()
         finally:
-            line.waiting -= 1
-            if not line.waiting:
-                self._lines.pop(upload_id, None)
+            entry.requests -= 1
+            if not entry.requests:
+                self._locks.pop(upload_id, None)
 
 
 @asynccontextmanager
 async def distributed_lease(
     files: FileStore, prefix: str, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[None]:
-    """Hold what the prefix stands for among all gateways. Raises Problem (423) while another one holds it.
+    """Acquire the lease of a prefix across all gateways. Raises Problem (423) while another gateway owns it.
 
-    Each turn is a new object, numbered upwards, so that of two who find the last one over only one gets the next.
+    Each lease is a new object with the next number, created conditionally: when two gateways find the last lease
+    expired, only one creates the next.
     """
-    key = await _take(files, prefix, clock)
-    saying = asyncio.create_task(_keep_saying(files, key, clock), name="turn")
+    key = await _acquire(files, prefix, clock)
+    renewal = asyncio.create_task(_renew(files, key, clock), name="lease-renewal")
     try:
         yield
     finally:
-        saying.cancel()
+        renewal.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await saying
+            await renewal
         try:
-            await asyncio.shield(_give_back(files, key))
+            await asyncio.shield(_release(files, key))
         except DependencyUnavailable as error:
-            log.warning("a turn could not be given back; it ends by itself", extra={"error": repr(error)})
+            log.warning("lease release failed; the lease expires", extra={"error": repr(error)})
 
 
-async def _take(files: FileStore, prefix: str, clock: Callable[[], float]) -> str:
+async def _acquire(files: FileStore, prefix: str, clock: Callable[[], float]) -> str:
     last, number = "", 0
     async for found in files.list(prefix):
         last = found.key
@@ -121,32 +121,28 @@ async def _take(files: FileStore, prefix: str, clock: Callable[[], float]) -> st
             if float(await files.get(last, limit=64)) > clock():
                 raise busy()
     key = f"{prefix}{number + 1:06d}"
-    if not await files.create(key, _until(clock), content_type="text/plain"):
+    if not await files.create(key, _expiry(clock() + LEASE_S), content_type="text/plain"):
         raise busy()
     return key
 
 
-async def _keep_saying(files: FileStore, key: str, clock: Callable[[], float]) -> None:
+async def _renew(files: FileStore, key: str, clock: Callable[[], float]) -> None:
     while True:
-        await asyncio.sleep(SAID_EVERY_S)
+        await asyncio.sleep(_RENEW_EVERY_S)
         with contextlib.suppress(DependencyUnavailable):
-            await _say(files, key, clock() + LASTS_S)
+            await files.put(key, _expiry(clock() + LEASE_S), content_type="text/plain")
 
 
-async def _give_back(files: FileStore, key: str) -> None:
-    if await files.stat(key) is not None:  # else what it was held for is no more
-        await _say(files, key, 0.0)
+async def _release(files: FileStore, key: str) -> None:
+    if await files.stat(key) is not None:  # missing: the upload, and its leases with it, has been removed
+        await files.put(key, _expiry(0.0), content_type="text/plain")
 
 
-async def _say(files: FileStore, key: str, until: float) -> None:
-    await files.put(key, f"{until:.3f}".encode(), content_type="text/plain")
-
-
-def _until(clock: Callable[[], float]) -> bytes:
-    return f"{clock() + LASTS_S:.3f}".encode()
+def _expiry(at: float) -> bytes:
+    return f"{at:.3f}".encode()
 
 
 def busy() -> Problem:
-    """Return the refusal of a request that would have to wait for another one at the same upload."""
-    detail = "Another request is at work on this upload. Ask again."
+    """Return the 423 for an upload that another request is processing."""
+    detail = "Another request is processing this upload. Retry after 5 s."
     return Problem(ProblemCode.UPLOAD_BUSY, detail, headers={"Retry-After": "5"})

@@ -1,7 +1,7 @@
-"""Uploads that take more than one request: what is known of them and came so far is kept in the object store.
+"""State of resumable and direct uploads, kept in the object store: records and received pieces.
 
-So any gateway goes on with what another began, and one that is killed loses a piece at most. A piece is written whole
-or not at all, and never over another: of two that send the same part at once, one is refused.
+Any gateway can continue an upload; a crash loses one piece at most. Pieces are created atomically and never
+overwritten: of two concurrent requests for the same part, one is rejected.
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ from streams.object_store.keys import (
 from streams.object_store.protocol import FileStore, ObjectMissing, delete_prefix
 
 _JSON = "application/json"
-_RECORD_BYTES = 1 << 20  # far more than is ever written
-_MAX_PIECES = 10_000  # of one upload: chunks of a few bytes would make an object each
-_STORING = 4  # pieces in memory at once, whoever sends them
+_RECORD_BYTES = 1 << 20  # read limit, far above the size of any record
+_MAX_PIECES = 10_000  # per upload: each piece is an object, even one of a few bytes
+_CONCURRENT_WRITES = 4  # pieces in memory at once, of all requests
 _ID = re.compile(ID_PATTERN)
 
 V = TypeVar("V", bound=Value)
 
 
 class UploadKind(StrEnum):
-    """How the bytes come."""
+    """How the client sends the bytes."""
 
     RESUMABLE = "resumable"
     DIRECT = "direct"
 
 
 class UploadRecord(Value):
-    """An upload that has not ended."""
+    """An unfinished upload."""
 
     upload_id: str = Field(pattern=ID_PATTERN)
     owner: Owner
     kind: UploadKind
-    image_id: str = Field(pattern=ID_PATTERN, description="of the image to be: an upload ends as one image at most")
+    image_id: str = Field(pattern=ID_PATTERN, description="of the image this upload will become, at most one")
     expires_at: str
-    size: int | None = Field(None, description="bytes; empty = the client has not said yet")
-    sha256: str | None = Field(None, description="what the bytes must be, if the client said so")
-    told: str | None = Field(None, description="Upload-Metadata as it was sent")
+    size: int | None = Field(None, description="bytes; empty = not declared yet")
+    sha256: str | None = Field(None, description="declared by the client, if at all")
+    told: str | None = Field(None, description="Upload-Metadata as the client sent it")
     filename: str | None = None
     details: Details = Field(default_factory=Details)
 
 
 class Refusal(Value):
-    """Why no image became of an upload."""
+    """Why an upload was rejected."""
 
     code: ProblemCode
     detail: str
 
 
 class EndedUpload(Value):
-    """How an upload ended. Nothing of the image is kept here: it may be deleted any time."""
+    """The result of an upload. Contains nothing of the image, which may be deleted at any time."""
 
     upload_id: str
     owner: Owner
@@ -89,55 +89,52 @@ class EndedUpload(Value):
 
 
 def expires(record: UploadRecord | EndedUpload) -> datetime:
-    """Return when an upload is over."""
+    """Return when an upload expires."""
     return datetime.fromisoformat(record.expires_at)
 
 
 def in_seconds(seconds: float) -> str:
-    """Return the time in so many seconds, RFC 3339."""
+    """Return the time `seconds` from now, RFC 3339."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Uploads that take more than one request. Calls raise DependencyUnavailable or TimeoutError."""
+    """Resumable and direct uploads in the object store. Methods raise DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
     quotas: Quotas = field(default_factory=Quotas)
-    _storing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_STORING))
+    _writes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_WRITES))
 
-    def new(self, owner: Owner, kind: UploadKind, **said: Any) -> UploadRecord:
-        """Return the record of an upload that begins now. Nothing is written yet."""
+    def new(self, owner: Owner, kind: UploadKind, **fields: Any) -> UploadRecord:
+        """Return the record of a new upload. Writes nothing."""
         return UploadRecord(
             upload_id=new_image_id(),
             owner=owner,
             kind=kind,
             image_id=new_image_id(),
             expires_at=in_seconds(self.settings.upload_expires_s),
-            **said,
+            **fields,
         )
 
     async def begin(self, record: UploadRecord) -> None:
-        """Write down that an upload begins.
-
-        Raises Problem when its owner has too many that have not ended, or no room for what it is to become.
-        """
+        """Store the record of a new upload. Raises Problem: too many unfinished uploads, or quota exceeded."""
         await self.quotas.check(record.owner, size=record.size or 0)
         open_now, most = 0, self.settings.max_unfinished_uploads
         async for _ in self.files.list(uploads_prefix(record.owner)):
             open_now += 1
             if open_now >= most:
-                detail = f"There are {most} uploads that were begun and not finished. Finish or delete some first."
+                detail = f"The limit of {most} unfinished uploads is reached. Complete or delete one first."
                 raise Problem(ProblemCode.TOO_MANY_UPLOADS, detail, headers={"Retry-After": "60"})
         await self.save(record)
 
     async def save(self, record: UploadRecord) -> None:
-        """Write down what is known of an upload."""
+        """Store the record of an upload."""
         await self._write(upload_key(record.owner, record.upload_id), record)
 
     async def find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:
-        """Return an upload. Raises Problem for one that is not there (any more), or not this owner's."""
+        """Return an upload of this owner. Raises Problem when there is none (404) or it has expired (410)."""
         if not _ID.fullmatch(upload_id):
             raise _no_upload()
         found: UploadRecord | EndedUpload | None = await self._read(ended_upload_key(owner, upload_id), EndedUpload)
@@ -145,28 +142,29 @@ class Uploads:
         if found is None:
             raise _no_upload()
         if expires(found) <= datetime.now(UTC):
-            raise Problem(ProblemCode.UPLOAD_EXPIRED, "The upload was not finished in time. Begin a new one.")
+            raise Problem(ProblemCode.UPLOAD_EXPIRED, "The upload has expired. Create a new one.")
         return found
 
     async def offset(self, record: UploadRecord) -> int:
-        """Return how many bytes came, from the first one without a gap."""
+        """Return the number of contiguous bytes received, from the first one."""
         return max([end async for end in self._ends(record)], default=0)
 
     async def add(self, record: UploadRecord, offset: int, piece: Path) -> None:
-        """Keep a piece. Raises Problem when another one begins there, or there are too many."""
+        """Store a piece. Raises Problem when a different one exists at this offset, or there are too many."""
         if len([end async for end in self._ends(record)]) >= _MAX_PIECES:
-            raise Problem(ProblemCode.BAD_REQUEST, f"The upload came in {_MAX_PIECES} pieces. Send larger ones.")
+            detail = f"The limit of {_MAX_PIECES} parts per upload is reached. Create a new upload with larger parts."
+            raise Problem(ProblemCode.BAD_REQUEST, detail)
         key = f"{pieces_prefix(record.owner, record.upload_id)}{offset:020d}"
-        async with self._storing:
+        async with self._writes:
             data = await asyncio.to_thread(piece.read_bytes)
             if await self.files.create(key, data, content_type="application/octet-stream"):
                 return
             if await self.files.get(key) == data:
-                return  # an earlier try of this call, whose answer was lost, or somebody who sent the same
-        raise Problem(ProblemCode.OFFSET_MISMATCH, "Another request sent this part of the upload already.")
+                return  # an earlier attempt whose response was lost, or another request with the same bytes
+        raise Problem(ProblemCode.OFFSET_MISMATCH, "Another request has already stored this part of the upload.")
 
     async def content(self, record: UploadRecord) -> AsyncIterator[bytes]:
-        """Read the pieces, one after the other."""
+        """Yield the bytes of all pieces, in order."""
         prefix = pieces_prefix(record.owner, record.upload_id)
         async for found in self.files.list(prefix):
             async for chunk in self.files.stream(found.key):
@@ -175,7 +173,7 @@ class Uploads:
     async def end(
         self, record: UploadRecord, size: int, *, job: Submitted | None = None, why: Problem | None = None
     ) -> EndedUpload:
-        """Write down how an upload ended, with an image or a refusal, and remove what came of it."""
+        """Store the result of an upload, a job or a refusal, and remove its pieces."""
         ended = EndedUpload(
             upload_id=record.upload_id,
             owner=record.owner,
@@ -193,20 +191,20 @@ class Uploads:
         return ended
 
     async def remove(self, record: UploadRecord) -> None:
-        """Remove what came of an upload, and that there was one."""
+        """Remove the pieces and the record of an upload."""
         owner, upload_id = record.owner, record.upload_id
         await delete_prefix(self.files, pieces_prefix(owner, upload_id))
         await self.files.delete(staged_key(owner, upload_id))
-        # The record last: whatever is left of an upload can be removed by its id.
+        # The record goes after the bytes: a failed removal can be repeated by the upload's id.
         await self.files.delete(upload_key(owner, upload_id))
         await delete_prefix(self.files, finishing_prefix(owner, upload_id))
 
     async def forget(self, ended: EndedUpload) -> None:
-        """Forget how an upload ended."""
+        """Remove the result of an upload."""
         await self.files.delete(ended_upload_key(ended.owner, ended.upload_id))
 
     async def _ends(self, record: UploadRecord) -> AsyncIterator[int]:
-        """Walk the ends of the pieces as long as there is no gap."""
+        """Yield the end offset of each piece, up to the first gap."""
         prefix, end = pieces_prefix(record.owner, record.upload_id), 0
         async for found in self.files.list(prefix):
             if found.key != f"{prefix}{end:020d}":
@@ -223,8 +221,8 @@ class Uploads:
         except ObjectMissing:
             return None
         except ValidationError as error:
-            raise DependencyUnavailable(f"{key} cannot be read: {error.error_count()} errors") from error
+            raise DependencyUnavailable(f"{key} is not valid: {error.error_count()} errors") from error
 
 
 def _no_upload() -> Problem:
-    return Problem(ProblemCode.NOT_FOUND, "There is no upload of that id.")
+    return Problem(ProblemCode.NOT_FOUND, "No upload has this id.")

@@ -1,8 +1,7 @@
-"""Resumable uploads by tus 1.0.0, https://tus.io/protocols/resumable-upload: what came is never sent again.
+"""Resumable uploads: the tus 1.0.0 endpoints, https://tus.io/protocols/resumable-upload.
 
-The image is accepted with the last byte, before that request is answered. Should the answer be lost, or the gateway
-die before it, the client's next look (HEAD) finishes what is left to do: whoever hears that all bytes are there hears
-it of an image that is accepted.
+The image is accepted before the request with the last byte is answered. If that answer is lost or the gateway crashes
+before it, the next HEAD completes the upload: an offset equal to the length is reported only for an accepted image.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from gateway.http.spooling import clean_filename, spool_folder
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.upload_sessions.chunks import CLOSE, Body, Piece
-from gateway.upload_sessions.completion import Completion, known_format
+from gateway.upload_sessions.completion import Completion, sniff_format
 from gateway.upload_sessions.leases import Lease, Leases
 from gateway.upload_sessions.store import EndedUpload, UploadKind, UploadRecord, Uploads
 from gateway.upload_sessions.tus_headers import (
@@ -47,16 +46,16 @@ from schemas.values import Owner
 
 @dataclass(frozen=True, slots=True)
 class Tus:
-    """The endpoints of resumable uploads."""
+    """The tus endpoints."""
 
     settings: GatewaySettings
     uploads: Uploads
-    finishing: Completion
+    completion: Completion
     limits: Limits
     leases: Leases
 
     async def options(self) -> Response:
-        """Say what is spoken here."""
+        """Return the supported tus version, extensions, checksum algorithms and maximum size."""
         return Response(
             status_code=204,
             headers={
@@ -68,11 +67,11 @@ class Tus:
         )
 
     async def create(self, request: Request, identity: Who) -> Response:
-        """Begin an upload; its first bytes may come along."""
+        """Create an upload; the body may contain its first bytes."""
         check_version(request)
         size = read_length(request, self.settings.max_upload_bytes)
-        said = read_metadata_header(request, self.settings.max_metadata_bytes)
-        details = read_details(said, max_metadata_bytes=self.settings.max_metadata_bytes)
+        metadata = read_metadata_header(request, self.settings.max_metadata_bytes)
+        details = read_details(metadata, max_metadata_bytes=self.settings.max_metadata_bytes)
         checksum = read_checksum(request)
         if not is_part(request) and _has_body(request):
             check_media_type(request)
@@ -82,7 +81,7 @@ class Tus:
             UploadKind.RESUMABLE,
             size=size,
             told=request.headers.get("upload-metadata"),
-            filename=clean_filename(said.get("filename") or said.get("name") or ""),
+            filename=clean_filename(metadata.get("filename") or metadata.get("name") or ""),
             details=details,
         )
         await self.uploads.begin(record)
@@ -97,7 +96,7 @@ class Tus:
         return Response(status_code=201, headers={**expiry(record), **headers})
 
     async def head(self, request: Request, upload_id: str, owner: Caller) -> Response:
-        """Say how much has come. When all has, the image is accepted before this is answered."""
+        """Return the upload's offset. When all bytes have been received, the image is accepted first."""
         check_version(request)
         async with self.leases.acquire(upload_id):
             found = await self._find(owner, upload_id)
@@ -112,7 +111,7 @@ class Tus:
         return Response(headers=headers)
 
     async def append(self, request: Request, upload_id: str, owner: Caller) -> Response:
-        """Take the bytes that come next. With the last one the image is accepted."""
+        """Append bytes at the upload's offset. With the last byte the image is accepted."""
         check_version(request)
         check_media_type(request)
         offset, checksum = read_offset(request), read_checksum(request)
@@ -121,14 +120,14 @@ class Tus:
             if isinstance(found, EndedUpload):
                 self._check_offset(offset, found.size)
                 if _has_body(request):
-                    raise Problem(ProblemCode.FILE_TOO_LARGE, "The upload has all its bytes.", headers=CLOSE)
+                    raise Problem(ProblemCode.FILE_TOO_LARGE, "The upload already has all its bytes.", headers=CLOSE)
                 return Response(status_code=204, headers=self._ended(request, found))
             self._check_offset(offset, await self.uploads.offset(found))
             found = await self._with_length(request, found, offset)
             return Response(status_code=204, headers=await self._append(request, found, offset, checksum, lease))
 
     async def delete(self, request: Request, upload_id: str, owner: Caller) -> Response:
-        """Remove what came. An image that was accepted stays."""
+        """Abort an upload and remove its bytes. An accepted image is kept."""
         check_version(request)
         async with self.leases.acquire(upload_id):
             found = await self.uploads.find(owner, upload_id)
@@ -139,17 +138,17 @@ class Tus:
         return Response(status_code=204)
 
     async def overridden(self, request: Request, upload_id: str, owner: Caller) -> Response:
-        """Do what X-HTTP-Method-Override says: some networks let no PATCH and no DELETE through."""
-        named = request.headers.get("x-http-method-override", "").upper()
+        """Dispatch by X-HTTP-Method-Override: some networks block PATCH and DELETE."""
+        method = request.headers.get("x-http-method-override", "").upper()
         handlers = {"HEAD": self.head, "PATCH": self.append, "DELETE": self.delete}
-        if named not in handlers:
-            detail = f"POST goes here only with X-HTTP-Method-Override: {', '.join(handlers)}."
+        if method not in handlers:
+            detail = f"POST to an upload requires X-HTTP-Method-Override with one of: {', '.join(handlers)}."
             allow = {"Allow": "DELETE, GET, HEAD, OPTIONS, PATCH", **CLOSE}
             raise Problem(ProblemCode.METHOD_NOT_ALLOWED, detail, headers=allow)
-        return await handlers[named](request, upload_id, owner)
+        return await handlers[method](request, upload_id, owner)
 
     async def show(self, request: Request, upload_id: str, owner: Caller) -> UploadView:
-        """Say where an upload stands, and what became of it. Changes nothing."""
+        """Return an upload's state, offset and result. Changes nothing."""
         found = await self.uploads.find(owner, upload_id)
         offset = None
         if isinstance(found, UploadRecord) and found.kind is UploadKind.RESUMABLE:
@@ -157,29 +156,33 @@ class Tus:
         return view_of(found, base_url(request, self.settings), offset=offset)
 
     async def _find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:
-        """Return a resumable upload. Raises Problem for none, and the refusal of one that was refused."""
+        """Return a resumable upload. Raises Problem (404), or the stored problem of a rejected upload."""
         found = await self.uploads.find(owner, upload_id)
         if found.kind is not UploadKind.RESUMABLE:
-            raise Problem(ProblemCode.NOT_FOUND, "There is no resumable upload of that id.")
+            raise Problem(ProblemCode.NOT_FOUND, "No resumable upload has this id.")
         if isinstance(found, EndedUpload) and found.refusal is not None:
             raise Problem(found.refusal.code, found.refusal.detail, headers=CLOSE)
         return found
 
-    def _check_offset(self, said: int, offset: int) -> None:
-        if said != offset:
+    def _check_offset(self, requested: int, offset: int) -> None:
+        if requested != offset:
             raise Problem(
                 ProblemCode.OFFSET_MISMATCH,
-                f"The upload goes on at byte {offset}.",
+                f"Upload-Offset differs from the upload's offset. Continue at byte {offset}.",
                 headers={"Upload-Offset": str(offset), **CLOSE},
             )
 
     async def _with_length(self, request: Request, record: UploadRecord, offset: int) -> UploadRecord:
-        """Take the size a client says only now."""
+        """Store the Upload-Length of an upload created with Upload-Defer-Length."""
         length = read_count(request, "upload-length")
         if length is None or length == record.size:
             return record
-        if record.size is not None or length < offset:
-            raise Problem(ProblemCode.BAD_REQUEST, "The upload's length was said otherwise.", headers=CLOSE)
+        if record.size is not None:
+            detail = "Upload-Length differs from the length declared earlier."
+            raise Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE)
+        if length < offset:
+            detail = f"Upload-Length is less than the {offset} bytes received."
+            raise Problem(ProblemCode.BAD_REQUEST, detail, headers=CLOSE)
         record = record.model_copy(update={"size": check_length(length, self.settings.max_upload_bytes)})
         await self.uploads.save(record)
         return record
@@ -187,25 +190,26 @@ class Tus:
     async def _append(
         self, request: Request, record: UploadRecord, offset: int, checksum: Checksum | None, lease: Lease
     ) -> dict[str, str]:
-        """Keep what comes; return the answer's headers."""
+        """Store the body; return the response headers."""
         most = (self.settings.max_upload_bytes if record.size is None else record.size) - offset
         if (announced := read_count(request, "content-length")) is not None and announced > most:
-            raise Problem(ProblemCode.FILE_TOO_LARGE, f"There are {most} bytes left of the file.", headers=CLOSE)
+            detail = f"The body is larger than the {most} bytes that the file still lacks."
+            raise Problem(ProblemCode.FILE_TOO_LARGE, detail, headers=CLOSE)
         with spool_folder(self.settings) as folder:
             body = Body(request, self.settings, lease, folder, most, checksum.digest if checksum else None)
-            held: list[Piece] = []
+            unverified: list[Piece] = []
             async for piece in body.pieces():
                 if checksum is None:
-                    offset = await self._keep(record, offset, piece)
+                    offset = await self._store(record, offset, piece)
                 else:
-                    held.append(piece)  # what does not match must leave no trace
+                    unverified.append(piece)  # stored only when the checksum of the whole body matches
             if checksum is not None and body.problem is None and not checksum.matches():
                 body.problem = Problem(
-                    ProblemCode.CHECKSUM_MISMATCH, "What arrived has another checksum. Send it again."
+                    ProblemCode.CHECKSUM_MISMATCH, "The body does not match Upload-Checksum. Send it again."
                 )
             if body.problem is None:
-                for piece in held:
-                    offset = await self._keep(record, offset, piece)
+                for piece in unverified:
+                    offset = await self._store(record, offset, piece)
         if body.problem is not None:
             body.problem.headers = {**body.problem.headers, "Upload-Offset": str(offset), **expiry(record)}
             raise body.problem
@@ -213,10 +217,11 @@ class Tus:
             return await self._finish(request, record)
         return {"Upload-Offset": str(offset), **expiry(record)}
 
-    async def _keep(self, record: UploadRecord, offset: int, piece: Piece) -> int:
+    async def _store(self, record: UploadRecord, offset: int, piece: Piece) -> int:
+        """Store a piece; return the new offset. Rejects a file that is no image with its first piece."""
         if offset == 0 and (piece.size >= SNIFF_BYTES or piece.size == record.size):
             try:
-                known_format(piece.head(SNIFF_BYTES))  # why send the rest of what is no image?
+                sniff_format(piece.head(SNIFF_BYTES))
             except Problem as problem:
                 await self.uploads.end(record, 0, why=problem)
                 problem.headers = CLOSE
@@ -226,13 +231,13 @@ class Tus:
         return offset + piece.size
 
     async def _finish(self, request: Request, record: UploadRecord) -> dict[str, str]:
-        ended = await self.finishing.finish(request, record, lambda: self.uploads.content(record))
+        ended = await self.completion.finish(request, record, lambda: self.uploads.content(record))
         if ended.refusal is not None:
             raise Problem(ended.refusal.code, ended.refusal.detail)
         return self._ended(request, ended)
 
     def _ended(self, request: Request, ended: EndedUpload) -> dict[str, str]:
-        """Return what is said of an upload whose image was accepted."""
+        """Return the response headers for an upload whose image has been accepted."""
         status_url = job_url(base_url(request, self.settings), ended.job_id or "")
         return {
             "Upload-Offset": str(ended.size),

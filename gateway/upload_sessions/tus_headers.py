@@ -1,4 +1,4 @@
-"""The headers of tus 1.0.0, https://tus.io/protocols/resumable-upload: read strictly, written once."""
+"""Parsing and validation of tus 1.0.0 headers, https://tus.io/protocols/resumable-upload."""
 
 from __future__ import annotations
 
@@ -19,120 +19,123 @@ from schemas.http.problems import ProblemCode, ProblemItem
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 MEDIA_TYPE = "application/offset+octet-stream"
-OURS = {"Tus-Resumable": VERSION}
-# SHA-1 is what clients of the protocol send. It guards against accidents of transport; the image's id is a SHA-256.
+VERSION_HEADER = {"Tus-Resumable": VERSION}
+# tus clients send SHA-1. It detects transport errors only; originals are identified by SHA-256.
 _ALGORITHMS: Mapping[str, Callable[[], Hash]] = {
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
     "sha256": hashlib.sha256,
 }
 ALGORITHMS = ",".join(_ALGORITHMS)
-_SAID_BY_CLIENTS = frozenset({"filename", "name", "filetype", "type", "contentType", "relativePath"})
+# Names that common tus clients send; all but the file's name are ignored.
+_CLIENT_FIELDS = frozenset({"filename", "name", "filetype", "type", "contentType", "relativePath"})
 _MAX_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """What a request says its body is."""
+    """The checksum a request declares for its body, and the running digest of the body."""
 
     digest: Hash
     expected: bytes
 
     def matches(self) -> bool:
-        """Say whether the body was that."""
+        """Return whether the body has the declared checksum."""
         return self.digest.digest() == self.expected
 
 
 def check_version(request: Request) -> None:
-    """Refuse any version of the protocol but ours, as it demands: 412, and nothing else is looked at."""
+    """Raise Problem (412) for an unsupported protocol version, before any other check, as the protocol requires."""
     if request.headers.get("tus-resumable") != VERSION:
         detail = f"Send the header Tus-Resumable: {VERSION}."
         raise Problem(ProblemCode.UNSUPPORTED_TUS_VERSION, detail, headers={"Tus-Version": VERSION, **CLOSE})
 
 
 def check_media_type(request: Request) -> None:
-    """Refuse a body that is not said to be a part of an upload."""
+    """Raise Problem (415) unless the Content-Type is that of a tus upload."""
     if not is_part(request):
-        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"Send the bytes as {MEDIA_TYPE}.", headers=CLOSE)
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"The Content-Type must be {MEDIA_TYPE}.", headers=CLOSE)
 
 
 def is_part(request: Request) -> bool:
-    """Say whether the body is a part of an upload."""
+    """Return whether the body is a part of an upload, by its Content-Type."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower() == MEDIA_TYPE
 
 
 def read_length(request: Request, most: int) -> int | None:
-    """Return the size of the file a client begins to send, None when it will say later."""
+    """Return the declared size of a new upload in bytes, None when it is deferred. Raises Problem (400, 413)."""
     if "upload-concat" in request.headers:
-        raise _wrong("Upload-Concat", "Parts of one file are sent one after the other here.")
+        raise _invalid_header("Upload-Concat", "Concatenation is not supported. Send the parts one after the other.")
     deferred = request.headers.get("upload-defer-length")
     length = read_count(request, "upload-length")
     if (deferred is None) == (length is None):
-        raise _wrong("Upload-Length", "Say Upload-Length, or Upload-Defer-Length: 1, and not both.")
+        raise _invalid_header("Upload-Length", "Send either Upload-Length or Upload-Defer-Length: 1.")
     if deferred is not None and deferred != "1":
-        raise _wrong("Upload-Defer-Length", "It is 1 or not there.")
+        raise _invalid_header("Upload-Defer-Length", "The only allowed value is 1.")
     return None if length is None else check_length(length, most)
 
 
 def check_length(length: int, most: int) -> int:
-    """Return the size of a file. Raises Problem when it has no bytes or too many."""
+    """Return the size of a file in bytes. Raises Problem when it is 0 or above `most`."""
     if length == 0:
-        raise Problem(ProblemCode.EMPTY_FILE, "The file has no bytes.", headers=CLOSE)
+        raise Problem(ProblemCode.EMPTY_FILE, "The file is empty.", headers=CLOSE)
     if length > most:
-        raise Problem(ProblemCode.FILE_TOO_LARGE, f"A file may have {most} bytes at most.", headers=CLOSE)
+        raise Problem(ProblemCode.FILE_TOO_LARGE, f"The file is larger than the limit of {most} bytes.", headers=CLOSE)
     return length
 
 
 def read_offset(request: Request) -> int:
-    """Return where a client goes on."""
+    """Return Upload-Offset in bytes. Raises Problem (400) when it is missing or not a number."""
     offset = read_count(request, "upload-offset")
     if offset is None:
-        raise _wrong("Upload-Offset", "Say where the bytes belong.")
+        raise _invalid_header("Upload-Offset", "The header is required: the offset of the body in the file, in bytes.")
     return offset
 
 
 def read_count(request: Request, name: str) -> int | None:
-    """Return a header that is a number of bytes, None when it is not there."""
+    """Return a header whose value is a number of bytes, None when it is absent. Raises Problem (400)."""
     text = request.headers.get(name)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-        raise _wrong(name.title(), "It must be a number of bytes.")
+        raise _invalid_header(name.title(), "The value must be a whole number of bytes.")
     return int(text)
 
 
 def read_checksum(request: Request) -> Checksum | None:
-    """Return what a request says its body is, None when it does not say."""
+    """Return the checksum a request declares for its body, None without one. Raises Problem (400)."""
     text = request.headers.get("upload-checksum")
     if text is None:
         return None
     name, _, value = text.partition(" ")
     if name not in _ALGORITHMS:
-        raise Problem(ProblemCode.INVALID_DIGEST, f"Upload-Checksum is known with: {ALGORITHMS}.", headers=CLOSE)
+        raise Problem(ProblemCode.INVALID_DIGEST, f"Upload-Checksum must use one of: {ALGORITHMS}.", headers=CLOSE)
     digest = _ALGORITHMS[name]()
     try:
         expected = base64.b64decode(value, validate=True)
     except ValueError:
         expected = b""
     if len(expected) != digest.digest_size:
-        raise Problem(ProblemCode.INVALID_DIGEST, f"The checksum is no {name} in Base64.", headers=CLOSE)
+        raise Problem(ProblemCode.INVALID_DIGEST, f"The checksum is not a {name} digest in Base64.", headers=CLOSE)
     return Checksum(digest, expected)
 
 
 def read_metadata_header(request: Request, most: int) -> dict[str, str]:
-    """Return what Upload-Metadata says. Raises Problem for what is not text, comes twice, or that nobody reads."""
+    """Return Upload-Metadata as names and text values. Raises Problem for non-text, repeated and unknown names."""
     text = request.headers.get("upload-metadata", "").strip()
-    if len(text) > 2 * most:  # Base64 takes a third more, and there are names
-        raise Problem(ProblemCode.INVALID_METADATA, f"The metadata may have {most} bytes at most.", headers=CLOSE)
+    if len(text) > 2 * most:  # room for Base64 (4/3) and the names
+        detail = f"The metadata is larger than the limit of {most} bytes."
+        raise Problem(ProblemCode.INVALID_METADATA, detail, headers=CLOSE)
     found: dict[str, str] = {}
     for pair in filter(None, text.split(",")) if text else ():
         name, _, value = pair.strip().partition(" ")
         if not name or name in found:
-            raise _wrong("Upload-Metadata", "Each name is there once, with its value in Base64 behind a space.")
+            detail = "Each name may appear once, followed by a space and its value in Base64."
+            raise _invalid_header("Upload-Metadata", detail)
         try:
             found[name] = base64.b64decode(value.strip(), validate=True).decode()
         except ValueError:
-            raise _wrong("Upload-Metadata", f"The value of `{name[:80]}` is not UTF-8 in Base64.") from None
-    if unknown := sorted(found.keys() - FIELDS - _SAID_BY_CLIENTS):
+            raise _invalid_header("Upload-Metadata", f"The value of `{name[:80]}` is not UTF-8 in Base64.") from None
+    if unknown := sorted(found.keys() - FIELDS - _CLIENT_FIELDS):
         known = ", ".join(sorted({"filename", *FIELDS}))
         items = tuple(ProblemItem(field=name[:80], detail=f"not one of: {known}") for name in unknown[:20])
         detail = f"`{items[0].field}` in Upload-Metadata is not one of: {known}."
@@ -141,10 +144,10 @@ def read_metadata_header(request: Request, most: int) -> dict[str, str]:
 
 
 def expiry(record: UploadRecord | EndedUpload) -> dict[str, str]:
-    """Return the header that says until when an upload can go on."""
+    """Return the Upload-Expires header of an upload."""
     return {"Upload-Expires": format_datetime(expires(record), usegmt=True)}
 
 
-def _wrong(name: str, detail: str) -> Problem:
+def _invalid_header(name: str, detail: str) -> Problem:
     item = ProblemItem(field=name, detail=detail)
     return Problem(ProblemCode.BAD_REQUEST, f"{name}: {detail}", (item,), headers=CLOSE)

@@ -1,4 +1,4 @@
-"""The routes of uploads that take more than one request, and how OpenAPI describes the tus protocol."""
+"""Routes of resumable and direct uploads, with the OpenAPI description of the tus headers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
+from gateway.access.identity import Scope
+from gateway.access.permissions import public, requires
 from gateway.http.problems import Problem, documented, unavailable
 from gateway.limits.rate_limits import Limits
 from gateway.openapi.examples import JOB_ID
@@ -17,7 +19,7 @@ from gateway.upload_sessions.direct import Direct
 from gateway.upload_sessions.leases import Leases
 from gateway.upload_sessions.store import Uploads
 from gateway.upload_sessions.tus import Tus
-from gateway.upload_sessions.tus_headers import ALGORITHMS, MEDIA_TYPE, OURS, VERSION
+from gateway.upload_sessions.tus_headers import ALGORITHMS, MEDIA_TYPE, VERSION, VERSION_HEADER
 from gateway.uploads.submission import Submission
 from schemas.http.problems import ProblemCode
 from streams.errors import DependencyUnavailable
@@ -49,10 +51,10 @@ _CREATION: dict[str, Any] = {
     "parameters": [
         _TUS,
         _header("Upload-Length", "bytes of the whole file", "123456"),
-        _header("Upload-Defer-Length", "1: the length is said later", "1"),
+        _header("Upload-Defer-Length", "1: Upload-Length follows in a later request", "1"),
         _header(
             "Upload-Metadata",
-            "filename and the fields of an upload's form, each with its value in Base64",
+            "filename and the form fields of an upload, each with its value in Base64",
             "filename Y2F0LmpwZw==,tags Y2F0",
         ),
         _CHECKSUM,
@@ -60,38 +62,46 @@ _CREATION: dict[str, Any] = {
     "requestBody": {"required": False, "content": _BODY},
 }
 _PART: dict[str, Any] = {
-    "parameters": [_TUS, _header("Upload-Offset", "where the bytes belong", "0", required=True), _CHECKSUM],
+    "parameters": [
+        _TUS,
+        _header("Upload-Offset", "offset of the body in the file, in bytes", "0", required=True),
+        _CHECKSUM,
+    ],
     "requestBody": {"required": True, "content": _BODY},
 }
 
 
-def _answered(status: int, description: str, *names: str) -> dict[int | str, dict[str, Any]]:
-    """Describe an answer whose word is its headers."""
+def _response(status: int, description: str, *names: str) -> dict[int | str, dict[str, Any]]:
+    """Describe a response without a body, by its headers."""
     headers = {
-        name: {"description": _SAID[name][0], "schema": {"type": "string"}, "example": _SAID[name][1]}
+        name: {
+            "description": _RESPONSE_HEADERS[name][0],
+            "schema": {"type": "string"},
+            "example": _RESPONSE_HEADERS[name][1],
+        }
         for name in ("Tus-Resumable", *names)
     }
     return {status: {"description": description, "headers": headers}}
 
 
-_SAID = {
+_RESPONSE_HEADERS = {
     "Tus-Resumable": ("the protocol's version", VERSION),
-    "Upload-Offset": ("how many bytes have come", "70000"),
+    "Upload-Offset": ("bytes received", "70000"),
     "Upload-Length": ("bytes of the whole file", "123456"),
-    "Upload-Defer-Length": ("1: the length is not known yet", "1"),
-    "Upload-Metadata": ("as it was sent", "filename Y2F0LmpwZw=="),
-    "Upload-Expires": ("until then the upload can go on", "Sun, 22 Nov 2026 18:30:00 GMT"),
+    "Upload-Defer-Length": ("1: the length is not declared yet", "1"),
+    "Upload-Metadata": ("as the client sent it", "filename Y2F0LmpwZw=="),
+    "Upload-Expires": ("when the upload expires", "Sun, 22 Nov 2026 18:30:00 GMT"),
     "Darkroom-Job": ("the job, once the image is accepted", JOB_ID),
     "Link": (
-        "rel=status: where the job stands",
+        "rel=status: URL of the job's status",
         f'<https://images.example.org/api/v1/images/jobs/{JOB_ID}>; rel="status"',
     ),
 }
 _ENDED = ("Upload-Offset", "Upload-Expires", "Darkroom-Job", "Link")
 
 
-def speaking_tus(retry_after_s: int) -> type[APIRoute]:
-    """Return routes whose every answer, also a refusal, says which version of the protocol is spoken."""
+def tus_route_class(retry_after_s: int) -> type[APIRoute]:
+    """Return a route class that adds the Tus-Resumable header to every response, errors included."""
 
     class TusRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -99,16 +109,16 @@ def speaking_tus(retry_after_s: int) -> type[APIRoute]:
 
             async def handle_tus(request: Request) -> Response:
                 try:
-                    answer = await handle(request)
+                    response = await handle(request)
                 except Problem as problem:
-                    problem.headers = {**problem.headers, **OURS}
+                    problem.headers = {**problem.headers, **VERSION_HEADER}
                     raise
                 except (DependencyUnavailable, TimeoutError) as error:
-                    refusal = unavailable("A part of the system", retry_after_s=retry_after_s)
-                    refusal.headers = {**refusal.headers, **OURS}
-                    raise refusal from error
-                answer.headers.update(OURS)
-                return answer
+                    problem = unavailable("A part of the system", retry_after_s=retry_after_s)
+                    problem.headers = {**problem.headers, **VERSION_HEADER}
+                    raise problem from error
+                response.headers.update(VERSION_HEADER)
+                return response
 
             return handle_tus
 
@@ -116,15 +126,15 @@ def speaking_tus(retry_after_s: int) -> type[APIRoute]:
 
 
 def tus_routes(tus: Tus) -> APIRouter:
-    """Return the routes of resumable uploads."""
-    router = APIRouter(tags=["ingest"], route_class=speaking_tus(tus.settings.retry_after_s))
+    """Return the tus routes."""
+    router = APIRouter(tags=["ingest"], route_class=tus_route_class(tus.settings.retry_after_s))
     unavailable, version, media = (
         ProblemCode.DEPENDENCY_UNAVAILABLE,
         ProblemCode.UNSUPPORTED_TUS_VERSION,
         ProblemCode.UNSUPPORTED_MEDIA_TYPE,
     )
-    gone = (ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY)
-    bytes_come = (
+    upload_problems = (ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY)
+    body_problems = (
         ProblemCode.BAD_REQUEST,
         ProblemCode.INVALID_DIGEST,
         ProblemCode.UPLOAD_TOO_SLOW,
@@ -133,18 +143,26 @@ def tus_routes(tus: Tus) -> APIRouter:
         ProblemCode.CHECKSUM_MISMATCH,
     )
     for path in (_ROOT, _ONE):
-        router.add_api_route(path, tus.options, methods=["OPTIONS"], status_code=204, summary="What is spoken of tus")
+        router.add_api_route(
+            path,
+            tus.options,
+            methods=["OPTIONS"],
+            status_code=204,
+            dependencies=[public()],
+            summary="Get the supported tus version and extensions",
+        )
     router.add_api_route(
         _ROOT,
         tus.create,
         methods=["POST"],
         status_code=201,
         response_class=Response,
-        summary="Begin a resumable upload",
+        dependencies=[requires(Scope.WRITE)],
+        summary="Create a resumable upload",
         openapi_extra=_CREATION,
-        responses=_answered(201, "the upload has begun", *_ENDED)
+        responses=_response(201, "the upload is created", *_ENDED)
         | documented(
-            *bytes_come,
+            *body_problems,
             ProblemCode.EMPTY_FILE,
             ProblemCode.INVALID_METADATA,
             ProblemCode.INVALID_BUCKET,
@@ -162,23 +180,33 @@ def tus_routes(tus: Tus) -> APIRouter:
         _ONE,
         tus.head,
         methods=["HEAD"],
-        summary="How much of an upload has come",
+        dependencies=[requires(Scope.WRITE)],
+        summary="Get the offset of a resumable upload",
         openapi_extra=_PARAMETERS,
-        responses=_answered(
-            200, "how much has come", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"
+        responses=_response(
+            200, "the upload's offset", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"
         )
-        | documented(*gone, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, unavailable),
+        | documented(
+            *upload_problems, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, unavailable
+        ),
     )
     router.add_api_route(
         _ONE,
         tus.append,
         methods=["PATCH"],
         status_code=204,
-        summary="Go on with an upload",
+        dependencies=[requires(Scope.WRITE)],
+        summary="Append bytes to a resumable upload",
         openapi_extra=_PART,
-        responses=_answered(204, "the bytes are kept; after the last one the image is accepted", *_ENDED)
+        responses=_response(204, "the bytes are stored; with the last one the image is accepted", *_ENDED)
         | documented(
-            *gone, *bytes_come, ProblemCode.OFFSET_MISMATCH, ProblemCode.QUOTA_EXCEEDED, version, media, unavailable
+            *upload_problems,
+            *body_problems,
+            ProblemCode.OFFSET_MISMATCH,
+            ProblemCode.QUOTA_EXCEEDED,
+            version,
+            media,
+            unavailable,
         ),
     )
     router.add_api_route(
@@ -186,16 +214,20 @@ def tus_routes(tus: Tus) -> APIRouter:
         tus.delete,
         methods=["DELETE"],
         status_code=204,
-        summary="Give a resumable upload up",
+        dependencies=[requires(Scope.WRITE)],
+        summary="Abort a resumable upload",
         openapi_extra=_PARAMETERS,
-        responses=_answered(204, "nothing is left of it") | documented(*gone, version, unavailable),
+        responses=_response(204, "the upload is removed") | documented(*upload_problems, version, unavailable),
     )
-    router.add_api_route(_ONE, tus.overridden, methods=["POST"], include_in_schema=False)
+    router.add_api_route(
+        _ONE, tus.overridden, methods=["POST"], dependencies=[requires(Scope.WRITE)], include_in_schema=False
+    )
     router.add_api_route(
         _ONE,
         tus.show,
         methods=["GET"],
-        summary="Where an upload stands, and what became of it",
+        dependencies=[requires(Scope.WRITE)],
+        summary="Get an upload's state and result",
         route_class_override=APIRoute,
         responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, unavailable),
     )
@@ -203,12 +235,12 @@ def tus_routes(tus: Tus) -> APIRouter:
 
 
 def tus_and_direct_routes(
-    settings: GatewaySettings, files: FileStore, submitting: Submission, limits: Limits
+    settings: GatewaySettings, files: FileStore, submission: Submission, limits: Limits
 ) -> APIRouter:
-    """Return the routes of all uploads that take more than one request."""
-    uploads = Uploads(settings, files, submitting.accepting.quotas)
-    finishing, leases = Completion(settings, uploads, submitting), Leases(settings.storage_timeout_s)
+    """Return the routes of resumable and direct uploads."""
+    uploads = Uploads(settings, files, submission.acceptance.quotas)
+    completion, leases = Completion(settings, uploads, submission), Leases(settings.storage_timeout_s)
     router = APIRouter()
-    router.include_router(Direct(settings, uploads, finishing, limits, leases).routes())
-    router.include_router(tus_routes(Tus(settings, uploads, finishing, limits, leases)))
+    router.include_router(Direct(settings, uploads, completion, limits, leases).routes())
+    router.include_router(tus_routes(Tus(settings, uploads, completion, limits, leases)))
     return router

@@ -1,4 +1,4 @@
-"""How uploads that take more than one request are shown."""
+"""Public views of resumable and direct uploads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from schemas.http.submissions import Submitted
 
 
 def job_url(base: str, job_id: str) -> str:
-    """Return where a job's status is."""
+    """Return the URL of a job's status."""
     return f"{base}/api/v1/images/jobs/{job_id}"
 
 
 def upload_url(base: str, upload_id: str) -> str:
-    """Return where an upload is."""
+    """Return the URL of an upload."""
     return f"{base}/api/v1/uploads/{upload_id}"
 
 
@@ -41,7 +41,7 @@ def view_of(found: UploadRecord | EndedUpload, base: str, *, offset: int | None)
 
 
 def job_of(ended: EndedUpload, base: str) -> Submitted:
-    """Return what became of an upload that was accepted."""
+    """Return the job of an accepted upload."""
     status_url = job_url(base, ended.job_id or "")
     return Submitted(
         job_id=ended.job_id or "",

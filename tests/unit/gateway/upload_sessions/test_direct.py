@@ -1,4 +1,4 @@
-"""Direct uploads: a form signed for one object of a real MinIO, and an image when the client says it is there."""
+"""Direct uploads: a form presigned for one object of a real MinIO, and an image on completion."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ASKED = {"filename": "C:\\cat.jpg", "content_type": "image/jpeg", "size": len(JP
 
 
 class ByName:
-    """An authenticator that takes a caller's word for who they are."""
+    """An authenticator that trusts the Authorization header."""
 
     async def identify(self, request: Request) -> Identity:
         owner = Owner(request.headers.get("authorization", "default"))
@@ -45,7 +45,7 @@ class ByName:
 
 @pytest.fixture
 def store(minio: LocalMinio) -> FilesSettings:
-    """Settings of a bucket of our own on a real MinIO."""
+    """Settings of a separate bucket on a real MinIO."""
     return FilesSettings(
         endpoint=minio.endpoint,
         access_key=minio.access_key,
@@ -56,7 +56,7 @@ def store(minio: LocalMinio) -> FilesSettings:
 
 @pytest.fixture
 async def files(store: FilesSettings) -> AsyncIterator[FaultyFiles]:
-    """The store, open, and empty in the end."""
+    """The open object store, emptied afterwards."""
     async with open_files(store) as found:
         yield FaultyFiles(found)
         await delete_prefix(found, "")
@@ -64,33 +64,33 @@ async def files(store: FilesSettings) -> AsyncIterator[FaultyFiles]:
 
 @pytest.fixture
 def sink() -> Sink:
-    """Where events go."""
+    """The event sink."""
     return Sink()
 
 
 @pytest.fixture
 def app(files: Any, sink: Sink) -> FastAPI:
-    """A gateway."""
-    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=ByName())
-    return ingest_app(settings(max_upload_bytes=100_000), parts)
+    """An ingest app."""
+    components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=ByName())
+    return ingest_app(settings(max_upload_bytes=100_000), components)
 
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
+    """A client of the app."""
     async with client_of(app) as found:
         yield found
 
 
 async def begin(client: httpx.AsyncClient, **asked: object) -> DirectUploadForm:
-    """Ask for a form."""
+    """Request a form."""
     answer = await client.post(DIRECT, json={**ASKED, **asked})
     assert answer.status_code == 201, answer.text
     return DirectUploadForm.model_validate_json(answer.content)
 
 
 async def send(form: DirectUploadForm, data: bytes, *, fields: Mapping[str, str] | None = None) -> httpx.Response:
-    """Send a file by a form, as a browser does."""
+    """Post a file with a form, as a browser does."""
     async with httpx.AsyncClient() as browser:
         return await browser.post(form.url, data={**form.fields, **(fields or {})}, files={"file": ("x", data)})
 
@@ -103,9 +103,9 @@ def at(url: str) -> str:
 async def test_a_file_sent_straight_to_the_store_becomes_an_image(
     client: httpx.AsyncClient, files: FaultyFiles, store: FilesSettings, sink: Sink
 ) -> None:
-    """The event says what was asked for, the original is what was sent, and nothing is left staged."""
-    said = {"bucket": "pets", "metadata": {"n": 1}, "tags": ["a"], "category": "c", "lane": "bulk"}
-    form = await begin(client, sha256=hashlib.sha256(JPEG).hexdigest(), **said)
+    """The event has the requested fields, the original equals the bytes sent, and the staged object is removed."""
+    fields = {"bucket": "pets", "metadata": {"n": 1}, "tags": ["a"], "category": "c", "lane": "bulk"}
+    form = await begin(client, sha256=hashlib.sha256(JPEG).hexdigest(), **fields)
     assert form.max_bytes == len(JPEG)
     assert not sink.sent
     assert (await send(form, JPEG)).status_code == 204
@@ -126,7 +126,7 @@ async def test_a_file_sent_straight_to_the_store_becomes_an_image(
 
 
 def _seen_by_boto(store: FilesSettings, key: str) -> tuple[int, str]:
-    """Return size and type of an object as the SDK of S3's makers sees it."""
+    """Return size and type of an object as boto3 reports them."""
     assert store.secret_key is not None
     s3 = boto3.client(
         "s3",
@@ -149,10 +149,10 @@ def _seen_by_boto(store: FilesSettings, key: str) -> tuple[int, str]:
         (JPEG, {"key": "incoming/mallory/x"}),
     ],
 )
-async def test_the_store_takes_by_a_form_only_what_it_is_for(
+async def test_the_store_enforces_the_form(
     client: httpx.AsyncClient, files: FaultyFiles, data: bytes, fields: dict[str, str]
 ) -> None:
-    """Another size, type or place is refused by the store itself, and the upload has not arrived."""
+    """The store rejects another size, type or key, and completion reports that the file has not arrived."""
     form = await begin(client)
     assert (await send(form, data, fields=fields)).status_code in (400, 403)
     refused(await client.post(at(form.complete_url)), 409, "not-arrived")
@@ -160,8 +160,8 @@ async def test_the_store_takes_by_a_form_only_what_it_is_for(
         assert [found.key async for found in files.list(root)] == []
 
 
-async def test_a_file_of_unknown_size_may_have_as_many_bytes_as_any(client: httpx.AsyncClient) -> None:
-    """From one byte to the limit of all uploads."""
+async def test_a_form_without_a_size_allows_up_to_the_upload_limit(client: httpx.AsyncClient) -> None:
+    """From one byte to the general limit."""
     form = await begin(client, size=None)
     assert form.max_bytes == 100_000
     assert (await send(form, b"")).status_code == 400
@@ -170,10 +170,8 @@ async def test_a_file_of_unknown_size_may_have_as_many_bytes_as_any(client: http
     assert (await client.post(at(form.complete_url))).status_code == 202
 
 
-async def test_complete_says_the_same_again_and_makes_no_second_image(
-    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
-) -> None:
-    """Also when the object was written again, or the gateway died before it noted what it had done."""
+async def test_complete_is_idempotent(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """Also when the object was written again, or the gateway crashed before it stored the result."""
     form = await begin(client)
     record = await files.get(upload_key("default", form.upload_id))
     await send(form, JPEG)
@@ -188,8 +186,10 @@ async def test_complete_says_the_same_again_and_makes_no_second_image(
     assert len(await files.receipts()) == 1
 
 
-async def test_what_is_no_image_ends_the_upload(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
-    """A page that calls itself a JPEG is refused, said so again, and removed."""
+async def test_a_file_that_is_no_image_ends_the_upload(
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
+) -> None:
+    """An HTML page sent as a JPEG is rejected, on repetition too, and removed."""
     page = b"<html>".ljust(len(JPEG))
     form = await begin(client)
     await send(form, page)
@@ -201,16 +201,16 @@ async def test_what_is_no_image_ends_the_upload(client: httpx.AsyncClient, files
     assert not sink.sent
 
 
-async def test_another_file_than_was_said_is_refused(client: httpx.AsyncClient, sink: Sink) -> None:
-    """The sha256 that was said at the beginning is held against what came."""
+async def test_a_file_with_another_digest_is_rejected(client: httpx.AsyncClient, sink: Sink) -> None:
+    """The declared sha256 is compared with that of the file."""
     form = await begin(client, sha256="0" * 64)
     await send(form, JPEG)
     refused(await client.post(at(form.complete_url)), 400, "digest-mismatch")
     assert not sink.sent
 
 
-async def test_while_kafka_is_away_the_file_waits(client: httpx.AsyncClient, sink: Sink) -> None:
-    """503, nothing is accepted, and complete works when it is back."""
+async def test_while_kafka_is_unavailable_the_file_is_kept(client: httpx.AsyncClient, sink: Sink) -> None:
+    """503, nothing is accepted, and completion succeeds once Kafka is available."""
     form = await begin(client)
     await send(form, JPEG)
     sink.unavailable = True
@@ -224,8 +224,8 @@ async def test_while_kafka_is_away_the_file_waits(client: httpx.AsyncClient, sin
     assert view.job.job_id == sink.sent[0][1].job_id
 
 
-async def test_a_direct_upload_can_be_given_up(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """What was sent goes; the upload is not known any more, to any way of asking."""
+async def test_delete_aborts_a_direct_upload(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """The file is removed, and the upload is then 404."""
     form = await begin(client)
     await send(form, JPEG)
     assert (await client.delete(f"{DIRECT}/{form.upload_id}")).status_code == 204
@@ -233,8 +233,8 @@ async def test_a_direct_upload_can_be_given_up(client: httpx.AsyncClient, files:
     assert await files.stat(staged_key("default", form.upload_id)) is None
 
 
-async def test_another_owners_direct_upload_is_not_there(client: httpx.AsyncClient) -> None:
-    """404 for everything, as for one that never was; nor is it a resumable one."""
+async def test_another_owners_direct_upload_is_not_found(client: httpx.AsyncClient) -> None:
+    """Every method returns 404, as for an unknown id; the tus endpoints do too."""
     form = await begin(client)
     await send(form, JPEG)
     mallory = {"Authorization": "mallory"}
@@ -257,31 +257,31 @@ async def test_another_owners_direct_upload_is_not_there(client: httpx.AsyncClie
         ({"metadata": {"a": "x" * 20_000}}, 400, "invalid-metadata"),
     ],
 )
-async def test_a_wish_that_cannot_be_granted_is_refused(
+async def test_an_invalid_form_request_is_rejected(
     client: httpx.AsyncClient, files: FaultyFiles, asked: dict[str, object], status: int, code: str
 ) -> None:
-    """No form is given for what would be refused later anyway."""
+    """A file that completion would reject gets no form."""
     refused(await client.post(DIRECT, json={**ASKED, **asked}), status, code)
     assert [found.key async for found in files.list("uploads/")] == []
 
 
 async def test_a_form_counts_as_an_upload(files: Any, sink: Sink) -> None:
-    """The owner's limit holds for beginning, and completing takes nothing more."""
+    """Requesting a form counts against the owner's rate limit; completion does not."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
-    async with client_of(ingest_app(settings(), parts)) as client:
+    components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
+    async with client_of(ingest_app(settings(), components)) as client:
         form = await begin(client)
         refused(await client.post(DIRECT, json=ASKED), 429, "rate-limited")
         await send(form, JPEG)
         assert (await client.post(at(form.complete_url))).status_code == 202
 
 
-async def test_a_folder_has_no_forms_and_the_refusal_says_what_to_do(tmp_path: Path, sink: Sink) -> None:
-    """`direct-upload-unavailable` names the other ways in, and takes nothing of the owner's limit."""
+async def test_an_object_store_in_a_folder_has_no_forms(tmp_path: Path, sink: Sink) -> None:
+    """`direct-upload-unavailable` names the alternatives and does not count against the owner's rate limit."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         limits = Limits(RateLimitSettings(uploads="1/hour"))
-        parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
-        async with client_of(ingest_app(settings(), parts)) as client:
+        components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
+        async with client_of(ingest_app(settings(), components)) as client:
             for _ in range(2):
                 problem = refused(await client.post(DIRECT, json=ASKED), 409, "direct-upload-unavailable")
             assert "/api/v1/images/upload" in problem.detail

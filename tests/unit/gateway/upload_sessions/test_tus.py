@@ -1,4 +1,4 @@
-"""Resumable uploads: tus 1.0.0 to the letter, and an image accepted once with the last byte."""
+"""Resumable uploads: the tus 1.0.0 protocol, and one image accepted with the last byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gateway.http.problems import Problem
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
-from gateway.upload_sessions.leases import LASTS_S, distributed_lease
+from gateway.upload_sessions.leases import LEASE_S, distributed_lease
 from schemas.events.intake import ImageUploaded
 from schemas.http.resumable import UploadState, UploadView
 from schemas.values import Owner, new_image_id
@@ -38,11 +38,11 @@ TUS = {"Tus-Resumable": "1.0.0"}
 PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
 NONE: Mapping[str, str] = {}
 PIECE = 64 << 10
-IMAGE = JPEG + bytes(range(256)) * 800  # more than three pieces of the settings below
+IMAGE = JPEG + bytes(range(256)) * 800  # more than three pieces
 
 
 class ByName:
-    """An authenticator that takes a caller's word for who they are."""
+    """An authenticator that trusts the Authorization header."""
 
     async def identify(self, request: Request) -> Identity:
         owner = Owner(request.headers.get("authorization", "default"))
@@ -51,49 +51,49 @@ class ByName:
 
 @pytest.fixture
 async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
-    """A real store in a folder."""
+    """A real object store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as store:
         yield FaultyFiles(store)
 
 
 @pytest.fixture
 def sink() -> Sink:
-    """Where events go."""
+    """The event sink."""
     return Sink()
 
 
 @pytest.fixture
-def parts(files: Any, sink: Sink) -> IngestComponents:
-    """The parts of a gateway."""
+def components(files: Any, sink: Sink) -> IngestComponents:
+    """The components of an ingest app."""
     return IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=ByName())
 
 
-def gateway(parts: IngestComponents, **changes: object) -> FastAPI:
-    """Return a gateway with small pieces."""
-    return ingest_app(settings(piece_bytes=PIECE, max_upload_bytes=1_000_000, **changes), parts)
+def gateway(components: IngestComponents, **changes: object) -> FastAPI:
+    """Return an ingest app with small pieces."""
+    return ingest_app(settings(piece_bytes=PIECE, max_upload_bytes=1_000_000, **changes), components)
 
 
 @pytest.fixture
-def app(parts: IngestComponents) -> FastAPI:
-    """A gateway."""
-    return gateway(parts, max_unfinished_uploads=3)
+def app(components: IngestComponents) -> FastAPI:
+    """An ingest app that allows three unfinished uploads."""
+    return gateway(components, max_unfinished_uploads=3)
 
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
+    """A client of the app."""
     async with client_of(app) as found:
         yield found
 
 
-def told(**said: str) -> dict[str, str]:
-    """Return Upload-Metadata."""
-    pairs = (f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in said.items())
+def metadata_header(**fields: str) -> dict[str, str]:
+    """Return an Upload-Metadata header."""
+    pairs = (f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in fields.items())
     return {"Upload-Metadata": ",".join(pairs)}
 
 
 async def begin(client: httpx.AsyncClient, size: int = len(IMAGE), headers: Mapping[str, str] = NONE) -> str:
-    """Begin an upload; return its path."""
+    """Create an upload; return its path."""
     answer = await client.post(UPLOADS, headers={**TUS, "Upload-Length": str(size), **headers})
     assert answer.status_code == 201, answer.text
     return answer.headers["location"].removeprefix(BASE)
@@ -105,28 +105,28 @@ async def send(client: httpx.AsyncClient, path: str, offset: int, data: bytes, *
 
 
 async def offset_of(client: httpx.AsyncClient, path: str) -> int:
-    """Return how much has come."""
+    """Return the upload's offset."""
     answer = await client.head(path, headers=TUS)
     assert answer.status_code == 200
     return int(answer.headers["upload-offset"])
 
 
-async def kept(files: FileStore, prefix: str) -> list[str]:
+async def keys(files: FileStore, prefix: str) -> list[str]:
     """Return the keys under a prefix."""
     return [found.key async for found in files.list(prefix)]
 
 
 async def cut_off(app: FastAPI, path: str, offset: int, data: bytes) -> int:
-    """Send this much of a part of which more was announced, then lose the connection; return what would be said."""
+    """Send less than the announced Content-Length, then disconnect; return the status the client would receive."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": data[at : at + 10_000], "more_body": True}
         for at in range(0, len(data), 10_000)
     ]
     messages.append({"type": "http.disconnect"})
-    said: list[int] = []
+    statuses: list[int] = []
 
     async def send(message: Any) -> None:
-        said.append(message.get("status", 0))
+        statuses.append(message.get("status", 0))
 
     async def receive() -> Any:
         return messages.pop(0)
@@ -135,11 +135,11 @@ async def cut_off(app: FastAPI, path: str, offset: int, data: bytes) -> int:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "PATCH", "path": path, "query_string": b"", "headers": raw, "root_path": ""}
     await app({**scope, "http_version": "1.1", "scheme": "http", "server": ("darkroom.test", 80)}, receive, send)
-    return said[0]
+    return statuses[0]
 
 
-async def test_what_is_spoken_is_told_to_whoever_asks(client: httpx.AsyncClient) -> None:
-    """OPTIONS needs no version and names extensions, algorithms and the largest file."""
+async def test_options_returns_the_supported_protocol(client: httpx.AsyncClient) -> None:
+    """OPTIONS needs no version header and returns extensions, algorithms and the maximum size."""
     answer = await client.options(UPLOADS)
     assert answer.status_code == 204
     assert answer.headers["tus-version"] == "1.0.0"
@@ -158,8 +158,10 @@ async def test_what_is_spoken_is_told_to_whoever_asks(client: httpx.AsyncClient)
 async def test_an_image_in_parts_is_accepted_with_its_last_byte(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """Part by part the offset grows; the last answer names the job, and the original is what was sent."""
-    path = await begin(client, headers=told(filename="../cat.jpg", bucket="pets", tags="a,b", metadata='{"n": 1}'))
+    """The offset grows with each part; the last response contains the job, and the original equals the bytes sent."""
+    path = await begin(
+        client, headers=metadata_header(filename="../cat.jpg", bucket="pets", tags="a,b", metadata='{"n": 1}')
+    )
     assert not sink.sent
     offset = 0
     for end in (10, 100_000, 150_000, len(IMAGE)):
@@ -175,18 +177,18 @@ async def test_an_image_in_parts_is_accepted_with_its_last_byte(
     assert answer.headers["link"] == f'<{BASE}/api/v1/images/jobs/{event.job_id}>; rel="status"'
     assert await files.get(event.original.key) == IMAGE
     assert event.original.sha256 == hashlib.sha256(IMAGE).hexdigest()
-    assert [await kept(files, root) for root in ("uploads/", "pieces/", "finishing/")] == [[], [], []]
+    assert [await keys(files, root) for root in ("uploads/", "pieces/", "finishing/")] == [[], [], []]
 
 
-async def test_a_head_tells_all_that_is_needed_to_go_on(client: httpx.AsyncClient) -> None:
-    """Offset, length, the metadata as it was sent, and until when; nobody may cache it."""
-    said = told(filename="cat.jpg")
-    path = await begin(client, headers=said)
+async def test_head_returns_all_that_a_client_needs_to_resume(client: httpx.AsyncClient) -> None:
+    """Offset, length, the original metadata and the expiry; not cacheable."""
+    metadata = metadata_header(filename="cat.jpg")
+    path = await begin(client, headers=metadata)
     await send(client, path, 0, IMAGE[:1000])
     answer = await client.head(path, headers=TUS)
     assert answer.headers["upload-offset"] == "1000"
     assert answer.headers["upload-length"] == str(len(IMAGE))
-    assert answer.headers["upload-metadata"] == said["Upload-Metadata"]
+    assert answer.headers["upload-metadata"] == metadata["Upload-Metadata"]
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["tus-resumable"] == "1.0.0"
     left = parsedate_to_datetime(answer.headers["upload-expires"]) - datetime.now(UTC)
@@ -195,10 +197,10 @@ async def test_a_head_tells_all_that_is_needed_to_go_on(client: httpx.AsyncClien
 
 @pytest.mark.parametrize("version", [None, "0.2.2", "2.0.0"])
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PATCH", "DELETE"])
-async def test_another_version_of_the_protocol_is_refused(
+async def test_an_unsupported_protocol_version_is_rejected(
     client: httpx.AsyncClient, method: str, version: str | None
 ) -> None:
-    """412 with the version that is spoken, and nothing else is done."""
+    """412 with the supported version, and no other effect."""
     path = UPLOADS if method == "POST" else await begin(client)
     headers = {**PART, "Upload-Offset": "0", "Upload-Length": "5"}
     del headers["Tus-Resumable"]
@@ -226,26 +228,26 @@ async def test_another_version_of_the_protocol_is_refused(
         ({"Upload-Length": "10", "Upload-Metadata": "filename !!!"}, 400, "bad-request"),
         ({"Upload-Length": "10", "Upload-Metadata": "filename /w=="}, 400, "bad-request"),
         ({"Upload-Length": "10", "Upload-Metadata": "filename YQ==,filename YQ=="}, 400, "bad-request"),
-        ({"Upload-Length": "10", **told(colour="red")}, 400, "unknown-field"),
-        ({"Upload-Length": "10", **told(metadata="[]")}, 400, "invalid-metadata"),
-        ({"Upload-Length": "10", **told(metadata="x" * 40_000)}, 400, "invalid-metadata"),
-        ({"Upload-Length": "10", **told(bucket="../x")}, 400, "invalid-bucket"),
-        ({"Upload-Length": "10", **told(lane="fast")}, 422, "invalid-field"),
+        ({"Upload-Length": "10", **metadata_header(colour="red")}, 400, "unknown-field"),
+        ({"Upload-Length": "10", **metadata_header(metadata="[]")}, 400, "invalid-metadata"),
+        ({"Upload-Length": "10", **metadata_header(metadata="x" * 40_000)}, 400, "invalid-metadata"),
+        ({"Upload-Length": "10", **metadata_header(bucket="../x")}, 400, "invalid-bucket"),
+        ({"Upload-Length": "10", **metadata_header(lane="fast")}, 422, "invalid-field"),
     ],
 )
-async def test_a_beginning_that_cannot_be_understood_is_refused(
+async def test_an_invalid_creation_request_is_rejected(
     client: httpx.AsyncClient, files: FaultyFiles, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """A length that is none, too much, twice or zero, and metadata nobody can read: nothing is begun."""
+    """An invalid, excessive, ambiguous or zero length, or invalid metadata, creates no upload."""
     answer = await client.post(UPLOADS, headers={**TUS, **headers})
     refused(answer, status, code)
     assert answer.headers["tus-resumable"] == "1.0.0"
-    assert await kept(files, "uploads/") == []
+    assert await keys(files, "uploads/") == []
 
 
-async def test_what_clients_say_of_a_file_is_no_unknown_field(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Names that well-known clients send are let in, an empty header too; the name is the file's."""
-    path = await begin(client, len(JPEG), told(name="a.jpg", type="text/html", relativePath="x/y"))
+async def test_metadata_names_of_common_clients_are_accepted(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Names that common clients send, and an empty header, are no unknown fields; `name` is the file's name."""
+    path = await begin(client, len(JPEG), metadata_header(name="a.jpg", type="text/html", relativePath="x/y"))
     await send(client, path, 0, JPEG)
     event = sink.sent[0][1]
     assert isinstance(event, ImageUploaded)
@@ -253,8 +255,8 @@ async def test_what_clients_say_of_a_file_is_no_unknown_field(client: httpx.Asyn
     await begin(client, headers={"Upload-Metadata": ""})
 
 
-async def test_the_first_bytes_may_come_with_the_beginning(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Some of them, or all: then the image is accepted at once."""
+async def test_the_creation_request_may_contain_bytes(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Some of them, or all: then the image is accepted immediately."""
     headers = {**PART, "Upload-Length": str(len(IMAGE))}
     answer = await client.post(UPLOADS, headers=headers, content=IMAGE[:70_000])
     assert (answer.status_code, answer.headers["upload-offset"]) == (201, "70000")
@@ -266,8 +268,8 @@ async def test_the_first_bytes_may_come_with_the_beginning(client: httpx.AsyncCl
     )
 
 
-async def test_the_length_may_be_said_later_and_only_once(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Until it is said, HEAD says that it is not; said otherwise it is refused."""
+async def test_a_deferred_length_is_declared_once(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Before that, HEAD returns Upload-Defer-Length; a second, different length is rejected."""
     answer = await client.post(UPLOADS, headers={**TUS, "Upload-Defer-Length": "1"})
     path = answer.headers["location"]
     assert (await send(client, path, 0, IMAGE[:5000])).status_code == 204
@@ -282,8 +284,8 @@ async def test_the_length_may_be_said_later_and_only_once(client: httpx.AsyncCli
     assert answer.headers["darkroom-job"] == sink.sent[0][1].job_id
 
 
-async def test_a_part_that_belongs_elsewhere_is_refused(client: httpx.AsyncClient) -> None:
-    """409 with the offset at which it goes on; what is no offset is 400, another media type 415."""
+async def test_a_part_with_a_wrong_offset_is_rejected(client: httpx.AsyncClient) -> None:
+    """409 with the current offset; an invalid offset is 400, another media type 415."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:100])
     for offset in (0, 99, 101):
@@ -298,8 +300,8 @@ async def test_a_part_that_belongs_elsewhere_is_refused(client: httpx.AsyncClien
     assert await offset_of(client, path) == 100
 
 
-async def test_more_than_the_file_has_is_refused(client: httpx.AsyncClient) -> None:
-    """By its announced length before it is read, else at the byte that is one too many."""
+async def test_a_part_beyond_the_end_of_the_file_is_rejected(client: httpx.AsyncClient) -> None:
+    """By its Content-Length before it is read, else at the first byte in excess."""
 
     async def drip() -> AsyncIterator[bytes]:
         for _ in range(4):
@@ -313,10 +315,10 @@ async def test_more_than_the_file_has_is_refused(client: httpx.AsyncClient) -> N
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
-async def test_a_part_is_checked_against_its_checksum(
+async def test_a_part_is_verified_against_its_checksum(
     client: httpx.AsyncClient, files: FaultyFiles, algorithm: str
 ) -> None:
-    """A match is kept; 460 leaves no trace of a part, however many pieces it had."""
+    """A match is stored; a mismatch is 460 and stores no piece of the part."""
 
     def checksum(data: bytes) -> dict[str, str]:
         digest = base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
@@ -324,25 +326,23 @@ async def test_a_part_is_checked_against_its_checksum(
 
     path = await begin(client)
     refused(await send(client, path, 0, IMAGE[:150_000], **checksum(IMAGE[1:150_001])), 460, "checksum-mismatch")
-    assert await kept(files, "pieces/") == []
+    assert await keys(files, "pieces/") == []
     assert (await send(client, path, 0, IMAGE[:150_000], **checksum(IMAGE[:150_000]))).status_code == 204
     assert await offset_of(client, path) == 150_000
 
 
-@pytest.mark.parametrize("said", ["md5 1B2M2Y8AsgTpgAmY7PhCfg==", "sha1", "sha1 !!!", "", "sha256 ü"])
-async def test_a_checksum_that_cannot_be_checked_is_refused(client: httpx.AsyncClient, said: str) -> None:
-    """An algorithm that is not announced, or no Base64: 400, and nothing is kept."""
+@pytest.mark.parametrize("checksum", ["md5 1B2M2Y8AsgTpgAmY7PhCfg==", "sha1", "sha1 !!!", "", "sha256 ü"])
+async def test_an_invalid_checksum_header_is_rejected(client: httpx.AsyncClient, checksum: str) -> None:
+    """An unsupported algorithm or invalid Base64 is 400, and stores nothing."""
     path = await begin(client)
-    headers = {**PART, "Upload-Offset": "0", "Upload-Checksum": said.encode()}
+    headers = {**PART, "Upload-Offset": "0", "Upload-Checksum": checksum.encode()}
     answer = await client.patch(path, headers=headers, content=IMAGE[:100])  # type: ignore[arg-type]
     refused(answer, 400, "invalid-digest")
     assert await offset_of(client, path) == 0
 
 
-async def test_what_arrived_before_the_connection_broke_is_kept(
-    client: httpx.AsyncClient, app: FastAPI, sink: Sink
-) -> None:
-    """To the byte, also of a piece that was not full; the client goes on there, and the image is whole."""
+async def test_bytes_received_before_a_disconnect_are_kept(client: httpx.AsyncClient, app: FastAPI, sink: Sink) -> None:
+    """To the byte, including a partial piece; the client continues there, and the image is complete."""
     path = await begin(client)
     assert await cut_off(app, path, 0, IMAGE[:100_001]) == 400
     assert await offset_of(client, path) == 100_001
@@ -352,21 +352,21 @@ async def test_what_arrived_before_the_connection_broke_is_kept(
     assert event.original.sha256 == hashlib.sha256(IMAGE).hexdigest()
 
 
-async def test_another_gateway_goes_on_with_an_upload(
-    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink
+async def test_another_gateway_continues_an_upload(
+    client: httpx.AsyncClient, components: IngestComponents, sink: Sink
 ) -> None:
-    """Nothing of an upload is in a gateway's memory: any other knows it and finishes it."""
+    """An upload's state is in the object store only: any gateway finds and completes it."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:70_000])
-    async with client_of(gateway(parts)) as other:
+    async with client_of(gateway(components)) as other:
         assert await offset_of(other, path) == 70_000
         answer = await send(other, path, 70_000, IMAGE[70_000:])
     assert answer.headers["darkroom-job"] == sink.sent[0][1].job_id
     assert (await client.head(path, headers=TUS)).headers["darkroom-job"] == sink.sent[0][1].job_id
 
 
-async def test_a_client_that_comes_back_need_not_wait_for_its_dead_connection(client: httpx.AsyncClient) -> None:
-    """A part whose client is silent is ended, and kept, as soon as another request comes for the upload."""
+async def test_a_new_request_preempts_a_stalled_one(client: httpx.AsyncClient) -> None:
+    """A part whose client sends nothing is aborted, and its bytes kept, when another request arrives."""
     path = await begin(client)
     silent = asyncio.Event()
 
@@ -384,14 +384,14 @@ async def test_a_client_that_comes_back_need_not_wait_for_its_dead_connection(cl
     assert answer.headers["upload-offset"] == "1234"
 
 
-async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestComponents) -> None:
-    """408 after the limit, with the offset that was reached."""
+async def test_the_bytes_of_a_stalled_client_are_kept(components: IngestComponents) -> None:
+    """408 after the idle limit, with the current offset."""
 
     async def stalled() -> AsyncIterator[bytes]:
         yield IMAGE[:1234]
         await asyncio.Event().wait()
 
-    async with client_of(gateway(parts, upload_idle_s=0.05)) as client:
+    async with client_of(gateway(components, upload_idle_s=0.05)) as client:
         path = await begin(client)
         answer = await client.patch(path, headers={**PART, "Upload-Offset": "0"}, content=stalled())
         refused(answer, 408, "upload-too-slow")
@@ -399,23 +399,23 @@ async def test_a_client_that_falls_silent_keeps_what_it_sent(parts: IngestCompon
         assert await offset_of(client, path) == 1234
 
 
-async def test_of_two_parts_for_the_same_place_one_is_kept(parts: IngestComponents, files: FaultyFiles) -> None:
-    """Two gateways given other bytes at the same offset: one is refused, and nothing is mixed."""
-    async with client_of(gateway(parts)) as one, client_of(gateway(parts)) as other:
+async def test_of_two_parts_at_the_same_offset_one_is_stored(components: IngestComponents, files: FaultyFiles) -> None:
+    """Two gateways receive different bytes at the same offset: one is rejected, and the bytes are not mixed."""
+    async with client_of(gateway(components)) as one, client_of(gateway(components)) as other:
         path = await begin(one)
-        parts_sent = [JPEG + b"1" * 10_000, JPEG + b"2" * 10_000]
+        bodies = [JPEG + b"1" * 10_000, JPEG + b"2" * 10_000]
         answers = await asyncio.gather(
-            *(send(at, path, 0, sent) for at, sent in zip((one, other), parts_sent, strict=True))
+            *(send(at, path, 0, sent) for at, sent in zip((one, other), bodies, strict=True))
         )
         assert sorted(answer.status_code for answer in answers) == [204, 409]
-        winner = parts_sent[[answer.status_code for answer in answers].index(204)]
-        (key,) = await kept(files, "pieces/")
+        winner = bodies[[answer.status_code for answer in answers].index(204)]
+        (key,) = await keys(files, "pieces/")
         assert await files.get(key) == winner
         assert await offset_of(one, path) == len(winner)
 
 
-async def test_a_lost_answer_is_given_again_and_makes_no_second_image(client: httpx.AsyncClient, sink: Sink) -> None:
-    """HEAD, a repeated last PATCH and GET all say the job of the one image there is."""
+async def test_repeated_requests_after_completion_create_no_second_image(client: httpx.AsyncClient, sink: Sink) -> None:
+    """HEAD, a repeated last PATCH and GET return the same job."""
     path = await begin(client, len(JPEG))
     job = (await send(client, path, 0, JPEG)).headers["darkroom-job"]
     for answer in (await client.head(path, headers=TUS), await send(client, path, len(JPEG), b"")):
@@ -429,10 +429,10 @@ async def test_a_lost_answer_is_given_again_and_makes_no_second_image(client: ht
     assert len(sink.sent) == 1
 
 
-async def test_while_kafka_is_away_no_client_hears_that_all_bytes_are_there(
+async def test_while_kafka_is_unavailable_no_upload_is_reported_complete(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """The last part is answered 503, and so is a HEAD, until one of them has accepted the image."""
+    """The last part and HEAD return 503 until one of them has accepted the image."""
     path = await begin(client, len(JPEG))
     sink.unavailable = True
     refused(await send(client, path, 0, JPEG), 503, "dependency-unavailable")
@@ -445,28 +445,30 @@ async def test_while_kafka_is_away_no_client_hears_that_all_bytes_are_there(
     assert len(await files.receipts()) == 1
 
 
-async def test_an_image_disowned_for_kafkas_silence_is_replaced_by_another(
-    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
+async def test_an_image_with_a_tombstone_is_replaced_by_another(
+    client: httpx.AsyncClient, components: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image whose event Kafka may have all the same stays deleted; the upload ends as a new one."""
+    """An image whose event Kafka did not confirm but may have stays deleted; the upload becomes a new image."""
 
-    async def silent(*_args: object, **_more: object) -> None:
-        raise DeliveryUnconfirmed("no answer")
+    async def unconfirmed(*_args: object, **_more: object) -> None:
+        raise DeliveryUnconfirmed("timed out")
 
     path = await begin(client, len(JPEG))
     with monkeypatch.context() as changed:
-        changed.setattr(sink, "send", silent)
+        changed.setattr(sink, "send", unconfirmed)
         refused(await send(client, path, 0, JPEG), 503, "dependency-unavailable")
-    (disowned,) = [key.removeprefix("erasures/").removesuffix(".json") for key in await kept(parts.files, "erasures/")]
+    (tombstone,) = [
+        key.removeprefix("erasures/").removesuffix(".json") for key in await keys(components.files, "erasures/")
+    ]
     await client.head(path, headers=TUS)
     assert len(sink.sent) == 1
-    assert sink.sent[0][1].image_id != disowned
+    assert sink.sent[0][1].image_id != tombstone
 
 
-async def test_a_gateway_killed_before_it_noted_the_end_makes_no_second_image(
+async def test_a_gateway_crash_before_the_result_is_stored_creates_no_second_image(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """The next one finds the receipt under the image's id, decided at the beginning, and says the same job."""
+    """The next request finds the receipt by the image id assigned at creation, and returns the same job."""
     path = await begin(client, len(JPEG))
     record = await files.get(upload_key("default", path.rsplit("/", 1)[-1]))
     await send(client, path, 0, JPEG)
@@ -479,10 +481,8 @@ async def test_a_gateway_killed_before_it_noted_the_end_makes_no_second_image(
     assert len(await files.receipts()) == 1
 
 
-async def test_while_another_gateway_finishes_an_upload_it_is_busy(
-    client: httpx.AsyncClient, files: FaultyFiles
-) -> None:
-    """423 and when to come back: two that both made the image might undo each other's work."""
+async def test_an_upload_that_another_gateway_completes_is_busy(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """423 with Retry-After: two concurrent completions could revert each other's writes."""
     path = await begin(client, len(JPEG))
     async with distributed_lease(files, finishing_prefix("default", path.rsplit("/", 1)[-1])):
         answer = await send(client, path, 0, JPEG)
@@ -491,24 +491,24 @@ async def test_while_another_gateway_finishes_an_upload_it_is_busy(
     assert (await client.head(path, headers=TUS)).headers["darkroom-job"]
 
 
-async def test_the_turn_of_a_gateway_that_died_is_over_after_a_while(files: FaultyFiles) -> None:
-    """Until then nobody else gets it, and then one does."""
+async def test_the_lease_of_a_crashed_gateway_expires(files: FaultyFiles) -> None:
+    """No other gateway acquires it before, and exactly one does afterwards."""
     prefix, now = finishing_prefix("default", new_image_id()), 1000.0
-    await files.put(f"{prefix}000001", f"{now + LASTS_S}".encode(), content_type="text/plain")
-    with pytest.raises(Problem, match="at work"):
+    await files.put(f"{prefix}000001", f"{now + LEASE_S}".encode(), content_type="text/plain")
+    with pytest.raises(Problem, match="is processing"):
         async with distributed_lease(files, prefix, clock=lambda: now):
-            raise AssertionError("nobody may get here")
-    async with distributed_lease(files, prefix, clock=lambda: now + LASTS_S):
-        with pytest.raises(Problem, match="at work"):
-            async with distributed_lease(files, prefix, clock=lambda: now + LASTS_S):
-                raise AssertionError("nobody may get here")
+            raise AssertionError("unreachable")
+    async with distributed_lease(files, prefix, clock=lambda: now + LEASE_S):
+        with pytest.raises(Problem, match="is processing"):
+            async with distributed_lease(files, prefix, clock=lambda: now + LEASE_S):
+                raise AssertionError("unreachable")
 
 
-async def test_what_is_no_image_is_refused_with_its_first_piece(
+async def test_a_file_that_is_no_image_is_rejected_with_its_first_piece(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """415 at once, nothing is kept of it, and whoever asks again hears why."""
-    path = await begin(client, headers=told(filename="evil.jpg"))
+    """415 immediately, no bytes are kept, and later requests return the same problem."""
+    path = await begin(client, headers=metadata_header(filename="evil.jpg"))
     refused(await send(client, path, 0, b"<html>" * 100), 415, "unsupported-format")
     refused(await send(client, path, 0, IMAGE), 415, "unsupported-format")
     assert (await client.head(path, headers=TUS)).status_code == 415
@@ -516,12 +516,12 @@ async def test_what_is_no_image_is_refused_with_its_first_piece(
     assert (view.state, view.job) == (UploadState.REFUSED, None)
     assert view.error is not None
     assert view.error.code == "unsupported-format"
-    assert [await kept(files, root) for root in ("uploads/", "pieces/")] == [[], []]
+    assert [await keys(files, root) for root in ("uploads/", "pieces/")] == [[], []]
     assert not sink.sent
 
 
-async def test_what_is_no_image_is_refused_also_if_it_comes_byte_by_byte(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Parts too short to tell are kept; the whole is looked at once more."""
+async def test_a_file_that_is_no_image_is_rejected_in_small_parts_too(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Parts too short for a signature are stored; completion checks the whole file."""
     path = await begin(client, 70)
     for at in range(0, 70, 35):
         answer = await send(client, path, at, b"<html>" * 5 + b"12345")
@@ -529,18 +529,18 @@ async def test_what_is_no_image_is_refused_also_if_it_comes_byte_by_byte(client:
     assert not sink.sent
 
 
-async def test_an_upload_can_be_given_up(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """DELETE removes all that came, and the upload is not known any more."""
+async def test_delete_aborts_an_upload(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """DELETE removes the record and all pieces; the upload is then 404."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:100])
     assert (await client.delete(path, headers=TUS)).status_code == 204
     assert (await client.head(path, headers=TUS)).status_code == 404
     refused(await send(client, path, 100, IMAGE[100:]), 404, "not-found")
-    assert [await kept(files, root) for root in ("uploads/", "pieces/")] == [[], []]
+    assert [await keys(files, root) for root in ("uploads/", "pieces/")] == [[], []]
 
 
-async def test_giving_up_what_was_accepted_leaves_the_image(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """The image has an owner by then; only the upload is forgotten."""
+async def test_delete_after_completion_keeps_the_image(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """DELETE of an ended upload removes the upload's result only."""
     path = await begin(client, len(JPEG))
     await send(client, path, 0, JPEG)
     assert (await client.delete(path, headers=TUS)).status_code == 204
@@ -548,18 +548,18 @@ async def test_giving_up_what_was_accepted_leaves_the_image(client: httpx.AsyncC
     assert len(await files.receipts()) == 1
 
 
-async def test_an_upload_is_over_when_its_time_is(parts: IngestComponents) -> None:
-    """410 to whoever goes on, and to whoever asks."""
-    async with client_of(gateway(parts, upload_expires_s=0.001)) as client:
+async def test_an_expired_upload_is_gone(components: IngestComponents) -> None:
+    """PATCH, GET and HEAD return 410."""
+    async with client_of(gateway(components, upload_expires_s=0.001)) as client:
         path = await begin(client)
-        await asyncio.sleep(1.1)  # times are said in seconds
+        await asyncio.sleep(1.1)  # the expiry is stored in whole seconds
         refused(await send(client, path, 0, IMAGE), 410, "upload-expired")
         refused(await client.get(path), 410, "upload-expired")
         assert (await client.head(path, headers=TUS)).status_code == 410
 
 
-async def test_another_owners_upload_is_not_there(client: httpx.AsyncClient) -> None:
-    """404 for everything that can be done, as for an id that never was, or is none."""
+async def test_another_owners_upload_is_not_found(client: httpx.AsyncClient) -> None:
+    """Every method returns 404, as for an unknown or invalid id."""
     path = await begin(client)
     mallory = {"Authorization": "mallory"}
     for at in (path, f"{UPLOADS}/{new_image_id()}", f"{UPLOADS}/..%2Fdefault", f"{UPLOADS}/x"):
@@ -570,8 +570,8 @@ async def test_another_owners_upload_is_not_there(client: httpx.AsyncClient) -> 
     assert await offset_of(client, path) == 0
 
 
-async def test_an_owner_may_begin_so_many_uploads_and_no_more(client: httpx.AsyncClient) -> None:
-    """429 until one is finished or given up; other owners are not concerned."""
+async def test_unfinished_uploads_are_limited_per_owner(client: httpx.AsyncClient) -> None:
+    """429 until one is completed or aborted; other owners are not affected."""
     paths = [await begin(client) for _ in range(3)]
     headers = {**TUS, "Upload-Length": "10"}
     refused(await client.post(UPLOADS, headers=headers), 429, "too-many-uploads")
@@ -580,21 +580,19 @@ async def test_an_owner_may_begin_so_many_uploads_and_no_more(client: httpx.Asyn
     await begin(client)
 
 
-async def test_beginning_an_upload_counts_as_an_upload(files: Any, sink: Sink) -> None:
-    """The owner's limit holds for it, and only for its beginning."""
+async def test_only_the_creation_of_an_upload_counts_against_the_rate_limit(files: Any, sink: Sink) -> None:
+    """Creating an upload counts as one upload; its parts do not count."""
     limits = Limits(RateLimitSettings(uploads="1/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
-    async with client_of(gateway(parts)) as client:
+    components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
+    async with client_of(gateway(components)) as client:
         path = await begin(client)
         for at in range(0, 300, 100):
             assert (await send(client, path, at, IMAGE[at : at + 100])).status_code == 204
         refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "10"}), 429, "rate-limited")
 
 
-async def test_a_store_that_is_away_is_said_so_and_nothing_is_lost(
-    client: httpx.AsyncClient, files: FaultyFiles
-) -> None:
-    """503 with the protocol's header, and the upload goes on where it was."""
+async def test_an_unavailable_store_loses_no_bytes(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """503 with the Tus-Resumable header, and the upload continues at the same offset."""
     path = await begin(client)
     await send(client, path, 0, IMAGE[:1000])
     files.unavailable = True
@@ -605,15 +603,15 @@ async def test_a_store_that_is_away_is_said_so_and_nothing_is_lost(
     assert await offset_of(client, path) == 1000
 
 
-async def test_bytes_that_were_handed_in_before_may_end_as_that_image(
+async def test_on_duplicate_reuse_applies_to_resumable_uploads(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """`on_duplicate=reuse` holds for an upload in parts: no second image, and the first one's job is said."""
+    """An upload of known bytes creates no second image and returns the first image's job."""
     first = await begin(client, len(JPEG))
     job = (await send(client, first, 0, JPEG)).headers["darkroom-job"]
     image_id = sink.sent[0][1].image_id
-    await files.put(image_key(image_id, 1, "master.webp"), b"x", content_type="image/webp")  # an agent is at it
-    second = await begin(client, len(JPEG), told(on_duplicate="reuse"))
+    await files.put(image_key(image_id, 1, "master.webp"), b"x", content_type="image/webp")  # in progress
+    second = await begin(client, len(JPEG), metadata_header(on_duplicate="reuse"))
     assert (await send(client, second, 0, JPEG)).headers["darkroom-job"] == job
     view = UploadView.model_validate_json((await client.get(second)).content)
     assert view.job is not None
@@ -621,27 +619,27 @@ async def test_bytes_that_were_handed_in_before_may_end_as_that_image(
     assert len(sink.sent) == 1
 
 
-async def test_a_method_may_be_said_in_a_header(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Where only POST comes through, X-HTTP-Method-Override names what is meant; without it there is no POST."""
+async def test_post_with_a_method_override_is_dispatched(client: httpx.AsyncClient, sink: Sink) -> None:
+    """X-HTTP-Method-Override names the method; a POST without it, or with another method, is 405."""
     path = await begin(client, len(JPEG))
     headers = {**PART, "Upload-Offset": "0", "X-HTTP-Method-Override": "PATCH"}
     answer = await client.post(path, headers=headers, content=JPEG)
     assert (answer.status_code, answer.headers["darkroom-job"]) == (204, sink.sent[0][1].job_id)
     answer = await client.post(path, headers={**TUS, "X-HTTP-Method-Override": "HEAD"})
     assert (answer.status_code, answer.headers["upload-offset"]) == (200, str(len(JPEG)))
-    for said in ({}, {"X-HTTP-Method-Override": "TRACE"}):
-        answer = await client.post(path, headers={**TUS, **said})
+    for override in ({}, {"X-HTTP-Method-Override": "TRACE"}):
+        answer = await client.post(path, headers={**TUS, **override})
         refused(answer, 405, "method-not-allowed")
         assert "PATCH" in answer.headers["allow"]
     assert (await client.post(path, headers={**TUS, "X-HTTP-Method-Override": "DELETE"})).status_code == 204
     refused(await client.get(path), 404, "not-found")
 
 
-async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink) -> None:
-    """The owner's quota is looked at when an upload begins, and again when it ends."""
+async def test_the_quota_is_checked_before_any_byte_is_sent(files: Any, sink: Sink) -> None:
+    """The owner's quota is checked at creation and at completion."""
     quotas = Quotas(QuotaSettings(bytes=1000), files)
-    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), quotas=quotas)
-    async with client_of(gateway(parts)) as client:
+    components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), quotas=quotas)
+    async with client_of(gateway(components)) as client:
         refused(await client.post(UPLOADS, headers={**TUS, "Upload-Length": "1001"}), 403, "quota-exceeded")
         path = await begin(client, 1000)
         assert (await send(client, path, 0, JPEG.ljust(1000, b"1"))).status_code == 204
@@ -649,8 +647,8 @@ async def test_without_room_for_the_image_no_byte_is_sent(files: Any, sink: Sink
     assert len(sink.sent) == 1
 
 
-async def test_an_upload_in_crumbs_is_refused(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part is an object: beyond a number of them the client must begin anew with larger ones."""
+async def test_the_parts_of_an_upload_are_limited(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is an object: beyond the limit the client must create a new upload with larger parts."""
     monkeypatch.setattr("gateway.upload_sessions.store._MAX_PIECES", 3)
     path = await begin(client)
     for at in range(3):
@@ -659,18 +657,18 @@ async def test_an_upload_in_crumbs_is_refused(client: httpx.AsyncClient, monkeyp
     assert await offset_of(client, path) == 3
 
 
-async def test_a_store_that_gives_back_less_than_it_took_makes_no_image(
-    client: httpx.AsyncClient, parts: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
+async def test_a_store_that_returns_fewer_bytes_creates_no_image(
+    client: httpx.AsyncClient, components: IngestComponents, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image is made of all the bytes there are to it, or the answer is 503 and the upload goes on later."""
+    """An incomplete read is 503, and the upload can be completed later."""
 
-    async def nothing(*_args: object, **_more: object) -> AsyncIterator[bytes]:
+    async def truncated(*_args: object, **_more: object) -> AsyncIterator[bytes]:
         for chunk in (JPEG[:-1],):
             yield chunk
 
     path = await begin(client, len(JPEG))
     with monkeypatch.context() as changed:
-        changed.setattr(parts.files, "stream", nothing, raising=False)
+        changed.setattr(components.files, "stream", truncated, raising=False)
         refused(await send(client, path, 0, JPEG), 503, "dependency-unavailable")
     assert not sink.sent
     assert (await client.head(path, headers=TUS)).headers["darkroom-job"] == sink.sent[0][1].job_id
