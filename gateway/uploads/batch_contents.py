@@ -1,4 +1,4 @@
-"""What a batch brings: the images of a form, or the members of an archive, and what is said of each."""
+"""Contents of a batch: the files of a form or the members of an archive, with the fields of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schemas.http.problems import ProblemCode, ProblemItem
 
 ZIP_TYPES = ("application/zip", "application/x-zip-compressed")
 ITEMS = "items"
-"""The field that says something of single files."""
+"""The form field with the fields of single files."""
 
 _MAX_ITEMS_BYTES = 1 << 20
 _FIELDS = FIELDS | {ITEMS}
@@ -39,31 +39,31 @@ _PER_FILE: TypeAdapter[list[BatchDetails | None] | dict[str, BatchDetails]] = Ty
 class Item:
     """One file of a batch."""
 
-    name: str | None  # as the client or the archive says
-    ready: Callable[[], SpooledFile]  # has it lie on disk; blocks, raises Problem
+    name: str | None  # from the client or the archive
+    ready: Callable[[], SpooledFile]  # spools the file; blocks, raises Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a request brought."""
+    """The files and fields of a request."""
 
     items: tuple[Item, ...]
     fields: Mapping[str, str]
-    hashes: tuple[str, ...]  # of what came: of an archive as a whole, or of each file
+    hashes: tuple[str, ...]  # SHA-256 of the archive, or of each file
 
 
 @asynccontextmanager
 async def receive_batch(request: Request, settings: GatewaySettings) -> AsyncIterator[Batch]:
-    """Receive what was sent: an archive as the body or as the one file of a form, or a form of images.
+    """Receive an archive, as the body or as the only file of a form, or a form of images.
 
-    Raises Problem; all of it is gone on exit.
+    Raises Problem. Spooled files are removed on exit.
     """
-    said = dict(request.query_params)
+    fields = dict(request.query_params)
     if media_type(request) in ZIP_TYPES:
         async with receive_archive(request, settings, max_bytes=settings.max_batch_bytes) as file:
             if not file.is_archive:
-                raise Problem(ProblemCode.INVALID_ARCHIVE, "By its first bytes the body is no zip archive.")
-            async with _opened(file, said, settings) as batch:
+                raise Problem(ProblemCode.INVALID_ARCHIVE, "The body is not a zip archive, by its signature.")
+            async with _opened(file, fields, settings) as batch:
                 yield batch
         return
     rules = Rules(
@@ -77,15 +77,15 @@ async def receive_batch(request: Request, settings: GatewaySettings) -> AsyncIte
     )
     async with receive_files(request, settings, rules) as found:
         if len(found.files) == 1 and found.files[0].is_archive:
-            async with _opened(found.files[0], said | found.fields, settings) as batch:
+            async with _opened(found.files[0], fields | found.fields, settings) as batch:
                 yield batch
         else:
             items = tuple(Item(file.filename, partial(_image, file)) for file in found.files)
-            yield Batch(items, said | found.fields, tuple(file.sha256 for file in found.files))
+            yield Batch(items, fields | found.fields, tuple(file.sha256 for file in found.files))
 
 
 def details_of(batch: Batch, *, max_metadata_bytes: int) -> list[Details]:
-    """Return what is said of each file. Raises Problem."""
+    """Return the fields of each file. Raises Problem."""
     common = read_details(batch.fields, max_metadata_bytes=max_metadata_bytes)
     found = []
     for own in _per_file(batch):
@@ -100,7 +100,7 @@ def details_of(batch: Batch, *, max_metadata_bytes: int) -> list[Details]:
 
 @asynccontextmanager
 async def _opened(file: Arriving, fields: Mapping[str, str], settings: GatewaySettings) -> AsyncIterator[Batch]:
-    """Open an archive that has arrived. Raises Problem."""
+    """Open a received archive. Raises Problem."""
     file.check()
     with room(settings):
         archive = await asyncio.to_thread(Archive, file.path, settings)
@@ -117,29 +117,31 @@ async def _opened(file: Arriving, fields: Mapping[str, str], settings: GatewaySe
 
 def _image(file: Arriving) -> SpooledFile:
     if file.is_archive:
-        raise Problem(ProblemCode.UNSUPPORTED_FORMAT, "Send an archive alone: nothing else may be beside it.")
+        raise Problem(ProblemCode.UNSUPPORTED_FORMAT, "A form may contain an archive only as its single file.")
     return file.ready()
 
 
 def _per_file(batch: Batch) -> list[BatchDetails | None]:
-    """Return what the field `items` says of each file. Raises Problem."""
+    """Return the field `items` per file. Raises Problem."""
     text = batch.fields.get(ITEMS)
     if not text:
         return [None] * len(batch.items)
     try:
-        said = _PER_FILE.validate_json(text)
+        per_file = _PER_FILE.validate_json(text)
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
-    if isinstance(said, dict):
-        unknown = sorted(set(said) - {item.name for item in batch.items if item.name is not None})
+    if isinstance(per_file, dict):
+        unknown = sorted(set(per_file) - {item.name for item in batch.items if item.name is not None})
         if unknown:
-            raise _wrong(tuple(f"{ITEMS}.{name[:200]}" for name in unknown[:20]), "no file of the batch has this name")
-        return [said.get(item.name or "") for item in batch.items]
-    if len(said) > len(batch.items):
-        raise _wrong((ITEMS,), f"says something of {len(said)} files, and there are {len(batch.items)}")
-    return [*said, *[None] * (len(batch.items) - len(said))]
+            raise _invalid_field(
+                tuple(f"{ITEMS}.{name[:200]}" for name in unknown[:20]), "no file of the batch has this name"
+            )
+        return [per_file.get(item.name or "") for item in batch.items]
+    if len(per_file) > len(batch.items):
+        raise _invalid_field((ITEMS,), f"has {len(per_file)} entries for {len(batch.items)} files")
+    return [*per_file, *[None] * (len(batch.items) - len(per_file))]
 
 
-def _wrong(fields: tuple[str, ...], detail: str) -> Problem:
+def _invalid_field(fields: tuple[str, ...], detail: str) -> Problem:
     items = tuple(ProblemItem(field=field, detail=detail) for field in fields)
     return Problem(ProblemCode.INVALID_FIELD, f"{fields[0]}: {detail}", items)

@@ -1,7 +1,7 @@
-"""Batches: many images in one request, each accepted or refused for itself.
+"""Batches: many images in one request, each accepted or rejected individually.
 
-A batch is a form with many files, or one zip archive. The answer is 202 when all were accepted, 207 with what became of
-each when some were refused. When all were refused, it is a problem: theirs, if they have the same one.
+A batch is a form with many files, or one zip archive. 202: all accepted; 207: some rejected, with a status per file.
+When all are rejected, the response is a problem: their common one, or `nothing-accepted`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.problems import TITLES, Problem, documented, unavailable
 from gateway.http.spooling import room
@@ -28,7 +30,7 @@ from schemas.http.batches import BatchItem, BatchRefusal, BatchSubmitted
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.values import ImageId, Owner
 
-_AT_ONCE = 4  # files of one batch that are being accepted
+_CONCURRENCY = 4  # files of one batch accepted in parallel
 _JSON = {"contentType": "application/json"}
 _BINARY = {"type": "string", "format": "binary"}
 _FORM = {
@@ -40,14 +42,14 @@ _FORM = {
             "items": _BINARY,
             "minItems": 1,
             "maxItems": 100,
-            "description": "the images, or one zip archive of them; may also be called `files`",
+            "description": "the images, or one zip archive of them; `files` is an alias",
         },
-        "files": {"type": "array", "items": _BINARY, "maxItems": 50, "description": "the same by another name"},
+        "files": {"type": "array", "items": _BINARY, "maxItems": 50, "description": "alias of `file`"},
         **FIELD_SCHEMAS,
         ITEMS: {
             "type": "string",
-            "description": "what is said of single files in place of what is said of all: a JSON list in their order "
-            "(null = nothing), or an object by file name, in an archive by the whole name. Of each: bucket, metadata, "
+            "description": "fields of single files, which override those of the batch: a JSON list in the files' order "
+            "(null = none), or an object by file name, in an archive by the whole path. Per file: bucket, metadata, "
             "tags, category",
             "examples": ['{"cat.jpg": {"tags": ["cat"], "metadata": {"album": "pets"}}}'],
         },
@@ -63,7 +65,7 @@ _DESCRIPTION: dict[str, Any] = {
                 "name": name,
                 "in": "query",
                 "required": False,
-                "description": f"for an archive as the body: {schema.get('description', 'as in a form')}",
+                "description": f"for an archive as the request body: {schema.get('description', 'as in a form')}",
                 "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
             }
             for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT}.items()
@@ -81,28 +83,28 @@ _DESCRIPTION: dict[str, Any] = {
     },
 }
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": BatchSubmitted, "description": "you had handed in all of them before"},
-    207: {"model": BatchSubmitted, "description": "some were accepted, some refused"},
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": BatchSubmitted, "description": "all are existing images of yours"},
+    207: {"model": BatchSubmitted, "description": "some were accepted, some rejected"},
 }
 
 
 @dataclass(slots=True)
 class _Run:
-    """One try to accept a batch."""
+    """One attempt to accept a batch."""
 
     request: Request
     owner: Owner
     again: bool
-    given_up: bool = False  # a part of the system is away
+    aborted: bool = False  # a dependency is unavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The endpoint that accepts many images at once."""
+    """The endpoint that accepts many images in one request."""
 
     settings: GatewaySettings
-    submitting: Submission
+    submission: Submission
     limits: Limits
 
     def routes(self) -> APIRouter:
@@ -114,10 +116,11 @@ class Batches:
             methods=["POST"],
             status_code=202,
             operation_id="upload_batch",
+            dependencies=[requires(Scope.WRITE)],
             summary="Upload many images",
             response_model=BatchSubmitted,
             openapi_extra=_DESCRIPTION,
-            responses=_ANSWERS
+            responses=_RESPONSES
             | documented(
                 ProblemCode.BAD_REQUEST,
                 *FORM_REFUSALS,
@@ -131,8 +134,8 @@ class Batches:
         return router
 
     async def upload(self, request: Request, identity: Who) -> Response:
-        """Accept each file for itself. 202: all of them; 207: see which. Sent again with its key, it goes on."""
-        read_key(request)  # one that cannot be read is refused before the body is
+        """Accept each file individually. 202: all; 207: see each status. A retry with the same key continues."""
+        read_key(request)  # rejects an invalid key before the body is read
         await self.limits.take(request, identity, UPLOADS)
         async with receive_batch(request, self.settings) as batch:
             details = details_of(batch, max_metadata_bytes=self.settings.max_metadata_bytes)
@@ -147,14 +150,14 @@ class Batches:
     async def _accept(
         self, request: Request, owner: Owner, batch: Batch, details: Sequence[Details]
     ) -> Answer[BatchSubmitted]:
-        said = {
+        payload = {
             "files": batch.hashes,
             "names": [item.name for item in batch.items],
             "details": [one.non_default_fields() for one in details],
         }
 
         async def work(given: Work) -> Answer[BatchSubmitted]:
-            gate, run = asyncio.Semaphore(_AT_ONCE), _Run(request, owner, given.again)
+            gate, run = asyncio.Semaphore(_CONCURRENCY), _Run(request, owner, given.again)
 
             async def one(index: int, image_id: ImageId) -> BatchItem:
                 async with gate:
@@ -164,39 +167,39 @@ class Batches:
                 tasks = [group.create_task(one(index, found)) for index, found in enumerate(given.image_ids)]
             return _answer([task.result() for task in tasks], self.settings.retry_after_s)
 
-        return await self.submitting.idempotency.once(
-            request, owner, said, BatchSubmitted, work, images=len(batch.items)
+        return await self.submission.idempotency.once(
+            request, owner, payload, BatchSubmitted, work, images=len(batch.items)
         )
 
     async def _item(self, run: _Run, index: int, item: Item, details: Details, image_id: ImageId) -> BatchItem:
-        """Accept one file; what is wrong with it is its own. After the first 503 the others are not tried."""
-        known = BatchItem(index=index, filename=_shown(item.name), status=202)
+        """Accept one file; a problem rejects this file only. After the first 503 the other files are not tried."""
+        known = BatchItem(index=index, filename=_printable(item.name), status=202)
         try:
-            if run.given_up:
+            if run.aborted:
                 raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s)
             with room(self.settings):
                 file = await asyncio.to_thread(item.ready)
             known = known.model_copy(update={"sha256": file.sha256})
             try:
-                answer = await self.submitting.accept(run.request, run.owner, file, details, image_id, again=run.again)
+                answer = await self.submission.accept(run.request, run.owner, file, details, image_id, again=run.again)
             finally:
                 file.path.unlink(missing_ok=True)
         except Problem as problem:
-            run.given_up = run.given_up or problem.code is ProblemCode.DEPENDENCY_UNAVAILABLE
+            run.aborted = run.aborted or problem.code is ProblemCode.DEPENDENCY_UNAVAILABLE
             refusal = BatchRefusal(code=problem.code, title=TITLES[problem.code][1], detail=problem.detail)
             return known.model_copy(update={"status": problem.status, "error": refusal})
         return known.model_copy(update={"status": answer.status, "accepted": answer.body})
 
 
 def _answer(items: Sequence[BatchItem], retry_after_s: int) -> Answer[BatchSubmitted]:
-    """Return the answer to a batch. Raises Problem when none of it was accepted."""
+    """Return the answer to a batch. Raises Problem when no file was accepted."""
     refused = [item for item in items if item.error is not None]
     if len(refused) == len(items):
         raise _all_refused(refused, retry_after_s)
     statuses = {item.status for item in items}
     status = 207 if refused else max(statuses)
     body = BatchSubmitted(accepted=len(items) - len(refused), refused=len(refused), items=tuple(items))
-    # What was refused for the moment may be sent again with the same key.
+    # After a 5xx of a file the batch may be retried with the same key.
     return Answer(status, body, final=not any(found >= 500 for found in statuses))
 
 
@@ -212,11 +215,11 @@ def _all_refused(items: Sequence[BatchItem], retry_after_s: int) -> Problem:
         code = ProblemCode(reason.code)
         again = {"Retry-After": str(retry_after_s)} if code is ProblemCode.DEPENDENCY_UNAVAILABLE else {}
         return Problem(code, reason.detail, named, headers=again)
-    return Problem(ProblemCode.NOTHING_ACCEPTED, "Each file of the batch was refused; see `errors`.", named)
+    return Problem(ProblemCode.NOTHING_ACCEPTED, "All files of the batch were rejected; see `errors`.", named)
 
 
-def _shown(name: str | None) -> str | None:
-    """Return a name that may be said back: of an archive's member with its folders, of printable letters only."""
+def _printable(name: str | None) -> str | None:
+    """Return a file name for the response, with an archive member's folders: printable characters, 255 at most."""
     if name is None:
         return None
     return "".join(letter for letter in name if letter.isprintable())[:255] or None

@@ -1,13 +1,12 @@
-"""Duplicates: whether an owner has handed in certain bytes before. Never tells of anybody else's.
+"""Duplicates: finds an owner's existing images of the same bytes, never those of another owner.
 
-The claims on the bytes say which images stand on them, receipts and erasures which of these are to be spoken of; so the
-ingest app can answer alone. How an image ended only the read model knows: without it an image is good for reuse once
-something was stored of it, for then it was not refused.
+References to the original list the images of the bytes; receipts and tombstones show which of these are accepted and
+not deleted, so the ingest app needs no read model. Only the read model has an image's final state: without it an image
+is reusable once it has stored objects, which a rejected image never has.
 
-A receipt alone promises nothing, for it is taken back if Kafka does not confirm. So an image stands for another upload
-when an agent has reported of it, or this very process accepted it. Two uploads of the same bytes at the same time may
-both become images, also with `on_duplicate=reuse`: neither is accepted yet when the other looks. Whoever must not have
-that sends an Idempotency-Key.
+A receipt alone is no proof, because it is removed if Kafka does not confirm the event. An image is therefore reusable
+when an agent has reported on it, or this process accepted it. Concurrent uploads of the same bytes may both become
+images, even with `on_duplicate=reuse`; an Idempotency-Key prevents that.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
 from gateway.settings import GatewaySettings
@@ -36,31 +37,31 @@ from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 
-_CANDIDATES = 20  # images of the same bytes that are looked at, newest first
+_CANDIDATES = 20  # images of the same bytes to check, newest first
 _ID = re.compile(ID_PATTERN)
 _SHA256 = re.compile(SHA256_PATTERN)
-_ENDED_BADLY = {ImageState.REJECTED, ImageState.FAILED, ImageState.DELETED}
+_UNUSABLE = {ImageState.REJECTED, ImageState.FAILED, ImageState.DELETED}
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """An image that was made of these bytes and is not deleted."""
+    """An existing image of these bytes that is not deleted."""
 
     image_id: str
     job_id: str
     lane: Lane
-    state: ImageState | None  # None: there is no read model here to ask
-    certain: bool  # whether it was accepted for sure, and not refused as far as is known
+    state: ImageState | None  # None: this process has no read model
+    certain: bool  # known to be accepted; without a read model also known not to be rejected
 
     @property
     def usable(self) -> bool:
-        """Whether it may stand for another upload of its bytes."""
-        return self.certain and self.state not in _ENDED_BADLY
+        """Whether `on_duplicate=reuse` may return this image."""
+        return self.certain and self.state not in _UNUSABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Looks for images of the same bytes. Calls raise DependencyUnavailable or TimeoutError."""
+    """Finds images of the same bytes. Methods raise DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
@@ -71,13 +72,14 @@ class Duplicates:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
         refusals = documented(ProblemCode.INVALID_DIGEST, ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        summary = "Whether you have handed in certain bytes before"
+        summary = "Find your image of certain bytes"
         for method in ("GET", "HEAD"):
             router.add_api_route(
                 "/by-digest/{sha256}",
                 self.by_digest,
                 methods=[method],
                 operation_id=f"{method.lower()}_image_by_digest",
+                dependencies=[requires(Scope.READ)],
                 summary=summary,
                 response_model_exclude_none=True,
                 responses=refusals,
@@ -85,9 +87,9 @@ class Duplicates:
         return router
 
     async def by_digest(self, sha256: str, request: Request, owner: Caller) -> KnownImage:
-        """The newest of your images made of the bytes with this SHA-256, if it is not deleted; 404 if there is none."""
+        """Return your newest image whose original has this SHA-256 and that is not deleted; 404 without one."""
         if not _SHA256.fullmatch(sha256.lower()):
-            raise Problem(ProblemCode.INVALID_DIGEST, "A SHA-256 has 64 hexadecimal digits.")
+            raise Problem(ProblemCode.INVALID_DIGEST, "A SHA-256 must have 64 hexadecimal digits.")
         found = await self.newest(owner, sha256.lower())
         if found is None:
             raise Problem(ProblemCode.NOT_FOUND, "You have no image of these bytes.")
@@ -102,7 +104,7 @@ class Duplicates:
         )
 
     async def newest(self, owner: Owner, sha256: str, *, usable: bool = False) -> Duplicate | None:
-        """Return the owner's newest image of these bytes, with `usable` one that may stand for another upload."""
+        """Return the owner's newest image of these bytes; with `usable` only one that may be reused."""
         return await bounded(self._newest(owner, sha256, usable), self.settings.storage_timeout_s)
 
     async def _newest(self, owner: Owner, sha256: str, usable: bool) -> Duplicate | None:
@@ -110,19 +112,19 @@ class Duplicates:
         async for info in self.files.list(claim_prefix(owner, sha256)):
             recent.append(info.key.rpartition("/")[2])
         for image_id in reversed(recent):
-            found = await self._look(image_id, owner, sha256) if _ID.fullmatch(image_id) else None
+            found = await self._load(image_id, owner, sha256) if _ID.fullmatch(image_id) else None
             if found is not None and (found.usable or not usable):
                 return found
         return None
 
-    async def _look(self, image_id: str, owner: Owner, sha256: str) -> Duplicate | None:
-        """Return an image that claims these bytes, if it was accepted, has them as its original, and is not deleted."""
+    async def _load(self, image_id: str, owner: Owner, sha256: str) -> Duplicate | None:
+        """Return an image that references these bytes, if it is accepted, not deleted, and has them as its original."""
         if await Tombstones(self.files).get(image_id) is not None:
             return None
         receipt = await self._newest_receipt(image_id)
         record = await self.read_model.get(image_id) if self.read_model is not None else None
         if record is None and receipt is None:
-            return None  # not accepted, or not yet
+            return None  # not accepted (yet)
         if not _is_of(record, owner, sha256) or not _is_of(receipt, owner, sha256):
             return None
         generation = max(known.generation for known in (record, receipt) if known is not None)
@@ -151,11 +153,11 @@ class Duplicates:
 
 
 def _is_of(known: ImageRecord | Receipt | None, owner: Owner, sha256: str) -> bool:
-    """Say whether nothing that is known of an image speaks against its being the owner's, of these bytes, and alive."""
+    """Return whether a record or receipt, if any, has this owner and these bytes, and is not deleted."""
     if known is None:
         return True
     if known.owner != owner or (known.original is not None and known.original.sha256 != sha256):
-        return False  # a master is claimed as an original is
+        return False  # masters are referenced like originals
     if isinstance(known, ImageRecord):
         return not known.deleted
     return known.kind is not ReceiptKind.DELETE

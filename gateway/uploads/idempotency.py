@@ -1,10 +1,9 @@
-"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): sending a request again is harmless.
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): a request may be retried safely.
 
-An attempt is an object that only one can create: it holds what the request says, the ids of the images it will make,
-and until when it is to be believed that somebody works on it. That time is put off while the work goes on. After a
-gateway has died the next attempt takes the same image ids, so that what the first has accepted is not made twice. The
-answer is written into the attempt and given again until the key expires. What was refused is forgotten: it may be
-sent anew.
+An attempt is an object created conditionally, so one request wins. It contains the request's fingerprint, the ids of
+the images it creates, and a lease that the gateway renews while it works. After a gateway crash the next attempt uses
+the same image ids and creates no image twice. The answer is stored in the attempt and replayed until the key expires.
+The attempt of a rejected request is removed, so that the request may be sent again.
 """
 
 from __future__ import annotations
@@ -45,26 +44,26 @@ HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 _KEY_LENGTH = 255
 _BARE = re.compile(r"^[A-Za-z0-9._~/+=-]{1,255}$")
-_MAX_ATTEMPT_BYTES = 1_000_000  # far more than a batch's answer
-_RENEWALS = 3  # in the time of one lease
+_MAX_ATTEMPT_BYTES = 1_000_000  # read limit, far above the answer to a batch
+_RENEWALS = 3  # per lease
 
 KEY_PARAMETER: dict[str, Any] = {
     "name": HEADER,
     "in": "header",
     "required": False,
     "description": (
-        "Makes the request safe to send again: the same key and the same request have the same answer, with "
-        f"`{REPLAYED}: true`. A quoted string of RFC 8941, or a bare word such as a UUID."
+        "Makes the request safe to retry: the same request with the same key gets the same answer, with "
+        f"`{REPLAYED}: true`. A quoted string (RFC 8941) or a bare token, for example a UUID."
     ),
     "schema": {"type": "string", "pattern": r'^("[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._~/+=-]{1,255})$'},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
-"""How OpenAPI describes the header."""
+"""OpenAPI description of the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What whoever does the work is told: the ids to give, and whether somebody may have begun with them before."""
+    """Arguments of one attempt: the image ids to use, and whether an earlier attempt may have used them."""
 
     image_ids: tuple[ImageId, ...]
     again: bool = False
@@ -72,7 +71,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[M]):
-    """An answer that is given again. One that is not `final` is not kept: sent again, the request is gone on with."""
+    """The answer to a request. One that is not `final` is not stored: a retry continues the request."""
 
     status: int
     body: M
@@ -82,7 +81,7 @@ class Answer(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """Has requests that carry a key done once."""
+    """Executes requests with an Idempotency-Key once."""
 
     settings: GatewaySettings
     files: FileStore
@@ -92,23 +91,23 @@ class Idempotency:
         self,
         request: Request,
         owner: Owner,
-        said: Any,
+        payload: Any,
         kind: type[M],
         work: Callable[[Work], Awaitable[Answer[M]]],
         *,
         images: int = 1,
     ) -> Answer[M]:
-        """Do the work, or return the answer of the request that had the same key; without a key just do it.
+        """Do the work, or return the stored answer for the same key; without a key do the work.
 
-        `said` is all that the request says, as plain values; `images` how many it may make. Raises Problem: the key
-        cannot be read (400), is in use (409), or belongs to another request (422); and whatever the work raises.
+        `payload` is the request's content as plain values, `images` the number of image ids. Raises Problem: the key
+        is malformed (400), in use (409), or belongs to another request (422); also propagates errors of the work.
         """
         key = read_key(request)
         if key is None:
             return await work(Work(_new_ids(images)))
         folder = f"{IDEMPOTENCY}{owner}/{hashlib.sha256(key.encode()).hexdigest()}/"
-        asked = [request.method, request.scope["route"].path, said]
-        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+        content = [request.method, request.scope["route"].path, payload]
+        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
         try:
             mine = await self._begin(folder, fingerprint, images)
         except (DependencyUnavailable, TimeoutError) as error:
@@ -119,7 +118,7 @@ class Idempotency:
             async with self._renewed(folder, mine):
                 answer = await work(Work(mine.image_ids, again=mine.attempt > 1))
         except BaseException:
-            await asyncio.shield(self._forget(folder, mine))
+            await asyncio.shield(self._remove(folder, mine))
             raise
         await asyncio.shield(self._finish(folder, mine, answer))
         return answer
@@ -135,17 +134,17 @@ class Idempotency:
             lease_until=now + self.settings.idempotency_lease_s,
             expires_at=now + self.settings.idempotency_expiry_s,
         )
-        for _ in range(3):  # what is there may expire, or be forgotten, at the very moment it is looked at
+        for _ in range(3):  # the existing attempt may expire or be removed concurrently
             if await self._create(folder, mine):
                 return mine
             last = await self._last(folder)
             if last is None:
                 mine = mine.model_copy(update={"attempt": 1})
                 continue
-            if last.token == mine.token:  # written by a try whose answer was lost
+            if last.token == mine.token:  # our write succeeded although its response was lost
                 return mine
             if last.fingerprint != fingerprint:
-                detail = "The Idempotency-Key was sent before, with a request that said something else."
+                detail = "The Idempotency-Key was used with a different request. Send this request with a new key."
                 raise Problem(ProblemCode.IDEMPOTENCY_KEY_REUSED, detail)
             if last.answer is not None:
                 return last
@@ -158,13 +157,13 @@ class Idempotency:
         raise self._in_use(1.0)
 
     async def _usable(self, image_ids: tuple[ImageId, ...]) -> tuple[ImageId, ...]:
-        """Return the ids, but new ones for images that have been erased, or disowned when they were not accepted."""
-        erasures = Tombstones(self.files)
-        gone = [await self._bounded(erasures.get(image_id)) is not None for image_id in image_ids]
-        return tuple(new_image_id() if over else known for known, over in zip(image_ids, gone, strict=True))
+        """Return the ids, with new ones for images that have a tombstone."""
+        tombstones = Tombstones(self.files)
+        deleted = [await self._bounded(tombstones.get(image_id)) is not None for image_id in image_ids]
+        return tuple(new_image_id() if dead else known for known, dead in zip(image_ids, deleted, strict=True))
 
     async def _last(self, folder: str) -> Attempt | None:
-        """Return the newest attempt that has not expired; remove those that have."""
+        """Return the newest unexpired attempt; remove expired ones."""
         newest: Attempt | None = None
         for key in await self._bounded(self._keys(folder)):
             try:
@@ -173,7 +172,7 @@ class Idempotency:
             except ObjectMissing:
                 continue
             except ValidationError as error:
-                raise DependencyUnavailable(f"{key} cannot be read: {error.error_count()} errors") from error
+                raise DependencyUnavailable(f"{key} is not valid: {error.error_count()} errors") from error
             if found.expires_at > self.clock():
                 newest = found
             else:
@@ -185,7 +184,7 @@ class Idempotency:
 
     @asynccontextmanager
     async def _renewed(self, folder: str, mine: Attempt) -> AsyncIterator[None]:
-        """Put off the end of the lease while the work goes on."""
+        """Renew the lease until the block exits."""
         done = asyncio.Event()
 
         async def renew() -> None:
@@ -202,7 +201,7 @@ class Idempotency:
         try:
             yield
         finally:
-            done.set()  # never cancelled: a write under way would come after the answer's
+            done.set()  # not cancelled: a renewal in flight could overwrite the stored answer
             await asyncio.shield(renewing)
 
     async def _finish(self, folder: str, mine: Attempt, answer: Answer[M]) -> None:
@@ -216,30 +215,29 @@ class Idempotency:
         body = attempt.model_dump_json().encode()
         try:
             await self._bounded(self.files.put(_name(folder, attempt), body, content_type="application/json"))
-        except (
-            DependencyUnavailable,
-            TimeoutError,
-        ) as error:  # the lease ends, and the next attempt finds what was done
-            log.warning("an attempt could not be noted", extra={"attempt": attempt.attempt, "error": repr(error)})
+        except (DependencyUnavailable, TimeoutError) as error:  # the lease expires; the next attempt uses the same ids
+            log.warning(
+                "could not store an idempotency attempt", extra={"attempt": attempt.attempt, "error": repr(error)}
+            )
 
     async def _create(self, folder: str, attempt: Attempt) -> bool:
         body = attempt.model_dump_json().encode()
         name = _name(folder, attempt)
         return await self._bounded(self.files.create(name, body, content_type="application/json"))
 
-    async def _forget(self, folder: str, mine: Attempt) -> None:
-        # Only our own: what an attempt before it has begun is still gone on with.
+    async def _remove(self, folder: str, mine: Attempt) -> None:
+        # Only this attempt: the work of an earlier, crashed one is still to be continued.
         try:
             await self._bounded(self.files.delete(_name(folder, mine)))
-        except (DependencyUnavailable, TimeoutError) as error:  # the lease ends
-            log.warning("an attempt could not be forgotten", extra={"error": repr(error)})
+        except (DependencyUnavailable, TimeoutError) as error:  # the lease expires
+            log.warning("could not remove an idempotency attempt", extra={"error": repr(error)})
 
     async def _bounded(self, call: Awaitable[T]) -> T:
         return await bounded(call, self.settings.storage_timeout_s)
 
     def _in_use(self, seconds: float) -> Problem:
         wait = max(1, min(math.ceil(seconds), math.ceil(self.settings.idempotency_lease_s)))
-        detail = "A request with this Idempotency-Key is being worked on; send it again later for its answer."
+        detail = f"A request with this Idempotency-Key is in progress. Retry after {wait} s."
         return Problem(ProblemCode.IDEMPOTENCY_KEY_IN_USE, detail, headers={"Retry-After": str(wait)})
 
 
@@ -262,7 +260,10 @@ def read_key(request: Request) -> str | None:
 
 
 def _malformed() -> Problem:
-    detail = f'Send one string of 1 to {_KEY_LENGTH} characters, such as "8e03978e-40d5-43dd-bc93-6894a57f9324".'
+    detail = (
+        f"Idempotency-Key must be one string of 1 to {_KEY_LENGTH} characters, "
+        'for example "8e03978e-40d5-43dd-bc93-6894a57f9324".'
+    )
     return Problem(ProblemCode.INVALID_IDEMPOTENCY_KEY, detail)
 
 

@@ -1,4 +1,4 @@
-"""Lanes: who sends many images in a short time has them wait in the bulk lane, and is told so."""
+"""Lane selection: interactive images of an owner beyond a rate go to the bulk lane; the response contains the lane."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from schemas.values import Lane, Owner
 
 MINUTE_S = 60.0
-OWNERS = 10_000  # kept in mind; beyond it those are forgotten who sent nothing within the minute
+OWNERS = 10_000  # tracked; beyond it owners without an image in the last minute are dropped
 
 
 @dataclass(slots=True)
 class Lanes:
-    """How many interactive images each owner sent within the last minute, as this process has seen."""
+    """Counts each owner's interactive images of the last minute, in this process."""
 
     per_minute: int
     clock: Callable[[], float] = time.monotonic
     _sent: dict[Owner, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
-    def choose(self, asked: Lane, owner: Owner) -> Lane:
-        """Return the lane an image goes to: the one asked for, unless its owner has had their interactive ones."""
-        if asked is Lane.BULK:
-            return asked
+    def choose(self, requested: Lane, owner: Owner) -> Lane:
+        """Return the lane of an image: the requested one, or bulk once the owner exceeds `per_minute`."""
+        if requested is Lane.BULK:
+            return requested
         now = self.clock()
         if len(self._sent) > OWNERS:
             self._sent = defaultdict(deque, {who: at for who, at in self._sent.items() if at[-1] > now - MINUTE_S})

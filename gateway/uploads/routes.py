@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import documented
@@ -41,7 +43,7 @@ _UPLOAD_FORM = {
                         SHA256_FIELD: {
                             "type": "string",
                             "pattern": "^[0-9a-fA-F]{64}$",
-                            "description": "what the file must be, else nothing is accepted",
+                            "description": "SHA-256 of the file; a file with another one is rejected",
                         },
                     },
                 },
@@ -50,11 +52,11 @@ _UPLOAD_FORM = {
         },
     },
 }
-_ANSWERS: dict[int | str, dict[str, Any]] = {
+_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": JobResult | Submitted,
-        "description": "the result itself, if `Prefer: wait` was sent and it was ready in time; or the image you had "
-        "handed in before, with `on_duplicate=reuse`",
+        "description": "the result itself, with `Prefer: wait` and if it is ready in time; or your existing image of "
+        "the same bytes, with `on_duplicate=reuse`",
     }
 }
 
@@ -64,7 +66,7 @@ class Ingest:
     """The endpoints that accept images."""
 
     settings: GatewaySettings
-    submitting: Submission
+    submission: Submission
     limits: Limits
 
     def routes(self) -> APIRouter:
@@ -75,10 +77,11 @@ class Ingest:
             self.upload,
             methods=["POST"],
             status_code=202,
+            dependencies=[requires(Scope.WRITE)],
             summary="Upload an image",
             response_model=Submitted,
             openapi_extra=_UPLOAD_FORM,
-            responses=_ANSWERS
+            responses=_RESPONSES
             | documented(
                 *FORM_REFUSALS,
                 *REFUSALS,
@@ -89,10 +92,11 @@ class Ingest:
             self.fetch,
             methods=["POST"],
             status_code=202,
-            summary="Have an image fetched from a URL",
+            dependencies=[requires(Scope.WRITE)],
+            summary="Fetch an image from a URL",
             response_model=Submitted,
             openapi_extra={"parameters": _HEADERS, **described(FetchImage)},
-            responses=_ANSWERS
+            responses=_RESPONSES
             | documented(
                 ProblemCode.INVALID_URL,
                 ProblemCode.INVALID_METADATA,
@@ -104,18 +108,18 @@ class Ingest:
         return router
 
     async def upload(self, request: Request, identity: Who) -> Response:
-        """Store the file, have Kafka confirm the event, then answer 202. A 503 means that nothing was accepted."""
-        read_key(request)  # one that cannot be read is refused before the body is
+        """Store the file and publish its event; 202 after Kafka's confirmation. 503: nothing was accepted."""
+        read_key(request)  # rejects an invalid key before the body is read
         await self.limits.take(request, identity, UPLOADS)
         owner, limit = identity.owner, self.settings.max_upload_bytes
         async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
             details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
-            answer = await self.submitting.upload(request, owner, form.file, details)
+            answer = await self.submission.upload(request, owner, form.file, details)
         return await self._respond(request, owner, answer)
 
     async def fetch(self, request: Request, identity: Who) -> Response:
-        """Have Kafka confirm the request, then answer 202; the fetcher decides whether the URL may be fetched."""
-        read_key(request)  # one that cannot be read is refused before the body is
+        """Publish the request; 202 after Kafka's confirmation. The fetcher decides whether the URL is allowed."""
+        read_key(request)  # rejects an invalid key before the body is read
         await self.limits.take(request, identity, UPLOADS)
         owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
         url = read_url(asked.url)
@@ -126,10 +130,10 @@ class Ingest:
             category=asked.category,
             lane=asked.lane,
         )
-        answer = await self.submitting.fetch(request, owner, url, details)
+        answer = await self.submission.fetch(request, owner, url, details)
         return await self._respond(request, owner, answer)
 
     async def _respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
         if answer.replayed:
             await self.limits.give_back(request.scope, UPLOADS)
-        return await self.submitting.respond(request, owner, answer)
+        return await self.submission.respond(request, owner, answer)

@@ -1,4 +1,4 @@
-"""Submitting: from an image that has arrived to the answer; known bytes, retries and patience are seen to here."""
+"""Submission of a received image: duplicates, idempotency, lane and `Prefer: wait`, then the response."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFUSALS = (
     ProblemCode.QUOTA_EXCEEDED,
     ProblemCode.DEPENDENCY_UNAVAILABLE,
 )
-"""Why whatever is submitted may be refused, beside what is wrong with itself."""
+"""Problem codes of every submission route."""
 
 FORM_REFUSALS = (
     ProblemCode.MISSING_FILE,
@@ -50,47 +50,47 @@ FORM_REFUSALS = (
     ProblemCode.FILE_TOO_LARGE,
     ProblemCode.UNSUPPORTED_FORMAT,
 )
-"""Why a form with an image in it may be."""
+"""Further problem codes of routes that take a form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Accepts what has arrived, once per Idempotency-Key, and answers."""
+    """Accepts a received image, once per Idempotency-Key, and builds the response."""
 
     settings: GatewaySettings
-    accepting: Acceptance
+    acceptance: Acceptance
     lanes: Lanes
     duplicates: Duplicates
     idempotency: Idempotency
-    results: Results | None  # None: this process cannot tell what becomes of an image
+    results: Results | None  # None: this process has no read model
 
     @staticmethod
     def of(
         settings: GatewaySettings,
         files: FileStore,
         read_model: ReadModel | None,
-        accepting: Acceptance,
+        acceptance: Acceptance,
         lanes: Lanes,
     ) -> Submission:
         """Build a submission on the object store and, if this process has one, the read model."""
         results = Results(settings, files, Lookup(settings, files, read_model)) if read_model is not None else None
-        duplicates = Duplicates(settings, files, read_model, accepting.accepted_here)
-        return Submission(settings, accepting, lanes, duplicates, Idempotency(settings, files), results)
+        duplicates = Duplicates(settings, files, read_model, acceptance.accepted_here)
+        return Submission(settings, acceptance, lanes, duplicates, Idempotency(settings, files), results)
 
     async def upload(self, request: Request, owner: Owner, file: SpooledFile, details: Details) -> Answer[Submitted]:
-        """Accept a file, or answer as before. Raises Problem."""
-        said = {"sha256": file.sha256, "filename": file.filename, **details.non_default_fields()}
+        """Accept a file, or replay the earlier answer for its key. Raises Problem."""
+        payload = {"sha256": file.sha256, "filename": file.filename, **details.non_default_fields()}
 
         async def work(given: Work) -> Answer[Submitted]:
             return await self.accept(request, owner, file, details, given.image_ids[0], again=given.again)
 
-        return await self.idempotency.once(request, owner, said, Submitted, work)
+        return await self.idempotency.once(request, owner, payload, Submitted, work)
 
     async def fetch(self, request: Request, owner: Owner, url: str, details: Details) -> Answer[Submitted]:
-        """Accept a URL, or answer as before. Raises Problem."""
+        """Accept a URL, or replay the earlier answer for its key. Raises Problem."""
 
         async def work(given: Work) -> Answer[Submitted]:
-            receipt = await self.accepting.fetch(
+            receipt = await self.acceptance.fetch(
                 url,
                 self._in_lane(details, owner),
                 owner=owner,
@@ -107,12 +107,12 @@ class Submission:
     async def accept(
         self, request: Request, owner: Owner, file: SpooledFile, details: Details, image_id: ImageId, *, again: bool
     ) -> Answer[Submitted]:
-        """Accept a file as that image (202), or say which image it is already (200), if that is asked for."""
+        """Accept a file as `image_id` (202), or return the existing image with `on_duplicate=reuse` (200)."""
         if details.on_duplicate is OnDuplicate.REUSE:
             known = await self._known(owner, file, image_id, again=again)
             if known is not None:
                 return Answer(200, self._submitted(request, *known, duplicate=True))
-        receipt = await self.accepting.upload(
+        receipt = await self.acceptance.upload(
             file,
             self._in_lane(details, owner),
             owner=owner,
@@ -123,7 +123,7 @@ class Submission:
         return Answer(202, self.submitted(receipt, request))
 
     async def respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
-        """Return the response: the result itself, if the client prefers to wait for it and it is ready in time."""
+        """Return the response: the result itself, if the client sent `Prefer: wait` and it is ready in time."""
         body, wanted = answer.body, read_preferences(request)
         headers = {"Location": body.status_url}
         if answer.replayed:
@@ -171,10 +171,10 @@ class Submission:
     async def _known(
         self, owner: Owner, file: SpooledFile, image_id: ImageId, *, again: bool
     ) -> tuple[str, str, Lane, ImageState] | None:
-        """Return image, job, lane and state of an image these bytes were made into before."""
+        """Return image id, job id, lane and state of the owner's newest usable image with these bytes."""
         try:
-            if again and await self.accepting.has_begun(image_id):
-                return None  # it is the very image that is gone on with
+            if again and await self.acceptance.has_begun(image_id):
+                return None  # a retry: the known image is this one
             found = await self.duplicates.newest(owner, file.sha256, usable=True)
         except (DependencyUnavailable, TimeoutError) as error:
             raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s) from error

@@ -1,6 +1,6 @@
-"""What a client says of an image it hands in: where it goes, its words, its metadata, how long it may wait.
+"""Fields of a submission: bucket, tags, category, metadata, lane and duplicate handling.
 
-Said in a form's fields, in JSON, in a query or in a tus header, it is read here into one value.
+They arrive as form fields, JSON, query parameters or a tus header, and are parsed into `Details`.
 """
 
 from __future__ import annotations
@@ -28,53 +28,53 @@ _WORD = rf"[^\x00-\x1f\x7f,]{{0,{MAX_WORD}}}"
 
 
 class OnDuplicate(StrEnum):
-    """What happens to bytes the owner has handed in before."""
+    """How an upload of bytes that the owner has uploaded before is handled."""
 
     NEW = "new"
     REUSE = "reuse"
 
 
 FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplicate"})
-"""The fields of a form (or a query, or a tus header) that say something of an image."""
+"""The submission fields of a form, a query or a tus header."""
 
 FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
     "bucket": {"type": "string", "default": "default", "pattern": f"^$|{BUCKET_PATTERN}", "examples": ["default"]},
     "metadata": {
         "type": "object",
-        "description": "a JSON object, returned as it is",
+        "description": "a JSON object, returned unchanged",
         "examples": [{"album": "pets"}],
     },
     "tags": {
         "type": "string",
         "pattern": f"^{_WORD}(?:,{_WORD}){{0,{MAX_TAGS - 1}}}$",
-        "description": f"words, comma separated, {MAX_TAGS} at most",
+        "description": f"comma-separated, at most {MAX_TAGS}",
         "examples": ["cat,black and white"],
     },
     "category": {
         "type": "string",
         "pattern": f"^{_WORD}$",
-        "description": "the one shelf the image stands on",
+        "description": "one category of the image",
         "examples": ["animals"],
     },
     "lane": {
         "type": "string",
         "enum": [*Lane, ""],
         "default": Lane.INTERACTIVE,
-        "description": "bulk: when there is room, behind whoever waits",
+        "description": "bulk: processed after interactive images",
     },
     "on_duplicate": {
         "type": "string",
         "enum": [*OnDuplicate, ""],
         "default": OnDuplicate.NEW,
-        "description": "reuse: if you have handed in the same bytes before, the answer is that image",
+        "description": "reuse: return your existing image of the same bytes, if there is one",
     },
 }
-"""How OpenAPI describes each of them. An empty one counts as absent: browsers send every field of a form."""
+"""OpenAPI schemas of the fields. An empty field counts as absent: browsers send every field of a form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """What is said of one image."""
+    """The submission fields of one image."""
 
     bucket: str = "default"
     context: dict[str, JsonValue] = field(default_factory=dict)
@@ -84,20 +84,22 @@ class Details:
     on_duplicate: OnDuplicate = OnDuplicate.NEW
 
     def as_fields(self) -> dict[str, Any]:
-        """Return what the image's event and receipt say of it."""
+        """Return the fields that the image's event and receipt contain."""
         return {"bucket": self.bucket, "context": self.context, "tags": self.tags, "category": self.category}
 
     def non_default_fields(self) -> dict[str, Any]:
-        """Return what differs from saying nothing: so it stays the same when there is more that could be said."""
-        nothing = asdict(Details())
-        return {name: value for name, value in asdict(self).items() if value != nothing[name]}
+        """Return the fields that differ from their default, so that adding a field changes no fingerprint."""
+        defaults = asdict(Details())
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:
-    """Return what the text fields of a form say. Fields that are none of FIELDS are not looked at. Raises Problem."""
+    """Parse the text fields of a form; fields not in FIELDS are ignored. Raises Problem."""
     bucket = fields.get("bucket") or "default"
     if not _BUCKET.fullmatch(bucket):
-        detail = "A bucket is 1 to 64 letters, digits, dots, dashes or underscores, not beginning with a sign."
+        detail = (
+            "A bucket name is 1 to 64 letters, digits, dots, dashes or underscores and starts with a letter or digit."
+        )
         raise Problem(ProblemCode.INVALID_BUCKET, detail)
     return Details(
         bucket=bucket,
@@ -113,22 +115,23 @@ def _one_of(kind: type[C], name: str, text: str) -> C:
     try:
         return kind(text)
     except ValueError:
-        raise _wrong(name, f"not one of: {', '.join(kind)}") from None
+        raise _invalid_field(name, f"not one of: {', '.join(kind)}") from None
 
 
-def _wrong(name: str, detail: str) -> Problem:
+def _invalid_field(name: str, detail: str) -> Problem:
     return Problem(ProblemCode.INVALID_FIELD, f"{name}: {detail}", (ProblemItem(field=name, detail=detail),))
 
 
 def read_url(url: str) -> str:
-    """Return the URL. Raises Problem if it cannot be one to fetch; whether it may be is the fetcher's to say."""
+    """Return a syntactically valid URL. Raises Problem. The fetcher decides whether it may be fetched."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise Problem(ProblemCode.INVALID_URL, "This is not a URL.") from None
+        raise Problem(ProblemCode.INVALID_URL, "The URL is malformed.") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise Problem(ProblemCode.INVALID_URL, "Give an absolute URL that begins with http:// or https://.")
+        raise Problem(ProblemCode.INVALID_URL, "The URL must be absolute and start with http:// or https://.")
     if len(url) > MAX_URL_LENGTH or any(letter.isspace() or not letter.isprintable() for letter in url):
-        raise Problem(ProblemCode.INVALID_URL, "The URL is too long or has white space in it.")
+        detail = f"The URL must have at most {MAX_URL_LENGTH} characters, without white space or control characters."
+        raise Problem(ProblemCode.INVALID_URL, detail)
     return url
