@@ -58,7 +58,7 @@ class Control:
         agents = [found.key.removeprefix(_PREFIX) async for found in self.files.list(_PREFIX)]
         return [mark for agent in sorted(agents) if (mark := await self.paused(agent)) is not None]
 
-    async def say_degraded(self, agent: str, reason: str | None) -> None:
+    async def set_degraded(self, agent: str, reason: str | None) -> None:
         """Note that an agent does without something (a model: its stage skips); None: it has all."""
         if reason is None:
             await self.files.delete(_LESSER + agent)

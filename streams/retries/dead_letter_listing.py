@@ -1,6 +1,6 @@
-"""Dead letters a page at a time: read from where the page before ended, a bounded number of bytes in memory.
+"""Lists dead letters page by page: each page starts where the previous one ended and uses bounded memory.
 
-By agent, partition and offset, which is not strictly by time: a page need not read all there is to be told in order.
+Order: agent, partition, offset. Ordering by time would require reading every partition first.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from streams.topics import dead_topic
 
 CHUNK = 500  # records read at once
 CHUNK_BYTES = 8_000_000
-LOOK_S = 10.0  # a page is given up on, with what was found, after so long
-_AT_ONCE = 2  # readings of the log in one process
+PAGE_S = 10.0  # a page that takes longer is returned incomplete
+_CONCURRENCY = 2  # reads of the log in one process
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the next letter may be."""
+    """A position in the dead topics."""
 
     agent: str
     partition: int = 0
@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Letters, and where to go on; None when these were the last."""
+    """Letters, and the position of the next page; None on the last page."""
 
     letters: tuple[DeadLetter, ...]
     next: Place | None
@@ -41,11 +41,11 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterListing:
-    """Finds letters. Calls raise DependencyUnavailable."""
+    """Pages through dead letters. Calls raise DependencyUnavailable."""
 
     kafka: KafkaSettings
-    office: DeadLetterStore
-    _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    store: DeadLetterStore
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENCY))
 
     async def page(
         self,
@@ -56,14 +56,14 @@ class DeadLetterListing:
         limit: int,
         handled: bool = False,
     ) -> Page:
-        """Return the next letters of these agents that are meant; those dealt with already only if `handled`."""
+        """Return the next selected letters of these agents; handled ones only if `handled`."""
         found: list[DeadLetter] = []
-        until = time.monotonic() + LOOK_S
+        deadline = time.monotonic() + PAGE_S
         here: Place | None = place or Place(agents[0])
-        while here is not None and time.monotonic() < until:
-            records, there = await self._some(agents, here, CHUNK)
+        while here is not None and time.monotonic() < deadline:
+            records, there = await self._read(agents, here, CHUNK)
             for record in records:
-                letter = await self._meant(record, selection, handled=handled)
+                letter = await self._selected(record, selection, handled=handled)
                 if letter is not None:
                     found.append(letter)
                 if len(found) == limit:
@@ -72,21 +72,21 @@ class DeadLetterListing:
         return Page(tuple(found), here)
 
     async def one(self, agent: str, partition: int, offset: int) -> DeadLetter | None:
-        """Return one letter, emptied if its image was deleted; None when the log does not hold it."""
-        records, _ = await self._some([agent], Place(agent, partition, offset), 1)
+        """Return one letter, without content if its image was deleted; None if the log does not contain it."""
+        records, _ = await self._read([agent], Place(agent, partition, offset), 1)
         if not records or (records[0].partition, records[0].offset) != (partition, offset):
             return None
-        return await self.office.known(agent, records[0])
+        return await self.store.known(agent, records[0])
 
-    async def _meant(self, record: Record, selection: Selection, *, handled: bool) -> DeadLetter | None:
+    async def _selected(self, record: Record, selection: Selection, *, handled: bool) -> DeadLetter | None:
         agent = _agent_of(record.topic)
         if not selection.matches(DeadLetter(agent, record, None)):
             return None
-        letter = await self.office.known(agent, record)
+        letter = await self.store.known(agent, record)
         return letter if handled or letter.handled is None else None
 
-    async def _some(self, agents: Sequence[str], place: Place, most: int) -> tuple[list[Record], Place | None]:
-        async with self._gate:
+    async def _read(self, agents: Sequence[str], place: Place, most: int) -> tuple[list[Record], Place | None]:
+        async with self._slots:
             return await asyncio.to_thread(read_some, self.kafka, agents, place, most)
 
 

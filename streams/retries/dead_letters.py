@@ -1,8 +1,8 @@
-"""Dead letters: written by the runner byte for byte with the reason in headers; listed, replayed, discarded by people.
+"""Dead letters: the runner writes them byte for byte with the reason in headers; operators list, replay, discard them.
 
-Every act on a letter leaves a mark in the object store (who, when, what), so that replaying again is idempotent and
-discarding is never silent. A letter of a deleted image cannot be taken out of Kafka before its time: it is not listed,
-never replayed, and nobody is shown what is in it.
+Every action on a letter is recorded in the object store (action, time, reason), which makes replays idempotent and
+discards auditable. A letter of a deleted image stays in Kafka until its retention ends: it is never listed as open nor
+replayed, and its contents are never returned.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from streams.settings import KafkaSettings
 from streams.topics import GIVES_UP, dead_topic, replay_topic
 
 SCHEMA = "1"
-MAX_MESSAGE = 1024  # bytes of the error's message that are kept
-MAX_STACK = 8192  # bytes of the tail of the traceback that are kept
-REPLAY_LIMIT = 3  # a letter that died this often after replay is not replayed again
+MAX_MESSAGE = 1024  # characters of the error's message
+MAX_STACK = 8192  # characters of the traceback, from its end
+REPLAY_LIMIT = 3  # replays of one event; further ones are refused
 _ID = re.compile(ID_PATTERN)
 REPLAY_LIMIT_REACHED = "replay-limit"
-ERASED = "erased"  # what was done with the letters of a deleted image
-_OURS = ("dlq.", "retry.", "replay.")
-# Of a deleted image's letter: that it is there, where it came from and how it died. No message, no stack, no name.
-_HARMLESS = (
+ERASED = "erased"  # the action recorded for letters of deleted images
+_ADDED = ("dlq.", "retry.", "replay.")
+# Headers returned for a letter of a deleted image: origin and error code. No message, no stack, no file name.
+_WITHOUT_CONTENT = (
     "ce_subject", "ce_type", "dlq.agent", "dlq.attempt", "dlq.error.code", "dlq.first-failure.ts",
     "dlq.last-failure.ts", "dlq.original.topic", "dlq.original.partition", "dlq.original.offset", "replay.count",
 )  # fmt: skip
@@ -52,7 +52,7 @@ class Failure:
 
 
 def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> Outgoing:
-    """Return the dead letter of a record: key, value and headers as they came, plus `dlq.*` headers."""
+    """Return the dead letter of a record: key, value and headers unchanged, plus `dlq.*` headers."""
     topic, partition, offset = origin_of(record)
     stack = "".join(traceback.format_exception(failure.error))
     added = {
@@ -77,7 +77,7 @@ def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> O
 
 
 def origin_of(record: Record) -> tuple[str, str, str]:
-    """Return topic, partition and offset where the event was first, through all its delays."""
+    """Return the topic, partition and offset of the event's first delivery, before any delay topic."""
     found = tuple(record.header(name) for name in ORIGIN_HEADERS)
     topic, partition, offset = found
     if topic is not None and partition is not None and offset is not None:
@@ -86,9 +86,9 @@ def origin_of(record: Record) -> tuple[str, str, str]:
 
 
 def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
-    """Return the message that gives a dead letter another life: the original, with fresh tries."""
+    """Return the message that replays a dead letter: the original, with its attempts reset."""
     count = number_header(record, "replay.count") + 1
-    kept = tuple((n, v) for n, v in record.headers if not n.startswith(_OURS))
+    kept = tuple((n, v) for n, v in record.headers if not n.startswith(_ADDED))
     topic, partition, offset = (
         record.header(f"dlq.original.{part}") or "" for part in ("topic", "partition", "offset")
     )
@@ -102,15 +102,15 @@ def replay_of(record: Record, agent: str, replay_id: str) -> Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter, as people see it."""
+    """One dead letter of an agent."""
 
     agent: str
     record: Record
-    handled: str | None  # "replayed", "discarded" or "erased", when it was dealt with
+    handled: str | None  # "replayed", "discarded" or "erased"; None: open
 
     @property
     def id(self) -> str:
-        """The letter's name within its agent: partition and offset."""
+        """The letter's id within its agent: partition and offset."""
         return f"{self.record.partition}-{self.record.offset}"
 
     @property
@@ -125,23 +125,23 @@ class DeadLetter:
 
     @property
     def image_id(self) -> str:
-        """The image it is about, '' when that cannot be told."""
+        """The image id, '' if unknown."""
         return self.record.header("ce_subject") or ""
 
     @property
     def died_at(self) -> str:
-        """When the runner gave up, RFC 3339."""
+        """When the runner wrote the letter, RFC 3339."""
         return self.record.header("dlq.last-failure.ts") or ""
 
     @property
     def replays(self) -> int:
-        """How often it was replayed before it died this time."""
+        """How often the event was replayed before."""
         return number_header(self.record, "replay.count")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters are meant; empty fields mean any."""
+    """A filter of letters; None matches any."""
 
     code: str | None = None
     image_id: str | None = None
@@ -149,7 +149,7 @@ class Selection:
     since: str | None = None  # RFC 3339
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Say whether a letter is meant."""
+        """Return whether a letter is selected."""
         return (
             (self.code is None or letter.code == self.code)
             and (self.image_id is None or letter.image_id == self.image_id)
@@ -159,7 +159,7 @@ class Selection:
 
 
 class DeadLetterStore:
-    """Reads and acts on the dead letters of all agents."""
+    """Lists, replays, discards and erases the dead letters of all agents."""
 
     def __init__(self, kafka: KafkaSettings, files: FileStore, deliverer: Deliverer) -> None:
         self._kafka = kafka
@@ -167,7 +167,7 @@ class DeadLetterStore:
         self._deliverer = deliverer
 
     async def letters(self, agent: str, selection: Selection, *, handled: bool = False) -> AsyncIterator[DeadLetter]:
-        """Walk an agent's letters from the oldest; those already dealt with only if `handled`."""
+        """Yield an agent's letters, oldest first; handled ones only if `handled`."""
         marks = await self._marks(agent)
         deleted: dict[str, bool] = {}
         for record in await asyncio.to_thread(read_topic, self._kafka, dead_topic(agent)):
@@ -181,16 +181,16 @@ class DeadLetterStore:
                 continue
             act = await self._act_of(letter) if key is not None else None
             yield (
-                DeadLetter(agent, _emptied(record), ERASED)
+                DeadLetter(agent, _without_content(record), ERASED)
                 if deleted[letter.image_id]
                 else DeadLetter(agent, record, act)
             )
 
     async def known(self, agent: str, record: Record) -> DeadLetter:
-        """Return a record of an agent's dead topic as a letter: with what was done with it, emptied if erased."""
+        """Return a record of a dead topic as a letter with its action; without content if its image was deleted."""
         letter = DeadLetter(agent, record, None)
         if await self._is_deleted(letter.image_id):
-            return DeadLetter(agent, _emptied(record), ERASED)
+            return DeadLetter(agent, _without_content(record), ERASED)
         return DeadLetter(agent, record, await self._act_of(letter))
 
     async def _act_of(self, letter: DeadLetter) -> str | None:
@@ -200,7 +200,7 @@ class DeadLetterStore:
             return None
 
     async def erase(self, image_ids: Collection[str], agents: Iterable[str] = GIVES_UP) -> Counter[str]:
-        """Close the letters of these deleted images for good; return how many each has, closed before or now."""
+        """Mark the letters of these deleted images as erased; return how many each image has, new or marked before."""
         found: Counter[str] = Counter()
         for agent in agents:
             marks = await self._marks(agent)
@@ -231,9 +231,9 @@ class DeadLetterStore:
         per_second: float = 20.0,
         seen: Callable[[DeadLetter, str], None] = lambda _letter, _act: None,
     ) -> int:
-        """Send letters to the agent's retry topic, oldest first, rate-limited; return how many.
+        """Replay open letters, oldest first, rate-limited; return how many.
 
-        `seen` hears of each letter with "would-replay", "replayed", or "replay-limit".
+        Calls `seen` with each letter and "would-replay", "replayed" or "replay-limit".
         """
         count = 0
         async for letter in self.letters(agent, selection):
@@ -247,7 +247,7 @@ class DeadLetterStore:
         return count
 
     async def replay_one(self, letter: DeadLetter, *, dry_run: bool = True) -> str:
-        """Send one letter that was not dealt with to the agent's retry topic; return what was done, or would be."""
+        """Send an open letter to the agent's retry topic; return the action taken, or with `dry_run` the one due."""
         if letter.replays >= REPLAY_LIMIT:
             return REPLAY_LIMIT_REACHED
         if dry_run:
@@ -265,7 +265,7 @@ class DeadLetterStore:
         dry_run: bool = True,
         seen: Callable[[DeadLetter, str], None] = lambda _letter, _act: None,
     ) -> int:
-        """Set letters aside for good, leaving an audit record; return how many."""
+        """Discard open letters, with an audit record each; return how many."""
         count = 0
         async for letter in self.letters(agent, selection):
             count += 1
@@ -273,7 +273,7 @@ class DeadLetterStore:
         return count
 
     async def discard_one(self, letter: DeadLetter, *, reason: str, dry_run: bool = True) -> str:
-        """Set one letter aside that was not dealt with; return what was done, or would be."""
+        """Discard an open letter; return the action taken, or with `dry_run` the one due."""
         if dry_run:
             return "would-discard"
         await self._mark(letter, "discarded", reason=reason)
@@ -288,6 +288,6 @@ def _mark_key(letter: DeadLetter) -> str:
     return f"dead-letters/{letter.agent}/{letter.id}.json"
 
 
-def _emptied(record: Record) -> Record:
-    kept = tuple((name, value) for name, value in record.headers if name in _HARMLESS)
+def _without_content(record: Record) -> Record:
+    kept = tuple((name, value) for name, value in record.headers if name in _WITHOUT_CONTENT)
     return Record(record.topic, record.partition, record.offset, None, None, kept, record.timestamp_ms)

@@ -1,11 +1,11 @@
-"""The router: moves events whose delay is over from the delay topics to their agent's retry topic.
+"""Router: moves events whose delay has expired from the delay topics to their agent's retry topic.
 
-A plain client, because a sleeping Faust agent blocks its app. An event that is not due pauses its partition; polling
-goes on, so membership is never lost. Equal delay per topic keeps it first in, first out.
+A plain consumer, because a sleeping Faust agent blocks its app. An event that is not due pauses its partition; polling
+continues, so the group membership is kept. One delay per topic keeps each partition first in, first out.
 
-When an event is due was said by another machine's clock, and clocks jump. So waiting is measured by the monotonic
-clock and never takes longer than the topic's delay; what the end of such a wait says of the time is remembered for the
-events behind it, which therefore do not wait one after the other.
+The due time comes from another machine's clock, and clocks jump. Waits are therefore measured with the monotonic clock
+and limited to the topic's delay. The end of such a wait shows the offset between the clocks, which applies to the
+events behind it, so that they do not wait one after the other.
 """
 
 from __future__ import annotations
@@ -36,69 +36,69 @@ T = TypeVar("T")
 
 
 def due_ms(record: Record) -> int:
-    """Return when an event is due, unix milliseconds; 0 (at once) when it does not say."""
+    """Return when an event is due, unix milliseconds; 0 (at once) without a valid header."""
     text = record.header(DUE_HEADER) or ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def forwarded(record: Record, settings: KafkaSettings) -> Outgoing:
-    """Return the message that gives an event back to its agent, byte for byte."""
+    """Return the message that returns an event to its agent, byte for byte."""
     agent = settings.logical(record.topic).split(".", 1)[0]
     return Outgoing(retry_topic(agent), record.key, record.value, record.headers)
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
-    """The event a partition waits with: it goes on at `until`, monotonic, whatever other clocks say then."""
+class Wait:
+    """The delayed event at the head of a partition: forwarded at `until`, monotonic, regardless of other clocks."""
 
     offset: int
     until: float
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """What the end of a wait said: the wall's clock is so far ahead of the monotonic one, for those behind it."""
+class ClockOffset:
+    """The sender's clock minus the monotonic clock, measured at the end of a wait, for the events behind it."""
 
     ahead_s: float
-    until: float  # monotonic: who was behind it has gone on by then, and a clock that was wrong may be right again
+    until: float  # monotonic; later events may come from a corrected clock
 
 
-class Waits:
-    """Which event of each place may go on, by two clocks: of the wall, which may jump, and a monotonic one."""
+class DelayTimer:
+    """Decides how long each partition's next event waits, by the wall clock, which may jump, and a monotonic clock."""
 
     def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._holds: dict[Hashable, Hold] = {}
-        self._learned: dict[Hashable, Learned] = {}
+        self._waits: dict[Hashable, Wait] = {}
+        self._offsets: dict[Hashable, ClockOffset] = {}
 
     def left_s(self, place: Hashable, offset: int, due: float, longest_s: float) -> float:
-        """Return for how long an event still waits, 0 if it goes on now; the first answer is the longest."""
+        """Return the seconds an event still waits, 0 if it is due; results for one event never grow."""
         now = self._monotonic()
-        hold = self._holds.get(place)
-        if hold is not None and hold.offset == offset:
-            if now < hold.until:
-                return hold.until - now
-            self._learned[place] = Learned(due - hold.until, hold.until + longest_s)
-            del self._holds[place]
+        wait = self._waits.get(place)
+        if wait is not None and wait.offset == offset:
+            if now < wait.until:
+                return wait.until - now
+            self._offsets[place] = ClockOffset(due - wait.until, wait.until + longest_s)
+            del self._waits[place]
             return 0.0
-        wall, learned = self._clock(), self._learned.get(place)
-        if learned is not None and now < learned.until:
-            wall = max(wall, now + learned.ahead_s)
+        wall, known = self._clock(), self._offsets.get(place)
+        if known is not None and now < known.until:
+            wall = max(wall, now + known.ahead_s)
         if due <= wall:
             return 0.0
         left = min(due - wall, longest_s)
-        self._holds[place] = Hold(offset, now + left)
+        self._waits[place] = Wait(offset, now + left)
         return left
 
     def keep(self, places: Container[Hashable]) -> None:
-        """Forget all other places: somebody else has them now."""
-        self._holds = {place: hold for place, hold in self._holds.items() if place in places}
-        self._learned = {place: known for place, known in self._learned.items() if place in places}
+        """Drop the state of all other partitions: they are assigned to other members."""
+        self._waits = {place: wait for place, wait in self._waits.items() if place in places}
+        self._offsets = {place: known for place, known in self._offsets.items() if place in places}
 
 
 class Router:
-    """One member of the router's group."""
+    """One member of the router's consumer group."""
 
     def __init__(
         self,
@@ -116,12 +116,12 @@ class Router:
             settings.topic(delay_topic(agent, tier)): seconds for agent in agents for tier, seconds in tiers.items()
         }
         self._monotonic = monotonic
-        self._waits = Waits(clock=clock, monotonic=monotonic)
+        self._timer = DelayTimer(clock=clock, monotonic=monotonic)
         self._resume_at: dict[TopicPartition, float] = {}
         self.ready = asyncio.Event()
 
     async def run(self) -> None:
-        """Route until cancelled. Raises DependencyUnavailable when Kafka is away; the supervisor restarts."""
+        """Route until cancelled. Raises DependencyUnavailable if Kafka does not answer; the supervisor restarts it."""
         consumer = AIOKafkaConsumer(
             *self._delays,
             bootstrap_servers=self._settings.bootstrap,
@@ -133,9 +133,9 @@ class Router:
         try:
             await self._in_time(consumer.start())
             self.ready.set()
-            log.info("router is up", topics=len(self._delays))
+            log.info("router started", topics=len(self._delays))
             while True:
-                await self._turn(consumer)
+                await self._poll(consumer)
         except (KafkaError, TimeoutError) as error:
             raise DependencyUnavailable(f"the router lost Kafka: {error!r}") from error
         finally:
@@ -143,13 +143,13 @@ class Router:
                 await self._in_time(consumer.stop())
 
     async def _in_time(self, call: Awaitable[T]) -> T:
-        """Await what the client itself would try for ever. Raises TimeoutError."""
+        """Await a call that the client would retry without limit. Raises TimeoutError."""
         return await bounded(call, self._settings.request_timeout_s)
 
-    async def _turn(self, consumer: Any) -> None:
+    async def _poll(self, consumer: Any) -> None:
         assigned = consumer.assignment()
         now = self._monotonic()
-        self._waits.keep(assigned)
+        self._timer.keep(assigned)
         self._resume_at = {place: at for place, at in self._resume_at.items() if place in assigned}
         for place in [p for p, at in self._resume_at.items() if at <= now]:
             consumer.resume(place)
@@ -166,7 +166,7 @@ class Router:
             record = Record(
                 message.topic, message.partition, message.offset, message.key, message.value, tuple(message.headers)
             )
-            left = self._waits.left_s(place, message.offset, due_ms(record) / 1000, self._delays[message.topic])
+            left = self._timer.left_s(place, message.offset, due_ms(record) / 1000, self._delays[message.topic])
             if left > 0:
                 consumer.seek(place, message.offset)
                 consumer.pause(place)
@@ -177,4 +177,4 @@ class Router:
         if done is not None:
             await self._deliverer.deliver(due)
             await self._in_time(consumer.commit({place: done}))
-            log.info("delayed events are due again", topic=place.topic, count=len(due))
+            log.info("delayed events forwarded", topic=place.topic, count=len(due))

@@ -1,4 +1,4 @@
-"""When to try again: in place for a moment, then in delay topics, then not at all. Clock and chance are arguments."""
+"""Retry policy: in place first, then through delay topics, then the dead letters. Time and randomness are arguments."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from schemas.events.envelope import Record
 from streams.settings import RetrySettings
 
-ATTEMPT_HEADER = "retry.attempt"  # tries made before this delivery, over all topics
+ATTEMPT_HEADER = "retry.attempt"  # attempts before this delivery, over all topics
 DELAYS_HEADER = "retry.delays"  # delay topics already passed
-DUE_HEADER = "retry.due-ms"  # unix milliseconds before which the router leaves the event where it is
+DUE_HEADER = "retry.due-ms"  # unix milliseconds at which the router forwards the event
 FIRST_FAILURE_HEADER = "retry.first-failure"  # RFC 3339
 ORIGIN_HEADERS = ("retry.origin-topic", "retry.origin-partition", "retry.origin-offset")
 
 
 def number_header(record: Record, name: str) -> int:
-    """Return a header as a small non-negative number; 0 when it is absent or was made up by somebody else."""
+    """Return a header as a small non-negative number; 0 if it is missing or invalid."""
     text = record.header(name) or ""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """The delay topic to go to next."""
+    """The next delay topic."""
 
     tier: str
     seconds: float
@@ -32,15 +32,15 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The settings as decisions."""
+    """Decides on retries by the settings."""
 
     settings: RetrySettings
     chance: Callable[[], float] = random.random
 
     def pause_in_place(self, tries: int, elapsed_s: float, after_s: float | None) -> float | None:
-        """Return the seconds to wait before the next try here, or None when it should happen elsewhere.
+        """Return the seconds to wait before the next attempt in place, None if it belongs into a delay topic.
 
-        `tries` made so far, `elapsed_s` since the first; `after_s` is what the dependency asked for.
+        `tries`: attempts so far; `elapsed_s`: since the first; `after_s`: the dependency's Retry-After.
         Exponential back-off with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter").
         """
         if tries >= self.settings.in_place_tries:
@@ -53,9 +53,9 @@ class RetryPolicy:
         return pause
 
     def next_delay(self, delays_passed: int, after_s: float | None) -> Delay | None:
-        """Return the delay topic to go to after `delays_passed` of them, or None when it is enough.
+        """Return the next delay topic after `delays_passed` of them, None after the last.
 
-        A dependency that asked for more time than the next tier gives gets the first tier that is long enough.
+        Skips tiers shorter than `after_s`, the dependency's Retry-After.
         """
         remaining = list(self.settings.tiers.items())[delays_passed:]
         for tier, seconds in remaining:

@@ -246,7 +246,7 @@ async def test_a_wrong_request_names_its_field(
 async def test_agents_are_paused_and_resumed(office: Office) -> None:
     """An agent paused here is paused for all its workers, and everybody can read why."""
     control = Control(office.store)
-    await control.say_degraded("embedder", "no weights")
+    await control.set_degraded("embedder", "no weights")
     async with office.client() as client:
         answer = await client.post(f"{ADMIN}/agents/ocr/pause", json={"reason": "new model"})
         found = {agent.name: agent for agent in AgentList.model_validate_json(answer.content).agents}

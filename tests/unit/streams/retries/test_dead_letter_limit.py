@@ -1,4 +1,4 @@
-"""The dead-letter limit: a broken agent stops itself before it has drained its topic."""
+"""Dead-letter limit: a broken agent stops before its topic is dead-lettered."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 @given(st.lists(st.booleans(), max_size=300))
 def test_the_limit_is_the_share_of_the_window_or_the_row(ends: list[bool]) -> None:
-    """It speaks exactly when the last events hold too many deaths, or too many in a row."""
+    """It stops the agent exactly if too many of the last events, or too many in a row, were dead-lettered."""
     limit = DeadLetterLimit(LimitSettings(window=20, share=0.25, in_a_row=4))
     for count in range(len(ends)):
-        said = limit.note(died=ends[count])
+        reason = limit.note(died=ends[count])
         window = ends[max(0, count - 19) : count + 1]
         row = ends[max(0, count - 3) : count + 1]
-        assert (said is not None) == (sum(window) > 5 or (len(row) == 4 and all(row)))
+        assert (reason is not None) == (sum(window) > 5 or (len(row) == 4 and all(row)))
 
 
-async def test_an_agent_that_always_fails_asks_to_be_stopped(files: FileStore) -> None:
-    """A broken model says so after its limit, with the reason."""
+async def test_an_agent_that_always_fails_is_halted(files: FileStore) -> None:
+    """After the limit the agent is halted with the reason."""
     stage = echo_stage(act=lambda _e: 1 / 0)  # type: ignore[arg-type,return-value]
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(10)])
@@ -51,8 +51,8 @@ async def test_an_agent_that_always_fails_asks_to_be_stopped(files: FileStore) -
     assert on.halted[0] == "5 events in a row went to the dead letters"
 
 
-async def test_refused_images_never_stop_an_agent(files: FileStore) -> None:
-    """A flood of bad images is the senders' affair."""
+async def test_rejected_images_never_halt_an_agent(files: FileStore) -> None:
+    """Rejections do not count towards the limit."""
     stage = echo_stage(act=lambda _e: Reject(ErrorCode.CORRUPT_IMAGE, "It is broken."))
     log = MemoryLog()
     await log.deliver([message(uploaded()) for _ in range(30)])
@@ -63,8 +63,8 @@ async def test_refused_images_never_stop_an_agent(files: FileStore) -> None:
     assert on.halted == []
 
 
-async def test_a_pause_is_kept_with_its_first_reason_until_it_is_resumed(files: FileStore) -> None:
-    """Every worker sees the mark, a restart does not forget it, and resuming says whether there was one."""
+async def test_a_pause_keeps_its_first_reason_until_it_is_resumed(files: FileStore) -> None:
+    """The pause is stored for every worker; resuming returns whether there was one."""
     control = Control(files)
     assert await control.paused("ocr") is None
     await asyncio.gather(control.pause("ocr", "broken", by="a"), control.pause("resizer", "maintenance", by="operator"))
@@ -78,10 +78,10 @@ async def test_a_pause_is_kept_with_its_first_reason_until_it_is_resumed(files: 
     assert await control.paused("ocr") is None
 
 
-async def test_an_agent_without_its_model_is_seen_until_it_has_it(files: FileStore) -> None:
-    """What an agent does without is known to whoever asks, and forgotten when it is there."""
+async def test_a_degraded_agent_is_listed_until_it_recovers(files: FileStore) -> None:
+    """The reason is stored while the agent lacks its model, and removed afterwards."""
     control = Control(files)
-    await control.say_degraded("embedder", "no weights")
+    await control.set_degraded("embedder", "no weights")
     assert await control.degraded() == {"embedder": "no weights"}
-    await control.say_degraded("embedder", None)
+    await control.set_degraded("embedder", None)
     assert await control.degraded() == {}

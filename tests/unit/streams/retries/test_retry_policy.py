@@ -1,4 +1,4 @@
-"""When to try again."""
+"""Retry policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICY = RetryPolicy(RetrySettings(), chance=lambda: 1.0)
 
 @given(tries=st.integers(1, 10), elapsed=st.floats(0, 10), after=st.none() | st.floats(0, 100))
 def test_tries_in_place_never_exceed_their_number_and_time(tries: int, elapsed: float, after: float | None) -> None:
-    """Whatever a dependency asks for, three tries and three seconds are the end of trying here."""
+    """For any Retry-After, at most three attempts within three seconds are made in place."""
     pause = POLICY.pause_in_place(tries, elapsed, after)
     if pause is not None:
         assert tries < 3
@@ -41,12 +41,12 @@ def test_delays_come_in_order_and_end() -> None:
 
 
 def test_a_request_longer_than_every_delay_gets_the_longest() -> None:
-    """Retry-After of a day does not make the event die at once."""
+    """A Retry-After of a day does not dead-letter the event at once."""
     assert POLICY.next_delay(0, 86_400) == Delay("30m", 1800.0)
 
 
 @given(st.binary(max_size=12))
-def test_a_number_header_is_a_small_number_whatever_it_holds(value: bytes) -> None:
-    """Headers come from anybody; ours are read without trust."""
+def test_a_number_header_is_a_small_number_for_any_bytes(value: bytes) -> None:
+    """Header values are untrusted."""
     found = number_header(Record("t", 0, 0, None, None, (("n", value),)), "n")
     assert 0 <= found < 1_000_000
