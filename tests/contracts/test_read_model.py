@@ -113,6 +113,19 @@ async def test_each_writer_writes_only_its_own(model: ReadModel) -> None:
     assert stored == pytest.approx(vector(1), abs=1e-5)
 
 
+async def test_analyses_are_merged_by_stage(model: ReadModel) -> None:
+    """The analysis of one stage replaces its own keys and leaves those of the other stages."""
+    record = stub()
+    await model.begin(record)
+    await model.merge(record.image_id, 1, {}, analysis={"sharpness": {"score": 1.5, "side": 512}})
+    await model.merge(record.image_id, 1, {}, analysis={"aesthetics": {"score": 4}})
+    await model.merge(record.image_id, 1, {}, analysis={"sharpness": {"score": 2.5}})
+    await model.merge(record.image_id, 2, {}, analysis={"sharpness": {"score": 9}})
+    found = await model.get(record.image_id)
+    assert found is not None
+    assert found.analysis == {"sharpness": {"score": 2.5}, "aesthetics": {"score": 4}}
+
+
 async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
     """A stage that failed and then is done keeps nothing of its failure."""
     record = stub()
