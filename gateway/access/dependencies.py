@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from gateway.access import auth_errors
 from gateway.access.identity import ANONYMOUS, NOBODY, Identity, Scope
-from gateway.access.permissions import PERMISSIONS
+from gateway.access.permissions import permission_of, undeclared
 from schemas.values import Owner
 
 log = structlog.get_logger(__name__)
@@ -34,11 +34,16 @@ class AnonymousAuthenticator:
 
 
 async def identified(request: Request) -> Identity:
-    """Return who asks, if they may. Runs before anything of the body is read. Raises Problem (401, 403)."""
-    row = (request.method, request.scope["route"].path)
-    if row not in PERMISSIONS:
-        raise RuntimeError(f"{row[0]} {row[1]} has no row in gateway.access.permissions")
-    scope = PERMISSIONS[row]
+    """Return the caller, if they have the scope that the route declares. Raises Problem (401, 403).
+
+    Runs before the body is read. A route that declares nothing answers 403.
+    """
+    permission = permission_of(request.scope["route"])
+    if permission is None:
+        log.error("the route declares no permission", method=request.method, route=request.scope["route"].path)
+        raise undeclared()
+    request.state.permission_checked = True
+    scope = permission.scope
     if scope is None:
         return NOBODY
     authenticator: Authenticator = request.app.state.authenticator
@@ -48,7 +53,13 @@ async def identified(request: Request) -> Identity:
             raise auth_errors.noted(request, auth_errors.missing(), "missing")
         raise auth_errors.noted(request, auth_errors.insufficient(scope), "insufficient-scope", by=identity.name)
     if scope is Scope.ADMIN and request.method not in _SAFE:
-        log.info("an operator acts", method=row[0], path=request.url.path[:300], by=identity.name, owner=identity.owner)
+        log.info(
+            "an operator acts",
+            method=request.method,
+            path=request.url.path[:300],
+            by=identity.name,
+            owner=identity.owner,
+        )
     return identity
 
 

@@ -1,80 +1,79 @@
-"""What each endpoint asks of its caller, in one table. An endpoint without a row answers nobody."""
+"""Permissions of endpoints: each route declares the scope it requires, or that it is public; others deny everyone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, params
+from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+
 from gateway.access.identity import Scope
+from gateway.http.problems import Problem
+from schemas.http.problems import ProblemCode
 
-PUBLIC = None
-"""Answers without credentials."""
+Permissions = Mapping[tuple[str, str], Scope | None]
+"""Method and path template -> the scope the endpoint requires; None: it is public."""
 
-PERMISSIONS: dict[tuple[str, str], Scope | None] = {
-    # Images in.
-    ("POST", "/api/v1/images/upload"): Scope.WRITE,
-    ("POST", "/api/v1/images/fetch"): Scope.WRITE,
-    ("POST", "/api/v1/images/batch"): Scope.WRITE,
-    ("GET", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
-    ("HEAD", "/api/v1/images/by-digest/{sha256}"): Scope.READ,
-    ("PATCH", "/api/v1/images/{image_id}"): Scope.WRITE,
-    ("DELETE", "/api/v1/images/{image_id}"): Scope.WRITE,
-    ("GET", "/api/v1/usage"): Scope.READ,
-    ("OPTIONS", "/api/v1/uploads"): PUBLIC,
-    ("POST", "/api/v1/uploads"): Scope.WRITE,
-    ("OPTIONS", "/api/v1/uploads/{upload_id}"): PUBLIC,
-    ("GET", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
-    ("HEAD", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
-    ("PATCH", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
-    ("POST", "/api/v1/uploads/{upload_id}"): Scope.WRITE,  # in the name of another method
-    ("DELETE", "/api/v1/uploads/{upload_id}"): Scope.WRITE,
-    ("POST", "/api/v1/uploads/direct"): Scope.WRITE,
-    ("POST", "/api/v1/uploads/direct/{upload_id}/complete"): Scope.WRITE,
-    ("DELETE", "/api/v1/uploads/direct/{upload_id}"): Scope.WRITE,
-    # Images out.
-    ("GET", "/api/v1/images/jobs/{job_id}"): Scope.READ,
-    ("GET", "/api/v1/images/jobs/{job_id}/result"): Scope.READ,
-    ("GET", "/api/v1/images/jobs/{job_id}/events"): Scope.READ,
-    ("GET", "/api/v1/events"): Scope.READ,
-    ("GET", "/api/v1/images/batch"): Scope.READ,
-    ("GET", "/api/v1/images"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/metadata"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/all"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/history"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/lineage"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/direct"): Scope.READ,
-    ("GET", "/api/v1/images/{image_id}/erasure"): Scope.READ,
-    # Search.
-    ("GET", "/api/v1/search"): Scope.SEARCH,
-    ("POST", "/api/v1/search/image"): Scope.SEARCH,
-    # Vectors alone: what goes in is the caller's own, what comes out is what searching compares.
-    ("POST", "/api/v1/features"): Scope.SEARCH,
-    ("POST", "/api/v1/features/batch"): Scope.SEARCH,
-    ("POST", "/extract-features"): Scope.SEARCH,
-    ("POST", "/extract-features-batch"): Scope.SEARCH,
-    # Operation: whoever watches the system has no token, and learns nothing of anybody's images.
-    ("GET", "/"): PUBLIC,
-    ("GET", "/docs"): PUBLIC,
-    ("GET", "/metrics"): PUBLIC,
-    ("GET", "/health/live"): PUBLIC,
-    ("GET", "/health/ready"): PUBLIC,
-    ("GET", "/api/v1/health"): PUBLIC,
-    # Numbers and failures are of the caller's own images; of everybody's with the scope `admin`.
-    ("GET", "/api/v1/health/stats"): Scope.READ,
-    ("GET", "/api/v1/health/failed"): Scope.READ,
-    # Admin.
-    ("POST", "/api/v1/admin/keys"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/keys"): Scope.ADMIN,
-    ("DELETE", "/api/v1/admin/keys/{key_id}"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/reprocess"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/reprocess"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/reprocess/{job_id}"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/reprocess/{job_id}/cancel"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/reconcile"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/dead-letters"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/dead-letters/{agent}/{letter_id}"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/dead-letters/replay"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/dead-letters/discard"): Scope.ADMIN,
-    ("GET", "/api/v1/admin/agents"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/agents/{name}/pause"): Scope.ADMIN,
-    ("POST", "/api/v1/admin/agents/{name}/resume"): Scope.ADMIN,
-}
-"""Method and path template -> the scope it asks for."""
+
+class UndeclaredRoute(Exception):
+    """A route of an app declares no permission, or more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a route requires of its caller. `gateway.access.dependencies.identified` enforces it."""
+
+    scope: Scope | None  # None: public, requests need no credentials
+
+    async def __call__(self, request: Request) -> None:
+        """Raise Problem (403) in an app whose requests `identified` does not check."""
+        if not getattr(request.state, "permission_checked", False):
+            raise undeclared()
+
+
+def requires(scope: Scope) -> params.Depends:
+    """Return the declaration of a route that requires a scope, for its `dependencies`."""
+    return params.Depends(Permission(scope))
+
+
+def public() -> params.Depends:
+    """Return the declaration of a route that needs no credentials, for its `dependencies`."""
+    return params.Depends(Permission(None))
+
+
+def permission_of(route: BaseRoute) -> Permission | None:
+    """Return what a route declares; None for no declaration, or more than one."""
+    dependencies = route.dependencies if isinstance(route, APIRoute) else ()
+    found = [each.dependency for each in dependencies if isinstance(each.dependency, Permission)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_public(route: BaseRoute) -> bool:
+    """Return whether a route is declared public."""
+    permission = permission_of(route)
+    return permission is not None and permission.scope is None
+
+
+def permissions_of(app: FastAPI) -> Permissions:
+    """Return the permission of every endpoint of an app, in the order of its routes. Raises UndeclaredRoute.
+
+    Mounted static files are public and not in it.
+    """
+    found: dict[tuple[str, str], Scope | None] = {}
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
+            continue
+        permission, methods = permission_of(route), sorted(context.methods or ())
+        if permission is None:
+            raise UndeclaredRoute(f"{' '.join(methods)} {context.path} needs one of requires(scope) and public()")
+        found |= {(method, str(context.path)): permission.scope for method in methods}
+    return found
+
+
+def undeclared() -> Problem:
+    """Return the refusal of every request to a route without a permission."""
+    return Problem(ProblemCode.FORBIDDEN, "This address is not open to requests.")

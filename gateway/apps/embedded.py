@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 
+from gateway.access.permissions import public
 from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_routes
@@ -30,9 +31,19 @@ _WAYS_IN = {
 def embedded_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return ingest and query in one app."""
     about = "An image goes in and comes out safe, resized, read and searchable."
-    app = new_app("gateway", "Darkroom", about, settings, components)
+    routers = [
+        _landing_routes(settings),
+        ingest_routes(settings, components),
+        query_routes(settings, components),
+        health_routes(components.readiness, components.limits, components.encoder),
+    ]
+    return new_app("gateway", "Darkroom", about, settings, components, routers)
 
-    @app.get("/", summary="Where everything is", tags=["operation"])
+
+def _landing_routes(settings: GatewaySettings) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/", summary="Where everything is", dependencies=[public()])
     async def landing(request: Request) -> Landing:
         """Name the system and its ways in."""
         base = base_url(request, settings)
@@ -40,7 +51,4 @@ def embedded_app(settings: GatewaySettings, components: QueryComponents) -> Fast
             name="darkroom", version=version(), docs=f"{base}/docs", openapi=f"{base}/openapi.json", ways_in=_WAYS_IN
         )
 
-    app.include_router(ingest_routes(settings, components))
-    app.include_router(query_routes(settings, components))
-    app.include_router(health_routes(components.readiness, components.limits, components.encoder))
-    return app
+    return router

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from importlib.resources import files
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access.dependencies import identified
+from gateway.access.permissions import permissions_of, public
 from gateway.apps.components import IngestComponents
 from gateway.apps.unknown_parameters import known_parameters
 from gateway.http.cors import allow_origins
@@ -43,14 +45,20 @@ class GatewayApp(FastAPI):
         if not self.openapi_schema:
             document, self.openapi_schema = super().openapi(), None  # there for others when it is whole
             anonymous = getattr(self.state.authenticator, "anonymous", None)
-            self.openapi_schema = secure(complete(document), anonymous=anonymous)
+            permissions = permissions_of(self)
+            self.openapi_schema = secure(complete(document, permissions), permissions, anonymous=anonymous)
         return self.openapi_schema
 
 
 def new_app(
-    name: str, title: str, description: str, settings: GatewaySettings, components: IngestComponents
+    name: str,
+    title: str,
+    description: str,
+    settings: GatewaySettings,
+    components: IngestComponents,
+    routers: Sequence[APIRouter],
 ) -> FastAPI:
-    """Return an app without routes that behaves as all of ours do."""
+    """Return an app of these routes, and those every app has. Raises UndeclaredRoute for a route without permission."""
     app = GatewayApp(
         title=title,
         description=description,
@@ -79,7 +87,9 @@ def new_app(
     app.add_middleware(Edge, name=name)
     allow_origins(app, settings.cors_origins)
     handle_problems(app, retry_after_s=settings.retry_after_s)
-    app.include_router(_metrics_routes())
+    for router in (_metrics_routes(), *routers):
+        app.include_router(router)
+    permissions_of(app)
     return app
 
 
@@ -87,11 +97,10 @@ def _serve_document(app: FastAPI) -> None:
     """Serve the document at /openapi.json. To make it takes a second, in which others are answered."""
     making = asyncio.Lock()
 
-    async def document(_request: Request) -> JSONResponse:
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[public()])
+    async def document() -> JSONResponse:
         async with making:
             return JSONResponse(await asyncio.to_thread(app.openapi))
-
-    app.add_route("/openapi.json", document, include_in_schema=False)
 
 
 def _serve_docs(app: FastAPI) -> None:
@@ -99,7 +108,7 @@ def _serve_docs(app: FastAPI) -> None:
     folder = files("fastapi_offline") / "static"
     app.mount("/docs-assets", StaticFiles(directory=str(folder)), name="docs-assets")
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False, dependencies=[public()])
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -113,7 +122,7 @@ def _serve_docs(app: FastAPI) -> None:
 def _metrics_routes() -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus", dependencies=[public()])
     def metrics() -> Response:
         """Every metric of this process."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -36,7 +36,5 @@ def ingest_routes(settings: GatewaySettings, components: IngestComponents) -> AP
 
 def ingest_app(settings: GatewaySettings, components: IngestComponents) -> FastAPI:
     """Return the ingest app, for a deployment of its own."""
-    app = new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, components)
-    app.include_router(ingest_routes(settings, components))
-    app.include_router(health_routes(components.readiness, components.limits))
-    return app
+    routers = [ingest_routes(settings, components), health_routes(components.readiness, components.limits)]
+    return new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, components, routers)

@@ -55,7 +55,10 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIR
 
 def query_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return the query app, for a deployment of its own."""
-    app = new_app("query", "Darkroom query", "Images out: status, results, sizes, search.", settings, components)
-    app.include_router(query_routes(settings, components))
-    app.include_router(health_routes(components.readiness, components.limits, components.encoder))
-    return app
+    routers = [
+        query_routes(settings, components),
+        health_routes(components.readiness, components.limits, components.encoder),
+    ]
+    return new_app(
+        "query", "Darkroom query", "Images out: status, results, sizes, search.", settings, components, routers
+    )

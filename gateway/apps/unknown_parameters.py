@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
-from gateway.access.permissions import PERMISSIONS, PUBLIC
+from gateway.access.permissions import is_public
 from gateway.http.problems import Problem
 from schemas.http.problems import ProblemCode, ProblemItem
 
@@ -20,12 +20,9 @@ async def known_parameters(request: Request) -> None:
 
     Not where everybody may ask: probes and caches add what they like.
     """
-    if not request.query_params:
+    if not request.query_params or is_public(request.scope["route"]):
         return
-    path, method = request.scope["route"].path, request.method
-    if PERMISSIONS.get((method, path), PUBLIC) is PUBLIC:
-        return
-    known = _known(request, path, method)
+    known = _known(request, request.scope["route"].path, request.method)
     unknown = sorted(set(request.query_params) - known)[:_SHOWN]
     if unknown:
         detail = f"not one of: {', '.join(sorted(known))}" if known else "this takes no parameters"

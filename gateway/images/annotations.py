@@ -14,6 +14,8 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import JsonValue
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.http.json_bodies import JSON, described, read_json
 from gateway.http.problems import Problem, documented, unavailable
@@ -66,6 +68,7 @@ class Annotations:
             "/{image_id}/metadata",
             self.details,
             response_model=ImageDetails,
+            dependencies=[requires(Scope.READ)],
             summary="What is known of an image",
             openapi_extra=CONDITIONAL,
             responses={200: {"headers": etag}, 304: {"description": "you have it already"}, **documented(*lost)},
@@ -75,6 +78,7 @@ class Annotations:
             self.change,
             methods=["PATCH"],
             response_model=ImageDetails,
+            dependencies=[requires(Scope.WRITE)],
             summary="Change tags, category and metadata",
             openapi_extra=described(AnnotationPatch, media_types=_MEDIA_TYPES),
             responses={

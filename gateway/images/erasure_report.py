@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import documented
 from gateway.images.lookup import Lookup
 from schemas.http.problems import ProblemCode
@@ -31,6 +33,7 @@ class ErasureCheck:
         router.add_api_route(
             "/{image_id}/erasure",
             self.erasure,
+            dependencies=[requires(Scope.READ)],
             summary="What a deletion has removed",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE),

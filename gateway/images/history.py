@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import documented
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
@@ -40,6 +42,7 @@ class History:
         router.add_api_route(
             "/{image_id}/history",
             self.history,
+            dependencies=[requires(Scope.READ)],
             summary="What happened to an image",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE),

@@ -10,6 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import StringConstraints
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.cursors import cursor_after, place_of
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
@@ -56,6 +58,7 @@ class Listing:
             "",
             self.images,
             response_model=ImagePage,
+            dependencies=[requires(Scope.READ)],
             summary="List images",
             openapi_extra=CONDITIONAL,
             responses={

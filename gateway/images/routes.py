@@ -9,6 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import StringConstraints
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url, traceparent_of
@@ -55,6 +57,7 @@ class Images:
             "/jobs/{job_id}",
             self.status,
             response_model=JobStatus,
+            dependencies=[requires(Scope.READ)],
             summary="Where a job stands",
             openapi_extra=CONDITIONAL,
             responses={**lost, **unchanged},
@@ -63,6 +66,7 @@ class Images:
             "/jobs/{job_id}/result",
             self.result,
             response_model=JobResult,
+            dependencies=[requires(Scope.READ)],
             summary="What a job found",
             openapi_extra=CONDITIONAL,
             responses={**lost, **early, **unchanged},
@@ -70,13 +74,32 @@ class Images:
         router.add_api_route(
             "/batch",
             self.batch,
+            dependencies=[requires(Scope.READ)],
             summary="Several images in one size",
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        router.add_api_route("/{image_id}", self.image, summary="One size of an image", responses=sized)
-        router.add_api_route("/{image_id}/all", self.sizes, summary="Every size", responses={**lost, **early})
         router.add_api_route(
-            "/{image_id}", self.delete, methods=["DELETE"], status_code=202, summary="Delete an image", responses=lost
+            "/{image_id}",
+            self.image,
+            dependencies=[requires(Scope.READ)],
+            summary="One size of an image",
+            responses=sized,
+        )
+        router.add_api_route(
+            "/{image_id}/all",
+            self.sizes,
+            dependencies=[requires(Scope.READ)],
+            summary="Every size",
+            responses={**lost, **early},
+        )
+        router.add_api_route(
+            "/{image_id}",
+            self.delete,
+            methods=["DELETE"],
+            status_code=202,
+            dependencies=[requires(Scope.WRITE)],
+            summary="Delete an image",
+            responses=lost,
         )
         return router
 

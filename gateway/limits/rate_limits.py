@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity
-from gateway.access.permissions import PERMISSIONS, PUBLIC
+from gateway.access.permissions import is_public
 from gateway.http.problems import Problem
 from gateway.limits.settings import UNLIMITED, RateLimitSettings, parse_limits
 from gateway.limits.window_counters import Counter, memory_counter, redis_windows
@@ -193,7 +193,7 @@ async def open_limits(settings: RateLimitSettings) -> AsyncIterator[Limits]:
 
 async def counted(request: Request, identity: Who) -> None:
     """Count a request to the API. Raises Problem (429)."""
-    if PERMISSIONS.get((request.method, request.scope["route"].path)) is not PUBLIC:
+    if not is_public(request.scope["route"]):
         limits: Limits = request.app.state.limits
         await limits.take(request, identity, REQUESTS)
 

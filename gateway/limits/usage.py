@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import documented
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
@@ -38,6 +40,7 @@ def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
         "",
         usage,
         methods=["GET"],
+        dependencies=[requires(Scope.READ)],
         summary="What is left of limits and quotas",
         responses=documented(ProblemCode.DEPENDENCY_UNAVAILABLE),
     )

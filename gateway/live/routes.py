@@ -15,9 +15,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Lookup
@@ -64,7 +67,7 @@ class Stream(EventSourceResponse):
     def __init__(self, content: AsyncIterator[ServerSentEvent], *, send_timeout: float) -> None:
         super().__init__(content, ping=0, send_timeout=send_timeout)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         with suppress(SendTimeoutError):  # the connection is closed; that a client is gone is no error of ours
             await super().__call__(scope, receive, send)
 
@@ -89,6 +92,7 @@ class Live:
         router.add_api_route(
             "/images/jobs/{job_id}/events",
             self.of_job,
+            dependencies=[requires(Scope.READ)],
             summary="Live progress of a job",
             response_class=EventSourceResponse,
             responses={
@@ -101,6 +105,7 @@ class Live:
         router.add_api_route(
             "/events",
             self.of_owner,
+            dependencies=[requires(Scope.READ)],
             summary="Live progress of all your images",
             response_class=EventSourceResponse,
             responses={**_STREAM, **away},

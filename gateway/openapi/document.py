@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.access.permissions import PERMISSIONS, PUBLIC
+from gateway.access.permissions import Permissions
 from gateway.http.problems import MEDIA_TYPE, PROBLEM_SCHEMA, documented
 from gateway.openapi.examples import IMAGE_ID, JOB_ID, SHA256, example_of
 from schemas.formats import MEDIA_TYPES
@@ -94,7 +94,7 @@ _IDS = {
 _ANSWERS = {"202": ("Location", "Retry-After"), "201": ("Location",), "401": ("WWW-Authenticate",)}
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
+def complete(document: dict[str, Any], permissions: Permissions) -> dict[str, Any]:
     """Complete an OpenAPI document in place, and return it."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -110,11 +110,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         operation["operationId"] = _name(method, path)
         _describe_form(operation)
         _describe_ids(path, operation)
-        _add_refusals(method, path, operation)
+        protected = permissions.get((method.upper(), path)) is not None
+        _add_refusals(operation, protected=protected)
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
-        limited = PERMISSIONS.get((method.upper(), path), PUBLIC) is not PUBLIC
         for status, response in operation["responses"].items():
-            _name_headers(status, response, limited=limited)
+            _name_headers(status, response, limited=protected)
             _describe_body(response)
         _add_examples(operation, schemas)
         _name_bodies(operation, schemas)
@@ -164,7 +164,7 @@ def _describe_ids(path: str, operation: Operation) -> None:
             parameter.setdefault("example", example)
 
 
-def _add_refusals(method: str, path: str, operation: Operation) -> None:
+def _add_refusals(operation: Operation, *, protected: bool) -> None:
     """Add the refusals that no route needs to name: they happen before it, or anywhere."""
     responses: dict[str, Any] = operation.setdefault("responses", {})
     if "422" in responses and "HTTPValidationError" in str(responses["422"]):  # the framework's own words
@@ -175,7 +175,7 @@ def _add_refusals(method: str, path: str, operation: Operation) -> None:
     if "requestBody" in operation:
         for code in (*_UNREADABLE, ProblemCode.INVALID_FIELD):
             _refuse(responses, code)
-    if PERMISSIONS.get((method.upper(), path), PUBLIC) is not PUBLIC:
+    if protected:
         for code in (
             ProblemCode.UNAUTHORIZED,
             ProblemCode.FORBIDDEN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.access.identity import Identity
-from gateway.access.permissions import PERMISSIONS
+from gateway.access.permissions import Permissions
 
 _SCHEMES = {
     "bearer": {
@@ -19,8 +19,8 @@ _SCHEMES = {
 _METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace", "query"})
 
 
-def secure(document: dict[str, Any], *, anonymous: Identity | None = None) -> dict[str, Any]:
-    """Say of every operation what it asks of its caller, from the one table; return the document.
+def secure(document: dict[str, Any], permissions: Permissions, *, anonymous: Identity | None = None) -> dict[str, Any]:
+    """Add to every operation the scope it requires; return the document.
 
     OpenAPI 3.1 lets a requirement name scopes whatever the scheme. A gateway that is open to its own machine takes
     requests without credentials too: the document it serves says so, the one in docs/ does not.
@@ -29,7 +29,7 @@ def secure(document: dict[str, Any], *, anonymous: Identity | None = None) -> di
     for path, item in document.get("paths", {}).items():
         for method, operation in item.items():
             if method in _METHODS:
-                scope = PERMISSIONS.get((method.upper(), path))
+                scope = permissions.get((method.upper(), path))
                 if scope is None:
                     operation["security"] = []
                     continue

@@ -9,6 +9,8 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Path, Request, Response
 
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.operations.reconcile_routes import add_reconcile
@@ -60,6 +62,7 @@ class Admin:
             self.reprocess,
             methods=["POST"],
             status_code=202,
+            dependencies=[requires(Scope.ADMIN)],
             summary="Run a stage again",
             response_model=ReprocessView | ReprocessPlan,
             openapi_extra=described(ReprocessRequest),
@@ -69,10 +72,17 @@ class Admin:
                 **documented(ProblemCode.INVALID_FIELD),
             },
         )
-        router.add_api_route("/reprocess", self.jobs, summary="Every rerun", response_model_exclude_none=True)
+        router.add_api_route(
+            "/reprocess",
+            self.jobs,
+            dependencies=[requires(Scope.ADMIN)],
+            summary="Every rerun",
+            response_model_exclude_none=True,
+        )
         router.add_api_route(
             "/reprocess/{job_id}",
             self.job,
+            dependencies=[requires(Scope.ADMIN)],
             summary="How far a rerun is",
             response_model_exclude_none=True,
             responses=lost,
@@ -81,17 +91,25 @@ class Admin:
             "/reprocess/{job_id}/cancel",
             self.cancel,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Stop a rerun",
             response_model_exclude_none=True,
             responses=lost,
         )
         if self.reconciling is not None:
             add_reconcile(router, self.reconciling)
-        router.add_api_route("/agents", self.agents, summary="Who is paused", response_model_exclude_none=True)
+        router.add_api_route(
+            "/agents",
+            self.agents,
+            dependencies=[requires(Scope.ADMIN)],
+            summary="Who is paused",
+            response_model_exclude_none=True,
+        )
         router.add_api_route(
             "/agents/{name}/pause",
             self.pause,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Pause an agent",
             openapi_extra=described(PauseRequest),
             response_model_exclude_none=True,
@@ -101,6 +119,7 @@ class Admin:
             "/agents/{name}/resume",
             self.resume,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Resume an agent",
             response_model_exclude_none=True,
             responses=lost,

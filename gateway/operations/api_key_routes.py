@@ -10,6 +10,8 @@ from fastapi import APIRouter, Request
 
 from gateway.access.api_keys import ApiKey, ApiKeys, TooManyKeys
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.settings import GatewaySettings
@@ -40,16 +42,24 @@ class AdminKeys:
             self.create,
             methods=["POST"],
             status_code=201,
+            dependencies=[requires(Scope.ADMIN)],
             summary="Make an API key",
             response_model_exclude_none=True,
             openapi_extra=described(NewKey),
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.TOO_MANY_KEYS),
         )
-        router.add_api_route("", self.keys, summary="Every API key", response_model_exclude_none=True)
+        router.add_api_route(
+            "",
+            self.keys,
+            dependencies=[requires(Scope.ADMIN)],
+            summary="Every API key",
+            response_model_exclude_none=True,
+        )
         router.add_api_route(
             "/{key_id}",
             self.revoke,
             methods=["DELETE"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Revoke an API key",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND),

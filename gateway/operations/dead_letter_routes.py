@@ -18,6 +18,8 @@ from urllib.parse import urlencode
 import structlog
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
@@ -64,11 +66,18 @@ class AdminLetters:
         """Return the routes."""
         refusals = documented(ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE)
         router = APIRouter(prefix=PATH, tags=["admin"], responses=refusals)
-        router.add_api_route("", self.page, summary="Dead letters", response_model_exclude_none=True)
+        router.add_api_route(
+            "",
+            self.page,
+            dependencies=[requires(Scope.ADMIN)],
+            summary="Dead letters",
+            response_model_exclude_none=True,
+        )
         router.add_api_route(
             "/replay",
             self.replay,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Give dead letters another life",
             openapi_extra=described(ReplayRequest),
             response_model_exclude_none=True,
@@ -77,6 +86,7 @@ class AdminLetters:
             "/discard",
             self.discard,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             summary="Set dead letters aside",
             openapi_extra=described(DiscardRequest),
             response_model_exclude_none=True,
@@ -84,6 +94,7 @@ class AdminLetters:
         router.add_api_route(
             "/{agent}/{letter_id}",
             self.one,
+            dependencies=[requires(Scope.ADMIN)],
             summary="One dead letter",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND),
@@ -139,7 +150,7 @@ class AdminLetters:
         asked = await read_json(request, ReplayRequest, self.settings)
 
         async def act(letter: DeadLetter) -> str:
-            done = await self._office().office.replay_one(letter, dry_run=asked.dry_run)
+            done = await self._office().store.replay_one(letter, dry_run=asked.dry_run)
             if done == "replayed":
                 await asyncio.sleep(1 / asked.per_second)
             return done
@@ -151,7 +162,7 @@ class AdminLetters:
         asked = await read_json(request, DiscardRequest, self.settings)
 
         async def act(letter: DeadLetter) -> str:
-            return await self._office().office.discard_one(letter, reason=asked.reason, dry_run=asked.dry_run)
+            return await self._office().store.discard_one(letter, reason=asked.reason, dry_run=asked.dry_run)
 
         return await self._act(asked, act)
 

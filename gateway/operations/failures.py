@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from gateway.access import auth_errors
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity, Scope
+from gateway.access.permissions import requires
 from gateway.http.cursors import cursor_after, place_of
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
@@ -55,6 +56,7 @@ class Failures:
         router.add_api_route(
             PATH,
             self.failed,
+            dependencies=[requires(Scope.READ)],
             summary="Images that could not be processed",
             response_model_exclude_none=True,
             responses=documented(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 
+from gateway.access.permissions import public
 from gateway.http.request_context import version
 from gateway.limits.rate_limits import Limits
 from gateway.protocols import Readiness, TextEncoder
@@ -96,13 +97,14 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         status = "ok" if well else "degraded" if ready else "unready"
         return Health(status=status, ready=ready, version=version(), parts=found)
 
-    @router.get("/health/live", summary="Is this process alive")
+    @router.get("/health/live", dependencies=[public()], summary="Is this process alive")
     async def live() -> dict[str, str]:
         """Answer as long as the event loop turns; asks nobody else."""
         return {"status": "ok"}
 
     @router.get(
         "/health/ready",
+        dependencies=[public()],
         summary="Would an upload be carried to its end",
         responses={503: {"model": Health, "description": "not now"}},
         response_model_exclude_none=True,
@@ -113,7 +115,9 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         response.status_code = 200 if health.ready else 503
         return health
 
-    @router.get("/api/v1/health", summary="How every part does", response_model_exclude_none=True)
+    @router.get(
+        "/api/v1/health", dependencies=[public()], summary="How every part does", response_model_exclude_none=True
+    )
     async def health() -> Health:
         """Always 200: for people and dashboards."""
         return await look()

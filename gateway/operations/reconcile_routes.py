@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.protocols import Reconciling
 from schemas.http.reconciliation import ReconcileReport
 
@@ -16,7 +18,7 @@ def add_reconcile(router: APIRouter, reconciling: Reconciling) -> None:
     A router included in another would not know its whole path, by which it is permitted and counted.
     """
 
-    @router.post("/reconcile", summary="Find what is overdue, and lead it on")
+    @router.post("/reconcile", dependencies=[requires(Scope.ADMIN)], summary="Find what is overdue, and lead it on")
     async def reconcile(
         dry_run: Annotated[bool, Query(description="change nothing, and say what would be done")] = True,
     ) -> ReconcileReport:

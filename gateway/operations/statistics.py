@@ -14,6 +14,8 @@ from datetime import datetime
 from fastapi import APIRouter
 
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.operations.failures import AnonymousAuthenticator, whose
 from gateway.operations.inventory_counts import Objects, Records
@@ -44,6 +46,7 @@ class HealthStatistics:
         router.add_api_route(
             PATH,
             self.statistics,
+            dependencies=[requires(Scope.READ)],
             summary="How much there is, and how fast it goes",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),

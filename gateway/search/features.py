@@ -18,6 +18,8 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
 from gateway.access.dependencies import Who
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.multipart import Rules
 from gateway.http.problems import Problem, documented
@@ -91,6 +93,7 @@ class FeatureExtraction:
                 path,
                 self.one,
                 methods=["POST"],
+                dependencies=[requires(Scope.SEARCH)],
                 summary="The vector of an image" + (" (as /api/v1/features)" if path == ALIAS else ""),
                 openapi_extra=_one_body(),
                 responses=_REFUSALS | _LOST,
@@ -100,6 +103,7 @@ class FeatureExtraction:
                 path,
                 self.several,
                 methods=["POST"],
+                dependencies=[requires(Scope.SEARCH)],
                 summary="The vectors of several images"
                 + (" (as /api/v1/features/batch)" if path == ALIAS_BATCH else ""),
                 openapi_extra=_SEVERAL_BODY,

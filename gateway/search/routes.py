@@ -15,6 +15,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from gateway.access.dependencies import Caller
+from gateway.access.identity import Scope
+from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_form
@@ -95,6 +97,7 @@ class Search:
         router.add_api_route(
             "",
             self.by_words,
+            dependencies=[requires(Scope.SEARCH)],
             summary="Search images by words",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.INVALID_FIELD, unavailable),
@@ -103,6 +106,7 @@ class Search:
             "/image",
             self.by_image,
             methods=["POST"],
+            dependencies=[requires(Scope.SEARCH)],
             summary="Search images like another",
             response_model_exclude_none=True,
             openapi_extra=body,

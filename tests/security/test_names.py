@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.access.permissions import PERMISSIONS
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.stored.receipts import Receipt
@@ -26,6 +25,7 @@ from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.security.lines import connected
 from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, settings
+from tests.support.permissions import PERMISSIONS
 
 INJECTED = "X-Injected: yes"
 NASTY_PATHS = (

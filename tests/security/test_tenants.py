@@ -17,7 +17,6 @@ import pytest_asyncio
 from agents.indexing.record_facts import conclude, record
 from gateway.access.authenticator import open_authenticator
 from gateway.access.identity import Scope
-from gateway.access.permissions import PERMISSIONS
 from gateway.access.settings import AuthSettings
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
@@ -35,6 +34,7 @@ from streams.settings import FilesSettings, QdrantSettings
 from tests.security.door import HERE, secret_pair, token, trusting
 from tests.support.facts import Facts
 from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, refused, settings, unit_vector
+from tests.support.permissions import PERMISSIONS
 from tests.support.server_sent_events import MemoryFeed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them

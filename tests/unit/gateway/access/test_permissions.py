@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, params
 from fastapi.routing import APIRoute, iter_route_contexts
-from starlette.routing import Mount
+from starlette.responses import PlainTextResponse
 
 from gateway.access.identity import Identity, Scope
-from gateway.access.permissions import PERMISSIONS
+from gateway.access.permissions import UndeclaredRoute, permissions_of, public, requires
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
+from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
+from gateway.http.problems import handle_problems
 from schemas.http.reconciliation import ReconcileReport
 from schemas.values import DEFAULT_OWNER
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
-
-NOT_OURS = frozenset(
-    {("GET", "/openapi.json"), ("HEAD", "/openapi.json")}
-)  # the framework's, and not through the guard
+from tests.support.permissions import PERMISSIONS, PUBLIC
 
 
 class Bearer:
@@ -60,20 +59,60 @@ async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
         )
 
 
-def endpoints(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """Walk the method and path template of everything an app answers, but the files of the docs page."""
-    for context in iter_route_contexts(app.routes):
-        if not isinstance(context.original_route, Mount):
-            for method in set(context.methods or ()):
-                yield method, str(context.path)
+def routers(*dependencies: params.Depends) -> list[APIRouter]:
+    """Return a router with one route of these dependencies, which answers 200."""
+    router = APIRouter()
+
+    @router.get("/added", dependencies=dependencies)
+    async def added() -> str:
+        return "answered"
+
+    return [router]
 
 
-def test_every_endpoint_has_a_row_and_every_row_an_endpoint(parts: QueryComponents) -> None:
-    """An endpoint that is added without saying who may use it fails here; so does a row that nothing answers to."""
-    apps = (embedded_app(settings(), parts), ingest_app(settings(), parts), query_app(settings(), parts))
-    found = {endpoint for app in apps for endpoint in endpoints(app)}
-    assert found - set(PERMISSIONS) - NOT_OURS == set()
-    assert set(PERMISSIONS) - found == set()
+def test_routes_declare_the_expected_permissions(parts: QueryComponents) -> None:
+    """The apps' routes declare exactly the scopes of the written table; the embedded app has all of them."""
+    embedded, ingest, query = (
+        dict(permissions_of(make(settings(), parts))) for make in (embedded_app, ingest_app, query_app)
+    )
+    assert embedded == PERMISSIONS
+    assert ingest | query | {("GET", "/"): PUBLIC} == PERMISSIONS
+    assert all(PERMISSIONS[row] == scope for app in (ingest, query) for row, scope in app.items())
+
+
+def test_an_app_with_an_undeclared_route_is_not_built(parts: QueryComponents) -> None:
+    """A route without a permission stops the app from being built, and so do two permissions on one route."""
+    with pytest.raises(UndeclaredRoute, match="GET /added"):
+        new_app("test", "Test", "", settings(), parts, routers())
+    with pytest.raises(UndeclaredRoute, match="GET /added"):
+        new_app("test", "Test", "", settings(), parts, routers(public(), requires(Scope.READ)))
+    assert ("GET", "/added") in permissions_of(new_app("test", "Test", "", settings(), parts, routers(public())))
+
+
+def test_an_app_with_a_route_outside_the_checks_is_not_built(parts: QueryComponents) -> None:
+    """A plain Starlette route has no dependencies, so it is refused; only static files may be mounted."""
+    router = APIRouter()
+    router.add_route("/added", lambda request: PlainTextResponse("answered"))
+    with pytest.raises(UndeclaredRoute, match="/added"):
+        new_app("test", "Test", "", settings(), parts, [router])
+
+
+@pytest.mark.parametrize("scopes", ["", " ".join(Scope)])
+async def test_an_undeclared_route_answers_403(parts: QueryComponents, scopes: str) -> None:
+    """A route added later without a permission denies every caller, including one with every scope."""
+    app = ingest_app(settings(), parts)
+    app.include_router(*routers())
+    async with client_of(app) as client:
+        refused(await client.get("/added", headers={"Authorization": scopes}), 403, "forbidden")
+
+
+async def test_a_declared_route_answers_403_in_an_app_without_the_checks() -> None:
+    """A declaration does not open a route in an app that lacks the dependency `identified`."""
+    app = FastAPI()
+    handle_problems(app, retry_after_s=1)
+    app.include_router(*routers(requires(Scope.READ)))
+    async with client_of(app) as client:
+        assert (await client.get("/added")).status_code == 403
 
 
 @pytest.mark.parametrize(("method", "path"), [row for row, scope in PERMISSIONS.items() if scope is not None])

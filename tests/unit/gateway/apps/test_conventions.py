@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from darkroom.generate.openapi import Uncalled
-from gateway.access.permissions import PERMISSIONS
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.values import new_image_id
@@ -30,6 +29,7 @@ from tests.support.gateway_components import (
     refused,
     settings,
 )
+from tests.support.permissions import PERMISSIONS
 
 INTERNAL = re.compile(
     r"Traceback|File \"|/(?:home|root|tmp|srv)/|site-packages|\.py\b|10\.0\.0\.|:9000|:6333|:9092|Error\(|Exception"
