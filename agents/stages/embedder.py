@@ -1,6 +1,6 @@
-"""Embedder: a sanitized master in, its CLIP vector out (512 float32, unit length), for search by meaning.
+"""embedder: computes the CLIP vector (512 float32, unit length) of a sanitized master, for search by meaning.
 
-Skipped, with the reason on the image, when the weights are not here. Refuses no image.
+Skips, with the reason on the image, when the weights are unavailable. Refuses no image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EmbedderSettings(StageSettings):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The object store, the encoder if it is available, and threads to work in."""
+    """The object store, the encoder if available, and the decoding threads."""
 
     files: FileStore
     encoder: Loaded[ClipEncoder]
@@ -60,7 +60,7 @@ def _build(settings: EmbedderSettings, resources: Resources) -> ClipEncoder:
 
 @asynccontextmanager
 async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Load the encoder and prove it on two drawn images."""
+    """Load the encoder and check it on two drawn images."""
     encoder = await load(
         "embedder",
         MODEL,
@@ -83,7 +83,7 @@ async def _prepared(event: ImageSanitized, tools: Tools) -> Floats:
 
 
 async def embed(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[ImageEmbedding | Skip | Exception]:
-    """Return one vector per image; an image that cannot be read fails alone."""
+    """Return one vector per image; an unreadable image fails on its own."""
     encoder = tools.encoder.model
     if encoder is None:
         return tools.encoder.skips(len(events))

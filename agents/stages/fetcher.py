@@ -1,11 +1,10 @@
-"""fetcher: a URL comes in; the bytes it leads to are stored as an original, and `ImageFetched` says where.
+"""fetcher: downloads the image of a URL, stores it as an original and emits `ImageFetched` with its reference.
 
-In: `image.fetch-requested`. Out: `image.fetched`. Refused: URLs and addresses the guard forbids, sources that have
-no such file or withhold it, files too large, empty, or no image by their first bytes. A source that is away is tried
-again, and one that asks for patience (Retry-After) not before the time it named.
+In: `image.fetch-requested`. Out: `image.fetched`. Refused: URLs and addresses that the guard forbids, sources without
+the file or that refuse it, files that are too large, empty, or not an image by their first bytes. An unavailable source
+is retried, after its Retry-After if it sends one.
 
-The same bytes from anywhere are stored once per owner. There is no `once`: a URL is not bytes, and what it leads to
-may have changed.
+Equal bytes are stored once per owner. There is no `once`: the content of a URL may change.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from streams.stage import Deployment, Emit, Outcome, Reject, Resources, Stage, S
 
 
 class FetcherSettings(StageSettings, SourceSettings):
-    """The limits of a source, and the stage's own."""
+    """Limits of a source and of the stage."""
 
     concurrency: int = Field(8, ge=1, description="downloads at once")
-    deadline_s: float = Field(120.0, gt=0, description="seconds one try may take, storing included")
+    deadline_s: float = Field(120.0, gt=0, description="seconds one try may take, including the store")
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Where bytes come from, and where they go."""
+    """The download client and the object store."""
 
     source: HttpSource
     files: FileStore
@@ -52,7 +51,7 @@ async def open_tools(settings: FetcherSettings, resources: Resources) -> AsyncIt
 
 
 async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
-    """Spool the download to disk while hashing it, then store it under its hash."""
+    """Download to a spool file while hashing, then store it under its hash."""
     with tempfile.NamedTemporaryFile(prefix="darkroom-fetch-") as spool:
         try:
             found = await tools.source.download(event.url, spool.file)
@@ -86,6 +85,6 @@ STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
     settings=FetcherSettings,
     open=open_tools,
     process=fetch_image,
-    in_profile=False,  # whoever asks for a fetch wants it, whatever else the image must pass
+    in_profile=False,  # an accepted fetch is always required, whatever the profile
     deployment=Deployment(cpu="100m", memory="256Mi", memory_limit="512Mi"),
 )

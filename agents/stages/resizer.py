@@ -1,4 +1,4 @@
-"""The resizer makes the sizes people look at.
+"""The resizer creates the renditions of an image.
 
 In: ImageSanitized. Out: ImageResized, a fact. Stored: one WebP per rendition, beside the master. Refused: nothing.
 """
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class ResizerSettings(StageSettings):
-    """Which renditions are made, and how much is done at once."""
+    """Which renditions are created, and the limits of concurrent work."""
 
     sides: dict[str, int] = Field(
         RENDITION_SIDES,
@@ -48,12 +48,14 @@ class ResizerSettings(StageSettings):
         description="rendition name -> pixels of its longest side; never enlarged",
     )
     threads: int = Field(2, ge=1, description="threads that decode, shrink and encode")
-    pixels_at_once: int = Field(16_000_000, ge=1, description="pixels in work together; a larger image goes alone")
+    pixels_at_once: int = Field(
+        16_000_000, ge=1, description="pixels of concurrent images; a larger image is processed on its own"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the resizer works with."""
+    """The object store, the thread pool, the pixel budget and the renditions."""
 
     files: FileStore
     threads: ThreadPoolExecutor
@@ -73,7 +75,7 @@ async def open_tools(settings: ResizerSettings, resources: Resources) -> AsyncIt
 
 
 async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
-    """Store one rendition per side; the same master always gives the same bytes under the same keys."""
+    """Store one rendition per side; equal masters give equal bytes under equal keys."""
     full = (event.image.width, event.image.height)
     sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
     async with tools.budget.reserve(full[0] * full[1]):
@@ -83,7 +85,7 @@ async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
 
 
 async def _render(master: ObjectRef, sizes: set[Size], tools: Tools) -> dict[Size, bytes]:
-    """Decode once, render every size; the largest first, so that one thread encodes it while others do the rest."""
+    """Decode once, render every size; the largest first, as its encoding takes longest."""
     image = await tools.work(open_master, await _read(master, tools), tuple(tools.sides.values()))
     wanted = sorted(sizes, reverse=True)
     return dict(zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True))
@@ -105,9 +107,9 @@ async def _read(master: ObjectRef, tools: Tools) -> bytes:
     try:
         data = await tools.files.get(master.key)
     except ObjectMissing as error:
-        raise ObjectGone(f"the master {master.key} is not there") from error
+        raise ObjectGone(f"the master {master.key} is missing") from error
     if (await tools.work(hashlib.sha256, data)).hexdigest() != master.sha256:
-        raise Malformed(f"the master {master.key} is not what its event says", code=ErrorCode.OBJECT_CHANGED)
+        raise Malformed(f"the master {master.key} has other bytes than its event says", code=ErrorCode.OBJECT_CHANGED)
     return data
 
 
@@ -117,7 +119,7 @@ def _parameters(_: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
 
 
 def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announcement) -> Emit:
-    said = ImageResized(
+    fact = ImageResized(
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
@@ -126,7 +128,7 @@ def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announ
         report=announcement.report,
         renditions=resized.renditions,
     )
-    return Emit(((topics.FACTS, said),))
+    return Emit(((topics.FACTS, fact),))
 
 
 STAGE: Stage[ImageSanitized, Tools, ResizedImage] = Stage(

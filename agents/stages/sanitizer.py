@@ -1,8 +1,8 @@
-"""The sanitizer decides, once, whether an image is acceptable, and makes the form of it that all others work on.
+"""The sanitizer decides whether an image is acceptable, and creates the master that all other stages read.
 
-In: ImageUploaded, ImageFetched (the original bytes are in the object store). Out: ImageSanitized, as work for the
-analysis stages and as a fact. Stored: the master, upright, sRGB, free of metadata. Refused: what is no image of ours,
-too large, damaged, or more than a decoder may cost. The original is decoded in a sandboxed child, never here.
+In: ImageUploaded, ImageFetched (the original is in the object store). Out: ImageSanitized, as work for the analysis
+stages and as a fact. Stored: the master, upright, sRGB, without metadata. Refused: images of unsupported formats, too
+large, damaged, or beyond a decoder's limits. The original is decoded in a sandboxed child, never in this process.
 """
 
 from __future__ import annotations
@@ -39,34 +39,36 @@ from streams.stage import Announcement, Deployment, Emit, Once, Outcome, Reject,
 Arrival = ImageUploaded | ImageFetched
 
 _CHILD = "agents.core.sanitize:sanitize_in_child"
-TRIES = 2  # children an image is given, if the first one ends without saying why
-_CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all that a master may be, whatever the child says
+TRIES = 2  # children per image, if the first one exits without a reason
+_CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all formats of a master; the child is untrusted
 
 
 class SanitizerSettings(StageSettings):
-    """What an image may be, and what finding out may cost."""
+    """Limits of an image and of its decoding."""
 
-    concurrency: int = Field(2, ge=1, description="images decoded at once, each in a child process of its own")
-    deadline_s: float = Field(100.0, gt=0, description="seconds one try may take: an image may be decoded twice in it")
-    max_bytes: int = Field(50_000_000, ge=1, description="bytes of an original")
-    max_side: int = Field(10_000, ge=1, description="pixels of width or height")
-    max_pixels: int = Field(100_000_000, ge=1, description="width x height, over all frames")
-    max_frames: int = Field(10_000, ge=1, description="frames of an animation, pages of a TIFF")
-    keep_capture_details: bool = Field(False, description="keep, privately, when and with what a photo was taken")
-    decode_memory_mb: int = Field(2048, ge=256, description="memory of one decoding child")
+    concurrency: int = Field(2, ge=1, description="images decoded concurrently, each in its own child process")
+    deadline_s: float = Field(
+        100.0, gt=0, description="seconds one try may take: an image may be decoded twice within it"
+    )
+    max_bytes: int = Field(50_000_000, ge=1, description="largest original, bytes")
+    max_side: int = Field(10_000, ge=1, description="largest width or height, pixels")
+    max_pixels: int = Field(100_000_000, ge=1, description="most pixels, width x height over all frames")
+    max_frames: int = Field(10_000, ge=1, description="most frames of an animation or pages of a TIFF")
+    keep_capture_details: bool = Field(False, description="keep capture time and camera in the private result")
+    decode_memory_mb: int = Field(2048, ge=256, description="memory limit of one decoding child, MB")
     decode_cpu_s: int = Field(30, ge=1, description="CPU seconds one image may take")
     decode_wall_s: float = Field(45.0, gt=0, description="seconds one decode may take; less than half of deadline_s")
 
     @model_validator(mode="after")
     def _decodes_twice(self) -> Self:
         if TRIES * self.decode_wall_s >= self.deadline_s:
-            raise ValueError(f"deadline_s must be more than {TRIES} x decode_wall_s: a decode may be tried again")
+            raise ValueError(f"deadline_s must be more than {TRIES} x decode_wall_s: a decode may be retried")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the sanitizer works with."""
+    """The object store, the sandbox and the settings."""
 
     files: FileStore
     sandbox: Sandbox
@@ -87,7 +89,7 @@ async def open_tools(settings: SanitizerSettings, resources: Resources) -> Async
 
 
 async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outcome:
-    """Store the master of an acceptable image; the same original always gives the same bytes."""
+    """Store the master of an acceptable image; equal originals give equal bytes."""
     if event.original.size > tools.settings.max_bytes:
         size, most = event.original.size / 1e6, tools.settings.max_bytes / 1e6
         return Reject(ErrorCode.FILE_TOO_LARGE, f"The file has {size:.1f} MB; at most {most:g} MB are accepted.")
@@ -96,11 +98,11 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
     except SandboxRefused as refused:
         return Reject(ErrorCode(refused.code), refused.message[:500])
     except SandboxMemory:
-        return Reject(ErrorCode.DECODE_MEMORY, "Decoding the image takes more memory than one image may use.")
+        return Reject(ErrorCode.DECODE_MEMORY, "Decoding the image needs more memory than the limit.")
     except SandboxTimeout:
-        return Reject(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than one image may take.")
+        return Reject(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than the limit.")
     except SandboxCrashed:
-        return Reject(ErrorCode.DECODER_CRASHED, "The image is built in a way that makes its decoder crash.")
+        return Reject(ErrorCode.DECODER_CRASHED, "The image makes its decoder crash.")
     except SandboxUnavailable as error:
         raise Retryable(str(error)) from error
     extension = str(facts["extension"])
@@ -113,13 +115,13 @@ async def _read(original: ObjectRef, tools: Tools) -> bytes:
     try:
         data = await tools.files.get(original.key, limit=original.size)
     except ObjectMissing as error:
-        raise ObjectGone(f"the original {original.key} is not there") from error
+        raise ObjectGone(f"the original {original.key} is missing") from error
     except ValueError as error:
-        raise Malformed(
-            f"the original cannot be read as its event says: {error}", code=ErrorCode.OBJECT_CHANGED
-        ) from error
+        raise Malformed(f"the original differs from its event: {error}", code=ErrorCode.OBJECT_CHANGED) from error
     if (await asyncio.to_thread(hashlib.sha256, data)).hexdigest() != original.sha256:
-        raise Malformed(f"the original {original.key} is not what its event says", code=ErrorCode.OBJECT_CHANGED)
+        raise Malformed(
+            f"the original {original.key} has other bytes than its event says", code=ErrorCode.OBJECT_CHANGED
+        )
     return data
 
 
@@ -128,7 +130,7 @@ def _parameters(_: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
 
 
 def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement) -> Emit:
-    said = ImageSanitized(
+    fact = ImageSanitized(
         image_id=event.image_id,
         owner=event.owner,
         generation=event.generation,
@@ -140,7 +142,7 @@ def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement)
         image=image,
         source_url=event.url if isinstance(event, ImageFetched) else None,
     )
-    return Emit(((topics.SANITIZED, said), (topics.FACTS, said)))
+    return Emit(((topics.SANITIZED, fact), (topics.FACTS, fact)))
 
 
 STAGE: Stage[Arrival, Tools, SanitizedImage] = Stage(

@@ -1,4 +1,4 @@
-"""How facts add up, whatever their order."""
+"""Facts merge to the same record in any order."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def states(stages: Stages) -> dict[str, StageState]:
     )
 )
 def test_order_and_repetition_do_not_matter(both: tuple[list[Fact], list[Fact]]) -> None:
-    """Any facts of one image add up to the same stages, keys and state, in any order and repeated."""
+    """Any facts of one image merge to the same stages, keys and state, in any order and repeated."""
     one, other = fold(both[0]), fold(both[1])
     assert one[1] == other[1]
     assert one[0] == other[0]
 
 
 @given(st.permutations(EVERY))
-def test_the_whole_story_always_completes(facts: list[Fact]) -> None:
-    """However often stages failed or were skipped before, an image whose stages are all done in the end completes."""
+def test_an_image_completes_when_all_stages_are_done(facts: list[Fact]) -> None:
+    """An image whose stages are finally all done completes, however often they failed or were skipped before."""
     _, stages = fold(facts)
     assert decide(REQUIRED_STAGES, states(stages)) is ImageState.COMPLETED
 
@@ -83,7 +83,7 @@ def test_the_whole_story_always_completes(facts: list[Fact]) -> None:
     )
 )
 def test_reruns_commute_too(both: tuple[list[Fact], list[Fact]]) -> None:
-    """Facts of several runs add up to the same stages and keys, in any order and repeated."""
+    """Facts of several runs merge to the same stages and keys, in any order and repeated."""
     assert fold(both[0]) == fold(both[1])
 
 
@@ -91,8 +91,8 @@ def test_reruns_commute_too(both: tuple[list[Fact], list[Fact]]) -> None:
     st.sampled_from([FACTS.all(), [*FACTS.all()[:-1], FACTS.skipped("embedder")]]),
     st.lists(st.sampled_from(RERUNS).filter(lambda fact: fact.run > 0), max_size=12),
 )
-def test_a_rerun_takes_nothing_away(first: list[Fact], reruns: list[Fact]) -> None:
-    """An image that completed stays so at every step, however its stages fare when they are run again."""
+def test_a_rerun_keeps_an_image_completed(first: list[Fact], reruns: list[Fact]) -> None:
+    """A completed image stays completed at every step, whatever its rerun stages return."""
     for count in range(len(reruns) + 1):
         keys, stages = fold([*first, *reruns[:count]])
         assert decide(REQUIRED_STAGES, states(stages)) is ImageState.COMPLETED
@@ -100,7 +100,7 @@ def test_a_rerun_takes_nothing_away(first: list[Fact], reruns: list[Fact]) -> No
 
 
 @pytest.mark.parametrize(
-    ("said", "text", "run"),
+    ("facts", "text", "run"),
     [
         ([FACTS.text("first"), SOONER.text("sooner")], "sooner", 5),
         ([LATER.text("later"), SOONER.text("sooner"), FACTS.text("first")], "later", 9),
@@ -110,22 +110,22 @@ def test_a_rerun_takes_nothing_away(first: list[Fact], reruns: list[Fact]) -> No
         ([FACTS.failed("ocr"), LATER.failed("ocr")], None, 9),
     ],
 )
-def test_which_run_stays(said: list[Fact], text: str | None, run: int) -> None:
-    """The latest run that did the work stays; one that did not never replaces one that did."""
-    keys, stages = fold(said)
+def test_which_run_is_kept(facts: list[Fact], text: str | None, run: int) -> None:
+    """The latest successful run is kept; an unsuccessful one never replaces a successful one."""
+    keys, stages = fold(facts)
     assert (keys.get("text"), stages["ocr"][2]) == (text, run)
 
 
 def test_every_key_is_one_of_the_record() -> None:
-    """What a fact teaches is spelled as the record spells it, and is accepted by it."""
+    """The keys of a fact are fields of the record, which accepts their values."""
     for fact in EVERY:
         keys = learn(fact).keys
         assert keys.keys() <= ImageRecord.model_fields.keys(), fact.type
         ImageRecord.model_validate({"image_id": IMAGE, "owner": "anna", "generation": 1} | dict(keys))
 
 
-def test_what_facts_say() -> None:
-    """Each fact brings its stage's state and its own keys."""
+def test_keys_of_facts() -> None:
+    """Each fact sets its stage's state and its own keys."""
     sanitized, text, detected, embedded, skipped, refused = (
         learn(fact)
         for fact in (
@@ -165,21 +165,21 @@ def test_what_facts_say() -> None:
         (dict.fromkeys(ANALYSIS_STAGES, DONE), ImageState.PROCESSING),
     ],
 )
-def test_where_an_image_stands(stages: dict[str, StageState], state: ImageState) -> None:
-    """An image ends when all required stages have, or when it could not be fetched or sanitized."""
+def test_state_of_an_image(stages: dict[str, StageState], state: ImageState) -> None:
+    """An image ends when all required stages have ended, or when it could not be fetched or sanitized."""
     assert decide(REQUIRED_STAGES, stages) is state
 
 
-def test_only_required_stages_are_waited_for() -> None:
-    """A profile's stages, and always the sanitizer, decide; what other stages say does not."""
+def test_only_required_stages_decide() -> None:
+    """The profile's stages and the sanitizer decide; other stages do not."""
     required = required_stages(Profile(stages=("ocr",)))
     assert required == ("sanitizer", "ocr")
     assert decide(required, {"sanitizer": DONE, "ocr": DONE, "detector": FAILED}) is ImageState.COMPLETED
     assert decide(required_stages(Profile(stages=())), {"sanitizer": DONE}) is ImageState.COMPLETED
 
 
-def test_the_first_guilty_stage_is_blamed() -> None:
-    """The error of an image is that of the first stage that made it end so."""
+def test_the_first_failed_stage_sets_the_error() -> None:
+    """An image's error is that of the first stage that rejected or failed it."""
     assert to_blame(ImageState.FAILED, REQUIRED_STAGES, ALL_DONE | {"embedder": FAILED, "ocr": FAILED}) == "ocr"
     assert to_blame(ImageState.REJECTED, REQUIRED_STAGES, {"sanitizer": REJECTED}) == "sanitizer"
     assert to_blame(ImageState.FAILED, REQUIRED_STAGES, {"fetcher": FAILED}) == "fetcher"

@@ -1,4 +1,4 @@
-"""The fetcher against a real server, most of whose answers are traps."""
+"""The fetcher against a real HTTP server with mostly hostile answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def request(url: str, **more: object) -> FetchRequested:
 async def fetch(
     url: str, files: FileStore, resolver: Resolve = resolve, **settings: object
 ) -> ImageFetched | ErrorCode:
-    """Fetch with the server's address allowed; return the event said, or the code of the refusal."""
+    """Fetch with the server's address allowed; return the event, or the code of the refusal."""
     limits = FetcherSettings.model_validate({"allowed_networks": LOCAL, **settings})
     async with open_source(limits, resolver) as source:
         outcome = await fetch_image(request(url), Tools(source, files))
@@ -71,7 +71,7 @@ async def fetch(
 
 
 async def test_stores_what_it_fetched(web: WebSource, tmp_path: Path, files: FileStore) -> None:
-    """The stage, opened as the runtime opens it, stores the bytes under their hash and says so in full."""
+    """The stage, opened as the runtime opens it, stores the bytes under their hash and emits a complete event."""
     web.answer("/a.png", PNG, content_type="text/html", set_cookie="a=b; Path=/")
     event = request(
         web.url("/a.png"),
@@ -108,8 +108,8 @@ async def test_stores_what_it_fetched(web: WebSource, tmp_path: Path, files: Fil
     assert all(r.headers["accept-encoding"] == "identity" for r in web.requests)
 
 
-async def test_keeps_the_time_of_submission(web: WebSource, files: FileStore) -> None:
-    """A time of submission that the event carries is passed on."""
+async def test_keeps_the_submission_time(web: WebSource, files: FileStore) -> None:
+    """The event's submission time is passed on."""
     web.answer("/a", PNG)
     async with open_source(FetcherSettings(allowed_networks=LOCAL)) as source:
         outcome = await fetch_image(request(web.url("/a"), submitted_at="2026-01-02T03:04:05Z"), Tools(source, files))
@@ -120,7 +120,7 @@ async def test_keeps_the_time_of_submission(web: WebSource, files: FileStore) ->
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_follows_redirects(web: WebSource, files: FileStore, status: int) -> None:
-    """Redirects are followed, relative ones too, with spaces as servers write them."""
+    """Absolute and relative redirects are followed, also with spaces as servers write them."""
     web.answer("/a", b"", status, location="b/c d?x=1")
     web.answer("/b/c%20d?x=1", PNG)
     event = await fetch(web.url("/a"), files)
@@ -145,13 +145,13 @@ async def test_counts_redirects(web: WebSource, files: FileStore) -> None:
      "http://0x7f.1/", "http://[::ffff:127.0.0.2]/", "ftp://127.0.0.1/", "http://127.0.0.1:22/"],
 )  # fmt: skip
 async def test_checks_every_redirect(web: WebSource, files: FileStore, location: str) -> None:
-    """A redirect to what may not be fetched is refused like a first URL."""
+    """A redirect to a forbidden URL is refused like a first URL."""
     web.answer("/a", b"", 302, location=location)
     assert await fetch(web.url("/a"), files) is ErrorCode.URL_NOT_ALLOWED
 
 
 async def test_checks_where_a_redirect_resolves_to(web: WebSource, files: FileStore) -> None:
-    """A redirect to a name is judged by the address of the name."""
+    """A redirect to a name is checked by the name's address."""
     web.answer("/a", b"", 302, location=web.url("/b", host="inside.example"))
     web.answer("/b", PNG)
     resolver = Resolver({"127.0.0.1": ["127.0.0.1"], "inside.example": ["192.168.0.1"]})
@@ -160,7 +160,7 @@ async def test_checks_where_a_redirect_resolves_to(web: WebSource, files: FileSt
 
 
 class Resolver:
-    """Resolves names from a table: the next list of addresses per query, the last one repeatedly."""
+    """Resolves names from a table: one list of addresses per query, the last one repeatedly."""
 
     def __init__(self, table: dict[str, list[str]], *later: dict[str, list[str]]) -> None:
         self._tables = [table, *later]
@@ -173,7 +173,7 @@ class Resolver:
 
 
 async def test_connects_to_what_it_checked(web: WebSource, files: FileStore) -> None:
-    """A name that answers differently the second time is connected to where it was judged, under its own name."""
+    """A name with another address at the second query is connected to at the checked address, under its own name."""
     web.answer("/a", PNG)
     resolver = Resolver({"rebind.example": ["127.0.0.1"]}, {"rebind.example": ["127.0.0.2"]})
     assert isinstance(await fetch(web.url("/a", host="rebind.example"), files, resolver), ImageFetched)
@@ -182,8 +182,8 @@ async def test_connects_to_what_it_checked(web: WebSource, files: FileStore) -> 
     assert web.requests[0].headers["host"] == f"rebind.example:{web.port}"
 
 
-async def test_judges_each_new_connection(web: WebSource, files: FileStore) -> None:
-    """A name that moves to a private address after its first answer is refused at the next connection."""
+async def test_checks_each_new_connection(web: WebSource, files: FileStore) -> None:
+    """A name that changes to a private address is refused at the next connection."""
     web.answer("/a", b"", 302, location="/b", connection="close")
     web.answer("/b", PNG)
     resolver = Resolver({"rebind.example": ["127.0.0.1"]}, {"rebind.example": ["127.0.0.2"]})
@@ -193,21 +193,21 @@ async def test_judges_each_new_connection(web: WebSource, files: FileStore) -> N
 
 @pytest.mark.parametrize("answers", [["127.0.0.1", "10.0.0.1"], ["::ffff:127.0.0.2"], ["64:ff9b::7f00:2"], []])
 async def test_refuses_a_name_with_a_private_address(web: WebSource, files: FileStore, answers: list[str]) -> None:
-    """One private address among a name's answers is enough to refuse it, in whatever form."""
+    """One private address among a name's addresses, in any form, refuses the name."""
     resolver = Resolver({"mixed.example": answers})
     assert await fetch(web.url("/a", host="mixed.example"), files, resolver) is ErrorCode.URL_NOT_ALLOWED
     assert web.connections == 0
 
 
-async def test_nothing_local_by_default(web: WebSource, files: FileStore) -> None:
-    """Without permission the machine itself cannot be fetched from, by address or by name."""
+async def test_refuses_loopback_by_default(web: WebSource, files: FileStore) -> None:
+    """By default the machine itself cannot be fetched from, by address or by name."""
     for host in ("127.0.0.1", "localhost"):
         assert await fetch(web.url("/a", host=host), files, allowed_networks=()) is ErrorCode.URL_NOT_ALLOWED
     assert web.connections == 0
 
 
 async def test_tries_the_next_address(web: WebSource, files: FileStore) -> None:
-    """When the first address of a host does not answer, the next one is connected to."""
+    """When the first address of a host does not respond, the next one is connected to."""
     web.answer("/a", PNG)
     networks = (ip_network("127.0.0.1/32"), ip_network("127.0.0.9/32"))
     resolver = Resolver({"two.example": ["127.0.0.9", "127.0.0.1"]})
@@ -215,7 +215,7 @@ async def test_tries_the_next_address(web: WebSource, files: FileStore) -> None:
     assert isinstance(found, ImageFetched)
 
 
-async def test_tls_proves_the_name(files: FileStore, tmp_path: Path) -> None:
+async def test_tls_checks_the_name(files: FileStore, tmp_path: Path) -> None:
     """A connection to a pinned address sends the name as SNI, and refuses a certificate of another name."""
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -250,14 +250,14 @@ async def test_tls_proves_the_name(files: FileStore, tmp_path: Path) -> None:
     ],
 )
 async def test_final_answers(web: WebSource, files: FileStore, status: int, code: ErrorCode) -> None:
-    """A source that has no such file, or will not give it, is final."""
+    """A source without the file, or that refuses it, is final."""
     web.answer("/a", b"", status)
     assert await fetch(web.url("/a"), files) is code
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
-async def test_come_again(web: WebSource, files: FileStore, status: int) -> None:
-    """A source in trouble is tried again, not before the time it names, within our own limit."""
+async def test_retries_a_failing_source(web: WebSource, files: FileStore, status: int) -> None:
+    """A failing source is retried, after its Retry-After, within the configured limit."""
     web.answer("/a", b"", status)
     with pytest.raises(Retryable) as caught:
         await fetch(web.url("/a"), files)
@@ -270,21 +270,21 @@ async def test_come_again(web: WebSource, files: FileStore, status: int) -> None
 
 
 @given(st.integers(-10_000, 10_000))
-def test_reads_a_date_to_come_again(seconds: int) -> None:
-    """Retry-After as a date means the seconds until then, never less than none."""
+def test_reads_retry_after_as_a_date(seconds: int) -> None:
+    """A Retry-After date means the seconds until then, at least 0."""
     now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     assert retry_after(format_datetime(now + timedelta(seconds=seconds), usegmt=True), now) == max(0, seconds)
 
 
 @given(st.text())
 def test_survives_any_retry_after(value: str) -> None:
-    """A Retry-After that says nothing is nothing, never an error."""
+    """An unreadable Retry-After counts as absent."""
     found = retry_after(value, datetime.now(UTC))
     assert found is None or found >= 0
 
 
-async def test_nobody_there(files: FileStore) -> None:
-    """A closed port is a dependency that is away."""
+async def test_a_closed_port_is_retryable(files: FileStore) -> None:
+    """A closed port is an unavailable dependency."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     with pytest.raises(Retryable) as caught:
@@ -294,7 +294,7 @@ async def test_nobody_there(files: FileStore) -> None:
 
 @pytest.mark.parametrize(("number", "final"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)])
 async def test_names_that_do_not_resolve(files: FileStore, number: int, final: bool) -> None:
-    """A host that does not exist is final; a resolver that does not answer is tried again."""
+    """A host that does not exist is final; a resolver that does not answer is retried."""
 
     async def broken(host: str, port: int) -> Sequence[Address]:
         raise socket.gaierror(number, "no")
@@ -306,11 +306,11 @@ async def test_names_that_do_not_resolve(files: FileStore, number: int, final: b
             await fetch("http://nowhere.example/", files, broken)
 
 
-async def test_slow_drip(web: WebSource, files: FileStore) -> None:
-    """A source that sends a byte at a time for ever is left when its time is over."""
+async def test_total_timeout(web: WebSource, files: FileStore) -> None:
+    """A source that sends a byte at a time is aborted after the total timeout."""
     dripped = 0
 
-    async def drip(request: Request, writer: asyncio.StreamWriter) -> None:
+    async def send_slowly(request: Request, writer: asyncio.StreamWriter) -> None:
         nonlocal dripped
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG[:64])
         while True:
@@ -319,14 +319,14 @@ async def test_slow_drip(web: WebSource, files: FileStore) -> None:
             dripped += 1
             await asyncio.sleep(0.02)
 
-    web.answers["/a"] = drip
+    web.answers["/a"] = send_slowly
     with pytest.raises(Retryable, match="too long"):
         await fetch(web.url("/a"), files, total_timeout_s=0.5, idle_timeout_s=5)
     assert dripped > 1
 
 
-async def test_silence(web: WebSource, files: FileStore) -> None:
-    """A source that stops in the middle is left after the idle time, long before the total."""
+async def test_idle_timeout(web: WebSource, files: FileStore) -> None:
+    """A source that stops in the middle is aborted after the idle timeout, long before the total one."""
 
     async def stop(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG)
@@ -337,8 +337,8 @@ async def test_silence(web: WebSource, files: FileStore) -> None:
         await fetch(web.url("/a"), files, total_timeout_s=3600, idle_timeout_s=0.2)
 
 
-async def test_broken_off(web: WebSource, files: FileStore) -> None:
-    """A body shorter than announced is a broken connection, not an image."""
+async def test_truncated_body(web: WebSource, files: FileStore) -> None:
+    """A body shorter than declared is a connection error, not an image."""
 
     async def stop(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + PNG)
@@ -352,7 +352,7 @@ async def test_broken_off(web: WebSource, files: FileStore) -> None:
 
 
 async def test_endless_body(web: WebSource, files: FileStore) -> None:
-    """A body without a length is cut off at the limit, to within what the sockets had buffered."""
+    """A body without a length is cut off at the limit, up to what the sockets buffered."""
     sent = 0
 
     async def endless(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -370,8 +370,8 @@ async def test_endless_body(web: WebSource, files: FileStore) -> None:
     assert [info async for info in files.list("originals/")] == []
 
 
-async def test_too_large_by_its_own_word(web: WebSource, files: FileStore) -> None:
-    """An announced length above the limit is refused before the body; exactly the limit is taken."""
+async def test_declared_length_above_the_limit(web: WebSource, files: FileStore) -> None:
+    """A declared length above the limit is refused before the body; exactly the limit is accepted."""
 
     async def announce(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000001\r\n\r\n")
@@ -385,8 +385,8 @@ async def test_too_large_by_its_own_word(web: WebSource, files: FileStore) -> No
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
-async def test_compressed_bomb(web: WebSource, files: FileStore, coding: str) -> None:
-    """A compressed answer was not asked for and is never unpacked."""
+async def test_content_encoding_is_refused(web: WebSource, files: FileStore, coding: str) -> None:
+    """A compressed answer was not requested and is never decompressed."""
     web.answer("/a", gzip.compress(PNG + bytes(10_000_000)), content_encoding=coding)
     assert await fetch(web.url("/a"), files) is ErrorCode.SOURCE_REFUSED
 
@@ -395,7 +395,7 @@ async def test_compressed_bomb(web: WebSource, files: FileStore, coding: str) ->
     "body", [b"<!doctype html><p>please log in" * 10, b"\x1f\x8b\x08" + bytes(100), b"x", b"%PDF-1.7" + bytes(99)]
 )
 async def test_not_an_image(web: WebSource, files: FileStore, body: bytes) -> None:
-    """The first bytes decide what a file is, not what the source calls it."""
+    """The first bytes decide the format, not the source's content type."""
     web.answer("/a", body, content_type="image/png")
     assert await fetch(web.url("/a"), files) is ErrorCode.NOT_AN_IMAGE
 
@@ -417,7 +417,7 @@ async def test_bytes_in_small_pieces(web: WebSource, files: FileStore) -> None:
 
 
 async def test_fetches_over_ipv6(files: FileStore) -> None:
-    """An IPv6 literal that is allowed is fetched from; its neighbours are not."""
+    """An allowed IPv6 literal is fetched from; its neighbours are refused."""
     async with serve(host="::1") as web:
         web.answer("/a", PNG)
         allowed = (ip_network("::1/128"),)

@@ -1,4 +1,4 @@
-"""The indexer on a real in-process read model and a real folder of objects."""
+"""The indexer on an in-process read model and a file store in a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.facts import Facts, ref
 
 @pytest.fixture
 async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
-    """Return the indexer's tools, opened as the runtime opens them."""
+    """Yield the indexer's tools, opened as the runtime opens them."""
     settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
@@ -38,8 +38,8 @@ async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
         yield opened
 
 
-async def said(event: Event, tools: Tools) -> list[Event]:
-    """Return the outcomes an event makes the indexer say."""
+async def outcomes_of(event: Event, tools: Tools) -> list[Event]:
+    """Return the outcomes that the indexer emits for an event."""
     answer = await index(event, tools)
     assert isinstance(answer, Emit), answer
     assert all(topic is topics.OUTCOMES for topic, _ in answer.events)
@@ -62,13 +62,13 @@ def timeless(record: ImageRecord) -> ImageRecord:
 
 
 async def test_the_last_fact_completes_the_image(tools: Tools) -> None:
-    """Five facts make a completed image that can be found; only the last says so, with every stage."""
+    """Five facts make a completed, searchable image; only the last one emits the outcome, with every stage."""
     image = new_image_id()
     *first, last = Facts(image).all()
     for fact in first:
-        assert await said(fact, tools) == []
+        assert await outcomes_of(fact, tools) == []
     assert (await record_of(image, tools)).state is ImageState.PROCESSING
-    (outcome,) = await said(last, tools)
+    (outcome,) = await outcomes_of(last, tools)
     assert isinstance(outcome, ImageCompleted)
     assert (outcome.image_id, outcome.owner, outcome.generation) == (image, "anna", 1)
     assert set(outcome.stages.values()) == {StageState.DONE}
@@ -85,14 +85,14 @@ async def test_the_last_fact_completes_the_image(tools: Tools) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_order_does_not_matter(tools: Tools, seed: int) -> None:
-    """In any order and with repetitions, the record is the same and the outcome is said by one fact only."""
+    """In any order and with repetitions the record is the same, and only one fact emits the outcome."""
     plain, mixed = new_image_id(), new_image_id()
     for fact in Facts(plain).all():
         await index(fact, tools)
     chance = random.Random(seed)
     facts = Facts(mixed).all() + chance.sample(Facts(mixed).all(), 3) + [Facts(mixed).failed("ocr")]
     chance.shuffle(facts)
-    outcomes = [(fact.id, outcome) for fact in facts for outcome in await said(fact, tools)]
+    outcomes = [(fact.id, outcome) for fact in facts for outcome in await outcomes_of(fact, tools)]
     completed = {fact_id for fact_id, outcome in outcomes if isinstance(outcome, ImageCompleted)}
     assert len(completed) == 1
     assert len({outcome.id for _, outcome in outcomes if isinstance(outcome, ImageCompleted)}) == 1
@@ -100,10 +100,10 @@ async def test_order_does_not_matter(tools: Tools, seed: int) -> None:
     assert await tools.read_model.vector_of(mixed) == await tools.read_model.vector_of(plain)
 
 
-async def test_a_rerun_renews_its_stage_and_nothing_else(tools: Tools) -> None:
-    """A completed image whose text is read again stays completed, says no outcome, and has the new text."""
+async def test_a_rerun_updates_only_its_stage(tools: Tools) -> None:
+    """A completed image whose text is read again stays completed, emits no outcome, and has the new text."""
     image = new_image_id()
-    *_, ended = [outcome for fact in Facts(image).all() for outcome in await said(fact, tools)]
+    *_, ended = [outcome for fact in Facts(image).all() for outcome in await outcomes_of(fact, tools)]
     before = await record_of(image, tools)
     again = Facts(image, run=7)
     for fact in (
@@ -112,7 +112,7 @@ async def test_a_rerun_renews_its_stage_and_nothing_else(tools: Tools) -> None:
         again.failed("ocr"),
         Facts(image, run=3).text("Too late"),
     ):
-        repeats = await said(fact, tools)
+        repeats = await outcomes_of(fact, tools)
         assert {outcome.id for outcome in repeats} <= {ended.id}
     after = await record_of(image, tools)
     assert (after.text, after.stages["ocr"].run, after.state) == ("Good bye", 7, ImageState.COMPLETED)
@@ -123,8 +123,8 @@ async def test_a_rerun_renews_its_stage_and_nothing_else(tools: Tools) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_reruns_come_in_any_order(tools: Tools, seed: int) -> None:
-    """Facts of three runs, shuffled and repeated, make the same record as in their order."""
+async def test_reruns_merge_in_any_order(tools: Tools, seed: int) -> None:
+    """Facts of three runs, shuffled and repeated, make the same record as in order."""
     plain, mixed = new_image_id(), new_image_id()
 
     def story(image: str) -> list[Fact]:
@@ -137,30 +137,30 @@ async def test_reruns_come_in_any_order(tools: Tools, seed: int) -> None:
         await index(fact, tools)
     facts = [*story(mixed), *story(mixed)[:4]]
     random.Random(seed).shuffle(facts)
-    outcomes = [outcome for fact in facts for outcome in await said(fact, tools)]
+    outcomes = [outcome for fact in facts for outcome in await outcomes_of(fact, tools)]
     assert len({outcome.id for outcome in outcomes if isinstance(outcome, ImageCompleted)}) == 1
     assert timeless(await record_of(mixed, tools)) == timeless(await record_of(plain, tools))
     assert await tools.read_model.vector_of(mixed) == await tools.read_model.vector_of(plain)
 
 
-async def test_the_outcome_is_said_again_only_by_its_own_fact(tools: Tools) -> None:
+async def test_only_the_ending_fact_repeats_the_outcome(tools: Tools) -> None:
     """When everything is delivered twice, only the fact that ended the image repeats its outcome, with the same id."""
     facts = Facts(new_image_id()).all()
-    first = [await said(fact, tools) for fact in facts]
-    again = [await said(fact, tools) for fact in facts]
+    first = [await outcomes_of(fact, tools) for fact in facts]
+    again = [await outcomes_of(fact, tools) for fact in facts]
     assert [len(one) for one in first] == [len(one) for one in again] == [0, 0, 0, 0, 1]
     assert first[-1][0].id == again[-1][0].id
 
 
-async def test_a_crash_between_writing_and_ending_loses_nothing(tools: Tools) -> None:
-    """If the record was written but its end was not, the fact that comes again ends the image."""
+async def test_a_crash_between_record_and_end_loses_nothing(tools: Tools) -> None:
+    """If the record was written but its end was not, the redelivered fact ends the image."""
     image = new_image_id()
     facts = Facts(image).all()
     for fact in facts[:-1]:
         await index(fact, tools)
 
-    class Dying:
-        """A read model that goes away when the end is written."""
+    class FailingAtEnd:
+        """A read model that becomes unavailable when the end is written."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(tools.read_model, name)
@@ -171,70 +171,70 @@ async def test_a_crash_between_writing_and_ending_loses_nothing(tools: Tools) ->
             await tools.read_model.merge(*args, **more)  # type: ignore[arg-type]
 
     with pytest.raises(DependencyUnavailable):
-        await index(facts[-1], Tools(Dying(), tools.files))  # type: ignore[arg-type]
+        await index(facts[-1], Tools(FailingAtEnd(), tools.files))  # type: ignore[arg-type]
     assert (await record_of(image, tools)).state is ImageState.PROCESSING
-    assert [type(outcome) for outcome in await said(facts[-1], tools)] == [ImageCompleted]
+    assert [type(outcome) for outcome in await outcomes_of(facts[-1], tools)] == [ImageCompleted]
 
 
-async def test_a_skipped_stage_does_not_hold_up(tools: Tools) -> None:
-    """A missing model skips its stage; the image completes and shows why."""
+async def test_a_skipped_stage_does_not_block_completion(tools: Tools) -> None:
+    """A missing model skips its stage; the image completes and shows the reason."""
     image = new_image_id()
     facts = Facts(image)
     for fact in (facts.sanitized(), facts.resized(), facts.skipped("embedder"), facts.detected()):
-        assert await said(fact, tools) == []
-    (outcome,) = await said(facts.text(""), tools)
+        assert await outcomes_of(fact, tools) == []
+    (outcome,) = await outcomes_of(facts.text(""), tools)
     assert isinstance(outcome, ImageCompleted)
     assert outcome.stages["embedder"] is StageState.SKIPPED
     record = await record_of(image, tools)
     assert (record.stages["embedder"].reason, record.has_vector) == ("model-unavailable", False)
 
 
-async def test_a_profile_says_what_is_waited_for(tools: Tools) -> None:
-    """An image that wants only its text is complete when it has that."""
+async def test_a_profile_sets_the_required_stages(tools: Tools) -> None:
+    """An image whose profile requires only text is complete with its text."""
     facts = Facts(new_image_id(), stages=("ocr",))
-    assert await said(facts.text(), tools) == []
-    assert [type(outcome) for outcome in await said(facts.sanitized(), tools)] == [ImageCompleted]
+    assert await outcomes_of(facts.text(), tools) == []
+    assert [type(outcome) for outcome in await outcomes_of(facts.sanitized(), tools)] == [ImageCompleted]
 
 
 @pytest.mark.parametrize("stage", ["sanitizer", "fetcher"])
 async def test_a_refused_image_is_rejected_at_once(tools: Tools, stage: str) -> None:
-    """One refusal ends the image, with the code and the sentence for its sender."""
+    """One rejection ends the image, with the code and the sentence for the client."""
     image = new_image_id()
-    (outcome,) = await said(Facts(image).refused(stage), tools)
+    (outcome,) = await outcomes_of(Facts(image).refused(stage), tools)
     assert isinstance(outcome, ImageRejected)
     assert (outcome.code, outcome.message) == (ErrorCode.CORRUPT_IMAGE, "The image is damaged.")
     record = await record_of(image, tools)
     assert (record.state, record.error_code, record.filename) == (ImageState.REJECTED, "corrupt-image", "me.jpg")
 
 
-async def test_a_failed_image_says_so_when_all_have_ended(tools: Tools) -> None:
-    """A stage in the dead letters fails the image, once the others are through; replayed, it completes after all."""
+async def test_a_failed_stage_fails_the_image_when_all_have_ended(tools: Tools) -> None:
+    """A dead-lettered stage fails the image once the others have ended; after a replay it completes."""
     image = new_image_id()
     facts = Facts(image)
     for fact in (facts.sanitized(), facts.failed("ocr"), facts.resized(), facts.embedded()):
-        assert await said(fact, tools) == []
-    (outcome,) = await said(facts.detected(), tools)
+        assert await outcomes_of(fact, tools) == []
+    (outcome,) = await outcomes_of(facts.detected(), tools)
     assert isinstance(outcome, ImageFailed)
     assert outcome.code is ErrorCode.INTERNAL_ERROR
     assert (await record_of(image, tools)).error_message == "Ours."
-    (mended,) = await said(facts.text(), tools)
+    (mended,) = await outcomes_of(facts.text(), tools)
     assert isinstance(mended, ImageCompleted)
     record = await record_of(image, tools)
     assert (record.state, record.error_code, record.error_message) == (ImageState.COMPLETED, None, None)
-    assert await said(facts.failed("ocr"), tools) == []
+    assert await outcomes_of(facts.failed("ocr"), tools) == []
     assert (await record_of(image, tools)).state is ImageState.COMPLETED
 
 
-async def test_a_failed_start_is_mended_by_a_replay(tools: Tools) -> None:
-    """An image that could not be fetched fails at once, is in process again when it could be, and completes."""
+async def test_a_failed_fetch_completes_after_a_replay(tools: Tools) -> None:
+    """An image that could not be fetched fails at once, is processing again after a replay, and completes."""
     image = new_image_id()
     facts = Facts(image)
-    assert [type(outcome) for outcome in await said(facts.failed("fetcher"), tools)] == [ImageFailed]
-    assert await said(facts.sanitized(source_url="https://example.org/x"), tools) == []
+    assert [type(outcome) for outcome in await outcomes_of(facts.failed("fetcher"), tools)] == [ImageFailed]
+    assert await outcomes_of(facts.sanitized(source_url="https://example.org/x"), tools) == []
     record = await record_of(image, tools)
     assert (record.state, record.finished_at, record.error_code) == (ImageState.PROCESSING, None, None)
     assert record.stages["fetcher"].state is StageState.DONE
-    ends = [outcome for fact in facts.all()[1:] for outcome in await said(fact, tools)]
+    ends = [outcome for fact in facts.all()[1:] for outcome in await outcomes_of(fact, tools)]
     assert [type(outcome) for outcome in ends] == [ImageCompleted]
 
 
@@ -243,18 +243,18 @@ async def test_older_generations_are_dropped(tools: Tools) -> None:
     image = new_image_id()
     for fact in Facts(image).all():
         await index(fact, tools)
-    assert await said(Facts(image, generation=2).sanitized(), tools) == []
+    assert await outcomes_of(Facts(image, generation=2).sanitized(), tools) == []
     before = await record_of(image, tools)
     assert (before.generation, before.state, before.text) == (2, ImageState.PROCESSING, None)
     for fact in Facts(image).all():
         assert await superseded(fact, tools)
     assert await record_of(image, tools) == before
-    ends = [outcome for fact in Facts(image, generation=2).all()[1:] for outcome in await said(fact, tools)]
+    ends = [outcome for fact in Facts(image, generation=2).all()[1:] for outcome in await outcomes_of(fact, tools)]
     assert [(type(outcome), outcome.generation) for outcome in ends] == [(ImageCompleted, 2)]
 
 
 async def test_facts_of_another_owner_are_dropped(tools: Tools) -> None:
-    """Nobody writes into another's image, be the generation equal or higher."""
+    """Facts of another owner change nothing, whether their generation is equal or higher."""
     image = new_image_id()
     await index(Facts(image).sanitized(), tools)
     before = await record_of(image, tools)
@@ -265,8 +265,8 @@ async def test_facts_of_another_owner_are_dropped(tools: Tools) -> None:
 
 
 @pytest.mark.parametrize("bad", [[], [1.0] * 511, [float("nan")] * 512, [float("inf")] * 512, [0.0] * 512])
-async def test_a_vector_that_is_none_is_malformed(tools: Tools, bad: list[float]) -> None:
-    """A vector of other length, without numbers or direction goes to the dead letters and leaves the record alone."""
+async def test_an_invalid_vector_is_malformed(tools: Tools, bad: list[float]) -> None:
+    """A vector of another length, non-finite or zero becomes a dead letter and does not change the record."""
     image = new_image_id()
     await index(Facts(image).sanitized(), tools)
     before = await record_of(image, tools)
@@ -284,7 +284,7 @@ async def put(files: FileStore, key: str) -> str:
 
 
 async def stored(image: str, tools: Tools, *, sha: str = "a", owner: str = "anna", generation: int = 1) -> list[str]:
-    """Store what a finished image leaves behind, and index it; return the keys of its own."""
+    """Store and index the objects of a finished image; return the keys of its own."""
     receipt = Receipt(
         job_id=f"{image}.{generation}", image_id=image, owner=owner, generation=generation, kind=ReceiptKind.UPLOAD,
         submitted_at="2026-01-01T00:00:00Z", original=ref(sha),
@@ -302,29 +302,29 @@ async def stored(image: str, tools: Tools, *, sha: str = "a", owner: str = "anna
 
 
 async def keys(tools: Tools) -> set[str]:
-    """Return what is stored beside the erasures themselves."""
+    """Return all keys except those of erasures."""
     found = {found.key async for found in tools.files.list("")}
     return {key for key in found if not key.startswith(("erasures/", "erasing/"))}
 
 
 async def test_a_deletion_leaves_only_a_tombstone(tools: Tools) -> None:
-    """Objects, original, results and receipts go; the outcome is said, and said again when asked again."""
+    """Objects, original, results and receipts are removed; the outcome is emitted, and again on a repeated request."""
     image = new_image_id()
     await stored(image, tools)
     deletion = DeletionRequested(image_id=image, owner="anna", generation=2)
-    (outcome,) = await said(deletion, tools)
+    (outcome,) = await outcomes_of(deletion, tools)
     assert isinstance(outcome, ImageDeleted)
     assert await keys(tools) == set()
     record = await record_of(image, tools)
     assert (record.deleted, record.generation, record.filename, record.context) == (True, 2, None, {})
     for fact in Facts(image).all():
         assert await superseded(fact, tools)
-    (again,) = await said(deletion, tools)
+    (again,) = await outcomes_of(deletion, tools)
     assert again.id == outcome.id
 
 
-async def test_a_deletion_keeps_what_others_use(tools: Tools) -> None:
-    """Bytes the owner has in another image stay until that goes too; those of other owners are never touched."""
+async def test_a_deletion_keeps_shared_objects(tools: Tools) -> None:
+    """Bytes of another image of the owner stay until it is deleted too; those of other owners are never touched."""
     one, two, other = new_image_id(), new_image_id(), new_image_id()
     own = await stored(one, tools)
     await stored(two, tools)
@@ -338,8 +338,8 @@ async def test_a_deletion_keeps_what_others_use(tools: Tools) -> None:
     assert not [key for key in left if "anna" in key or one in key or two in key]
 
 
-async def test_a_deletion_knows_the_original_of_an_image_never_seen(tools: Tools) -> None:
-    """An image still on its way is deleted by its receipt, and whatever comes of it later bounces off."""
+async def test_a_deletion_finds_the_original_of_an_unindexed_image(tools: Tools) -> None:
+    """An image in progress is deleted by its receipt, and its later facts are dropped."""
     image = new_image_id()
     receipt = Receipt(
         job_id=f"{image}.1", image_id=image, owner="anna", generation=1, kind=ReceiptKind.UPLOAD,
@@ -347,13 +347,13 @@ async def test_a_deletion_knows_the_original_of_an_image_never_seen(tools: Tools
     )  # fmt: skip
     await tools.files.put(receipt_key(f"{image}.1"), receipt.model_dump_json().encode(), content_type="x/y")
     await put(tools.files, original_key("anna", "b" * 64))
-    await said(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
+    await outcomes_of(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
     assert await keys(tools) == set()
     assert await superseded(Facts(image).sanitized(), tools)
 
 
-async def test_a_deletion_of_anothers_image_on_its_way_does_nothing(tools: Tools) -> None:
-    """Before the read model knows an image, its receipt says whose it is: nobody else can delete it."""
+async def test_a_deletion_of_anothers_unindexed_image_does_nothing(tools: Tools) -> None:
+    """Before the read model has an image, its receipt names the owner: others cannot delete it."""
     image = new_image_id()
     receipt = Receipt(
         job_id=f"{image}.1", image_id=image, owner="bert", generation=1, kind=ReceiptKind.UPLOAD,
@@ -367,8 +367,8 @@ async def test_a_deletion_of_anothers_image_on_its_way_does_nothing(tools: Tools
     assert await tools.read_model.get(image) is None
 
 
-async def test_a_deletion_trusts_no_foreign_key(tools: Tools) -> None:
-    """An original kept elsewhere, by whoever sent the event, is not ours to remove."""
+async def test_a_deletion_removes_no_foreign_key(tools: Tools) -> None:
+    """An original under a key outside the owner's is not removed, whoever sent the event."""
     image = new_image_id()
     foreign = await put(tools.files, "somebody/elses")
     await index(Facts(image).sanitized(original=ref("a", foreign)), tools)
@@ -377,7 +377,7 @@ async def test_a_deletion_trusts_no_foreign_key(tools: Tools) -> None:
 
 
 async def test_a_deletion_spares_a_newer_generation(tools: Tools) -> None:
-    """What a run that began after the deletion has stored stays, and the deletion does not stop it."""
+    """Objects of a run that began after the deletion stay, and the deletion does not stop it."""
     image = new_image_id()
     await stored(image, tools, generation=1)
     newer = await stored(image, tools, generation=3)
@@ -386,13 +386,13 @@ async def test_a_deletion_spares_a_newer_generation(tools: Tools) -> None:
 
 
 async def test_an_interrupted_deletion_is_finished(tools: Tools) -> None:
-    """A deletion that died half-way, wherever, is finished when it comes again; no fact revives the image before."""
+    """A deletion that failed at any point is finished when repeated; no fact revives the image before."""
     image = new_image_id()
     await stored(image, tools)
     deletion = DeletionRequested(image_id=image, owner="anna", generation=2)
 
-    class Dying:
-        """An object store that goes away at the nth deletion."""
+    class FailingAfter:
+        """An object store that becomes unavailable at the nth deletion."""
 
         def __init__(self, left: int) -> None:
             self.left = left
@@ -408,16 +408,16 @@ async def test_an_interrupted_deletion_is_finished(tools: Tools) -> None:
 
     for survived in range(6):
         with pytest.raises(DependencyUnavailable):
-            await index(deletion, Tools(tools.read_model, Dying(min(survived, 1))))  # type: ignore[arg-type]
+            await index(deletion, Tools(tools.read_model, FailingAfter(min(survived, 1))))  # type: ignore[arg-type]
         assert await superseded(Facts(image).text(), tools)
         if len(await keys(tools)) == 1:
             break
-    assert [type(outcome) for outcome in await said(deletion, tools)] == [ImageDeleted]
+    assert [type(outcome) for outcome in await outcomes_of(deletion, tools)] == [ImageDeleted]
     assert await keys(tools) == set()
 
 
-async def test_ends_are_counted_once(tools: Tools) -> None:
-    """The metric of ended images rises once per image, however often its facts come."""
+async def test_outcomes_are_counted_once(tools: Tools) -> None:
+    """The metric of ended images increases once per image, however often its facts arrive."""
     counter = metrics.IMAGES.labels("completed")
     before = counter._value.get()
     facts: list[Fact] = Facts(new_image_id()).all()
@@ -441,7 +441,7 @@ async def test_a_rerun_of_the_whole_image_is_not_timed(tools: Tools) -> None:
 
 
 async def test_a_shared_read_model_is_used(tools: Tools) -> None:
-    """Where the process already has the read model, the indexer works in that one."""
+    """The indexer uses the read model that the process already has open."""
     resources = Resources(Settings(), tools.files, HealthBoard(), read_model=tools.read_model)
     async with STAGE.open(IndexerSettings(), resources) as opened:
         assert opened.read_model is tools.read_model
@@ -450,10 +450,10 @@ async def test_a_shared_read_model_is_used(tools: Tools) -> None:
 
 @pytest.mark.parametrize("kind", ["refused", "failed"])
 async def test_deleting_what_was_never_sanitized_removes_its_bytes(tools: Tools, kind: str) -> None:
-    """Of an image that was refused or failed, sent by a service that keeps no receipt, the original goes too."""
+    """The original of a rejected or failed image is removed too, if its producer keeps no receipt."""
     image, original = new_image_id(), ref("a", original_key("anna", "a" * 64))
     await tools.files.put(original.key, b"x", content_type="x/y")
     fact = getattr(Facts(image, owner="anna"), kind)("sanitizer").model_copy(update={"original": original})
-    await said(fact, tools)
-    await said(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
+    await outcomes_of(fact, tools)
+    await outcomes_of(DeletionRequested(image_id=image, owner="anna", generation=2), tools)
     assert await tools.files.stat(original.key) is None

@@ -32,7 +32,7 @@ async def _arrived(files: FileStore, tmp_path: Path, data: bytes) -> ImageSaniti
 
 
 async def test_four_renditions_are_stored_beside_the_master(images_dir: Path, tmp_path: Path) -> None:
-    """Each lies under its name, says its true size, and has the photo's ratio; the same again on a repeat."""
+    """Each rendition has its own key, its true size and the photo's ratio; a repeat gives the same."""
     async with opened(STAGE, tmp_path) as (files, tools):
         event = await _arrived(files, tmp_path, (images_dir / "exif" / "Landscape_6.jpg").read_bytes())
         resized = await resize_image(event, tools)
@@ -66,8 +66,8 @@ async def test_alpha_is_kept(images_dir: Path, tmp_path: Path) -> None:
     assert 160 <= seen.max() <= 190  # the source is nowhere more opaque than 174; Lanczos overshoots a little
 
 
-async def test_a_missing_or_changed_master_is_told_apart(images_dir: Path, tmp_path: Path) -> None:
-    """A deleted master ends the event; one that is not what the event says is a dead letter."""
+async def test_a_missing_and_a_changed_master_differ(images_dir: Path, tmp_path: Path) -> None:
+    """A deleted master ends the event; one that differs from the event is a dead letter."""
     async with opened(STAGE, tmp_path) as (files, tools):
         event = await _arrived(files, tmp_path, (images_dir / "photos" / "owl.jpg").read_bytes())
         await files.put(event.image.master.key, b"other", content_type="image/jpeg")
@@ -80,7 +80,7 @@ async def test_a_missing_or_changed_master_is_told_apart(images_dir: Path, tmp_p
 
 
 async def test_many_images_at_once_end_within_a_small_budget(images_dir: Path, tmp_path: Path) -> None:
-    """More work than threads and pixels allow waits its turn and is all done."""
+    """More work than threads and pixels allow waits and completes."""
     settings = ResizerSettings(threads=1, pixels_at_once=1000)
     async with opened(STAGE, tmp_path, settings) as (files, tools):
         event = await _arrived(files, tmp_path, (images_dir / "photos" / "owl.jpg").read_bytes())
@@ -89,7 +89,7 @@ async def test_many_images_at_once_end_within_a_small_budget(images_dir: Path, t
 
 
 async def test_the_fact_names_the_renditions(tmp_path: Path) -> None:
-    """What was stored is announced as a fact, under the report of the runtime; the sides name the result."""
+    """A fact has the stored renditions and the runtime's report; the sides are part of the result's name."""
     out = io.BytesIO()
     Image.new("RGB", (30, 20), "teal").save(out, "PNG")
     async with opened(STAGE, tmp_path, ResizerSettings(sides={"tiny": 8})) as (files, tools):
@@ -104,8 +104,8 @@ async def test_the_fact_names_the_renditions(tmp_path: Path) -> None:
     assert (fact.renditions, fact.report, fact.image_id) == (resized.renditions, REPORT, event.image_id)
 
 
-async def test_a_budget_never_lends_more_than_it_has_and_forgets_nobody() -> None:
-    """Shares in use never exceed the whole, a too large one goes alone, and a cancelled wait costs nothing."""
+async def test_a_budget_is_never_exceeded_and_serves_every_waiter() -> None:
+    """Used shares never exceed the budget, an oversized one runs on its own, and a cancelled wait takes no share."""
     budget, held, most = PixelBudget(100), 0, 0
 
     async def work(share: int) -> None:

@@ -34,8 +34,8 @@ async def _rejected(tools: Tools, event: object) -> Reject:
     return answer
 
 
-async def test_a_photo_becomes_a_master_and_what_is_known_of_it(images_dir: Path, tmp_path: Path) -> None:
-    """The master lies under its deterministic key, matches its reference, and carries no metadata."""
+async def test_a_photo_gives_a_master_and_its_properties(images_dir: Path, tmp_path: Path) -> None:
+    """The master has its deterministic key, matches its reference, and has no metadata."""
     data = (images_dir / "exif" / "DSCN0010.jpg").read_bytes()
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, data)
@@ -55,8 +55,8 @@ async def test_a_photo_becomes_a_master_and_what_is_known_of_it(images_dir: Path
     assert len(image.perceptual_hash) == 16
 
 
-async def test_capture_details_are_kept_when_the_settings_say_so(images_dir: Path, tmp_path: Path) -> None:
-    """Date and camera reach the private result only by choice, and the choice is part of the result's name."""
+async def test_capture_details_are_kept_by_setting(images_dir: Path, tmp_path: Path) -> None:
+    """The private result has date and camera only by setting, and the setting is part of the result's name."""
     chosen = SanitizerSettings(concurrency=1, keep_capture_details=True)
     async with opened(STAGE, tmp_path, chosen) as (files, tools):
         event = await uploaded(files, (images_dir / "exif" / "DSCN0010.jpg").read_bytes())
@@ -69,7 +69,7 @@ async def test_capture_details_are_kept_when_the_settings_say_so(images_dir: Pat
 
 
 async def test_every_hostile_image_is_rejected_with_a_sentence(images_dir: Path, tmp_path: Path) -> None:
-    """No hostile file gets through, and none costs the child that looked at it."""
+    """Every hostile file is rejected, and none costs its child process."""
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         before = tools.sandbox.pids()
         for path in sorted((images_dir / "hostile").iterdir()):
@@ -78,8 +78,8 @@ async def test_every_hostile_image_is_rejected_with_a_sentence(images_dir: Path,
         assert tools.sandbox.pids() == before
 
 
-async def test_a_file_too_large_is_rejected_unread(tmp_path: Path) -> None:
-    """The size its reference tells is enough: the object need not even be there."""
+async def test_a_too_large_file_is_rejected_unread(tmp_path: Path) -> None:
+    """The reference's size is enough: the object need not exist."""
     ref = ObjectRef(bucket="darkroom", key="originals/default/aa/x", sha256="a" * 64, size=60_000_000)
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = (await uploaded(files, b"x")).model_copy(update={"original": ref})
@@ -88,7 +88,7 @@ async def test_a_file_too_large_is_rejected_unread(tmp_path: Path) -> None:
 
 
 async def test_a_missing_original_is_gone(tmp_path: Path) -> None:
-    """An original deleted under us ends the event."""
+    """An original deleted during processing ends the event."""
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, b"x")
         await files.delete(event.original.key)
@@ -96,8 +96,8 @@ async def test_a_missing_original_is_gone(tmp_path: Path) -> None:
             await sanitize_image(event, tools)
 
 
-async def test_an_original_that_is_not_what_its_event_says_is_a_dead_letter(tmp_path: Path) -> None:
-    """Other bytes, of the same or of another size, are never processed under the event's name."""
+async def test_an_original_that_differs_from_its_event_is_a_dead_letter(tmp_path: Path) -> None:
+    """Other bytes, of the same or another size, are never processed under the event's name."""
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, b"abc")
         for other in (b"abd", b"abcdef", b""):
@@ -115,17 +115,17 @@ async def test_an_original_that_is_not_what_its_event_says_is_a_dead_letter(tmp_
         ("sleep", ErrorCode.DECODE_TIMEOUT),
     ],
 )
-async def test_a_decoder_that_dies_rejects_the_image(what: str, code: ErrorCode, tmp_path: Path) -> None:
-    """A crash, too much memory and too much time each end in their own code; the agent lives on."""
+async def test_a_crashing_decoder_rejects_the_image(what: str, code: ErrorCode, tmp_path: Path) -> None:
+    """A crash, too much memory and too much time each have their code; the agent continues."""
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, what.encode())
         limits = Limits(memory_mb=256, wall_s=1.0)
-        async with Sandbox(f"{__name__}:misbehave_as_told", limits=limits) as sandbox:
+        async with Sandbox(f"{__name__}:misbehave", limits=limits) as sandbox:
             assert (await _rejected(Tools(files, sandbox, tools.settings), event)).code == code
 
 
-async def test_an_image_whose_child_was_ended_is_not_refused_for_it(images_dir: Path, tmp_path: Path) -> None:
-    """A good image whose decoder somebody kills in the middle becomes the same master, from a fresh child."""
+async def test_an_image_is_retried_when_its_child_is_killed(images_dir: Path, tmp_path: Path) -> None:
+    """A good image whose decoder is killed in the middle becomes the same master in a new child."""
     data = (images_dir / "formats" / "cat.jpg").read_bytes()
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, data)
@@ -137,18 +137,18 @@ async def test_an_image_whose_child_was_ended_is_not_refused_for_it(images_dir: 
 
 
 def test_time_for_a_second_decode_is_required() -> None:
-    """Settings under which the second child could not finish before the deadline are refused."""
+    """Settings under which a second child could not finish before the deadline are refused."""
     with pytest.raises(ValidationError, match="2 x decode_wall_s"):
         SanitizerSettings(deadline_s=60, decode_wall_s=30)
 
 
-def misbehave_as_told(_: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
-    """A decoder under the attacker's control: the image says what happens."""
+def misbehave(_: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
+    """Decode as the image's bytes demand: an attacker-controlled decoder."""
     return test_pool.misbehave({"do": data.decode()}, b"")
 
 
-async def test_a_decompression_bomb_meets_the_childs_memory_limit(tmp_path: Path) -> None:
-    """An image within every limit whose decoding needs more memory than a child has is rejected, not fatal."""
+async def test_a_decompression_bomb_hits_the_childs_memory_limit(tmp_path: Path) -> None:
+    """An image within every limit whose decoding exceeds a child's memory is rejected; the agent continues."""
     out = io.BytesIO()
     Image.new("RGB", (9000, 9000)).save(out, "PNG")
     tight = SanitizerSettings(concurrency=1, decode_memory_mb=300)
@@ -166,8 +166,8 @@ async def test_a_decompression_bomb_meets_the_childs_memory_limit(tmp_path: Path
         "formats/rotating-squares.webp", "formats/basi3p08.png", "exif/samplefilehub.heif", "exif/hopper_bad_exif.jpg",
     ],
 )  # fmt: skip
-async def test_no_damage_gets_another_answer_than_a_verdict(name: str, images_dir: Path, tmp_path: Path) -> None:
-    """Whatever bytes are changed, the image is accepted or rejected; nothing becomes an error of ours."""
+async def test_damaged_bytes_are_accepted_or_rejected(name: str, images_dir: Path, tmp_path: Path) -> None:
+    """Whatever bytes are changed, the image is accepted or rejected; no internal error occurs."""
     data = (images_dir / name).read_bytes()
     chance = random.Random(name)
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
@@ -179,11 +179,11 @@ async def test_no_damage_gets_another_answer_than_a_verdict(name: str, images_di
             assert isinstance(answer, SanitizedImage | Reject)
 
 
-async def test_a_worker_that_closes_blames_nobody(tmp_path: Path) -> None:
-    """An image whose child is ended because the worker stops is not rejected: it is tried again elsewhere."""
+async def test_a_closing_worker_rejects_no_image(tmp_path: Path) -> None:
+    """An image whose child ends with the worker's shutdown is retried elsewhere, not rejected."""
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, b"sleep")
-        async with Sandbox(f"{__name__}:misbehave_as_told", limits=Limits(memory_mb=256)) as sandbox:
+        async with Sandbox(f"{__name__}:misbehave", limits=Limits(memory_mb=256)) as sandbox:
             task = asyncio.create_task(sanitize_image(event, Tools(files, sandbox, tools.settings)))
             await asyncio.sleep(0.3)
         with pytest.raises(Retryable):
@@ -191,7 +191,7 @@ async def test_a_worker_that_closes_blames_nobody(tmp_path: Path) -> None:
 
 
 async def test_several_images_at_once_get_their_own_answers(images_dir: Path, tmp_path: Path) -> None:
-    """With two children, good and bad images side by side do not mix."""
+    """With two children, answers for good and bad images do not mix."""
     paths = [images_dir / "photos" / "owl.jpg", images_dir / "hostile" / "truncated.jpg"] * 3
     async with opened(STAGE, tmp_path, SanitizerSettings(concurrency=2)) as (files, tools):
         events = [await uploaded(files, path.read_bytes()) for path in paths]
@@ -199,8 +199,8 @@ async def test_several_images_at_once_get_their_own_answers(images_dir: Path, tm
     assert [isinstance(answer, SanitizedImage) for answer in answers] == [True, False] * 3
 
 
-async def test_the_event_carries_what_the_client_said_to_work_and_to_facts(images_dir: Path, tmp_path: Path) -> None:
-    """One and the same event goes to the analysis stages and to the indexer, with the submission's own words."""
+async def test_the_event_has_the_submissions_fields(images_dir: Path, tmp_path: Path) -> None:
+    """One event goes to the analysis stages and to the indexer, with the submission's fields."""
     said = {"bucket": "cats", "filename": "owl.jpg", "context": {"album": 7}, "submitted_at": "2026-01-02T03:04:05Z"}
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
         event = await uploaded(files, (images_dir / "photos" / "owl.jpg").read_bytes(), **said)
@@ -221,8 +221,8 @@ async def test_the_event_carries_what_the_client_said_to_work_and_to_facts(image
     assert (fact.source_url, fact.submitted_at) == ("https://example.org/a.jpg", fetched.occurred_at)
 
 
-def test_the_parent_never_loads_a_decoder() -> None:
-    """The agent's own process imports neither Pillow nor numpy: it could not decode an image if it wanted to."""
+def test_the_parent_loads_no_decoder() -> None:
+    """The agent's own process imports neither Pillow nor numpy, so that it cannot decode an image."""
     import subprocess  # noqa: PLC0415
     import sys  # noqa: PLC0415
 
