@@ -21,6 +21,7 @@ from agents.maintenance.reconciler import ReconcilerSettings
 from agents.pipeline import stage
 from darkroom.generate.asyncapi import asyncapi
 from darkroom.generate.openapi import openapi
+from darkroom.generate.permissions import COLUMNS, permission_rows
 from darkroom.processes.gateway_runtime import GatewayEnvironment
 from gateway.http.problems import TITLES
 from schemas.events.envelope import Event
@@ -45,6 +46,7 @@ def reference() -> dict[str, str]:
     files["settings.md"] = settings_page()
     files["metrics.md"] = metrics_page()
     files["errors.md"] = errors_page()
+    files["permissions.md"] = permissions_page()
     return files
 
 
@@ -137,6 +139,15 @@ def errors_page() -> str:
     rows = ((_anchored(code, "http-"), str(TITLES[code][0]), f"{TITLES[code][1]}.") for code in ProblemCode)
     text.append(_table(("Code", "Status", "Meaning"), rows))
     return "".join(text)
+
+
+def permissions_page() -> str:
+    """Return every endpoint with the scope it requires."""
+    text = (
+        "Each route declares its scope; a route without a declaration denies every request. `public` requires no "
+        "credentials. `HEAD` requires what `GET` does; `OPTIONS` is public. Scopes do not include each other.\n\n"
+    )
+    return "# Permissions\n\n" + MADE + text + _table(COLUMNS, permission_rows())
 
 
 def _topic_row(topic: Topic) -> tuple[str, ...]:

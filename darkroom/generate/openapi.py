@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 
 from gateway.access.identity import Identity
 from gateway.apps.components import QueryComponents
@@ -35,13 +35,17 @@ class Closed:
 
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI document."""
+    return documented_app().openapi()
+
+
+def documented_app() -> FastAPI:
+    """Return the embedded app with every optional component, for its routes and its document."""
     parts: dict[str, Any] = {
         field.name: Uncalled()
         for field in fields(QueryComponents)
         if field.name not in OTHERWISE and (field.default is None or _is_required(field))
     }
-    app = embedded_app(GatewaySettings(), QueryComponents(authenticator=Closed(), **parts))
-    return app.openapi()
+    return embedded_app(GatewaySettings(), QueryComponents(authenticator=Closed(), **parts))
 
 
 def _is_required(field: Any) -> bool:

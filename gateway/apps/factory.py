@@ -97,7 +97,7 @@ def _serve_document(app: FastAPI) -> None:
     """Serve the document at /openapi.json. To make it takes a second, in which others are answered."""
     making = asyncio.Lock()
 
-    @app.get("/openapi.json", include_in_schema=False, dependencies=[public()])
+    @app.get("/openapi.json", summary="The API as OpenAPI 3.1", include_in_schema=False, dependencies=[public()])
     async def document() -> JSONResponse:
         async with making:
             return JSONResponse(await asyncio.to_thread(app.openapi))
@@ -108,7 +108,7 @@ def _serve_docs(app: FastAPI) -> None:
     folder = files("fastapi_offline") / "static"
     app.mount("/docs-assets", StaticFiles(directory=str(folder)), name="docs-assets")
 
-    @app.get("/docs", include_in_schema=False, dependencies=[public()])
+    @app.get("/docs", summary="The API as a page", include_in_schema=False, dependencies=[public()])
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",

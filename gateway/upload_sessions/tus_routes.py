@@ -220,7 +220,12 @@ def tus_routes(tus: Tus) -> APIRouter:
         responses=_response(204, "the upload is removed") | documented(*upload_problems, version, unavailable),
     )
     router.add_api_route(
-        _ONE, tus.overridden, methods=["POST"], dependencies=[requires(Scope.WRITE)], include_in_schema=False
+        _ONE,
+        tus.overridden,
+        methods=["POST"],
+        dependencies=[requires(Scope.WRITE)],
+        summary="The method that X-HTTP-Method-Override names",
+        include_in_schema=False,
     )
     router.add_api_route(
         _ONE,

@@ -16,6 +16,7 @@ from schemas.values import ErrorCode
 from streams.settings import Settings
 from streams.telemetry.metrics import ADVICE
 from streams.topics import AGENTS, all_topics
+from tests.support.permissions import PERMISSIONS
 
 ROOT = Path(__file__).parents[4]
 
@@ -117,3 +118,11 @@ def test_every_setting_metric_and_code_is_explained() -> None:
         assert f'<a id="{code}"></a>' in files["errors.md"]
     anchors = files["errors.md"].count("<a id=")
     assert anchors == len({part.split('"')[0] for part in files["errors.md"].split('<a id="')[1:]})
+
+
+def test_the_permissions_page_lists_every_endpoint() -> None:
+    """Each expected endpoint is one row, with its scope and a summary."""
+    rows = [line.strip("| ").split(" | ") for line in docs.permissions_page().splitlines() if line.startswith("| ")]
+    found = {(method, path.strip("`")): scope for method, path, scope, _ in rows[2:]}
+    assert found == {row: "public" if scope is None else f"`{scope}`" for row, scope in PERMISSIONS.items()}
+    assert all(summary for *_, summary in rows)
