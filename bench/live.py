@@ -21,7 +21,7 @@ from schemas.values import ErrorCode, StageReport, new_image_id
 from streams import topics
 from streams.kafka.messages import outgoing
 from streams.kafka.producer import EventProducer, open_producer
-from streams.process.http_server import make_room
+from streams.process.http_server import raise_file_limit
 from streams.settings import KafkaSettings
 
 LISTENERS = 1_000
@@ -70,7 +70,7 @@ def _resident_mb(system: RunningSystem) -> float:
 
 async def _measure(data_dir: Path) -> tuple[float, float, float]:
     """Return the MB that listeners add, the seconds until all were told, and the MB that as many after them add."""
-    make_room(LISTENERS)
+    raise_file_limit(LISTENERS)
     with tempfile.TemporaryDirectory() as folder:
         plan = SystemPlan(Path(folder) / "system", port=0, environment=models_of(Path(folder), data_dir))
         async with running_system(plan, lambda _line: None) as system:

@@ -1,17 +1,17 @@
-"""What can go wrong, sorted by what the runner does about it.
+"""Errors, sorted by how the runner handles them.
 
     DarkroomError
-    ├── Retryable          a dependency is away: try again here, then in a delay topic, then dead-letter
-    │   └── DependencyUnavailable     … Kafka, the object store or Qdrant did not answer
-    │       ├── AccessDenied      … it answered, and does not let us in: at start the process refuses to start
-    │       └── Unconfirmed        … Kafka was given events and did not confirm them: they may be in the log
-    ├── Malformed          these bytes are not our event: dead letter at once
-    ├── Gone               the object was deleted under us: drop the event, count it
-    ├── NotReady           a worker refuses to start: bad settings, missing topic, required model missing
-    ├── WorkerCrashed      an event killed its worker, twice: dead letter, without touching it again
-    └── Undeliverable      an output could not be delivered: exit, the supervisor restarts, Kafka redelivers
+    ├── Retryable                       retry in place, then in a delay topic, then dead-letter
+    │   └── DependencyUnavailable       … Kafka, the object store or Qdrant did not answer
+    │       ├── AccessDenied            … it answered and refused access: at start the process exits
+    │       └── DeliveryUnconfirmed     … Kafka did not confirm events it was sent: they may be in the log
+    ├── Malformed                       not an event of Darkroom: dead-letter at once
+    ├── ObjectGone                      the object was deleted meanwhile: drop the event, count it
+    ├── NotReady                        invalid settings, missing topic or required model: do not start
+    ├── WorkerCrashed                   the event crashed its worker twice: dead-letter without processing
+    └── Undeliverable                   an output could not be delivered: exit, restart, Kafka redelivers
 
-Anything else that a stage raises is our bug: dead letter, error metric, traceback in the log.
+Any other exception of a stage is a bug: dead letter, error metric, traceback in the log.
 A bad image is not an error but an outcome: `streams.stage.Reject`.
 """
 
@@ -21,7 +21,7 @@ import errno
 
 from schemas.values import ErrorCode
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a used-up quota say
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # full disk, exceeded quota
 
 
 class DarkroomError(Exception):
@@ -29,7 +29,7 @@ class DarkroomError(Exception):
 
 
 class Retryable(DarkroomError):
-    """Trying again may help. `after_s` is what the dependency asked for, if it asked."""
+    """A retry may help. `after_s` is the delay the dependency requested, if any."""
 
     def __init__(
         self, message: str, *, after_s: float | None = None, code: ErrorCode = ErrorCode.DEPENDENCY_UNAVAILABLE
@@ -40,19 +40,19 @@ class Retryable(DarkroomError):
 
 
 class DependencyUnavailable(Retryable):
-    """A service we depend on did not answer."""
+    """A dependency did not answer, or cannot serve the call now."""
 
 
 class AccessDenied(DependencyUnavailable):
-    """A service we depend on answered and does not let us do what we must: credentials, rights, read-only."""
+    """A dependency refused a required operation: wrong credentials, missing permission, read-only."""
 
 
 class DeliveryUnconfirmed(DependencyUnavailable):
-    """Kafka was given events and did not confirm all of them in time: any of them may be in the log all the same."""
+    """Kafka did not confirm all events in time; any of them may be in the log."""
 
 
 class Malformed(DarkroomError):
-    """Not an event we can read."""
+    """The event cannot be decoded."""
 
     def __init__(self, message: str, *, code: ErrorCode = ErrorCode.MALFORMED_EVENT) -> None:
         super().__init__(message)
@@ -60,11 +60,11 @@ class Malformed(DarkroomError):
 
 
 class ObjectGone(DarkroomError):
-    """The object an event speaks of is not there any more: its image was deleted or superseded."""
+    """The object an event names no longer exists: its image was deleted or superseded."""
 
 
 class NotReady(DarkroomError):
-    """The process must not start; the message names what is wrong and how to mend it."""
+    """The process must not start; the message names the problem and its remedy."""
 
 
 class Undeliverable(DarkroomError):
@@ -72,7 +72,7 @@ class Undeliverable(DarkroomError):
 
 
 class WorkerCrashed(DarkroomError):
-    """A worker died twice while this event was in flight, the second time alone."""
+    """The worker crashed twice while this event was in flight, the second time alone."""
 
     def __init__(self) -> None:
-        super().__init__("the worker died while this event was in flight, and again while it alone was")
+        super().__init__("the worker crashed while this event was in flight, and again while it processed it alone")

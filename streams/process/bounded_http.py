@@ -1,11 +1,10 @@
-"""One HTTP connection, with bounds that uvicorn has not: on the client's time, on what it sends, on how many there are.
+"""An HTTP/1.1 connection with limits that uvicorn lacks: on client timeouts, head size, and number of connections.
 
-A connection on which we wait for the client is cut after a while: for the whole head of a request, however slowly it
-trickles; for the rest of a body that was answered before its end; for the client to read what it was sent. A body
-that is read is bounded by whoever reads it.
+A connection is aborted when the client takes longer than `head_s` for the whole head of a request or for the rest of
+a body that was already answered, or longer than `read_s` to read its answer. The application limits bodies it reads.
 
-A client that is refused while it still sends is given that while, or some more bytes, to read why: closing at once
-would reset the connection, and the answer could be lost with it.
+A client that is still sending when it is refused gets `head_s` or `_LINGER_BYTES` more bytes to read the answer:
+closing at once would reset the connection, and the answer could be lost.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from streams.settings import Group
 log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5
-_LINGER_BYTES = 8 << 20  # what may be under way in buffers on both sides, and not much more
+_LINGER_BYTES = 8 << 20  # about what buffers on both sides contain
 _MEDIA_TYPE = "application/problem+json"
 
 
 class ServerSettings(Group):
-    """What bounds the connections of a gateway."""
+    """Limits on the connections of a gateway."""
 
     head_s: float = Field(
         10.0,
         gt=0,
-        description="seconds a client may take for a request's head, and for the rest of a refused body",
+        description="seconds a client may take to send a request's head, and the rest of a refused body",
     )
-    keep_alive_s: int = Field(15, ge=1, description="seconds a connection is kept without a request")
-    read_s: float = Field(60.0, gt=0, description="seconds a client may leave unread what it was sent")
-    max_connections: int = Field(4096, ge=1, description="connections at once; beyond it requests are answered 503")
-    max_head_bytes: int = Field(32_768, ge=4096, description="bytes of a request's line and headers together")
+    keep_alive_s: int = Field(15, ge=1, description="seconds an idle connection stays open")
+    read_s: float = Field(60.0, gt=0, description="seconds a client may take to read its answer")
+    max_connections: int = Field(4096, ge=1, description="concurrent connections; further requests are answered 503")
+    max_head_bytes: int = Field(32_768, ge=4096, description="bytes of a request's line and headers")
     max_headers: int = Field(100, ge=20, description="headers of a request")
 
 
 class _Transport:
-    """A transport that is closed when the client, which still sends, has read what it was answered."""
+    """A transport whose close waits for a client that is still sending to read the answer."""
 
     def __init__(
         self, transport: asyncio.Transport, still_sends: Callable[[], bool], linger: Callable[[], None]
@@ -60,11 +59,11 @@ class _Transport:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """Say whether nothing more can be written."""
+        """Return whether writing is no longer possible."""
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:
-        """Send what is left to be sent, then close; twice closes now."""
+        """Flush, then close; a second call closes at once."""
         if self.lingers or self._transport.is_closing() or not self._still_sends():
             self._transport.close()
             return
@@ -75,7 +74,7 @@ class _Transport:
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection under ServerSettings. Made anew for each connection by `protocol_with`."""
+    """A connection with the limits of ServerSettings."""
 
     settings = ServerSettings()
     transport: Any
@@ -91,14 +90,14 @@ class BoundedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._dropped = 0  # bytes that came after the answer
+        self._discarded = 0  # bytes received after the answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head; of one connection too many, answer its request 503."""
+        """Start the head timer; above `max_connections` answer 503."""
         lingering = _Transport(transport, self._still_sends, self._linger)
         super().connection_made(cast(asyncio.Transport, lingering))
         if len(self.connections) > 2 * self.settings.max_connections:
-            transport.abort()  # so many that even telling them would be too much
+            transport.abort()  # too many even to answer 503
         elif len(self.connections) > self.settings.max_connections:
             self.app = _overloaded
         else:
@@ -106,7 +105,7 @@ class BoundedProtocol(H11Protocol):
         self._wait_for_client()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Cancel all timers."""
         self._stop_waiting()
         for timer in (self._read_timer, self._linger_timer):
             if timer is not None:
@@ -114,45 +113,45 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; wait on if it was not all."""
+        """Parse received bytes, or discard them after a refusal."""
         if self.transport.lingers:
-            self._dropped += len(data)
-            if self._dropped > _LINGER_BYTES:
+            self._discarded += len(data)
+            if self._discarded > _LINGER_BYTES:
                 self.transport.abort()
             return
         super().data_received(data)
         self._wait_for_client()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, or wait for the rest of the body of this one."""
+        """Start the timer for the next head, or for the rest of this body."""
         super().on_response_complete()
         self._wait_for_client()
 
     def pause_writing(self) -> None:
-        """Begin to wait for the client to read."""
+        """Start the timer for the client to read."""
         super().pause_writing()
         if self._read_timer is None:
-            self._read_timer = self.loop.call_later(self.settings.read_s, self._cut, "did not read its answer")
+            self._read_timer = self.loop.call_later(self.settings.read_s, self._abort, "read its answer too slowly")
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Cancel the timer: the client has read."""
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
         super().resume_writing()
 
     def shutdown(self) -> None:
-        """End the connection, or let its request end it."""
+        """Close the connection, after its request if one is in progress."""
         if self.transport.lingers:
             self.transport.abort()
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP request, or has too long a head."""
+        """Answer 400 to bytes that are not an HTTP request, or whose head is too long."""
         body = _problem(ProblemCode.BAD_REQUEST, 400, "The request cannot be read", msg)
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            self.transport.close()  # in the middle of an answer
+            self.transport.close()  # an answer is already in progress
             return
         headers = [("content-type", _MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
@@ -175,21 +174,21 @@ class BoundedProtocol(H11Protocol):
         rest = self.conn.their_state is h11.SEND_BODY and answered
         if self.transport.is_closing() or not (heading or rest):
             self._stop_waiting()
-        elif self._head_timer is None:  # what trickles in does not begin the time anew
-            self._head_timer = self.loop.call_later(self.settings.head_s, self._cut, "did not send its request in time")
+        elif self._head_timer is None:  # partial data does not restart the timer
+            self._head_timer = self.loop.call_later(self.settings.head_s, self._abort, "sent its request too slowly")
 
     def _stop_waiting(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _cut(self, why: str) -> None:
-        log.info("a connection was cut: its client %s", why)
+    def _abort(self, why: str) -> None:
+        log.info("connection aborted: client %s", why)
         self.transport.abort()
 
 
 def protocol_with(settings: ServerSettings) -> type[BoundedProtocol]:
-    """Return the protocol class of a server with these settings: uvicorn makes its objects itself."""
+    """Return a protocol class with these settings, which uvicorn instantiates per connection."""
     return type("BoundedProtocol", (BoundedProtocol,), {"settings": settings})
 
 
@@ -201,7 +200,7 @@ def _within(settings: ServerSettings, app: Any) -> ASGIApp:
         if size <= settings.max_head_bytes and len(headers) <= settings.max_headers:
             await app(scope, receive, send)
             return
-        detail = f"At most {settings.max_headers} headers of {settings.max_head_bytes} bytes together."
+        detail = f"The limit is {settings.max_headers} headers and {settings.max_head_bytes} bytes."
         body = _problem(ProblemCode.HEADERS_TOO_LARGE, 431, "The head of the request is too large", detail)
         await _send(send, 431, body)
 
@@ -209,7 +208,7 @@ def _within(settings: ServerSettings, app: Any) -> ASGIApp:
 
 
 async def _overloaded(_scope: Scope, _receive: Receive, send: Send) -> None:
-    detail = "There are too many connections at this moment. Nothing was accepted or changed; try again."
+    detail = "Too many connections. Nothing was accepted or changed; try again."
     body = _problem(ProblemCode.OVERLOADED, 503, "Too much is asked at this moment", detail)
     await _send(send, 503, body, retry=True)
 

@@ -1,4 +1,4 @@
-"""Exit codes of Darkroom's processes, and immediate exits that lose no event."""
+"""Exit codes, and immediate exits that lose no event."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EXIT_FAUST_STOPPED = 72
 
 
 def exit_undeliverable(error: BaseException) -> None:
-    """Exit at once: going on would lose an event. Kafka redelivers to whoever comes next."""
-    log.critical("exiting, so that Kafka redelivers", error=repr(error))
+    """Exit at once, since continuing would lose an event; Kafka redelivers to the next consumer."""
+    log.critical("exiting so that Kafka redelivers", error=repr(error))
     sys.stderr.flush()
     os._exit(EXIT_UNDELIVERABLE)
 
 
 def exit_faust_stopped(stage: str) -> None:
-    """Exit at once: Faust stopped by itself, and a worker that consumes nothing must not look alive."""
+    """Exit at once, since a worker whose Faust stopped consumes nothing and must not appear alive."""
     log.critical("Faust stopped by itself", stage=stage)
     sys.stderr.flush()
     os._exit(EXIT_FAUST_STOPPED)

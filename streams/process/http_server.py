@@ -21,11 +21,11 @@ from streams.process.bounded_http import ServerSettings, protocol_with
 from streams.settings import WorkerSettings
 from streams.telemetry.health_board import Condition, HealthBoard
 
-OTHER_FILES = 1024  # beside connections of clients: spooled uploads, the store, Kafka, libraries
+OTHER_FILES = 1024  # open files besides client connections: spooled uploads, the store, Kafka, libraries
 
 
 def health_app(board: HealthBoard) -> Starlette:
-    """Return the app of a worker's health and metrics."""
+    """Return the health and metrics app of a worker."""
 
     async def live(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -43,9 +43,9 @@ def health_app(board: HealthBoard) -> Starlette:
 
 @asynccontextmanager
 async def serving(app: ASGIApp, host: str, port: int, settings: ServerSettings | None = None) -> AsyncIterator[int]:
-    """Serve an app in this loop; yields the port. Signals stay with whoever owns the process."""
+    """Serve an app in this event loop; yields the port. Installs no signal handlers."""
     settings = settings or ServerSettings()
-    make_room(settings.max_connections)
+    raise_file_limit(settings.max_connections)
     listener = socket.create_server((host, port), reuse_port=False, backlog=512)
     # asyncio sets this only on sockets made with an explicit protocol; without it each answer waits 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -65,7 +65,7 @@ async def serving(app: ASGIApp, host: str, port: int, settings: ServerSettings |
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     try:
-        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event to wait for
+        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         if task.done():
             await task
@@ -76,15 +76,15 @@ async def serving(app: ASGIApp, host: str, port: int, settings: ServerSettings |
         listener.close()
 
 
-def make_room(connections: int) -> None:
-    """Let this process have open files for so many connections, as far as it may: many systems begin with 1 024."""
+def raise_file_limit(connections: int) -> None:
+    """Raise the soft limit of open files (often 1 024) for that many connections, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        room = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 def serving_health(board: HealthBoard, settings: WorkerSettings) -> contextlib.AbstractAsyncContextManager[int]:
-    """Serve a worker's health and metrics where its settings say."""
+    """Serve a worker's health and metrics at the address in its settings."""
     return serving(health_app(board), settings.http_host, settings.http_port)

@@ -1,7 +1,7 @@
-"""The C allocator, told to give memory back: image buffers come and go by the tens of megabytes.
+"""Tunes glibc malloc to return freed image buffers (tens of megabytes) to the system.
 
-glibc raises its threshold for separate mappings as large blocks are freed, and keeps an arena per thread; freed image
-buffers then stay in the process. Fixed, both cost little and bound what a worker holds (mallopt(3)).
+By default glibc raises its mmap threshold as large blocks are freed, and uses an arena per thread; freed image buffers
+then stay in the process. Fixing both bounds a worker's memory at little cost (mallopt(3)).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import ctypes.util
 
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-MAP_FROM = 1 << 20  # bytes; larger blocks are mapped, and unmapped when freed
+MAP_FROM = 1 << 20  # bytes; larger blocks are mapped separately, and unmapped when freed
 ARENAS = 2
 
 
 def tune_malloc() -> bool:
-    """Set it up; False where the C library is another one, which has its own ways. Call before threads start."""
+    """Fix the mmap threshold and the number of arenas; False without glibc. Call before threads start."""
     name = ctypes.util.find_library("c")
     if name is None:
         return False

@@ -1,4 +1,4 @@
-"""Waiting for SIGTERM or SIGINT."""
+"""Waits for SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 
 async def until_signal() -> None:
     """Return on the first SIGTERM or SIGINT."""
-    asked = asyncio.Event()
+    signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    await asked.wait()
+        loop.add_signal_handler(number, signalled.set)
+    await signalled.wait()

@@ -1,4 +1,4 @@
-"""Start-up checks: what a process needs must be there and let us in, or it does not start and says what to change."""
+"""Start-up checks: a process whose dependencies are unavailable or refuse access exits and names the remedy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = structlog.get_logger(__name__)
 
 
 async def check_files(files: FileStore, settings: FilesSettings, *, pause_s: float = PAUSE_S) -> None:
-    """Prove that objects can be written, read and removed.
+    """Check that objects can be written, read and removed.
 
-    Raises NotReady when the store answers and refuses that; DependencyUnavailable when it did not answer several times.
+    Raises NotReady when the store refuses that; DependencyUnavailable when it did not answer in `TRIES` tries.
     """
     for tries in range(1, TRIES + 1):
         try:
@@ -28,7 +28,7 @@ async def check_files(files: FileStore, settings: FilesSettings, *, pause_s: flo
         except DependencyUnavailable as error:
             if tries == TRIES:
                 raise
-            log.warning("the object store does not answer yet", error=str(error))
+            log.warning("object store unavailable; retrying", error=str(error))
             await asyncio.sleep(pause_s)
         else:
             return
@@ -37,7 +37,7 @@ async def check_files(files: FileStore, settings: FilesSettings, *, pause_s: flo
 def _remedy(settings: FilesSettings) -> str:
     if settings.endpoint:
         return (
-            f"let the account of DARKROOM_FILES__ACCESS_KEY write, read and delete in bucket {settings.bucket} "
+            f"grant DARKROOM_FILES__ACCESS_KEY write, read and delete permission on bucket {settings.bucket} "
             "(DARKROOM_FILES__BUCKET)"
         )
-    return f"this process must be able to write and read in {settings.directory} (DARKROOM_FILES__DIRECTORY)"
+    return f"grant this process read and write permission on {settings.directory} (DARKROOM_FILES__DIRECTORY)"

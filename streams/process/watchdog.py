@@ -1,7 +1,7 @@
-"""The watchdog: a thread that sees what a stuck event loop cannot say, writes every stack to the log, and exits.
+"""The watchdog: a thread that detects a stuck worker, writes every stack to the log, and exits the process.
 
-Zombie workers (alive, assigned, not working) are the failure users of Kafka pipelines meet most; Kafka does not
-notice, because heartbeats come from another thread. So: exit, restart, redelivery.
+Zombie workers (alive, assigned, not processing) are a common failure of Kafka consumers that Kafka does not detect,
+because heartbeats come from another thread. The exit leads to a restart and redelivery.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Check = Callable[[], str | None]
 
 @dataclass(frozen=True, slots=True)
 class WatchdogSettings:
-    """Limits, seconds."""
+    """Limits in seconds, and the process name in the metric."""
 
     process: str
     loop_lag_s: float = 10.0
@@ -36,19 +36,19 @@ class WatchdogSettings:
 
 
 class Watchdog:
-    """Watches one event loop and any number of checks; a check returns what is wrong, or None."""
+    """Monitors one event loop and any number of checks; a check returns a problem or None."""
 
     def __init__(
         self,
         settings: WatchdogSettings,
         *,
         checks: tuple[Check, ...] = (),
-        leave: Callable[[int], None] = os._exit,
+        exit_process: Callable[[int], None] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._checks = checks
-        self._leave = leave
+        self._exit_process = exit_process
         self._clock = clock
         self._beat = clock()
         self._stop = threading.Event()
@@ -57,7 +57,7 @@ class Watchdog:
 
     async def __aenter__(self) -> Watchdog:
         self._beat = self._clock()
-        self._pulse = asyncio.create_task(self._beating(), name="watchdog-pulse")
+        self._pulse = asyncio.create_task(self._beat_forever(), name="watchdog-pulse")
         self._thread.start()
         return self
 
@@ -68,7 +68,7 @@ class Watchdog:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pulse
 
-    async def _beating(self) -> None:
+    async def _beat_forever(self) -> None:
         while True:
             late = self._clock() - self._beat - self._settings.interval_s / 2
             metrics.WATCHDOG_LAG.labels(self._settings.process).set(max(0.0, late))
@@ -78,10 +78,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(self._settings.interval_s):
             lag = self._clock() - self._beat
-            problem = f"the event loop is stuck for {lag:.0f} s" if lag > self._settings.loop_lag_s else None
+            problem = f"event loop blocked for {lag:.0f} s" if lag > self._settings.loop_lag_s else None
             problem = problem or next((found for check in self._checks if (found := check())), None)
             if problem:
-                log.critical("watchdog: leaving, so that somebody else does the work", problem=problem)
+                log.critical("watchdog: worker stuck; exiting", problem=problem)
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
-                self._leave(EXIT_STUCK)
+                self._exit_process(EXIT_STUCK)
                 return

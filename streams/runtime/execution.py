@@ -16,7 +16,7 @@ from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import NO_ROOM, DependencyUnavailable, Retryable
+from streams.errors import DISK_FULL, DependencyUnavailable, Retryable
 from streams.kafka.producer import Deliverer
 from streams.object_store.keys import result_key
 from streams.object_store.original_references import add_reference
@@ -123,7 +123,7 @@ async def _one_try(
     except TimeoutError:
         answer = Retryable(f"deadline of {settings.deadline_s} s exceeded", code=ErrorCode.DEADLINE_EXCEEDED)
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             return DependencyUnavailable(f"the worker's own disk is full: {error}")
         return error
     except Exception as error:  # a DarkroomError selects what follows; any other is a bug of the stage: dead letter

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from schemas.events.envelope import Record
-from streams.errors import NO_ROOM
+from streams.errors import DISK_FULL
 
 SUFFIX = ".at-work"
 log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class PoisonEventTracker:
             finally:
                 os.close(file)
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in DISK_FULL:
                 raise
             # Processing may still succeed; only a crash from here on is not counted.
             log.warning("disk full; crash marker not written", error=str(error))

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import NO_ROOM, DependencyUnavailable, NotReady
+from streams.errors import DISK_FULL, DependencyUnavailable, NotReady
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
@@ -182,7 +182,7 @@ def _markers(stack: AsyncExitStack, agent: str, settings: Settings) -> PoisonEve
     try:
         markers = stack.enter_context(poison_event_tracker(folder, agent, limit=settings.worker.crash_limit))
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise DependencyUnavailable(f"disk full: {folder} (DARKROOM_WORKER__STATE_DIR)") from error
         raise NotReady(f"DARKROOM_WORKER__STATE_DIR: {folder} is not usable: {error}") from error
     if suspects := markers.suspects():
@@ -333,7 +333,7 @@ async def _publish_degraded(
     temporary = breakers.names() if breakers is not None else frozenset()
     while True:
         try:
-            await control.say_degraded(agent, health.degraded(without=temporary))
+            await control.set_degraded(agent, health.degraded(without=temporary))
         except DependencyUnavailable as error:
             log.warning("cannot store whether the agent is degraded", stage=agent, error=str(error))
             await asyncio.sleep(settings.control_interval_s)

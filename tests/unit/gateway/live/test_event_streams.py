@@ -24,7 +24,7 @@ from streams.object_store.factory import open_files
 from streams.object_store.keys import receipt_key
 from streams.object_store.protocol import FileStore
 from streams.object_store.tombstones import Tombstones
-from streams.process.http_server import make_room, serving
+from streams.process.http_server import raise_file_limit, serving
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
@@ -339,7 +339,7 @@ async def test_a_stream_ends_after_a_while_to_be_asked_for_again(tmp_path: Path)
 
 async def test_very_many_listeners_are_all_told(tmp_path: Path) -> None:
     """Five hundred connections to one process hear the same event, each once."""
-    make_room(2 * MANY)
+    raise_file_limit(2 * MANY)
     feed = MemoryFeed(LiveSettings(max_listeners=MANY))
     async with built(tmp_path, feed) as house, AsyncExitStack() as stack:
         port = house.client.base_url.port

@@ -1,4 +1,4 @@
-"""What a process looks at before it starts: unsafe settings and a store that does not let it write."""
+"""Start-up checks: unsafe settings and a store that refuses writes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ NOBODY = 65534
 
 def changed(**groups: dict[str, Any]) -> Settings:
     """Return the default settings with some of their groups' fields changed."""
-    plain = Settings()
-    return plain.model_copy(
-        update={name: getattr(plain, name).model_copy(update=fields) for name, fields in groups.items()}
+    defaults = Settings()
+    return defaults.model_copy(
+        update={name: getattr(defaults, name).model_copy(update=fields) for name, fields in groups.items()}
     )
 
 
 @pytest.mark.parametrize("agent", pipeline.STAGES)
-def test_what_darkroom_ships_with_is_safe(agent: str) -> None:
+def test_default_settings_are_safe(agent: str) -> None:
     """The defaults of every agent and of the gateways pass."""
     check_safe(Settings(), agent, pipeline.stage(agent).settings())
     check_gateway(Settings(), GatewaySettings())
@@ -57,7 +57,7 @@ def test_what_darkroom_ships_with_is_safe(agent: str) -> None:
     ],
 )
 def test_settings_in_use_are_safe(groups: dict[str, dict[str, Any]]) -> None:
-    """Production's replication and the short times of tests and of one machine are allowed."""
+    """The replication of production and the short times of tests and single machines pass."""
     check_safe(changed(**groups), "resizer", StageSettings())
 
 
@@ -81,14 +81,14 @@ def test_settings_in_use_are_safe(groups: dict[str, dict[str, Any]]) -> None:
         ({"breaker": {"slow_s": 61.0}, "qdrant": {"timeout_s": 61.0}}, "QDRANT__TIMEOUT_S"),
     ],
 )
-def test_unsafe_settings_are_refused_by_name(groups: dict[str, dict[str, Any]], named: str) -> None:
-    """Settings under which events could be lost or work go on for ever are refused, naming the variable to change."""
+def test_unsafe_settings_are_rejected_by_name(groups: dict[str, dict[str, Any]], named: str) -> None:
+    """Settings under which events could be lost or retried endlessly are rejected, naming the variable to change."""
     with pytest.raises(NotReady, match=f"DARKROOM_{named}"):
         check_safe(changed(**groups), "resizer", StageSettings())
 
 
-def test_all_that_is_unsafe_is_named_at_once() -> None:
-    """Who mends one setting does not find the next only at the next start."""
+def test_all_unsafe_settings_are_named_at_once() -> None:
+    """The error names every unsafe setting, not only the first."""
     with pytest.raises(NotReady) as refused:
         check_safe(changed(kafka={"min_insync": 2}, worker={"drain_s": 70.0}, retry={"tiers": {"30s": 0}}))
     for named in ("KAFKA__MIN_INSYNC", "WORKER__DRAIN_S", "RETRY__TIERS"):
@@ -104,15 +104,15 @@ def test_all_that_is_unsafe_is_named_at_once() -> None:
         ({"query_timeout_s": 1.0}, "QUERY_TIMEOUT_S"),
     ],
 )
-def test_a_gateway_refuses_times_that_do_not_fit(own: dict[str, float], named: str) -> None:
-    """A gateway that could refuse what Kafka still takes, or never learn that a store hangs, does not start."""
+def test_a_gateway_rejects_inconsistent_timeouts(own: dict[str, float], named: str) -> None:
+    """A gateway rejects timeouts under which a refused upload could reach Kafka, or a hanging store go undetected."""
     with pytest.raises(NotReady, match=f"DARKROOM_GATEWAY__{named}"):
         check_gateway(Settings(), GatewaySettings(**own))
 
 
 @pytest.mark.parametrize("command", [["agent", "resizer"], ["router"], ["gateway"], ["query"], ["core"]])
-def test_every_process_refuses_unsafe_settings(command: list[str], tmp_path: Path) -> None:
-    """No process starts on unsafe settings: it exits 2 with the variable in the last line of its log."""
+def test_every_process_rejects_unsafe_settings(command: list[str], tmp_path: Path) -> None:
+    """With unsafe settings every process exits 2 and names the variable in the last line of its log."""
     done = subprocess.run(
         [sys.executable, "-m", "darkroom", *command],
         env={
@@ -133,8 +133,8 @@ def test_every_process_refuses_unsafe_settings(command: list[str], tmp_path: Pat
 
 
 @contextmanager
-def somebody_else(*folders: Path) -> Iterator[None]:
-    """Take the right to write in folders away from this process, also if it is root."""
+def read_only(*folders: Path) -> Iterator[None]:
+    """Revoke this process's write permission on folders, also if it runs as root."""
     modes = [folder.stat().st_mode for folder in folders]
     for folder in folders:
         folder.chmod(0o555)
@@ -150,30 +150,30 @@ def somebody_else(*folders: Path) -> Iterator[None]:
             folder.chmod(mode)
 
 
-async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """A read-only folder of objects stops the start and names the variable, also when all folders are there."""
+async def test_a_read_only_folder_is_rejected(tmp_path: Path) -> None:
+    """A read-only object folder prevents the start and names the variable, also when all its folders exist."""
     settings = FilesSettings(directory=tmp_path / "objects", bucket="b")
     (tmp_path / "objects").mkdir()
-    with somebody_else(tmp_path / "objects"), pytest.raises(NotReady, match="DARKROOM_FILES__DIRECTORY"):
+    with read_only(tmp_path / "objects"), pytest.raises(NotReady, match="DARKROOM_FILES__DIRECTORY"):
         async with open_files(settings):
             pass
     async with open_files(settings) as files:
         await check_files(files, settings)
         parts = [tmp_path / "objects" / "b" / part for part in ("data", "meta", "tmp")]
-        with somebody_else(*parts), pytest.raises(NotReady, match="DARKROOM_FILES__DIRECTORY"):
+        with read_only(*parts), pytest.raises(NotReady, match="DARKROOM_FILES__DIRECTORY"):
             await check_files(files, settings)
 
 
-async def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    """A path that is a file cannot hold objects: waiting would not help."""
+async def test_a_file_in_place_of_the_folder_is_rejected(tmp_path: Path) -> None:
+    """A path that is a file raises NotReady, since a retry would not help."""
     (tmp_path / "objects").write_bytes(b"")
     with pytest.raises(NotReady, match="DARKROOM_FILES__DIRECTORY"):
         async with open_files(FilesSettings(directory=tmp_path / "objects")):
             pass
 
 
-async def test_a_bucket_that_cannot_be_written_is_refused() -> None:
-    """An account that may look at the bucket but not write in it stops the start; it is said what it needs."""
+async def test_a_read_only_bucket_is_rejected() -> None:
+    """An account without write permission on the bucket prevents the start; the message names the permission."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
@@ -197,8 +197,8 @@ async def test_a_bucket_that_cannot_be_written_is_refused() -> None:
                 await check_files(files, settings)
 
 
-class Reluctant:
-    """A store of which only the check is asked: it fails so often before it answers."""
+class FailingStore:
+    """A store whose check fails a number of times; it supports nothing else."""
 
     def __init__(self, failures: int, error: Exception) -> None:
         self.left = failures
@@ -214,12 +214,12 @@ class Reluctant:
             raise self.error
 
 
-async def test_a_store_that_stumbles_is_asked_again() -> None:
-    """One failed answer ends no start; a store that is away does, in the way that is started again."""
-    await check_files(Reluctant(2, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
+async def test_the_store_check_is_retried() -> None:
+    """A failed check is retried; repeated failures raise DependencyUnavailable, a refusal raises NotReady at once."""
+    await check_files(FailingStore(2, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
     with pytest.raises(DependencyUnavailable, match="busy"):
-        await check_files(Reluctant(9, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
-    once = Reluctant(9, AccessDenied("read-only"))
+        await check_files(FailingStore(9, DependencyUnavailable("busy")).store(), FilesSettings(), pause_s=0)
+    once = FailingStore(9, AccessDenied("read-only"))
     with pytest.raises(NotReady, match="read-only"):
         await check_files(once.store(), FilesSettings(), pause_s=0)
     assert once.left == 8
@@ -227,12 +227,12 @@ async def test_a_store_that_stumbles_is_asked_again() -> None:
 
 @pytest.mark.parametrize("model", manifest(), ids=lambda model: model.name)
 async def test_a_tampered_model_is_not_loaded(model: Model, tmp_path: Path) -> None:
-    """A file that is not the manifest's is never loaded: its agent skips and says why, or refuses to start at all."""
+    """A file whose sha256 is not the manifest's is not loaded: its agent skips with a reason, or does not start."""
     (tmp_path / model.file).write_bytes(b"not the weights")
     models = ModelsSettings(dir=tmp_path, cache=tmp_path / "cache", download=False)
     board = HealthBoard()
-    resources = Resources(Settings(), Reluctant(0, OSError()).store(), board)
-    if model.package is not None:  # a package that brings the right file makes up for the wrong one
+    resources = Resources(Settings(), FailingStore(0, OSError()).store(), board)
+    if model.package is not None:  # a package that contains the right file would replace the wrong one
         model = replace(model, package=None)
 
     def build() -> Path:

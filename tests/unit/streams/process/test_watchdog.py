@@ -1,4 +1,4 @@
-"""The watchdog: a stuck worker leaves, so that somebody else does its work."""
+"""The watchdog: a stuck worker exits, so that its partitions are reassigned."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from streams.process.watchdog import EXIT_STUCK, Watchdog, WatchdogSettings
 
 
 async def test_a_blocked_event_loop_ends_the_process() -> None:
-    """A loop that does not turn cannot say so itself: the thread does, with the exit code of a stuck worker."""
-    left: list[int] = []
-    async with Watchdog(WatchdogSettings("test", loop_lag_s=0.2, interval_s=0.05), leave=left.append):
-        time.sleep(0.6)  # what must never happen in a worker
-    assert left == [EXIT_STUCK]
+    """The watchdog thread exits the process with the code of a stuck worker."""
+    exits: list[int] = []
+    async with Watchdog(WatchdogSettings("test", loop_lag_s=0.2, interval_s=0.05), exit_process=exits.append):
+        time.sleep(0.6)  # blocks the event loop
+    assert exits == [EXIT_STUCK]
 
 
 async def test_a_failing_check_ends_the_process() -> None:
-    """Work in flight for too long, or lag without a fetch, is reason enough."""
-    left = threading.Event()
+    """A check that returns a problem ends the process."""
+    exited = threading.Event()
     watchdog = Watchdog(
         WatchdogSettings("test", interval_s=0.02),
-        checks=(lambda: None, lambda: "work is in flight for 900 s"),
-        leave=lambda _code: left.set(),
+        checks=(lambda: None, lambda: "an event is in flight for 900 s"),
+        exit_process=lambda _code: exited.set(),
     )
     async with watchdog:
-        assert await asyncio.to_thread(left.wait, 5)
+        assert await asyncio.to_thread(exited.wait, 5)
 
 
-async def test_a_worker_that_does_well_is_left_alone() -> None:
-    """No false alarm: neither a turning loop nor a content check ends anything."""
-    left: list[int] = []
-    asked = threading.Event()
+async def test_a_healthy_worker_keeps_running() -> None:
+    """A running event loop and a check without a problem do not end the process."""
+    exits: list[int] = []
+    checked = threading.Event()
 
-    def content() -> None:
-        asked.set()
+    def passing() -> None:
+        checked.set()
 
-    async with Watchdog(WatchdogSettings("test", interval_s=0.01), checks=(content,), leave=left.append):
-        assert await asyncio.to_thread(asked.wait, 5)
-    assert left == []
+    async with Watchdog(WatchdogSettings("test", interval_s=0.01), checks=(passing,), exit_process=exits.append):
+        assert await asyncio.to_thread(checked.wait, 5)
+    assert exits == []
