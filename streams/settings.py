@@ -1,4 +1,4 @@
-"""Settings every process shares: one frozen class per component, read from DARKROOM_* once at start."""
+"""Settings shared by all processes: one frozen class per component, read from DARKROOM_* once at start."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Group(BaseModel):
 
 
 class KafkaSettings(Group):
-    """How to reach Kafka and how topics are made."""
+    """Connection to Kafka, and how topics are created."""
 
     bootstrap: str = Field("127.0.0.1:9092", description="host:port, comma separated")
-    prefix: str = Field("darkroom.", description="before every topic and consumer group name")
+    prefix: str = Field("darkroom.", description="prefix of every topic and consumer group name")
     partitions: int = Field(4, ge=1, description="partitions of every keyed topic; set once (24 in production)")
     replication: int = Field(1, ge=1, description="replication factor of created topics (3 in production)")
     min_insync: int = Field(1, ge=1, description="min.insync.replicas of created topics (2 in production)")
     request_timeout_s: float = Field(30.0, gt=0, description="seconds a produce or admin request may take")
 
     def topic(self, name: str) -> str:
-        """Return the name on the broker of a logical topic."""
+        """Return a logical topic's name on the broker."""
         return self.prefix + name
 
     def logical(self, topic: str) -> str:
-        """Return the logical name of a topic on the broker."""
+        """Return the logical name of a broker's topic."""
         return topic.removeprefix(self.prefix)
 
     def group(self, agent: str) -> str:
@@ -40,13 +40,13 @@ class KafkaSettings(Group):
 
 
 class FilesSettings(Group):
-    """Where objects are kept: an S3 endpoint when given, else a directory."""
+    """Where objects are stored: an S3 endpoint if given, else a directory."""
 
     endpoint: str | None = Field(None, description="S3 endpoint as host:port; empty = the directory below")
     public_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^/\s?#]+/?$",
-        description="URL of the S3 endpoint as clients outside reach it, for what is presigned; empty = the endpoint",
+        description="URL of the S3 endpoint for external clients, used in presigned URLs; empty = the endpoint",
     )
     access_key: str | None = Field(None, description="S3 access key")
     secret_key: SecretStr | None = Field(None, description="S3 secret key")
@@ -59,7 +59,7 @@ class FilesSettings(Group):
 
 
 class QdrantSettings(Group):
-    """Where the read model is kept: a server when a URL is given, else in this process."""
+    """Where the read model is stored: a server if a URL is given, else in this process."""
 
     url: str | None = Field(None, description="Qdrant server URL; empty = in process")
     api_key: SecretStr | None = Field(None, description="Qdrant API key")
@@ -71,81 +71,81 @@ class QdrantSettings(Group):
 class RetrySettings(Group):
     """Tries in place, then the delay topics, then the dead letters."""
 
-    in_place_tries: int = Field(3, ge=1, description="tries before the event leaves for a delay topic")
+    in_place_tries: int = Field(3, ge=1, description="tries before the event moves to a delay topic")
     in_place_total_s: float = Field(3.0, ge=0, description="seconds all tries in place may take together")
     backoff_s: float = Field(0.2, gt=0, description="first pause between tries; doubles, with jitter")
     tiers: dict[str, float] = Field(DELAY_TIERS, description="delay topic name -> seconds; names are fixed")
 
 
 class BreakerSettings(Group):
-    """When a dependency that fails is left alone, and how long work waits for it."""
+    """When a circuit breaker opens, and how long events wait for it to close."""
 
-    failures: int = Field(5, ge=1, description="failures in a row after which a dependency is left alone")
-    open_s: float = Field(30.0, gt=0, description="seconds it is left alone, before one call asks it again")
-    slow_s: float = Field(5.0, gt=0, description="a call given up after so many seconds counts as a failure")
+    failures: int = Field(5, ge=1, description="failures in a row that open the circuit breaker of a dependency")
+    open_s: float = Field(30.0, gt=0, description="seconds a breaker stays open before one call probes the dependency")
+    slow_s: float = Field(5.0, gt=0, description="a call cancelled after so many seconds counts as a failure")
     gate_s: float = Field(
-        45.0, ge=0, description="seconds an event waits for a dependency that is left alone, before it is tried anyway"
+        45.0, ge=0, description="seconds an event waits for an open breaker before it is processed anyway"
     )
 
 
 class LimitSettings(Group):
-    """When an agent stops itself, because its dead letters say that something is broken."""
+    """How many dead letters stop an agent."""
 
-    window: int = Field(100, ge=1, description="events looked back on")
-    share: float = Field(0.2, gt=0, le=1, description="of the window; more dead letters than this stop the agent")
-    in_a_row: int = Field(50, ge=1, description="dead letters one after the other that stop the agent")
+    window: int = Field(100, ge=1, description="number of most recent events considered")
+    share: float = Field(0.2, gt=0, le=1, description="share of dead letters in the window above which the agent stops")
+    in_a_row: int = Field(50, ge=1, description="consecutive dead letters that stop the agent")
 
 
 class WorkerSettings(Group):
-    """What bounds one worker process."""
+    """Addresses and limits of one worker process."""
 
     http_host: str = Field("127.0.0.1", description="address of health and metrics (0.0.0.0 in containers)")
     http_port: int = Field(0, ge=0, description="port of health and metrics; 0 = any free one, written to the log")
-    drain_s: float = Field(40.0, gt=0, description="seconds SIGTERM waits for work in flight")
-    session_timeout_s: float = Field(30.0, gt=0, description="Kafka session timeout: takeover after kill -9")
+    drain_s: float = Field(40.0, gt=0, description="seconds to finish events in flight after SIGTERM")
+    session_timeout_s: float = Field(30.0, gt=0, description="Kafka session timeout, seconds: takeover after kill -9")
     rebalance_timeout_s: float = Field(60.0, gt=0, description="Kafka rebalance timeout")
     max_poll_interval_s: float = Field(600.0, gt=0, description="Kafka max.poll.interval")
     commit_interval_s: float = Field(1.0, gt=0, description="seconds between offset commits")
-    loop_lag_s: float = Field(10.0, gt=0, description="watchdog: event loop stuck this long = exit")
+    loop_lag_s: float = Field(10.0, gt=0, description="watchdog: seconds of a blocked event loop before exit")
     state_dir: Path = Field(
-        Path("/tmp/darkroom-state"),  # noqa: S108 - asking for the temporary folder would write, where one may not
+        Path("/tmp/darkroom-state"),  # noqa: S108 - tempfile.gettempdir() writes, which may not be permitted
         description="folder for crash markers; must outlive the process, need not outlive the machine",
     )
-    crash_limit: int = Field(2, ge=2, description="deaths of its worker that make an event a dead letter")
-    control_interval_s: float = Field(3.0, gt=0, description="seconds between looks whether the agent may consume")
-    stuck_fetch_s: float = Field(120.0, gt=0, description="watchdog: lag but no fetch this long = exit")
+    crash_limit: int = Field(2, ge=2, description="worker crashes after which an event is dead-lettered")
+    control_interval_s: float = Field(3.0, gt=0, description="seconds between checks whether the agent is paused")
+    stuck_fetch_s: float = Field(120.0, gt=0, description="watchdog: seconds of lag without a fetch before exit")
 
 
 class ModelsSettings(Group):
-    """Where weights are looked for and how they are run."""
+    """Where model weights are stored, and how models run."""
 
-    dir: Path | None = Field(None, description="an operator's own folder of weights, looked at first")
+    dir: Path | None = Field(None, description="an operator's own folder of weights, searched first")
     cache: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "darkroom" / "models",
         description="downloaded and converted weights",
     )
-    download: bool = Field(True, description="download what is missing from its official source, verified")
+    download: bool = Field(True, description="download missing weights from their official source, verified")
     backend: str = Field("auto", description="auto (OpenVINO on CPU, torch on CUDA), openvino or torch")
     threads: int = Field(0, ge=0, description="CPU threads one model may use; 0 = all cores")
 
 
 class LaneSettings(Group):
-    """How many images of the bulk lane are let into the pipeline, beside those that are waited for."""
+    """How many images of the bulk lane are in the pipeline, next to interactive ones."""
 
     target_delay_s: float = Field(
-        2.5, gt=0, description="seconds of work the bulk lane keeps in the pipeline: what a single upload waits"
+        2.5, gt=0, description="seconds of bulk work kept in the pipeline: the delay it adds to a single upload"
     )
-    max_in_flight: int = Field(200, ge=2, description="bulk images in the pipeline at most, whatever its rate")
-    beside_interactive: int = Field(1, ge=1, description="the same, while interactive images came lately")
-    quiet_s: float = Field(10.0, ge=0, description="seconds without an interactive image after which none is expected")
+    max_in_flight: int = Field(200, ge=2, description="maximum of bulk images in the pipeline, whatever its rate")
+    beside_interactive: int = Field(1, ge=1, description="the same, while interactive images arrive")
+    quiet_s: float = Field(10.0, ge=0, description="seconds without an interactive image that end that limit")
     starve_s: float = Field(
         5.0,
         gt=0,
-        description="seconds after which one bulk image goes on, interactive ones or not; twice that, beside one",
+        description="seconds after which one bulk image is admitted despite interactive ones; doubled beside another",
     )
-    slot_s: float = Field(60.0, gt=0, description="seconds after which an image counts as no longer in the pipeline")
-    read_ahead: int = Field(20_000, ge=1, description="events read ahead to find the next owner's")
-    read_ahead_bytes: int = Field(64_000_000, ge=1_000_000, description="bytes of them at most")
+    slot_s: float = Field(60.0, gt=0, description="seconds after which an image no longer counts as in the pipeline")
+    read_ahead: int = Field(20_000, ge=1, description="events read ahead to find those of other owners")
+    read_ahead_bytes: int = Field(64_000_000, ge=1_000_000, description="maximum bytes of events read ahead")
 
 
 class TelemetrySettings(Group):
@@ -156,7 +156,7 @@ class TelemetrySettings(Group):
 
 
 class Settings(BaseSettings):
-    """Everything above, from the environment. Invalid settings exit 2 and name the variable."""
+    """All groups, read from the environment. Invalid settings exit 2 and name the variable."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True

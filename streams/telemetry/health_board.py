@@ -1,4 +1,4 @@
-"""Health: what a process says of itself. The board is written by whoever knows, and read over HTTP."""
+"""Health of a process: its components write their condition to a board, which is served over HTTP."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from enum import StrEnum
 
 
 class Condition(StrEnum):
-    """How well one part of a process does."""
+    """Condition of one part of a process."""
 
     OK = "ok"
-    DEGRADED = "degraded"  # works, with less than it should: a model is missing, its stage skips
-    UNREADY = "unready"  # must not be given work
+    DEGRADED = "degraded"  # works with reduced function: a model is missing, its stage skips
+    UNREADY = "unready"  # must not receive work
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One line of the board."""
+    """Condition of one part, with a detail."""
 
     condition: Condition
     detail: str
@@ -26,13 +26,13 @@ class Note:
 
 @dataclass(slots=True)
 class HealthBoard:
-    """What each part of this process says of itself, by part. Safe to write from any thread."""
+    """Conditions of this process by part. Thread-safe."""
 
     notes: dict[str, Note] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def say(self, part: str, condition: Condition, detail: str = "") -> None:
-        """Replace what is known of a part."""
+        """Set the condition of a part."""
         with self._lock:
             self.notes[part] = Note(condition, detail)
 
@@ -51,11 +51,11 @@ class HealthBoard:
             return {part: {"state": note.condition.value, "detail": note.detail} for part, note in self.notes.items()}
 
     def degraded(self, *, without: Collection[str] = ()) -> str | None:
-        """Return what the degraded parts say, all `without` these, None when there is none."""
+        """Return the details of the degraded parts except those in `without`, None if there is none."""
         with self._lock:
-            said = [
+            details = [
                 note.detail
                 for part, note in self.notes.items()
                 if note.condition is Condition.DEGRADED and part not in without
             ]
-        return "; ".join(said) or None
+        return "; ".join(details) or None

@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, with stage, image and trace; JSON in services, readable on a terminal."""
+"""Structured logs: one line per event, with stage, image and trace; JSON in services, readable on a terminal."""
 
 from __future__ import annotations
 

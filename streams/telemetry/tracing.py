@@ -1,4 +1,4 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context/): one trace per image, one span per piece of work."""
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/): one trace per image, one span per event."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def trace_id(traceparent: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the event in hand came from: its trace, its first place in the log, and when the log took it."""
+    """Origin of the current event: its trace, its first position in the log, and its timestamp there."""
 
     trace_id: str | None
     topic: str
     partition: str
     offset: str
-    taken_ms: int  # unix milliseconds; 0 = not known
+    taken_ms: int  # unix milliseconds; 0 = unknown
 
 
-_IN_HAND: ContextVar[Origin | None] = ContextVar("origin of the event in hand", default=None)
+_CURRENT: ContextVar[Origin | None] = ContextVar("origin of the current event", default=None)
 
 
 @contextmanager
 def origin_scope(origin: Origin) -> Iterator[None]:
-    """Let whoever works on an event know where it came from."""
-    token = _IN_HAND.set(origin)
+    """Set the origin of the current event for the code that processes it."""
+    token = _CURRENT.set(origin)
     try:
         yield
     finally:
-        _IN_HAND.reset(token)
+        _CURRENT.reset(token)
 
 
 def current_origin() -> Origin | None:
-    """Return where the event that is worked on came from; None outside of such work."""
-    return _IN_HAND.get()
+    """Return the origin of the current event; None outside of event processing."""
+    return _CURRENT.get()
