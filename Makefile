@@ -50,11 +50,11 @@ endif
 services: setup ## download Kafka and build MinIO into the cache, once
 	@$(RUN) python -m infra.local install --minio
 
-test: setup services ## all tests: on real Kafka, real MinIO, real images
-	$(RUN) pytest $(ARGS)
+test: setup services ## all tests, in parallel: on real Kafka, real MinIO, real images
+	$(RUN) python -m tests $(ARGS)
 
 test-unit: setup ## the tests that start no service
-	$(RUN) pytest tests/unit $(ARGS)
+	$(RUN) pytest -n 2 --dist loadgroup tests/unit $(ARGS)
 
 e2e: setup services ## only the tests of the whole pipeline, every agent its own process
 	$(RUN) pytest tests/e2e $(ARGS)
@@ -77,7 +77,7 @@ check: setup ## format, lint, types, import rules, deployment files, generated d
 	$(RUN) python -m darkroom.generate.docs --check
 	$(RUN) python -m darkroom.generate.deployment --check
 
-format: setup ## format the code and mend what ruff can
+format: setup ## format the code and fix what ruff can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
@@ -89,5 +89,5 @@ docs: setup ## write the generated documents and deployment files again
 	$(RUN) python -m darkroom.generate.deployment
 
 clean: ## remove data, logs and caches of this checkout (not the cache shared by all)
-	rm -rf .darkroom .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	rm -rf .darkroom .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

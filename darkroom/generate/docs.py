@@ -47,6 +47,7 @@ def reference() -> dict[str, str]:
     files["metrics.md"] = metrics_page()
     files["errors.md"] = errors_page()
     files["permissions.md"] = permissions_page()
+    files["stages.md"] = stages_page()
     return files
 
 
@@ -64,6 +65,26 @@ def event_schema(kind: type[Event]) -> dict[str, JsonValue]:
 def stages() -> dict[str, Stage[Any, Any, Any]]:
     """Return the stages of this build, in the order of the pipeline."""
     return {name: stage(name) for name in STAGES}
+
+
+def stages_page() -> str:
+    """Return the table of stages: topics, what they store, what their containers need."""
+    head = ("Stage", "Version", "Reads", "Writes", "Image", "CPU", "Memory", "Lag per replica")
+    text = [
+        "# Stages\n\n" + MADE,
+        "In pipeline order. Memory is what a pod requests and its limit; a replica is added for each so many waiting "
+        "events. How to add a stage: [CONTRIBUTING.md](../CONTRIBUTING.md).\n\n",
+        _table(head, map(_stage_row, stages().values())),
+    ]
+    return "".join(text)
+
+
+def _stage_row(found: Stage[Any, Any, Any]) -> tuple[str, ...]:
+    own = found.deployment
+    topics = (", ".join(f"`{topic.name}`" for topic in side) for side in (found.consumes, found.emits))
+    image = "darkroom:ml" if own.models else "darkroom:slim"
+    memory = f"{own.memory} to {own.memory_limit}"
+    return (f"`{found.name}`", found.version, *topics, image, own.cpu, memory, str(own.lag_per_replica))
 
 
 def events_page() -> str:

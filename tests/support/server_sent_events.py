@@ -48,7 +48,7 @@ class Source:
 
     async def next(self) -> Sse | None:
         """Return the next event; None at the end of the stream. HTML, section 9.2.6."""
-        name, data = "message", []
+        name, data = "message", list[str]()
         async for line in self._lines:
             if line == "":
                 if data:

@@ -1,0 +1,69 @@
+"""Runs all tests, layer by layer: `python -m tests [pytest options]`. Prints the wall time and result of each layer.
+
+The workers of a layer are processes of pytest-xdist, each with its own Kafka, MinIO and folders: `kafka` and `minio`
+are session fixtures, and every worker is a session. The tests of a file stay on one worker (tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NO_TESTS = 5  # pytest's exit code when a selection such as `-k` leaves a layer empty
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Folders that are run together, and by how many workers; 0 runs them in pytest's own process."""
+
+    folders: tuple[str, ...]
+    workers: int
+    options: tuple[str, ...] = ()
+
+
+COVERAGE = (
+    *(f"--cov={package}" for package in ("schemas", "streams", "agents", "gateway", "darkroom")),
+    "--cov-branch",
+    "--cov-report=",
+)
+
+# Unit and security tests compute; two workers are what two cores can do. Contracts and faults mostly wait for Kafka,
+# restarts and timeouts. The others start the whole system, and would measure each other.
+LAYERS = (
+    Layer(("tests/unit", "tests/security"), 2, COVERAGE),
+    Layer(("tests/contracts", "tests/faults"), 4),
+    Layer(("tests/e2e",), 0),
+    Layer(("tests/storm",), 0),
+)
+
+
+def run(layer: Layer, options: Sequence[str]) -> int:
+    """Run one layer; return pytest's exit code."""
+    parallel = ("-n", str(layer.workers), "--dist", "loadgroup") if layer.workers else ()
+    slowest = ("--durations=30", "--durations-min=1")
+    command = (sys.executable, "-m", "pytest", *parallel, *slowest, *layer.options, *options, *layer.folders)
+    return subprocess.run(command, check=False).returncode
+
+
+def main(options: Sequence[str]) -> int:
+    """Run every layer, also after one that failed; return 1 if any did."""
+    results: list[tuple[Layer, int, float]] = []
+    for layer in LAYERS:
+        print(f"\n== {' '.join(layer.folders)} ({layer.workers or 1} at a time)", flush=True)
+        began = time.monotonic()
+        code = run(layer, options)
+        results.append((layer, code, time.monotonic() - began))
+    subprocess.run((sys.executable, "-m", "coverage", "report", "--format=total", "--precision=1"), check=False)
+    print("\n% of lines and branches covered by the unit and security tests, in this process alone\n")
+    for layer, code, seconds in results:
+        outcome = {0: "passed", NO_TESTS: "nothing selected"}.get(code, f"FAILED ({code})")
+        print(f"{' '.join(layer.folders):32} {seconds / 60:5.1f} min  {outcome}")
+    print(f"{'all':32} {sum(seconds for _, _, seconds in results) / 60:5.1f} min", flush=True)
+    return int(any(code not in (0, NO_TESTS) for _, code, _ in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
