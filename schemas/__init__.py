@@ -1,1 +1,1 @@
-"""What is said on the wire: the envelope, the events by family, the HTTP bodies. Imports only pydantic."""
+"""Wire formats: the event envelope, the events by family, the HTTP bodies. Imports only pydantic."""

@@ -1,4 +1,4 @@
-"""Annotations: the tags, the category and the metadata an owner gives an image, at its upload or later."""
+"""Annotations: tags, category and metadata that an owner sets on an image, at upload or later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_WORD = 64  # characters of a tag or a category
 WORD_PATTERN = r"^[^\x00-\x20\x7f,](?:[^\x00-\x1f\x7f,]*[^\x00-\x20\x7f,])?$"
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD, pattern=WORD_PATTERN)]
-"""A word or a few: no commas, which part the tags of a list, no control characters, no space at the ends."""
+"""One or a few words; no commas, which separate tags in a list, no control characters, no space at the ends."""
 
 Category = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD, pattern=WORD_PATTERN)]
-"""The one shelf an image stands on; written as a tag is."""
+"""An image's only category; the syntax is a tag's."""

@@ -1,4 +1,4 @@
-"""Image formats by their first bytes: what the pipeline takes, whatever a client says of it."""
+"""Supported image formats by their first bytes, independent of a client's content type."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
 # ISO/IEC 23008-12 (HEIF) annex B and AV1 Image File Format 1.1 section 6: brands of the `ftyp` box.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_HEIF_BRANDS = frozenset({b"mif1", b"msf1", b"mif2"})  # structural: says nothing of the codec
+_HEIF_BRANDS = frozenset({b"mif1", b"msf1", b"mif2"})  # structural: does not name the codec
 _SMALLEST_BMP_HEADER = 12  # bytes of BITMAPCOREHEADER, the oldest
 
 
 def sniff(head: bytes) -> str | None:
-    """Return the format's name by the first SNIFF_BYTES bytes of a file, None if it is none that we take."""
+    """Return the format's name by the first SNIFF_BYTES bytes of a file, None if unsupported."""
     for prefix, name in _PREFIXES:
         if head.startswith(prefix):
             return None if name == "bmp" and not _is_bmp(head) else name
@@ -46,7 +46,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def _is_bmp(head: bytes) -> bool:
-    # "BM" alone starts many a text; a bitmap goes on with the size of its info header, 12 to 124 bytes.
+    # Texts may start with "BM"; in a bitmap the size of the info header follows, 12 to 124 bytes.
     return len(head) >= 18 and _SMALLEST_BMP_HEADER <= int.from_bytes(head[14:18], "little") <= 124
 
 

@@ -1,4 +1,4 @@
-"""The words events are made of: ids, object references, renditions, text spans, boxes, vectors, codes."""
+"""Values of events: ids, object references, renditions, text spans, boxes, vectors, codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
 
 class Value(BaseModel):
-    """A frozen wire value. Unknown fields are ignored, so that an older reader survives a newer writer."""
+    """A frozen wire value. Unknown fields are ignored, so that an older reader accepts a newer writer's values."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -34,12 +34,12 @@ _last_id = (0, 0)  # milliseconds, and the 74 bits after them
 
 
 def new_image_id() -> ImageId:
-    """Return a UUIDv7 as text, greater than every one this process made before.
+    """Return a UUIDv7 as text, greater than all earlier ones of this process.
 
     RFC 9562, sections 5.7 and 6.2 (method 2): 48 bits of unix milliseconds, then 74 random bits; within a millisecond,
-    or when the clock went back, the ones before plus a random step.
+    or when the clock went back, the previous bits plus a random step.
     """
-    global _last_id  # noqa: PLW0603 - what was given out is a fact of the process
+    global _last_id  # noqa: PLW0603 - ids increase within the process
     milliseconds = time.time_ns() // 1_000_000
     with _id_lock:
         last, rest = _last_id
@@ -55,17 +55,17 @@ def new_image_id() -> ImageId:
 
 
 def made_at(image_id: str) -> float:
-    """Return when an image id was made, unix seconds: a UUIDv7 begins with its milliseconds."""
+    """Return the creation time of an image id, unix seconds: a UUIDv7 begins with its milliseconds."""
     return (uuid.UUID(image_id).int >> 80) / 1000
 
 
 def earliest_id(at: float) -> ImageId:
-    """Return the least image id that can be made at a time, unix seconds: where a walk by age begins."""
+    """Return the least image id of a time (unix seconds), where a scan by age begins."""
     return ImageId(str(uuid.UUID(int=max(0, min(int(at * 1000), (1 << 48) - 1)) << 80)))
 
 
 def job_id_of(image_id: str, generation: int) -> JobId:
-    """Return the id of one run of one image: any producer can compute it, none needs to be asked."""
+    """Return the id of one run of one image; any producer can compute it."""
     return JobId(f"{image_id}.{generation}")
 
 
@@ -79,7 +79,7 @@ def split_job_id(job_id: str) -> tuple[ImageId, int]:
 
 
 class ObjectRef(Value):
-    """A claim check: where the bytes are, and what they must be."""
+    """A claim check: location and hash of stored bytes."""
 
     bucket: str
     key: str
@@ -91,7 +91,7 @@ class ObjectRef(Value):
 class ErrorCode(StrEnum):
     """Every reason an image, an event or a request can be refused: metric label, API field, documentation anchor."""
 
-    # The image is refused (final, nobody is paged).
+    # The image is refused (final, no alert).
     UNSUPPORTED_FORMAT = "unsupported-format"
     EMPTY_FILE = "empty-file"
     FILE_TOO_LARGE = "file-too-large"
@@ -125,51 +125,51 @@ class ErrorCode(StrEnum):
     SUPERSEDED = "superseded"
 
 
-# How each code ends an event -> the code -> what it means and what helps; docs/errors.md is made of it.
+# Effect of a code -> code -> meaning and remedy; the source of docs/errors.md.
 ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
     "The image is refused": {
-        ErrorCode.UNSUPPORTED_FORMAT: "By its first bytes the file is of no format that is taken.",
-        ErrorCode.EMPTY_FILE: "The file has no bytes.",
+        ErrorCode.UNSUPPORTED_FORMAT: "The file's first bytes match no supported format.",
+        ErrorCode.EMPTY_FILE: "The file is empty.",
         ErrorCode.FILE_TOO_LARGE: "The file has more bytes than the stage's `max_bytes`.",
         ErrorCode.DIMENSIONS_TOO_LARGE: "The image is wider or higher than `max_side` pixels.",
-        ErrorCode.TOO_MANY_PIXELS: "All frames together have more pixels than `max_pixels`, or are too many.",
-        ErrorCode.TRUNCATED_IMAGE: "The file ends before the image does: send it again, whole.",
+        ErrorCode.TOO_MANY_PIXELS: "All frames together exceed `max_pixels`, or their number exceeds `max_frames`.",
+        ErrorCode.TRUNCATED_IMAGE: "The file ends before the image does. Send the complete file.",
         ErrorCode.CORRUPT_IMAGE: "The file cannot be decoded.",
-        ErrorCode.DECODE_TIMEOUT: "Decoding took longer than it may: the file is built to be slow, or is too complex.",
-        ErrorCode.DECODE_MEMORY: "Decoding needs more memory than it may: the file is built to explode, or too large.",
-        ErrorCode.DECODER_CRASHED: "The decoder died on the file; its process was a throw-away, nothing else suffered.",
+        ErrorCode.DECODE_TIMEOUT: "Decoding exceeded its time limit: the file is malicious or too complex.",
+        ErrorCode.DECODE_MEMORY: "Decoding exceeded its memory limit: the file is malicious or too large.",
+        ErrorCode.DECODER_CRASHED: "The file crashed the decoder, which runs in an isolated process.",
     },
     "The source of a fetch is refused": {
-        ErrorCode.URL_NOT_ALLOWED: "The URL, or an address it leads to, is none that is fetched from: not http(s), "
-        "with credentials, or not public. An operator allows an intranet with `allowed_networks`.",
-        ErrorCode.SOURCE_NOT_FOUND: "The source has no such file, or there is no such host.",
-        ErrorCode.SOURCE_REFUSED: "The source does not give the file to us, or not in a way we can take.",
-        ErrorCode.NOT_AN_IMAGE: "What the source sent is, by its first bytes, no image that is taken; a page, perhaps.",
+        ErrorCode.URL_NOT_ALLOWED: "The URL, or an address it resolves to, must not be fetched: it is not http(s), has "
+        "credentials, or is not public. Operators allow an intranet with `allowed_networks`.",
+        ErrorCode.SOURCE_NOT_FOUND: "The source has no such file, or the host does not exist.",
+        ErrorCode.SOURCE_REFUSED: "The source refuses the request, or its answer is unsupported.",
+        ErrorCode.NOT_AN_IMAGE: "The first bytes of the answer match no supported format, e.g. an HTML page.",
         ErrorCode.TOO_MANY_REDIRECTS: "The source redirects more often than `max_redirects`.",
     },
     "The event is refused": {
-        ErrorCode.MALFORMED_EVENT: "The message is not a readable event: its producer must be mended, then replay.",
-        ErrorCode.UNKNOWN_EVENT: "No such event is read here: a producer is newer than its readers.",
+        ErrorCode.MALFORMED_EVENT: "The message is not a valid event. Fix its producer, then replay.",
+        ErrorCode.UNKNOWN_EVENT: "The event's type is unknown: a producer is newer than its readers.",
     },
     "Processing failed": {
-        ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was away for longer than all retries: when it is back, replay.",
-        ErrorCode.SOURCE_UNAVAILABLE: "The source of a fetch did not answer, however often it was asked: replay later.",
-        ErrorCode.WORKER_CRASHED: "Its worker died twice while it worked on this, the second time on nothing else.",
-        ErrorCode.DEADLINE_EXCEEDED: "The stage took longer than its `deadline_s`: raise it or scale, then replay.",
-        ErrorCode.OBJECT_CHANGED: "The stored bytes are not those the event speaks of: somebody writes to the store.",
-        ErrorCode.INTERNAL_ERROR: "A bug of ours: the dead letter has the stack; when it is mended, replay.",
+        ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was unavailable in all retries. Replay when it is available.",
+        ErrorCode.SOURCE_UNAVAILABLE: "The source of a fetch was unavailable in every try. Replay later.",
+        ErrorCode.WORKER_CRASHED: "The worker crashed twice on the event, the second time processing it alone.",
+        ErrorCode.DEADLINE_EXCEEDED: "The stage exceeded its `deadline_s`. Raise it or scale the stage, then replay.",
+        ErrorCode.OBJECT_CHANGED: "The stored bytes differ from the event's hash: another process wrote to the store.",
+        ErrorCode.INTERNAL_ERROR: "A bug in Darkroom. The dead letter has the stack trace; replay after the fix.",
     },
     "The stage was skipped": {
-        ErrorCode.MODEL_UNAVAILABLE: "The stage's model is not there; the image goes on without it.",
-        ErrorCode.NOT_IN_PROFILE: "The image's profile leaves the stage out.",
-        ErrorCode.GONE: "The image was deleted meanwhile, with its objects.",
-        ErrorCode.SUPERSEDED: "A newer generation of the image has taken over.",
+        ErrorCode.MODEL_UNAVAILABLE: "The stage's model is unavailable; the image completes without it.",
+        ErrorCode.NOT_IN_PROFILE: "The image's profile omits the stage.",
+        ErrorCode.GONE: "The image and its objects were deleted meanwhile.",
+        ErrorCode.SUPERSEDED: "A newer generation of the image replaced this one.",
     },
 }
 
 
 class StageState(StrEnum):
-    """Where one stage of one image stands."""
+    """State of one stage of one image."""
 
     PENDING = "pending"
     DONE = "done"
@@ -179,7 +179,7 @@ class StageState(StrEnum):
 
 
 class ImageState(StrEnum):
-    """Where an image stands. All but `processing` are final."""
+    """State of an image. All but `processing` are final."""
 
     PROCESSING = "processing"
     COMPLETED = "completed"
@@ -201,10 +201,10 @@ STAGES = ("fetcher", *REQUIRED_STAGES, "indexer")
 
 
 class Lane(StrEnum):
-    """How soon an image is worked on."""
+    """Priority of an image."""
 
-    INTERACTIVE = "interactive"  # somebody waits for it
-    BULK = "bulk"  # when there is room, owners taking turns
+    INTERACTIVE = "interactive"  # a client waits for it
+    BULK = "bulk"  # processed with spare capacity, round-robin by owner
 
 
 class Profile(Value):
@@ -249,7 +249,7 @@ class TextSpan(Value):
 
 
 class Box(Value):
-    """An axis-aligned box: x and y of its top left, width, height; unit as the field that holds it says."""
+    """An axis-aligned box: x and y of its top left, width, height; the field that contains it defines the unit."""
 
     x: float
     y: float
@@ -281,12 +281,12 @@ class Vector(Value):
         """Unpack to plain floats. Raises ValueError when data and dimensions disagree."""
         raw = base64.b64decode(self.data, validate=True)
         if len(raw) != 4 * self.dimensions:
-            raise ValueError(f"vector holds {len(raw)} bytes, not {self.dimensions} floats")
+            raise ValueError(f"vector has {len(raw)} bytes, not {self.dimensions} floats")
         return list(struct.unpack(f"<{self.dimensions}f", raw))
 
 
 class ModelRef(Value):
-    """Which weights answered: part of every result's lineage."""
+    """Weights of a model: part of every result's lineage."""
 
     name: str
     sha256: str
@@ -294,7 +294,7 @@ class ModelRef(Value):
 
 
 class Lineage(Value):
-    """Where a result comes from."""
+    """Origin of a result."""
 
     input_sha256: str
     stage: str

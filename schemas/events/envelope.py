@@ -19,19 +19,19 @@ from schemas.values import DEFAULT_OWNER, ID_PATTERN, OWNER_PATTERN, Profile, Va
 
 CONTENT_TYPE = "application/json"
 SPEC_VERSION = "1.0"
-# The namespace of every event id: uuid5(NAMESPACE, "image|generation|stage|parameters").
+# Namespace of all event ids: uuid5(NAMESPACE, "image|generation|stage|parameters").
 NAMESPACE = uuid.UUID("6d1b3d9e-6f2c-5d53-9a9b-1c5a3fd1e0aa")
 
 Headers = tuple[tuple[str, bytes], ...]
 
 
 def now() -> str:
-    """Return the time as RFC 3339 text in UTC with milliseconds."""
+    """Return the current time as RFC 3339 text in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class NotAnEvent(ValueError):
-    """These bytes and headers are not an event we know. `unknown` tells a foreign type from a broken body."""
+    """A record is not a known event. `unknown`: its type is foreign; else its body is invalid."""
 
     def __init__(self, message: str, *, unknown: bool = False) -> None:
         super().__init__(message)
@@ -39,18 +39,18 @@ class NotAnEvent(ValueError):
 
 
 class Event(Value):
-    """What every event says: of which image, whose, which run, which stages it must pass."""
+    """Fields of every event: image, owner, run, required stages."""
 
     type: ClassVar[str]
     stage: ClassVar[str] = ""
 
     image_id: str = Field(pattern=ID_PATTERN, description="UUIDv7 as text; the Kafka key")
     owner: str = Field(default=DEFAULT_OWNER, pattern=OWNER_PATTERN, description="the tenant")
-    generation: int = Field(default=1, ge=1, description="the fence: anything of a lower generation is dropped")
+    generation: int = Field(default=1, ge=1, description="fencing token: events of a lower generation are dropped")
     run: int = Field(
         default=0,
         ge=0,
-        description="which rerun of one stage this belongs to: when it was asked for, unix milliseconds",
+        description="rerun of one stage: its request time, unix milliseconds; 0 for the first run",
     )
     profile: Profile = Field(default_factory=Profile)
     occurred_at: str = Field(default_factory=now, description="RFC 3339, UTC")
@@ -65,18 +65,18 @@ class Event(Value):
         return self.image_id.encode()
 
     def producing_stage(self) -> str:
-        """Return the name of the stage whose work this event says; part of the event's id."""
+        """Return the stage whose work this event reports; part of the event's id."""
         return self.stage
 
     def identity(self) -> str:
-        """Return what sets this event apart among those its stage says of one generation, '' if it says one."""
+        """Return what distinguishes this event from others of its stage and generation, '' if there is one only."""
         return ""
 
     @property
     def id(self) -> str:
-        """Return the deterministic ce_id: the same work says the same id, however often it is done."""
+        """Return the deterministic ce_id: equal work has an equal id, however often it is done."""
         parts = (self.image_id, str(self.generation), self.type, self.producing_stage(), self.identity())
-        rerun = (f"run {self.run}",) if self.run else ()  # the ids of first runs are as they always were
+        rerun = (f"run {self.run}",) if self.run else ()  # ids of first runs never contained a run
         return str(uuid.uuid5(NAMESPACE, "|".join((*parts, *rerun))))
 
     def body(self) -> bytes:
@@ -101,7 +101,7 @@ class Event(Value):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message of a log, before anybody has looked inside."""
+    """One undecoded message of a log."""
 
     topic: str
     partition: int
@@ -112,7 +112,7 @@ class Record:
     timestamp_ms: int = 0
 
     def header(self, name: str) -> str | None:
-        """Return the last header of that name as text, or None."""
+        """Return the last header with that name as text, None if absent."""
         for found, value in reversed(self.headers):
             if found == name:
                 return value.decode("utf-8", "replace") if value is not None else None
@@ -121,7 +121,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One message to be produced; topic is the logical name, without the prefix."""
+    """One message to produce; topic is the logical name, without the prefix."""
 
     topic: str
     key: bytes | None
@@ -130,7 +130,7 @@ class Outgoing:
 
 
 def parameters_hash(parameters: Mapping[str, JsonValue]) -> str:
-    """Return 16 hex digits that name a set of parameters: equal sets, equal names."""
+    """Return 16 hex digits that identify a set of parameters."""
     canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -139,7 +139,7 @@ E = TypeVar("E", bound=Event)
 
 
 def decode(record: Record, accepted: Iterable[type[E]]) -> E:
-    """Return the event a record carries. Raises NotAnEvent, whatever the bytes are."""
+    """Return the event of a record. Raises NotAnEvent for any other bytes."""
     wanted = record.header("ce_type")
     if wanted is None:
         raise NotAnEvent("the message has no ce_type header")
@@ -147,7 +147,7 @@ def decode(record: Record, accepted: Iterable[type[E]]) -> E:
         if kind.type == wanted:
             break
     else:
-        raise NotAnEvent(f"nobody here reads events of type {wanted[:200]!r}", unknown=True)
+        raise NotAnEvent(f"no reader here for events of type {wanted[:200]!r}", unknown=True)
     if not record.value:
         raise NotAnEvent("the message has no body")
     try:

@@ -1,4 +1,4 @@
-"""Work events: what tells an agent to do something. Another service may produce the first two itself."""
+"""Work events, which start an agent's work. Other services may produce the first two."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from schemas.events.envelope import Event
 from schemas.values import ObjectRef
 
 SUBMISSION = ("bucket", "filename", "tags", "category", "context", "revision", "submitted_at")
-"""The fields of a submission: what is carried from event to event, and into receipts and records."""
+"""Fields of a submission, copied from event to event and into receipts and records."""
 
 
 class Submission(Event):
-    """What the client said of its image; carried along so that the read model can answer with it."""
+    """The client's fields, copied to all later events so that the read model can return them."""
 
     bucket: str = Field(default="default", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     filename: str | None = Field(default=None, max_length=255)
     tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
     category: Category | None = None
-    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned as it is")
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned unchanged")
     revision: int = Field(
-        default=0, ge=0, description="of tags, category and context: how often the owner had changed them; a rerun's"
+        default=0, ge=0, description="number of the owner's changes to tags, category and context; in reruns"
     )
     submitted_at: str | None = Field(default=None, description="RFC 3339, UTC; when the pipeline accepted the image")
 
     def submission_fields(self) -> dict[str, Any]:
-        """Return the fields of the submission, for the event that follows from this one."""
+        """Return the submission's fields for the next event."""
         return {name: getattr(self, name) for name in SUBMISSION} | {
             "submitted_at": self.submitted_at or self.occurred_at
         }
 
 
 class ImageUploaded(Submission):
-    """The original bytes are in the object store: make them safe."""
+    """The original is in the object store and has to be sanitized."""
 
     type: ClassVar[str] = "darkroom.image.uploaded.v1"
     stage: ClassVar[str] = "gateway"
@@ -45,7 +45,7 @@ class ImageUploaded(Submission):
 
 
 class FetchRequested(Submission):
-    """Bring an image from a URL. Keyed by source host, so that one fetcher owns a source's budget."""
+    """An image has to be fetched from a URL. Keyed by source host, so that one fetcher owns a source's budget."""
 
     type: ClassVar[str] = "darkroom.image.fetch-requested.v1"
     stage: ClassVar[str] = "gateway"
@@ -60,7 +60,7 @@ class FetchRequested(Submission):
 
 
 class ImageFetched(Submission):
-    """The fetcher brought the original bytes into the object store: make them safe."""
+    """The fetcher stored the original, which has to be sanitized."""
 
     type: ClassVar[str] = "darkroom.image.fetched.v1"
     stage: ClassVar[str] = "fetcher"

@@ -1,4 +1,4 @@
-"""Outcomes: how an image ended. For other services, webhooks and live progress."""
+"""Outcomes: the end of an image. For other services, webhooks and live progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.values import ErrorCode, StageState
 
 
 class Outcome(Event):
-    """One image's end; said once per generation by the indexer."""
+    """The end of an image; the indexer emits one per generation."""
 
     stage: ClassVar[str] = "indexer"
 
@@ -19,7 +19,7 @@ class Outcome(Event):
 
     @property
     def state(self) -> str:
-        """The image state this outcome means: the verb of its type."""
+        """The image state of this outcome: the verb of its type."""
         return self.type.split(".")[2]
 
 
@@ -30,7 +30,7 @@ class ImageCompleted(Outcome):
 
 
 class ImageRejected(Outcome):
-    """The image was refused."""
+    """The image was rejected."""
 
     type: ClassVar[str] = "darkroom.image.rejected.v1"
 
@@ -39,7 +39,7 @@ class ImageRejected(Outcome):
 
 
 class ImageFailed(Outcome):
-    """At least one required stage is in the dead letters."""
+    """At least one required stage has a dead letter."""
 
     type: ClassVar[str] = "darkroom.image.failed.v1"
 
@@ -48,7 +48,7 @@ class ImageFailed(Outcome):
 
 
 class ImageDeleted(Outcome):
-    """Nothing but a tombstone is left."""
+    """Only a tombstone is left."""
 
     type: ClassVar[str] = "darkroom.image.deleted.v1"
 

@@ -18,7 +18,7 @@ _WHERE_PATTERN = f"^(?:{_TERM}(?: and {_TERM})*)?$"
 
 
 class ReprocessRequest(BaseModel):
-    """Ask for one stage to run again."""
+    """Request to run one stage again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,26 +31,26 @@ class ReprocessRequest(BaseModel):
     where: str = Field(
         "",
         max_length=2000,
-        description="which images: terms joined by `and`; empty: all",
+        description="images to select: terms joined by `and`; empty: all",
         examples=["state=completed and version.ocr<2"],
         json_schema_extra={"pattern": _WHERE_PATTERN},
     )
-    per_second: float = Field(20.0, ge=0.1, le=200, strict=True, description="images a second at most")
-    dry_run: bool = Field(False, strict=True, description="only say which images it would be")
+    per_second: float = Field(20.0, ge=0.1, le=200, strict=True, description="at most this many images per second")
+    dry_run: bool = Field(False, strict=True, description="only report the selected images")
 
 
 class ReprocessPlan(Value):
-    """What a rerun would be."""
+    """The selection of a rerun that was not started."""
 
     stage: str
     where: str
-    images: int = Field(description="how many are selected")
-    counted_all: bool = Field(description="false: there are more, counting them takes too long for a request")
-    first: tuple[str, ...] = Field(description="the ids of some of them")
+    images: int = Field(description="number of selected images")
+    counted_all: bool = Field(description="false: there are more than could be counted within the request")
+    first: tuple[str, ...] = Field(description="ids of some selected images")
 
 
 class ReprocessView(Value):
-    """A rerun, and how far it is."""
+    """A rerun and its progress."""
 
     id: str
     stage: str
@@ -58,47 +58,47 @@ class ReprocessView(Value):
     per_second: float
     state: str = Field(examples=["running", "done", "cancelled", "failed"])
     total: int | None = Field(None, description="images selected; absent while they are counted")
-    done: int = Field(description="images whose rerun is on its way, in the bulk lane")
+    done: int = Field(description="images whose rerun was submitted to the bulk lane")
     skipped: int
-    reasons: dict[str, int] = Field(default_factory=dict, description="why images were skipped, and how many")
-    rate: float = Field(description="images a second, lately")
-    eta_s: float | None = Field(None, description="seconds until all are on their way")
+    reasons: dict[str, int] = Field(default_factory=dict, description="skipped images by reason")
+    rate: float = Field(description="recent images per second")
+    eta_s: float | None = Field(None, description="seconds until all are submitted")
     started_at: str
     updated_at: str
     error: str | None = None
 
 
 class ReprocessList(Value):
-    """Every rerun, newest first."""
+    """All reruns, newest first."""
 
     jobs: tuple[ReprocessView, ...]
 
 
 class AgentPause(Value):
-    """Why an agent does not consume."""
+    """Why an agent is paused."""
 
     reason: str
-    by: str = Field(description="the worker that stopped itself, or operator")
+    by: str = Field(description="the worker that paused itself, or operator")
     at: str
 
 
 class AgentView(Value):
-    """What an agent says of itself."""
+    """An agent's state."""
 
     name: str
     paused: AgentPause | None = None
-    degraded: str | None = Field(None, description="what it does without, for instance a model: its stage skips")
+    degraded: str | None = Field(None, description="missing dependency, e.g. a model: its stage skips")
 
 
 class AgentList(Value):
-    """Every agent."""
+    """All agents."""
 
     agents: tuple[AgentView, ...]
 
 
 class PauseRequest(BaseModel):
-    """Ask an agent to take nothing more."""
+    """Request to pause an agent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reason: str = Field(min_length=1, max_length=500, description="shown wherever it is seen that it is paused")
+    reason: str = Field(min_length=1, max_length=500, description="shown with the pause")

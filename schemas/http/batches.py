@@ -1,4 +1,4 @@
-"""What is said over HTTP of uploads beside the plain ones: known bytes, and batches."""
+"""HTTP bodies of batches and of the lookup of known bytes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from schemas.values import ImageState, Value
 
 
 class KnownImage(Value):
-    """The newest of your images that were made of certain bytes."""
+    """The caller's newest image with certain bytes."""
 
     image_id: str
     job_id: str
     sha256: str = Field(examples=["5f8f04f6a3a892aaabbddb6cf273894493773960d4a325b105fee46eef4304f1"])
-    status: ImageState | None = Field(None, description="absent where only the ingest app is asked")
+    status: ImageState | None = Field(None, description="absent from the ingest app")
     status_url: str
     result_url: str
 
 
 class BatchDetails(BaseModel):
-    """What is said of one file of a batch, in place of what is said of all."""
+    """Values for one file of a batch, which override those of the batch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,27 +32,27 @@ class BatchDetails(BaseModel):
 
 
 class BatchRefusal(Value):
-    """Why one file of a batch was not accepted."""
+    """Why one file of a batch was refused."""
 
-    code: str = Field(description="as of a problem", examples=["unsupported-format"])
+    code: str = Field(description="code of the problem", examples=["unsupported-format"])
     title: str
     detail: str
 
 
 class BatchItem(Value):
-    """What became of one file of a batch."""
+    """The result of one file of a batch."""
 
-    index: int = Field(description="its place in the request, or in the archive, from 0")
+    index: int = Field(description="position in the request or archive, from 0")
     filename: str | None = None
-    status: int = Field(description="as if it had been sent alone", examples=[202])
+    status: int = Field(description="HTTP status of the file's own request", examples=[202])
     sha256: str | None = None
     accepted: Submitted | None = None
     error: BatchRefusal | None = None
 
 
 class BatchSubmitted(Value):
-    """What became of each file of a batch, in the order sent."""
+    """The result of each file of a batch, in request order."""
 
-    accepted: int = Field(description="how many, those you had handed in before included")
+    accepted: int = Field(description="accepted files, including duplicates of earlier ones")
     refused: int
     items: tuple[BatchItem, ...]

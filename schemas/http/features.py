@@ -1,4 +1,4 @@
-"""What is said over HTTP of vectors alone: bodies of /api/v1/features."""
+"""HTTP bodies of /api/v1/features: vectors only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from schemas.values import Value
 
 
 class FeaturesOf(BaseModel):
-    """Ask for the vector of an image that is already there."""
+    """Request for the vector of a stored image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -16,7 +16,7 @@ class FeaturesOf(BaseModel):
 
 
 class FeatureModel(Value):
-    """Which weights made a vector. Only vectors of the same weights can be compared."""
+    """The weights of a vector. Only vectors of the same weights are comparable."""
 
     name: str = Field(examples=["clip-vit-b-32"])
     weights_sha256: str = Field(examples=["40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"])
@@ -31,31 +31,33 @@ class Features(Value):
     )
     dimensions: int = Field(description="numbers in the vector", examples=[512])
     model: FeatureModel
-    duration_ms: int = Field(description="from the image being here to its vector, waiting included", examples=[41])
+    duration_ms: int = Field(
+        description="milliseconds from the received image to its vector, including the wait", examples=[41]
+    )
 
 
 class FeatureItem(Value):
-    """The vector of one image of several."""
+    """The vector of one image of a batch."""
 
-    index: int = Field(description="which file of the request, from 0")
+    index: int = Field(description="index of the file in the request, from 0")
     filename: str | None = None
     vector: tuple[float, ...] = Field(examples=[[0.0123, -0.0456, 0.0789]])
 
 
 class FeatureError(Value):
-    """Why one image of several has no vector."""
+    """Why one image of a batch has no vector."""
 
-    index: int = Field(description="which file of the request, from 0")
+    index: int = Field(description="index of the file in the request, from 0")
     filename: str | None = None
     code: str = Field(examples=["truncated-image"])
     detail: str
 
 
 class FeatureBatch(Value):
-    """The vectors of several images, in the order sent, without those that have an error."""
+    """The vectors of several images in request order, without those that failed."""
 
     items: tuple[FeatureItem, ...]
     errors: tuple[FeatureError, ...] = ()
     dimensions: int = Field(description="numbers in each vector", examples=[512])
     model: FeatureModel
-    duration_ms: int = Field(description="from the images being here to the last vector, waiting included")
+    duration_ms: int = Field(description="milliseconds from the received images to the last vector, including the wait")

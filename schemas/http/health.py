@@ -1,4 +1,4 @@
-"""Bodies of the health and landing endpoints."""
+"""HTTP bodies of the health and landing endpoints."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from schemas.values import Value
 
 
 class Landing(Value):
-    """The system and its ways in."""
+    """The system's entry points."""
 
     name: str = Field(examples=["darkroom"])
     version: str = Field(examples=["1.0.0"])
-    docs: str = Field(description="the API's page for people")
-    openapi: str = Field(description="the API's document")
+    docs: str = Field(description="the API's documentation page")
+    openapi: str = Field(description="the API's OpenAPI document")
     ways_in: dict[str, str] = Field(
-        description="what for: method and path", examples=[{"upload": "POST /api/v1/images/upload"}]
+        description="purpose: method and path", examples=[{"upload": "POST /api/v1/images/upload"}]
     )
 
 
 class PartHealth(Value):
-    """How one part of the system does."""
+    """Health of one part of the system."""
 
     ok: bool
     detail: str = Field("", examples=["objects can be written and read"])
     state: Literal["ok", "degraded", "down"] | None = Field(
-        None, description="degraded: it works with less than it should, or answers but is left alone after failures"
+        None, description="degraded: works with limits, or answers while its circuit breaker is open"
     )
-    latency_ms: float | None = Field(None, description="of the question it was just asked", examples=[4.2])
+    latency_ms: float | None = Field(None, description="milliseconds of the latest check", examples=[4.2])
     breaker: Literal["closed", "half-open", "open"] | None = Field(
-        None, description="of a dependency: open = calls are refused for a while; half-open = one call finds out"
+        None, description="circuit breaker of a dependency: open = calls are refused; half-open = one trial call"
     )
 
 
 class Health(Value):
-    """How the system does. `ready` = an upload would be carried to its end."""
+    """Health of the system. `ready` = an upload would be processed to its end."""
 
     status: str = Field(examples=["ok", "degraded", "unready"])
     ready: bool

@@ -1,4 +1,4 @@
-"""What is said over HTTP of API keys, and the scopes that keys and tokens carry."""
+"""HTTP bodies of API keys, and the scopes of keys and tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.values import OWNER_PATTERN, Value
 
 
 class Scope(StrEnum):
-    """What a caller may do. A token or key carries any of these."""
+    """A permission of a caller. A token or key has any number of them."""
 
     WRITE = "images:write"
     READ = "images:read"
@@ -21,7 +21,7 @@ class Scope(StrEnum):
 
 
 class KeyState(StrEnum):
-    """Whether a key opens anything."""
+    """Whether a key is valid."""
 
     ACTIVE = "active"
     EXPIRED = "expired"
@@ -35,22 +35,24 @@ KeyName = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class NewKey(BaseModel):
-    """Ask for an API key."""
+    """Request for an API key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    owner: str = Field(pattern=OWNER_PATTERN, description="whose images it opens", examples=["shop"])
+    owner: str = Field(
+        pattern=OWNER_PATTERN, description="owner whose images the key gives access to", examples=["shop"]
+    )
     scopes: frozenset[Scope] = Field(
         frozenset({Scope.WRITE, Scope.READ, Scope.SEARCH}),
         min_length=1,
-        description="what it may be used for",
-        json_schema_extra={"uniqueItems": False},  # twice is once
+        description="permissions of the key",
+        json_schema_extra={"uniqueItems": False},  # duplicates are accepted
     )
-    name: KeyName = Field("", description="for people", examples=["the shop's importer"])
-    expires_at: AwareDatetime | None = Field(None, description="RFC 3339; empty: never")
+    name: KeyName = Field("", description="display name", examples=["the shop's importer"])
+    expires_at: AwareDatetime | None = Field(None, description="RFC 3339; empty: does not expire")
     limits: dict[LimitKind, Rate] = Field(
         default_factory=dict,
-        description="its own limits, in place of its owner's: kind -> `50/hour`, `10/minute; 50/hour`, or `none`",
+        description="limits of the key, instead of its owner's: kind -> `50/hour`, `10/minute; 50/hour`, or `none`",
         examples=[{"uploads": "1000/hour"}],
     )
 
@@ -72,10 +74,10 @@ class KeyView(Value):
 class KeyCreated(KeyView):
     """A new API key, with its secret."""
 
-    key: str = Field(description="to be sent as `Authorization: Bearer …` or `X-API-Key`; never shown again")
+    key: str = Field(description="send as `Authorization: Bearer …` or `X-API-Key`; never shown again")
 
 
 class KeyList(Value):
-    """Every API key, oldest first."""
+    """All API keys, oldest first."""
 
     keys: tuple[KeyView, ...]

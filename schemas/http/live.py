@@ -1,4 +1,4 @@
-"""Live progress over HTTP: the data of each server-sent event. The event's name says which of these it is."""
+"""Data of the server-sent events of live progress, by event name."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _IMAGE = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 class LiveEvent(StrEnum):
-    """The names of the events, `event:` on the wire. `message` is never used."""
+    """Event names, `event:` on the wire. `message` is never used."""
 
-    SNAPSHOT = "snapshot"  # schemas.http.jobs.JobStatus: where the job stands; begins the stream of a job
+    SNAPSHOT = "snapshot"  # schemas.http.jobs.JobStatus: the job's current state; first event of a job's stream
     STAGE = "stage"  # StageChanged
-    COMPLETED = "completed"  # ImageEnded, as the next three; ends the stream of a job
+    COMPLETED = "completed"  # ImageEnded, as the next three; last event of a job's stream
     REJECTED = "rejected"
     FAILED = "failed"
     DELETED = "deleted"
     DELETING = "deleting"  # DeletionBegun
     ANNOTATED = "annotated"  # ImageTouched
-    SUPERSEDED = "superseded"  # JobSuperseded: a newer run has taken over; ends the stream of a job
-    RESET = "reset"  # StreamNotice: events were missed for good; what follows is live
-    CUT = "cut"  # StreamNotice: the last of this stream, because its reader is too slow; resume
+    SUPERSEDED = "superseded"  # JobSuperseded: a newer run replaced the job; last event of its stream
+    RESET = "reset"  # StreamNotice: events were lost; what follows is live
+    CUT = "cut"  # StreamNotice: last event of this stream, because its reader is too slow; resume
 
 
 class StageChanged(Value):
-    """What a stage said of one image."""
+    """A stage's result for one image."""
 
     image_id: str = Field(examples=[_IMAGE])
     job_id: str = Field(examples=[f"{_IMAGE}.1"])
@@ -36,15 +36,15 @@ class StageChanged(Value):
     state: StageState
     attempts: int = Field(ge=1)
     duration_ms: int = Field(ge=0)
-    reused: bool = Field(default=False, description="the result was already there; nothing was computed")
-    run: int | None = Field(default=None, description="which rerun said this: when it was asked for, unix milliseconds")
+    reused: bool = Field(default=False, description="an earlier result was reused; nothing was computed")
+    run: int | None = Field(default=None, description="rerun of this result: its request time, unix milliseconds")
     reason: ErrorCode | None = None
     message: str | None = None
     at: str = Field(description="RFC 3339, UTC")
 
 
 class ImageEnded(Value):
-    """How an image ended."""
+    """The end of an image."""
 
     image_id: str
     job_id: str
@@ -58,12 +58,12 @@ class DeletionBegun(Value):
     """The deletion of an image was accepted. Its job ends with `deleted`."""
 
     image_id: str
-    job_id: str = Field(description="of the deletion")
+    job_id: str = Field(description="job of the deletion")
     at: str = Field(description="RFC 3339, UTC")
 
 
 class ImageTouched(Value):
-    """What the owner says of an image was changed."""
+    """The owner's annotations of an image changed."""
 
     image_id: str
     job_id: str
@@ -71,14 +71,14 @@ class ImageTouched(Value):
 
 
 class JobSuperseded(Value):
-    """A newer run of the image has taken over."""
+    """A newer run of the image replaced the job."""
 
     image_id: str
     job_id: str
-    by: str = Field(description="the job that took over")
+    by: str = Field(description="the newer job")
 
 
 class StreamNotice(Value):
-    """What happened to this stream, not to an image."""
+    """A notice about the stream, not about an image."""
 
     detail: str

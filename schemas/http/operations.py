@@ -1,4 +1,4 @@
-"""What operators say and are told over HTTP: dead letters, numbers, failures."""
+"""HTTP bodies for operators: dead letters, statistics, failed images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from schemas.values import STAGES, Value
 
 LETTER_PATTERN = r"^[0-9]{1,6}-[0-9]{1,18}$"
-MAX_LETTERS = 200  # of one page, and acts of one request
+MAX_LETTERS = 200  # of one page, and actions of one request
 LETTERS = 50
 
 
 class LetterView(Value):
-    """One dead letter, without what is in it."""
+    """One dead letter without its body."""
 
     agent: str = Field(examples=["sanitizer"])
-    id: str = Field(description="its name within its agent", examples=["0-17"])
-    code: str = Field(description="one of the stable codes", examples=["object-changed"])
-    message: str = Field(description="for operators", examples=["the original has other bytes than the event says"])
+    id: str = Field(description="id within its agent", examples=["0-17"])
+    code: str = Field(description="stable error code", examples=["object-changed"])
+    message: str = Field(
+        description="message for operators", examples=["the original has other bytes than the event says"]
+    )
     image_id: str | None = Field(None, examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
     attempts: int = Field(examples=[3])
-    replays: int = Field(description="how often it was replayed before it died this time", examples=[0])
+    replays: int = Field(description="number of replays before this failure", examples=[0])
     died_at: str = Field(examples=["2026-11-21T18:00:00.000Z"])
-    topic: str | None = Field(None, description="where the event was first", examples=["image.uploaded"])
-    size_bytes: int = Field(description="of the event's body", examples=[742])
+    topic: str | None = Field(None, description="topic of the original event", examples=["image.uploaded"])
+    size_bytes: int = Field(description="bytes of the event's body", examples=[742])
     handled: str | None = Field(None, description="replayed, discarded or erased", examples=["replayed"])
 
 
@@ -37,48 +39,55 @@ class LetterPage(Value):
 
 
 class LetterDetail(LetterView):
-    """One dead letter whole; its body only when it was asked for."""
+    """One dead letter with headers; with its body on request."""
 
-    headers: dict[str, str] = Field(description="as they are in Kafka: the event's own, and why it died")
-    payload: str | None = Field(None, description="the event's body; it may hold what a client sent")
+    headers: dict[str, str] = Field(description="Kafka headers: those of the event, and the reason of the failure")
+    payload: str | None = Field(None, description="the event's body; it may contain client data")
 
 
-_GIVE_UP = (*STAGES, "scheduler")  # who leaves dead letters; a test holds it to theirs
+_DEAD_LETTER_SOURCES = (
+    *STAGES,
+    "scheduler",
+)  # agents and scheduler, which write dead letters; a test compares the list
 
 
 class LetterFilter(BaseModel):
-    """Which dead letters are meant: all of these hold."""
+    """Selects dead letters: all conditions apply."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, json_schema_extra={"dependentRequired": {"letter_id": ["agent"]}}
     )
 
     agent: str | None = Field(
-        None, max_length=64, examples=["sanitizer"], json_schema_extra={"enum": [*_GIVE_UP, None]}
+        None, max_length=64, examples=["sanitizer"], json_schema_extra={"enum": [*_DEAD_LETTER_SOURCES, None]}
     )
     code: str | None = Field(None, max_length=64, examples=["object-changed"])
     image_id: str | None = Field(None, max_length=64, examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
-    letter_id: str | None = Field(None, pattern=LETTER_PATTERN, description="of the agent named", examples=["0-17"])
-    since: AwareDatetime | None = Field(None, description="died then or later", examples=["2026-11-21T18:00:00Z"])
-    dry_run: bool = Field(True, strict=True, description="only say what would be done")
-    limit: int = Field(LETTERS, ge=1, le=MAX_LETTERS, description="letters at most")
-    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the answer before")
+    letter_id: str | None = Field(
+        None, pattern=LETTER_PATTERN, description="letter of the named agent", examples=["0-17"]
+    )
+    since: AwareDatetime | None = Field(
+        None, description="failed at this time or later", examples=["2026-11-21T18:00:00Z"]
+    )
+    dry_run: bool = Field(True, strict=True, description="only report what would be done")
+    limit: int = Field(LETTERS, ge=1, le=MAX_LETTERS, description="at most this many letters")
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the previous answer")
 
 
 class ReplayRequest(LetterFilter):
-    """Give dead letters another life. Those that were dealt with before are left alone."""
+    """Replay dead letters. Letters that were replayed or discarded before are skipped."""
 
-    per_second: float = Field(20.0, ge=0.1, le=200, description="letters a second at most")
+    per_second: float = Field(20.0, ge=0.1, le=200, description="at most this many letters per second")
 
 
 class DiscardRequest(LetterFilter):
-    """Set dead letters aside for good, leaving an audit record."""
+    """Discard dead letters permanently, with an audit record."""
 
-    reason: str = Field(min_length=1, max_length=500, description="kept with the record")
+    reason: str = Field(min_length=1, max_length=500, description="stored in the audit record")
 
 
 class LetterAct(Value):
-    """What was done with one letter, or would be."""
+    """The action on one letter, done or, in a dry run, planned."""
 
     agent: str = Field(examples=["sanitizer"])
     id: str = Field(examples=["0-17"])
@@ -88,11 +97,11 @@ class LetterAct(Value):
 
 
 class LetterActs(Value):
-    """What was done, or would be."""
+    """The actions on several letters, done or, in a dry run, planned."""
 
     dry_run: bool
     acts: tuple[LetterAct, ...]
-    next_cursor: str | None = Field(None, description="there is more to look at: go on with this")
+    next_cursor: str | None = Field(None, description="continue with this cursor; absent at the end")
 
 
 class FailedImage(Value):
@@ -100,68 +109,68 @@ class FailedImage(Value):
 
     image_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
     job_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912.1"])
-    owner: str | None = Field(None, description="told to those who see all owners", examples=["default"])
-    code: str = Field(description="one of the stable codes", examples=["deadline-exceeded"])
+    owner: str | None = Field(None, description="only for callers who see all owners", examples=["default"])
+    code: str = Field(description="stable error code", examples=["deadline-exceeded"])
     message: str = Field(examples=["the stage took longer than 120 s"])
-    stage: str | None = Field(None, description="the first that gave up", examples=["ocr"])
+    stage: str | None = Field(None, description="first stage that failed", examples=["ocr"])
     stages: dict[str, str] = Field(
         default_factory=dict,
-        description="every stage that gave up, and its code",
+        description="every failed stage and its code",
         examples=[{"ocr": "deadline-exceeded"}],
     )
     submitted_at: str | None = Field(None, examples=["2026-11-21T17:59:12.480Z"])
     failed_at: str | None = Field(None, examples=["2026-11-21T18:02:40.113Z"])
     status_url: str
-    dead_letters_url: str | None = Field(None, description="its dead letters, for operators")
+    dead_letters_url: str | None = Field(None, description="link to its dead letters, for operators")
 
 
 class FailedPage(Value):
-    """Images that could not be processed, those accepted last first."""
+    """Images that could not be processed, newest first."""
 
     images: tuple[FailedImage, ...]
     next_cursor: str | None = Field(None, description="absent on the last page")
 
 
 class Held(Value):
-    """Objects, and the bytes they take."""
+    """Number and size of objects."""
 
     objects: int = Field(examples=[1200])
     bytes: int = Field(examples=[640_000_000])
 
 
 class StageCounts(Value):
-    """How the stages of images ended, by stage and state; counted from time to time."""
+    """Images by stage and state; counted periodically."""
 
     counts: dict[str, dict[str, int]] = Field(
-        description="`pending`: of unfinished images, not ended yet",
+        description="`pending`: unfinished images whose stage has not ended",
         examples=[{"ocr": {"done": 960, "pending": 31, "failed": 2, "skipped": 7}}],
     )
-    images: int = Field(description="images looked at, the newest first", examples=[1000])
-    complete: bool = Field(description="false: there are more images than are looked at")
-    as_of: str = Field(description="when the count was done", examples=["2026-11-21T18:00:00.000Z"])
+    images: int = Field(description="images counted, newest first", examples=[1000])
+    complete: bool = Field(description="false: there are more images than were counted")
+    as_of: str = Field(description="time of the count", examples=["2026-11-21T18:00:00.000Z"])
 
 
 class StorageCounts(Value):
-    """What is stored; counted from time to time."""
+    """Stored objects; counted periodically."""
 
     kinds: dict[str, Held] = Field(examples=[{"originals": {"objects": 1200, "bytes": 640_000_000}}])
-    complete: bool = Field(description="false: there is more than is counted")
-    as_of: str = Field(description="when the count was done", examples=["2026-11-21T18:00:00.000Z"])
+    complete: bool = Field(description="false: there are more objects than were counted")
+    as_of: str = Field(description="time of the count", examples=["2026-11-21T18:00:00.000Z"])
 
 
 class RateCounts(Value):
-    """Images a minute, over the last 1, 5 and 15 minutes, from the log: the same whichever gateway is asked."""
+    """Images per minute, averaged over the last 1, 5 and 15 minutes, from the log: the same from every gateway."""
 
     accepted: dict[str, float] = Field(examples=[{"1": 12.0, "5": 10.4, "15": 9.8}])
     completed: dict[str, float] = Field(examples=[{"1": 11.0, "5": 10.2, "15": 9.7}])
     rejected: dict[str, float] = Field(examples=[{"1": 0.0, "5": 0.2, "15": 0.07}])
     failed: dict[str, float] = Field(examples=[{"1": 0.0, "5": 0.0, "15": 0.0}])
-    complete: bool = Field(description="false: so much came that not all is counted yet")
+    complete: bool = Field(description="false: not all events are counted yet")
     as_of: str = Field(examples=["2026-11-21T18:00:00.000Z"])
 
 
 class OldestWaiting(Value):
-    """The image that was accepted first of those that have not ended, as far as the pipeline has seen it."""
+    """The earliest accepted image that has not ended, as far as the pipeline has read it."""
 
     image_id: str = Field(examples=["019a7c3e-9d2b-7f41-8a55-3c1de0b7a912"])
     submitted_at: str | None = Field(None, examples=["2026-11-21T17:59:12.480Z"])
@@ -169,20 +178,22 @@ class OldestWaiting(Value):
 
 
 class QueueView(Value):
-    """What waits for one agent."""
+    """An agent's backlog."""
 
     waiting: int = Field(description="events", examples=[42])
 
 
 class Statistics(Value):
-    """How much there is, and how fast it goes. What could not be counted in time is absent."""
+    """Statistics of images and throughput. Values that could not be counted in time are absent."""
 
-    of: Literal["everybody", "owner"] = Field(description="whose images these numbers are of")
-    images: dict[str, int] = Field(description="by state", examples=[{"completed": 960, "processing": 31, "failed": 2}])
+    of: Literal["everybody", "owner"] = Field(description="owner of the counted images")
+    images: dict[str, int] = Field(
+        description="images by state", examples=[{"completed": 960, "processing": 31, "failed": 2}]
+    )
     oldest_unfinished: OldestWaiting | None = None
     rates: RateCounts | None = None
     stages: StageCounts | None = None
     storage: StorageCounts | None = Field(
-        None, description="of everybody: all objects by kind; of an owner: what their images name"
+        None, description="everybody: all objects by kind; owner: objects that their images name"
     )
-    queues: dict[str, QueueView] | None = Field(None, description="by agent, for operators")
+    queues: dict[str, QueueView] | None = Field(None, description="backlog by agent, for operators")

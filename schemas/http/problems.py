@@ -10,7 +10,7 @@ from schemas.values import Value
 
 
 class ProblemCode(StrEnum):
-    """Every reason a request is refused. Part of the problem's `type`; never changes its meaning."""
+    """Every reason for which a request is refused. Part of the problem's `type`; its meaning never changes."""
 
     BAD_REQUEST = "bad-request"
     UNAUTHORIZED = "unauthorized"
@@ -66,9 +66,9 @@ class ProblemCode(StrEnum):
 
 
 class ProblemItem(Value):
-    """One of several things wrong with a request."""
+    """One of several errors of a request."""
 
-    field: str = Field(description="where: a form field, a parameter, or a path in the JSON body")
+    field: str = Field(description="location: a form field, a parameter, or a path in the JSON body")
     detail: str
 
 
@@ -80,6 +80,6 @@ class ProblemBody(Value):
     title: str
     status: int
     detail: str
-    instance: str = Field(description="the path that was asked")
+    instance: str = Field(description="path of the request")
     correlation_id: str | None = None
     errors: tuple[ProblemItem, ...] = ()

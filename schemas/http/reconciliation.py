@@ -1,4 +1,4 @@
-"""What a look over all images found that is not finished, and what was done about it."""
+"""Report of a reconciler pass: overdue images and the events resent for them."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from schemas.values import Value
 
 
 class Standing(StrEnum):
-    """Where one thing an image waits for stands."""
+    """State of one thing that an image waits for."""
 
-    WAITING = "waiting"  # not for long enough to be overdue
-    OVERDUE = "overdue"  # an event was, would be or soon will be sent again
-    QUEUED = "queued"  # its agent has not come so far yet
+    WAITING = "waiting"  # not yet overdue
+    OVERDUE = "overdue"  # its event was, would be or will soon be resent
+    QUEUED = "queued"  # its agent has not reached the event yet
     PAUSED = "paused"  # its agent is paused
-    STUCK = "stuck"  # sending again had no effect, or cannot be done
+    STUCK = "stuck"  # resending had no effect, or is impossible
 
 
 class OverdueItem(Value):
-    """One thing that took too long."""
+    """One overdue piece of work."""
 
     image_id: str
     generation: int
-    stage: str = Field(description="the agent it waits for")
+    stage: str = Field(description="agent that has to do it")
     reason: str = Field(examples=["stage-missing"])
     standing: Standing
-    age_s: float = Field(description="seconds since the last that was heard of it")
-    tries: int = Field(description="how often the event was sent again before")
-    sent: bool = Field(description="sent again by this look; in a dry run: would be")
+    age_s: float = Field(description="seconds since the image's last fact")
+    tries: int = Field(description="number of earlier resends")
+    sent: bool = Field(description="resent by this pass; in a dry run: would be")
 
 
 class OldestUnfinished(Value):
-    """The unfinished image that was accepted first."""
+    """The earliest accepted unfinished image."""
 
     image_id: str
     stage: str
-    age_s: float = Field(description="seconds since it was accepted")
+    age_s: float = Field(description="seconds since its acceptance")
 
 
 class ReconcileReport(Value):
-    """One look over all images. Lists are cut; the counts beside them are not."""
+    """One pass over all images. Lists are truncated; the counts beside them are not."""
 
     dry_run: bool
     at: str = Field(description="RFC 3339, UTC")
     took_s: float
-    complete: bool = Field(description="everything was looked at, not only the next part of it")
-    images: dict[str, int] = Field(description="images by state, as the read model has them")
+    complete: bool = Field(description="every object was checked, not only the next page")
+    images: dict[str, int] = Field(description="images by state in the read model")
     unfinished: dict[str, dict[Standing, int]] = Field(description="stage -> standing -> images")
     oldest: OldestUnfinished | None = None
     overdue: tuple[OverdueItem, ...] = ()
     overdue_count: int = 0
-    sent: dict[str, int] = Field(default_factory=dict, description="stage -> events sent again; in a dry run: would be")
-    missing_objects: tuple[str, ...] = Field(default=(), description="keys that a completed image names, and are gone")
+    sent: dict[str, int] = Field(default_factory=dict, description="stage -> events resent; in a dry run: would be")
+    missing_objects: tuple[str, ...] = Field(default=(), description="keys of missing objects of completed images")
     missing_count: int = 0
-    swept: dict[str, int] = Field(default_factory=dict, description="what the janitor found beside that")
+    swept: dict[str, int] = Field(default_factory=dict, description="counts of the janitor's sweep")

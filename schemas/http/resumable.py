@@ -1,4 +1,4 @@
-"""What is said over HTTP of uploads that take more than one request: resumable ones, and straight to the store."""
+"""HTTP bodies of uploads in several requests: resumable (tus) and direct to the object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.values import SHA256_PATTERN, Lane, Value
 
 
 class UploadState(StrEnum):
-    """Where an upload stands."""
+    """State of an upload."""
 
     RECEIVING = "receiving"
     ACCEPTED = "accepted"
@@ -23,37 +23,39 @@ class UploadState(StrEnum):
 
 
 class UploadView(Value):
-    """Where an upload stands that takes more than one request."""
+    """State of an upload in several requests."""
 
     upload_id: str
     state: UploadState
-    offset: int | None = Field(None, description="bytes that have come; empty while the store alone knows")
-    size: int | None = Field(None, description="bytes of the whole file, if the client has said how many")
-    expires_at: str = Field(description="until then it can be finished, and asked about")
-    job: Submitted | None = Field(None, description="what became of it, once accepted")
-    error: JobError | None = Field(None, description="why nothing became of it, if refused")
+    offset: int | None = Field(None, description="bytes received; empty while only the store knows")
+    size: int | None = Field(None, description="bytes of the whole file, if declared")
+    expires_at: str = Field(description="expiry of the upload and of its status")
+    job: Submitted | None = Field(None, description="the job, once accepted")
+    error: JobError | None = Field(None, description="the reason, if refused")
 
 
 class DirectUpload(BaseModel):
-    """Ask for a form by which one file goes straight to the object store."""
+    """Request for a form that uploads one file directly to the object store."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     filename: str | None = Field(None, max_length=1000, examples=["cat.jpg"])
     content_type: str = Field(
-        description="what the file will be sent as",
+        description="content type of the file",
         examples=["image/jpeg"],
         json_schema_extra={"enum": list(MEDIA_TYPES.values())},
     )
-    size: int | None = Field(None, ge=1, description="bytes of the file, if known: no other size is let in then")
+    size: int | None = Field(
+        None, ge=1, description="bytes of the file, if known: the store then accepts no other size"
+    )
     sha256: str | None = Field(None, pattern=SHA256_PATTERN, description="checked when the upload is completed")
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned unchanged, at most 16 KB")
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS)
     category: Category | None = None
-    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: when there is room, behind whoever waits")
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: processed with spare capacity, after interactive images")
     on_duplicate: Literal["new", "reuse"] = Field(
-        "new", description="reuse: if you have handed in the same bytes before, the answer is that image"
+        "new", description="reuse: if the same bytes were uploaded before, return that image"
     )
 
 
@@ -61,9 +63,9 @@ class DirectUploadForm(Value):
     """A form for one file: POST it to `url` as multipart/form-data, the fields first, then the file as `file`."""
 
     upload_id: str
-    url: str = Field(description="of the object store; it is sent no credentials of ours")
+    url: str = Field(description="URL of the object store; send it no credentials of this API")
     fields: dict[str, str]
     max_bytes: int
-    expires_at: str = Field(description="until when the form can be used")
-    complete_url: str = Field(description="POST here when the store has the file")
+    expires_at: str = Field(description="expiry of the form")
+    complete_url: str = Field(description="POST here after the file is uploaded")
     status_url: str

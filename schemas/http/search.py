@@ -8,31 +8,31 @@ from schemas.values import Value
 
 
 class SearchItem(Value):
-    """One image a search found."""
+    """One image of a search result."""
 
     image_id: str
-    score: float = Field(ge=0, le=1, description="rank over all ways of searching; 1 = first in each")
-    similarity: float | None = Field(None, description="cosine to the query, when found by meaning")
-    matched: tuple[str, ...] = Field(description="of: meaning, text, label")
+    score: float = Field(ge=0, le=1, description="combined rank over all search modes; 1 = first in each")
+    similarity: float | None = Field(None, description="cosine to the query, if found by meaning")
+    matched: tuple[str, ...] = Field(description="any of: meaning, text, label")
     urls: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    text: str | None = Field(None, description="the beginning of the image's text, or where the words are")
-    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    text: str | None = Field(None, description="beginning of the image's text, or the part with the query's words")
+    tags: tuple[str, ...] = Field((), description="the owner's tags", examples=[["beach", "summer"]])
     category: str | None = Field(None, examples=["holiday"])
     context: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class SearchAnswer(Value):
-    """What a search found, best first."""
+    """Search results, best first."""
 
     query: str
     by_meaning: bool = Field(description="whether images were compared by meaning (CLIP)")
-    reason: str | None = Field(None, description="why not by meaning")
+    reason: str | None = Field(None, description="why images were not compared by meaning")
     items: tuple[SearchItem, ...]
 
 
 class SearchLike(BaseModel):
-    """Search images like one that is already there."""
+    """Search for images similar to a stored one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

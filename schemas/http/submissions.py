@@ -1,4 +1,4 @@
-"""Bodies of submission and deletion requests, and of their 202 answers."""
+"""HTTP bodies of submission and deletion requests, and of their 202 answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from schemas.values import ImageState, Lane, Value
 
 BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_URL_LENGTH = 4096  # characters
-# What clients are told that these are made of; the readers of both know more, and say what is wrong.
+# Simplified patterns for clients; the parsers of both check more and return precise errors.
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _URL_PATTERN = rf"^https?://{_HOST}(?:\.{_HOST})*(?::[1-9][0-9]{{0,3}})?(?:[/?#][!-~]*)?$"
 
 
 class FetchImage(BaseModel):
-    """Ask the pipeline to bring an image from a URL."""
+    """Request to fetch an image from a URL."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,10 +27,10 @@ class FetchImage(BaseModel):
         json_schema_extra={"pattern": _URL_PATTERN},
     )
     bucket: str = Field("default", pattern=BUCKET_PATTERN)
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned as it is, at most 16 KB")
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="returned unchanged, at most 16 KB")
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS, examples=[["cat", "black and white"]])
     category: Category | None = Field(None, examples=["animals"])
-    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: when there is room, behind whoever waits")
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk: processed with spare capacity, after interactive images")
 
 
 class Submitted(Value):
@@ -39,8 +39,8 @@ class Submitted(Value):
     job_id: str
     image_id: str
     status: ImageState = ImageState.PROCESSING
-    lane: Lane = Field(Lane.INTERACTIVE, description="bulk although it was not asked for: too many interactive ones")
-    duplicate: bool = Field(False, description="you had handed in the same bytes before: this is that image")
+    lane: Lane = Field(Lane.INTERACTIVE, description="bulk without a request for it: too many interactive images")
+    duplicate: bool = Field(False, description="the same bytes were uploaded before: this is that image")
     status_url: str
     result_url: str
 
@@ -48,19 +48,17 @@ class Submitted(Value):
 class DeletionSubmitted(Submitted):
     """The deletion is accepted: confirmed by Kafka, the image hidden."""
 
-    erasure_url: str = Field(description="what has been removed, to be checked at any time")
+    erasure_url: str = Field(description="report of the removed objects")
 
 
 class ErasureView(Value):
-    """What is left of a deleted image. Times are RFC 3339, UTC."""
+    """Erasure report of a deleted image. Times are RFC 3339, UTC."""
 
     image_id: str
-    state: ErasureState = Field(description="requested, erased, or finished: nothing can be written late any more")
+    state: ErasureState = Field(description="requested, erased, or finished: no late write is possible")
     requested_at: str
     erased_at: str | None = None
     finished_at: str | None = None
     removed: Removed
-    remaining: int = Field(
-        description="objects and receipts of the image that the store holds right now: 0 once erased"
-    )
-    leaves_log_by: str = Field(description="when the last event about it has left Kafka")
+    remaining: int = Field(description="objects and receipts of the image currently in the store: 0 once erased")
+    leaves_log_by: str = Field(description="when Kafka's retention removes the last event about it")

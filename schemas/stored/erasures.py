@@ -1,4 +1,4 @@
-"""The erasure of an image: what is left when it is deleted, and what can be checked of it. No personal data."""
+"""The erasure of an image: its tombstone and deletion report. No personal data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.values import ID_PATTERN, OWNER_PATTERN, Value
 
 
 class ErasureState(StrEnum):
-    """How far an erasure is."""
+    """Progress of an erasure."""
 
     REQUESTED = "requested"
     ERASED = "erased"
@@ -18,23 +18,25 @@ class ErasureState(StrEnum):
 
 
 class Removed(Value):
-    """How many of each were removed."""
+    """Removed objects by kind."""
 
-    objects: int = Field(default=0, ge=0, description="masters, renditions and whatever else was stored of the image")
-    originals: int = Field(default=0, ge=0, description="bytes as received, if no other image of the owner has them")
-    results: int = Field(default=0, ge=0, description="what was computed from these bytes, if nobody else has them")
-    receipts: int = Field(default=0, ge=0, description="what the gateway wrote down of requests")
-    dead_letters: int = Field(default=0, ge=0, description="events given up on: closed, and gone by `leaves_log_by`")
+    objects: int = Field(default=0, ge=0, description="masters, renditions and other objects of the image")
+    originals: int = Field(default=0, ge=0, description="originals that no other image of the owner uses")
+    results: int = Field(default=0, ge=0, description="results of these originals that no other image uses")
+    receipts: int = Field(default=0, ge=0, description="the gateway's receipts")
+    dead_letters: int = Field(
+        default=0, ge=0, description="dead letters, closed; removed by retention by `leaves_log_by`"
+    )
 
     def __add__(self, other: Removed) -> Removed:
         return Removed.model_validate({name: mine + getattr(other, name) for name, mine in self})
 
     def at_least(self, other: Removed) -> Removed:
-        """Return the greater of each: what an attempt that was interrupted had counted already."""
+        """Return the greater count of each kind: an interrupted attempt had counted some already."""
         return Removed.model_validate({name: max(mine, getattr(other, name)) for name, mine in self})
 
     def total(self) -> int:
-        """Return how many there were of all kinds together."""
+        """Return the sum of all kinds."""
         return sum(count for _, count in self)
 
 
@@ -43,21 +45,21 @@ class Erasure(Value):
 
     image_id: str = Field(pattern=ID_PATTERN)
     owner: str = Field(pattern=OWNER_PATTERN)
-    generation: int = Field(ge=1, description="of the deletion: whatever is of this generation or a lower one is over")
+    generation: int = Field(ge=1, description="of the deletion: it supersedes this generation and all lower ones")
     requested_at: str
     certain_at: str | None = Field(default=None, description="when the indexer read the deletion from the log")
-    erased_at: str | None = Field(default=None, description="when all that was there had been removed")
-    finished_at: str | None = Field(default=None, description="when nothing could be written late any more")
+    erased_at: str | None = Field(default=None, description="when all stored objects had been removed")
+    finished_at: str | None = Field(default=None, description="when no late write was possible any more")
     removed: Removed = Field(default_factory=Removed)
-    leaves_log_by: str = Field(description="when the last event about the image is past its topic's retention")
+    leaves_log_by: str = Field(description="when topic retention removes the last event about the image")
 
     @property
     def state(self) -> ErasureState:
-        """How far it is."""
+        """Progress of the erasure."""
         if self.finished_at is not None:
             return ErasureState.FINISHED
         return ErasureState.ERASED if self.erased_at is not None else ErasureState.REQUESTED
 
     def covers(self, owner: str, generation: int) -> bool:
-        """Say whether work on a generation of the image is over for certain."""
+        """Return whether this erasure certainly supersedes a generation of the image."""
         return self.certain_at is not None and self.owner == owner and generation <= self.generation

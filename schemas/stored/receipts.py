@@ -1,4 +1,4 @@
-"""The gateway's receipt: what was accepted, kept in the object store before the client hears 202."""
+"""The gateway's receipt of an accepted request, stored before the client gets 202."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.values import ID_PATTERN, OWNER_PATTERN, Lane, ObjectRef, Profile, 
 
 
 class ReceiptKind(StrEnum):
-    """What the client asked for."""
+    """Kind of the request."""
 
     UPLOAD = "upload"
     FETCH = "fetch"
@@ -20,7 +20,7 @@ class ReceiptKind(StrEnum):
 
 
 class Receipt(Value):
-    """One accepted request: the answer to every question about a job until the read model knows of it."""
+    """One accepted request: the source of a job's status until the read model has the image."""
 
     job_id: str
     image_id: str = Field(pattern=ID_PATTERN)
@@ -28,7 +28,7 @@ class Receipt(Value):
     generation: int = Field(ge=1)
     kind: ReceiptKind
     submitted_at: str = Field(description="RFC 3339, UTC")
-    first_submitted_at: str | None = Field(default=None, description="of a rerun: when the image itself was accepted")
+    first_submitted_at: str | None = Field(default=None, description="of a rerun: when the image was accepted")
     lane: Lane = Lane.INTERACTIVE
     bucket: str = "default"
     filename: str | None = None
@@ -37,5 +37,5 @@ class Receipt(Value):
     context: dict[str, JsonValue] = Field(default_factory=dict)
     revision: int = Field(default=0, ge=0, description="of tags, category and context, of a rerun")
     profile: Profile = Field(default_factory=Profile)
-    original: ObjectRef | None = Field(default=None, description="the bytes as received, of an upload or a rerun")
-    url: str | None = Field(default=None, description="the source, of a fetch, or of a rerun of what was fetched")
+    original: ObjectRef | None = Field(default=None, description="the original, of an upload or rerun")
+    url: str | None = Field(default=None, description="the source URL, of a fetch or its rerun")
