@@ -1,6 +1,6 @@
-"""Who may consume: an agent that stopped itself, or that a person stopped, stays stopped until it is resumed.
+"""Agent pauses: an agent paused by its dead-letter limit or by an operator stays paused until it is resumed.
 
-The mark is an object, so that every replica sees it, a restart does not forget it, and a gateway can show it.
+A pause is an object in the store: every replica reads it, it survives restarts, and gateways list it.
 """
 
 from __future__ import annotations
@@ -14,64 +14,64 @@ from schemas.values import Value
 from streams.object_store.protocol import FileStore, ObjectMissing
 
 _PREFIX = "control/paused/"
-_LESSER = "control/degraded/"
+_DEGRADED = "control/degraded/"
 
 
 class Paused(Value):
-    """Why an agent does not consume."""
+    """The pause of an agent."""
 
     agent: str
     reason: str
-    by: str  # the worker that stopped itself, or "operator"
+    by: str  # the worker that reached its limit, or "operator"
     at: str  # RFC 3339
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The marks of all agents. Calls raise DependencyUnavailable."""
+    """Pauses and degradations of all agents. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
     async def pause(self, agent: str, reason: str, *, by: str) -> None:
-        """Stop an agent, all its workers. One that is stopped already keeps its first reason."""
+        """Pause all workers of an agent. A paused agent keeps its first reason."""
         if await self.paused(agent) is None:
             mark = Paused(agent=agent, reason=reason, by=by, at=now())
             await self.files.put(_PREFIX + agent, mark.model_dump_json().encode(), content_type="application/json")
 
     async def resume(self, agent: str) -> bool:
-        """Let an agent consume again; False if nothing had stopped it."""
+        """Resume an agent; False if it was not paused."""
         stopped = await self.paused(agent) is not None
         await self.files.delete(_PREFIX + agent)
         return stopped
 
     async def paused(self, agent: str) -> Paused | None:
-        """Return why an agent is stopped, None if it is not."""
+        """Return an agent's pause, None if it is not paused."""
         try:
             return Paused.model_validate_json(await self.files.get(_PREFIX + agent))
         except ObjectMissing:
             return None
         except ValidationError:
-            return Paused(agent=agent, reason="the mark cannot be read", by="unknown", at="")
+            return Paused(agent=agent, reason="unreadable pause object", by="unknown", at="")
 
     async def all(self) -> list[Paused]:
-        """Return every agent that is stopped."""
+        """Return the pauses of all agents."""
         agents = [found.key.removeprefix(_PREFIX) async for found in self.files.list(_PREFIX)]
         return [mark for agent in sorted(agents) if (mark := await self.paused(agent)) is not None]
 
     async def set_degraded(self, agent: str, reason: str | None) -> None:
-        """Note that an agent does without something (a model: its stage skips); None: it has all."""
+        """Store why an agent is degraded (without its model, its stage skips images); None removes it."""
         if reason is None:
-            await self.files.delete(_LESSER + agent)
+            await self.files.delete(_DEGRADED + agent)
         else:
-            await self.files.put(_LESSER + agent, reason.encode(), content_type="text/plain")
+            await self.files.put(_DEGRADED + agent, reason.encode(), content_type="text/plain")
 
     async def degraded(self) -> dict[str, str]:
-        """Return what each agent that is degraded said of it."""
-        agents = [found.key.removeprefix(_LESSER) async for found in self.files.list(_LESSER)]
-        said: dict[str, str] = {}
+        """Return the reasons of degraded agents, by agent."""
+        agents = [found.key.removeprefix(_DEGRADED) async for found in self.files.list(_DEGRADED)]
+        reasons: dict[str, str] = {}
         for agent in sorted(agents):
             try:
-                said[agent] = (await self.files.get(_LESSER + agent)).decode("utf-8", "replace")
+                reasons[agent] = (await self.files.get(_DEGRADED + agent)).decode("utf-8", "replace")
             except ObjectMissing:
                 continue
-        return said
+        return reasons

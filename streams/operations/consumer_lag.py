@@ -1,4 +1,4 @@
-"""How far agents have come: when the oldest event came that one of them has not finished."""
+"""Consumer lag of agents: number of uncommitted events, and time of the oldest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from streams.topics import AGENTS, BULK, PIPELINE, SCHEDULER, retry_topic
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in Kafka for each agent. Raises DependencyUnavailable."""
+    """Reads each agent's lag from Kafka. Calls raise DependencyUnavailable."""
 
     admin: KafkaAdmin
 
     async def oldest(self, agent: str) -> float | None:
-        """Return when it came (unix seconds), None if nothing waits. The scheduler's events are the bulk lane."""
+        """Return the timestamp (unix seconds) of an agent's or the scheduler's oldest event, None without lag."""
         if agent == SCHEDULER:
             return await self.admin.oldest(SCHEDULER, [BULK.name])
         if agent not in AGENTS:
@@ -23,7 +23,7 @@ class Backlog:
         return await self.admin.oldest(agent, _read_by(agent))
 
     async def waiting(self, agent: str) -> int:
-        """Return how many events wait for an agent, or for the scheduler."""
+        """Return the lag of an agent, or of the scheduler, in events."""
         return await self.admin.lag(agent, [BULK.name] if agent == SCHEDULER else _read_by(agent))
 
 

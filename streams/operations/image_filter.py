@@ -1,8 +1,8 @@
-"""Which images: a small language for people, read into a test of one record. Pure.
+"""Image filters: a query language for operators, parsed into a predicate on one record. Pure.
 
     state=completed and version.ocr<2 and submitted>=2026-01-01
 
-Terms joined by `and`; every one must hold. Nothing selects everything. A value with spaces stands in double quotes.
+Terms joined by `and`; all must match. An empty filter selects every image. Values with spaces need double quotes.
 Keys: see KEYS.
 """
 
@@ -21,16 +21,16 @@ from streams.read_model.records import ImageRecord, StageRecord
 STAGES = ("fetcher", *REQUIRED_STAGES)
 KEYS = {
     "id": "`=` `!=`: the image's id",
-    "owner": "`=` `!=`: whose it is",
-    "bucket": "`=` `!=`: what it is filed under",
+    "owner": "`=` `!=`: the owner",
+    "bucket": "`=` `!=`: the bucket",
     "state": f"`=` `!=`: {', '.join(s for s in ImageState if s is not ImageState.DELETED)}",
-    "label": "`=` `!=`: what is (not) on it, as the detector says",
-    "text": "`~`: a part of its text, whatever the case",
+    "label": "`=` `!=`: an object detected (or not) in it",
+    "text": "`~`: a part of its text, case-insensitive",
     "submitted": "`<` `<=` `>` `>=`: when it was accepted: a date, or a time with its zone; a date is UTC",
     "stage.NAME": f"`=` `!=`: how a stage ended: {', '.join(s for s in StageState if s is not StageState.PENDING)}",
-    "version.NAME": "`=` `!=` `<` `<=` `>` `>=`: the version of the stage that said what is known",
+    "version.NAME": "`=` `!=` `<` `<=` `>` `>=`: the version of the stage that made the result",
 }
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 
 Test = Callable[[ImageRecord], bool]
 
@@ -45,25 +45,25 @@ _ID = re.compile(ID_PATTERN)
 
 
 class WrongFilter(ValueError):
-    """A term is not understood; the message names it and says what would be."""
+    """A term is invalid; the message names it and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A set of images: those every term holds for. `state` is the one state all of them have, if a term says so."""
+    """The images that match every term. `state`: the only state they can have, if a term sets one."""
 
     tests: tuple[Test, ...] = ()
     state: ImageState | None = None
 
-    def holds(self, record: ImageRecord) -> bool:
-        """Say whether an image is selected."""
+    def matches(self, record: ImageRecord) -> bool:
+        """Return whether an image is selected."""
         return all(test(record) for test in self.tests)
 
 
 def read_selection(text: str) -> Selection:
-    """Return what a filter selects. Raises WrongFilter, and nothing else, naming the first wrong term."""
-    if len(text) > MOST_CHARACTERS:
-        raise WrongFilter(f"the filter has more than {MOST_CHARACTERS} characters")
+    """Parse a filter. Raises WrongFilter, and nothing else, naming the first invalid term."""
+    if len(text) > MAX_CHARACTERS:
+        raise WrongFilter(f"the filter has more than {MAX_CHARACTERS} characters")
     if text.count('"') % 2:
         raise WrongFilter("a double quote is not closed")
     words = _WORD.findall(text)
@@ -71,8 +71,8 @@ def read_selection(text: str) -> Selection:
     for before, joint in zip(terms, joints, strict=False):
         if joint.lower() != "and":
             raise WrongFilter(
-                f"after {before!r}: {joint!r} is not `and`; a value with spaces stands in double quotes, "
-                "and there are none around = < > ~"
+                f"after {before!r}: {joint!r} is not `and`; values with spaces need double quotes, "
+                "and operators (= < > ~) have no spaces around them"
             )
     if len(joints) == len(terms) and words:
         raise WrongFilter(f"after {words[-1]!r}: a term is missing")
@@ -149,13 +149,13 @@ def _submitted(term: str, op: str, value: str) -> Test:
     compare = _known(term, op, ("<", "<=", ">", ">="))
     when = moment(value)
     if when is None:
-        raise _wrong(term, "is no date (2026-01-31) and no time (2026-01-31T12:00:00Z)")
+        raise _wrong(term, "is no date (2026-01-31) or time (2026-01-31T12:00:00Z)")
 
-    def holds(record: ImageRecord) -> bool:
+    def matches(record: ImageRecord) -> bool:
         submitted = moment(record.submitted_at or "")
         return submitted is not None and compare(submitted, when)
 
-    return holds
+    return matches
 
 
 def _of_stage(term: str, kind: str, stage: str, op: str, value: str) -> Test:
@@ -164,22 +164,22 @@ def _of_stage(term: str, kind: str, stage: str, op: str, value: str) -> Test:
         states = tuple(state.value for state in StageState if state is not StageState.PENDING)
         if value not in states:
             raise _wrong(term, f"there is no stage state {value!r}; there are {', '.join(states)}")
-        return lambda record: _said(record, stage, lambda known: compare(known.state.value, value))
+        return lambda record: _stage_matches(record, stage, lambda known: compare(known.state.value, value))
     compare = _known(term, op, tuple(_ORDER))
     if op in _EQUAL:
-        return lambda record: _said(record, stage, lambda known: compare(known.version, value))
+        return lambda record: _stage_matches(record, stage, lambda known: compare(known.version, value))
     wanted = _numbers(value)
     if wanted is None:
-        raise _wrong(term, "only versions made of numbers (2, 1.10) can be compared; others with = and !=")
+        raise _wrong(term, "only versions made of numbers (2, 1.10) can be compared; use = or != for others")
 
-    def holds(known: StageRecord) -> bool:
+    def matches(known: StageRecord) -> bool:
         version = _numbers(known.version)
         return version is not None and compare(version, wanted)
 
-    return lambda record: _said(record, stage, holds)
+    return lambda record: _stage_matches(record, stage, matches)
 
 
-def _said(record: ImageRecord, stage: str, test: Callable[[StageRecord], bool]) -> bool:
+def _stage_matches(record: ImageRecord, stage: str, test: Callable[[StageRecord], bool]) -> bool:
     known = record.stages.get(stage)
     return known is not None and test(known)
 
@@ -189,7 +189,7 @@ def _numbers(version: str) -> tuple[int, ...] | None:
 
 
 def moment(text: str) -> datetime | None:
-    """Return the time a text says (RFC 3339, or a date: its first moment in UTC), None if it says none."""
+    """Return the time in a text (RFC 3339, or a date: its start in UTC), None if it is neither."""
     if not text.isascii():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Rates: how many images were accepted and how many ended lately, counted from the log itself.
+"""Rates: images accepted and ended recently, counted from the log.
 
-So the numbers are the same in every process that asks, however many gateways there are. Each look reads only what came
-since the last one; what is kept are counts of ten seconds each, by owner, for a quarter of an hour.
+Every gateway therefore reports the same numbers. Each look reads only the records since the previous one; counts are
+kept per owner in buckets of 10 s for 15 minutes.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ WINDOW_S = 900.0
 MINUTES = (1, 5, 15)
 ACCEPTED = "accepted"
 BUCKET_S = 10
-MAX_RECORDS = 100_000  # of one look; the next one goes on
-LOOK_S = 20.0  # one look takes so long at most
+MAX_RECORDS = 100_000  # of one look; the next one continues
+LOOK_S = 20.0  # longest duration of one look
 _BUFFER_BYTES = 4_000_000
 _ENTRANCES: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED)
 _ACCEPTS = frozenset(kind.type for topic in _ENTRANCES for kind in topic.events)
 _TOPICS = (*_ENTRANCES, BULK, OUTCOMES)
-_OURS, _DOOR = "darkroom/", "darkroom/gateway"  # ce_source: what else is ours says again what was said before
+_DARKROOM, _GATEWAY = "darkroom/", "darkroom/gateway"  # ce_source: our other producers repeat accepted uploads
 
 Place = tuple[str, int]  # logical topic and partition
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
-    """One image was accepted, or one run of it ended."""
+class RateEvent:
+    """One image was accepted, or one of its generations ended."""
 
     at: float  # unix seconds
     owner: str
@@ -45,25 +45,25 @@ class Happened:
 
 
 class Tally:
-    """Counts what happened lately. Pure."""
+    """Counts recent events by owner. Pure."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, str, str]] = Counter()  # bucket, owner, what
-        self._seen: dict[tuple[str, str], int] = {}  # job and what -> bucket: what is said again happened once
+        self._seen: dict[tuple[str, str], int] = {}  # job and what -> bucket; repeats count once
 
-    def add(self, happened: Happened) -> None:
-        """Count one, unless it was counted."""
-        bucket, key = int(happened.at // BUCKET_S), (happened.job, happened.what)
+    def add(self, event: RateEvent) -> None:
+        """Count an event; repeats are ignored."""
+        bucket, key = int(event.at // BUCKET_S), (event.job, event.what)
         if key not in self._seen:
             self._seen[key] = bucket
-            self._counts[bucket, happened.owner, happened.what] += 1
+            self._counts[bucket, event.owner, event.what] += 1
 
     def counts(self, now: float, owner: str | None = None) -> dict[str, dict[int, int]]:
-        """Return, by what happened and by minutes, how often it did so lately; of one owner or of everybody."""
+        """Return counts by kind and by window in minutes, of one owner or of all."""
         self._forget(now)
         found: dict[str, dict[int, int]] = {}
-        for (bucket, whose, what), count in self._counts.items():
-            if owner not in (None, whose):
+        for (bucket, by, what), count in self._counts.items():
+            if owner not in (None, by):
                 continue
             by_minutes = found.setdefault(what, dict.fromkeys(MINUTES, 0))
             for minutes in MINUTES:
@@ -79,31 +79,32 @@ class Tally:
 
 @dataclass(slots=True)
 class RecentLog:
-    """What happened lately, by the log. Calls raise DependencyUnavailable."""
+    """Follows the log and counts recent events. Calls raise DependencyUnavailable."""
 
     kafka: KafkaSettings
     tally: Tally = field(default_factory=Tally)
-    behind: bool = True  # whether more had come than one look took
+    behind: bool = True  # whether the last look left records unread
     looked_at: float = 0.0  # unix seconds
     _next: dict[Place, int] = field(default_factory=dict)  # offsets
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def lately(self, owner: str | None) -> dict[str, dict[int, int]]:
-        """Return, by what happened and by the minutes before the last look, how often; of one owner or of everybody."""
+        """Return counts by kind and by window in minutes before the last look, of one owner or of all."""
         return self.tally.counts(self.looked_at, owner)
 
     async def look(self) -> None:
-        """Count what came since the last look."""
+        """Count the records since the last look."""
         async with self._looking:
             found, self._next, self.behind = await asyncio.to_thread(read_recent, self.kafka, self._next)
-            for happened in found:
-                self.tally.add(happened)
+            for event in found:
+                self.tally.add(event)
             self.looked_at = time.time()
 
 
-def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Happened], dict[Place, int], bool]:
-    """Read on from these offsets, but from no further back than the window; return also where to go on, and whether
-    there is more. Blocking. Raises DependencyUnavailable.
+def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[RateEvent], dict[Place, int], bool]:
+    """Return the events from these offsets on and within the window, the next offsets, and whether records are left.
+
+    Blocks. Raises DependencyUnavailable.
     """
     with open_reader(kafka, buffer_bytes=_BUFFER_BYTES) as reader:
         spans = [span for topic in _TOPICS for span in reader.spans(topic.name)]
@@ -112,23 +113,23 @@ def read_recent(kafka: KafkaSettings, since: dict[Place, int]) -> tuple[list[Hap
             begin = max(span.next, earliest, since.get((span.topic, span.partition), 0))
             span.next = min(begin, span.end)
         records = islice(reader.read(spans, limit_s=LOOK_S), MAX_RECORDS)
-        found = [happened for record in records for happened in _happened(record)]
+        found = [event for record in records for event in _rate_events(record)]
     reached = {(span.topic, span.partition): span.next for span in spans}
     return found, reached, not all(span.complete for span in spans)
 
 
-def _happened(record: Record) -> Iterator[Happened]:
-    """Return what a record says, if it is one of an image accepted or ended."""
+def _rate_events(record: Record) -> Iterator[RateEvent]:
+    """Yield the rate event of a record, if an image was accepted or ended."""
     kind, source = record.header("ce_type") or "", record.header("ce_source") or ""
     ended = record.topic == OUTCOMES.name
-    if not ended and (kind not in _ACCEPTS or (source.startswith(_OURS) and source != _DOOR)):
+    if not ended and (kind not in _ACCEPTS or (source.startswith(_DARKROOM) and source != _GATEWAY)):
         return
     if not ended and record.topic != BULK.name and record.header(LANE_TARGET_HEADER) is not None:
-        return  # it was counted when it came into the bulk lane
+        return  # counted when it entered the bulk lane
     try:
         body = json.loads(record.value or b"")
         job = f"{body['image_id']}.{body.get('generation', 1)}"
         at = record.timestamp_ms / 1000
-        yield Happened(at, str(body.get("owner", "")), kind.split(".")[2] if ended else ACCEPTED, job)
+        yield RateEvent(at, str(body.get("owner", "")), kind.split(".")[2] if ended else ACCEPTED, job)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return  # not an event of ours: its reader says so in a dead letter
+        return  # not an event; its consumer dead-letters it

@@ -1,8 +1,8 @@
-"""Reprocessing: jobs that run one stage again for a selection of images, slowly, in the bulk lane.
+"""Reprocessing: jobs that rerun one stage for a selection of images, rate-limited, in the bulk lane.
 
-A job is an object, `reprocess/{id}.json`, written by the gateway and then by the runner alone. An object beside it,
-`reprocess/{id}.cancelled`, asks the runner to stop. The runner saves how far it is every few seconds. After a death it
-goes over the images of those seconds again: their events say the same ids, and what has been done says nothing.
+A job is an object, `reprocess/{id}.json`, created by the gateway and then written by the runner alone. The object
+`reprocess/{id}.cancelled` requests its cancellation. The runner saves its cursor every few seconds. After a crash it
+repeats the images since the last save: their events have the same ids, and completed reruns emit none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from streams.kafka.messages import in_bulk
 from streams.kafka.producer import Deliverer
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.operations.image_filter import Selection, WrongFilter, moment, read_selection
-from streams.operations.rerun_events import RERUNNABLE, DoneAlready, NotAgain, Rerun, Restarts, WhyNot, rerun_analysis
+from streams.operations.rerun_events import (
+    RERUNNABLE,
+    AlreadyDone,
+    Rerun,
+    RerunSkipped,
+    Restarts,
+    SkipReason,
+    rerun_analysis,
+)
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.telemetry import metrics
@@ -32,20 +40,20 @@ log = structlog.get_logger(__name__)
 
 PREFIX = "reprocess/"
 PER_SECOND = 20.0
-MOST_WAITING = 1000  # events in the bulk lane; more are not added
-KEPT = 100  # jobs that have ended, the newest
+MAX_WAITING = 1000  # events in the bulk lane at which no more are added
+KEPT = 100  # ended jobs
 PAGE = 128  # images read at once
-TURN_S = 2.0  # between saves: what is gone over again after a death
+SLICE_S = 2.0  # between saves: the work repeated after a crash
 POLL_S = 2.0
 _JOB_BYTES = 1 << 20
-_SMOOTHING = 0.3  # weight of the last turn in the rate
+_SMOOTHING = 0.3  # weight of the last slice in the rate
 _SOURCE = "darkroom/reprocess"
 
 Waiting = Callable[[], Awaitable[int]]
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     RUNNING = "running"
     DONE = "done"  # every event is in the log
@@ -54,13 +62,13 @@ class JobState(StrEnum):
 
 
 class ReprocessJob(Value):
-    """One request to run a stage again. Images are gone over in the order of their ids, up to `cursor` so far."""
+    """One request to rerun a stage. Images are processed in the order of their ids; `cursor` is the last one."""
 
     id: str
     stage: str
     where: str = ""
     per_second: float = Field(default=PER_SECOND, gt=0)
-    run: int = Field(gt=0, description="when it was asked for, unix milliseconds; no two jobs have the same")
+    run: int = Field(gt=0, description="when it was requested, unix milliseconds; unique")
     state: JobState = JobState.RUNNING
     total: int | None = Field(default=None, description="images selected; None while they are counted")
     done: int = Field(default=0, description="images whose rerun is in the log")
@@ -74,38 +82,38 @@ class ReprocessJob(Value):
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until every event is in the log, None while nobody can say."""
+        """Seconds until every event is in the log, None if unknown."""
         if self.state is not JobState.RUNNING or self.total is None or self.rate <= 0:
             return None
         return max(0, self.total - self.done - self.skipped) / self.rate
 
     def selects(self, selection: Selection, record: ImageRecord) -> bool:
-        """Say whether a rerun of this image was asked for: those accepted since are made by the new version anyway."""
+        """Return whether the job includes an image. Those accepted since the request ran the new version already."""
         submitted = moment(record.submitted_at or "")
-        asked = moment(self.started_at)
-        return (submitted is None or asked is None or submitted <= asked) and selection.holds(record)
+        requested = moment(self.started_at)
+        return (submitted is None or requested is None or submitted <= requested) and selection.matches(record)
 
 
 def drafted(stage: str, where: str = "", per_second: float = PER_SECOND) -> ReprocessJob:
-    """Return a job nobody carries out yet. Raises WrongFilter for a filter, ValueError for a stage, that is none."""
+    """Return a job that is not stored yet. Raises WrongFilter for the filter, ValueError for the stage."""
     if stage not in RERUNNABLE:
-        raise ValueError(f"stage {stage[:40]!r} cannot run again; these can: {', '.join(RERUNNABLE)}")
+        raise ValueError(f"stage {stage[:40]!r} cannot be rerun; allowed: {', '.join(RERUNNABLE)}")
     read_selection(where)
-    run, asked = time.time_ns() // 1_000_000, now()
+    run, requested = time.time_ns() // 1_000_000, now()
     return ReprocessJob(
-        id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, run=run, started_at=asked,
-        updated_at=asked,
+        id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, run=run, started_at=requested,
+        updated_at=requested,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ReprocessJobs:
-    """All jobs. Calls raise DependencyUnavailable."""
+    """Stores jobs. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
     async def start(self, draft: ReprocessJob) -> ReprocessJob:
-        """Have a rerun carried out, as the latest of all."""
+        """Store a job for the runner, with a higher run than any other job."""
         known = await self.all()
         run = max([draft.run, *(job.run + 1 for job in known)])
         job = draft.model_copy(update={"id": f"{draft.stage}-{run}", "run": run})
@@ -116,10 +124,10 @@ class ReprocessJobs:
         return job
 
     async def get(self, job_id: str) -> ReprocessJob | None:
-        """Return a job as it stands, None if there is none of that id."""
+        """Return a job, None if there is none with that id."""
         try:
             job = ReprocessJob.model_validate_json(await self.files.get(_key(job_id), limit=_JOB_BYTES))
-        except (ObjectMissing, ValueError):  # a broken object is a ValidationError, which is one
+        except (ObjectMissing, ValueError):  # ValidationError is a ValueError
             return None
         if job.state is JobState.RUNNING and await self.files.stat(_cancel_key(job_id)) is not None:
             return job.model_copy(update={"state": JobState.CANCELLED})
@@ -136,23 +144,23 @@ class ReprocessJobs:
         return sorted((job for job in jobs if job is not None), key=lambda job: -job.run)
 
     async def cancel(self, job_id: str) -> ReprocessJob | None:
-        """Stop a job where it is; what is in the log already goes its way. None if there is no such job."""
+        """Cancel a job; events already in the log are processed. None if there is no such job."""
         job = await self.get(job_id)
         if job is not None and job.state is JobState.RUNNING:
-            # An object of its own: the runner may be saving the job this very moment.
+            # A separate object, because the runner may be saving the job.
             await self.files.put(_cancel_key(job_id), b"{}", content_type="application/json")
             return job.model_copy(update={"state": JobState.CANCELLED})
         return job
 
     async def save(self, job: ReprocessJob) -> None:
-        """Write a job down; one that has ended needs no mark to stop it."""
+        """Store a job; once it has ended, delete its cancellation request."""
         await self.files.put(_key(job.id), job.model_dump_json().encode(), content_type="application/json")
         if job.state is not JobState.RUNNING:
             await self.files.delete(_cancel_key(job.id))
 
 
 async def selected(job: ReprocessJob, read_model: ReadModel) -> AsyncIterator[ImageRecord]:
-    """Walk the images a job selects, from its cursor on. Raises WrongFilter and DependencyUnavailable."""
+    """Yield the images of a job, from its cursor on. Raises WrongFilter and DependencyUnavailable."""
     selection = read_selection(job.where)
     after = job.cursor
     while True:
@@ -167,9 +175,9 @@ async def selected(job: ReprocessJob, read_model: ReadModel) -> AsyncIterator[Im
 
 @dataclass(slots=True)
 class ReprocessRunner:
-    """Carries the jobs out. One process should; two would only say the same events twice.
+    """Runs the jobs, in one process; a second one would emit the same events again.
 
-    `waiting` tells how many events the bulk lane holds; `clock` and `sleep` count seconds.
+    `waiting` returns the number of events in the bulk lane; `clock` and `sleep` use seconds.
     """
 
     files: FileStore
@@ -178,27 +186,27 @@ class ReprocessRunner:
     waiting: Waiting | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _walks: dict[str, AsyncIterator[ImageRecord]] = field(default_factory=dict)
+    _scans: dict[str, AsyncIterator[ImageRecord]] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
 
     async def run(self) -> None:
-        """Work on jobs until cancelled. While a dependency is away, jobs wait."""
+        """Run jobs until cancelled; they wait while a dependency is unavailable."""
         while True:
             try:
                 worked = await self.run_due()
             except DependencyUnavailable as error:
-                log.warning("reprocessing waits", reason=str(error))
+                log.warning("reprocessing waits for a dependency", reason=str(error))
                 worked = False
             if not worked:
                 await self.sleep(POLL_S)
 
     async def run_due(self) -> bool:
-        """Give each running job a turn of a few seconds; say whether one did anything. Raises DependencyUnavailable."""
-        turns = await asyncio.gather(*[self._turn(job) for job in await self._running()], return_exceptions=True)
-        for turn in turns:
-            if isinstance(turn, BaseException):
-                raise turn
-        return any(turns)
+        """Run each job for a few seconds; return whether one made progress. Raises DependencyUnavailable."""
+        slices = await asyncio.gather(*[self._slice(job) for job in await self._running()], return_exceptions=True)
+        for progress in slices:
+            if isinstance(progress, BaseException):
+                raise progress
+        return any(slices)
 
     async def _running(self) -> list[ReprocessJob]:
         jobs = ReprocessJobs(self.files)
@@ -209,21 +217,21 @@ class ReprocessRunner:
                 running.append(job)
                 continue
             if job is not None and await self.files.stat(_cancel_key(job_id)) is not None:
-                await self._end(job, job.state, job.error)  # as a person wishes
+                await self._end(job, job.state, job.error)
             self._ended.add(job_id)
         return running
 
-    async def _turn(self, job: ReprocessJob) -> bool:
+    async def _slice(self, job: ReprocessJob) -> bool:
         try:
             if job.total is None:
                 job = await self._save(job, total=await self._count(job))
-                log.info("reprocessing begins", job=job.id, stage=job.stage, where=job.where, images=job.total)
-            return await self._walk(job)
+                log.info("reprocessing started", job=job.id, stage=job.stage, where=job.where, images=job.total)
+            return await self._process(job)
         except WrongFilter as error:
             await self._end(job, JobState.FAILED, str(error))
             return True
         except BaseException:
-            self._walks.pop(job.id, None)  # it goes on from the cursor that was saved
+            self._scans.pop(job.id, None)  # it resumes from the saved cursor
             raise
 
     async def _count(self, job: ReprocessJob) -> int:
@@ -232,28 +240,28 @@ class ReprocessRunner:
             count += 1
         return count
 
-    async def _walk(self, job: ReprocessJob) -> bool:
-        """Go over images for one turn, at the job's pace; save how far it came."""
-        room = MOST_WAITING - (await self.waiting() if self.waiting is not None else 0)
+    async def _process(self, job: ReprocessJob) -> bool:
+        """Process images for one slice at the job's rate and save the cursor; return False if the bulk lane is full."""
+        room = MAX_WAITING - (await self.waiting() if self.waiting is not None else 0)
         if room <= 0:
             return False
-        walk = self._walks.setdefault(job.id, selected(job, self.read_model))
-        began, met, cursor, over = self.clock(), 0, job.cursor, False
+        scan = self._scans.setdefault(job.id, selected(job, self.read_model))
+        began, count, cursor, complete = self.clock(), 0, job.cursor, False
         done, reasons = job.done, dict(job.reasons)
-        while met < room and self.clock() - began < TURN_S:
-            record = await anext(walk, None)
+        while count < room and self.clock() - began < SLICE_S:
+            record = await anext(scan, None)
             if record is None:
-                over = True
+                complete = True
                 break
-            why_not = await self._again(job, record.image_id)
-            met, cursor = met + 1, record.image_id
-            if why_not is None:
+            skipped = await self._emit(job, record.image_id)
+            count, cursor = count + 1, record.image_id
+            if skipped is None:
                 done += 1
             else:
-                reasons[why_not] = reasons.get(why_not, 0) + 1
-            metrics.REPROCESSED.labels(job.stage, why_not or "said").inc()
-            await self._pace(began, met, job.per_second)
-        rate = met / max(self.clock() - began, 0.001)
+                reasons[skipped] = reasons.get(skipped, 0) + 1
+            metrics.REPROCESSED.labels(job.stage, skipped or "said").inc()
+            await self._pace(began, count, job.per_second)
+        rate = count / max(self.clock() - began, 0.001)
         job = await self._save(
             job,
             done=done,
@@ -262,26 +270,26 @@ class ReprocessRunner:
             cursor=cursor,
             rate=rate if job.rate == 0 else job.rate + _SMOOTHING * (rate - job.rate),
         )
-        if over:
+        if complete:
             await self._end(job, JobState.DONE, None)
         return True
 
-    async def _pace(self, began: float, met: int, per_second: float) -> None:
-        ahead = began + met / per_second - self.clock()
+    async def _pace(self, began: float, count: int, per_second: float) -> None:
+        ahead = began + count / per_second - self.clock()
         if ahead > 0:
             await self.sleep(ahead)
 
-    async def _again(self, job: ReprocessJob, image_id: str) -> str | None:
-        """Say the event that runs the stage of one image again; return why not, if not."""
-        record = await self.read_model.get(image_id)  # the walk saw it a while ago
+    async def _emit(self, job: ReprocessJob, image_id: str) -> str | None:
+        """Emit the event that reruns the stage of one image; return the reason if it is skipped."""
+        record = await self.read_model.get(image_id)  # it may have changed since the scan
         if record is None:
-            return WhyNot.DELETED.value
+            return SkipReason.DELETED.value
         try:
             rerun = await self._rerun(job, record)
-        except DoneAlready:
+        except AlreadyDone:
             return None
-        except NotAgain as refusal:
-            return refusal.why.value
+        except RerunSkipped as skipped:
+            return skipped.reason.value
         event = rerun.event
         message = Outgoing(rerun.target, event.key(), event.body(), event.headers(source=_SOURCE))
         await self.deliverer.deliver([in_bulk(message)])
@@ -298,7 +306,7 @@ class ReprocessRunner:
         return saved
 
     async def _end(self, job: ReprocessJob, state: JobState, error: str | None) -> None:
-        self._walks.pop(job.id, None)
+        self._scans.pop(job.id, None)
         await self._save(job, state=state, error=error)
         log.info("reprocessing ended", job=job.id, state=state.value, done=job.done, skipped=job.skipped, error=error)
 

@@ -1,7 +1,7 @@
-"""Reruns: the event that makes one stage of one image run again, made of what is known of the image; or why not.
+"""Reruns: builds the event that reruns one stage of an image from its record, or returns the reason to skip it.
 
-An analysis stage runs again in the same generation, so that a completed image stays completed and visible. The
-sanitizer's master is what all others read, so its rerun is a new generation of the whole image.
+An analysis stage reruns in the same generation, so that a completed image stays completed and visible. All stages read
+the sanitizer's master, so a rerun of the sanitizer is a new generation of the image.
 """
 
 from __future__ import annotations
@@ -27,63 +27,63 @@ from streams.topics import UPLOADED, retry_topic
 RERUNNABLE = ("sanitizer", *ANALYSIS_STAGES)
 
 
-class WhyNot(StrEnum):
-    """Why an image is not run again."""
+class SkipReason(StrEnum):
+    """Why an image is not rerun."""
 
     DELETED = "deleted"
-    NOT_IN_PROFILE = "not-in-profile"  # the image never passes that stage
-    IN_PROCESS = "in-process"  # the stage, or for the sanitizer the image, has not ended: it will by itself
-    NO_MASTER = "no-master"  # it was never sanitized: there is nothing to analyse
+    NOT_IN_PROFILE = "not-in-profile"  # the stage is not part of the image's profile
+    IN_PROCESS = "in-process"  # the stage, or for the sanitizer the image, has not ended yet
+    NO_MASTER = "no-master"  # never sanitized: nothing to analyse
     ORIGINAL_GONE = "original-gone"  # nothing to sanitize
-    NEWER_RUN = "newer-run"  # a rerun that was asked for later has been done
+    NEWER_RUN = "newer-run"  # a rerun requested later is done
 
 
-WHY_NOT = {
-    WhyNot.DELETED: "the image was deleted",
-    WhyNot.NOT_IN_PROFILE: "the image's profile leaves the stage out",
-    WhyNot.IN_PROCESS: "the image is still in process",
-    WhyNot.NO_MASTER: "the image was never sanitized",
-    WhyNot.ORIGINAL_GONE: "the original is not there any more",
-    WhyNot.NEWER_RUN: "a rerun asked for later has been done",
+SKIP_MESSAGES = {
+    SkipReason.DELETED: "the image was deleted",
+    SkipReason.NOT_IN_PROFILE: "the image's profile does not include the stage",
+    SkipReason.IN_PROCESS: "the image is still in process",
+    SkipReason.NO_MASTER: "the image was never sanitized",
+    SkipReason.ORIGINAL_GONE: "the original no longer exists",
+    SkipReason.NEWER_RUN: "a rerun requested later is done",
 }
 
 
-class DoneAlready(Exception):
-    """This very rerun has been asked for or done: whoever was interrupted goes over some images twice."""
+class AlreadyDone(Exception):
+    """This rerun was requested or done before, as happens after an interrupted job."""
 
 
-class NotAgain(Exception):
-    """The image is not run again; `why` says the reason."""
+class RerunSkipped(Exception):
+    """The image is not rerun, for `reason`."""
 
-    def __init__(self, why: WhyNot) -> None:
-        super().__init__(WHY_NOT[why])
-        self.why = why
+    def __init__(self, reason: SkipReason) -> None:
+        super().__init__(SKIP_MESSAGES[reason])
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """An event, and the logical topic it goes to when there is room."""
+    """An event, and the logical topic the scheduler forwards it to."""
 
     event: Event
     target: str
 
 
 def rerun_analysis(record: ImageRecord, stage: str, run: int) -> Rerun:
-    """Return what makes an analysis stage run again. Raises NotAgain or DoneAlready."""
+    """Return the rerun of an analysis stage. Raises RerunSkipped or AlreadyDone."""
     if record.deleted or record.state is ImageState.DELETED:
-        raise NotAgain(WhyNot.DELETED)
+        raise RerunSkipped(SkipReason.DELETED)
     if stage not in record.required:
-        raise NotAgain(WhyNot.NOT_IN_PROFILE)
+        raise RerunSkipped(SkipReason.NOT_IN_PROFILE)
     event = work_of(record, run)
     if event is None:
-        raise NotAgain(WhyNot.IN_PROCESS if record.state is ImageState.PROCESSING else WhyNot.NO_MASTER)
+        raise RerunSkipped(SkipReason.IN_PROCESS if record.state is ImageState.PROCESSING else SkipReason.NO_MASTER)
     known = record.stages.get(stage)
     if known is None:
-        raise NotAgain(WhyNot.IN_PROCESS)
+        raise RerunSkipped(SkipReason.IN_PROCESS)
     if known.run == run:
-        raise DoneAlready
+        raise AlreadyDone
     if known.run > run:
-        raise NotAgain(WhyNot.NEWER_RUN)
+        raise RerunSkipped(SkipReason.NEWER_RUN)
     return Rerun(event, retry_topic(stage))
 
 
@@ -95,7 +95,7 @@ def work_of(record: ImageRecord, run: int, profile: Profile | None = None) -> Im
     try:
         known = record.model_dump(include=set(SanitizedImage.model_fields), exclude_none=True)
         image = SanitizedImage.model_validate(known)
-    except ValidationError:  # refused, or a record of another time
+    except ValidationError:  # rejected, or a record of an older version
         return None
     return ImageSanitized(
         image_id=record.image_id,
@@ -125,31 +125,31 @@ def work_of(record: ImageRecord, run: int, profile: Profile | None = None) -> Im
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """Reruns of the sanitizer: new generations, each with its receipt. Calls raise DependencyUnavailable."""
+    """Reruns the sanitizer: new generations, each with its receipt. Calls raise DependencyUnavailable."""
 
     files: FileStore
 
-    async def restart(self, record: ImageRecord, asked_at: str) -> Rerun:
-        """Accept a new generation of an image, or repeat one that was accepted and is not seen yet.
+    async def restart(self, record: ImageRecord, requested_at: str) -> Rerun:
+        """Return the event of a new generation, also if its receipt exists and the image's record does not show it yet.
 
-        `asked_at` is when the rerun was asked for. Raises NotAgain or DoneAlready.
+        `requested_at`: RFC 3339 time of the request. Raises RerunSkipped or AlreadyDone.
         """
         newest = await read_receipt(self.files, job_id_of(record.image_id, record.generation + 1))
         if newest is not None and newest.kind is ReceiptKind.REPROCESS:
             return _restarted(newest)
         if record.deleted or newest is not None or await self._is_erased(record.image_id):
-            raise NotAgain(WhyNot.DELETED)
+            raise RerunSkipped(SkipReason.DELETED)
         current = await read_receipt(self.files, job_id_of(record.image_id, record.generation))
-        if current is not None and current.kind is ReceiptKind.REPROCESS and current.submitted_at >= asked_at:
-            raise DoneAlready
+        if current is not None and current.kind is ReceiptKind.REPROCESS and current.submitted_at >= requested_at:
+            raise AlreadyDone
         if record.state is ImageState.PROCESSING:
-            raise NotAgain(WhyNot.IN_PROCESS)
+            raise RerunSkipped(SkipReason.IN_PROCESS)
         original = record.original or (current.original if current is not None else None)
         if original is None or await self.files.stat(original.key) is None:
-            raise NotAgain(WhyNot.ORIGINAL_GONE)
-        return _restarted(await self._promise(record, original, asked_at))
+            raise RerunSkipped(SkipReason.ORIGINAL_GONE)
+        return _restarted(await self._accept(record, original, requested_at))
 
-    async def _promise(self, record: ImageRecord, original: ObjectRef, asked_at: str) -> Receipt:
+    async def _accept(self, record: ImageRecord, original: ObjectRef, requested_at: str) -> Receipt:
         generation = record.generation + 1
         receipt = Receipt(
             job_id=job_id_of(record.image_id, generation),
@@ -157,7 +157,7 @@ class Restarts:
             owner=record.owner,
             generation=generation,
             kind=ReceiptKind.REPROCESS,
-            submitted_at=asked_at,
+            submitted_at=requested_at,
             bucket=record.bucket,
             filename=record.filename,
             tags=record.tags,
@@ -172,8 +172,8 @@ class Restarts:
         key = receipt_key(receipt.job_id)
         await self.files.put(key, receipt.model_dump_json().encode(), content_type="application/json")
         if await self._is_erased(record.image_id):
-            await self.files.delete(key)  # who erases had looked for receipts before this one was there
-            raise NotAgain(WhyNot.DELETED)
+            await self.files.delete(key)  # the eraser may have listed the receipts before this one existed
+            raise RerunSkipped(SkipReason.DELETED)
         return receipt
 
     async def _is_erased(self, image_id: str) -> bool:
@@ -182,7 +182,7 @@ class Restarts:
 
 def _restarted(receipt: Receipt) -> Rerun:
     kept = {"image_id", "owner", "generation", "profile", "original", "url", *SUBMISSION}
-    said = {name: getattr(receipt, name) for name in kept} | {"submitted_at": receipt.first_submitted_at}
+    fields = {name: getattr(receipt, name) for name in kept} | {"submitted_at": receipt.first_submitted_at}
     if receipt.url is not None:
-        return Rerun(ImageFetched.model_validate(said), retry_topic("sanitizer"))
-    return Rerun(ImageUploaded.model_validate(said), UPLOADED.name)
+        return Rerun(ImageFetched.model_validate(fields), retry_topic("sanitizer"))
+    return Rerun(ImageUploaded.model_validate(fields), UPLOADED.name)

@@ -22,7 +22,7 @@ from schemas.values import ImageState, ObjectRef, Owner, StageState, new_image_i
 from streams.errors import DependencyUnavailable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
-from streams.operations.recent_rates import ACCEPTED, Happened, Tally
+from streams.operations.recent_rates import ACCEPTED, RateEvent, Tally
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
@@ -125,8 +125,8 @@ async def test_an_owner_is_told_their_own_numbers_alone(house: House) -> None:
     for _ in range(3):
         await house.image("berta", ImageState.PROCESSING)
     at = time.time()
-    house.log.tally.add(Happened(at, "anna", ACCEPTED, "1.1"))
-    house.log.tally.add(Happened(at, "berta", ACCEPTED, "2.1"))
+    house.log.tally.add(RateEvent(at, "anna", ACCEPTED, "1.1"))
+    house.log.tally.add(RateEvent(at, "berta", ACCEPTED, "2.1"))
     found = await house.numbers("anna images:read")
     assert found.of == "owner"
     assert found.images == {"completed": 1, "failed": 1, "processing": 1}
@@ -225,8 +225,8 @@ def test_what_is_said_again_is_counted_once_and_old_counts_go() -> None:
     """The same acceptance or outcome said twice counts once; of 1, 5 and 15 minutes each counts what is in it."""
     tally = Tally()
     for ago, job in ((5, "a.1"), (5, "a.1"), (200, "b.1"), (800, "c.1"), (2000, "d.1")):
-        tally.add(Happened(100_000 - ago, "anna", ACCEPTED, job))
-    tally.add(Happened(100_000, "berta", "completed", "a.1"))
+        tally.add(RateEvent(100_000 - ago, "anna", ACCEPTED, job))
+    tally.add(RateEvent(100_000, "berta", "completed", "a.1"))
     assert tally.counts(100_000) == {ACCEPTED: {1: 1, 5: 2, 15: 3}, "completed": {1: 1, 5: 1, 15: 1}}
     assert tally.counts(100_000, "berta") == {"completed": {1: 1, 5: 1, 15: 1}}
     assert tally.counts(200_000) == {}

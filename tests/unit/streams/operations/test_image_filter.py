@@ -1,4 +1,4 @@
-"""The language in which a person says which images are meant."""
+"""Image filters."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ RECORD = ImageRecord(
         ("submitted<=2026-03-05T13:00:00+01:00", True),
         ("stage.embedder=skipped", True),
         ("stage.ocr=failed", False),
-        ("stage.resizer!=done", False),  # it has said nothing
+        ("stage.resizer!=done", False),  # the stage has no result
         ("version.ocr<1.10", True),
         ("version.ocr>=2", False),
         ("version.ocr!=2", True),
         ("version.embedder=2024-beta", True),
-        ("version.embedder<3", False),  # not a version of numbers
+        ("version.embedder<3", False),  # not a numeric version
         ("version.resizer<9", False),
         ("state=completed AND version.ocr<2 and text~hello", True),
     ],
 )
 def test_what_a_filter_selects(where: str, selected: bool) -> None:
-    """Every term must hold; a stage that has said nothing is in no term about a stage."""
-    assert read_selection(where).holds(RECORD) is selected
+    """All terms must match; a stage without a result matches no term."""
+    assert read_selection(where).matches(RECORD) is selected
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_what_a_filter_selects(where: str, selected: bool) -> None:
         ("x" * 2001, "more than 2000"),
     ],
 )
-def test_a_wrong_term_is_named(where: str, named: str) -> None:
-    """Who writes a filter wrongly reads which term is wrong and what there is instead."""
-    with pytest.raises(WrongFilter) as refusal:
+def test_an_invalid_term_is_named(where: str, named: str) -> None:
+    """The error names the invalid term and what is allowed."""
+    with pytest.raises(WrongFilter) as caught:
         read_selection(where)
-    assert named in str(refusal.value)
+    assert named in str(caught.value)
 
 
 WORDS = st.sampled_from(
@@ -104,19 +104,19 @@ WORDS = st.sampled_from(
 @given(st.lists(WORDS | st.text(max_size=6), max_size=8).map("".join) | st.text(max_size=60))
 @example("version.ocr<" + "9" * 400)
 @example("submitted>=²")
-def test_no_text_breaks_the_reader(where: str) -> None:
-    """Whatever is written, it is a selection or a refusal that says why."""
+def test_any_text_is_a_filter_or_an_error(where: str) -> None:
+    """The parser returns a selection or raises WrongFilter with a message."""
     try:
         selection = read_selection(where)
-    except WrongFilter as refusal:
-        assert str(refusal)
+    except WrongFilter as error:
+        assert str(error)
     else:
         assert isinstance(selection, Selection)
-        assert selection.holds(RECORD) in (True, False)
+        assert selection.matches(RECORD) in (True, False)
 
 
-def test_one_state_narrows_the_walk() -> None:
-    """A filter for one state says so, so that the read model need not show the others."""
+def test_a_single_state_narrows_the_scan() -> None:
+    """A filter for one state sets `state`, so that the read model skips other states."""
     assert read_selection("owner=anna and state=failed").state is ImageState.FAILED
     assert read_selection("state=failed and state=completed").state is None
     assert read_selection("state!=failed").state is None

@@ -1,4 +1,4 @@
-"""Reprocessing: which events a job says, at what pace, and that nothing stops it half-way."""
+"""Reprocessing: events of a job, its rate, and recovery from crashes and outages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from streams.object_store.protocol import FileStore
 from streams.object_store.tombstones import Tombstones
 from streams.operations.image_filter import WrongFilter
 from streams.operations.reprocess_jobs import JobState, ReprocessJob, ReprocessJobs, ReprocessRunner, drafted
-from streams.operations.rerun_events import DoneAlready, NotAgain, Restarts, WhyNot, rerun_analysis
+from streams.operations.rerun_events import AlreadyDone, RerunSkipped, Restarts, SkipReason, rerun_analysis
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
@@ -35,13 +35,13 @@ from tests.support.facts import Facts, ref
 URL = "https://example.org/x.jpg"
 
 
-class Death(Exception):
+class Crash(Exception):
     """The runner's process ends."""
 
 
 @dataclass
-class Hall:
-    """A read model, an object store and a log, with a clock that stands still until somebody sleeps."""
+class Backends:
+    """A read model, an object store and a log, with a clock that only `sleep` advances."""
 
     files: FileStore
     read_model: ReadModel
@@ -50,7 +50,7 @@ class Hall:
     waiting: int = 0
 
     def runner(self) -> ReprocessRunner:
-        """Return a runner as after a start: it knows nothing but what was saved."""
+        """Return a new runner, with no state but what is stored."""
         return ReprocessRunner(
             self.files, self.read_model, self.log, waiting=self._waiting, clock=lambda: self.time, sleep=self._sleep
         )
@@ -61,78 +61,78 @@ class Hall:
     async def _waiting(self) -> int:
         return self.waiting
 
-    async def tell(self, *facts: Fact) -> None:
-        """Write facts into the read model, and the state that follows from them."""
+    async def record(self, *facts: Fact) -> None:
+        """Record facts in the read model as the indexer does."""
         for fact in facts:
             await record_fact(fact, self.read_model, Tombstones(self.files))
 
     async def complete(self, count: int = 1, *, source_url: str | None = None) -> list[str]:
-        """Make images whose stages are all done; return their ids, oldest first."""
-        images = [new_image_id() for _ in range(count)]
+        """Create completed images; return their ids, oldest first."""
+        images: list[str] = [new_image_id() for _ in range(count)]
         for image in images:
             first, *others = Facts(image).all()
             if source_url is not None:
                 first = Facts(image).sanitized(source_url=source_url)
-            await self.tell(first, *others)
+            await self.record(first, *others)
             await self.read_model.merge(image, 1, {"state": ImageState.COMPLETED.value})
             assert isinstance(first, ImageSanitized)
             await self.files.put(first.original.key, b"x", content_type="image/jpeg")
         return images
 
-    def said(self) -> list[tuple[str, Event]]:
-        """Return what waits in the bulk lane: the target and the event, in the order it was said."""
+    def emitted(self) -> list[tuple[str, Event]]:
+        """Return the events in the bulk lane with their targets, by image id."""
         found = []
         for record in sorted(self.log.records(BULK.name), key=lambda record: record.header("ce_subject") or ""):
             read_bulk(record)
             found.append((record.header(LANE_TARGET_HEADER) or "", decode(record, BULK.events)))
         return found
 
-    def images_said(self) -> list[str]:
-        return [event.image_id for _, event in self.said()]
+    def emitted_images(self) -> list[str]:
+        return [event.image_id for _, event in self.emitted()]
 
-    async def finish(self, job: ReprocessJob, *, turns: int = 50) -> ReprocessJob:
-        """Give a job turns until it has ended."""
+    async def finish(self, job: ReprocessJob, *, slices: int = 50) -> ReprocessJob:
+        """Run a job until it has ended."""
         runner = self.runner()
-        for _ in range(turns):
+        for _ in range(slices):
             await runner.run_due()
             found = await ReprocessJobs(self.files).get(job.id)
             assert found is not None
             if found.state is not JobState.RUNNING:
                 return found
-        raise AssertionError(f"the job has not ended after {turns} turns: {found}")
+        raise AssertionError(f"the job has not ended after {slices} slices: {found}")
 
 
 @pytest.fixture
-async def hall(tmp_path: Path) -> AsyncIterator[Hall]:
-    """Return a hall of its own."""
+async def backends(tmp_path: Path) -> AsyncIterator[Backends]:
+    """Return empty backends."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield Hall(files, read_model)
+        yield Backends(files, read_model)
 
 
 @contextmanager
-def refused(why: WhyNot) -> Iterator[None]:
-    with pytest.raises(NotAgain) as refusal:
+def skipped(reason: SkipReason) -> Iterator[None]:
+    with pytest.raises(RerunSkipped) as caught:
         yield
-    assert refusal.value.why is why
-    assert str(refusal.value)
+    assert caught.value.reason is reason
+    assert str(caught.value)
 
 
-async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
-    """Each image a filter selects gets the stage's work event, of this run, in the bulk lane, for that stage alone."""
-    images = await hall.complete(3)
-    await hall.read_model.merge(images[1], 1, {"bucket": "other"})
-    job = await ReprocessJobs(hall.files).start(drafted("ocr", "bucket=trip"))
-    ended = await hall.finish(job)
+async def test_a_job_emits_one_event_per_selected_image(backends: Backends) -> None:
+    """Each selected image gets the work event with the job's run in the bulk lane, for that stage alone."""
+    images = await backends.complete(3)
+    await backends.read_model.merge(images[1], 1, {"bucket": "other"})
+    job = await ReprocessJobs(backends.files).start(drafted("ocr", "bucket=trip"))
+    ended = await backends.finish(job)
     assert (ended.state, ended.total, ended.done, ended.skipped) == (JobState.DONE, 2, 2, 0)
-    assert hall.images_said() == [images[0], images[2]]
-    for target, event in hall.said():
+    assert backends.emitted_images() == [images[0], images[2]]
+    for target, event in backends.emitted():
         assert target == "ocr.retry"
         assert isinstance(event, ImageSanitized)
         assert (event.run, event.generation, event.owner) == (job.run, 1, "anna")
-        record = await hall.read_model.get(event.image_id)
+        record = await backends.read_model.get(event.image_id)
         assert record is not None
         assert {name: value for name, value in learn(event).keys.items() if value not in (None, [], ())} == {
             name: value
@@ -141,10 +141,10 @@ async def test_a_job_says_one_event_per_selected_image(hall: Hall) -> None:
         }
 
 
-async def test_an_event_is_rebuilt_as_it_was_said(hall: Hall) -> None:
+async def test_an_event_is_rebuilt_from_the_record(backends: Backends) -> None:
     """The rerun's work event differs from the first one only in its run and its time."""
-    (image,) = await hall.complete()
-    record = await hall.read_model.get(image)
+    (image,) = await backends.complete()
+    record = await backends.read_model.get(image)
     assert record is not None
     first = Facts(image).sanitized()
     again = rerun_analysis(record, "resizer", 7).event
@@ -153,278 +153,278 @@ async def test_an_event_is_rebuilt_as_it_was_said(hall: Hall) -> None:
     assert again.model_copy(update={"run": 0}).id == first.id
 
 
-async def test_a_job_keeps_its_pace(hall: Hall) -> None:
-    """Twenty images at four a second take five seconds, whatever turns they fall in."""
-    await hall.complete(20)
-    job = await ReprocessJobs(hall.files).start(drafted("detector", "", per_second=4))
-    began = hall.time
-    ended = await hall.finish(job)
+async def test_a_job_keeps_its_rate(backends: Backends) -> None:
+    """Twenty images at four a second take five seconds."""
+    await backends.complete(20)
+    job = await ReprocessJobs(backends.files).start(drafted("detector", "", per_second=4))
+    began = backends.time
+    ended = await backends.finish(job)
     assert ended.done == 20
-    assert hall.time - began == pytest.approx(5.0, abs=0.3)
+    assert backends.time - began == pytest.approx(5.0, abs=0.3)
     assert ended.rate == pytest.approx(4.0, rel=0.1)
 
 
-async def test_progress_tells_how_long_it_still_takes(hall: Hall) -> None:
-    """After a turn the job says how far it is, how fast, and when it will be over."""
-    await hall.complete(20)
-    job = await ReprocessJobs(hall.files).start(drafted("detector", "", per_second=4))
+async def test_a_running_job_has_an_estimate(backends: Backends) -> None:
+    """After one slice the job has its total, its count and the seconds left."""
+    await backends.complete(20)
+    job = await ReprocessJobs(backends.files).start(drafted("detector", "", per_second=4))
     assert job.eta_s is None
-    await hall.runner().run_due()
-    found = await ReprocessJobs(hall.files).get(job.id)
+    await backends.runner().run_due()
+    found = await ReprocessJobs(backends.files).get(job.id)
     assert found is not None
     assert (found.total, found.done) == (20, 8)
     assert found.eta_s == pytest.approx(3.0, rel=0.1)
 
 
-async def test_after_a_death_a_job_goes_on_from_its_cursor(hall: Hall) -> None:
-    """A runner that dies between two saves costs repeated events with the ids they had, and no image."""
-    images = await hall.complete(30)
-    job = await ReprocessJobs(hall.files).start(drafted("embedder", "", per_second=10))
-    await hall.runner().run_due()
-    before = len(hall.said())
-    dying = hall.runner()
+async def test_after_a_crash_a_job_resumes_from_its_cursor(backends: Backends) -> None:
+    """A crash between two saves repeats events with equal ids and loses no image."""
+    images = await backends.complete(30)
+    job = await ReprocessJobs(backends.files).start(drafted("embedder", "", per_second=10))
+    await backends.runner().run_due()
+    before = len(backends.emitted())
+    crashing = backends.runner()
 
-    async def die(_seconds: float) -> None:
-        if len(hall.said()) >= before + 5:
-            raise Death
-        hall.time += 0.1
+    async def crash(_seconds: float) -> None:
+        if len(backends.emitted()) >= before + 5:
+            raise Crash
+        backends.time += 0.1
 
-    dying.sleep = die
-    with pytest.raises(Death):
-        await dying.run_due()
-    ended = await hall.finish(job)
+    crashing.sleep = crash
+    with pytest.raises(Crash):
+        await crashing.run_due()
+    ended = await backends.finish(job)
     assert (ended.state, ended.done) == (JobState.DONE, 30)
-    ids = [event.id for _, event in hall.said()]
-    assert sorted(set(hall.images_said())) == images
+    ids = [event.id for _, event in backends.emitted()]
+    assert sorted(set(backends.emitted_images())) == images
     assert len(set(ids)) == 30
     assert len(ids) == 35
 
 
-async def test_what_was_done_before_a_death_is_not_asked_for_again(hall: Hall) -> None:
-    """An image whose record has this run, or a later one, needs no event."""
-    (image,) = await hall.complete()
-    await hall.tell(Facts(image, run=7).text())
-    record = await hall.read_model.get(image)
+async def test_reruns_done_before_a_crash_are_not_repeated(backends: Backends) -> None:
+    """An image whose record has this run, or a later one, gets no event."""
+    (image,) = await backends.complete()
+    await backends.record(Facts(image, run=7).text())
+    record = await backends.read_model.get(image)
     assert record is not None
-    with pytest.raises(DoneAlready):
+    with pytest.raises(AlreadyDone):
         rerun_analysis(record, "ocr", 7)
-    with refused(WhyNot.NEWER_RUN):
+    with skipped(SkipReason.NEWER_RUN):
         rerun_analysis(record, "ocr", 6)
     assert rerun_analysis(record, "ocr", 8).event.run == 8
 
 
-async def test_a_cancelled_job_says_no_more(hall: Hall) -> None:
-    """After a cancel the job is cancelled at once for whoever asks, and the runner stops where it is."""
-    await hall.complete(30)
-    jobs = ReprocessJobs(hall.files)
+async def test_a_cancelled_job_emits_no_more(backends: Backends) -> None:
+    """A cancelled job is returned as cancelled at once, and the runner stops."""
+    await backends.complete(30)
+    jobs = ReprocessJobs(backends.files)
     job = await jobs.start(drafted("ocr", "", per_second=5))
-    runner = hall.runner()
+    runner = backends.runner()
     await runner.run_due()
-    said = len(hall.said())
-    assert 0 < said < 30
+    emitted = len(backends.emitted())
+    assert 0 < emitted < 30
     cancelled = await jobs.cancel(job.id)
     assert cancelled is not None and cancelled.state is JobState.CANCELLED
     found = await jobs.get(job.id)
     assert found is not None and found.state is JobState.CANCELLED
-    for worker in (runner, runner, hall.runner()):
+    for worker in (runner, runner, backends.runner()):
         assert not await worker.run_due()
-    assert len(hall.said()) == said
+    assert len(backends.emitted()) == emitted
     ended = await jobs.get(job.id)
-    assert ended is not None and (ended.state, ended.done) == (JobState.CANCELLED, said)
+    assert ended is not None and (ended.state, ended.done) == (JobState.CANCELLED, emitted)
     assert await jobs.cancel("ocr-1") is None
     assert await jobs.get("../secrets") is None
 
 
-async def test_a_full_bulk_lane_holds_a_job_back(hall: Hall) -> None:
-    """No more events are added than the lane may hold; when there is room again the job goes on."""
-    await hall.complete(10)
-    job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
-    hall.waiting = 1000
-    assert not await hall.runner().run_due()
-    hall.waiting = 996
-    await hall.runner().run_due()
-    assert len(hall.said()) == 4
-    hall.waiting = 0
-    assert (await hall.finish(job)).done == 10
+async def test_a_full_bulk_lane_stalls_a_job(backends: Backends) -> None:
+    """No events are added beyond the lane's limit; the job continues once there is room."""
+    await backends.complete(10)
+    job = await ReprocessJobs(backends.files).start(drafted("ocr", ""))
+    backends.waiting = 1000
+    assert not await backends.runner().run_due()
+    backends.waiting = 996
+    await backends.runner().run_due()
+    assert len(backends.emitted()) == 4
+    backends.waiting = 0
+    assert (await backends.finish(job)).done == 10
 
 
-async def test_a_job_waits_while_kafka_is_away(hall: Hall) -> None:
-    """An event Kafka did not take is said when it is back; the job is neither over nor past it."""
-    images = await hall.complete(3)
-    job = await ReprocessJobs(hall.files).start(drafted("ocr", ""))
-    runner = hall.runner()
-    hall.log.unavailable = True
+async def test_a_job_waits_while_kafka_is_unavailable(backends: Backends) -> None:
+    """An event that was not delivered is emitted later; the cursor does not pass it."""
+    images = await backends.complete(3)
+    job = await ReprocessJobs(backends.files).start(drafted("ocr", ""))
+    runner = backends.runner()
+    backends.log.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await runner.run_due()
-    hall.log.unavailable = False
+    backends.log.unavailable = False
     assert await runner.run_due()
-    assert hall.images_said() == images
-    found = await ReprocessJobs(hall.files).get(job.id)
+    assert backends.emitted_images() == images
+    found = await ReprocessJobs(backends.files).get(job.id)
     assert found is not None and found.done == 3
 
 
-async def test_images_accepted_later_are_left_alone(hall: Hall) -> None:
-    """What came after the request was made by the new version anyway, and would keep the job from ending."""
-    early, late = await hall.complete(2)
-    await hall.read_model.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
-    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
-    assert (ended.total, hall.images_said()) == (1, [early])
+async def test_images_accepted_later_are_not_selected(backends: Backends) -> None:
+    """Images accepted after the request ran the new version already, and would prolong the job without end."""
+    early, late = await backends.complete(2)
+    await backends.read_model.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
+    ended = await backends.finish(await ReprocessJobs(backends.files).start(drafted("ocr", "")))
+    assert (ended.total, backends.emitted_images()) == (1, [early])
 
 
-async def test_skipped_images_say_why(hall: Hall) -> None:
-    """An image that cannot run again is counted under its reason, and the others go on."""
-    done, refused_one, pending = await hall.complete(1), new_image_id(), new_image_id()
-    await hall.tell(Facts(refused_one).refused(), Facts(pending).sanitized())
-    await hall.read_model.merge(refused_one, 1, {"state": ImageState.REJECTED.value})
-    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("ocr", "")))
+async def test_skipped_images_are_counted_by_reason(backends: Backends) -> None:
+    """An image that cannot be rerun is counted under its reason; the others are rerun."""
+    done, rejected, pending = await backends.complete(1), new_image_id(), new_image_id()
+    await backends.record(Facts(rejected).refused(), Facts(pending).sanitized())
+    await backends.read_model.merge(rejected, 1, {"state": ImageState.REJECTED.value})
+    ended = await backends.finish(await ReprocessJobs(backends.files).start(drafted("ocr", "")))
     assert (ended.done, ended.skipped) == (1, 2)
     assert ended.reasons == {"no-master": 1, "in-process": 1}
-    assert hall.images_said() == done
+    assert backends.emitted_images() == done
 
 
-async def test_a_stage_out_of_the_profile_is_not_run(hall: Hall) -> None:
-    """A rerun never does what the image was never to pass."""
+async def test_a_stage_out_of_the_profile_is_not_run(backends: Backends) -> None:
+    """A stage outside the image's profile is skipped."""
     facts = Facts(new_image_id(), stages=("sanitizer", "resizer"))
-    await hall.tell(facts.sanitized(), facts.resized())
-    (record,) = await hall.read_model.scan()
-    with refused(WhyNot.NOT_IN_PROFILE):
+    await backends.record(facts.sanitized(), facts.resized())
+    (record,) = await backends.read_model.scan()
+    with skipped(SkipReason.NOT_IN_PROFILE):
         rerun_analysis(record, "ocr", 7)
 
 
-async def test_a_rerun_of_the_sanitizer_is_a_new_generation(hall: Hall) -> None:
-    """The whole image runs again as generation 2, with its receipt, from the original it has."""
-    (image,) = await hall.complete()
-    job = await ReprocessJobs(hall.files).start(drafted("sanitizer", ""))
-    assert (await hall.finish(job)).done == 1
-    ((target, event),) = hall.said()
+async def test_a_rerun_of_the_sanitizer_is_a_new_generation(backends: Backends) -> None:
+    """The image is processed again as generation 2, with a receipt, from its stored original."""
+    (image,) = await backends.complete()
+    job = await ReprocessJobs(backends.files).start(drafted("sanitizer", ""))
+    assert (await backends.finish(job)).done == 1
+    ((target, event),) = backends.emitted()
     assert (target, event.generation, event.run) == ("image.uploaded", 2, 0)
     assert isinstance(event, ImageUploaded)
     assert (event.original, event.filename, event.context) == (ref("a"), "me.jpg", {"note": "private"})
     assert event.submitted_at == "2026-01-01T00:00:00.000Z"
-    receipt = Receipt.model_validate_json(await hall.files.get(receipt_key(f"{image}.2")))
+    receipt = Receipt.model_validate_json(await backends.files.get(receipt_key(f"{image}.2")))
     assert (receipt.kind, receipt.generation, receipt.submitted_at) == (ReceiptKind.REPROCESS, 2, job.started_at)
 
 
-async def test_a_fetched_image_keeps_its_source(hall: Hall) -> None:
-    """What came from a URL runs again as what was fetched, without being fetched."""
-    await hall.complete(source_url=URL)
-    await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "")))
-    ((target, event),) = hall.said()
+async def test_a_fetched_image_keeps_its_source(backends: Backends) -> None:
+    """An image from a URL is rerun from the stored original, without a fetch."""
+    await backends.complete(source_url=URL)
+    await backends.finish(await ReprocessJobs(backends.files).start(drafted("sanitizer", "")))
+    ((target, event),) = backends.emitted()
     assert target == "sanitizer.retry"
     assert isinstance(event, ImageFetched)
     assert event.url == URL
 
 
-async def test_a_restart_is_asked_for_once(hall: Hall) -> None:
-    """Going over an image again repeats the same event until the new generation is seen, and then nothing."""
-    (image,) = await hall.complete()
-    restarts, asked_at = Restarts(hall.files), "2026-02-02T00:00:00.000Z"
-    record = await hall.read_model.get(image)
+async def test_a_restart_is_idempotent(backends: Backends) -> None:
+    """Repeats return the same event until the record shows the new generation, then raise AlreadyDone."""
+    (image,) = await backends.complete()
+    restarts, requested_at = Restarts(backends.files), "2026-02-02T00:00:00.000Z"
+    record = await backends.read_model.get(image)
     assert record is not None
-    first, second = [(await restarts.restart(record, asked_at)).event for _ in range(2)]
+    first, second = [(await restarts.restart(record, requested_at)).event for _ in range(2)]
     assert first.id == second.id
-    await hall.tell(Facts(image, generation=2).sanitized())
-    newer = await hall.read_model.get(image)
+    await backends.record(Facts(image, generation=2).sanitized())
+    newer = await backends.read_model.get(image)
     assert newer is not None
-    with pytest.raises(DoneAlready):
-        await restarts.restart(newer, asked_at)
+    with pytest.raises(AlreadyDone):
+        await restarts.restart(newer, requested_at)
 
 
 @pytest.mark.parametrize("known_to", ["record", "erasure", "receipt"])
-async def test_a_deleted_image_is_never_restarted(hall: Hall, known_to: str) -> None:
-    """Wherever a deletion is known first, the image stays deleted, and no receipt with its sender's words is left."""
-    (image,) = await hall.complete()
-    record = await hall.read_model.get(image)
+async def test_a_deleted_image_is_never_restarted(backends: Backends, known_to: str) -> None:
+    """Wherever the deletion is recorded, the image stays deleted, and no receipt with user metadata remains."""
+    (image,) = await backends.complete()
+    record = await backends.read_model.get(image)
     assert record is not None
     if known_to == "record":
-        await hall.read_model.bury(image, "anna", 2)
-        record = await hall.read_model.get(image)
+        await backends.read_model.bury(image, "anna", 2)
+        record = await backends.read_model.get(image)
         assert record is not None
-        with refused(WhyNot.DELETED):
+        with skipped(SkipReason.DELETED):
             rerun_analysis(record, "ocr", 7)
     elif known_to == "erasure":
-        await Tombstones(hall.files).request(image, "anna", 2)
+        await Tombstones(backends.files).request(image, "anna", 2)
     else:
         deletion = Receipt(
             job_id=f"{image}.2", image_id=image, owner="anna", generation=2, kind=ReceiptKind.DELETE,
             submitted_at="2026-01-01T00:00:00Z",
         )  # fmt: skip
-        await hall.files.put(receipt_key(f"{image}.2"), deletion.model_dump_json().encode(), content_type="x/y")
-    with refused(WhyNot.DELETED):
-        await Restarts(hall.files).restart(record, "2026-02-02T00:00:00.000Z")
-    receipts = [found.key async for found in hall.files.list("jobs/")]
+        await backends.files.put(receipt_key(f"{image}.2"), deletion.model_dump_json().encode(), content_type="x/y")
+    with skipped(SkipReason.DELETED):
+        await Restarts(backends.files).restart(record, "2026-02-02T00:00:00.000Z")
+    receipts = [found.key async for found in backends.files.list("jobs/")]
     assert receipts == ([receipt_key(f"{image}.2")] if known_to == "receipt" else [])
 
 
-async def test_a_deletion_during_the_restart_leaves_no_receipt(hall: Hall) -> None:
-    """A deletion asked for while the receipt is being written wins."""
-    (image,) = await hall.complete()
-    record = await hall.read_model.get(image)
+async def test_a_deletion_during_the_restart_leaves_no_receipt(backends: Backends) -> None:
+    """A deletion requested while the receipt is written wins."""
+    (image,) = await backends.complete()
+    record = await backends.read_model.get(image)
     assert record is not None
 
     class Deleting:
-        """An object store in whose every write of a receipt a deletion comes in between."""
+        """An object store that requests a deletion before each write of a receipt."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(hall.files, name)
+            return getattr(backends.files, name)
 
         async def put(self, key: str, data: bytes, *, content_type: str) -> None:
-            await Tombstones(hall.files).request(image, "anna", 2)
-            await hall.files.put(key, data, content_type=content_type)
+            await Tombstones(backends.files).request(image, "anna", 2)
+            await backends.files.put(key, data, content_type=content_type)
 
-    with refused(WhyNot.DELETED):
+    with skipped(SkipReason.DELETED):
         await Restarts(Deleting()).restart(record, "2026-02-02T00:00:00.000Z")  # type: ignore[arg-type]
-    assert [found.key async for found in hall.files.list("jobs/")] == []
+    assert [found.key async for found in backends.files.list("jobs/")] == []
 
 
-async def test_without_its_original_an_image_is_not_restarted(hall: Hall) -> None:
-    """When the bytes as received are gone there is nothing to sanitize, and the image stays as it is."""
-    (image,) = await hall.complete()
-    await hall.files.delete(ref("a").key)
-    ended = await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "")))
+async def test_without_its_original_an_image_is_not_restarted(backends: Backends) -> None:
+    """Without the original the image is skipped and keeps its state."""
+    (image,) = await backends.complete()
+    await backends.files.delete(ref("a").key)
+    ended = await backends.finish(await ReprocessJobs(backends.files).start(drafted("sanitizer", "")))
     assert ended.reasons == {"original-gone": 1}
-    assert hall.said() == []
-    record = await hall.read_model.get(image)
+    assert backends.emitted() == []
+    record = await backends.read_model.get(image)
     assert record is not None and record.state is ImageState.COMPLETED
 
 
-async def test_a_refused_image_is_restarted_from_its_receipt(hall: Hall) -> None:
-    """An image the sanitizer refused can be tried again under other limits: its receipt knows its original."""
+async def test_a_rejected_image_is_restarted_from_its_receipt(backends: Backends) -> None:
+    """A rejected image can be rerun under other limits: its receipt names its original."""
     image = new_image_id()
     original = ref("b", original_key("anna", "b" * 64))
-    await hall.tell(Facts(image).refused())
-    await hall.read_model.merge(image, 1, {"state": ImageState.REJECTED.value})
+    await backends.record(Facts(image).refused())
+    await backends.read_model.merge(image, 1, {"state": ImageState.REJECTED.value})
     receipt = Receipt(
         job_id=f"{image}.1", image_id=image, owner="anna", generation=1, kind=ReceiptKind.UPLOAD,
         submitted_at="2026-01-01T00:00:00Z", original=original,
     )  # fmt: skip
-    await hall.files.put(receipt_key(f"{image}.1"), receipt.model_dump_json().encode(), content_type="x/y")
-    await hall.files.put(original.key, b"x", content_type="image/jpeg")
-    await hall.finish(await ReprocessJobs(hall.files).start(drafted("sanitizer", "state=rejected")))
-    ((_, event),) = hall.said()
+    await backends.files.put(receipt_key(f"{image}.1"), receipt.model_dump_json().encode(), content_type="x/y")
+    await backends.files.put(original.key, b"x", content_type="image/jpeg")
+    await backends.finish(await ReprocessJobs(backends.files).start(drafted("sanitizer", "state=rejected")))
+    ((_, event),) = backends.emitted()
     assert isinstance(event, ImageUploaded)
     assert (event.original, event.generation) == (original, 2)
 
 
-async def test_a_wrong_job_is_refused(hall: Hall) -> None:
-    """A stage that cannot run again, and a filter that is none, never become a job; nor do they stop others."""
-    jobs = ReprocessJobs(hall.files)
-    with pytest.raises(ValueError, match="cannot run again"):
+async def test_an_invalid_job_is_refused(backends: Backends) -> None:
+    """Invalid stages and filters raise; invalid stored jobs fail without affecting others."""
+    jobs = ReprocessJobs(backends.files)
+    with pytest.raises(ValueError, match="cannot be rerun"):
         await jobs.start(drafted("indexer", ""))
     with pytest.raises(WrongFilter):
         await jobs.start(drafted("ocr", "colour=red"))
     good = await jobs.start(drafted("ocr", ""))
     await jobs.save(good.model_copy(update={"id": "ocr-1", "run": 1, "where": "written=by hand"}))
-    await hall.files.put("reprocess/ocr-2.json", b"{half", content_type="application/json")
-    assert (await hall.finish(good)).state is JobState.DONE
+    await backends.files.put("reprocess/ocr-2.json", b"{half", content_type="application/json")
+    assert (await backends.finish(good)).state is JobState.DONE
     bad = await jobs.get("ocr-1")
     assert bad is not None and bad.state is JobState.FAILED
     assert "written" in (bad.error or "")
 
 
-async def test_no_two_jobs_have_the_same_run(hall: Hall) -> None:
-    """A job asked for later is the later run, even when the clock stands still or goes back."""
-    jobs = ReprocessJobs(hall.files)
+async def test_no_two_jobs_have_the_same_run(backends: Backends) -> None:
+    """A later job has a higher run, even if the clock stands still or goes back."""
+    jobs = ReprocessJobs(backends.files)
     future = (await jobs.start(drafted("ocr", ""))).model_copy(
         update={"run": 99_999_999_999_999, "id": "ocr-99999999999999"}
     )
