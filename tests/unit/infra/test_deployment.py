@@ -1,4 +1,4 @@
-"""The deployment files agree with the code they deploy, and with each other."""
+"""The deployment files agree with the code and with each other."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def of(kind: str) -> dict[str, Any]:
 
 def compose() -> dict[str, Any]:
     """Return the compose file."""
-    return yaml.safe_load(validate.COMPOSE.read_text())
+    loaded: dict[str, Any] = yaml.safe_load(validate.COMPOSE.read_text())
+    return loaded
 
 
 def setting_exists(variable: str) -> bool:
-    """Return whether an environment variable sets something."""
+    """Return whether an environment variable is a setting."""
     names = variable.removeprefix("DARKROOM_").lower().split("__")
     group: type[BaseModel] = Settings if names[0] in Settings.model_fields else GatewayEnvironment
     for name in names:
@@ -57,7 +58,7 @@ def setting_exists(variable: str) -> bool:
 
 @pytest.mark.parametrize("check", [check for _, check, _ in validate.CHECKS], ids=lambda check: check.__name__)
 def test_every_file_is_valid(check: Any) -> None:
-    """The compose file, the manifests, Prometheus' files and the dashboard have nothing wrong with them."""
+    """The compose file, the manifests, Prometheus' files and the dashboard are valid."""
     assert list(check()) == []
 
 
@@ -75,7 +76,7 @@ def test_every_file_is_valid(check: Any) -> None:
     ],
 )
 def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
-    """A misspelt key, a name that leads nowhere, a floating version or an open port is a problem that names it."""
+    """A misspelt key, a dangling name, a floating version or an open port is a problem that names it."""
     infra = tmp_path / "infra"
     shutil.copytree(ROOT / "infra", infra, ignore=shutil.ignore_patterns("__pycache__"))
     text = (infra / "compose.yaml").read_text()
@@ -86,7 +87,7 @@ def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: s
 
 
 def test_mistakes_in_a_manifest_are_named(tmp_path: Path) -> None:
-    """A misspelt field and a file nobody lists are problems."""
+    """A misspelt field and an unlisted file are problems."""
     folder = tmp_path / "base"
     shutil.copytree(validate.MANIFESTS, folder)
     ocr = folder / "ocr.yaml"
@@ -98,7 +99,7 @@ def test_mistakes_in_a_manifest_are_named(tmp_path: Path) -> None:
 
 
 def test_a_query_that_does_not_parse_is_named() -> None:
-    """Broken PromQL is a problem where promtool is installed; the check says so itself where it is not."""
+    """Broken PromQL is a problem where promtool is installed; elsewhere the check reports that it was skipped."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
@@ -118,7 +119,7 @@ def test_every_component_is_deployed() -> None:
 
 
 def test_every_deployment_has_a_service_probes_and_a_budget() -> None:
-    """Each deployment is reached by its service, probed where its process answers, and kept by a budget."""
+    """Each deployment has its service, probes on its health port and a disruption budget."""
     services, budgets = of("Service"), of("PodDisruptionBudget")
     for name, deployment in of("Deployment").items():
         labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -145,7 +146,7 @@ def test_a_pod_outlives_its_drain() -> None:
 
 
 def test_pods_meet_the_restricted_standard() -> None:
-    """Every pod meets Kubernetes' `restricted` pod security standard, and its root file system is read-only."""
+    """Every pod meets Kubernetes' `restricted` pod security standard, with a read-only root file system."""
     assert of("Namespace")["darkroom"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for workload in (*of("Deployment").values(), *of("Job").values()):
         pod = workload["spec"]["template"]["spec"]
@@ -178,7 +179,7 @@ def test_every_agent_scales_by_its_lag() -> None:
     assert set(scalers) <= set(of("Deployment"))
 
 
-def test_every_variable_sets_something() -> None:
+def test_every_variable_is_a_setting() -> None:
     """Every DARKROOM_ variable in a deployment file is a setting of the code."""
     files = [validate.COMPOSE, validate.MANIFESTS / "settings.env", *(ROOT / "infra" / "docker").glob("*.Dockerfile")]
     given = {found for file in files for found in re.findall(r"\bDARKROOM_\w+__\w+", file.read_text())}
@@ -187,7 +188,7 @@ def test_every_variable_sets_something() -> None:
 
 
 def test_dashboard_and_alerts_name_metrics_that_exist() -> None:
-    """Every metric of the dashboard, the alerts and the autoscaler's rule is one the code counts."""
+    """Every metric of the dashboard, the alerts and the autoscaler's rule exists in the code."""
     alerts = yaml.safe_load((validate.PROMETHEUS / "alerts.yml").read_text())
     expressions = [*dashboard.expressions(), *(rule["expr"] for group in alerts["groups"] for rule in group["rules"])]
     adapter = (ROOT / "k8s" / "prometheus-adapter.yaml").read_text()
@@ -197,7 +198,7 @@ def test_dashboard_and_alerts_name_metrics_that_exist() -> None:
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    """Each metric the code counts is on the dashboard."""
+    """Each metric of the code is on the dashboard."""
     shown = " ".join(dashboard.expressions())
     assert [advice.name for advice in metrics.ADVICE if advice.name not in shown] == []
 
@@ -217,7 +218,7 @@ def test_the_dashboard_fits_its_grid() -> None:
 
 
 def test_prometheus_scrapes_every_component() -> None:
-    """Every component of the compose file is scraped at the port it answers on."""
+    """Every component of the compose file is scraped at its port."""
     jobs = yaml.safe_load((validate.PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
     scraped = {
         name: target["port"] for job in jobs for target in job.get("dns_sd_configs", []) for name in target["names"]
@@ -227,7 +228,7 @@ def test_prometheus_scrapes_every_component() -> None:
 
 @pytest.fixture
 def answering() -> Iterator[tuple[str, dict[str, int]]]:
-    """Return the port of a process whose readiness is ours to set, as `status`."""
+    """Yield the port of a process whose readiness status the test sets."""
     said = {"status": 200}
 
     class Health(BaseHTTPRequestHandler):
@@ -248,7 +249,7 @@ def answering() -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def test_the_health_check_follows_readiness(answering: tuple[str, dict[str, int]]) -> None:
-    """A container is healthy when its process says it is ready, on either port; else it is not."""
+    """A container is healthy while its process is ready, on either port, and else unhealthy."""
     port, said = answering
     answers = runpy.run_path(str(ROOT / "infra" / "docker" / "healthy.py"))["answers"]
     assert answers((port,))
@@ -259,8 +260,8 @@ def test_the_health_check_follows_readiness(answering: tuple[str, dict[str, int]
 
 
 @pytest.mark.parametrize("name", ["slim", "ml"])
-def test_images_run_as_nobody_in_particular(name: str) -> None:
-    """The images end as a numbered user that is not root, from pinned bases, with a health check."""
+def test_images_run_as_a_numbered_user(name: str) -> None:
+    """The images run as a numbered non-root user, from pinned bases, with a health check."""
     lines = (ROOT / "infra" / "docker" / f"{name}.Dockerfile").read_text().splitlines()
     words = [line.split() for line in lines if line and not line.startswith("#")]
     assert [line[1] for line in words if line[0] == "USER"] == ["10001:10001"]
@@ -269,8 +270,8 @@ def test_images_run_as_nobody_in_particular(name: str) -> None:
     assert all("--frozen" in line for line in lines if "uv sync" in line)
 
 
-def test_images_are_given_what_they_copy() -> None:
-    """Every package that is installed into an image is let through by .dockerignore."""
+def test_dockerignore_admits_installed_packages() -> None:
+    """.dockerignore admits every package that is installed into an image."""
     let_in = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     project = (ROOT / "pyproject.toml").read_text()
     packages = set(re.findall(r'"(\w+)"', re.search(r"^packages = \[(.*)\]$", project, re.M)[1]))  # type: ignore[index]
@@ -278,9 +279,9 @@ def test_images_are_given_what_they_copy() -> None:
     assert {"infra/__init__.py", "infra/local", "infra/docker/healthy.py", "pyproject.toml", "uv.lock"} <= let_in
 
 
-def test_make_says_what_there_is() -> None:
-    """Bare `make` names every target with what it does."""
-    # This may run within a make; the one asked here must not know.
+def test_make_lists_its_targets() -> None:
+    """Bare `make` lists every target with its purpose."""
+    # This may run within a make; the nested one must not see its variables.
     apart = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, env=apart).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)

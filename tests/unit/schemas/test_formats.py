@@ -1,4 +1,4 @@
-"""Which files are images, by their first bytes."""
+"""Image formats by their first bytes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("folder", ["photos", "formats", "exif"])
-def test_every_real_image_is_known(images_dir: Path, folder: str) -> None:
-    """Every good image is known as what it is; SVG and JPEG 2000 are not taken."""
+def test_every_real_image_is_recognized(images_dir: Path, folder: str) -> None:
+    """Every good image is recognized as its format; SVG and JPEG 2000 are unsupported."""
     seen = 0
     for path in sorted((images_dir / folder).rglob("*")):
         if path.suffix in (*KNOWN, ".svg", ".jp2"):
@@ -28,8 +28,8 @@ def test_every_real_image_is_known(images_dir: Path, folder: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_judged_by_the_first_alone(data: bytes) -> None:
-    """No bytes break the look, and bytes beyond the first SNIFF_BYTES change nothing."""
+def test_only_the_first_bytes_matter(data: bytes) -> None:
+    """No bytes raise, and bytes after the first SNIFF_BYTES change nothing."""
     found = sniff(data)
     assert found is None or found in MEDIA_TYPES
     assert sniff(data[:SNIFF_BYTES]) == found
@@ -46,7 +46,7 @@ def test_any_bytes_are_judged_by_the_first_alone(data: bytes) -> None:
         (b"qt  ", b"qt  ", None),
     ],
 )
-def test_a_heif_is_told_by_its_brands(major: bytes, compatible: bytes, name: str | None) -> None:
-    """AVIF and HEIC share a container: the brands tell them apart, and from films."""
+def test_a_heif_is_recognized_by_its_brands(major: bytes, compatible: bytes, name: str | None) -> None:
+    """AVIF and HEIC share a container: brands distinguish them from each other and from videos."""
     box = b"ftyp" + major + bytes(4) + compatible
     assert sniff((len(box) + 4).to_bytes(4, "big") + box + b"junk" * 20) == name

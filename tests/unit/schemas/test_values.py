@@ -1,4 +1,4 @@
-"""The words events are made of."""
+"""Values of events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from schemas.values import (
 
 
 def test_image_ids_are_uuid7() -> None:
-    """An image id is an RFC 9562 version 7 UUID that carries the time it was made."""
+    """An image id is an RFC 9562 version 7 UUID with its creation time."""
     before = time.time_ns() // 1_000_000
     made = [uuid.UUID(new_image_id()) for _ in range(200)]
     after = time.time_ns() // 1_000_000
@@ -51,13 +51,13 @@ def test_image_ids_use_every_random_bit() -> None:
 
 @given(st.uuids(), st.integers(1, 999_999_999))
 def test_a_job_id_names_its_image_and_generation(image: uuid.UUID, generation: int) -> None:
-    """Any producer can compute a job id, and any reader take it apart."""
+    """A job id is computable from image and generation, and can be split again."""
     assert split_job_id(job_id_of(str(image), generation)) == (str(image), generation)
 
 
 @given(st.text() | st.builds("{}.{}".format, st.uuids(), st.text()))
-def test_anything_else_is_not_a_job_id(text: str) -> None:
-    """Text that is no job id raises ValueError and nothing else."""
+def test_other_text_is_not_a_job_id(text: str) -> None:
+    """Any other text raises ValueError and nothing else."""
     try:
         image_id, generation = split_job_id(text)
     except ValueError:
@@ -84,45 +84,45 @@ def test_a_vector_keeps_its_floats(values: list[float]) -> None:
 
 @pytest.mark.parametrize(("data", "dimensions"), [("AAAA", 1), ("AAAAAA==", 2), ("", 1), ("!", 1), ("AAAAAA== ", 1)])
 def test_a_broken_vector_is_refused(data: str, dimensions: int) -> None:
-    """Data that is not base64, or not as long as it says, raises ValueError."""
+    """Data that is not base64, or has another length than declared, raises ValueError."""
     with pytest.raises(ValueError, match=r"."):
         Vector(data=data, dimensions=dimensions).values()
 
 
 def test_every_code_has_one_meaning() -> None:
-    """Each error code is explained once, in a sentence."""
+    """Each error code has one meaning, a sentence."""
     explained = [code for codes in ERROR_MEANINGS.values() for code in codes]
     assert sorted(explained) == sorted(ErrorCode)
     assert all(text.endswith(".") for codes in ERROR_MEANINGS.values() for text in codes.values())
 
 
 def test_codes_are_fit_for_labels_and_anchors() -> None:
-    """A code is lower case words joined by hyphens, made of its name."""
+    """A code is its name in lower-case words joined by hyphens."""
     for code in ErrorCode:
         assert code.value == code.name.lower().replace("_", "-")
 
 
 def test_the_sanitizer_is_never_optional() -> None:
-    """A profile can leave out any stage but the sanitizer; by default it leaves out none."""
+    """A profile can omit any stage except the sanitizer; by default it omits none."""
     assert all(Profile().requires(stage) for stage in REQUIRED_STAGES)
     assert Profile(stages=()).requires("sanitizer")
     assert not Profile(stages=("ocr",)).requires("resizer")
 
 
 @pytest.mark.parametrize("sha256", ["", "A" * 64, "0" * 63, "0" * 64 + "\n", "g" * 64])
-def test_a_claim_check_names_its_bytes(sha256: str) -> None:
-    """An object reference without a proper sha256 is not one."""
+def test_an_object_reference_has_a_sha256(sha256: str) -> None:
+    """An object reference without a valid sha256 is invalid."""
     with pytest.raises(ValidationError):
         ObjectRef(bucket="b", key="k", sha256=sha256, size=0)
 
 
-def test_values_do_not_change() -> None:
+def test_values_are_frozen() -> None:
     """A wire value is frozen."""
     with pytest.raises(ValidationError):
         ObjectRef(bucket="b", key="k", sha256="0" * 64, size=0).size = 1  # type: ignore[misc]
 
 
-def test_ids_of_one_process_grow() -> None:
+def test_ids_of_one_process_increase() -> None:
     """Of two images, the one accepted later has the greater id, even within a millisecond."""
     ids = [new_image_id() for _ in range(5000)]
     assert ids == sorted(ids)
@@ -131,8 +131,8 @@ def test_ids_of_one_process_grow() -> None:
     assert {uuid.UUID(image_id).variant for image_id in ids} == {uuid.RFC_4122}
 
 
-def test_a_clock_that_goes_back_gives_no_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the clock is set back by an hour, ids go on growing: newest first still means what it says."""
+def test_ids_increase_when_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the clock is set back by an hour, ids keep increasing, so that newest first stays correct."""
     first = new_image_id()
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() - 3_600_000_000_000)

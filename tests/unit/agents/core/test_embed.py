@@ -36,7 +36,7 @@ def test_vectors_have_unit_length() -> None:
     """Rows of any length become float32 of length one, in the same direction."""
     unit = normalise(np.array([[3.0, 4.0], [0.1, 0.0]]))
     assert unit.dtype == np.float32
-    np.testing.assert_allclose(unit, [[0.6, 0.8], [1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(unit, np.array([[0.6, 0.8], [1, 0]], np.float32), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])

@@ -216,7 +216,7 @@ async def test_a_failed_stage_fails_the_image_when_all_have_ended(tools: Tools) 
     (outcome,) = await outcomes_of(facts.detected(), tools)
     assert isinstance(outcome, ImageFailed)
     assert outcome.code is ErrorCode.INTERNAL_ERROR
-    assert (await record_of(image, tools)).error_message == "Ours."
+    assert (await record_of(image, tools)).error_message == "Internal error."
     (mended,) = await outcomes_of(facts.text(), tools)
     assert isinstance(mended, ImageCompleted)
     record = await record_of(image, tools)

@@ -110,7 +110,7 @@ async def test_a_budget_is_never_exceeded_and_serves_every_waiter() -> None:
 
     async def work(share: int) -> None:
         nonlocal held, most
-        async with budget.hold(share):
+        async with budget.reserve(share):
             held += min(share, 100)
             most = max(most, held)
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""`darkroom reconcile` against a served admin API, and what the process of the reconciler does over and over."""
+"""`darkroom reconcile` against a served admin API, and the reconciler process's passes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUIET = ReconcileReport(dry_run=True, at="2026-01-01T00:00:00Z", took_s=0.1, com
 
 
 def overdue(*, dry_run: bool) -> ReconcileReport:
-    """Return a report with something of everything."""
+    """Return a report with a value in every field."""
     item = OverdueItem(
         image_id=IMAGE, generation=1, stage="ocr", reason="stage-missing", standing=Standing.OVERDUE, age_s=7384,
         tries=1, sent=True,
@@ -61,8 +61,8 @@ def overdue(*, dry_run: bool) -> ReconcileReport:
 
 
 @dataclass
-class Looks:
-    """Looks when it is asked, and finds what it is told."""
+class FakeReconciler:
+    """Counts its passes and returns the report set by a test."""
 
     found: ReconcileReport = QUIET
     unavailable: bool = False
@@ -76,38 +76,38 @@ class Looks:
 
 
 @dataclass
-class Office:
-    """A query gateway, served, and the command that calls it."""
+class Served:
+    """A served query gateway and the command that calls it."""
 
     url: str
-    looks: Looks
+    reconciler: FakeReconciler
 
     async def command(self, *arguments: str) -> Result:
         """Run `darkroom reconcile`."""
         app = typer.Typer()
         app.command()(reconcile)
-        asked = [*arguments, "--url", self.url]
-        return await asyncio.to_thread(CliRunner(env={"COLUMNS": "250"}).invoke, app, asked)
+        command_line = [*arguments, "--url", self.url]
+        return await asyncio.to_thread(CliRunner(env={"COLUMNS": "250"}).invoke, app, command_line)
 
 
 @pytest.fixture
 async def read_model(tmp_path: Path) -> AsyncIterator[ReadModel]:
-    """Return an empty read model."""
+    """Yield an empty read model."""
     async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as model:
         yield model
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
-    """Return an empty object store that may be made to be away."""
+    """Yield an object store that can be made unavailable."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
         yield FaultyFiles(files)
 
 
 @pytest.fixture
-async def office(read_model: ReadModel, store: FaultyFiles) -> AsyncIterator[Office]:
-    """Return a served gateway whose reconciler finds what a test says."""
-    looks = Looks()
+async def served(read_model: ReadModel, store: FaultyFiles) -> AsyncIterator[Served]:
+    """Yield a served gateway whose reconciler returns the test's report."""
+    fake = FakeReconciler()
     app = query_app(
         settings(),
         QueryComponents(
@@ -116,27 +116,27 @@ async def office(read_model: ReadModel, store: FaultyFiles) -> AsyncIterator[Off
             read_model=read_model,
             encoder=None,
             readiness=StubReadiness(),
-            reconciling=looks,
+            reconciling=fake,
         ),
     )  # type: ignore[arg-type]
     async with serving(app, "127.0.0.1", 0) as port:
-        yield Office(f"http://127.0.0.1:{port}", looks)
+        yield Served(f"http://127.0.0.1:{port}", fake)
 
 
-async def test_nothing_overdue_is_a_zero(office: Office) -> None:
-    """With nothing overdue the command says so and exits 0."""
-    result = await office.command("--dry-run")
+async def test_nothing_overdue_exits_0(served: Served) -> None:
+    """With nothing overdue the command reports so and exits 0."""
+    result = await served.command("--dry-run")
     assert result.exit_code == 0, result.output
     assert "Nothing is overdue" in result.output
-    assert office.looks.dry_runs == [True]
+    assert served.reconciler.dry_runs == [True]
 
 
-async def test_what_is_overdue_is_shown_and_is_a_three(office: Office) -> None:
-    """Counts, the oldest image, each overdue one with what was done, and missing objects are shown; it exits 3."""
-    office.looks.found = overdue(dry_run=False)
-    result = await office.command()
+async def test_overdue_images_exit_3(served: Served) -> None:
+    """The output has counts, the oldest image, each overdue one with its action, and missing objects; it exits 3."""
+    served.reconciler.found = overdue(dry_run=False)
+    result = await served.command()
     assert result.exit_code == 3, result.output
-    assert office.looks.dry_runs == [False]
+    assert served.reconciler.dry_runs == [False]
     assert "5 completed, 2 processing" in result.output
     assert f"Oldest unfinished: {IMAGE}, 2 h 3 min, waits for ocr" in result.output
     (line,) = [line for line in result.output.splitlines() if f"{IMAGE}.1" in line]
@@ -146,42 +146,42 @@ async def test_what_is_overdue_is_shown_and_is_a_three(office: Office) -> None:
     assert "The janitor found: 3 orphans" in result.output
 
 
-async def test_a_dry_run_says_what_would_be(office: Office) -> None:
-    """A dry run is told from a real one in every word."""
-    office.looks.found = overdue(dry_run=True)
-    result = await office.command("--dry-run")
+async def test_a_dry_run_is_worded_as_one(served: Served) -> None:
+    """A dry run's output differs from a real one's in every verb."""
+    served.reconciler.found = overdue(dry_run=True)
+    result = await served.command("--dry-run")
     assert "would be sent again" in result.output
     assert "The janitor would find: 3 orphans" in result.output
 
 
-async def test_a_part_that_is_away_is_a_sentence(office: Office) -> None:
-    """When something the reconciler needs is away the command says so, without addresses, and fails."""
-    office.looks.unavailable = True
-    result = await office.command()
+async def test_an_unavailable_dependency_is_reported(served: Served) -> None:
+    """When a dependency of the reconciler is unavailable the command fails with a sentence without addresses."""
+    served.reconciler.unavailable = True
+    result = await served.command()
     assert result.exit_code == 1
     assert "10.0.0.7" not in result.output
-    nobody = Office("http://127.0.0.1:1", Looks())
+    nobody = Served("http://127.0.0.1:1", FakeReconciler())
     result = await nobody.command()
     assert result.exit_code == 1
 
 
-class Nothing:
-    """Nobody has anything to do."""
+class NoBacklog:
+    """No agent has a backlog."""
 
     async def oldest(self, _agent: str) -> None:
         return None
 
 
 @pytest.fixture
-def upkeep(read_model: ReadModel, store: FaultyFiles) -> Maintenance:
-    """Return an upkeep that is never at rest, and asks no Kafka."""
+def maintenance(read_model: ReadModel, store: FaultyFiles) -> Maintenance:
+    """Return a maintenance process with short intervals and without Kafka."""
     files: FileStore = store  # type: ignore[assignment]
     log = MemoryLog()
-    looking = ReconcilerSettings(overdue_s=0.001)
+    settings = ReconcilerSettings(overdue_s=0.001)
     health = HealthBoard()
     health.say(RECONCILER, Condition.OK, "no pass yet")
     return Maintenance(
-        Reconciler(looking, files=files, read_model=read_model, deliverer=log, progress=Nothing()),
+        Reconciler(settings, files=files, read_model=read_model, deliverer=log, progress=NoBacklog()),
         Janitor(files, read_model, JanitorSettings(horizon_s=0)),
         ReprocessRunner(files, read_model, log),
         interval_s=0.01,
@@ -189,55 +189,59 @@ def upkeep(read_model: ReadModel, store: FaultyFiles) -> Maintenance:
     )
 
 
-async def until_said(upkeep: Maintenance, words: str) -> None:
-    """Wait until the health of the reconciler says these words."""
+async def until_health(maintenance: Maintenance, words: str) -> None:
+    """Wait until the reconciler's health detail contains these words."""
     async with asyncio.timeout(60):
-        while words not in (await upkeep.part())[1]:
+        while words not in (await maintenance.part())[1]:
             await asyncio.sleep(0.01)
 
 
-async def test_passes_go_on_through_an_outage(upkeep: Maintenance, store: FaultyFiles) -> None:
-    """Health says when the last pass was; one that cannot be done is said too, and the next one is."""
-    async with upkeep.going_on():
-        await until_said(upkeep, "0 unfinished, 0 overdue")
+async def test_passes_continue_through_an_outage(maintenance: Maintenance, store: FaultyFiles) -> None:
+    """Health shows the last pass and its failure; the next pass is done."""
+    async with maintenance.running():
+        await until_health(maintenance, "0 unfinished, 0 overdue")
         store.unavailable = True
-        await until_said(upkeep, "something it needs is away")
-        assert await upkeep.part() == (True, upkeep.health.snapshot()[RECONCILER]["detail"])
+        await until_health(maintenance, "a dependency is unavailable")
+        assert await maintenance.part() == (True, maintenance.health.snapshot()[RECONCILER]["detail"])
         store.unavailable = False
-        await until_said(upkeep, "0 unfinished, 0 overdue")
+        await until_health(maintenance, "0 unfinished, 0 overdue")
 
 
-async def test_a_bug_in_a_pass_ends_no_process(upkeep: Maintenance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that fails for a reason of ours is said, and the next one is done all the same."""
+async def test_a_bug_in_a_pass_does_not_end_the_process(
+    maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that fails because of a bug is reported, and the next one is done."""
 
     async def fails(**_: object) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as broken:
         broken.setattr(Reconciler, "look", fails)
-        async with upkeep.going_on():
-            await until_said(upkeep, "one failed since")
+        async with maintenance.running():
+            await until_health(maintenance, "a later pass failed")
             broken.undo()
-            await until_said(upkeep, "0 unfinished")
+            await until_health(maintenance, "0 unfinished")
 
 
-async def test_the_janitor_is_asked_too(upkeep: Maintenance, read_model: ReadModel, store: FaultyFiles) -> None:
-    """A look at everything tells what the janitor did; in a dry run what it would do, which is then still there."""
+async def test_the_report_has_the_janitors_counts(
+    maintenance: Maintenance, read_model: ReadModel, store: FaultyFiles
+) -> None:
+    """A full pass reports what the janitor removed; a dry run reports the same and removes nothing."""
     image_id = new_image_id()
     tools = Tools(read_model, store)  # type: ignore[arg-type]
     await index(Facts(image_id).sanitized(), tools)
     await index(DeletionRequested(image_id=image_id, owner="anna", generation=2), tools)
-    dry = await upkeep.reconcile(dry_run=True)
+    dry = await maintenance.reconcile(dry_run=True)
     assert (dry.dry_run, dry.swept["finished"]) == (True, 1)
-    done = await upkeep.reconcile(dry_run=False)
+    done = await maintenance.reconcile(dry_run=False)
     assert (done.dry_run, done.swept["finished"]) == (False, 1)
-    again = await upkeep.reconcile(dry_run=False)
+    again = await maintenance.reconcile(dry_run=False)
     assert again.swept["finished"] == 0
     assert await read_model.get(image_id) is None
 
 
 def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reconciler and janitor are set by variables of their own; a wrong one is refused."""
+    """Reconciler and janitor have their own variables; an invalid one is refused."""
     monkeypatch.setenv("DARKROOM_RECONCILER__OVERDUE_S", "7")
     monkeypatch.setenv("DARKROOM_JANITOR__HORIZON_S", "8")
     environment = ReconcilingEnvironment()

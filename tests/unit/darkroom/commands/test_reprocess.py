@@ -1,4 +1,4 @@
-"""What `darkroom reprocess` tells an operator."""
+"""The output of `darkroom reprocess`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app.command()(reprocess)
 
 
 class Gateway:
-    """A gateway that answers what it is told, and keeps what it was asked."""
+    """A gateway with prepared answers that records its requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, bytes]] = []
@@ -37,8 +37,8 @@ class Gateway:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                said = json.loads(body) if body else None
-                gateway.asked.append((self.command, self.path, said, self.headers.get("authorization")))
+                output = json.loads(body) if body else None
+                gateway.asked.append((self.command, self.path, output, self.headers.get("authorization")))
                 status, answer = gateway.answers.pop(0)
                 self.send_response(status)
                 self.send_header("content-length", str(len(answer)))
@@ -57,16 +57,16 @@ class Gateway:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def run(self, *arguments: str, token: str = "") -> tuple[int, str]:
-        """Run the command against this gateway; return its exit code and what it printed."""
+        """Run the command against this gateway; return its exit code and output."""
         environment = {"DARKROOM_URL": self.url, "DARKROOM_GATEWAY__ADMIN_TOKEN": token}
         done = CliRunner().invoke(app, list(arguments), env=environment)
-        said = str(done.exception) if isinstance(done.exception, SystemExit) else ""
-        return done.exit_code, done.output + said
+        output = str(done.exception) if isinstance(done.exception, SystemExit) else ""
+        return done.exit_code, done.output + output
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    """Return a gateway on a port of its own."""
+    """Yield a gateway on its own port."""
     gateway = Gateway()
     thread = Thread(target=gateway.server.serve_forever, daemon=True)
     thread.start()
@@ -76,23 +76,23 @@ def gateway() -> Iterator[Gateway]:
     thread.join()
 
 
-def test_without_yes_nothing_is_done(gateway: Gateway) -> None:
-    """The command first says how many images it would be, and how to mean it."""
+def test_without_yes_nothing_starts(gateway: Gateway) -> None:
+    """Without --yes the command reports how many images it selects, and how to start."""
     gateway.answers = [(200, PLAN.model_dump_json().encode())]
-    code, said = gateway.run("--stage", "ocr")
+    code, output = gateway.run("--stage", "ocr")
     assert code == 0
-    assert "again for 3 images" in said
-    assert "--yes" in said
+    assert "again for 3 images" in output
+    assert "--yes" in output
     assert [asked[2]["dry_run"] for asked in gateway.asked] == [True]
 
 
-def test_with_yes_it_is_watched_to_its_end(gateway: Gateway) -> None:
-    """The command asks for the rerun with the token, looks until it is done, and says what came of it."""
+def test_with_yes_it_follows_the_rerun(gateway: Gateway) -> None:
+    """The command starts the rerun with the token, polls until it is done, and prints the result."""
     done = VIEW.model_copy(update={"state": "done", "done": 90, "eta_s": None})
     gateway.answers = [(202, VIEW.model_dump_json().encode()), (200, done.model_dump_json().encode())]
-    code, said = gateway.run("--stage", "ocr", "--where", "owner=anna", "--per-second", "5", "--yes", token="s" * 16)
+    code, output = gateway.run("--stage", "ocr", "--where", "owner=anna", "--per-second", "5", "--yes", token="s" * 16)
     assert code == 0
-    assert "ocr-7 is done: 90 of 100 images are on their way to ocr; skipped: 10 in-process" in said
+    assert "ocr-7 is done: 90 of 100 images sent to ocr; skipped: 10 in-process" in output
     assert [asked[:2] for asked in gateway.asked] == [
         ("POST", "/api/v1/admin/reprocess"), ("GET", "/api/v1/admin/reprocess/ocr-7"),
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_with_yes_it_is_watched_to_its_end(gateway: Gateway) -> None:
 
 
 def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
-    """The list shows pace and time left; a cancel says where the rerun was stopped."""
+    """The list shows rate and remaining time; a cancel shows where the rerun stopped."""
     cancelled = VIEW.model_copy(update={"state": "cancelled", "eta_s": None})
     gateway.answers = [
         (200, ReprocessList(jobs=(VIEW,)).model_dump_json().encode()), (200, cancelled.model_dump_json().encode()),
@@ -111,8 +111,8 @@ def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
     assert gateway.asked[1][:2] == ("POST", "/api/v1/admin/reprocess/ocr-7/cancel")
 
 
-def test_a_refusal_is_said_as_it_is(gateway: Gateway) -> None:
-    """What the gateway refuses is told in its own words, and the exit code is not 0."""
+def test_a_refusal_is_printed(gateway: Gateway) -> None:
+    """The gateway's refusal is printed unchanged, and the exit code is not 0."""
     problem = {
         "type": "x",
         "code": "invalid-field",
@@ -121,16 +121,16 @@ def test_a_refusal_is_said_as_it_is(gateway: Gateway) -> None:
         "detail": "no such key",
         "instance": "/",
     }
-    for status, body, told in ((422, json.dumps(problem).encode(), "no such key"), (502, b"<html>", "502")):
+    for status, body, expected in ((422, json.dumps(problem).encode(), "no such key"), (502, b"<html>", "502")):
         gateway.answers = [(status, body)]
-        code, said = gateway.run("--stage", "ocr")
+        code, output = gateway.run("--stage", "ocr")
         assert code != 0
-        assert told in said
+        assert expected in output
     assert gateway.run()[0] != 0  # no stage
 
 
-def test_how_it_is_put() -> None:
-    """Numbers, times and reasons read as a person would say them."""
+def test_output_format() -> None:
+    """Numbers, durations and reasons are formatted for people."""
     assert pace(VIEW) == "4.0/s, 15 s to go"
     assert pace(VIEW.model_copy(update={"total": None, "eta_s": None})) == "counting"
     assert sentence(VIEW.model_copy(update={"state": "failed", "error": "why"})).endswith("(why)")

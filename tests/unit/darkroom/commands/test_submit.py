@@ -1,4 +1,4 @@
-"""`darkroom submit` with more images than there is room for."""
+"""`darkroom submit` with more images than the limit allows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def read_model(tmp_path: Path) -> AsyncIterator[ReadModel]:
         yield found
 
 
-async def test_what_a_limit_refuses_is_told_in_one_line(read_model: ReadModel, tmp_path: Path) -> None:
-    """Images beyond the limit are neither tried for an hour nor told one by one; those before it come to their end."""
+async def test_images_above_the_limit_are_one_line(read_model: ReadModel, tmp_path: Path) -> None:
+    """Images above the limit are neither retried for an hour nor listed one by one; those below it complete."""
     sources = []
     for number in range(30):
         path = tmp_path / f"{number:02}.jpg"
@@ -76,7 +76,7 @@ async def test_what_a_limit_refuses_is_told_in_one_line(read_model: ReadModel, t
     assert len(shown) == ALLOWED
     assert len(refused) == len(sources) - ALLOWED
     assert len(asked) <= ALLOWED + AT_ONCE
-    told, hint = refusal_lines({**refused, "bad.txt": "415 unsupported-format: no image"})[1:]
-    assert told.startswith("not sent: 27 images, the first of them ")
-    assert "3 uploads in 1 hour" in told
+    line, hint = refusal_lines({**refused, "bad.txt": "415 unsupported-format: no image"})[1:]
+    assert line.startswith("not sent: 27 images, first ")
+    assert "3 uploads in 1 hour" in line
     assert "DARKROOM_LIMITS__UPLOADS" in hint

@@ -1,4 +1,4 @@
-"""The generated reference says what the code says, on every machine."""
+"""The generated reference matches the code, on every machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[4]
 
 
 def test_the_reference_has_not_drifted() -> None:
-    """Every generated file under docs is what the code gives today; if not: `python -m darkroom.generate.docs`."""
+    """Every generated file under docs is up to date; else run `python -m darkroom.generate.docs`."""
     assert docs.drifted(ROOT / "docs") == []
 
 
 def test_check_names_what_has_drifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Writing mends a missing, a changed and a left-over file; until then the check fails and names them."""
+    """The check fails and names a missing, a changed and a left-over file; a write repairs them."""
     assert docs.main(["--root", str(tmp_path)]) == 0
     assert docs.main(["--root", str(tmp_path), "--check"]) == 0
     (tmp_path / "settings.md").unlink()
@@ -35,8 +35,8 @@ def test_check_names_what_has_drifted(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "events" / "darkroom.image.former.v1.schema.json").write_text("{}")
     capsys.readouterr()
     assert docs.main(["--root", str(tmp_path), "--check"]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(" ")[0] for line in said] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[0] for line in output] == [
         "docs/errors.md",
         "docs/events/darkroom.image.former.v1.schema.json",
         "docs/settings.md",
@@ -46,7 +46,7 @@ def test_check_names_what_has_drifted(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_reference_is_the_same_on_every_machine(tmp_path: Path) -> None:
-    """Another home, hash seed, time zone and set of settings give the same files, without a path of the machine."""
+    """Another home, hash seed, time zone and set of settings give the same files, without paths of the machine."""
     elsewhere = {
         "PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "TZ": "Asia/Tokyo", "LC_ALL": "C",
         "PYTHONHASHSEED": "7", "DARKROOM_KAFKA__PREFIX": "other.", "DARKROOM_FETCHER__MAX_BYTES": "1",
@@ -67,8 +67,8 @@ def test_event_schemas_are_json_schemas() -> None:
         assert schema["$id"] == f"urn:darkroom:event:{kind.type}"
 
 
-def test_asyncapi_refers_only_to_what_is_there() -> None:
-    """Every reference of the AsyncAPI document leads somewhere, in it or beside it."""
+def test_asyncapi_references_resolve() -> None:
+    """Every reference of the AsyncAPI document resolves, inside it or beside it."""
     files = docs.reference()
     document = json.loads(files["asyncapi.json"])
 
@@ -104,8 +104,8 @@ def test_asyncapi_names_every_topic_and_agent() -> None:
                 assert operation["bindings"]["kafka"]["groupId"]["enum"] == [f"darkroom.{agent}"]
 
 
-def test_every_setting_metric_and_code_is_explained() -> None:
-    """The pages name every setting with a meaning, every metric with advice, every code with an anchor."""
+def test_every_setting_metric_and_code_is_documented() -> None:
+    """The pages have every setting with a meaning, every metric with advice, every code with an anchor."""
     files = docs.reference()
     for group, field in Settings.model_fields.items():
         assert f"## {group}\n" in files["settings.md"], field

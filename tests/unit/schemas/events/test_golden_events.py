@@ -1,7 +1,7 @@
-"""What was once published stays readable, and the envelope keeps what it is given.
+"""Published events stay readable, and encoding round-trips.
 
-`tests/data/events/v1` holds two events of each published type, written once and never changed: one with everything
-a writer can say, one (`.smallest`) with nothing but what a reader requires. A new type or version gets new files.
+`tests/data/events/v1` contains two events of each published type, written once and never changed: one with all fields,
+one (`.smallest`) with only the required ones. A new type or version gets new files.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ KINDS = event_types()
 
 
 def golden(path: Path) -> tuple[Record, dict[str, Any]]:
-    said = json.loads(path.read_text())
-    headers = tuple((name, value.encode()) for name, value in said["headers"].items())
-    body = json.dumps(said["body"]).encode()
-    return Record("t", 0, 0, said["key"].encode(), body, headers), said
+    golden_event = json.loads(path.read_text())
+    headers = tuple((name, value.encode()) for name, value in golden_event["headers"].items())
+    body = json.dumps(golden_event["body"]).encode()
+    return Record("t", 0, 0, golden_event["key"].encode(), body, headers), golden_event
 
 
-def keeps(old: object, new: object) -> bool:
-    """Say whether everything the old value says is still said by the new one."""
+def contains(old: object, new: object) -> bool:
+    """Return whether every value of the old event is in the new one."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return all(name in new and keeps(value, new[name]) for name, value in old.items())
+        return all(name in new and contains(value, new[name]) for name, value in old.items())
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(keeps, old, new))
+        return len(old) == len(new) and all(map(contains, old, new))
     return old == new
 
 
 def test_every_published_type_has_its_golden_events() -> None:
-    """Each type of the topic table has a full and a smallest event on file, in the folder of its version."""
+    """Each type of the topic table has a full and a smallest event in the folder of its version."""
     wanted = set()
     for kind in KINDS:
         _, _, verb, version = kind.type.split(".")
@@ -54,41 +54,41 @@ def test_every_published_type_has_its_golden_events() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_golden_events_stay_readable(path: Path) -> None:
-    """An event of an older writer is read today, loses nothing, and has the id and key it was written with."""
-    record, said = golden(path)
+    """An event of an older writer is readable, loses nothing, and keeps its id and key."""
+    record, golden_event = golden(path)
     event = decode(record, KINDS)
-    assert keeps(said["body"], json.loads(event.body()))
-    assert event.id == said["headers"]["ce_id"]
+    assert contains(golden_event["body"], json.loads(event.body()))
+    assert event.id == golden_event["headers"]["ce_id"]
     assert event.key() == record.key
-    assert event.type == said["headers"]["ce_type"]
+    assert event.type == golden_event["headers"]["ce_type"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_golden_events_match_the_published_schema(path: Path) -> None:
-    """The JSON Schema in the docs takes what the code takes, and asks for every field the code asks for."""
-    _, said = golden(path)
-    kind = next(kind for kind in KINDS if kind.type == said["headers"]["ce_type"])
+    """The published JSON Schema accepts what the code accepts, and requires every field that the code requires."""
+    _, golden_event = golden(path)
+    kind = next(kind for kind in KINDS if kind.type == golden_event["headers"]["ce_type"])
     validator = jsonschema.Draft202012Validator(event_schema(kind))
-    validator.validate(said["body"])
+    validator.validate(golden_event["body"])
     if path.stem.endswith(".smallest"):
-        for name in said["body"]:
+        for name in golden_event["body"]:
             with pytest.raises(jsonschema.ValidationError):
-                validator.validate({k: v for k, v in said["body"].items() if k != name})
+                validator.validate({k: v for k, v in golden_event["body"].items() if k != name})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_events_of_a_newer_writer_are_read(path: Path) -> None:
-    """Fields nobody knows yet, at any depth, are ignored, and the event keeps its id."""
+    """Unknown fields at any depth are ignored, and the event keeps its id."""
 
     def add(value: Any) -> Any:
         if isinstance(value, dict):
             return {**{name: add(part) for name, part in value.items()}, "from_the_future": [1]}
         return [add(part) for part in value] if isinstance(value, list) else value
 
-    record, said = golden(path)
-    plain = {"occurred_at": "2026-01-02T03:04:05Z", **said["body"]}  # else the time of reading
-    free = {"context", "profile", "stages"}  # where any name is a value
-    if said["headers"]["ce_type"] == StageCompleted.type:
+    record, golden_event = golden(path)
+    plain = {"occurred_at": "2026-01-02T03:04:05Z", **golden_event["body"]}  # else the time of reading
+    free = {"context", "profile", "stages"}  # fields in which any name is a value
+    if golden_event["headers"]["ce_type"] == StageCompleted.type:
         free.add("result")
     newer = {n: v if n in free else add(v) for n, v in plain.items()} | {"from_the_future": {}}
     older, younger = (
@@ -100,11 +100,11 @@ def test_events_of_a_newer_writer_are_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if not p.stem.endswith(".smallest")], ids=lambda p: p.stem)
-def test_headers_are_those_of_cloudevents(path: Path) -> None:
-    """The headers written today are those written then, byte for byte."""
-    record, said = golden(path)
+def test_headers_are_unchanged(path: Path) -> None:
+    """Headers are byte-identical to the golden ones."""
+    record, golden_event = golden(path)
     event = decode(record, KINDS)
-    headers = said["headers"]
+    headers = golden_event["headers"]
     written = event.headers(source=headers["ce_source"], traceparent=headers["traceparent"])
     assert {name: value.decode() for name, value in written} == headers
     assert "traceparent" not in dict(event.headers(source="x"))
@@ -169,8 +169,8 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
 
 
 @given(EVENTS, st.text(st.characters(codec="utf-8")))
-def test_an_event_survives_the_wire(event: Event, source: str) -> None:
-    """Headers and body give back the event that made them, whatever text or metadata it carries."""
+def test_an_event_round_trips(event: Event, source: str) -> None:
+    """Headers and body decode to the event that made them, whatever its text or metadata."""
     record = Record("t", 0, 0, event.key(), event.body(), event.headers(source=source))
     again = decode(record, KINDS)
     assert again == event
@@ -179,8 +179,8 @@ def test_an_event_survives_the_wire(event: Event, source: str) -> None:
 
 
 @given(EVENTS)
-def test_an_id_says_the_work_and_nothing_else(event: Event) -> None:
-    """The same work has the same id at any time; another image, generation or type has another one."""
+def test_an_id_depends_only_on_the_work(event: Event) -> None:
+    """Equal work has an equal id at any time; another image, generation or type has another id."""
     assert uuid.UUID(event.id).version == 5
     assert event.model_copy(update={"occurred_at": "later", "owner": "other"}).id == event.id
     assert event.model_copy(update={"generation": event.generation + 1}).id != event.id
@@ -188,7 +188,7 @@ def test_an_id_says_the_work_and_nothing_else(event: Event) -> None:
 
 
 def test_stages_do_not_share_ids() -> None:
-    """Two stages that say the same kind of fact of the same image say two events."""
+    """Two stages' facts of the same type about one image have different ids."""
     image_id = new_image_id()
     facts = [
         StageSkipped(
@@ -203,8 +203,8 @@ def test_stages_do_not_share_ids() -> None:
 
 
 @given(FLOATS)
-def test_a_vector_survives_the_wire(values: list[float]) -> None:
-    """A vector's float32 values come back to the bit through JSON."""
+def test_a_vector_round_trips(values: list[float]) -> None:
+    """A vector's float32 values are bit-identical after JSON."""
     event = ImageEmbedded.model_validate(
         {
             "image_id": new_image_id(),
@@ -229,10 +229,10 @@ BODIES = st.none() | st.binary() | JSON.map(lambda value: json.dumps(value).enco
 @example("darkroom.image.uploaded.v1", [], b'{"image_id": "\\ud800"}')
 @example("darkroom.image.uploaded.v1", [("ce_type", b"\xff\xfe")], b"{}")
 @example("darkroom.image.uploaded.v1", [("ce_type", None)], b"{}")
-def test_anything_else_is_not_an_event(
+def test_any_other_bytes_are_not_an_event(
     kind: str | None, more: list[tuple[str, bytes | None]], body: bytes | None
 ) -> None:
-    """Whatever the headers and the body are, decoding gives an event or says NotAnEvent, and nothing else."""
+    """Any headers and body decode to an event or raise NotAnEvent, and nothing else."""
     headers = (*([("ce_type", kind.encode())] if kind else []), *more)
     try:
         event = decode(Record("t", 0, 0, None, body, headers), KINDS)  # type: ignore[arg-type] # Kafka allows null
@@ -254,17 +254,17 @@ def test_anything_else_is_not_an_event(
         ((("ce_type", b"darkroom.image.uploaded.v1"),), b"{}", False, "image_id"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(
+def test_the_error_names_the_cause(
     headers: tuple[tuple[str, bytes], ...], body: bytes | None, unknown: bool, says: str
 ) -> None:
-    """A broken event and a foreign one are told apart, and the first wrong field is named."""
+    """Invalid and foreign events are distinguished, and the first invalid field is named."""
     with pytest.raises(NotAnEvent, match=says) as caught:
         decode(Record("t", 0, 0, None, body, headers), KINDS)
     assert caught.value.unknown is unknown
 
 
-def test_a_url_without_a_host_still_has_a_key() -> None:
-    """A fetch is keyed by source host; a URL that cannot be read, by image."""
+def test_a_url_without_a_host_has_a_key() -> None:
+    """A fetch is keyed by source host; with an unreadable URL, by image."""
     image_id = new_image_id()
     for url, key in (
         ("https://A.example:8443/x", "a.example"),
@@ -276,8 +276,8 @@ def test_a_url_without_a_host_still_has_a_key() -> None:
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5))
-def test_parameters_are_named_by_what_they_say(parameters: dict[str, Any]) -> None:
-    """The order of parameters does not matter to their name; another value does."""
+def test_parameters_hash_by_value(parameters: dict[str, Any]) -> None:
+    """The order of parameters does not change their hash; another value does."""
     turned = dict(reversed(list(parameters.items())))
     assert parameters_hash(turned) == parameters_hash(parameters)
     assert parameters_hash({**parameters, "more": 1}) != parameters_hash({**parameters, "more": 2})

@@ -1,4 +1,4 @@
-"""What a client says of its image goes with it, from event to event and from run to run."""
+"""A submission's fields are copied from event to event and from run to run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SAID: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_every_field_of_a_submission_is_carried() -> None:
-    """What an event hands on is all that was said, with the time it was accepted if nobody gave one."""
+def test_every_field_of_a_submission_is_copied() -> None:
+    """The next event gets every field, with the time of acceptance if there is no submission time."""
     assert set(SAID) == set(SUBMISSION)
     event = FetchRequested(image_id=new_image_id(), url="https://example.org/x", **SAID)
     assert event.submission_fields() == SAID
@@ -36,16 +36,16 @@ def test_every_field_of_a_submission_is_carried() -> None:
     assert nobody.submission_fields()["submitted_at"] == "2026-02-02T00:00:00.000Z"
 
 
-def test_a_refusal_says_what_was_submitted() -> None:
-    """An image that is refused keeps what its sender said of it."""
+def test_a_rejection_has_the_submissions_fields() -> None:
+    """A rejected image keeps its submission's fields."""
     event = ImageUploaded(image_id=new_image_id(), original=ref("a"), **SAID)
     ((_, fact),) = refused(event, Reject(ErrorCode.CORRUPT_IMAGE, "It is damaged."), report("sanitizer")).events
     assert isinstance(fact, ImageRefused)
     assert {name: getattr(fact, name) for name in SUBMISSION} == SAID
 
 
-async def test_a_rerun_says_what_is_said_by_now(tmp_path: Path) -> None:
-    """The event of a rerun, of one stage or of the whole image, has the record's words and their revision."""
+async def test_a_rerun_has_the_current_annotations(tmp_path: Path) -> None:
+    """The event of a rerun, of one stage or of the image, has the record's annotations and their revision."""
     image_id = new_image_id()
     sanitized = Facts(image_id).sanitized()
     assert isinstance(sanitized, ImageSanitized)
@@ -71,8 +71,8 @@ async def test_a_rerun_says_what_is_said_by_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "known", "written"), [(0, 0, True), (0, 1, False), (1, 1, False), (2, 1, True), (1, 0, True)]
 )
-def test_what_was_said_later_stands(said: int, known: int, written: bool) -> None:
-    """What was submitted is written unless the owner has said something since; the rest always is."""
+def test_later_annotations_are_kept(said: int, known: int, written: bool) -> None:
+    """Submitted annotations are written unless the owner changed them since; all other fields are always written."""
     keys: dict[str, JsonValue] = {"tags": ["a"], "category": None, "context": {}, "revision": said, "width": 3}
     assert unless_annotated(keys, known) == (keys if written else {"width": 3})
 
@@ -84,7 +84,7 @@ def test_what_was_said_later_stands(said: int, known: int, written: bool) -> Non
         {"tags": ["a"] * (MAX_TAGS + 1)}, {"category": ""}, {"category": "\n"}, {"revision": -1},
     ],
 )  # fmt: skip
-def test_what_could_not_be_shown_is_no_event(said: dict[str, Any]) -> None:
-    """Another service's event with tags that cannot be told apart, or far too many, is malformed."""
+def test_invalid_tags_are_malformed(said: dict[str, Any]) -> None:
+    """Another service's event with ambiguous or far too many tags is malformed."""
     with pytest.raises(ValidationError):
         ImageUploaded.model_validate({"image_id": new_image_id(), "original": ref("a"), **said})
