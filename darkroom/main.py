@@ -14,14 +14,14 @@ from streams.topics import AGENTS
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="An image pipeline on Kafka: every image made safe, resized, read, detected, embedded and searchable.",
+    help="An image pipeline on Kafka: sanitizes, resizes, reads, detects, embeds and indexes images.",
     pretty_exceptions_enable=False,
 )
 PROCESSES = frozenset({"agent", "core", "gateway", "query", "reconciler", "router"})
 
 
 def _add_tools() -> None:
-    """Add the commands for people: a worker process must not carry what only they need."""
+    """Add the operator commands, whose imports a worker process must not load."""
     from darkroom.commands import (  # noqa: PLC0415
         agents,
         dead_letters,
@@ -44,7 +44,7 @@ def _add_tools() -> None:
     app.command("search")(submit.search)
 
 
-Folder = Annotated[Path, typer.Option(help="Where data and logs are kept.", envvar="DARKROOM_FOLDER")]
+Folder = Annotated[Path, typer.Option(help="Folder of data and logs.", envvar="DARKROOM_FOLDER")]
 
 
 @app.command()
@@ -52,33 +52,35 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8080,
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     folder: Folder = Path(".darkroom"),
-    minio: Annotated[bool, typer.Option(help="Keep objects in a real MinIO instead of a folder.")] = False,
+    minio: Annotated[bool, typer.Option(help="Store objects in MinIO instead of a folder.")] = False,
 ) -> None:
-    """Run everything until Ctrl-C: Kafka, gateway, router, all agents. What dies is restarted."""
+    """Run Kafka, gateway, router and all agents until Ctrl-C. Processes that exit are restarted."""
     from darkroom.local.system import SystemPlan  # noqa: PLC0415
-    from darkroom.local.up import stay_up  # noqa: PLC0415 - starting one agent must not load what starting all needs
+    from darkroom.local.up import stay_up  # noqa: PLC0415 - a single agent must not load the supervisor
 
     raise typer.Exit(asyncio.run(stay_up(SystemPlan(folder, port=port, host=host, minio=minio))))
 
 
 @app.command()
 def demo(
-    images: Annotated[Path | None, typer.Option(help="A folder of images of your own.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".darkroom/demo"),
-    minio: Annotated[bool, typer.Option(help="Keep objects in a real MinIO instead of a folder.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to send instead of the built-in ones.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of data and logs; emptied first.")] = Path(".darkroom/demo"),
+    minio: Annotated[bool, typer.Option(help="Store objects in MinIO instead of a folder.")] = False,
 ) -> None:
-    """Send real photos through the whole pipeline, show what came out, search, stop."""
+    """Start the system, send photos through it, show the results, search, and stop."""
     from darkroom.local.demo import run_demo  # noqa: PLC0415
 
     raise typer.Exit(asyncio.run(run_demo(images, folder, minio=minio)))
 
 
 @app.command()
-def agent(names: Annotated[list[str], typer.Argument(help=f"Of: {', '.join(AGENTS)}.")]) -> None:
-    """Be an agent; several names run as supervised processes, one per agent."""
+def agent(names: Annotated[list[str], typer.Argument(help=f"One or more of: {', '.join(AGENTS)}.")]) -> None:
+    """Run an agent; several names run as supervised processes, one per agent."""
     unknown = [name for name in names if name not in AGENTS]
     if unknown:
-        raise typer.BadParameter(f"there is no agent {', '.join(unknown)}; there are {', '.join(AGENTS)}")
+        raise typer.BadParameter(f"unknown agent {', '.join(unknown)}; allowed: {', '.join(AGENTS)}")
     if len(names) == 1:
         from darkroom.processes.workers import run_agent  # noqa: PLC0415
 
@@ -108,36 +110,36 @@ def _process(part: str) -> None:
 
 @app.command()
 def gateway() -> None:
-    """Be the ingest gateway: images in."""
+    """Run the ingest gateway: uploads."""
     _process("ingest")
 
 
 @app.command()
 def query() -> None:
-    """Be the query gateway: images out."""
+    """Run the query gateway: results, images and search."""
     _process("query")
 
 
 @app.command()
 def core() -> None:
-    """Be ingest, query and, with the read model in process, the indexer: one process of the embedded system."""
+    """Run ingest and query in one process; with an embedded read model, the indexer and reconciler too."""
     _process("core")
 
 
 @app.command()
 def router() -> None:
-    """Be the router: move delayed events back to their agents when they are due."""
+    """Run the router: delayed events go back to their agents when they are due, bulk uploads to the pipeline."""
     _process("router")
 
 
 @app.command()
 def reconciler() -> None:
-    """Be the reconciler: find images that should have ended, lead them on, and tidy up after deletions."""
+    """Run the reconciler: resend lost events of unfinished images, and remove the objects of deleted ones."""
     _process("reconciler")
 
 
 def main() -> None:
-    """Run the command; a broken pipe (`| head`) is not an error."""
+    """Run the command line; a broken pipe (`| head`) is not an error."""
     if sys.argv[1:2] == [] or sys.argv[1] not in PROCESSES:
         _add_tools()
     try:

@@ -1,4 +1,4 @@
-"""Calls of the admin API by the commands for operators: with the token, and with reasons a person can read."""
+"""Calls of the admin API by operator commands: adds the token, ends the command with a readable error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Token = Annotated[
         "--token",
         envvar=["DARKROOM_GATEWAY__ADMIN_TOKEN", "DARKROOM_TOKEN", "DARKROOM_API_KEY"],
         show_default=False,
-        help="A JWT or an API key with the scope admin, or the operators' token.",
+        help="A JWT or an API key with the scope admin, or the admin token.",
     ),
 ]
 M = TypeVar("M", bound=BaseModel)
@@ -33,7 +33,7 @@ def call(
     params: dict[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> M:
-    """Return the answer as the first of these kinds that it is. Ends the command with the reason if there is none."""
+    """Return the response parsed as the first model in `kinds` that matches; exit with the reason otherwise."""
     try:
         answer = httpx.request(
             method,
@@ -44,15 +44,17 @@ def call(
             timeout=httpx.Timeout(timeout_s, connect=10),
         )
     except httpx.HTTPError as error:
-        raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error
+        raise SystemExit(
+            f"Darkroom at {url} does not answer: {error}. Check the URL, or start it with `make up`."
+        ) from error
     if answer.is_success:
         for kind in kinds:
             try:
                 return kind.model_validate_json(answer.content)
             except ValidationError:
                 continue
-        raise SystemExit(f"Darkroom at {url} answers something else: is it of the same version?")
+        raise SystemExit(f"Darkroom at {url} sent an unexpected response. Use the same version of client and gateway.")
     try:
         raise SystemExit(ProblemBody.model_validate_json(answer.content).detail)
     except ValidationError:
-        raise SystemExit(f"Darkroom at {url} answers {answer.status_code}") from None
+        raise SystemExit(f"Darkroom at {url} answered with status {answer.status_code}") from None

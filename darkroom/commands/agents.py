@@ -1,4 +1,4 @@
-"""`darkroom agents`: which agents work, which are paused and why; pause and resume them."""
+"""`darkroom agents`: list, pause and resume agents."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from streams.operations.agent_pauses import Control
 from streams.settings import Settings
 from streams.topics import AGENTS, PIPELINE, retry_topic
 
-app = typer.Typer(no_args_is_help=True, help="The agents: who works, who is paused and why.")
+app = typer.Typer(no_args_is_help=True, help="List, pause and resume agents.")
 
-Name = Annotated[str, typer.Argument(help=f"Of: {', '.join(AGENTS)}.")]
+Name = Annotated[str, typer.Argument(help=f"One of: {', '.join(AGENTS)}.")]
 
 
 def _known(agent: str) -> str:
     if agent not in AGENTS:
-        raise typer.BadParameter(f"there is no agent {agent}; there are {', '.join(AGENTS)}")
+        raise typer.BadParameter(f"unknown agent {agent}; allowed: {', '.join(AGENTS)}")
     return agent
 
 
@@ -42,7 +42,7 @@ def _with_control(work: Callable[[Control, Settings], Awaitable[None]]) -> None:
 
 @app.command("list")
 def list_() -> None:
-    """Show each agent's workers, lag, and why it is paused, if it is."""
+    """Show the workers and the lag of each agent, and why it is paused."""
 
     async def work(control: Control, settings: Settings) -> None:
         admin = KafkaAdmin(settings.kafka)
@@ -61,8 +61,8 @@ def list_() -> None:
 
 
 @app.command()
-def pause(agent: Name, reason: Annotated[str, typer.Option(help="Why; shown wherever it is seen.")]) -> None:
-    """Let an agent finish what it works on and take nothing more. Its events wait in Kafka."""
+def pause(agent: Name, reason: Annotated[str, typer.Option(help="Shown by `list` and in the health report.")]) -> None:
+    """Pause an agent: it finishes the events in flight and consumes no more. New events wait in Kafka."""
     name = _known(agent)
     _with_control(lambda control, _settings: control.pause(name, reason, by="operator"))
     print(f"{agent} is paused")
@@ -70,7 +70,7 @@ def pause(agent: Name, reason: Annotated[str, typer.Option(help="Why; shown wher
 
 @app.command()
 def resume(agent: Name) -> None:
-    """Let an agent consume again."""
+    """Resume a paused agent."""
     name = _known(agent)
 
     async def work(control: Control, _settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""`darkroom dead-letters`: what was given up on, why, and what to do with it. Dry run unless told otherwise."""
+"""`darkroom dead-letters`: list, show, replay and discard dead letters. A dry run without --yes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from streams.retries.dead_letters import DeadLetter, DeadLetterStore, Selection
 from streams.settings import Settings
 from streams.topics import GIVES_UP
 
-app = typer.Typer(no_args_is_help=True, help="Events that were given up on.")
+app = typer.Typer(no_args_is_help=True, help="List, show, replay and discard dead letters.")
 
-Agent = Annotated[str, typer.Option("--agent", help=f"Of: {', '.join(GIVES_UP)}; empty means all.")]
-Code = Annotated[str | None, typer.Option("--code", help="Only with this error code.")]
-Image = Annotated[str | None, typer.Option("--image", help="Only of this image id.")]
-Since = Annotated[str | None, typer.Option("--since", help="Only that died since (RFC 3339).")]
-Really = Annotated[bool, typer.Option("--yes", help="Do it; without this, only say what would be done.")]
+Agent = Annotated[str, typer.Option("--agent", help=f"One of: {', '.join(GIVES_UP)}; default: all.")]
+Code = Annotated[str | None, typer.Option("--code", help="Only dead letters with this error code.")]
+Image = Annotated[str | None, typer.Option("--image", help="Only dead letters of this image id.")]
+Since = Annotated[str | None, typer.Option("--since", help="Only dead letters since this time (RFC 3339).")]
+Confirmed = Annotated[bool, typer.Option("--yes", help="Apply the changes; without it, a dry run.")]
 
 
 def _agents(agent: str) -> tuple[str, ...]:
     if agent and agent not in GIVES_UP:
-        raise typer.BadParameter(f"there is no agent {agent}; there are {', '.join(GIVES_UP)}")
+        raise typer.BadParameter(f"unknown agent {agent}; allowed: {', '.join(GIVES_UP)}")
     return (agent,) if agent else GIVES_UP
 
 
-def _with_office(work: Callable[[DeadLetterStore], Awaitable[None]]) -> None:
+def _with_store(work: Callable[[DeadLetterStore], Awaitable[None]]) -> None:
     async def run() -> None:
         settings = Settings()
         async with AsyncExitStack() as stack:
@@ -47,7 +47,7 @@ def _with_office(work: Callable[[DeadLetterStore], Awaitable[None]]) -> None:
         raise SystemExit(str(error)) from error
 
 
-def _said(letter: DeadLetter, act: str) -> None:
+def _print_act(letter: DeadLetter, act: str) -> None:
     print(f"{act}: {letter.agent} {letter.id} {letter.code} {letter.image_id}")
 
 
@@ -57,36 +57,38 @@ def list_(
     code: Code = None,
     image: Image = None,
     since: Since = None,
-    every: Annotated[bool, typer.Option("--all", help="Those already dealt with too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include replayed and discarded ones.")] = False,
 ) -> None:
     """List dead letters, oldest first."""
-    table = Table("agent", "letter", "code", "image", "attempts", "died at", "message", "dealt with")
+    table = Table("agent", "letter", "code", "image", "attempts", "failed at", "message", "handled")
 
-    async def work(office: DeadLetterStore) -> None:
+    async def work(store: DeadLetterStore) -> None:
         for name in _agents(agent):
-            async for letter in office.letters(name, Selection(code, image, None, since), handled=every):
+            async for letter in store.letters(name, Selection(code, image, None, since), handled=every):
                 attempts = letter.record.header("dlq.attempt") or ""
                 about = (letter.message[:80], letter.handled or "")
                 table.add_row(name, letter.id, letter.code, letter.image_id, attempts, letter.died_at, *about)
 
-    _with_office(work)
+    _with_store(work)
     Console().print(table if table.row_count else "No dead letters.")
 
 
 @app.command()
-def show(agent: Annotated[str, typer.Argument()], letter_id: Annotated[str, typer.Argument(help="As listed.")]) -> None:
-    """Show one dead letter whole: headers, reason, stack, body."""
+def show(
+    agent: Annotated[str, typer.Argument()], letter_id: Annotated[str, typer.Argument(help="The id shown by `list`.")]
+) -> None:
+    """Show the headers and the body of a dead letter."""
 
-    async def work(office: DeadLetterStore) -> None:
-        async for letter in office.letters(_agents(agent)[0], Selection(letter_id=letter_id), handled=True):
+    async def work(store: DeadLetterStore) -> None:
+        async for letter in store.letters(_agents(agent)[0], Selection(letter_id=letter_id), handled=True):
             for name, value in letter.record.headers:
                 print(f"{name}: {value.decode('utf-8', 'replace')}")
             print()
             print((letter.record.value or b"").decode("utf-8", "replace"))
             return
-        raise SystemExit(f"{agent} has no letter {letter_id}")
+        raise SystemExit(f"{agent} has no dead letter {letter_id}. `darkroom dead-letters list --all` shows all.")
 
-    _with_office(work)
+    _with_store(work)
 
 
 @app.command()
@@ -95,35 +97,35 @@ def replay(
     code: Code = None,
     image: Image = None,
     since: Since = None,
-    letter_id: Annotated[str | None, typer.Option("--letter", help="Only this one.")] = None,
-    per_second: Annotated[float, typer.Option(help="Letters a second.", min=0.1)] = 20.0,
-    yes: Really = False,
+    letter_id: Annotated[str | None, typer.Option("--letter", help="Only the dead letter with this id.")] = None,
+    per_second: Annotated[float, typer.Option(help="Most dead letters per second.", min=0.1)] = 20.0,
+    yes: Confirmed = False,
 ) -> None:
-    """Give dead letters another life in their agent's retry topic."""
+    """Send dead letters to the retry topic of their agent."""
 
-    async def work(office: DeadLetterStore) -> None:
+    async def work(store: DeadLetterStore) -> None:
         selection = Selection(code, image, letter_id, since)
         for name in _agents(agent):
-            await office.replay(name, selection, dry_run=not yes, per_second=per_second, seen=_said)
+            await store.replay(name, selection, dry_run=not yes, per_second=per_second, seen=_print_act)
 
-    _with_office(work)
+    _with_store(work)
 
 
 @app.command()
 def discard(
-    reason: Annotated[str, typer.Option(help="Why; kept with the record.")],
+    reason: Annotated[str, typer.Option(help="Kept in the audit record.")],
     agent: Agent = "",
     code: Code = None,
     image: Image = None,
     since: Since = None,
-    letter_id: Annotated[str | None, typer.Option("--letter", help="Only this one.")] = None,
-    yes: Really = False,
+    letter_id: Annotated[str | None, typer.Option("--letter", help="Only the dead letter with this id.")] = None,
+    yes: Confirmed = False,
 ) -> None:
-    """Set dead letters aside for good, leaving an audit record."""
+    """Mark dead letters as discarded, with an audit record; they are never replayed."""
 
-    async def work(office: DeadLetterStore) -> None:
+    async def work(store: DeadLetterStore) -> None:
         selection = Selection(code, image, letter_id, since)
         for name in _agents(agent):
-            await office.discard(name, selection, reason=reason, dry_run=not yes, seen=_said)
+            await store.discard(name, selection, reason=reason, dry_run=not yes, seen=_print_act)
 
-    _with_office(work)
+    _with_store(work)

@@ -1,4 +1,4 @@
-"""`darkroom keys`: API keys, made, shown and revoked right in the object store; no gateway needs to be up."""
+"""`darkroom keys`: creates, lists and revokes API keys in the object store, without a gateway."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and for what.")
+app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 T = TypeVar("T")
-_USUAL = [Scope.WRITE, Scope.READ, Scope.SEARCH]
+_DEFAULT_SCOPES = [Scope.WRITE, Scope.READ, Scope.SEARCH]
 
 
 def _with_keys(work: Callable[[ApiKeys], Awaitable[T]]) -> T:
@@ -36,32 +36,34 @@ def _with_keys(work: Callable[[ApiKeys], Awaitable[T]]) -> T:
 
 @app.command()
 def create(
-    owner: Annotated[str, typer.Option(help="Whose images it opens.")],
-    scope: Annotated[list[Scope], typer.Option(help="What it may be used for; may be repeated.")] = _USUAL,
-    name: Annotated[str, typer.Option(help="For people.")] = "",
-    days: Annotated[float | None, typer.Option(help="It expires after so many; without, never.", min=0.01)] = None,
-    limit: Annotated[list[str] | None, typer.Option(help="Its own, as uploads=1000/hour; may be repeated.")] = None,
+    owner: Annotated[str, typer.Option(help="The owner whose images the key gives access to.")],
+    scope: Annotated[list[Scope], typer.Option(help="A scope of the key; repeatable.")] = _DEFAULT_SCOPES,
+    name: Annotated[str, typer.Option(help="A label for people.")] = "",
+    days: Annotated[float | None, typer.Option(help="Days until it expires; default: never.", min=0.01)] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="A rate limit of the key, such as uploads=1000/hour; repeatable.")
+    ] = None,
 ) -> None:
-    """Make a key and print it, this once. Gateways know it at once."""
+    """Create a key and print its secret, which is never shown again. Gateways accept it at once."""
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days is not None else None
     limits = dict(text.partition("=")[::2] for text in limit or ())
     try:
         asked = NewKey(owner=owner, scopes=frozenset(scope), name=name, expires_at=expires, limits=limits)
     except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise typer.BadParameter("; ".join(wrong)) from error
+        problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise typer.BadParameter("; ".join(problems)) from error
     key, secret = _with_keys(lambda keys: keys.create(asked))
     print(secret)
     Console(stderr=True).print(
-        f"Key {key.id} of {key.owner}: this is the only time it is shown. A gateway that was open when it started "
-        "stays open until it is started again."
+        f"Key {key.id} of {key.owner}. The secret is shown only once. Restart gateways that were started without "
+        "authentication: they accept anonymous requests until then."
     )
 
 
 @app.command("list")
 def list_() -> None:
-    """Show every key, without secrets."""
-    table = Table(Column("id", no_wrap=True), "owner", "name", "scopes", "state", "made", "expires", "limits")
+    """List all keys, without secrets."""
+    table = Table(Column("id", no_wrap=True), "owner", "name", "scopes", "state", "created", "expires", "limits")
     found = _with_keys(lambda keys: keys.all())
     for key in sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.id)):
         table.add_row(*_cells(key))
@@ -69,11 +71,11 @@ def list_() -> None:
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="As listed.")]) -> None:
-    """Make a key open nothing any more, for good; gateways refuse it within seconds."""
+def revoke(key_id: Annotated[str, typer.Argument(help="The id shown by `list`.")]) -> None:
+    """Revoke a key permanently; gateways reject it within seconds."""
     key = _with_keys(lambda keys: keys.revoke(key_id))
     if key is None:
-        raise SystemExit(f"there is no key {key_id}")
+        raise SystemExit(f"Unknown key {key_id}. `darkroom keys list` shows all keys.")
     print(f"{key.id} of {key.owner} is revoked")
 
 

@@ -1,4 +1,4 @@
-"""`darkroom models`: which weights are there, whether they are the right ones, and how to get them."""
+"""`darkroom models`: lists, verifies and downloads model weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from agents.models.weights import ModelState, ModelStatus, fetch, status
 from streams.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="The weights.")
+app = typer.Typer(no_args_is_help=True, help="List, verify and download model weights.")
 
 
 def _show(found: list[ModelStatus]) -> None:
@@ -27,21 +27,21 @@ def _show(found: list[ModelStatus]) -> None:
 
 @app.command("list")
 def list_() -> None:
-    """Show every model of the manifest."""
+    """List the models of the manifest and their state."""
     _show(status(Settings().models))
 
 
 @app.command()
 def verify() -> None:
-    """Check every file's hash; exit 1 if one is missing or is not what the manifest says."""
+    """Verify the hash of every file; exit 1 if one is missing or differs from the manifest."""
     found = status(Settings().models)
     _show(found)
     raise typer.Exit(0 if all(model.state is ModelState.AVAILABLE for model in found) else 1)
 
 
 @app.command("fetch")
-def fetch_(names: Annotated[list[str] | None, typer.Argument(help="Models to fetch; none means all.")] = None) -> None:
-    """Download what is missing from its official source and verify it."""
+def fetch_(names: Annotated[list[str] | None, typer.Argument(help="Models to download; default: all.")] = None) -> None:
+    """Download missing models from their official source and verify them."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bars: dict[str, int] = {}
@@ -54,6 +54,6 @@ def fetch_(names: Annotated[list[str] | None, typer.Argument(help="Models to fet
         try:
             found = fetch(Settings().models, names or (), progress=moved)
         except KeyError as error:
-            raise SystemExit(f"there is no model {error}; `darkroom models list` names them") from error
+            raise SystemExit(f"Unknown model {error}. `darkroom models list` shows all models.") from error
     _show(found)
     raise typer.Exit(0 if all(model.state is ModelState.AVAILABLE for model in found) else 1)

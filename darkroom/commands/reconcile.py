@@ -1,4 +1,4 @@
-"""`darkroom reconcile`: ask the running system to look over everything, and show what it found."""
+"""`darkroom reconcile`: requests a reconciliation of all images, and prints the report."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from darkroom.commands.submit import DEFAULT_URL, Url
 from schemas.http.reconciliation import ReconcileReport, Standing
 
 EXIT_OVERDUE = 3
-PATIENCE_S = 600.0  # it looks at the objects of every image
+PATIENCE_S = 600.0  # it checks the objects of every image
 
 
 def reconcile(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; report what would be done.")] = False,
     token: Token = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Find images that should have ended and have not, and lead them on. Exits 3 if there are any."""
+    """Find overdue images and send their events again. Exits 3 if there are any."""
     asked = {"dry_run": str(dry_run).lower()}
     report = call(url, "POST", "/reconcile", ReconcileReport, token=token, params=asked, timeout_s=PATIENCE_S)
     for shown in tables(report):
@@ -31,7 +31,7 @@ def reconcile(
 
 
 def tables(report: ReconcileReport) -> list[Table | str]:
-    """Return what is shown of a report."""
+    """Return a report as tables and lines."""
     shown: list[Table | str] = [_counted("Images", report.images)]
     if report.unfinished:
         stages = Table("waits for", *(standing.value for standing in Standing), box=SIMPLE_HEAD)
@@ -47,7 +47,7 @@ def tables(report: ReconcileReport) -> list[Table | str]:
         shown.append(f"… and {report.overdue_count - len(report.overdue)} more")
     if report.missing_count:
         listed = "\n".join(f"  {key}" for key in report.missing_objects)
-        shown.append(f"Objects that are not there: {report.missing_count}\n{listed}")
+        shown.append(f"Missing objects: {report.missing_count}\n{listed}")
     swept = {name: count for name, count in report.swept.items() if count}
     shown.append(_counted("The janitor would find" if report.dry_run else "The janitor found", swept))
     if not report.overdue_count:

@@ -1,4 +1,4 @@
-"""`darkroom reprocess`: run a stage again for the images a filter selects, and watch how far it is."""
+"""`darkroom reprocess`: runs a stage again for the images that a filter selects, and shows the progress."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from schemas.http.admin import ReprocessList, ReprocessPlan, ReprocessView
 JOBS = "/reprocess"
 POLL_S = 1.0
 
-Stage = Annotated[str | None, typer.Option(help="Of: sanitizer, resizer, ocr, detector, embedder.")]
+Stage = Annotated[str | None, typer.Option(help="One of: sanitizer, resizer, ocr, detector, embedder.")]
 Where = Annotated[
     str,
     typer.Option(
-        help='Which images, for example "state=completed and version.ocr<2"; empty = all. See docs/reprocess.md.'
+        help='A filter, for example "state=completed and version.ocr<2"; default: all images. See docs/reprocess.md.'
     ),
 ]
 
@@ -30,16 +30,16 @@ Where = Annotated[
 def reprocess(
     stage: Stage = None,
     where: Where = "",
-    per_second: Annotated[float, typer.Option(help="Images a second, at most.")] = 20.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which images it would be.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until all are on their way.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Show every rerun.")] = False,
-    cancel: Annotated[str | None, typer.Option(help="Stop the rerun of this id.")] = None,
+    per_second: Annotated[float, typer.Option(help="Most images per second.")] = 20.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the selected images.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start it; without it, a dry run.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until all events are sent.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List all reprocessing jobs.")] = False,
+    cancel: Annotated[str | None, typer.Option(help="Cancel the job with this id.")] = None,
     token: Token = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Run one stage again for a selection of images. What is unchanged costs no computation."""
+    """Run one stage again for the selected images. Unchanged work reuses the stored result."""
     if list_:
         Console().print(jobs_table(call(url, "GET", JOBS, ReprocessList, token=token)))
         return
@@ -47,14 +47,14 @@ def reprocess(
         print(sentence(call(url, "POST", f"{JOBS}/{cancel}/cancel", ReprocessView, token=token)))
         return
     if stage is None:
-        raise typer.BadParameter("which stage? --stage ocr, for instance")
+        raise typer.BadParameter("--stage is required, for example --stage ocr")
     asked = {"stage": stage, "where": where, "per_second": per_second}
     if dry_run or not yes:
         print(
             plan_text(call(url, "POST", JOBS, ReprocessPlan, token=token, json={**asked, "dry_run": True}), per_second)
         )
         if not dry_run:
-            print("Nothing was done: add --yes to do it.")
+            print("Dry run: nothing was changed. Add --yes to start it.")
         return
     job = call(url, "POST", JOBS, ReprocessView, token=token, json=asked)
     if not no_wait:
@@ -73,12 +73,12 @@ def _watch(job: ReprocessView, url: str, token: str | None) -> ReprocessView:
                 job = call(url, "GET", f"{JOBS}/{job.id}", ReprocessView, token=token)
                 progress.update(bar, total=job.total, completed=job.done + job.skipped, pace=pace(job))
         except KeyboardInterrupt:
-            print(f"It goes on without you: `darkroom reprocess --list` shows it, `--cancel {job.id}` stops it.")
+            print(f"The job continues. `darkroom reprocess --list` shows it, `--cancel {job.id}` cancels it.")
     return job
 
 
 def pace(job: ReprocessView) -> str:
-    """Return how fast a rerun is and when all will be on their way, as far as that is known."""
+    """Return the rate of a job and its remaining time, as far as known."""
     if job.total is None:
         return "counting"
     left = f", {duration(job.eta_s)} to go" if job.eta_s is not None else ""
@@ -86,27 +86,27 @@ def pace(job: ReprocessView) -> str:
 
 
 def sentence(job: ReprocessView) -> str:
-    """Return where a rerun stands, for a person."""
+    """Return the progress of a job in one sentence."""
     of = f" of {job.total}" if job.total is not None else ""
-    said = f"{job.id} is {job.state}: {job.done}{of} images are on their way to {job.stage}"
+    text = f"{job.id} is {job.state}: {job.done}{of} images sent to {job.stage}"
     if job.reasons:
-        said += "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(job.reasons.items()))
-    return said + (f" ({job.error})" if job.error else "")
+        text += "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(job.reasons.items()))
+    return text + (f" ({job.error})" if job.error else "")
 
 
 def plan_text(plan: ReprocessPlan, per_second: float) -> str:
-    """Return what a rerun would be, for a person."""
+    """Return the result of a dry run in one sentence."""
     count = f"{plan.images}" if plan.counted_all else f"more than {plan.images}"
-    said = f"{plan.stage} would run again for {count} image{'' if plan.images == 1 else 's'}"
+    text = f"{plan.stage} would run again for {count} image{'' if plan.images == 1 else 's'}"
     if not plan.images:
-        return said
+        return text
     names = ", ".join(plan.first) + (", …" if plan.images > len(plan.first) else "")
-    return f"{said}, in {duration(plan.images / per_second)} or more: {names}"
+    return f"{text}, in {duration(plan.images / per_second)} or more: {names}"
 
 
 def jobs_table(found: ReprocessList) -> Table:
-    """Return every rerun as a table."""
-    table = Table("rerun", "where", "state", "images", "skipped", "pace", "asked for", box=SIMPLE_HEAD)
+    """Return all jobs as a table."""
+    table = Table("job", "where", "state", "images", "skipped", "rate", "started", box=SIMPLE_HEAD)
     for job in found.jobs:
         images = f"{job.done}" + (f" of {job.total}" if job.total is not None else "")
         running = pace(job) if job.state == "running" else job.error or ""
@@ -115,7 +115,7 @@ def jobs_table(found: ReprocessList) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a duration in h, min and s."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

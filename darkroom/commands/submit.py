@@ -1,4 +1,4 @@
-"""`darkroom submit` and `darkroom search`: the HTTP client on the command line."""
+"""`darkroom submit` and `darkroom search`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http.jobs import JobStatus
 from schemas.values import ImageState, Lane
 
-Url = Annotated[str, typer.Option("--url", help="Where Darkroom is.", envvar="DARKROOM_URL")]
+Url = Annotated[str, typer.Option("--url", help="Base URL of the gateway.", envvar="DARKROOM_URL")]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -26,14 +26,14 @@ Token = Annotated[
 ]
 DEFAULT_URL = "http://127.0.0.1:8080"
 AT_ONCE = 8
-MANY = 20  # images sent at once that are a bulk import, unless somebody says otherwise
+BULK_ABOVE = 20  # more images than that go to the bulk lane by default
 POLL_S = 0.5
-FULL = frozenset({"rate-limited", "quota-exceeded"})  # what refuses one image refuses those after it
+LIMIT_CODES = frozenset({"rate-limited", "quota-exceeded"})  # further uploads would be rejected too
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif"}
 
 
 def sources_of(given: Sequence[str]) -> list[str]:
-    """Return files and URLs; a folder stands for the images in it. Raises FileNotFoundError."""
+    """Return files and URLs, with folders replaced by the images in them. Raises FileNotFoundError."""
     found: list[str] = []
     for source in given:
         if source.startswith(("http://", "https://")):
@@ -48,8 +48,8 @@ def sources_of(given: Sequence[str]) -> list[str]:
 
 
 def lane_of(count: int, bulk: bool | None) -> Lane:
-    """Return the lane images are sent in: the one asked for, or by how many they are."""
-    return Lane.BULK if (count > MANY if bulk is None else bulk) else Lane.INTERACTIVE
+    """Return the lane for `count` images: the requested one, else by their number."""
+    return Lane.BULK if (count > BULK_ABOVE if bulk is None else bulk) else Lane.INTERACTIVE
 
 
 async def send_all(
@@ -61,10 +61,10 @@ async def send_all(
     moved: Callable[[str, int, int], None],
     lane: Lane = Lane.INTERACTIVE,
 ) -> tuple[list[Shown], dict[str, str]]:
-    """Send, then wait until every image ended; return results and refusals by source.
+    """Send images and wait until each has ended; return the results, and the rejections by source.
 
-    `moved` hears of progress: a line, images ended, images in all. Once a limit or quota is reached nothing more is
-    sent. Raises TimeoutError.
+    `moved` is called with a progress line, images ended, images in total. After a rate-limit or quota error nothing
+    more is sent. Raises TimeoutError.
     """
     gate = asyncio.Semaphore(AT_ONCE)
     jobs: dict[str, tuple[str, float]] = {}
@@ -81,7 +81,7 @@ async def send_all(
                 submitted = await client.submit(source, bucket=bucket, lane=lane)
             except Refused as refusal:
                 refused[source] = str(refusal)
-                if refusal.code in FULL:
+                if refusal.code in LIMIT_CODES:
                     full = str(refusal)
             else:
                 jobs[submitted.job_id] = (source, time.monotonic())
@@ -104,28 +104,28 @@ async def send_all(
 
 
 def refusal_lines(refused: Mapping[str, str]) -> list[str]:
-    """Say what was refused and why; what was refused for want of room, in one line with what to do."""
-    full = [source for source, reason in refused.items() if any(code in reason for code in FULL)]
-    lines = [f"refused: {source}: {reason}" for source, reason in refused.items() if source not in full]
+    """Return one line per rejected image; those over a limit or quota share one line and a hint."""
+    full = [source for source, reason in refused.items() if any(code in reason for code in LIMIT_CODES)]
+    lines = [f"rejected: {source}: {reason}" for source, reason in refused.items() if source not in full]
     if full:
-        lines.append(f"not sent: {len(full)} images, the first of them {full[0]}: {refused[full[0]]}")
-        lines.append("   limits and quotas are settings: see DARKROOM_LIMITS__UPLOADS in docs/operations.md")
+        lines.append(f"not sent: {len(full)} images, first {full[0]}: {refused[full[0]]}")
+        lines.append("   To raise limits and quotas, see DARKROOM_LIMITS__UPLOADS in docs/operations.md.")
     return lines
 
 
 def submit(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders, URLs.")],
-    bucket: Annotated[str, typer.Option(help="The bucket the images are filed under.")] = "default",
-    patience_s: Annotated[float, typer.Option(help="Seconds to wait for all of them.")] = 600.0,
-    bulk: Annotated[bool | None, typer.Option(help=f"Behind whoever waits; so anyway, if over {MANY}.")] = None,
+    sources: Annotated[list[str], typer.Argument(help="Files, folders or URLs.")],
+    bucket: Annotated[str, typer.Option(help="Bucket of the images.")] = "default",
+    patience_s: Annotated[float, typer.Option(help="Seconds to wait for all images.")] = 600.0,
+    bulk: Annotated[bool | None, typer.Option(help=f"Use the bulk lane; default: above {BULK_ABOVE} images.")] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Send images, wait until each has ended, show what came out; exit 1 if one failed or was refused."""
+    """Send images, wait until each has ended, print the results; exit 1 if one failed or was rejected."""
     try:
         wanted = sources_of(sources)
     except FileNotFoundError as error:
-        raise SystemExit(f"there is no file or folder {error}") from error
+        raise SystemExit(f"No such file or folder: {error}") from error
     lane = lane_of(len(wanted), bulk)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -141,9 +141,13 @@ def submit(
         try:
             shown, refused = asyncio.run(run())
         except Unreachable as error:
-            raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error
+            raise SystemExit(
+                f"Darkroom at {url} does not answer: {error}. Check the URL, or start it with `make up`."
+            ) from error
         except TimeoutError as error:
-            raise SystemExit(f"not all images ended within {patience_s:.0f} s") from error
+            raise SystemExit(
+                f"Not all images ended within {patience_s:.0f} s. Raise --patience-s, or run `darkroom reconcile`."
+            ) from error
     Console().print(results_table(shown))
     print("\n".join(reason_lines(shown)))
     print("\n".join(refusal_lines(refused)))
@@ -152,17 +156,19 @@ def submit(
 
 
 def search(
-    words: Annotated[list[str], typer.Argument(help="What to look for.")],
-    limit: Annotated[int, typer.Option(help="Most answers.")] = 10,
+    words: Annotated[list[str], typer.Argument(help="The query.")],
+    limit: Annotated[int, typer.Option(help="Most results.")] = 10,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Search images by meaning (when CLIP is there), by their text, and by what is on them."""
+    """Search images by meaning (with CLIP), text and detected labels."""
     try:
         with Darkroom(url, token=token) as client:
             answer = client.search(" ".join(words), limit=limit)
     except Unreachable as error:
-        raise SystemExit(f"Darkroom at {url} does not answer: {error}. Is it up? `make up`") from error
+        raise SystemExit(
+            f"Darkroom at {url} does not answer: {error}. Check the URL, or start it with `make up`."
+        ) from error
     except Refused as refusal:
         raise SystemExit(str(refusal)) from refusal
     print("\n".join(answer_lines(answer, {})))

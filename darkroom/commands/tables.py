@@ -1,4 +1,4 @@
-"""How results are shown on a terminal: the progress per stage, the table of results, search answers."""
+"""Terminal output of results: progress per stage, the results table, search results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENDED = {StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.F
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One image as the table shows it."""
+    """One row of the results table."""
 
     name: str
     result: JobResult
@@ -27,7 +27,7 @@ class Shown:
 
 
 def stage_progress(statuses: Iterable[JobStatus], total: int) -> str:
-    """Return one line: how many images have passed each stage."""
+    """Return one line with the number of images past each stage."""
     counts: Counter[str] = Counter()
     for status in statuses:
         for stage, view in status.stages.items():
@@ -36,7 +36,7 @@ def stage_progress(statuses: Iterable[JobStatus], total: int) -> str:
 
 
 def results_table(shown: Sequence[Shown]) -> Table:
-    """Return the table of results."""
+    """Return the results as a table."""
     table = Table("image", "state", "variants", "objects", "text", "skipped", "seconds", box=SIMPLE_HEAD)
     for row in shown:
         result = row.result
@@ -53,7 +53,7 @@ def results_table(shown: Sequence[Shown]) -> Table:
 
 
 def reason_lines(shown: Sequence[Shown]) -> list[str]:
-    """Return one line for each image that was refused or failed."""
+    """Return one line per rejected or failed image."""
     return [
         f"{row.name}: {row.result.error.code}: {row.result.error.message}"
         for row in shown
@@ -62,7 +62,7 @@ def reason_lines(shown: Sequence[Shown]) -> list[str]:
 
 
 def answer_lines(answer: SearchAnswer, names: Mapping[str, str]) -> list[str]:
-    """Return a search's answer as lines; without a name, an image is its id."""
+    """Return search results as lines; an image without a name is shown by its id."""
     lines = [f"“{answer.query}”"]
     lines += [
         f"   {item.score:.2f}  {names.get(item.image_id, item.image_id)}  by {', '.join(item.matched)}"

@@ -1,4 +1,4 @@
-"""`darkroom topics`: make the topics of the table, and compare the broker with it."""
+"""`darkroom topics`: creates the declared topics, and compares the broker with them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="The topics on the broker.")
+app = typer.Typer(no_args_is_help=True, help="Create and check the topics on the broker.")
 
 
 @app.command()
 def create() -> None:
-    """Create what is missing."""
+    """Create missing topics."""
     try:
         created = asyncio.run(KafkaAdmin(Settings().kafka).create_topics())
     except DependencyUnavailable as error:
         raise SystemExit(str(error)) from error
-    print("\n".join(created) or "All topics are there.")
+    print("\n".join(created) or "All topics exist.")
 
 
 @app.command()
 def show() -> None:
-    """Show every topic; exit 1 if one is missing or differs from the table."""
+    """List all topics; exit 1 if one is missing or differs from its declaration."""
     try:
         states = asyncio.run(KafkaAdmin(Settings().kafka).topic_states())
     except DependencyUnavailable as error:

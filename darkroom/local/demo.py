@@ -1,4 +1,4 @@
-"""`darkroom demo`: the main job, on real parts: real photos through a real Kafka and every agent, and what came out."""
+"""`darkroom demo`: sends photos through an embedded system with every agent, and prints the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from darkroom.commands.submit import send_all, sources_of
+from darkroom.commands.submit import IMAGE_SUFFIXES, send_all, sources_of
 from darkroom.commands.tables import answer_lines, reason_lines, results_table
 from darkroom.local.system import RunningSystem, SystemPlan, running_system
 from darkroom.local.up import CANNOT_START, say
@@ -25,7 +25,7 @@ from streams.process.signals import until_signal
 DRAWN_TEXT = "DARKROOM READS THIS SIGN"
 PATIENCE_S = 600.0
 SEARCHES = ("bus", "reads this sign", "person")
-ORIENTATION_6 = 6  # EXIF: the camera was turned; upright is a quarter turn clockwise
+ORIENTATION_6 = 6  # EXIF: upright after a rotation by 90° clockwise
 
 
 def draw_sign() -> bytes:
@@ -43,7 +43,7 @@ def draw_sign() -> bytes:
 
 
 def draw_turned() -> bytes:
-    """Return a JPEG as a turned phone writes it: pixels on their side, EXIF orientation 6, and a GPS position."""
+    """Return a JPEG as of a rotated camera: rotated pixels, EXIF orientation 6, and a GPS position."""
     upright = Image.new("RGB", (600, 900), "#3a5f8c")
     draw = ImageDraw.Draw(upright)
     draw.ellipse((150, 100, 450, 400), fill="#f2c14e")
@@ -58,7 +58,7 @@ def draw_turned() -> bytes:
 
 
 def gather(folder: Path, own: Path | None) -> list[str]:
-    """Put the demo's images into a folder; return what to send."""
+    """Write the demo images into a folder; return the sources to send."""
     if own is not None:
         return sources_of([str(own)])
     spec = importlib.util.find_spec("ultralytics")
@@ -74,35 +74,35 @@ def gather(folder: Path, own: Path | None) -> list[str]:
 
 async def run_demo(own: Path | None, folder: Path, *, minio: bool) -> int:
     """Run the demo; return 0 only if every image ended in a final state."""
-    # The demo starts from nothing each time, so that what it shows is what happened now.
+    # Start from an empty folder, so that only images of this run are shown.
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     signalled = asyncio.create_task(until_signal())
-    unlimited = {"DARKROOM_LIMITS__UPLOADS": "none"}  # whoever shows their own images may have many
+    unlimited = {"DARKROOM_LIMITS__UPLOADS": "none"}  # a folder of own images may exceed the upload limit
     plan = SystemPlan(folder, port=0, minio=minio, environment=unlimited)
-    playing = asyncio.create_task(_play(own, plan))
-    await asyncio.wait({signalled, playing}, return_when=asyncio.FIRST_COMPLETED)
-    if not playing.done():
-        playing.cancel()
-        await asyncio.gather(playing, return_exceptions=True)
+    running = asyncio.create_task(_run(own, plan))
+    await asyncio.wait({signalled, running}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         return 130
     signalled.cancel()
     try:
-        return await playing
+        return await running
     except CANNOT_START as error:
         say(str(error))
         return 1
 
 
-async def _play(own: Path | None, plan: SystemPlan) -> int:
+async def _run(own: Path | None, plan: SystemPlan) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         sources = await asyncio.to_thread(gather, Path(scratch), own)
         if not sources:
-            say(f"There is no image in {own}.")
+            say(f"No images in {own}. Allowed: a folder or a file with {', '.join(sorted(IMAGE_SUFFIXES))}.")
             return 1
         began = time.monotonic()
         async with running_system(plan, say) as system:
             await system.until_ready(say)
-            say(f"Everything is up after {time.monotonic() - began:.0f} s at {system.url}")
+            say(f"System ready after {time.monotonic() - began:.0f} s at {system.url}")
             return await _show(system, sources)
 
 
@@ -119,14 +119,14 @@ async def _show(system: RunningSystem, sources: list[str]) -> int:
     async with AsyncDarkroom(system.url) as client:
         say(f"Sending {len(sources)} images")
         try:
-            shown, refused = await send_all(client, sources, bucket="demo", patience_s=PATIENCE_S, moved=moved)
+            shown, rejected = await send_all(client, sources, bucket="demo", patience_s=PATIENCE_S, moved=moved)
         except TimeoutError:
             say(f"Not every image ended within {PATIENCE_S:.0f} s; logs are in {system.folder / 'logs'}")
             return 1
         console.print(results_table(shown))
         print("\n".join(reason_lines(shown)))
-        for source, reason in refused.items():
-            print(f"refused at the door: {Path(source).name}: {reason}")
+        for source, reason in rejected.items():
+            print(f"rejected on upload: {Path(source).name}: {reason}")
         names = {row.result.image_id: row.name for row in shown}
         print("\nSearches:")
         for words in SEARCHES:
@@ -134,14 +134,14 @@ async def _show(system: RunningSystem, sources: list[str]) -> int:
             print("\n".join(answer_lines(answer, names)))
         if not answer.by_meaning:
             print(f"   (by text and label only; not by meaning: {answer.reason})")
-        away = {
+        skipped = {
             name: stage.message or stage.reason or ""
             for row in shown
             for name, stage in row.result.stages.items()
             if stage.state is StageState.SKIPPED
         }
-        print("\nModels:" if away else "\nModels: all available")
-        for name in [stage for stage in REQUIRED_STAGES if stage in away]:
-            print(f"   {name} skipped: {away[name]}")
+        print("\nModels:" if skipped else "\nModels: all available")
+        for name in [stage for stage in REQUIRED_STAGES if stage in skipped]:
+            print(f"   {name} skipped: {skipped[name]}")
     sys.stdout.flush()
     return 0

@@ -1,7 +1,6 @@
-"""The embedded system: a real Kafka started for you, the core, the router and every agent, supervised.
+"""The embedded system: a local Kafka, the core, the router and every agent, supervised.
 
-A URL that is given (DARKROOM_KAFKA__BOOTSTRAP, DARKROOM_FILES__ENDPOINT, DARKROOM_QDRANT__URL) replaces the embedded
-part.
+Each of DARKROOM_KAFKA__BOOTSTRAP, DARKROOM_FILES__ENDPOINT and DARKROOM_QDRANT__URL replaces an embedded service.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ START_PATIENCE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class SystemPlan:
-    """What to start, and where."""
+    """What to start, in which folder and on which address."""
 
     folder: Path
     port: int = 8080
     host: str = "127.0.0.1"
-    minio: bool = False  # a real MinIO instead of a folder of objects
+    minio: bool = False  # MinIO instead of a directory store
     agents: tuple[str, ...] = AGENTS
-    environment: Mapping[str, str] = field(default_factory=dict)  # more settings for every process
+    environment: Mapping[str, str] = field(default_factory=dict)  # additional settings of every process
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSystem:
-    """The system while it runs."""
+    """A running system."""
 
     url: str
-    environment: Mapping[str, str]  # the settings its processes have
+    environment: Mapping[str, str]  # of its processes
     supervisor: Supervisor
     kafka: LocalKafka | None
     minio: LocalMinio | None
     folder: Path
 
     async def until_ready(self, say: Say, *, patience_s: float = START_PATIENCE_S) -> None:
-        """Wait until an upload would be carried to its end. Raises NotReady, naming what is missing."""
+        """Wait until every health part is ok. Raises NotReady, naming the parts that are not."""
         began = time.monotonic()
-        said = detail = ""
+        reported = detail = ""
         async with AsyncDarkroom(self.url, timeout_s=10) as client:
             while time.monotonic() - began < patience_s:
                 try:
@@ -68,9 +67,9 @@ class RunningSystem:
                     detail = "the gateway is starting"
                 broken = [s for s in self.supervisor.states().values() if s.exit_code == NOT_READY_EXIT]
                 if broken:
-                    raise NotReady("; ".join(f"{s.name} refuses to start: {_last_line(s)}" for s in broken))
-                if detail != said:
-                    said = detail
+                    raise NotReady("; ".join(f"{s.name} cannot start: {_last_line(s)}" for s in broken))
+                if detail != reported:
+                    reported = detail
                     say(detail)
                 await asyncio.sleep(0.5)
         raise NotReady(f"not ready after {patience_s:.0f} s: {detail}; logs are in {self.folder / 'logs'}")
@@ -86,7 +85,7 @@ def _last_line(state: ChildState) -> str:
 
 @asynccontextmanager
 async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSystem]:
-    """Start everything; on exit stop everything that was started, newest first."""
+    """Start all services and processes; on exit stop them in reverse order."""
     folder = plan.folder.resolve()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -96,7 +95,7 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         environment.setdefault("DARKROOM_FILES__DIRECTORY", str(folder / "objects"))
         environment.setdefault("DARKROOM_QDRANT__PATH", str(folder / "qdrant"))
         environment.setdefault("DARKROOM_WORKER__STATE_DIR", str(folder / "state"))
-        # On one machine no network hides a worker: a killed one's partitions may go to the next one soon.
+        # One machine has no network partitions, so a shorter session is safe: a killed worker is replaced sooner.
         environment.setdefault("DARKROOM_WORKER__SESSION_TIMEOUT_S", "12")
         environment["DARKROOM_GATEWAY__HOST"] = plan.host
         environment.setdefault("DARKROOM_TELEMETRY__LOG_FORMAT", "json")
@@ -104,13 +103,13 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         environment["DARKROOM_GATEWAY__PORT"] = str(port)
         say("Creating topics")
         created = await KafkaAdmin(_kafka_settings(environment)).create_topics()
-        say(f"{len(created)} topics created" if created else "Topics are there")
+        say(f"{len(created)} topics created" if created else "All topics exist")
 
         seen: dict[str, str] = {}
 
         def changed(state: ChildState) -> None:
             if state.state == "backoff" and seen.get(state.name) == "running":
-                say(f"{state.name} ended (exit code {state.exit_code}); starting it again; log: {state.log_file}")
+                say(f"{state.name} exited with code {state.exit_code}; restarting; log: {state.log_file}")
             seen[state.name] = state.state
 
         supervisor = await stack.enter_async_context(Supervisor(on_change=changed))
@@ -120,7 +119,7 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
                 [sys.executable, "-m", "darkroom", *command],
                 log_file=folder / "logs" / f"{name}.log",
                 env=environment,
-                tier=min(number, 1),  # the core goes last: it answers questions while the agents drain
+                tier=min(number, 1),  # the core stops last: it serves queries while the agents drain
             )
         yield RunningSystem(f"http://{plan.host}:{port}", environment, supervisor, kafka, minio, folder)
         say("Stopping")
@@ -139,7 +138,7 @@ async def _kafka(stack: AsyncExitStack, environment: dict[str, str], folder: Pat
     say("Starting Kafka")
     kafka = await stack.enter_async_context(LocalKafka(folder / "kafka", say=say))
     environment["DARKROOM_KAFKA__BOOTSTRAP"] = kafka.bootstrap
-    _kept_running(stack, kafka, say)
+    _restart_on_exit(stack, kafka, say)
     say(f"Kafka answers at {kafka.bootstrap}")
     return kafka
 
@@ -151,18 +150,18 @@ async def _minio(stack: AsyncExitStack, environment: dict[str, str], folder: Pat
     environment["DARKROOM_FILES__ACCESS_KEY"] = minio.access_key
     environment["DARKROOM_FILES__SECRET_KEY"] = minio.secret_key
     environment["DARKROOM_FILES__BUCKET"] = minio.bucket
-    _kept_running(stack, minio, say)
+    _restart_on_exit(stack, minio, say)
     say(f"MinIO answers at {minio.endpoint}")
     return minio
 
 
-def _kept_running(stack: AsyncExitStack, service: LocalService, say: Say) -> None:
+def _restart_on_exit(stack: AsyncExitStack, service: LocalService, say: Say) -> None:
     stack.callback(asyncio.create_task(keep_running(service, say=say)).cancel)
 
 
 def _commands(plan: SystemPlan, environment: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Return (name, arguments) of every process. With the read model in process, the core holds what needs it."""
-    served = bool(environment.get("DARKROOM_QDRANT__URL"))
-    agents = [agent for agent in plan.agents if served or agent != "indexer"]
-    alone = ["router", "reconciler"] if served else ["router"]
-    return [*((name, [name]) for name in ("core", *alone)), *((agent, ["agent", agent]) for agent in agents)]
+    """Return (name, arguments) of every process. With an embedded read model, its users run in the core."""
+    qdrant_server = bool(environment.get("DARKROOM_QDRANT__URL"))
+    agents = [agent for agent in plan.agents if qdrant_server or agent != "indexer"]
+    others = ["router", "reconciler"] if qdrant_server else ["router"]
+    return [*((name, [name]) for name in ("core", *others)), *((agent, ["agent", agent]) for agent in agents)]

@@ -1,4 +1,4 @@
-"""`darkroom up`: the embedded system until SIGTERM, and `darkroom agent A B …`: several agents, supervised."""
+"""`darkroom up`: the embedded system until SIGTERM; `darkroom agent A B …`: several supervised agents."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ CANNOT_START = (MissingTool, InstallFailed, ServiceFailed, FolderInUse, NotReady
 
 
 def say(text: str) -> None:
-    """Write one line of progress."""
+    """Write a progress line to stderr."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
 async def stay_up(plan: SystemPlan) -> int:
     """Run the system until SIGTERM or SIGINT; return the exit code."""
     if plan.port and not is_free(plan.port, plan.host):
-        say(f"Port {plan.port} of {plan.host} is taken. Choose another: `make up PORT=8081`.")
+        say(f"Port {plan.port} of {plan.host} is in use. Choose another, as in `make up PORT=8081`.")
         return 2
     signalled = asyncio.create_task(until_signal())
     is_up = asyncio.Event()
     serving = asyncio.create_task(_serve(plan, signalled, is_up))
     await asyncio.wait({signalled, serving}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        # Starting may be waiting for something slow, and a signal ends that; stopping must be let to its end.
+        # A signal cancels a start that may be waiting; it never cancels the shutdown.
         if not is_up.is_set():
             serving.cancel()
         await serving
@@ -56,7 +56,7 @@ async def _serve(plan: SystemPlan, signalled: asyncio.Task[None], is_up: asyncio
 
 
 async def stay_up_agents(names: tuple[str, ...]) -> int:
-    """Run several agents, each a supervised process, against the services the settings name."""
+    """Run several agents as supervised processes, on the services of the settings."""
     folder = Path(".darkroom/logs")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with Supervisor(on_change=lambda state: say(f"{state.name}: {state.state}")) as supervisor:

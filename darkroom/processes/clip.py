@@ -1,6 +1,6 @@
-"""CLIP in the query process: for search by meaning, and for services that only want vectors.
+"""CLIP in the query process: encodes search queries, and images for the feature API.
 
-Plugged in here: the named exception of the rooms.
+The only module that connects the gateway with agents' models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 CHILD = Limits(memory_mb=1024, cpu_s=10, wall_s=15)
-TRIES = 2  # children an image is given, if the first one ends without saying why
+TRIES = 2  # sandbox children per image, if the first exits without a result
 QUERY_IMAGE: dict[str, JsonValue] = {
     "max_bytes": 10_000_000,
     "max_side": 10_000,
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Decoder:
-    """Decodes untrusted images where all of them are: in bounded child processes, started when first needed."""
+    """Decodes untrusted images in sandboxed child processes, started on first use."""
 
     def __init__(self, *, workers: int, max_bytes: int) -> None:
         self._sandbox = Sandbox("agents.core.sanitize:sanitize_in_child", workers=workers, limits=CHILD)
@@ -58,7 +58,7 @@ class Decoder:
         self._open = False
 
     async def prepare(self, data: bytes) -> Floats:
-        """Return an image as CLIP's input. Raises Undecodable, and DependencyUnavailable when no child can be had."""
+        """Return an image as CLIP's input. Raises Undecodable; DependencyUnavailable if no child can be started."""
         try:
             await self._opened()
             _, (master,) = await self._sandbox.run(self._limits, data, tries=TRIES)
@@ -81,7 +81,7 @@ class Decoder:
 
 
 class ImageTower:
-    """CLIP's image tower, loaded when first needed, in a thread of its own."""
+    """CLIP's image tower, loaded on first use, in its own thread."""
 
     def __init__(self, settings: ModelsSettings, weights: str | None = None) -> None:
         self._settings = settings
@@ -90,7 +90,7 @@ class ImageTower:
         self._loading: asyncio.Task[ClipEncoder] | None = None
 
     async def encoder(self) -> ClipEncoder:
-        """Return the encoder. Raises ModelAway. Who stops waiting for it does not stop it from being loaded."""
+        """Return the encoder. Raises ModelAway. Cancelling a caller does not cancel the loading."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._loaded())
         return await asyncio.shield(self._loading)
@@ -101,7 +101,7 @@ class ImageTower:
         return await asyncio.get_running_loop().run_in_executor(self._threads, _encoded, encoder, prepared)
 
     def close(self) -> None:
-        """Give the thread back."""
+        """Release the thread."""
         if self._loading is not None:
             self._loading.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -110,18 +110,18 @@ class ImageTower:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._load)
         except Exception as error:
-            log.warning("CLIP's image tower is not available", reason=repr(error))
+            log.warning("CLIP image encoder unavailable", reason=repr(error))
             raise ModelAway(_reason(error)) from error
 
     def _load(self) -> ClipEncoder:
-        # Only now, and only where the model is wanted: a query process without weights never imports torch.
+        # Imported on first use: a query process without weights never imports torch.
         from agents.models.clip_encoder import ClipEncoder, find_clip  # noqa: PLC0415
 
         return ClipEncoder(find_clip(self._settings, self._weights), self._settings)
 
 
 class QueryEncoder:
-    """CLIP for queries. Opens in the background: the query process answers by words until it is there."""
+    """CLIP for queries, loaded in the background: until then search uses text and labels only."""
 
     def __init__(self, settings: ModelsSettings, tower: ImageTower) -> None:
         self._settings = settings
@@ -129,19 +129,19 @@ class QueryEncoder:
         self._decoder = Decoder(workers=1, max_bytes=int(str(QUERY_IMAGE["max_bytes"])))
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="meaning")
         self._text: ClipTextEncoder | None = None
-        self._reason = "the model is being loaded"
+        self._reason = "the model is loading"
 
     def available(self) -> tuple[bool, str]:
         """See gateway.protocols.TextEncoder."""
-        return (True, "CLIP answers") if self._text is not None else (False, self._reason)
+        return (True, "CLIP is loaded") if self._text is not None else (False, self._reason)
 
     async def load(self) -> None:
-        """Load the text tower, or note why it cannot be."""
+        """Load the text tower; on failure keep the reason for the health report."""
         try:
             self._text = await self._do(self._load_text)
-        except Exception as error:  # whatever it is, search goes on by words, and health says why
+        except Exception as error:  # search continues without it, and health reports the reason
             self._reason = _reason(error)
-            log.warning("search by meaning is not available", reason=repr(error))
+            log.warning("search by meaning unavailable", reason=repr(error))
 
     async def encode_text(self, text: str) -> list[float]:
         """See gateway.protocols.TextEncoder."""
@@ -156,7 +156,7 @@ class QueryEncoder:
             raise DependencyUnavailable(str(error)) from error
 
     def close(self) -> None:
-        """Give the threads back."""
+        """Release the threads and sandbox children."""
         self._decoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -176,7 +176,7 @@ class QueryEncoder:
 
 
 class ClipFeatures:
-    """CLIP for services that only want vectors. See gateway.protocols.FeatureEncoder."""
+    """CLIP for the feature API. See gateway.protocols.FeatureEncoder."""
 
     def __init__(self, tower: ImageTower, *, decoders: int, max_bytes: int) -> None:
         self._tower = tower
@@ -202,7 +202,7 @@ class ClipFeatures:
 
 @asynccontextmanager
 async def open_tower(settings: ModelsSettings, weights: str | None = None) -> AsyncIterator[ImageTower]:
-    """Open the image tower; it loads when first needed."""
+    """Open the image tower; it loads on first use."""
     tower = ImageTower(settings, weights)
     try:
         yield tower
@@ -212,7 +212,7 @@ async def open_tower(settings: ModelsSettings, weights: str | None = None) -> As
 
 @asynccontextmanager
 async def open_encoder(settings: ModelsSettings, tower: ImageTower) -> AsyncIterator[QueryEncoder]:
-    """Open the encoder for queries; it loads in the background."""
+    """Open the query encoder; it loads in the background."""
     encoder = QueryEncoder(settings, tower)
     loading = asyncio.create_task(encoder.load())
     try:
@@ -224,7 +224,7 @@ async def open_encoder(settings: ModelsSettings, tower: ImageTower) -> AsyncIter
 
 @asynccontextmanager
 async def open_features(tower: ImageTower, *, decoders: int, max_bytes: int) -> AsyncIterator[ClipFeatures]:
-    """Open the encoder for vectors alone."""
+    """Open the encoder of the feature API."""
     features = ClipFeatures(tower, decoders=decoders, max_bytes=max_bytes)
     try:
         yield features
@@ -233,23 +233,25 @@ async def open_features(tower: ImageTower, *, decoders: int, max_bytes: int) -> 
 
 
 def _reason(error: Exception) -> str:
-    """Return why a model is not there, in words that may be shown to anybody."""
+    """Return why a model is unavailable, without internal details."""
     from agents.models.weights import Unavailable  # noqa: PLC0415
 
-    return str(error) if isinstance(error, Unavailable) else "the model cannot be loaded; the log says why"
+    return str(error) if isinstance(error, Unavailable) else "the model cannot be loaded; see the log"
 
 
 def _undecodable(error: SandboxError) -> Undecodable:
     if isinstance(error, SandboxRefused) and error.code in set(ErrorCode):
         return Undecodable(ErrorCode(error.code), error.message[:500])
     if isinstance(error, SandboxMemory):
-        return Undecodable(ErrorCode.DECODE_MEMORY, "Decoding the image takes more memory than one image may use.")
+        return Undecodable(
+            ErrorCode.DECODE_MEMORY, "Decoding the image exceeds the memory limit. Send a smaller image."
+        )
     if isinstance(error, SandboxTimeout):
-        return Undecodable(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than one image may take.")
+        return Undecodable(ErrorCode.DECODE_TIMEOUT, "Decoding the image exceeds the time limit. Send a smaller image.")
     if isinstance(error, SandboxFailed):
         log.error("decoding an image failed", error=str(error))
-        return Undecodable(ErrorCode.INTERNAL_ERROR, "Decoding the image failed on our side; it was logged.")
-    return Undecodable(ErrorCode.DECODER_CRASHED, "The image is built in a way that makes its decoder crash.")
+        return Undecodable(ErrorCode.INTERNAL_ERROR, "Decoding failed with an internal error. Try again later.")
+    return Undecodable(ErrorCode.DECODER_CRASHED, "The image crashes the decoder. Save it again with an image editor.")
 
 
 def _prepared(master: bytes) -> Floats:

@@ -1,4 +1,4 @@
-"""What every gateway process does: settings, start-up checks, object store, serving until a signal."""
+"""Shared by all gateway processes: settings, start-up checks, object store, serving until a signal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayEnvironment(BaseSettings):
-    """The gateway's settings, from DARKROOM_GATEWAY__*, DARKROOM_LIMITS__* and others named as its fields."""
+    """The gateway's settings, from DARKROOM_GATEWAY__* and the groups named by the other fields."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
@@ -55,7 +55,7 @@ async def serve_until_signal(app: FastAPI, environment: GatewayEnvironment, live
         log.info("listening", url=f"http://{own.host}:{port}")
         await until_signal()
         if live is not None:
-            live.close()  # streams would keep the server from closing
+            live.close()  # open streams would block the shutdown
 
 
 def _confirm_s(settings: Settings) -> float:
@@ -63,31 +63,31 @@ def _confirm_s(settings: Settings) -> float:
 
 
 def gateway_events(settings: Settings) -> AbstractAsyncContextManager[EventProducer]:
-    """A gateway starts, and answers 503, while Kafka is away; and it tells its clients so soon."""
+    """Open a producer that connects lazily, so that a gateway starts and answers 503 while Kafka is unavailable."""
     kafka = settings.kafka.model_copy(update={"request_timeout_s": _confirm_s(settings)})
     return open_producer(kafka, source="darkroom/gateway", now=False)
 
 
 def check_gateway(settings: Settings, own: GatewaySettings) -> None:
-    """Refuse settings under which a gateway could answer what is not so. Raises NotReady naming all."""
+    """Check the timeouts of a gateway against each other. Raises NotReady with all problems."""
     problems = []
     if own.delivery_timeout_s <= _confirm_s(settings):
-        # A 503 would be answered while Kafka may still be given the event: refused, and done all the same.
+        # Otherwise a 503 could be answered for an event that Kafka still confirms.
         problems.append(
-            f"DARKROOM_GATEWAY__DELIVERY_TIMEOUT_S ({own.delivery_timeout_s:g}) must be more than the "
-            f"{_confirm_s(settings):g} s Kafka has to confirm"
+            f"DARKROOM_GATEWAY__DELIVERY_TIMEOUT_S ({own.delivery_timeout_s:g}) must exceed Kafka's "
+            f"confirmation timeout of {_confirm_s(settings):g} s"
         )
     if own.upload_idle_s > own.upload_total_s:
-        # The limit of a silent client could never be reached.
+        # Otherwise the idle timeout would never apply.
         problems.append(
-            f"DARKROOM_GATEWAY__UPLOAD_IDLE_S ({own.upload_idle_s:g}) is more than DARKROOM_GATEWAY__UPLOAD_TOTAL_S "
+            f"DARKROOM_GATEWAY__UPLOAD_IDLE_S ({own.upload_idle_s:g}) must not exceed DARKROOM_GATEWAY__UPLOAD_TOTAL_S "
             f"({own.upload_total_s:g})"
         )
     for name, seconds in (("STORAGE", own.storage_timeout_s), ("QUERY", own.query_timeout_s)):
         if seconds <= settings.breaker.slow_s:
-            # Every request would wait for a dependency that hangs: giving up so soon never counts as a failure.
+            # Otherwise timed-out calls would not count as failures, and the breaker would never open.
             problems.append(
-                f"DARKROOM_GATEWAY__{name}_TIMEOUT_S ({seconds:g}) must be more than DARKROOM_BREAKER__SLOW_S "
+                f"DARKROOM_GATEWAY__{name}_TIMEOUT_S ({seconds:g}) must exceed DARKROOM_BREAKER__SLOW_S "
                 f"({settings.breaker.slow_s:g})"
             )
     if problems:
@@ -97,13 +97,13 @@ def check_gateway(settings: Settings, own: GatewaySettings) -> None:
 async def open_checked_files(
     stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers
 ) -> FileStore:
-    """Go through the start-up checks of a gateway; return its object store, which let us write and read."""
+    """Run a gateway's start-up checks; return its object store, checked for write and read access."""
     check_safe(settings)
     check_gateway(settings, own)
     try:
         await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
     except DependencyUnavailable as error:
-        log.warning("Kafka is away; uploads are answered 503 until it is back", error=str(error))
+        log.warning("Kafka unavailable; uploads are answered 503", error=str(error))
     files = await stack.enter_async_context(open_files(settings.files, breakers))
     await check_files(files, settings.files)
     return files

@@ -55,20 +55,20 @@ def run_gateway(part: str) -> int:
     """Run `query`, or the embedded `core` (with ingest and indexer), until SIGTERM; return the exit code."""
     settings = read_settings(part)
     try:
-        environment, upkeep = GatewayEnvironment(), ReconcilingEnvironment()
+        environment, reconciling = GatewayEnvironment(), ReconcilingEnvironment()
     except (ValidationError, SettingsError) as error:
         return explain(error)
     answering = _query if part == "query" else _core
-    return asyncio.run(guarded(answering(settings, environment, upkeep)))
+    return asyncio.run(guarded(answering(settings, environment, reconciling)))
 
 
-async def _query(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
-    await _answer("query", query_app, settings, environment, upkeep, with_indexer=False)
+async def _query(settings: Settings, environment: GatewayEnvironment, reconciling: ReconcilingEnvironment) -> None:
+    await _answer("query", query_app, settings, environment, reconciling, with_indexer=False)
 
 
-async def _core(settings: Settings, environment: GatewayEnvironment, upkeep: ReconcilingEnvironment) -> None:
-    """Ingest and query on one address; with the read model in process, indexer and reconciler too: it has one owner."""
-    await _answer("core", embedded_app, settings, environment, upkeep, with_indexer=settings.qdrant.url is None)
+async def _core(settings: Settings, environment: GatewayEnvironment, reconciling: ReconcilingEnvironment) -> None:
+    """Ingest and query on one port; with an embedded read model, its single owner: indexer and reconciler too."""
+    await _answer("core", embedded_app, settings, environment, reconciling, with_indexer=settings.qdrant.url is None)
 
 
 async def _answer(
@@ -76,38 +76,38 @@ async def _answer(
     make: Callable[[GatewaySettings, QueryComponents], FastAPI],
     settings: Settings,
     environment: GatewayEnvironment,
-    upkeep: ReconcilingEnvironment,
+    reconciling: ReconcilingEnvironment,
     *,
     with_indexer: bool,
 ) -> None:
-    """Open what answers need, and serve the app that `make` builds of it."""
+    """Open the components, and serve the app that `make` builds from them."""
     own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await open_checked_files(stack, settings, own, breakers)
-        door = await open_authenticator(own, environment.auth, files)
+        authenticator = await open_authenticator(own, environment.auth, files)
         events = await stack.enter_async_context(gateway_events(settings))
         read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
         encoder = await stack.enter_async_context(open_encoder(settings.models, tower))
-        keeping = Maintenance.of(upkeep, settings.kafka, files=files, read_model=read_model, deliverer=events)
-        said = {RECONCILER: keeping.part} if with_indexer else {}
+        maintenance = Maintenance.of(reconciling, settings.kafka, files=files, read_model=read_model, deliverer=events)
+        own_parts = {RECONCILER: maintenance.part} if with_indexer else {}
         ready = readiness(
-            own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, read_model=read_model, said=said
+            own, KafkaAdmin(settings.kafka), files=files, breakers=breakers, read_model=read_model, own_parts=own_parts
         )
         await stack.enter_async_context(Watchdog(WatchdogSettings(process, settings.worker.loop_lag_s)))
         components = QueryComponents(
             files=files,
             events=events,
             readiness=ready,
-            authenticator=door,
+            authenticator=authenticator,
             limits=await stack.enter_async_context(open_limits(environment.limits)),
             quotas=Quotas(environment.quotas, files),
             live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
             read_model=read_model,
             encoder=encoder,
             features=await _features(stack, tower, environment.features),
-            reconciling=keeping,
+            reconciling=maintenance,
             letters=DeadLetterListing(settings.kafka, DeadLetterStore(settings.kafka, files, events)),
             numbers=await stack.enter_async_context(
                 open_numbers(
@@ -120,27 +120,27 @@ async def _answer(
             ),
         )
         if with_indexer:
-            await stack.enter_async_context(_indexer_beside(settings, files, breakers, read_model))
-            await stack.enter_async_context(keeping.going_on())
+            await stack.enter_async_context(_indexer_in_process(settings, files, breakers, read_model))
+            await stack.enter_async_context(maintenance.running())
         await serve_until_signal(make(own, components), environment, components.live)
 
 
 async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:
-    """Open CLIP for services that only want vectors. Nothing is loaded, and no child started, before the first asks."""
+    """Open the feature API's encoder. The model loads and children start on first use."""
     encoder = await stack.enter_async_context(open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes))
     return await stack.enter_async_context(open_batching(encoder, own))
 
 
 @asynccontextmanager
-async def _indexer_beside(
+async def _indexer_in_process(
     settings: Settings, files: FileStore, breakers: Breakers, read_model: ReadModel
 ) -> AsyncIterator[None]:
-    """Run the indexer in this process. If it cannot go on, the whole process goes, and is started again."""
+    """Run the indexer in this process. If it ends early, the process exits and is restarted."""
     stage = pipeline.stage("indexer")
     own = pipeline.settings_of(stage)
     check_safe(settings, stage.name, own)
-    leaving = asyncio.Event()
-    until = asyncio.create_task(_until(leaving))
+    stopping = asyncio.Event()
+    until = asyncio.create_task(_until(stopping))
     consuming = asyncio.create_task(
         consume(
             stage,
@@ -154,11 +154,11 @@ async def _indexer_beside(
             find_stage=pipeline.stage,
         )
     )
-    consuming.add_done_callback(lambda task: None if leaving.is_set() else exit_undeliverable(_why(task)))
+    consuming.add_done_callback(lambda task: None if stopping.is_set() else exit_undeliverable(_cause(task)))
     try:
         yield
     finally:
-        leaving.set()
+        stopping.set()
         await consuming
 
 
@@ -166,6 +166,6 @@ async def _until(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def _why(task: asyncio.Task[None]) -> BaseException:
+def _cause(task: asyncio.Task[None]) -> BaseException:
     error = None if task.cancelled() else task.exception()
-    return error or RuntimeError("the indexer ended")
+    return error or RuntimeError("the indexer exited")

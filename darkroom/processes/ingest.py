@@ -42,7 +42,7 @@ async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await open_checked_files(stack, settings, own, breakers)
-        door = await open_authenticator(own, environment.auth, files)
+        authenticator = await open_authenticator(own, environment.auth, files)
         events = await stack.enter_async_context(gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)
         await stack.enter_async_context(Watchdog(WatchdogSettings("ingest", settings.worker.loop_lag_s)))
@@ -51,7 +51,7 @@ async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
             files=files,
             events=events,
             readiness=ready,
-            authenticator=door,
+            authenticator=authenticator,
             limits=limits,
             quotas=Quotas(environment.quotas, files),
         )

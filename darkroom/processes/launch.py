@@ -22,7 +22,7 @@ _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|REDIS")
 
 
 def read_settings(process: str) -> Settings:
-    """Read the shared settings, set up logging and memory; exit 2 naming what is wrong."""
+    """Return the shared settings, with logging and malloc configured; exit 2 with one line per wrong setting."""
     tune_malloc()
     try:
         settings = Settings()
@@ -34,26 +34,26 @@ def read_settings(process: str) -> Settings:
 
 
 def explain(error: ValidationError | SettingsError) -> int:
-    """Write one line per wrong setting to stderr, naming its variable, and no secret; return the exit code."""
-    if isinstance(error, SettingsError):  # a list or an object that is no JSON
+    """Write one line per wrong setting to stderr, without secret values; return the exit code."""
+    if isinstance(error, SettingsError):  # a list or object with invalid JSON
         sys.stderr.write(f"DARKROOM_*: {error}\n")
         return EXIT_NOT_READY
     for item in error.errors(include_url=False):
         variable = "DARKROOM_" + "__".join(str(part).upper() for part in item["loc"])
         given = item.get("input")
-        open_ = not _SECRET.search(variable) and not isinstance(given, dict | list | tuple)  # they may hold secrets
-        sys.stderr.write(f"{variable}: {item['msg']}" + (f" (it is {given!r})" if open_ else "") + "\n")
+        public = not _SECRET.search(variable) and not isinstance(given, dict | list | tuple)  # may contain secrets
+        sys.stderr.write(f"{variable}: {item['msg']}" + (f" (it is {given!r})" if public else "") + "\n")
     return EXIT_NOT_READY
 
 
 async def guarded(body: Coroutine[object, object, None]) -> int:
-    """Run a process's body; return the exit code that says how it ended."""
+    """Run a process's body; return its exit code."""
     try:
         await body
     except NotReady as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_NOT_READY
     except DependencyUnavailable as error:
-        log.critical("a dependency is away", reason=str(error))
+        log.critical("dependency unavailable", reason=str(error))
         return EXIT_UNDELIVERABLE
     return 0

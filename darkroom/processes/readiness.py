@@ -1,4 +1,4 @@
-"""Would an upload be carried to its end? The parts of that answer that Kafka and this process know."""
+"""Readiness of a gateway process: the health parts of Kafka, agents, breakers and stores."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from streams.topics import AGENTS
 
 @dataclass(slots=True)
 class Groups:
-    """The agents' consumer groups, asked for once by all parts that look at the same time."""
+    """The agents' consumer groups; concurrent health parts share one request."""
 
     admin: KafkaAdmin
     timeout_s: float
-    _asking: asyncio.Task[dict[str, int]] | None = None
+    _request: asyncio.Task[dict[str, int]] | None = None
 
     async def members(self) -> dict[str, int]:
         """Return each group's number of members with partitions. Raises DependencyUnavailable, TimeoutError."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(bounded(self.admin.members(), self.timeout_s))
-            # It may end with an error after everybody has stopped waiting for it.
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(self._asking)
+        if self._request is None or self._request.done():
+            self._request = asyncio.create_task(bounded(self.admin.members(), self.timeout_s))
+            # Retrieve the exception: the request may fail after all waiters were cancelled.
+            self._request.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._request)
 
 
 def kafka_part(groups: Groups) -> Part:
-    """Return the part that proves that the brokers answer."""
+    """Return the health part of the brokers."""
 
     async def check() -> tuple[bool, str]:
         await groups.members()
@@ -47,20 +47,20 @@ def kafka_part(groups: Groups) -> Part:
 
 
 def agents_part(groups: Groups, control: Control, agents: tuple[str, ...] = AGENTS) -> Part:
-    """Return the part that proves that every agent's group has a member with partitions, or says why not.
+    """Return the health part of the agents: each group needs a member with partitions.
 
-    A worker joins its group only when its tools and models are loaded and answered rightly, so membership says more
-    than a heartbeat would, and it needs no connection from here to any agent.
+    A worker joins its group only after its tools and models are loaded and checked, so membership proves more than a
+    heartbeat, and needs no connection to the agent.
     """
 
     async def check() -> tuple[bool, str]:
         members = await groups.members()
-        away = [agent for agent in agents if not members.get(agent)]
-        if away:
+        missing = [agent for agent in agents if not members.get(agent)]
+        if missing:
             paused = {mark.agent: f"{mark.agent} (paused: {mark.reason})" for mark in await control.all()}
-            return False, f"no worker of {', '.join(paused.get(agent, agent) for agent in away)}"
-        lesser = [f"{agent} skips: {reason}" for agent, reason in (await control.degraded()).items()]
-        return True, "; ".join(["every agent has a worker", *lesser])
+            return False, f"no worker of {', '.join(paused.get(agent, agent) for agent in missing)}"
+        degraded = [f"{agent} skips: {reason}" for agent, reason in (await control.degraded()).items()]
+        return True, "; ".join(["every agent has a worker", *degraded])
 
     return check
 
@@ -76,15 +76,15 @@ def breakers_part(breakers: Breakers) -> Part:
 
 
 def worst(breakers: Breakers, *names: str) -> BreakerState:
-    """Return how to learn the state of a dependency that has several breakers: that of the worst."""
+    """Return a function for the state of a dependency with several breakers: the worst of them."""
 
-    def look() -> State:
+    def state_of() -> State:
         states = breakers.states()
         return max(
             (states[name] for name in names if name in states), key=lambda state: state.value, default=State.CLOSED
         )
 
-    return look
+    return state_of
 
 
 def readiness(
@@ -94,9 +94,9 @@ def readiness(
     files: FileStore,
     breakers: Breakers,
     read_model: ReadModel | None = None,
-    said: Mapping[str, Part] | None = None,
+    own_parts: Mapping[str, Part] | None = None,
 ) -> Parts:
-    """Return the readiness of a gateway process; `said` are parts of this process's own."""
+    """Return the readiness of a gateway process; `own_parts` are additional parts of this process."""
     groups = Groups(admin, settings.readiness_timeout_s)
     parts: Mapping[str, Part] = {
         "files": files_part(files),
@@ -104,7 +104,7 @@ def readiness(
         "agents": agents_part(groups, Control(files)),
         "breakers": breakers_part(breakers),
         **({"vectors": read_model_part(read_model)} if read_model is not None else {}),
-        **(said or {}),
+        **(own_parts or {}),
     }
     states = {
         "files": worst(breakers, object_store_breakers.ANSWERS, object_store_breakers.TAKES),

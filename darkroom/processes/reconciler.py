@@ -1,4 +1,4 @@
-"""The reconciler's process, and its place beside the indexer: passes, sweeps and reprocessing jobs, again and again."""
+"""The reconciler process: periodic reconciliation, janitor sweeps and reprocessing jobs; also run by the core."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from streams.topics import BULK, SCHEDULER, all_topics
 
 log = structlog.get_logger(__name__)
 
-RECONCILER = "reconciler"  # the process, and its line on health boards
+RECONCILER = "reconciler"  # the process, and its health part
 
 
 class ReconcilingEnvironment(BaseSettings):
@@ -53,9 +53,9 @@ class ReconcilingEnvironment(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """Looks over everything and tidies up; in one process also again and again. See gateway.protocols.Reconciling.
+    """Reconciles, sweeps and reprocesses, on request or periodically. See gateway.protocols.Reconciling.
 
-    Any process with the read model can look: two at once are harmless.
+    Concurrent passes of several processes are harmless.
     """
 
     reconciler: Reconciler
@@ -75,7 +75,7 @@ class Maintenance:
         deliverer: Deliverer,
         health: HealthBoard | None = None,
     ) -> Maintenance:
-        """Put one together."""
+        """Return an instance of its settings and dependencies."""
         admin, health = KafkaAdmin(kafka), health or HealthBoard()
         health.say(RECONCILER, Condition.OK, "no pass yet")
         return cls(
@@ -89,17 +89,17 @@ class Maintenance:
         )
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
-        """Look at everything once, now."""
+        """Run one full pass and sweep."""
         report = await self.reconciler.look(dry_run=dry_run, everything=True)
         return report.model_copy(update={"swept": _counts(await self.janitor.sweep(dry_run=dry_run))})
 
     async def part(self) -> tuple[bool, str]:
-        """Say when the last pass was: a part of a gateway's health that never makes it unready."""
+        """Return the time of the last pass; a health part that never makes a gateway unready."""
         return True, self.health.snapshot()[RECONCILER]["detail"]
 
     @asynccontextmanager
-    async def going_on(self) -> AsyncIterator[None]:
-        """Have passes, sweeps and reprocessing jobs done while the body runs."""
+    async def running(self) -> AsyncIterator[None]:
+        """Run passes, sweeps and reprocessing jobs in the background within the block."""
         tasks = [asyncio.create_task(body) for body in (self._passes(), self._reprocessing())]
         try:
             yield
@@ -109,7 +109,7 @@ class Maintenance:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _passes(self) -> None:
-        """Do one pass after the other. What is away now is looked at next time; a bug of ours ends no process."""
+        """Run passes periodically. A failed pass is logged and the next one follows."""
         last = "none yet"
         while True:
             try:
@@ -118,11 +118,11 @@ class Maintenance:
                 last = report.at
                 self.health.say(RECONCILER, Condition.OK, f"last pass: {last}; {_sentence(report)}")
             except DependencyUnavailable as error:
-                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; something it needs is away")
-                log.warning("cannot reconcile now", error=str(error))
+                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; a dependency is unavailable")
+                log.warning("reconciliation failed: dependency unavailable", error=str(error))
             except Exception:
-                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; one failed since, see the log")
-                log.exception("a pass failed")
+                self.health.say(RECONCILER, Condition.DEGRADED, f"last pass: {last}; a later pass failed, see the log")
+                log.exception("reconciliation failed")
             await asyncio.sleep(self.interval_s)
 
     async def _reprocessing(self) -> None:
@@ -130,12 +130,12 @@ class Maintenance:
             try:
                 await self.jobs.run()
             except Exception:
-                log.exception("reprocessing failed, and begins again where it was")
+                log.exception("reprocessing failed; resuming at its cursor")
             await asyncio.sleep(self.interval_s)
 
 
 def run_reconciler() -> int:
-    """Be the reconciler until SIGTERM; return the exit code."""
+    """Run the reconciler until SIGTERM; return the exit code."""
     settings = read_settings(RECONCILER)
     try:
         environment = ReconcilingEnvironment()
@@ -158,10 +158,10 @@ async def _reconcile(settings: Settings, environment: ReconcilingEnvironment) ->
         read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         deliverer = await stack.enter_async_context(open_producer(settings.kafka, source=SOURCE))
         await stack.enter_async_context(Watchdog(WatchdogSettings(RECONCILER, settings.worker.loop_lag_s)))
-        upkeep = Maintenance.of(
+        maintenance = Maintenance.of(
             environment, settings.kafka, files=files, read_model=read_model, deliverer=deliverer, health=health
         )
-        await stack.enter_async_context(upkeep.going_on())
+        await stack.enter_async_context(maintenance.running())
         health.say("stores", Condition.OK, "open")
         await signalled
 

@@ -1,4 +1,4 @@
-"""The worker processes, each opened from its settings: agents and the router. They load nothing of HTTP APIs."""
+"""The worker processes: agents and the router. They import no HTTP API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 def run_agent(name: str) -> int:
-    """Be one agent until SIGTERM; return the exit code."""
+    """Run an agent until SIGTERM; return the exit code."""
     settings = read_settings(name)
     stage = pipeline.stage(name)
     try:
@@ -39,7 +39,7 @@ def run_agent(name: str) -> int:
 
 
 def run_router() -> int:
-    """Be the router until SIGTERM; return the exit code."""
+    """Run the router until SIGTERM; return the exit code."""
     return asyncio.run(guarded(_router(read_settings("router"))))
 
 

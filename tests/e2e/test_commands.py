@@ -47,7 +47,7 @@ def test_topics_match_the_table(system: RunningSystem) -> None:
     shown = system.command("topics", "show")
     assert shown.returncode == 0, shown.stdout
     assert "darkroom.image.uploaded" in shown.stdout
-    assert "All topics are there." in system.command("topics", "create").stdout
+    assert "All topics exist." in system.command("topics", "create").stdout
 
 
 def test_there_are_no_dead_letters(system: RunningSystem) -> None:
