@@ -27,15 +27,15 @@ from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectInfo
 
-OWNERS = 10_000  # whose counts are kept; of more, those who asked longest ago are forgotten
-PATIENCE_S = 30.0  # for a count that a request waits for
-LEISURE = 20  # a count is kept for so many times as long as it took
-AGAIN_S = 2.0  # between two counts of an owner who would be refused
+MAX_OWNERS = 10_000  # cached counts; beyond it the least recently used is dropped
+COUNT_TIMEOUT_S = 30.0  # for a count that a request waits for
+MIN_AGE_FACTOR = 20  # a count is cached for at least this multiple of the time it took
+RECOUNT_INTERVAL_S = 2.0  # between two counts of an owner over the quota
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an owner has."""
+    """An owner's images and bytes of originals."""
 
     images: int = 0
     bytes: int = 0
@@ -45,23 +45,23 @@ class Usage:
 
 
 @dataclass(slots=True)
-class _Known:
-    """What is known of one owner."""
+class _Account:
+    """The cached usage of one owner."""
 
     counted: Usage | None = None
-    began: float = float("-inf")  # when the last count did
+    began: float = float("-inf")  # start of the last count
     took_s: float = 0.0
-    since: list[tuple[float, Usage]] = field(default_factory=list)  # accepted here, and when
-    pending: Usage = Usage()  # let in, not accepted yet
+    since: list[tuple[float, Usage]] = field(default_factory=list)  # accepted by this gateway since the count
+    pending: Usage = Usage()  # admitted, not accepted yet
     counting: asyncio.Task[None] | None = None
 
     def usage(self) -> Usage:
-        """Return what the owner has, as far as this gateway knows."""
+        """Return the owner's usage as known to this gateway."""
         return sum((usage for _, usage in self.since), (self.counted or Usage()) + self.pending)
 
 
 class Quotas:
-    """Lets in what there is room for."""
+    """Admits uploads within their owner's quota."""
 
     def __init__(
         self,
@@ -73,107 +73,108 @@ class Quotas:
         self.settings = settings or QuotaSettings()
         self._files = files
         self._clock = clock
-        self._known: OrderedDict[Owner, _Known] = OrderedDict()
+        self._accounts: OrderedDict[Owner, _Account] = OrderedDict()
 
     @property
     def any(self) -> bool:
-        """Whether there is a quota at all."""
+        """Whether any quota is set."""
         return self.settings.images is not None or self.settings.bytes is not None
 
     @asynccontextmanager
     async def room(self, owner: Owner, *, size: int = 0) -> AsyncIterator[None]:
-        """Let one image of so many bytes in, and count it unless it comes to nothing.
+        """Reserve room for one image of `size` bytes; count it when the block succeeds.
 
-        Raises Problem (403) when there is no room, DependencyUnavailable or TimeoutError when that cannot be told.
+        Raises Problem (403) beyond the quota, DependencyUnavailable or TimeoutError when usage cannot be counted.
         """
         if not self.any:
             yield
             return
-        known, asked = await self._with_room(owner, Usage(1, size)), Usage(1, size)
-        known.pending += asked
+        requested = Usage(1, size)
+        account = await self._account_with_room(owner, requested)
+        account.pending += requested
         try:
             yield
-            known.since.append((self._clock(), asked))
+            account.since.append((self._clock(), requested))
         finally:
-            known.pending = Usage(known.pending.images - 1, known.pending.bytes - size)
+            account.pending = Usage(account.pending.images - 1, account.pending.bytes - size)
 
     async def check(self, owner: Owner, *, size: int = 0) -> None:
-        """Look whether there is room for one image of so many bytes, before it is sent; nothing is counted.
-
-        Raises as `room` does.
-        """
+        """Check for room for one image of `size` bytes without reserving it. Raises as `room` does."""
         if self.any:
-            await self._with_room(owner, Usage(1, size))
+            await self._account_with_room(owner, Usage(1, size))
 
-    async def _with_room(self, owner: Owner, asked: Usage) -> _Known:
-        known = await self._counted(owner)
-        if not self._fits(known, asked) and self._clock() - known.began >= AGAIN_S:
-            await self._count(owner, known)
-        if not self._fits(known, asked):
-            raise self._refusal(known)
-        return known
+    async def _account_with_room(self, owner: Owner, requested: Usage) -> _Account:
+        account = await self._counted(owner)
+        if not self._fits(account, requested) and self._clock() - account.began >= RECOUNT_INTERVAL_S:
+            await self._count(owner, account)
+        if not self._fits(account, requested):
+            raise self._refusal(account)
+        return account
 
     async def usage(self, owner: Owner) -> Usage:
-        """Return what an owner has. Raises DependencyUnavailable or TimeoutError."""
+        """Return an owner's usage. Raises DependencyUnavailable or TimeoutError."""
         return (await self._counted(owner)).usage()
 
-    def _fits(self, known: _Known, asked: Usage) -> bool:
-        would, most = known.usage() + asked, self.settings
-        return (most.images is None or would.images <= most.images) and (
-            most.bytes is None or would.bytes <= most.bytes
+    def _fits(self, account: _Account, requested: Usage) -> bool:
+        total, most = account.usage() + requested, self.settings
+        return (most.images is None or total.images <= most.images) and (
+            most.bytes is None or total.bytes <= most.bytes
         )
 
-    def _refusal(self, known: _Known) -> Problem:
-        usage, most = known.usage(), self.settings
-        has = [f"{usage.images} of {most.images} images"] if most.images is not None else []
-        has += [f"{usage.bytes} of {most.bytes} bytes"] if most.bytes is not None else []
-        return Problem(
-            ProblemCode.QUOTA_EXCEEDED, f"There is no room: {' and '.join(has)} are used. Delete some to make room."
+    def _refusal(self, account: _Account) -> Problem:
+        usage, most = account.usage(), self.settings
+        used = [f"{usage.images} of {most.images} images"] if most.images is not None else []
+        used += [f"{usage.bytes} of {most.bytes} bytes"] if most.bytes is not None else []
+        detail = f"The quota is exceeded: {' and '.join(used)} are used. Delete images to free space."
+        return Problem(ProblemCode.QUOTA_EXCEEDED, detail)
+
+    async def _counted(self, owner: Owner) -> _Account:
+        account = self._accounts.setdefault(owner, _Account())
+        self._accounts.move_to_end(owner)
+        if len(self._accounts) > MAX_OWNERS:
+            self._evict()
+        old = self._clock() - account.began > max(self.settings.recount_s, MIN_AGE_FACTOR * account.took_s)
+        if account.counted is None:
+            await self._count(owner, account)
+        elif old and account.counting is None:
+            self._begin(owner, account)  # in the background; this request uses the cached count
+        return account
+
+    def _evict(self) -> None:
+        idle = (
+            owner
+            for owner, account in self._accounts.items()
+            if account.counting is None and not account.pending.images
         )
-
-    async def _counted(self, owner: Owner) -> _Known:
-        known = self._known.setdefault(owner, _Known())
-        self._known.move_to_end(owner)
-        if len(self._known) > OWNERS:
-            self._forget()
-        old = self._clock() - known.began > max(self.settings.recount_s, LEISURE * known.took_s)
-        if known.counted is None:
-            await self._count(owner, known)
-        elif old and known.counting is None:
-            self._begin(owner, known)  # beside the request, which does with what is known
-        return known
-
-    def _forget(self) -> None:
-        idle = (owner for owner, known in self._known.items() if known.counting is None and not known.pending.images)
         with contextlib.suppress(StopIteration):
-            del self._known[next(idle)]
+            del self._accounts[next(idle)]
 
-    async def _count(self, owner: Owner, known: _Known) -> None:
-        if known.counting is None:
-            self._begin(owner, known)
-        assert known.counting is not None  # noqa: S101 - just begun
-        await bounded(asyncio.shield(known.counting), PATIENCE_S)
+    async def _count(self, owner: Owner, account: _Account) -> None:
+        if account.counting is None:
+            self._begin(owner, account)
+        assert account.counting is not None  # noqa: S101 - just begun
+        await bounded(asyncio.shield(account.counting), COUNT_TIMEOUT_S)
 
-    def _begin(self, owner: Owner, known: _Known) -> None:
-        known.counting = asyncio.create_task(self._walk(owner, known), name=f"count {owner}")
-        known.counting.add_done_callback(lambda task: self._ended(task, known))
+    def _begin(self, owner: Owner, account: _Account) -> None:
+        account.counting = asyncio.create_task(self._walk(owner, account), name=f"count {owner}")
+        account.counting.add_done_callback(lambda task: self._ended(task, account))
 
-    def _ended(self, task: asyncio.Task[None], known: _Known) -> None:
-        known.counting = None
+    def _ended(self, task: asyncio.Task[None], account: _Account) -> None:
+        account.counting = None
         if not task.cancelled():
-            task.exception()  # whoever waits hears of it; nobody does of one beside a request, and it is begun again
+            task.exception()  # marks it as retrieved: a failed background count is repeated by a later request
 
-    async def _walk(self, owner: Owner, known: _Known) -> None:
+    async def _walk(self, owner: Owner, account: _Account) -> None:
         if self._files is None:
-            raise DependencyUnavailable("there is no object store to count in")
+            raise DependencyUnavailable("no object store to count usage in")
         began = self._clock()
-        known.counted = await count(self._files, owner)
-        known.since = [(at, usage) for at, usage in known.since if at >= began]
-        known.began, known.took_s = began, self._clock() - began
+        account.counted = await count(self._files, owner)
+        account.since = [(at, usage) for at, usage in account.since if at >= began]
+        account.began, account.took_s = began, self._clock() - began
 
 
 async def count(files: FileStore, owner: Owner) -> Usage:
-    """Count an owner's images and bytes: claims on originals, and the originals. Raises DependencyUnavailable."""
+    """Count an owner's images (references to originals) and bytes of originals. Raises DependencyUnavailable."""
     images = size = 0
     originals = files.list(f"originals/{owner}/")
     claims = files.list(f"claims/{owner}/")
@@ -181,7 +182,7 @@ async def count(files: FileStore, owner: Owner) -> Usage:
     async for original in originals:
         size += original.size
         sha256 = original.key.rsplit("/", 1)[-1]
-        # Both come in the order of their hashes; claims on masters have no original, and are passed over.
+        # Both listings are sorted by hash; references to masters have no original and are skipped.
         while claim is not None and (of := _claimed(claim)) <= sha256:
             images += of == sha256
             claim = await anext(claims, None)

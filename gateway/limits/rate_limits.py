@@ -1,15 +1,13 @@
-"""Rate limits: how often an owner may do something in any stretch of time, counted here or in Redis for all gateways.
+"""Rate limits per owner or API key, counted in this process or in Redis for all gateways.
 
-The window moves: an upload counts for exactly as long as the limit says, so that `50/hour` holds for every hour and
-not for those of a clock, and so that `Retry-After` is the moment there is room again. (A sliding counter would take
-less memory, and would guess both.) What is kept is one time stamp for each use within the window.
+The window moves, with one timestamp per use: `50/hour` applies to any hour, and `Retry-After` is exact. (A sliding
+counter takes less memory but approximates both.)
 
-Whoever is refused has used nothing. An answer of 5xx gives back what its request had taken: nothing was accepted. So
-does one that is repeated for an Idempotency-Key: nothing more was. One of 4xx does not: its body was received and
-looked at.
+A rejected request uses nothing. Uses are refunded for 5xx responses and for answers replayed for an Idempotency-Key,
+because nothing is accepted; not for 4xx, whose body has been received and checked.
 
-While Redis does not answer, each gateway counts by itself: an owner then has up to the limit at each of them, which is
-better than nobody having anything. Health says so.
+While Redis is unavailable each gateway counts separately, so an owner may use the full limit at each of them; rejecting
+all requests would be worse. Health reports it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ import http_sf
 from fastapi import Request
 from http_sf.types import BareItemType
 from limits import RateLimitItem
-from redis.exceptions import RedisError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,25 +45,24 @@ REQUESTS = "requests"
 FEATURES = "features"
 KINDS = (UPLOADS, REQUESTS, FEATURES)
 
-_PATIENCE = BreakerSettings(failures=3, open_s=5.0)  # when Redis is left alone, and for how long
-_AWAY = (RedisError, OSError, TimeoutError)
+_BREAKER = BreakerSettings(failures=3, open_s=5.0)  # of Redis
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit of one caller: by their key if it has limits of its own, else by their owner."""
+    """One limit of one caller: of the API key if it has its own limits, else of the owner."""
 
     kind: str
-    policy: str  # its name in headers, unique among those of a caller
+    policy: str  # name in headers, unique per caller
     item: RateLimitItem
-    whose: tuple[str, str, str]
+    identifiers: tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a caller stands with one limit."""
+class LimitStatus:
+    """What remains of one limit for a caller."""
 
     limit: Limit
     remaining: int
@@ -74,115 +70,116 @@ class Standing:
 
 
 @dataclass(slots=True)
-class _Tab:
-    """What one request has taken, and where its caller stands."""
+class _RequestUsage:
+    """The uses one request has taken, and the status of its caller's limits."""
 
     taken: list[tuple[Counter, Limit, int]] = field(default_factory=list)
-    standings: dict[str, Standing] = field(default_factory=dict)
+    statuses: dict[str, LimitStatus] = field(default_factory=dict)
 
 
 class Limits:
-    """Counts what callers do, and refuses what is too much."""
+    """Counts uses per caller, and rejects uses beyond a limit."""
 
     def __init__(self, settings: RateLimitSettings, shared: Counter | None = None) -> None:
         self._defaults = {UPLOADS: settings.uploads, REQUESTS: settings.requests, FEATURES: settings.features}
         self._timeout_s = settings.redis_timeout_s
-        self._alone = memory_counter()
+        self._local = memory_counter()
         self._shared = shared
-        self._breaker = Breaker("redis", _PATIENCE, changed=_tell)
+        self._breaker = Breaker("redis", _BREAKER, changed=_on_breaker_change)
 
     @classmethod
     def none(cls) -> Limits:
-        """Return limits for nobody but API keys that have limits of their own."""
+        """Return limits that apply only to API keys with their own."""
         return cls(RateLimitSettings(uploads=UNLIMITED))
 
     async def take(self, request: Request, identity: Identity, kind: str, *, cost: int = 1) -> None:
-        """Count `cost` uses of a kind, all or none, and have the answer's headers tell what is left.
+        """Count `cost` uses of a kind, all or none, and note the status for the response headers.
 
-        Raises Problem (429). An answer of 5xx gives back what its request has taken.
+        Raises Problem (429). A 5xx response refunds the uses of its request.
         """
-        tab = _tab(request.scope)
-        before = len(tab.taken)
+        usage = _usage_of(request.scope)
+        before = len(usage.taken)
         for limit in self._limits(identity, kind) if cost > 0 else ():
-            counter, fits = await self._ask(lambda at, of=limit: at.take(of.item, of.whose, cost))  # type: ignore[misc]
+            counter, fits = await self._call(lambda at, of=limit: at.take(of.item, of.identifiers, cost))  # type: ignore[misc]
             if not fits:
-                await self._give_back(tab, down_to=before)
-                tab.standings[limit.policy] = standing = await self._standing(limit)
-                raise await self._too_many(counter, standing, cost)
-            tab.taken.append((counter, limit, cost))
-            tab.standings[limit.policy] = await self._standing(limit)
+                await self._refund(usage, down_to=before)
+                usage.statuses[limit.policy] = status = await self._status(limit)
+                raise await self._too_many(counter, status, cost)
+            usage.taken.append((counter, limit, cost))
+            usage.statuses[limit.policy] = await self._status(limit)
 
-    async def give_back(self, scope: Scope, kind: str | None = None) -> None:
-        """Give back what a request has taken, of one kind or all: an answer of 5xx does, and one that is repeated."""
-        tab = _tab(scope)
-        kept = [taken for taken in tab.taken if kind not in (None, taken[1].kind)]
-        tab.taken = [taken for taken in tab.taken if taken not in kept]
-        await self._give_back(tab)
-        tab.taken = kept
+    async def refund(self, scope: Scope, kind: str | None = None) -> None:
+        """Refund the uses of a request, of one kind or all: for 5xx responses and replayed answers."""
+        usage = _usage_of(scope)
+        kept = [taken for taken in usage.taken if kind not in (None, taken[1].kind)]
+        usage.taken = [taken for taken in usage.taken if taken not in kept]
+        await self._refund(usage)
+        usage.taken = kept
 
-    async def standings(self, identity: Identity) -> list[Standing]:
-        """Return where a caller stands with every limit that holds for them."""
-        return [await self._standing(limit) for kind in KINDS for limit in self._limits(identity, kind)]
+    async def statuses(self, identity: Identity) -> list[LimitStatus]:
+        """Return the status of every limit that applies to a caller."""
+        return [await self._status(limit) for kind in KINDS for limit in self._limits(identity, kind)]
 
     def available(self) -> tuple[bool, str]:
-        """Return whether limits hold as they are meant to, and if not, why, in words that may be shown to anybody."""
+        """Return whether limits are counted as configured, with a detail that is safe to publish."""
         if self._breaker.state is State.CLOSED:
-            return True, "counted for all gateways" if self._shared else "counted by this gateway alone"
-        return False, "the shared count does not answer: each gateway counts by itself"
+            return True, "counted for all gateways" if self._shared else "counted by this gateway only"
+        return False, "the shared counter is unavailable: each gateway counts separately"
 
     def _limits(self, identity: Identity, kind: str) -> list[Limit]:
         own = identity.limits.get(kind)
-        whose = (kind, "key", identity.name) if own is not None else (kind, "owner", identity.owner)
+        identifiers = (kind, "key", identity.name) if own is not None else (kind, "owner", identity.owner)
         items = parse_limits(self._defaults[kind] if own is None else own)
         named = [f"{kind}-{item.get_expiry()}s" if len(items) > 1 else kind for item in items]
-        return [Limit(kind, policy, item, whose) for policy, item in zip(named, items, strict=True)]
+        return [Limit(kind, policy, item, identifiers) for policy, item in zip(named, items, strict=True)]
 
-    async def _too_many(self, counter: Counter, standing: Standing, cost: int) -> Problem:
-        limit = standing.limit
-        said = f"{limit.item.amount} {limit.kind} in {_spoken(limit.item.get_expiry())}"
-        if cost > limit.item.amount:  # no time will come at which it fits: no Retry-After
-            return Problem(ProblemCode.RATE_LIMITED, f"These are {cost} at once; the limit is {said}. Send fewer.")
+    async def _too_many(self, counter: Counter, status: LimitStatus, cost: int) -> Problem:
+        limit = status.limit
+        allowed = f"{limit.item.amount} {limit.kind} in {_duration(limit.item.get_expiry())}"
+        if cost > limit.item.amount:  # it never fits: no Retry-After
+            detail = f"The request contains {cost} {limit.kind}; the limit is {allowed}."
+            return Problem(ProblemCode.RATE_LIMITED, detail)
         try:
-            wait_s = await bounded(counter.room_after_s(limit.item, limit.whose, cost), self._timeout_s)
-        except _AWAY:
-            wait_s = max(1, standing.reset_s)
-        detail = f"The limit is {said}. There is room for {cost} more in {_spoken(wait_s)}."
+            wait_s = await bounded(counter.room_after_s(limit.item, limit.identifiers, cost), self._timeout_s)
+        except (*counter.errors, OSError):
+            wait_s = max(1, status.reset_s)
+        detail = f"The limit is {allowed}. Retry after {_duration(wait_s)}."
         return Problem(ProblemCode.RATE_LIMITED, detail, headers={"Retry-After": str(wait_s)})
 
-    async def _standing(self, limit: Limit) -> Standing:
-        _, (remaining, reset_s) = await self._ask(lambda at: at.left(limit.item, limit.whose))
-        return Standing(limit, remaining, reset_s)
+    async def _status(self, limit: Limit) -> LimitStatus:
+        _, (remaining, reset_s) = await self._call(lambda at: at.left(limit.item, limit.identifiers))
+        return LimitStatus(limit, remaining, reset_s)
 
-    async def _give_back(self, tab: _Tab, *, down_to: int = 0) -> None:
-        while len(tab.taken) > down_to:
-            counter, limit, cost = tab.taken.pop()
-            known = tab.standings[limit.policy]
-            tab.standings[limit.policy] = replace(known, remaining=known.remaining + cost)
+    async def _refund(self, usage: _RequestUsage, *, down_to: int = 0) -> None:
+        while len(usage.taken) > down_to:
+            counter, limit, cost = usage.taken.pop()
+            known = usage.statuses[limit.policy]
+            usage.statuses[limit.policy] = replace(known, remaining=known.remaining + cost)
             try:
-                await bounded(counter.give_back(limit.item, limit.whose, cost), self._timeout_s)
-            except _AWAY as error:
-                log.warning("what a request had taken could not be given back", extra={"error": repr(error)})
+                await bounded(counter.refund(limit.item, limit.identifiers, cost), self._timeout_s)
+            except (*counter.errors, OSError) as error:
+                log.warning("rate limit refund failed", extra={"error": repr(error)})
 
-    async def _ask(self, question: Callable[[Counter], Awaitable[T]]) -> tuple[Counter, T]:
-        """Ask the shared count, or our own while that does not answer; return also which it was."""
+    async def _call(self, operation: Callable[[Counter], Awaitable[T]]) -> tuple[Counter, T]:
+        """Call the shared counter, or the local one while that is unavailable; return also which one it was."""
         if self._shared is not None:
             try:
                 with self._breaker.passing():
-                    return self._shared, await self._reached(question(self._shared))
+                    return self._shared, await self._call_redis(self._shared, operation(self._shared))
             except (DependencyUnavailable, TimeoutError):
-                pass  # the breaker tells; meanwhile this gateway counts by itself
-        return self._alone, await question(self._alone)
+                pass  # the breaker logs it; use the local counter
+        return self._local, await operation(self._local)
 
-    async def _reached(self, answer: Awaitable[T]) -> T:
+    async def _call_redis(self, counter: Counter, call: Awaitable[T]) -> T:
         try:
-            return await bounded(answer, self._timeout_s)
-        except (RedisError, OSError) as error:
+            return await bounded(call, self._timeout_s)
+        except (*counter.errors, OSError) as error:
             raise DependencyUnavailable(f"Redis: {error}") from error
 
 
 @asynccontextmanager
 async def open_limits(settings: RateLimitSettings) -> AsyncIterator[Limits]:
-    """Open the limits that the settings say. Redis need not answer yet."""
+    """Open the configured limits. Redis may still be unavailable."""
     windows = redis_windows(settings)
     try:
         yield Limits(settings, Counter(windows) if windows is not None else None)
@@ -192,14 +189,14 @@ async def open_limits(settings: RateLimitSettings) -> AsyncIterator[Limits]:
 
 
 async def counted(request: Request, identity: Who) -> None:
-    """Count a request to the API. Raises Problem (429)."""
+    """Count an API request. Raises Problem (429)."""
     if not is_public(request.scope["route"]):
         limits: Limits = request.app.state.limits
         await limits.take(request, identity, REQUESTS)
 
 
 class LimitHeaders:
-    """ASGI middleware: tells callers where they stand, and gives back what an answer of 5xx had taken."""
+    """ASGI middleware: adds rate limit headers to responses, and refunds the uses of 5xx responses."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
         self._app = app
@@ -214,25 +211,25 @@ class LimitHeaders:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] >= 500:
-                    await self._limits.give_back(scope)
-                MutableHeaders(scope=message).update(limit_headers(list(_tab(scope).standings.values())))
+                    await self._limits.refund(scope)
+                MutableHeaders(scope=message).update(limit_headers(list(_usage_of(scope).statuses.values())))
             await send(message)
 
         try:
             await self._app(scope, receive, send_on)
         except Exception:
-            await self._limits.give_back(scope)
+            await self._limits.refund(scope)
             raise
 
 
-def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
-    """Return the headers of where a caller stands: draft-ietf-httpapi-ratelimit-headers-11, and the older three."""
-    if not standings:
+def limit_headers(statuses: Sequence[LimitStatus]) -> dict[str, str]:
+    """Return rate limit headers: draft-ietf-httpapi-ratelimit-headers-11, and X-RateLimit-*."""
+    if not statuses:
         return {}
-    items = [(known, known.limit.item) for known in standings]
-    policies = [_named(known, q=item.amount, w=item.get_expiry()) for known, item in items]
-    left = [_named(known, r=known.remaining, t=known.reset_s) for known in standings]
-    nearest = min(standings, key=lambda known: known.remaining)
+    items = [(known, known.limit.item) for known in statuses]
+    policies = [_header_item(known, q=item.amount, w=item.get_expiry()) for known, item in items]
+    left = [_header_item(known, r=known.remaining, t=known.reset_s) for known in statuses]
+    nearest = min(statuses, key=lambda known: known.remaining)
     return {
         "RateLimit-Policy": http_sf.ser([*policies]),
         "RateLimit": http_sf.ser([*left]),
@@ -242,26 +239,26 @@ def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
     }
 
 
-def _named(standing: Standing, **parameters: BareItemType) -> http_sf.ItemType:
-    return standing.limit.policy, parameters
+def _header_item(status: LimitStatus, **parameters: BareItemType) -> http_sf.ItemType:
+    return status.limit.policy, parameters
 
 
-def _tab(scope: Scope) -> _Tab:
-    tab: _Tab = scope.setdefault("state", {}).setdefault("limits", _Tab())
-    return tab
+def _usage_of(scope: Scope) -> _RequestUsage:
+    usage: _RequestUsage = scope.setdefault("state", {}).setdefault("limits", _RequestUsage())
+    return usage
 
 
-def _spoken(seconds: int) -> str:
+def _duration(seconds: int) -> str:
     for name, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= length and seconds % length == 0:
             return f"{seconds // length} {name}{'s' if seconds > length else ''}"
     return f"{seconds} s"
 
 
-def _tell(breaker: Breaker, before: State) -> None:
+def _on_breaker_change(breaker: Breaker, before: State) -> None:
     BREAKER_STATE.labels(breaker.name).set(breaker.state.value)
     if breaker.state is State.OPEN and before is State.CLOSED:
         BREAKER_OPENED.labels(breaker.name).inc()
-        log.error("Redis does not answer; this gateway counts limits by itself", extra={"error": breaker.last_error})
+        log.error("Redis unavailable; counting rate limits in this gateway", extra={"error": breaker.last_error})
     elif breaker.state is State.CLOSED and before is not State.CLOSED:
-        log.warning("Redis answers again; limits are counted for all gateways")
+        log.warning("Redis available; counting rate limits for all gateways")

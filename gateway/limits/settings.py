@@ -10,16 +10,16 @@ from pydantic import AfterValidator, Field, SecretStr
 from streams.settings import Group
 
 UNLIMITED = "none"
-"""What a limit is set to for there to be none."""
+"""The setting that disables a limit."""
 
 
 def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
-    """Return the limits a text like `50/hour` or `10/minute; 50/hour` says, none for `none`. Raises ValueError."""
+    """Parse a text like `50/hour` or `10/minute; 50/hour`; `none` yields no limits. Raises ValueError."""
     if text.strip().lower() == UNLIMITED:
         return ()
     found = tuple(parse_many(text))
     if any(limit.amount < 1 for limit in found):
-        raise ValueError(f"a limit must allow something: {text!r}")
+        raise ValueError(f"a limit must allow at least 1: {text!r}")
     return found
 
 
@@ -29,34 +29,34 @@ def _checked(text: str) -> str:
 
 
 Limit = Annotated[str, AfterValidator(_checked)]
-"""How often something may be done: `50/hour`, `10/minute; 50/hour`, or `none`."""
+"""A rate limit: `50/hour`, `10/minute; 50/hour`, or `none`."""
 
 
 def _redis(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("begins with redis://, rediss:// (TLS) or unix://")
+        raise ValueError("must start with redis://, rediss:// (TLS) or unix://")
     return url
 
 
 class RateLimitSettings(Group):
-    """How much each owner may do in any stretch of time, and where that is counted."""
+    """Rate limits per owner, and where they are counted."""
 
-    uploads: Limit = Field(
-        "50/hour", description="images of one owner, by upload or URL; `none` = as many as they like"
-    )
-    requests: Limit = Field("none", description="requests of one owner to the API, of any kind")
-    features: Limit = Field("none", description="images of one owner sent for their features alone")
+    uploads: Limit = Field("50/hour", description="images per owner, by upload or URL; `none` = unlimited")
+    requests: Limit = Field("none", description="API requests per owner, of any kind")
+    features: Limit = Field("none", description="images per owner for feature extraction")
     redis_url: Annotated[SecretStr, AfterValidator(_redis)] | None = Field(
-        None, description="redis://… or rediss://…, where all gateways count together; empty = each counts by itself"
+        None, description="redis://… or rediss://…, a counter shared by all gateways; empty = each counts separately"
     )
-    redis_timeout_s: float = Field(1.0, gt=0, description="seconds Redis may take; then this gateway counts by itself")
+    redis_timeout_s: float = Field(
+        1.0, gt=0, description="timeout of a Redis call in seconds; after it this gateway counts separately"
+    )
 
 
 class QuotaSettings(Group):
-    """How much each owner may keep. Deleting images makes room."""
+    """Quotas per owner. Deleting images frees space."""
 
-    images: int | None = Field(None, ge=1, description="images one owner may have; empty = any number")
-    bytes: int | None = Field(None, ge=1, description="bytes of originals one owner may have; empty = any number")
+    images: int | None = Field(None, ge=1, description="images per owner; empty = unlimited")
+    bytes: int | None = Field(None, ge=1, description="bytes of originals per owner; empty = unlimited")
     recount_s: float = Field(
-        60.0, gt=0, description="seconds after which an owner's objects are counted again; between, by own uploads"
+        60.0, gt=0, description="seconds between two counts of an owner's objects; own uploads are added in between"
     )

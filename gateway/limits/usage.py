@@ -1,4 +1,4 @@
-"""Usage: what callers would ask before they are refused: what is left of limits and quotas."""
+"""Usage endpoint: what remains of the caller's rate limits and quotas."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from schemas.http.usage import Amount, LimitView, UsageView
 
 
 def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
-    """Return the route that tells callers where they stand."""
+    """Return the usage route."""
     router = APIRouter(prefix="/api/v1/usage", tags=["ingest"])
 
     async def usage(identity: Who) -> UsageView:
-        """Where the caller stands with rate limits, and their owner with quotas."""
-        kept = await quotas.usage(identity.owner) if quotas.any else None
+        """Return the caller's rate limits and the owner's quotas, with what remains of each."""
+        used = await quotas.usage(identity.owner) if quotas.any else None
         return UsageView(
-            images=Amount(used=kept and kept.images, allowed=quotas.settings.images),
-            bytes=Amount(used=kept and kept.bytes, allowed=quotas.settings.bytes),
+            images=Amount(used=used and used.images, allowed=quotas.settings.images),
+            bytes=Amount(used=used and used.bytes, allowed=quotas.settings.bytes),
             limits=tuple(
                 LimitView(
                     name=known.limit.policy,
@@ -32,7 +32,7 @@ def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
                     remaining=known.remaining,
                     reset_s=known.reset_s,
                 )
-                for known in await limits.standings(identity)
+                for known in await limits.statuses(identity)
             ),
         )
 
@@ -41,7 +41,7 @@ def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
         usage,
         methods=["GET"],
         dependencies=[requires(Scope.READ)],
-        summary="What is left of limits and quotas",
+        summary="Get remaining rate limits and quotas",
         responses=documented(ProblemCode.DEPENDENCY_UNAVAILABLE),
     )
     return router

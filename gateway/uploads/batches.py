@@ -144,7 +144,7 @@ class Batches:
             answer = await self._accept(request, identity.owner, batch, details)
         headers = {REPLAYED: "true"} if answer.replayed else {}
         if answer.replayed:
-            await self.limits.give_back(request.scope, UPLOADS)
+            await self.limits.refund(request.scope, UPLOADS)
         return JSONResponse(answer.body.model_dump(mode="json", exclude_none=True), answer.status, headers)
 
     async def _accept(

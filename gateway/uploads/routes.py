@@ -135,5 +135,5 @@ class Ingest:
 
     async def _respond(self, request: Request, owner: Owner, answer: Answer[Submitted]) -> Response:
         if answer.replayed:
-            await self.limits.give_back(request.scope, UPLOADS)
+            await self.limits.refund(request.scope, UPLOADS)
         return await self.submission.respond(request, owner, answer)

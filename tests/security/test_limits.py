@@ -149,7 +149,7 @@ async def test_of_two_limits_both_hold_or_nothing_is_taken(opened: Open, clock: 
     await take(limits)
     for _ in range(3):
         assert (await refusal(limits) or 0) > 3000
-    assert [known.remaining for known in await limits.standings(ANNA)] == [2, 0]
+    assert [known.remaining for known in await limits.statuses(ANNA)] == [2, 0]
 
 
 async def test_owners_do_not_share_and_keys_with_limits_of_their_own_neither(opened: Open) -> None:
@@ -173,8 +173,8 @@ async def test_what_is_given_back_can_be_taken_again(opened: Open) -> None:
     await take(limits)
     request = await take(limits, cost=3)
     assert await refusal(limits)
-    await limits.give_back(request.scope)
-    await limits.give_back(request.scope)
+    await limits.refund(request.scope)
+    await limits.refund(request.scope)
     await take(limits, cost=3)
     assert await refusal(limits)
 
@@ -184,7 +184,7 @@ async def test_where_somebody_stands_is_said_in_structured_fields(opened: Open, 
     limits = await opened(uploads="50/hour")
     await take(limits, cost=7)
     clock.now += 60
-    headers = limit_headers(await limits.standings(ANNA))
+    headers = limit_headers(await limits.statuses(ANNA))
     assert http_sf.parse(headers["RateLimit-Policy"].encode(), tltype="list") == [("uploads", {"q": 50, "w": 3600})]
     assert http_sf.parse(headers["RateLimit"].encode(), tltype="list") == [("uploads", {"r": 43, "t": 3540})]
     older = {name: headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")}
@@ -304,7 +304,7 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
     redis: LocalRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without Redis uploads go on under this gateway's own count, health tells, and the shared one comes back."""
-    monkeypatch.setattr("gateway.limits.rate_limits._PATIENCE", BreakerSettings(failures=3, open_s=0.2))
+    monkeypatch.setattr("gateway.limits.rate_limits._BREAKER", BreakerSettings(failures=3, open_s=0.2))
     limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
     async with open_limits(limits) as one, open_limits(limits) as other:
         await take(one)
@@ -316,13 +316,13 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
         assert await refusal(one)
         ok, why = one.available()
         assert not ok
-        assert "each gateway counts by itself" in why
+        assert "each gateway counts separately" in why
         redis.start()
         deadline = time.monotonic() + 60
         while not one.available()[0]:
             assert time.monotonic() < deadline, "the shared count did not come back"
-            await one.standings(ANNA)
-        assert [known.remaining for known in await one.standings(ANNA)] == [2], "a new Redis knows of nothing"
+            await one.statuses(ANNA)
+        assert [known.remaining for known in await one.statuses(ANNA)] == [2], "a new Redis knows of nothing"
 
 
 async def test_very_many_at_once_are_counted_one_by_one(redis: LocalRedis) -> None:

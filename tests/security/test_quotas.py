@@ -12,7 +12,7 @@ import pytest
 from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.problems import Problem
-from gateway.limits.quotas import AGAIN_S, Quotas, Usage, count
+from gateway.limits.quotas import RECOUNT_INTERVAL_S, Quotas, Usage, count
 from gateway.limits.rate_limits import open_limits
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
 from schemas.values import Owner, new_image_id
@@ -120,7 +120,7 @@ async def test_what_was_deleted_makes_room(files: FaultyFiles) -> None:
     await keep(files, ANNA, b"b")
     assert not await let_in(quotas)
     await withdraw(files, ANNA, digest, image_id)
-    clock.now += AGAIN_S
+    clock.now += RECOUNT_INTERVAL_S
     assert await let_in(quotas)
     assert not await let_in(quotas)
 
