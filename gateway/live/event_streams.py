@@ -1,4 +1,4 @@
-"""Streams of live progress: what is sent to a listener, in which order, and when it ends."""
+"""Server-sent event streams of live progress: their events, order and end."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from streams.live.log_follower import Listening, LogFeed
 
 log = logging.getLogger(__name__)
 
-END = "end"  # the id of a job's last event: whoever sends it back has seen everything
+END = "end"  # id of a job's last event: a client that sends it back has seen all events
 
-_MISSED = "Some of what happened since then is not in the log any more: read anew what you show."
-_SLOW = "You take events more slowly than they happen. Go on from the last id."
-_LONG = "You missed more than is read at once. Go on from the last id."
+_MISSED = "Some events since that id are no longer in the log. Fetch the current state again."
+_SLOW = "The client reads events more slowly than they occur. Reconnect with the last id."
+_LONG = "There are more missed events than one stream delivers. Reconnect with the last id."
 
 
-class Alive(ServerSentEvent):
-    """A sign of life on a quiet stream, with where it stands."""
+class Heartbeat(ServerSentEvent):
+    """A comment on an idle stream, with the stream's position."""
 
     def __init__(self, *, at: str | None = None, retry: int | None = None) -> None:
         super().__init__(comment="alive", id=at, retry=retry)
 
 
 async def owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> AsyncIterator[ServerSentEvent]:
-    """Tell of everything an owner has, from a position on or from now on."""
-    yield Alive(retry=feed.settings.retry_ms)
+    """Yield the events of all images of an owner, from a position or from now on."""
+    yield Heartbeat(retry=feed.settings.retry_ms)
     while True:
         try:
             async with feed.listening(owner, None, since) as listening:
-                async for heard in _heard(feed, listening):
-                    yield _event(heard) if isinstance(heard, Delivery) else heard
+                async for item in _deliveries(feed, listening):
+                    yield _event(item) if isinstance(item, Delivery) else item
         except Lost:
             since = None
             yield _notice(LiveEvent.RESET, _MISSED)
         except (Crowded, DependencyUnavailable) as error:
-            log.info("a stream of live progress ends", extra={"error": repr(error)})
+            log.info("live stream ended: feed unavailable", extra={"error": repr(error)})
             return
         else:
             return
@@ -57,7 +57,7 @@ async def owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> 
 
 @dataclass(slots=True)
 class JobProgress:
-    """The stream of one job."""
+    """The event stream of one job."""
 
     lookup: Lookup
     feed: LogFeed
@@ -66,11 +66,11 @@ class JobProgress:
     job: Job
 
     async def events(self, floor: Positions, resumed: Positions | None) -> AsyncIterator[ServerSentEvent]:
-        """Tell of the job until it has ended: from a position that the client names, or from a snapshot on.
+        """Yield the job's events until it ends: from the client's position, or after a snapshot.
 
-        `floor` is a position from which on everything is told that the snapshot may not know.
+        `floor` is a position from before the snapshot: it includes every event the snapshot may not contain.
         """
-        yield Alive(retry=self.feed.settings.retry_ms)
+        yield Heartbeat(retry=self.feed.settings.retry_ms)
         while True:
             fresh = resumed is None
             if fresh:
@@ -80,68 +80,69 @@ class JobProgress:
                     return
             try:
                 async with self.feed.listening(self.owner, self.job.image_id, floor if fresh else resumed) as listening:
-                    async for heard in _heard(self.feed, listening):
-                        found = await self._told(heard, fresh=fresh) if isinstance(heard, Delivery) else heard
+                    async for item in _deliveries(self.feed, listening):
+                        found = self._event_of(item, fresh=fresh) if isinstance(item, Delivery) else item
                         if found is not None:
                             yield found
                         if found is not None and found.id == END:
                             return
-                        if isinstance(heard, Alive) and await self._ended_unheard():
+                        if isinstance(item, Heartbeat) and await self._has_ended():
                             yield self._ended()
                             return
             except Lost:
                 yield _notice(LiveEvent.RESET, _MISSED)
                 floor, resumed = self.feed.feed.floor, None
-                if not await self._looked():
+                if not await self._refresh():
                     return
             except (Crowded, DependencyUnavailable) as error:
-                log.info("a stream of live progress ends", extra={"error": repr(error)})
+                log.info("live stream ended: feed unavailable", extra={"error": repr(error)})
                 return
             else:
                 return
 
-    async def _told(self, told: Delivery, *, fresh: bool) -> ServerSentEvent | None:
-        """Return the event a happening makes here; None for what the snapshot said, or is of an older run."""
-        what, generation = told.what, int(self.job.job_id.rpartition(".")[2])
-        if what.generation < generation or (fresh and self._said(told)):
+    def _event_of(self, delivery: Delivery, *, fresh: bool) -> ServerSentEvent | None:
+        """Return the event of a delivery; None if the snapshot contains it, or it belongs to an older run."""
+        what, generation = delivery.what, int(self.job.job_id.rpartition(".")[2])
+        if what.generation < generation or (fresh and self._in_snapshot(delivery)):
             return None
         if what.generation == generation:
-            return _event(told, END if what.ends else None)
+            return _event(delivery, END if what.ends else None)
         if what.deletes:
-            return _event(told, END)
+            return _event(delivery, END)
         newer = JobSuperseded(
             image_id=what.image_id, job_id=self.job.job_id, by=job_id_of(what.image_id, what.generation)
         )
-        return _said(LiveEvent.SUPERSEDED, newer, END)
+        return _sse(LiveEvent.SUPERSEDED, newer, END)
 
-    def _said(self, told: Delivery) -> bool:
-        """Say whether the snapshot has told this already, or knows better."""
+    def _in_snapshot(self, delivery: Delivery) -> bool:
+        """Return whether the snapshot contains this change, or a newer one."""
         record = self.job.record
         if record is None:
             return False
-        match told.what.data:
+        match delivery.what.data:
             case StageChanged() as change:
                 known = record.stages.get(change.stage)
                 return known is not None and known.finished_at is not None and change.at <= known.finished_at
-            case ImageEnded() as ended:  # it failed once, and is being mended
+            case ImageEnded() as ended:  # an earlier failure, resumed since
                 return record.updated_at is not None and ended.at < record.updated_at
             case _:
                 return False
 
-    async def _ended_unheard(self) -> bool:
-        """Say whether the job has ended, which a quiet stream makes sure of now and then."""
-        return await self._looked() and self.job.state is not ImageState.PROCESSING
+    async def _has_ended(self) -> bool:
+        """Return whether the job has ended; checked at each heartbeat, in case the log missed it."""
+        return await self._refresh() and self.job.state is not ImageState.PROCESSING
 
-    async def _looked(self) -> bool:
+    async def _refresh(self) -> bool:
+        """Load the job again; return whether that succeeded."""
         try:
             self.job = await self.lookup.job(self.job.job_id, self.owner)
-        except (Problem, DependencyUnavailable, TimeoutError) as error:  # asked again, the client hears the reason
-            log.info("a stream of live progress has nothing to say", extra={"error": repr(error)})
+        except (Problem, DependencyUnavailable, TimeoutError) as error:  # the client gets the reason when it reconnects
+            log.info("live stream ended: job lookup failed", extra={"error": repr(error)})
             return False
         return True
 
     def _snapshot(self) -> ServerSentEvent:
-        return _said(LiveEvent.SNAPSHOT, job_status(self.job, self.base), None)
+        return _sse(LiveEvent.SNAPSHOT, job_status(self.job, self.base), None)
 
     def _ended(self) -> ServerSentEvent:
         record = self.job.record
@@ -153,24 +154,24 @@ class JobProgress:
             message=record.error_message if record else None,
             at=(record.finished_at or record.updated_at if record else None) or now(),
         )
-        return _said(LiveEvent(self.job.state.value), ended, END)
+        return _sse(LiveEvent(self.job.state.value), ended, END)
 
 
-async def _heard(feed: LogFeed, listening: Listening) -> AsyncIterator[Delivery | ServerSentEvent]:
-    """Give what is heard, and when nothing is, signs of life that say where the stream stands."""
+async def _deliveries(feed: LogFeed, listening: Listening) -> AsyncIterator[Delivery | ServerSentEvent]:
+    """Yield deliveries, and heartbeats with the stream's position while there are none."""
     loop = asyncio.get_running_loop()
     until = loop.time() + feed.settings.max_stream_s
-    if here := listening.cursor():
-        yield ServerSentEvent(id=here)
+    if cursor := listening.cursor():
+        yield ServerSentEvent(id=cursor)
     try:
         while (left := until - loop.time()) > 0:
-            told = await listening.next(min(left, feed.settings.heartbeat_s))
-            if told is not None:
-                yield told
+            delivery = await listening.next(min(left, feed.settings.heartbeat_s))
+            if delivery is not None:
+                yield delivery
             elif feed.feed.hung_up:
                 return
             else:
-                yield Alive(at=listening.cursor())
+                yield Heartbeat(at=listening.cursor())
     except TooSlow:
         yield _notice(LiveEvent.CUT, _SLOW)
     except Unfinished:
@@ -178,13 +179,13 @@ async def _heard(feed: LogFeed, listening: Listening) -> AsyncIterator[Delivery 
         yield _notice(LiveEvent.CUT, _LONG)
 
 
-def _event(told: Delivery, last: str | None = None) -> ServerSentEvent:
-    return _said(told.what.name, told.what.data, last or told.cursor)
+def _event(delivery: Delivery, last: str | None = None) -> ServerSentEvent:
+    return _sse(delivery.what.name, delivery.what.data, last or delivery.cursor)
 
 
 def _notice(name: LiveEvent, detail: str) -> ServerSentEvent:
-    return _said(name, StreamNotice(detail=detail), None)
+    return _sse(name, StreamNotice(detail=detail), None)
 
 
-def _said(name: LiveEvent, data: Value, cursor: str | None) -> ServerSentEvent:
+def _sse(name: LiveEvent, data: Value, cursor: str | None) -> ServerSentEvent:
     return ServerSentEvent(data.model_dump_json(exclude_none=True), event=name.value, id=cursor)

@@ -1,8 +1,8 @@
-"""Live progress: server-sent events of one job until it has ended, and of everything an owner has.
+"""Live progress: server-sent events of one job until it ends, or of all images of an owner.
 
-Each event's `id` is where the log stands with it; whoever sends it back as `Last-Event-ID` goes on behind it, here or
-at another gateway. A quiet stream says where it stands again and again. Where the log no longer holds a position, a
-`reset` says so.
+Each event's `id` is its position in the log; a client that sends it as `Last-Event-ID` continues after it, at any
+gateway. Heartbeats of an idle stream contain the current position. If the log no longer has a position, the stream
+sends `reset`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         "description": (
             "Server-sent events, the data of each one JSON object. `stage`: image_id, job_id, stage, state, attempts, "
             "duration_ms, reused, run, reason, message, at. `completed`, `rejected`, `failed`, `deleted`: image_id, "
-            "job_id, status, reason, message, at. `deleting`, `annotated`: image_id, job_id, at. Of a job also "
-            "`snapshot`: its status, and `superseded`: image_id, job_id, by. Of the stream itself: `reset`, some "
-            "events are not to be had any more; `cut`, you are too slow, resume; each with detail."
+            "job_id, status, reason, message, at. `deleting`, `annotated`: image_id, job_id, at. For a job also "
+            "`snapshot`: its status, and `superseded`: image_id, job_id, by. About the stream: `reset`, some "
+            "events are no longer available; `cut`, the client is too slow, reconnect; each with detail."
         ),
         "content": {
             "text/event-stream": {
@@ -53,22 +53,22 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 LastEventId = Annotated[
-    str | None, Header(alias="Last-Event-ID", max_length=8192, description="go on behind this event")
+    str | None, Header(alias="Last-Event-ID", max_length=8192, description="continue after this event")
 ]
 LastEventIdQuery = Annotated[
     str | None,
-    Query(alias="last_event_id", max_length=8192, description="the same, for clients that cannot send the header"),
+    Query(alias="last_event_id", max_length=8192, description="the same, for clients that cannot set the header"),
 ]
 
 
 class Stream(EventSourceResponse):
-    """A stream of events with a heartbeat of its own; a client that takes nothing for long is let go."""
+    """An event stream without the library's pings, closed when the client reads nothing for `send_timeout` seconds."""
 
     def __init__(self, content: AsyncIterator[ServerSentEvent], *, send_timeout: float) -> None:
         super().__init__(content, ping=0, send_timeout=send_timeout)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        with suppress(SendTimeoutError):  # the connection is closed; that a client is gone is no error of ours
+        with suppress(SendTimeoutError):  # the connection is closed; not an error of the server
             await super().__call__(scope, receive, send)
 
 
@@ -83,7 +83,7 @@ class Live:
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1", tags=["query"])
-        away = documented(
+        unavailable = documented(
             ProblemCode.INVALID_FIELD,
             ProblemCode.DEPENDENCY_UNAVAILABLE,
             ProblemCode.LIVE_UNAVAILABLE,
@@ -93,22 +93,22 @@ class Live:
             "/images/jobs/{job_id}/events",
             self.of_job,
             dependencies=[requires(Scope.READ)],
-            summary="Live progress of a job",
+            summary="Stream a job's progress",
             response_class=EventSourceResponse,
             responses={
                 **_STREAM,
-                204: {"description": "you have seen the end of this job: do not ask again"},
+                204: {"description": "the job's last event was already delivered: do not reconnect"},
                 **documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.SUPERSEDED),
-                **away,
+                **unavailable,
             },
         )
         router.add_api_route(
             "/events",
             self.of_owner,
             dependencies=[requires(Scope.READ)],
-            summary="Live progress of all your images",
+            summary="Stream the progress of all your images",
             response_class=EventSourceResponse,
-            responses={**_STREAM, **away},
+            responses={**_STREAM, **unavailable},
         )
         return router
 
@@ -120,9 +120,9 @@ class Live:
         last_event_id: LastEventId = None,
         last_event_id_query: LastEventIdQuery = None,
     ) -> Response:
-        """Begin with a `snapshot` (the job's status), end with `completed`, `rejected`, `failed` or `deleted`."""
+        """Stream a `snapshot` (the job's status), then events up to `completed`, `rejected`, `failed` or `deleted`."""
         feed = self._feed(owner)
-        since = feed.feed.floor  # before the look: what happens after it is told
+        since = feed.feed.floor  # before the lookup, so that no event after it is missed
         job = await self.lookup.job(job_id, owner)
         last = last_event_id or last_event_id_query
         if last == END and job.state is not ImageState.PROCESSING:
@@ -130,7 +130,7 @@ class Live:
         resumed = _position(last) if last and last != END else None
         if resumed is not None or job.state is ImageState.PROCESSING:
             await feed.check()
-        if not since:  # nothing was read yet when this was asked
+        if not since:  # the feed had not read anything yet
             since = feed.feed.floor
         progress = JobProgress(self.lookup, feed, owner, base_url(request, self.settings), job)
         return Stream(progress.events(since, resumed), send_timeout=feed.settings.send_timeout_s)
@@ -141,7 +141,7 @@ class Live:
         last_event_id: LastEventId = None,
         last_event_id_query: LastEventIdQuery = None,
     ) -> Response:
-        """From now on, or from the event named; ends only when the server does, or after an hour: ask again."""
+        """Stream events from now on or after `Last-Event-ID`. Ends at shutdown or after an hour: reconnect."""
         feed = self._feed(owner)
         last = last_event_id or last_event_id_query
         resumed = _position(last) if last else None
@@ -150,18 +150,18 @@ class Live:
 
     def _feed(self, owner: Owner) -> LogFeed:
         if self.feed is None:
-            raise Problem(ProblemCode.LIVE_UNAVAILABLE, "This gateway does not read the log: ask for the status.")
+            raise Problem(ProblemCode.LIVE_UNAVAILABLE, "This gateway has no live feed. Poll the job's status.")
         if not self.feed.feed.has_room(owner):
             retry = {"Retry-After": str(self.settings.retry_after_s)}
-            raise Problem(ProblemCode.TOO_MANY_LISTENERS, "As many streams are open as there can be.", headers=retry)
+            raise Problem(ProblemCode.TOO_MANY_LISTENERS, "The limit of open streams is reached.", headers=retry)
         return self.feed
 
 
 def _position(cursor: str) -> Positions:
-    """Return the position a client names. Refused: what never was a cursor of ours."""
+    """Return the position of an event id. Raises Problem (422) for an invalid id."""
     try:
         return read_cursor(cursor)[1]
     except BadCursor:
-        detail = "This is no id of an event."
+        detail = "Not a valid event id. Send the `id` of an event of this API."
         item = ProblemItem(field="last_event_id", detail=detail)
         raise Problem(ProblemCode.INVALID_FIELD, detail, (item,)) from None
