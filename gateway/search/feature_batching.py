@@ -1,7 +1,7 @@
-"""Batching: images of requests that come at the same time share one call of the model.
+"""Batching: images of concurrent requests share one call of the model.
 
-Each image is decoded alone, a few at once, and waits decoded, which is small, for a batch to be full or for a few
-milliseconds to pass. The number of images taken in and not answered is bounded: one too many is refused at once.
+Images are decoded separately, a few in parallel, and wait in decoded form, which is small, until a batch is full or
+`batch_wait_s` has passed. The number of images in progress is bounded; requests beyond it are rejected immediately.
 """
 
 from __future__ import annotations
@@ -25,83 +25,83 @@ P = TypeVar("P")
 
 
 class FeatureSettings(Group):
-    """How images of different requests share calls of CLIP; DARKROOM_FEATURES__…"""
+    """Batching of feature extraction; DARKROOM_FEATURES__…"""
 
-    batch_size: int = Field(16, ge=1, description="most images per call of the model")
-    batch_wait_s: float = Field(0.01, ge=0, description="seconds an image waits for others to share a call with")
-    queue: int = Field(128, ge=1, description="images taken in and not answered; one more is refused with 503")
-    decoders: int = Field(2, ge=1, description="images decoded at once, each in a child process of its own")
-    max_bytes: int = Field(10_000_000, ge=1, description="bytes of one image")
-    max_files: int = Field(32, ge=1, description="images of one batch request")
-    max_batch_bytes: int = Field(100_000_000, ge=1, description="bytes of all images of one batch request")
+    batch_size: int = Field(16, ge=1, description="maximum images per call of the model")
+    batch_wait_s: float = Field(0.01, ge=0, description="seconds an image waits for a batch to fill")
+    queue: int = Field(128, ge=1, description="images in progress; more are rejected with 503")
+    decoders: int = Field(2, ge=1, description="images decoded in parallel, each in its own child process")
+    max_bytes: int = Field(10_000_000, ge=1, description="bytes per image")
+    max_files: int = Field(32, ge=1, description="images per batch request")
+    max_batch_bytes: int = Field(100_000_000, ge=1, description="bytes of all images per batch request")
     timeout_s: float = Field(30.0, gt=0, description="seconds one request may wait for its vectors")
     weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
 
 
 class Busy(Exception):
-    """As many images wait as may: try again soon."""
+    """The limit of images in progress is reached; a retry may succeed soon."""
 
 
 class Batching(Generic[P]):
-    """CLIP for many requests at once. Use as `open_batching`, in one event loop."""
+    """CLIP encoding for concurrent requests, in one event loop. Open with `open_batching`."""
 
     def __init__(self, encoder: FeatureEncoder[P], settings: FeatureSettings) -> None:
         self.settings = settings
         self._encoder = encoder
         self._decoding = asyncio.Semaphore(settings.decoders)
-        self._taken = 0
+        self._in_progress = 0
         self._batcher: Batcher[P, list[float]] = Batcher(
             encoder.encode,
             size=settings.batch_size,
             wait_s=settings.batch_wait_s,
-            parallel=1,  # a second call at once would only take the first one's cores
+            parallel=1,  # one call uses all cores
             observe=FEATURE_BATCH.observe,
         )
 
     async def model(self) -> ModelRef:
-        """Return which weights answer, loading them first if need be. Raises ModelAway."""
+        """Return the model's weights; load them first if necessary. Raises ModelAway."""
         try:
             return await bounded(self._encoder.model(), self.settings.timeout_s)
         except TimeoutError:
-            raise ModelAway("the model is still being loaded") from None
+            raise ModelAway("the model is still loading") from None
 
     def check_room(self) -> None:
-        """Refuse early, before a body is read, what would be refused anyway. Raises Busy."""
-        if self._taken >= self.settings.queue:
+        """Raise Busy, before a body is read, if no image can be accepted."""
+        if self._in_progress >= self.settings.queue:
             raise self._busy(1)
 
     async def vectors(self, images: Sequence[Path]) -> list[list[float] | Undecodable]:
         """Return the vector of each image file, or why it has none.
 
-        Raises Busy when not all find room, TimeoutError, DependencyUnavailable. Who is cancelled leaves the queue.
+        Raises Busy when not all images fit, TimeoutError, DependencyUnavailable. Cancellation frees the queue.
         """
         with self._places(len(images)):
-            asking = [asyncio.ensure_future(self._vector(path)) for path in images]
+            tasks = [asyncio.ensure_future(self._vector(path)) for path in images]
             try:
-                return list(await bounded(asyncio.gather(*asking), self.settings.timeout_s))
+                return list(await bounded(asyncio.gather(*tasks), self.settings.timeout_s))
             finally:
-                for task in asking:  # one that failed leaves nobody working for the others
+                for task in tasks:  # after a failure the others are no longer needed
                     task.cancel()
 
     async def close(self) -> None:
-        """Stop; whoever waits still is not answered."""
+        """Stop; pending requests are abandoned."""
         await self._batcher.close()
 
     @contextmanager
     def _places(self, count: int) -> Iterator[None]:
-        if self._taken + count > self.settings.queue:
+        if self._in_progress + count > self.settings.queue:
             raise self._busy(count)
-        self._taken += count
-        FEATURES_WAITING.set(self._taken)
+        self._in_progress += count
+        FEATURES_WAITING.set(self._in_progress)
         try:
             yield
         finally:
-            self._taken -= count
-            FEATURES_WAITING.set(self._taken)
+            self._in_progress -= count
+            FEATURES_WAITING.set(self._in_progress)
 
     def _busy(self, count: int) -> Busy:
         FEATURE_IMAGES.labels("refused").inc(count)
-        return Busy(f"{self._taken} images wait; {self.settings.queue} may")
+        return Busy(f"{self._in_progress} images in progress; the limit is {self.settings.queue}")
 
     async def _vector(self, path: Path) -> list[float] | Undecodable:
         try:
@@ -119,7 +119,7 @@ class Batching(Generic[P]):
 
 @asynccontextmanager
 async def open_batching(encoder: FeatureEncoder[P], settings: FeatureSettings) -> AsyncIterator[Batching[P]]:
-    """Open the way to an encoder for many requests at once."""
+    """Open batching on an encoder."""
     batching = Batching(encoder, settings)
     try:
         yield batching

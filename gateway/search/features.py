@@ -1,6 +1,6 @@
-"""Features: the CLIP vectors of images, for services that want nothing else. Nothing is stored, and no event is said.
+"""Feature extraction: CLIP vectors of images, without storing them or publishing events.
 
-An image comes as a form, as the raw body, or, if it is here already, by its id: then its stored vector is the answer.
+An image is sent as a form or as the raw body; for a known image its id is enough, and the stored vector is returned.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ ALIAS, ALIAS_BATCH = "/extract-features", "/extract-features-batch"
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _MAX_RESULT_BYTES = 1_000_000  # a stored vector has about 4 KB
 _FILE = {"type": "string", "format": "binary"}
-_NAMES = frozenset({"file", "files"})  # of the fields a batch comes in
-_SEVERAL_BODY: dict[str, Any] = {
+_NAMES = frozenset({"file", "files"})  # form fields of a batch
+_BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -61,7 +61,7 @@ _SEVERAL_BODY: dict[str, Any] = {
         },
     }
 }
-_REFUSALS = documented(
+_PROBLEMS = documented(
     ProblemCode.MISSING_FILE,
     ProblemCode.EMPTY_FILE,
     ProblemCode.FILE_TOO_LARGE,
@@ -73,20 +73,20 @@ _REFUSALS = documented(
     ProblemCode.OVERLOADED,
     ProblemCode.DEPENDENCY_UNAVAILABLE,
 )
-_LOST = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NO_VECTOR, ProblemCode.NOT_FINISHED)
+_IMAGE_PROBLEMS = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NO_VECTOR, ProblemCode.NOT_FINISHED)
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureExtraction:
-    """The endpoints that answer with vectors."""
+    """The feature extraction endpoints."""
 
     settings: GatewaySettings
     files: FileStore
     lookup: Lookup
-    batching: Batching[Any] | None  # None: there is no CLIP in this process
+    batching: Batching[Any] | None  # None: this process has no CLIP
 
     def routes(self) -> APIRouter:
-        """Return the routes, under their own names and under those that other services know."""
+        """Return the routes, with the aliases that other services use."""
         router = APIRouter(tags=["features"])
         for path in ("/api/v1/features", ALIAS):
             router.add_api_route(
@@ -94,9 +94,9 @@ class FeatureExtraction:
                 self.one,
                 methods=["POST"],
                 dependencies=[requires(Scope.SEARCH)],
-                summary="The vector of an image" + (" (as /api/v1/features)" if path == ALIAS else ""),
-                openapi_extra=_one_body(),
-                responses=_REFUSALS | _LOST,
+                summary="Extract the vector of an image" + (" (as /api/v1/features)" if path == ALIAS else ""),
+                openapi_extra=_single_body(),
+                responses=_PROBLEMS | _IMAGE_PROBLEMS,
             )
         for path in ("/api/v1/features/batch", ALIAS_BATCH):
             router.add_api_route(
@@ -104,16 +104,16 @@ class FeatureExtraction:
                 self.several,
                 methods=["POST"],
                 dependencies=[requires(Scope.SEARCH)],
-                summary="The vectors of several images"
+                summary="Extract the vectors of several images"
                 + (" (as /api/v1/features/batch)" if path == ALIAS_BATCH else ""),
-                openapi_extra=_SEVERAL_BODY,
+                openapi_extra=_BATCH_BODY,
                 response_model_exclude_none=True,
-                responses=_REFUSALS | documented(ProblemCode.TOO_MANY_FILES, ProblemCode.NOTHING_ACCEPTED),
+                responses=_PROBLEMS | documented(ProblemCode.TOO_MANY_FILES, ProblemCode.NOTHING_ACCEPTED),
             )
         return router
 
     async def one(self, request: Request, identity: Who) -> Features:
-        """Send the image as a form, as the body itself, or JSON that names one of yours. Nothing of it is kept."""
+        """Send an image as a form or as the raw body, or JSON with the id of one of yours. Nothing is stored."""
         await _limits(request).take(request, identity, FEATURES)
         if media_type(request) == "application/json":
             return await self._stored(request, identity.owner)
@@ -123,11 +123,13 @@ class FeatureExtraction:
             (vector,) = await _while_connected(request, self._vectors(batching, [path]))
         if isinstance(vector, Undecodable):
             raise _undecodable(vector)
-        return Features(vector=tuple(vector), dimensions=len(vector), model=_shown(model), duration_ms=_since(began))
+        return Features(
+            vector=tuple(vector), dimensions=len(vector), model=_model_view(model), duration_ms=_elapsed_ms(began)
+        )
 
     async def several(self, request: Request, identity: Who) -> FeatureBatch:
-        """Send images as a form, each as `file` or `files`. One that cannot be used is named among the errors, and
-        fails alone; when none can be used, the answer is 422. Each counts for itself against the limit."""
+        """Send images as a form, each as `file` or `files`. Unusable images are listed in `errors` and do not affect
+        the others; if all are unusable, the response is 422. Each image counts against the rate limit."""
         batching, model = await self._ready()
         own = batching.settings
         rules = Rules(
@@ -141,35 +143,35 @@ class FeatureExtraction:
         async with receive_files(request, self.settings, rules) as form:
             await _limits(request).take(request, identity, FEATURES, cost=len(form.files))
             began = time.monotonic()
-            judged = [_judged(index, file) for index, file in enumerate(form.files)]
-            good = [file for file in judged if isinstance(file, _Sent)]
+            checked = [_checked(index, file) for index, file in enumerate(form.files)]
+            good = [file for file in checked if isinstance(file, _BatchFile)]
             vectors = iter(await _while_connected(request, self._vectors(batching, [file.path for file in good])))
-        answers = [file.answered(next(vectors)) if isinstance(file, _Sent) else file for file in judged]
+        answers = [file.item(next(vectors)) if isinstance(file, _BatchFile) else file for file in checked]
         items = tuple(one for one in answers if isinstance(one, FeatureItem))
         errors = tuple(one for one in answers if isinstance(one, FeatureError))
         if not items:
-            wrong = tuple(
+            reasons = tuple(
                 ProblemItem(field=f"files[{one.index}]", detail=f"{one.code}: {one.detail}") for one in errors
             )
-            raise Problem(ProblemCode.NOTHING_ACCEPTED, "No vector could be made of any file.", wrong)
+            raise Problem(ProblemCode.NOTHING_ACCEPTED, "No file has a vector; see `errors`.", reasons)
         return FeatureBatch(
             items=items,
             errors=errors,
             dimensions=len(items[0].vector),
-            model=_shown(model),
-            duration_ms=_since(began),
+            model=_model_view(model),
+            duration_ms=_elapsed_ms(began),
         )
 
     async def _ready(self) -> tuple[Batching[Any], ModelRef]:
-        """Return the way to the encoder, and its model, before anything of a body is read. Raises Problem."""
+        """Return the encoder and its model, before the body is read. Raises Problem."""
         retry = {"Retry-After": str(self.settings.retry_after_s), **_CLOSE}
         if self.batching is None:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, "There is no CLIP in this process.", headers=_CLOSE)
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, "This process has no CLIP model.", headers=_CLOSE)
         try:
             self.batching.check_room()
             return self.batching, await self.batching.model()
         except ModelAway as error:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"No vectors can be made: {error}.", headers=retry) from None
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Vectors are unavailable: {error}.", headers=retry) from None
         except Busy:
             raise self._overloaded() from None
 
@@ -179,18 +181,18 @@ class FeatureExtraction:
         except Busy:
             raise self._overloaded() from None
         except TimeoutError:
-            raise self._overloaded("The vectors were not made in time.") from None
+            raise self._overloaded("The vectors were not ready in time.") from None
 
-    def _overloaded(self, why: str = "As many images wait for their vector as may.") -> Problem:
+    def _overloaded(self, why: str = "The limit of images in progress is reached.") -> Problem:
         return Problem(
             ProblemCode.OVERLOADED,
-            f"{why} Try again soon.",
+            f"{why} Retry after {self.settings.retry_after_s} s.",
             headers={"Retry-After": str(self.settings.retry_after_s), **_CLOSE},
         )
 
     @asynccontextmanager
     async def _received(self, request: Request, max_bytes: int) -> AsyncIterator[Path]:
-        """Receive the one image of a request to disk, where it stays until the block ends. Raises Problem."""
+        """Spool a request's image to disk until the block ends. Raises Problem."""
         kind = media_type(request)
         if kind == "multipart/form-data":
             async with receive_form(request, self.settings, allowed=frozenset(), max_bytes=max_bytes) as form:
@@ -199,11 +201,11 @@ class FeatureExtraction:
             async with receive_file(request, self.settings, max_bytes=max_bytes) as file:
                 yield file.ready().path
         else:
-            detail = "Send the image as multipart/form-data, or as the body itself with an image's type."
+            detail = "The Content-Type must be multipart/form-data, image/*, application/octet-stream or JSON."
             raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail, headers=_CLOSE)
 
     async def _stored(self, request: Request, owner: Owner) -> Features:
-        """Return the vector the embedder has stored of an image."""
+        """Return the vector that the embedder has stored for an image."""
         began = time.monotonic()
         asked = await read_json(request, FeaturesOf, self.settings)
         record = await self.lookup.image(asked.image_id, owner)
@@ -216,33 +218,37 @@ class FeatureExtraction:
             )
             found = ImageEmbedding.model_validate(StoredResult.model_validate_json(raw).result)
         except (ObjectMissing, ValidationError) as error:
-            log.warning("a stored vector cannot be read", extra={"image_id": record.image_id, "error": repr(error)})
+            log.warning(
+                "stored vector is missing or invalid", extra={"image_id": record.image_id, "error": repr(error)}
+            )
             raise _no_vector() from None
         vector = tuple(found.vector.values())
-        return Features(vector=vector, dimensions=len(vector), model=_shown(found.model), duration_ms=_since(began))
+        return Features(
+            vector=vector, dimensions=len(vector), model=_model_view(found.model), duration_ms=_elapsed_ms(began)
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """One image of several."""
+class _BatchFile:
+    """A received image of a batch."""
 
     index: int
     filename: str | None
     path: Path
 
-    def answered(self, vector: list[float] | Undecodable) -> FeatureItem | FeatureError:
-        """Return what is said of it."""
+    def item(self, vector: list[float] | Undecodable) -> FeatureItem | FeatureError:
+        """Return the image's vector or error in the response."""
         if isinstance(vector, Undecodable):
             return FeatureError(index=self.index, filename=self.filename, code=vector.code, detail=vector.message)
         return FeatureItem(index=self.index, filename=self.filename, vector=tuple(vector))
 
 
-def _judged(index: int, file: Arriving) -> _Sent | FeatureError:
+def _checked(index: int, file: Arriving) -> _BatchFile | FeatureError:
     try:
         ready = file.ready()
     except Problem as problem:
         return FeatureError(index=index, filename=file.filename, code=problem.code, detail=problem.detail)
-    return _Sent(index, ready.filename, ready.path)
+    return _BatchFile(index, ready.filename, ready.path)
 
 
 def _limits(request: Request) -> Limits:
@@ -251,12 +257,12 @@ def _limits(request: Request) -> Limits:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work as long as somebody waits for it. Raises Problem when the client has gone."""
-    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    """Do the work and cancel it when the client disconnects. Raises Problem then."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the answer.", headers=_CLOSE)
+            raise Problem(ProblemCode.BAD_REQUEST, "The client disconnected before the response.", headers=_CLOSE)
         return working.result()
     finally:
         for task in (working, gone):
@@ -264,32 +270,32 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, gone, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _undecodable(error: Undecodable) -> Problem:
-    """Return the refusal of an image: with the stream's own code where HTTP has the word too."""
+    """Return the problem of an undecodable image, with the error's code where HTTP has the same one."""
     known = set(ProblemCode)
     code = ProblemCode(error.code.value) if error.code.value in known else ProblemCode.CORRUPT_IMAGE
     return Problem(code, error.message)
 
 
 def _no_vector() -> Problem:
-    return Problem(ProblemCode.NO_VECTOR, "The image has no vector: its embedder is not done, or was skipped.")
+    return Problem(ProblemCode.NO_VECTOR, "The image has no vector: the embedder is not done, or was skipped.")
 
 
-def _shown(model: ModelRef) -> FeatureModel:
+def _model_view(model: ModelRef) -> FeatureModel:
     return FeatureModel(name=model.name, weights_sha256=model.sha256, backend=model.backend)
 
 
-def _since(began: float) -> int:
+def _elapsed_ms(began: float) -> int:
     return round((time.monotonic() - began) * 1000)
 
 
-def _one_body() -> dict[str, Any]:
-    """Describe the ways one image comes."""
+def _single_body() -> dict[str, Any]:
+    """Return the OpenAPI description of a request with one image."""
     body = described(FeaturesOf)
     body["requestBody"]["content"] |= {
         "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},

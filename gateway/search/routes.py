@@ -1,7 +1,7 @@
-"""Search: by meaning when CLIP is there, always by the words in images and the labels of what they show.
+"""Search by text in images, object labels and, with a CLIP encoder, by meaning.
 
-The lists of the ways of searching are joined by reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009,
-k = 60): ranks can be compared where cosines and word matches cannot.
+Result lists are merged by reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009, k = 60), because cosine
+similarities and word matches are not comparable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 RANK_CONSTANT = 60
 _WAYS = ("meaning", "text", "label")
-_NO_ENCODER = "no CLIP encoder is set up here"
+_NO_ENCODER = "no CLIP encoder is configured"
 _FILE_FORM: dict[str, Any] = {
     "schema": {
         "type": "object",
@@ -49,7 +49,7 @@ _FILE_FORM: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One image, with all the ways it was found."""
+    """One image, with every way it matched."""
 
     record: ImageRecord
     score: float
@@ -58,7 +58,7 @@ class Ranked:
 
 
 def fuse(lists: Sequence[Sequence[Hit]]) -> list[Ranked]:
-    """Join lists of hits, each best first: an image's score is 1 when it is first in every list."""
+    """Merge lists of hits, each best first. A score of 1 means first in every list."""
     best = len(lists) / (RANK_CONSTANT + 1)
     scores: dict[str, float] = {}
     hits: dict[str, list[Hit]] = {}
@@ -81,10 +81,10 @@ def fuse(lists: Sequence[Sequence[Hit]]) -> list[Ranked]:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The endpoints that find images."""
+    """The search endpoints."""
 
     settings: GatewaySettings
-    vectors: ReadModel
+    read_model: ReadModel
     lookup: Lookup
     encoder: TextEncoder | None
 
@@ -107,7 +107,7 @@ class Search:
             self.by_image,
             methods=["POST"],
             dependencies=[requires(Scope.SEARCH)],
-            summary="Search images like another",
+            summary="Search similar images",
             response_model_exclude_none=True,
             openapi_extra=body,
             responses=documented(
@@ -127,16 +127,16 @@ class Search:
         self,
         request: Request,
         owner: Caller,
-        q: Annotated[str, Query(description="what to look for", min_length=1)],
-        limit: Annotated[int | None, Query(ge=1, description="answers at most")] = None,
+        q: Annotated[str, Query(description="search text", min_length=1)],
+        limit: Annotated[int | None, Query(ge=1, description="maximum number of results")] = None,
     ) -> SearchAnswer:
-        """Find images by meaning, by the text in them and by what they show, best first."""
+        """Find images by meaning, by their text and by the objects they show, best first."""
         words = " ".join(q.split())
         if not words or len(words) > self.settings.max_query_length:
-            raise _invalid("q", f"Give 1 to {self.settings.max_query_length} characters.")
+            raise _invalid_field("q", f"must have 1 to {self.settings.max_query_length} characters")
         count = self._limit(limit)
         vector, reason = await self._encode(words)
-        in_words = bounded(self.vectors.search_words(owner, words, limit=count), self.settings.query_timeout_s)
+        in_words = bounded(self.read_model.search_words(owner, words, limit=count), self.settings.query_timeout_s)
         if vector is None:
             lists = [await in_words]
         else:
@@ -145,9 +145,9 @@ class Search:
         return SearchAnswer(query=words, by_meaning=vector is not None, reason=reason, items=items)
 
     async def by_image(self, request: Request, owner: Caller) -> SearchAnswer:
-        """Find images that look or mean alike: send a file, or JSON that names an image that is already there."""
+        """Find images similar to an uploaded file, or to a known image named in JSON."""
         if media_type(request) == "application/json":
-            return await self._like_known(request, owner)
+            return await self._similar_to_known(request, owner)
         encoder = self._encoder()
         limit = self.settings.max_query_image_bytes
         async with receive_form(request, self.settings, allowed=frozenset({"limit"}), max_bytes=limit) as form:
@@ -160,13 +160,13 @@ class Search:
         items = await self._items([await self._near(owner, vector, count)], count, "", request)
         return SearchAnswer(query="image", by_meaning=True, items=items)
 
-    async def _like_known(self, request: Request, owner: Owner) -> SearchAnswer:
-        asked = await read_json(request, SearchLike, self.settings)
-        count = self._limit(asked.limit)
-        record = await self.lookup.image(asked.image_id, owner)
-        vector = await bounded(self.vectors.vector_of(record.image_id), self.settings.query_timeout_s)
+    async def _similar_to_known(self, request: Request, owner: Owner) -> SearchAnswer:
+        requested = await read_json(request, SearchLike, self.settings)
+        count = self._limit(requested.limit)
+        record = await self.lookup.image(requested.image_id, owner)
+        vector = await bounded(self.read_model.vector_of(record.image_id), self.settings.query_timeout_s)
         if vector is None:
-            raise Problem(ProblemCode.NO_VECTOR, "The image has no vector: its embedder is not done, or was skipped.")
+            raise Problem(ProblemCode.NO_VECTOR, "The image has no vector: the embedder is not done, or was skipped.")
         near = [hit for hit in await self._near(owner, vector, count + 1) if hit.record.image_id != record.image_id]
         items = await self._items([near], count, "", request)
         return SearchAnswer(query=f"image {record.image_id}", by_meaning=True, items=items)
@@ -180,19 +180,19 @@ class Search:
         try:
             return await bounded(self.encoder.encode_text(words), self.settings.encode_timeout_s), None
         except (DependencyUnavailable, TimeoutError) as error:
-            log.warning("the encoder did not answer", extra={"error": repr(error)})
-            return None, "the CLIP encoder did not answer in time"
+            log.warning("CLIP encoder unavailable", extra={"error": repr(error)})
+            return None, "the CLIP encoder is unavailable"
 
     def _encoder(self) -> TextEncoder:
         if self.encoder is None:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Cannot compare by meaning: {_NO_ENCODER}.")
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {_NO_ENCODER}.")
         available, reason = self.encoder.available()
         if not available:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Cannot compare by meaning: {reason}.")
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {reason}.")
         return self.encoder
 
     async def _near(self, owner: Owner, vector: list[float], limit: int) -> list[Hit]:
-        return await bounded(self.vectors.search_vector(owner, vector, limit=limit), self.settings.query_timeout_s)
+        return await bounded(self.read_model.search_vector(owner, vector, limit=limit), self.settings.query_timeout_s)
 
     async def _items(self, lists: list[list[Hit]], count: int, words: str, request: Request) -> tuple[SearchItem, ...]:
         seen = [await self.lookup.visible(hits) for hits in lists]
@@ -210,17 +210,17 @@ class Search:
             for found in fuse(seen)[:count]
         )
 
-    def _limit(self, asked: int | None) -> int:
-        return min(asked or self.settings.search_limit, self.settings.max_search_limit)
+    def _limit(self, requested: int | None) -> int:
+        return min(requested or self.settings.search_limit, self.settings.max_search_limit)
 
 
 def _whole_number(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
-        raise _invalid("limit", "Give a whole number above zero.")
+        raise _invalid_field("limit", "must be a whole number above zero")
     return int(text)
 
 
-def _invalid(where: str, detail: str) -> Problem:
+def _invalid_field(where: str, detail: str) -> Problem:
     return Problem(ProblemCode.INVALID_FIELD, f"{where}: {detail}", (ProblemItem(field=where, detail=detail),))
