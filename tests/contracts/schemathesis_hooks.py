@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import JsonValue
 
 SIDE = 24  # pixels at most: the service must decode every one
 LATER_HEADERS = (
@@ -41,7 +42,7 @@ def register() -> None:
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     """Leave out of a valid request what only an earlier answer could have given."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
@@ -56,8 +57,9 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
             _leave_out(fields)
     if isinstance(case.query, dict):
         case.query.pop("metadata", None)  # a JSON object as text
-    if isinstance(case.body, dict) and isinstance(case.body.get("file"), list):  # the document's example, as bytes
-        case.body["file"] = [item.encode() if type(item) is str else item for item in case.body["file"]]
+    if isinstance(case.body, dict) and isinstance(files := case.body.get("file"), list):
+        # The document's example, as bytes, which JSON's types do not have.
+        case.body["file"] = cast("JsonValue", [item.encode() if type(item) is str else item for item in files])
     case._sync_validated_hashes()  # what was left out has made nothing invalid
 
 

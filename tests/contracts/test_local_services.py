@@ -63,7 +63,8 @@ def first_event(kafka: LocalKafka, topic: str) -> bytes | None:
     try:
         message = consumer.poll(60)
         assert message is not None and message.error() is None
-        return message.value()
+        value: bytes | None = message.value()
+        return value
     finally:
         consumer.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from pydantic import JsonValue
 
 from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
@@ -59,7 +60,7 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
             image_id = new_image_id()
             names[image_id] = str(name)
             await vectors.begin(ImageRecord(image_id=image_id, owner="default", generation=1))
-            patch = {"state": ImageState.COMPLETED.value, "has_vector": True}
+            patch: dict[str, JsonValue] = {"state": ImageState.COMPLETED.value, "has_vector": True}
             await vectors.merge(image_id, 1, patch, vector=vector.tolist())
         app = query_app(
             settings(),

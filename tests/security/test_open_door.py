@@ -165,7 +165,8 @@ async def test_the_client_says_who_it_is(store: FileStore) -> None:
     key = await made(store)
     async with house(store, trusting(SHARED)) as gateway:
         transport = gateway.client._transport
-        for who in ({"token": token(SHARED)}, {"token": key}, {"api_key": key}):
+        credentials: tuple[dict[str, Any], ...] = ({"token": token(SHARED)}, {"token": key}, {"api_key": key})
+        for who in credentials:
             async with AsyncDarkroom(HERE, transport=transport, **who) as client:
                 assert (await client.submit("https://example.org/cat.jpg")).job_id
         async with AsyncDarkroom(HERE, transport=transport) as client:
@@ -191,6 +192,7 @@ def test_a_wrong_secret_is_named_and_not_shown(
             patch.setenv(name, value)
             with pytest.raises((ValidationError, SettingsError)) as wrong:
                 GatewayEnvironment()
+        assert isinstance(wrong.value, ValidationError | SettingsError)
         assert explain(wrong.value) == 2
         said = capsys.readouterr().err
         assert secret not in said

@@ -61,7 +61,7 @@ async def _office(store: FileStore, read_model: Any) -> AsyncIterator[Office]:
             return asked[-1]
 
     parts = QueryComponents(
-        files=FaultyFiles(store),  # type: ignore[arg-type]
+        files=FaultyFiles(store),
         events=Sink(),
         read_model=read_model,
         encoder=Encoder(),

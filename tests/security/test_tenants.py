@@ -162,12 +162,13 @@ class Town:
 
     def of_anna(self, name: str) -> dict[str, str]:
         """Return what of anna's the parameter of a path can name, by how it stands."""
-        return {
+        named: dict[str, dict[str, str]] = {
             "image_id": self.images,
             "job_id": {stands: job_id_of(image_id, 1) for stands, image_id in self.images.items()},
             "upload_id": self.uploads,
             "sha256": {stands: hashlib.sha256(JPEG + stands.encode()).hexdigest() for stands in self.images},
-        }[name]
+        }
+        return named[name]
 
     async def stored(self) -> dict[str, str]:
         """Return everything in the store, by its ETag."""
@@ -184,15 +185,15 @@ def never(name: str) -> str:
 @asynccontextmanager
 async def built(folder: Path) -> AsyncIterator[Town]:
     """Build a town, and settle anna in it."""
-    own, calls, sink = settings(), [], Sink()
+    own, calls, sink = settings(), list[str](), Sink()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
         read_model = await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / "qdrant")))
         door = await open_authenticator(own, AuthSettings.model_validate(trusting(SHARED)), store)
         parts = QueryComponents(
-            files=Counting(store, calls),  # type: ignore[arg-type]
+            files=Counting(store, calls),
             events=sink,
-            read_model=Counting(read_model, calls),  # type: ignore[arg-type]
+            read_model=Counting(read_model, calls),
             encoder=Encoder(),
             readiness=StubReadiness(),
             authenticator=door,
@@ -361,7 +362,7 @@ async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
     async with feed.listening("bert") as bert, feed.listening("anna") as anna:
         for fact in Facts(town.images["accepted"], owner="anna").all():
             feed.append(fact)
-        heard = await anna.heard(20)
+        heard = await anna.next(20)
         assert heard is not None
         assert heard.what.image_id == town.images["accepted"]
-        assert await bert.heard(0.01) is None
+        assert await bert.next(0.01) is None

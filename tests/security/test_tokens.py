@@ -82,8 +82,8 @@ async def test_a_token_of_the_future_is_refused(store: FileStore, claim: str) ->
     """A token that is not valid yet, or was not made yet, opens nothing beyond the leeway of clocks."""
     now = int(time.time())
     async with house(store, {**TRUSTED, "leeway_s": 60}) as gateway:
-        await gateway.kept_out(token(RSA, **{claim: now + 3600}))
-        assert await gateway.let_in(token(RSA, **{claim: now + 5})) == "anna"
+        await gateway.kept_out(token(RSA, None, **{claim: now + 3600}))
+        assert await gateway.let_in(token(RSA, None, **{claim: now + 5})) == "anna"
 
 
 @pytest.mark.parametrize("audience", ["billing", ["billing", "mail"], "", [], 7, None, "Darkroom", "darkroom "])

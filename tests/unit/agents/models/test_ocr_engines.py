@@ -142,7 +142,7 @@ def test_bands_are_joined_row_by_row() -> None:
     """A map whose rows depend only on themselves is the same from bands as from the whole."""
     image = np.arange(1300, dtype=np.float32)[None, None, :, None].repeat(3, axis=1).repeat(8, axis=3)
 
-    def half(band: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def half(band: np.ndarray) -> np.ndarray:
         return band[:, 0, ::2, ::2, None]
 
     assert np.array_equal(_in_bands(image, half), half(image))

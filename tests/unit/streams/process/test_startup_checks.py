@@ -20,6 +20,7 @@ from agents.models.loading import load
 from agents.models.weights import Model, find, manifest
 from darkroom.processes.gateway_runtime import check_gateway
 from gateway.settings import GatewaySettings
+from schemas.values import STAGES
 from streams.errors import AccessDenied, DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
@@ -40,7 +41,7 @@ def changed(**groups: dict[str, Any]) -> Settings:
     )
 
 
-@pytest.mark.parametrize("agent", pipeline.STAGES)
+@pytest.mark.parametrize("agent", STAGES)
 def test_default_settings_are_safe(agent: str) -> None:
     """The defaults of every agent and of the gateways pass."""
     check_safe(Settings(), agent, pipeline.stage(agent).settings())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agents import pipeline
+from schemas.values import STAGES
 from streams.errors import NotReady
 from streams.runtime.faust_worker import Subscription, check_faust, poll_interval_s
 from streams.settings import BreakerSettings, RetrySettings, WorkerSettings
@@ -25,7 +26,7 @@ def test_the_installed_faust_is_the_verified_version() -> None:
     check_faust()
 
 
-@pytest.mark.parametrize("name", pipeline.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_every_agent_s_defaults_fit_the_poll_interval(name: str) -> None:
     """With default settings no agent is removed from its group while it works."""
     stage = pipeline.stage(name)
