@@ -1,4 +1,4 @@
-"""The event contract as an AsyncAPI 3.1 document with Kafka bindings 0.5.0, made of the topic table.
+"""The event contract as an AsyncAPI 3.1 document with Kafka bindings 0.5.0, generated from the topic table.
 
 Spec: https://www.asyncapi.com/docs/reference/specification/v3.1.0
 """
@@ -19,12 +19,12 @@ Object = dict[str, JsonValue]
 
 BINDING = "0.5.0"
 SCHEMA_FORMAT = "application/schema+json;version=2020-12"
-# What writes and reads by itself; others are people or other services.
+# Darkroom's own producers and consumers; all others are people or other services.
 SERVICES = (*AGENTS, "gateway", "router", "scheduler")
 
 
 def asyncapi(kafka: KafkaSettings) -> Object:
-    """Return the document: topic names, partitions and replicas as the settings say."""
+    """Return the document: with the settings' topic names, partitions and replicas."""
     topics = all_topics()
     kinds = {kind.type: kind for topic in topics for kind in topic.events}
     return {
@@ -110,9 +110,13 @@ def _headers() -> Object:
         "required": ["ce_specversion", "ce_id", "ce_type", "ce_source"],
         "properties": {
             "ce_specversion": {"const": SPEC_VERSION},
-            "ce_id": {"type": "string", "format": "uuid", "description": "equal for equal work, however often done"},
+            "ce_id": {
+                "type": "string",
+                "format": "uuid",
+                "description": "equal for equal work, however often repeated",
+            },
             "ce_type": text,
-            "ce_source": {"type": "string", "description": "who says it, e.g. darkroom/sanitizer"},
+            "ce_source": {"type": "string", "description": "producer, e.g. darkroom/sanitizer"},
             "ce_subject": {"type": "string", "pattern": ID_PATTERN, "description": "the image id"},
             "ce_time": {"type": "string", "format": "date-time"},
             "content-type": {"const": CONTENT_TYPE},

@@ -1,6 +1,6 @@
-"""The reference generated from the code: `python -m darkroom.generate.docs` writes it, `--check` names drifted files.
+"""The reference generated from the code: `python -m darkroom.generate.docs` writes it, `--check` lists outdated ones.
 
-Deterministic and the same on every machine: nothing is read but the code.
+Deterministic and the same on every machine: only the code is read.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def event_types() -> list[type[Event]]:
 
 
 def event_schema(kind: type[Event]) -> dict[str, JsonValue]:
-    """Return the JSON Schema (2020-12) of an event's body, as a reader accepts it."""
+    """Return the JSON Schema (2020-12) of an event's body, as readers accept it."""
     return {"$schema": DIALECT, "$id": f"urn:darkroom:event:{kind.type}", **kind.model_json_schema()}
 
 
@@ -95,15 +95,15 @@ def events_page() -> str:
     text = [
         "# Events\n\n" + MADE,
         "CloudEvents 1.0 in Kafka binary mode: the attributes are headers (`ce_id`, `ce_type`, `ce_source`, "
-        "`ce_subject`, `ce_time`, `ce_specversion`), the body is JSON. Bytes of images never travel in events. "
+        "`ce_subject`, `ce_time`, `ce_specversion`), the body is JSON. Events never contain image bytes. "
         "Unknown fields are ignored; a change that would break a reader is a new `ce_type` version. "
         "As AsyncAPI: [asyncapi.json](asyncapi.json); as JSON Schema: [events/](events/).\n\n## Topics\n\n"
         f"Names without the prefix (`{KafkaSettings.model_fields['prefix'].default}` by default).\n\n",
-        _table(("Topic", "Says", "Key", "Written by", "Read by", "Kept"), map(_topic_row, pipeline)),
-        f"\nEvery agent has five of its own, here those of `{AGENTS[0]}`:\n\n",
-        _table(("Topic", "Holds", "Key", "Written by", "Read by", "Kept"), map(_topic_row, per_agent)),
-        "\nThe scheduler of the bulk lane has only:\n\n",
-        _table(("Topic", "Holds", "Key", "Written by", "Read by", "Kept"), map(_topic_row, scheduler)),
+        _table(("Topic", "Contains", "Key", "Written by", "Read by", "Retention"), map(_topic_row, pipeline)),
+        f"\nEvery agent has five topics of its own, here those of `{AGENTS[0]}`:\n\n",
+        _table(("Topic", "Contains", "Key", "Written by", "Read by", "Retention"), map(_topic_row, per_agent)),
+        "\nThe scheduler of the bulk lane has:\n\n",
+        _table(("Topic", "Contains", "Key", "Written by", "Read by", "Retention"), map(_topic_row, scheduler)),
     ]
     for kind in event_types():
         where = ", ".join(f"`{topic.name}`" for topic in pipeline if kind in topic.events)
@@ -124,7 +124,7 @@ def settings_page() -> str:
     text = [
         "# Settings\n\n" + MADE,
         "Every setting is an environment variable, read once at start; an invalid one stops the process with exit "
-        "code 2 and its name. An empty variable counts as not set. Lists and objects are written as JSON.\n",
+        "code 2 and its name. An empty variable counts as unset. Lists and objects are JSON.\n",
     ]
     for name, field in Settings.model_fields.items():
         text.append(_section(f"DARKROOM_{name.upper()}__", _model(field.annotation)))
@@ -151,7 +151,7 @@ def errors_page() -> str:
     """Return the closed lists of codes: of events and images, and of HTTP answers."""
     text = [
         "# Error codes\n\n" + MADE,
-        "Stable: the code is the metric label, the API field and the anchor on this page.\n",
+        "Stable: a code is the metric label, the API field and the anchor on this page.\n",
     ]
     for heading, codes in ERROR_MEANINGS.items():
         text.append(f"\n## {heading}\n\n")
@@ -221,7 +221,7 @@ _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 
 
 def _shape(schema: Mapping[str, Any]) -> str:
-    """Return the words for a JSON Schema: what a person may write there."""
+    """Return a JSON Schema's accepted values in words."""
     for union in ("anyOf", "oneOf", "allOf"):
         if union in schema:
             return " or ".join(_shape(part) for part in schema[union] if part.get("type") != "null")
@@ -256,27 +256,27 @@ def _json(document: Mapping[str, JsonValue]) -> str:
 
 
 def drifted(root: Path) -> list[str]:
-    """Return the files that are missing, differ, or are left over from an event that is no more."""
+    """Return the files that are missing, differ, or belong to an event that no longer exists."""
     wanted = reference()
-    wrong = [name for name, text in wanted.items() if not _holds(root / name, text)]
+    wrong = [name for name, text in wanted.items() if not _is_current(root / name, text)]
     left = (f"events/{path.name}" for path in (root / "events").glob("*.schema.json"))
     return sorted([*wrong, *(name for name in left if name not in wanted)])
 
 
-def _holds(path: Path, text: str) -> bool:
+def _is_current(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the reference, or check it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m darkroom.generate.docs", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 naming what has drifted")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and list outdated files")
     parser.add_argument("--root", type=Path, default=ROOT, help="the docs folder")
     chosen = parser.parse_args(arguments)
     wrong = drifted(chosen.root)
     if chosen.check:
         for name in wrong:
-            print(f"docs/{name} has drifted from the code: run `python -m darkroom.generate.docs`", file=sys.stderr)
+            print(f"docs/{name} is outdated: run `python -m darkroom.generate.docs`", file=sys.stderr)
         return 1 if wrong else 0
     wanted = reference()
     for name in wrong:

@@ -1,4 +1,4 @@
-"""The API's document as it is committed: of the embedded app with every part there is, on no machine in particular."""
+"""The committed OpenAPI document: that of the embedded app with every component, independent of the machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.settings import GatewaySettings
 
-OTHERWISE = frozenset({"authenticator", "limits"})  # parts that the document is not made with stand-ins of
+_WITHOUT_STUB = frozenset({"authenticator", "limits"})
 
 
-class Uncalled:
-    """A part that is there, so that its endpoints are, and is never asked anything."""
+class StubComponent:
+    """A component without behaviour: its endpoints exist, but are never called."""
 
-    def __getattr__(self, name: str) -> Uncalled:
-        """Return another one: what is only taken from a part when an app is put together."""
+    def __getattr__(self, name: str) -> StubComponent:
+        """Return another stub, for attributes that are read when an app is assembled."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return Uncalled()
+        return StubComponent()
 
 
-class Closed:
-    """Lets nobody in: the document says what credentials each operation asks for."""
+class StubAuthenticator:
+    """Authenticates no caller; the document shows the credentials of each operation."""
 
     async def identify(self, request: Request) -> Identity:
         """See gateway.access.dependencies.Authenticator."""
@@ -40,12 +40,12 @@ def openapi() -> dict[str, Any]:
 
 def documented_app() -> FastAPI:
     """Return the embedded app with every optional component, for its routes and its document."""
-    parts: dict[str, Any] = {
-        field.name: Uncalled()
+    components: dict[str, Any] = {
+        field.name: StubComponent()
         for field in fields(QueryComponents)
-        if field.name not in OTHERWISE and (field.default is None or _is_required(field))
+        if field.name not in _WITHOUT_STUB and (field.default is None or _is_required(field))
     }
-    return embedded_app(GatewaySettings(), QueryComponents(authenticator=Closed(), **parts))
+    return embedded_app(GatewaySettings(), QueryComponents(authenticator=StubAuthenticator(), **components))
 
 
 def _is_required(field: Any) -> bool:

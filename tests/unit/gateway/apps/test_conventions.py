@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from darkroom.generate.openapi import Uncalled
+from darkroom.generate.openapi import StubComponent
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from schemas.values import new_image_id
@@ -128,7 +128,7 @@ async def test_errors_tell_nothing_internal(files: FaultyFiles, read_model: Any)
     files.unavailable = isinstance(read_model, Secretive)
     parts = QueryComponents(
         files=files, events=Sink(unavailable=True), readiness=StubReadiness(), read_model=read_model, encoder=Encoder(),
-        reconciling=Uncalled(), letters=Uncalled(), features=Uncalled(), live=None,
+        reconciling=StubComponent(), letters=StubComponent(), features=StubComponent(), live=None,
     )  # fmt: skip
     bodies: tuple[dict[str, Any], ...] = ({"json": {"url": "https://example.org/a.jpg"}}, {"files": {"file": JPEG}})
     refusals = 0
