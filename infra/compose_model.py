@@ -1,4 +1,4 @@
-"""What infra/compose.yaml may say: the part of the Compose specification we use, and nothing else."""
+"""The subset of the Compose specification that infra/compose.yaml may use."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Size = Annotated[str, Field(pattern=r"^\d+[kmg]$")]
 Duration = Annotated[str, Field(pattern=r"^(\d+(ms|s|m|h))+$")]
-Port = Annotated[str, Field(pattern=r"^127\.0\.0\.1:(\d+|\$\{\w+:-\d+\}):\d+$")]  # never open to the network
+Port = Annotated[str, Field(pattern=r"^127\.0\.0\.1:(\d+|\$\{\w+:-\d+\}):\d+$")]  # loopback only
 Mount = Annotated[str, Field(pattern=r"^(\$\{\w+:-[^}]+\}|[\w./-]+):/[\w./-]*(:ro)?$")]
 
 
 class _Part(BaseModel):
-    """A mapping of the file; an unknown key is a mistake, usually of spelling."""
+    """A mapping of the file; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Build(_Part):
-    """How an image is built."""
+    """The build of an image."""
 
     context: str
     dockerfile: str
 
 
 class Healthcheck(_Part):
-    """How Docker learns whether a container works."""
+    """The health check of a container."""
 
     test: list[str] | None = None
     interval: Duration | None = None
@@ -37,13 +37,13 @@ class Healthcheck(_Part):
 
 
 class Awaited(_Part):
-    """What must be true of another service first."""
+    """The condition of a dependency before a service starts."""
 
     condition: Literal["service_started", "service_healthy", "service_completed_successfully"]
 
 
 class Logging(_Part):
-    """Where logs go."""
+    """The log driver of a container."""
 
     driver: str
     options: dict[str, str]
@@ -72,7 +72,7 @@ class Service(_Part):
 
 
 class Compose(_Part):
-    """The file; keys that start with `x-` are taken away before."""
+    """The file, without its `x-` extension keys."""
 
     name: str
     services: dict[str, Service]

@@ -1,4 +1,4 @@
-"""`python -m infra.validate`: are the compose file, the manifests, the Prometheus files and the dashboard sound."""
+"""`python -m infra.validate`: checks the compose file, the manifests, the Prometheus files and the dashboard."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "infra" / "compose.yaml"
 MANIFESTS = ROOT / "k8s" / "base"
 PROMETHEUS = ROOT / "infra" / "prometheus"
-KUBERNETES_VERSIONS = ("1.30", "1.34")  # the oldest we support and the newest we tried
+KUBERNETES_VERSIONS = ("1.30", "1.34")  # the oldest supported and the newest tested
 
 
 def compose_problems(file: Path = COMPOSE) -> Iterator[str]:
-    """Say what is wrong with the compose file: grammar, names that lead nowhere, files that are not there."""
+    """Return the problems of the compose file: grammar, unknown names, missing files."""
     loaded = yaml.safe_load(file.read_text())
     try:
         compose = Compose.model_validate({key: value for key, value in loaded.items() if not key.startswith("x-")})
@@ -36,7 +36,7 @@ def compose_problems(file: Path = COMPOSE) -> Iterator[str]:
     for name, service in compose.services.items():
         for other in service.depends_on:
             if other not in compose.services:
-                yield f"{file.name}: {name} depends on {other}, which is not there"
+                yield f"{file.name}: {name} depends on {other}, which does not exist"
             elif isinstance(service.depends_on, dict):
                 condition = service.depends_on[other].condition
                 check = compose.services[other].healthcheck
@@ -45,11 +45,11 @@ def compose_problems(file: Path = COMPOSE) -> Iterator[str]:
         for volume in service.volumes:
             source = volume.partition(":")[0] if not volume.startswith("$") else ""
             if source.startswith(".") and not (file.parent / source).exists():
-                yield f"{file.name}: {name} mounts {source}, which is not there"
+                yield f"{file.name}: {name} mounts {source}, which does not exist"
             elif source and not source.startswith(".") and source not in compose.volumes:
                 yield f"{file.name}: {name} mounts volume {source}, which is not declared"
         if service.build and not (file.parent / service.build.context / service.build.dockerfile).is_file():
-            yield f"{file.name}: {name} is built from {service.build.dockerfile}, which is not there"
+            yield f"{file.name}: {name} is built from {service.build.dockerfile}, which does not exist"
 
 
 def manifests(folder: Path = MANIFESTS) -> Iterator[tuple[str, dict[str, JsonValue]]]:
@@ -61,7 +61,7 @@ def manifests(folder: Path = MANIFESTS) -> Iterator[tuple[str, dict[str, JsonVal
 
 
 def manifest_problems(folder: Path = MANIFESTS) -> Iterator[str]:
-    """Say what is wrong with the manifests, against the schemas of every supported Kubernetes."""
+    """Return the problems of the manifests, by the schemas of every supported Kubernetes version."""
     listed = set(yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"])
     for file in sorted(folder.glob("*.yaml")):
         if file.name not in listed | {"kustomization.yaml"}:
@@ -74,36 +74,36 @@ def manifest_problems(folder: Path = MANIFESTS) -> Iterator[str]:
                 where = ".".join(map(str, error.path))
                 yield f"{name}: {resource['kind']}: {where}: {error.message} (Kubernetes {version})"
     if kustomize := shutil.which("kubectl"):
-        yield from _said_by([kustomize, "kustomize", str(folder)])
+        yield from _errors_of([kustomize, "kustomize", str(folder)])
 
 
 def prometheus_problems(folder: Path = PROMETHEUS) -> Iterator[str]:
-    """Say what promtool finds wrong with Prometheus' files and the dashboard's queries."""
+    """Return promtool's errors in the Prometheus files and the dashboard's queries; without promtool, YAML errors."""
     promtool = shutil.which("promtool")
     if promtool is None:
         for file in sorted(folder.glob("*.yml")):
             yaml.safe_load(file.read_text())
         return
-    yield from _said_by([promtool, "check", "config", str(folder / "prometheus.yml")])
+    yield from _errors_of([promtool, "check", "config", str(folder / "prometheus.yml")])
     yield from query_problems(dashboard.expressions(), promtool)
 
 
 def query_problems(expressions: Iterable[str], promtool: str) -> Iterator[str]:
-    """Say which PromQL does not parse; promtool reads it as recording rules."""
+    """Return the PromQL expressions that do not parse, checked by promtool as recording rules."""
     rules = [{"record": f"query_{at}", "expr": expression} for at, expression in enumerate(expressions)]
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "queries.yml"
         file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
-        yield from _said_by([promtool, "check", "rules", str(file)])
+        yield from _errors_of([promtool, "check", "rules", str(file)])
 
 
 def dashboard_problems(file: Path = dashboard.FILE) -> Iterator[str]:
-    """Say whether the committed dashboard is not what the code makes."""
+    """Return a problem if the committed dashboard differs from the generated one."""
     if not file.is_file() or json.loads(file.read_text()) != json.loads(dashboard.render()):
-        yield f"{file.name}: not what the code makes; run `python -m infra.grafana.dashboard`"
+        yield f"{file.name}: differs from the generated dashboard; run `python -m infra.grafana.dashboard`"
 
 
-def _said_by(command: list[str]) -> Iterator[str]:
+def _errors_of(command: list[str]) -> Iterator[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         yield f"{' '.join(command[1:3])}: {(done.stderr or done.stdout).strip()}"
@@ -118,13 +118,13 @@ CHECKS: tuple[tuple[str, Callable[[], Iterator[str]], str | None], ...] = (
 
 
 def main() -> int:
-    """Print what is wrong, and what could not be checked for want of a program; 1 if anything is wrong."""
+    """Print the problems and the skipped checks; return 1 if there are problems."""
     failed = False
     for what, check, program in CHECKS:
         problems = list(check())
         failed = failed or bool(problems)
-        lacking = f" ({program} is not installed: checked without it)" if program and not shutil.which(program) else ""
-        sys.stdout.write(f"{what}: {'wrong' if problems else 'good'}{lacking}\n")
+        partial = f" ({program} is not installed: partial check)" if program and not shutil.which(program) else ""
+        sys.stdout.write(f"{what}: {'failed' if problems else 'ok'}{partial}\n")
         sys.stdout.writelines(f"  {problem}\n" for problem in problems)
     return int(failed)
 

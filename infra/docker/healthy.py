@@ -1,4 +1,4 @@
-"""The container's health check: does the process in it say it is ready. The slim image has no curl."""
+"""The container's health check: /health/ready of its process. In Python, since the slim image has no curl."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _TIMEOUT_S = 2.5
 
 
 def answers(ports: tuple[str, ...]) -> bool:
-    """Return whether /health/ready answers 200 on one of these ports: an agent's, or a gateway's."""
+    """Return whether /health/ready answers 200 on the first port, of an agent or a gateway, that answers."""
     for port in ports:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=_TIMEOUT_S) as reply:
                 return bool(reply.status == 200)
-        except OSError:  # refused, silent, or an HTTP error: urllib's are OSErrors
+        except OSError:  # connection error, timeout or HTTP error: all OSErrors in urllib
             continue
     return False
 

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1.7
-# Everything without models: ingest gateway, router, fetcher, sanitizer, resizer, indexer, topics.
+# Processes without models: ingest gateway, router, fetcher, sanitizer, resizer, indexer, topics.
 #   docker build -f infra/docker/slim.Dockerfile -t darkroom:slim .
 
 FROM ghcr.io/astral-sh/uv:0.13.9 AS uv
@@ -8,7 +8,7 @@ FROM python:3.11-slim-bookworm AS build
 COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_CACHE_DIR=/var/cache/uv
 WORKDIR /app
-# The packages first: they change less often than our code.
+# Dependencies first: this layer changes less often than the code.
 RUN --mount=type=cache,target=/var/cache/uv \
     --mount=type=bind,source=pyproject.toml,target=pyproject.toml \
     --mount=type=bind,source=uv.lock,target=uv.lock \
@@ -21,11 +21,11 @@ FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin darkroom
 COPY --from=build /app/.venv /app/.venv
 COPY infra/docker/healthy.py /app/healthy.py
-# HOME is the one folder a library may write to when the root file system is read-only.
+# HOME is the only writable folder for libraries when the root file system is read-only.
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     DARKROOM_WORKER__HTTP_HOST=0.0.0.0 DARKROOM_WORKER__HTTP_PORT=9100 \
     DARKROOM_GATEWAY__HOST=0.0.0.0 DARKROOM_GATEWAY__PORT=8080 DARKROOM_TELEMETRY__LOG_FORMAT=json
-# A volume mounted here belongs to who runs.
+# A volume mounted here is owned by the runtime user.
 RUN install -d -o 10001 -g 10001 /var/lib/darkroom/state
 USER 10001:10001
 WORKDIR /tmp

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, made in code: `python -m infra.grafana.dashboard` writes dashboards/darkroom.json."""
+"""The Grafana dashboard, generated: `python -m infra.grafana.dashboard` writes dashboards/darkroom.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEIGHT = 8
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One line of a panel: PromQL and its legend."""
+    """A query of a panel: PromQL and its legend."""
 
     expression: str
     legend: str
@@ -24,7 +24,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture. `unit` is a Grafana unit id; `meaning` tells the reader what to do with it."""
+    """A panel. `unit` is a Grafana unit id; `meaning` is the description with the action to take."""
 
     title: str
     meaning: str
@@ -36,7 +36,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under one heading."""
+    """A row of panels."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -49,23 +49,23 @@ def _share(quantile: float, metric: str, by: str) -> str:
 
 ROWS = (
     Row(
-        "The promise",
+        "Service level",
         (
             Panel(
-                "Images that ended", "By state. `failed` above zero: see the dead letters.", "cps",
+                "Ended images", "By state. `failed` above zero: see the dead letters.", "cps",
                 (Query("sum by (state) (rate(darkroom_images_total[$__rate_interval]))", "{{state}}"),),
             ),
             Panel(
-                "From accepted to its end", "The promise to users.", "s",
+                "Time from acceptance to outcome", "The service level of users.", "s",
                 (
                     Query("histogram_quantile(0.5, sum by (le) (rate(darkroom_image_duration_seconds_bucket"
-                          "[$__rate_interval])))", "half"),
+                          "[$__rate_interval])))", "median"),
                     Query("histogram_quantile(0.95, sum by (le) (rate(darkroom_image_duration_seconds_bucket"
                           "[$__rate_interval])))", "95 %"),
                 ),
             ),
             Panel(
-                "Events waiting", "Lag by stage: the scaling signal.", "short",
+                "Consumer lag", "Events waiting, by stage: the scaling signal.", "short",
                 (Query('sum by (stage) (darkroom_consumer_lag_events{stage=~"$stage"})', "{{stage}}"),),
             ),
         ),
@@ -74,32 +74,32 @@ ROWS = (
         "Stages",
         (
             Panel(
-                "Events done", "By stage and how they ended.", "cps",
+                "Processed events", "By stage and outcome.", "cps",
                 (Query('sum by (stage, outcome) (rate(darkroom_events_total{stage=~"$stage"}[$__rate_interval]))',
                        "{{stage}} {{outcome}}"),),
             ),
             Panel(
-                "Time in the stage, 95 %", "From taking an event to its outputs being delivered.", "s",
+                "Time in the stage, 95 %", "From consuming an event to the delivery of its outputs.", "s",
                 (Query(_share(0.95, "darkroom_stage_duration_seconds", "stage"), "{{stage}}"),),
             ),
             Panel(
-                "Own work, 95 %", "One try of the stage's own work: compare with the bench.", "s",
+                "Computation time, 95 %", "One attempt of the stage's work: compare with the benchmarks.", "s",
                 (Query(_share(0.95, "darkroom_compute_duration_seconds", "stage"), "{{stage}}"),),
             ),
             Panel(
-                "Age when taken, 95 %", "How long events waited. Grows with lag: scale the stage.", "s",
+                "Event age when consumed, 95 %", "Grows with lag: scale the stage.", "s",
                 (Query(_share(0.95, "darkroom_event_age_seconds", "stage"), "{{stage}}"),),
             ),
             Panel(
-                "In flight", "Events taken and not yet done; at its bound the stage is saturated.", "short",
+                "In flight", "Events being processed; at the limit the stage is saturated.", "short",
                 (Query('sum by (stage) (darkroom_in_flight_events{stage=~"$stage"})', "{{stage}}"),),
             ),
             Panel(
-                "Paused", "1 while the agent does not consume; `darkroom agents list` says why.", "short",
+                "Paused", "1 while the agent is paused; `darkroom agents list` shows the reason.", "short",
                 (Query('max by (stage) (darkroom_agent_paused{stage=~"$stage"})', "{{stage}}"),),
             ),
             Panel(
-                "Dependencies left alone", "2: it failed again and again, and is left alone; 1: it is being asked.",
+                "Circuit breakers", "2: open, calls are rejected; 1: half-open, one probe is under way.",
                 "short",
                 (Query("max by (dependency) (darkroom_breaker_state)", "{{dependency}}"),
                  Query("sum by (dependency) (increase(darkroom_breaker_opened_total[$__rate_interval]))",
@@ -116,11 +116,11 @@ ROWS = (
         "The bulk lane",
         (
             Panel(
-                "Waiting", "Events that wait for room in the pipeline.", "short",
+                "Waiting", "Events not yet admitted to the pipeline.", "short",
                 (Query("sum(darkroom_bulk_waiting_events)", "events"),),
             ),
             Panel(
-                "In the pipeline", "Bulk images against their window; interactive ones, which go first.", "short",
+                "In the pipeline", "Bulk images and their window; interactive images, which have priority.", "short",
                 (
                     Query("sum(darkroom_bulk_in_flight_images)", "bulk"),
                     Query("sum(darkroom_bulk_window_images)", "window"),
@@ -128,38 +128,38 @@ ROWS = (
                 ),
             ),
             Panel(
-                "Let in", "By the topic they went to.", "cps",
+                "Admitted", "By target topic.", "cps",
                 (Query("sum by (target) (rate(darkroom_bulk_forwarded_total[$__rate_interval]))", "{{target}}"),),
             ),
         ),
     ),
     Row(
-        "What goes wrong",
+        "Failures",
         (
             Panel(
-                "Tries again", "By where the next try happens: look at the dependency its log names.", "cps",
+                "Retries", "By place of the next attempt; the log names the dependency.", "cps",
                 (Query('sum by (stage, where) (rate(darkroom_retries_total{stage=~"$stage"}[$__rate_interval]))',
                        "{{stage}} {{where}}"),),
             ),
             Panel(
-                "Dead letters", "Mend the cause, then replay.", "short",
+                "Dead letters", "Fix the cause, then replay.", "short",
                 (Query('sum by (stage, code) (increase(darkroom_dead_letters_total{stage=~"$stage"}[$__range]))',
                        "{{stage}} {{code}}"),),
             ),
             Panel(
-                "Images refused", "Normal; a jump names a bad sender.", "cps",
+                "Rejected images", "Normal; a sudden rise points to a bad sender.", "cps",
                 (Query("sum by (code) (rate(darkroom_rejections_total[$__rate_interval]))", "{{code}}"),),
             ),
             Panel(
-                "Models", "1: loaded and right; 0: its stage skips.", "short",
+                "Models", "1: loaded and verified; 0: its stage skips.", "short",
                 (Query('min by (stage, model) (darkroom_model_available{stage=~"$stage"})', "{{stage}} {{model}}"),),
             ),
             Panel(
-                "Event loop late by", "Above 1 s something blocks the loop.", "s",
+                "Event loop lag", "Above 1 s a call blocks the loop.", "s",
                 (Query("max by (process) (darkroom_event_loop_lag_seconds)", "{{process}}"),),
             ),
             Panel(
-                "Deleted in mid-work", "Events dropped for that, and what was stored late and removed.", "cps",
+                "Deleted during processing", "Events dropped, and objects stored late and removed.", "cps",
                 (
                     Query('sum by (stage) (rate(darkroom_fenced_events_total{stage=~"$stage"}[$__rate_interval]))',
                           "{{stage}} dropped"),
@@ -168,57 +168,57 @@ ROWS = (
                 ),
             ),
             Panel(
-                "Reprocessed", "By stage and what came of it: `said`, or why an image cannot run again.", "cps",
+                "Reprocessed", "By stage and result: `said` if sent, else the reason for the skip.", "cps",
                 (Query("sum by (stage, result) (rate(darkroom_reprocessed_images_total[$__rate_interval]))",
                        "{{stage}} {{result}}"),),
             ),
             Panel(
-                "Results reused", "Found instead of computed: the work a replay did not repeat.", "cps",
+                "Results reused", "Results found instead of computed again.", "cps",
                 (Query('sum by (stage) (rate(darkroom_results_reused_total{stage=~"$stage"}[$__rate_interval]))',
                        "{{stage}}"),),
             ),
         ),
     ),
     Row(
-        "What should have ended",
+        "Reconciliation",
         (
             Panel(
-                "Unfinished images", "By what they wait for and how that stands; `overdue` is sent again, `stuck` is "
-                "yours: `darkroom reconcile --dry-run`.", "short",
+                "Unfinished images", "By the stage they wait for; `overdue` is sent again, `stuck` needs an operator: "
+                "`darkroom reconcile --dry-run`.", "short",
                 (Query('max by (stage, state) (darkroom_unfinished_images{stage=~"$stage"})', "{{stage}} {{state}}"),),
             ),
             Panel(
-                "Oldest unfinished image", "Age since it was accepted.", "s",
+                "Oldest unfinished image", "Time since its acceptance.", "s",
                 (Query("max(darkroom_oldest_unfinished_seconds)", "oldest"),),
             ),
             Panel(
-                "Sent again", "Events that had been lost: look at that stage's log and at the broker.", "short",
+                "Sent again", "Lost events: see the stage's log and the broker.", "short",
                 (Query('sum by (stage) (increase(darkroom_sent_again_total{stage=~"$stage"}[$__range]))',
                        "{{stage}}"),),
             ),
             Panel(
-                "Objects missing", "Of completed images; the stage makes them again.", "short",
+                "Objects missing", "Of completed images; the stage creates them again.", "short",
                 (Query("sum by (stage) (increase(darkroom_missing_objects_total[$__range]))", "{{stage}}"),),
             ),
             Panel(
-                "Last look over everything", "Too long ago: see the reconciler's log.", "s",
+                "Time since the last full reconciliation", "If it grows, see the reconciler's log.", "s",
                 (Query("time() - max(darkroom_reconciled_timestamp_seconds)", "ago"),),
             ),
         ),
     ),
     Row(
-        "Vectors alone",
+        "Feature API",
         (
             Panel(
-                "Images", "Sent for their vector alone; `refused`: more came at once than may wait.", "cps",
+                "Images", "Images sent for their vector; `refused`: the queue was full.", "cps",
                 (Query("sum by (result) (rate(darkroom_feature_images_total[$__rate_interval]))", "{{result}}"),),
             ),
             Panel(
-                "Waiting for their vector", "At DARKROOM_FEATURES__QUEUE further ones are refused.", "short",
+                "Queued", "At DARKROOM_FEATURES__QUEUE further images are rejected.", "short",
                 (Query("sum(darkroom_features_waiting_images)", "images"),),
             ),
             Panel(
-                "Images per call of the model, mean", "Always 1 under load: raise DARKROOM_FEATURES__BATCH_WAIT_S.",
+                "Images per model call, mean", "Always 1 under load: raise DARKROOM_FEATURES__BATCH_WAIT_S.",
                 "short",
                 (Query("sum(rate(darkroom_feature_batch_images_sum[$__rate_interval]))"
                        " / sum(rate(darkroom_feature_batch_images_count[$__rate_interval]))", "images"),),
@@ -229,11 +229,11 @@ ROWS = (
         "HTTP and processes",
         (
             Panel(
-                "Listeners", "Open streams of live progress; near `live.max_listeners`: add query processes.",
+                "Open event streams", "Live progress; near `live.max_listeners`: add query processes.",
                 "short", (Query("darkroom_live_listeners", "{{instance}}"),),
             ),
             Panel(
-                "Streams cut", "Their readers were too slow; they may resume.", "short",
+                "Closed event streams", "Their clients were too slow; they can resume.", "short",
                 (Query("sum by (instance) (increase(darkroom_live_cut_total[$__range]))", "{{instance}}"),),
             ),
             Panel(
@@ -242,7 +242,7 @@ ROWS = (
                        "{{app}} {{status}}"),),
             ),
             Panel(
-                "Time to answer, 95 %", "Uploads slow: storage or Kafka is slow.", "s",
+                "Response time, 95 %", "Slow uploads: the object store or Kafka is slow.", "s",
                 (Query(_share(0.95, "darkroom_http_request_duration_seconds", "app, route"), "{{app}} {{route}}"),),
             ),
             Panel(
@@ -250,7 +250,7 @@ ROWS = (
                 (Query("sum(rate(darkroom_upload_bytes_total[$__rate_interval]))", "uploads"),),
             ),
             Panel(
-                "Callers", "By what became of them at the door. Many `invalid`: somebody tries keys.", "reqps",
+                "Authentications", "By result. Many `invalid`: possibly an attack on keys.", "reqps",
                 (Query("sum by (result) (rate(darkroom_authentications_total[$__rate_interval]))", "{{result}}"),),
             ),
             Panel(
@@ -279,7 +279,7 @@ def expressions() -> Iterator[str]:
 
 
 def render() -> str:
-    """Return the dashboard as Grafana reads it; the same code gives the same text."""
+    """Return the dashboard as JSON, deterministically."""
     dashboard = {
         "uid": "darkroom",
         "title": "Darkroom",

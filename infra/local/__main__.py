@@ -1,4 +1,4 @@
-"""`python -m infra.local up --folder DIR [--minio]`: Kafka (and MinIO) until SIGTERM; one JSON line says where."""
+"""`python -m infra.local up --folder DIR [--minio]`: Kafka (and MinIO) until SIGTERM; prints addresses as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infra.local.tools import InstallFailed, MissingTool, kafka_jars, minio_bina
 
 
 async def up(folder: Path, *, with_minio: bool, kafka_port: int, minio_port: int) -> None:
-    """Run the services; restart one that dies, with back-off; return on SIGTERM or SIGINT."""
+    """Run the services and restart them with back-off when they exit; return on SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,11 +52,11 @@ async def up(folder: Path, *, with_minio: bool, kafka_port: int, minio_port: int
 
 
 async def _started(service: LocalService, running: contextlib.AsyncExitStack, stopping: asyncio.Event) -> bool:
-    """Start a service, giving up at once when asked to stop."""
+    """Start a service; return False if `stopping` is set before it is up."""
     starting = asyncio.ensure_future(running.enter_async_context(service))
-    asked = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
+    stop = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
     if not starting.done():
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -67,16 +67,16 @@ async def _started(service: LocalService, running: contextlib.AsyncExitStack, st
 
 
 def main() -> int:
-    """Return 0, or 1 with one clear message."""
+    """Run the command; return 0, or 1 after printing the error."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description="Kafka and MinIO on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("up", help="run them until SIGTERM; prints their addresses as one JSON line")
-    run.add_argument("--folder", type=Path, required=True, help="where data and logs are kept")
-    run.add_argument("--minio", action="store_true", help="MinIO too")
-    run.add_argument("--kafka-port", type=int, default=9092, help="another is chosen if it is taken; 0 = any")
-    run.add_argument("--minio-port", type=int, default=9000, help="another is chosen if it is taken; 0 = any")
+    run.add_argument("--folder", type=Path, required=True, help="folder of data and logs")
+    run.add_argument("--minio", action="store_true", help="also MinIO")
+    run.add_argument("--kafka-port", type=int, default=9092, help="a free port is chosen if it is in use; 0 = any")
+    run.add_argument("--minio-port", type=int, default=9000, help="a free port is chosen if it is in use; 0 = any")
     install = commands.add_parser("install", help="download Kafka's jars (and build MinIO) into the cache")
-    install.add_argument("--minio", action="store_true", help="MinIO too")
+    install.add_argument("--minio", action="store_true", help="also MinIO")
     given = parser.parse_args()
     try:
         if given.command == "install":

@@ -1,4 +1,4 @@
-"""A real Apache Kafka on this machine: one KRaft node (broker and controller), or a node of a small cluster."""
+"""Apache Kafka on this machine: one KRaft node (broker and controller), or a node of a small cluster."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger.server.level = info
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Who a node is in its cluster."""
+    """The id and the ports of a node."""
 
     node_id: int
     broker_port: int
@@ -48,9 +48,8 @@ class Node:
 class LocalKafka(LocalService):
     """One Kafka node in `folder`; `bootstrap` is its address once started.
 
-    `port` is the usual port, another is chosen when it is taken (0: any). `partitions` of a topic are the creator's
-    business: topics are never created by writing to them. `settings` override or add broker settings. For a cluster,
-    give every node the same `cluster_id` and the `Node`s of all, with ports that are free.
+    If `port` is in use, a free one is chosen (0: any). Topics are never created automatically. `settings` override or
+    add broker settings. For a cluster, pass every node the same `cluster_id` and the `Node`s of all, with free ports.
     """
 
     name = "kafka"
@@ -89,7 +88,7 @@ class LocalKafka(LocalService):
         for node in self._nodes:
             if node.node_id == self._node_id:
                 return node
-        raise ServiceFailed("kafka has no address before it was started")
+        raise ServiceFailed("kafka has no address before its start")
 
     def _install(self) -> None:
         self._java = tools.java()
@@ -100,7 +99,7 @@ class LocalKafka(LocalService):
         if self._data.exists() and not _has_text(self._data / "meta.properties"):
             aside = self._data.with_name(f"kafka.broken-{time.time_ns()}")
             self._data.rename(aside)
-            self._say(f"Kafka's data folder was not formatted to its end: set aside as {aside}, starting empty")
+            self._say(f"Kafka's data folder is only partly formatted: moved to {aside}, starting empty")
 
     def _choose_ports(self) -> None:
         if not self._cluster:
@@ -115,7 +114,7 @@ class LocalKafka(LocalService):
             await self._format()
 
     async def _format(self) -> None:
-        """Format in a folder beside and rename it: the data folder is whole or absent."""
+        """Format a temporary folder and rename it, so that the data folder is complete or absent."""
         config = self.folder / "format.properties"
         _write_properties(config, self._properties(self._unformatted))
         cluster_id = self._cluster_id or urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
@@ -138,7 +137,7 @@ class LocalKafka(LocalService):
     async def _answers(self) -> bool:
         if not await listens(ports.HOST, self._me.broker_port):
             return False
-        return await asyncio.to_thread(_knows_itself, self.bootstrap)
+        return await asyncio.to_thread(_is_registered, self.bootstrap)
 
     def _run_java(self, heap: str, main: str, *arguments: str) -> list[str]:
         return [
@@ -157,7 +156,7 @@ class LocalKafka(LocalService):
         return self.folder / "kafka.unformatted"
 
     def _properties(self, data: Path) -> dict[str, str]:
-        """Return the node's settings. Why each: docs of Kafka 4.1, `broker configs`."""
+        """Return the node's settings; see `broker configs` in the docs of Kafka 4.1."""
         me, size = self._me, str(min(len(self._nodes), 3))
         return {
             "process.roles": "broker,controller",
@@ -175,14 +174,14 @@ class LocalKafka(LocalService):
             "unclean.leader.election.enable": "false",
             "offsets.topic.replication.factor": size,
             "offsets.topic.num.partitions": "10",
-            "offsets.retention.minutes": "43200",  # 30 days: a group scaled to zero must find its place again
+            "offsets.retention.minutes": "43200",  # 30 days: a group scaled to zero must keep its offsets
             "transaction.state.log.replication.factor": size,
             "transaction.state.log.min.isr": "1",
             "transaction.state.log.num.partitions": "4",
             "share.coordinator.state.topic.replication.factor": size,
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
-            # A broker killed with -9 is let in again only once its session is over: 9 s by default.
+            # A killed broker can register again only after its session has expired: 9 s by default.
             "broker.session.timeout.ms": "4000",
             "broker.heartbeat.interval.ms": "1000",
             "message.max.bytes": "1048588",
@@ -195,8 +194,8 @@ class LocalKafka(LocalService):
         }
 
 
-def _knows_itself(bootstrap: str) -> bool:
-    """Ask for the cluster's metadata: answered once the broker is registered and may serve."""
+def _is_registered(bootstrap: str) -> bool:
+    """Return whether the cluster's metadata contains the broker: it is registered and unfenced."""
     client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, "socket.timeout.ms": 5000})
     with contextlib.suppress(KafkaException):
         brokers = client.list_topics(timeout=_METADATA_TIMEOUT_S).brokers

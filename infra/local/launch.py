@@ -1,7 +1,7 @@
-"""Become another program that dies with its parent: `python launch.py PARENT_PID PROGRAM ARGUMENT…`.
+"""Exec another program that is killed with its parent: `python launch.py PARENT_PID PROGRAM ARGUMENT…`.
 
-A program of its own rather than `preexec_fn`, which may deadlock in a process that has threads. It is run by path
-and isolated (`-I -S`), so it imports nothing of Darkroom.
+A separate program, since `preexec_fn` may deadlock in a process with threads. It runs by path and isolated
+(`-I -S`), so it imports nothing of Darkroom.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def become(parent: int, command: list[str]) -> None:
-    """Replace this process by `command`; the kernel kills it when the thread that started it ends."""
+    """Replace this process by `command`; the kernel kills it when the parent thread ends."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent exited before prctl
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606  no shell is meant
 

@@ -1,4 +1,4 @@
-"""A real MinIO server on this machine."""
+"""A MinIO server on this machine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class _Keys:
 
 
 class LocalMinio(LocalService):
-    """One MinIO in `folder`, with `bucket` made. Its keys are random, made once per folder and readable by us alone.
+    """One MinIO in `folder`, with `bucket` created. Its keys are random, one pair per folder, in a file of mode 0600.
 
-    `port` is the usual port, another is chosen when it is taken (0: any).
+    If `port` is in use, a free one is chosen (0: any).
     """
 
     name = "minio"
@@ -49,16 +49,16 @@ class LocalMinio(LocalService):
 
     @property
     def access_key(self) -> str:
-        """The root user's name."""
+        """The access key of the root user."""
         return self._keys.access_key
 
     @property
     def secret_key(self) -> str:
-        """The root user's password."""
+        """The secret key of the root user."""
         return self._keys.secret_key
 
     async def start(self) -> None:
-        """Start it, wait until it answers, and make the bucket."""
+        """Start MinIO, wait until it is ready, and create the bucket."""
         await super().start()
         try:
             await asyncio.to_thread(self._make_bucket)
@@ -74,7 +74,7 @@ class LocalMinio(LocalService):
 
     async def _prepare(self) -> None:
         (self.folder / "minio").mkdir(exist_ok=True)
-        self._keys = _kept_keys(self.folder / "minio.keys.json")
+        self._keys = _load_keys(self.folder / "minio.keys.json")
 
     def _command(self) -> list[str]:
         return [str(self._binary), "server", "--quiet", "--address", self.endpoint, str(self.folder / "minio")]
@@ -105,8 +105,8 @@ class LocalMinio(LocalService):
                 raise
 
 
-def _kept_keys(file: Path) -> _Keys:
-    """Return the folder's keys; make them if there are none, or if a crash cut the file short."""
+def _load_keys(file: Path) -> _Keys:
+    """Return the folder's keys; create them if the file is missing or truncated."""
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError):
         known = json.loads(file.read_text())
         return _Keys(known["access_key"], known["secret_key"])

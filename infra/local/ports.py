@@ -1,4 +1,4 @@
-"""Ports: the usual one when it is free, else any other."""
+"""Port selection: the preferred port if it is free, else any free port."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ HOST = "127.0.0.1"
 
 
 def is_free(port: int, host: str = HOST) -> bool:
-    """Return whether a server could listen there now."""
+    """Return whether a server can listen on a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Servers set it too; without it a port would look taken for a minute after its server ended (TIME_WAIT).
+        # As servers do: otherwise a port seems in use for a minute after its server exited (TIME_WAIT).
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -19,14 +19,14 @@ def is_free(port: int, host: str = HOST) -> bool:
         return True
 
 
-def choose(usual: int, host: str = HOST, *, taken: set[int] | None = None) -> int:
-    """Return `usual` if it is free and not in `taken`, else a free port of the system's choice."""
-    refused = taken or set()
-    if usual and usual not in refused and is_free(usual, host):
-        return usual
+def choose(preferred: int, host: str = HOST, *, taken: set[int] | None = None) -> int:
+    """Return `preferred` if it is free and not in `taken`, else a free port chosen by the kernel."""
+    excluded = taken or set()
+    if preferred and preferred not in excluded and is_free(preferred, host):
+        return preferred
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind((host, 0))
             port = int(probe.getsockname()[1])
-        if port not in refused:
+        if port not in excluded:
             return port

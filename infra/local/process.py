@@ -1,4 +1,4 @@
-"""One child process: in its own session, logging to a file, never outliving the process that started it."""
+"""A child process in its own session, with a log file, killed when its parent exits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _POLL_S = 0.05
 
 
 class Child:
-    """A running program and everything it starts.
+    """A running program and its process group.
 
-    Start it from a thread that lives as long as the child should (the main one): the kernel's parent-death signal
-    watches the thread, not the process.
+    Start it from a long-lived thread (the main one): the kernel's parent-death signal is bound to the thread, not the
+    process.
     """
 
     def __init__(
@@ -44,24 +44,24 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative is the signal that ended it."""
+        """None while running; negative: the signal that ended it."""
         return self._process.poll()
 
     async def wait(self) -> int:
-        """Return the exit code once it ended."""
+        """Wait for the exit; return the exit code."""
         while (code := self.exit_code) is None:  # noqa: ASYNC110  the kernel sets no asyncio.Event
             await asyncio.sleep(_POLL_S)
         return code
 
     def wait_blocking(self, timeout_s: float) -> int:
-        """Return the exit code once it ended; raise TimeoutError after `timeout_s` seconds."""
+        """Wait for the exit and return the exit code. Raises TimeoutError after `timeout_s` seconds."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired as late:
             raise TimeoutError(f"process {self.pid} still runs after {timeout_s} s") from late
 
     async def stop(self, grace_s: float) -> int:
-        """Ask it to end (SIGTERM), kill it after `grace_s` seconds; nothing of its process group is left after."""
+        """Send SIGTERM, and SIGKILL to the process group after `grace_s` seconds; return the exit code."""
         self.signal(signal.SIGTERM)
         deadline = time.monotonic() + grace_s
         while self.exit_code is None and time.monotonic() < deadline:  # noqa: ASYNC110  as in wait
@@ -69,28 +69,28 @@ class Child:
         return self.kill()
 
     def kill(self) -> int:
-        """End it and its process group at once (SIGKILL); return the exit code."""
+        """Send SIGKILL to the process group; return the exit code."""
         signal_group(self.pid, signal.SIGKILL)
         return self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and whatever it started; nothing happens if it has ended."""
+        """Send a signal to the process group, unless the process has exited."""
         if self.exit_code is None:
             signal_group(self.pid, number)
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to a process group that may be gone."""
+    """Send a signal to a process group that may no longer exist."""
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # PermissionError: macOS says this of a group of zombies
+    except (ProcessLookupError, PermissionError):  # PermissionError: macOS, for a group of zombies
         return
 
 
 def started_at(pid: int) -> str | None:
-    """Return what tells this process from a later one of the same id; None if there is no such running process."""
+    """Return the start time of a process, which tells it from a later one of the same id; None if not running."""
     try:
-        # The name, in parentheses, may hold anything: count the fields after it. Field 3 is the state, 22 the start.
+        # The name, in parentheses, may contain spaces: count from its end. Field 3 is the state, 22 the start time.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -98,17 +98,17 @@ def started_at(pid: int) -> str | None:
 
 
 class PidFile:
-    """Remembers a child on disk, so that a later start finds and ends one that a crash left behind."""
+    """A pid file with the start time, by which a later start finds and kills a process left by a crash."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, pid: int) -> None:
-        """Remember this process."""
+        """Record a process."""
         self._path.write_text(f"{pid} {started_at(pid) or ''}\n")
 
     def read(self) -> int | None:
-        """Return the id of the remembered process if that very process still runs."""
+        """Return the recorded process id if that process still runs."""
         try:
             pid, _, started = self._path.read_text().strip().partition(" ")
         except FileNotFoundError:
@@ -116,15 +116,15 @@ class PidFile:
         return int(pid) if pid.isdigit() and started and started_at(int(pid)) == started else None
 
     def clear(self) -> None:
-        """Forget it."""
+        """Remove the file."""
         self._path.unlink(missing_ok=True)
 
     async def end_leftover(self) -> bool:
-        """Kill the remembered process, if it still runs; True if there was one."""
+        """Kill the recorded process; return whether it was running."""
         pid = self.read()
         if pid is not None:
             signal_group(pid, signal.SIGKILL)
-            while self.read() is not None:  # noqa: ASYNC110  not our child: nothing tells of its end
+            while self.read() is not None:  # noqa: ASYNC110  not a child of this process: no wait()
                 await asyncio.sleep(_POLL_S)
         self.clear()
         return pid is not None

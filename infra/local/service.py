@@ -1,4 +1,4 @@
-"""What Kafka and MinIO have in common as local services: a folder of their own, one process, start until it answers."""
+"""The common base of local Kafka and MinIO: a locked folder, one process, start until it answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOG_TAIL = 2000
 
 
 class ServiceFailed(RuntimeError):
-    """A service ended or stayed silent; the message ends with the last lines of its log."""
+    """A service exited or did not answer; the message ends with the last lines of its log."""
 
 
 class FolderInUse(RuntimeError):
@@ -30,14 +30,14 @@ class FolderInUse(RuntimeError):
 class LocalService:
     """A server process with its data and log in `folder`.
 
-    `async with` starts it, returns when it answers, and stops it. A start recovers what a crash left in the folder.
-    Start it from a thread that lives as long as the service should.
+    `async with` starts it, waits until it answers, and stops it. A start recovers the folder after a crash. Start it
+    from a thread that outlives the service.
     """
 
     name: str
     grace_s: float = 20.0  # between SIGTERM and SIGKILL
     start_timeout_s: float = 90.0
-    port_tries: int = 3  # a port may be taken between choosing and listening
+    port_tries: int = 3  # another process may bind a port between the choice and the start
 
     def __init__(self, folder: Path, *, say: Say = say_to_stderr) -> None:
         self.folder = folder.resolve()
@@ -58,11 +58,11 @@ class LocalService:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id; None if it is not running."""
         return self._child.pid if self._child and self._child.exit_code is None else None
 
     async def start(self) -> None:
-        """Install, recover the folder, choose ports, start and wait until it answers.
+        """Install, recover the folder, choose ports, start, and wait until it answers.
 
         Raises MissingTool, InstallFailed, FolderInUse or ServiceFailed; then nothing runs and nothing is locked.
         """
@@ -70,15 +70,15 @@ class LocalService:
         self._take_folder()
         try:
             if await self._pid_file.end_leftover():
-                self._say(f"Ended a {self.name} that an earlier run had left in {self.folder}")
+                self._say(f"Killed a {self.name} process left by an earlier run in {self.folder}")
             self._recover()
-            for chance in reversed(range(self.port_tries)):
+            for tries_left in reversed(range(self.port_tries)):
                 self._choose_ports()
                 await self._prepare()
                 try:
                     await self._launch()
                 except ServiceFailed as failure:
-                    if chance == 0 or "already in use" not in str(failure).lower():
+                    if tries_left == 0 or "already in use" not in str(failure).lower():
                         raise
                 else:
                     return
@@ -87,7 +87,7 @@ class LocalService:
             raise
 
     async def stop(self) -> None:
-        """End it: SIGTERM, then SIGKILL after `grace_s` seconds. Stopping twice is harmless."""
+        """Send SIGTERM, and SIGKILL after `grace_s` seconds. Stopping twice is harmless."""
         if self._child is not None:
             await self._child.stop(self.grace_s)
             self._child = None
@@ -97,18 +97,18 @@ class LocalService:
             self._lock = None
 
     def kill(self) -> None:
-        """End it as a crash would (SIGKILL); `restart` brings it back with its data."""
+        """Send SIGKILL; `restart` starts it again with its data."""
         if self._child is not None:
             self._child.kill()
 
     async def restart(self) -> None:
-        """End it in good order if it still runs, and start it at the same address with the same data."""
+        """Stop it if it runs, and start it at the same address with the same data."""
         if self._child is not None:
             await self._child.stop(self.grace_s)
         await self._launch()
 
     async def wait(self) -> int:
-        """Return the exit code once its process ended."""
+        """Wait for the exit of its process; return the exit code."""
         if self._child is None:
             raise ServiceFailed(f"{self.name} was not started")
         return await self._child.wait()
@@ -120,11 +120,11 @@ class LocalService:
         return ""
 
     def _install(self) -> None:
-        """Make sure the programs are there; may take minutes; runs in a thread."""
+        """Install the programs; may take minutes; runs in a thread."""
         raise NotImplementedError
 
     def _recover(self) -> None:
-        """Set aside what a crash left half done in the folder."""
+        """Move or remove incomplete data of a crash."""
 
     def _choose_ports(self) -> None:
         """Choose the ports of this run."""
@@ -134,7 +134,7 @@ class LocalService:
         """Write settings and format storage."""
 
     def _command(self) -> list[str]:
-        """Return the command that starts it."""
+        """Return the command of the service."""
         raise NotImplementedError
 
     def _environment(self) -> Mapping[str, str]:
@@ -142,7 +142,7 @@ class LocalService:
         return os.environ
 
     async def _answers(self) -> bool:
-        """Return whether it does its work now."""
+        """Return whether it answers requests."""
         raise NotImplementedError
 
     async def _launch(self) -> None:
@@ -156,7 +156,7 @@ class LocalService:
                 await asyncio.sleep(_POLL_S)
                 continue
             self._child.kill()
-            what = f"did not answer within {self.start_timeout_s:g} s" if code is None else f"ended with {code}"
+            what = f"did not answer within {self.start_timeout_s:g} s" if code is None else f"exited with {code}"
             with self.log_file.open("rb") as log:
                 log.seek(max(written, log.seek(0, os.SEEK_END) - _LOG_TAIL))
                 tail = log.read().decode(errors="replace")
@@ -164,20 +164,20 @@ class LocalService:
 
     def _take_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The kernel drops a flock with its owner, so a crash leaves no stale lock behind.
+        # The kernel releases a flock with its owner, so a crash leaves no stale lock.
         lock = (self.folder / f"{self.name}.lock").open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as taken:
             lock.close()
             raise FolderInUse(
-                f"another {self.name} runs in {self.folder}: stop it, or choose another folder"
+                f"Another {self.name} runs in {self.folder}. Stop it, or choose another folder."
             ) from taken
         self._lock = lock
 
 
 async def listens(host: str, port: int) -> bool:
-    """Return whether something accepts connections there."""
+    """Return whether a server accepts connections on a port."""
     try:
         _, writer = await asyncio.open_connection(host, port)
     except OSError:

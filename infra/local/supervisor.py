@@ -1,4 +1,4 @@
-"""Keeps named commands running: restarts what dies, with back-off, and leaves nothing behind."""
+"""Keeps named commands running: restarts exited processes with back-off, and stops all at exit."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Sleep = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses before a restart, in seconds: doubling from `first_s` to `most_s`; a run of `healthy_s` starts afresh."""
+    """Pauses before a restart, in seconds: doubling from `first_s` to `most_s`; reset by a run of `healthy_s`."""
 
     first_s: float = 1.0
     most_s: float = 30.0
     healthy_s: float = 60.0
 
     def after(self, pause_s: float) -> float:
-        """Return the pause that follows one of `pause_s` seconds; 0 means there was none."""
+        """Return the pause after one of `pause_s` seconds; 0 means none so far."""
         return min(pause_s * 2, self.most_s) if pause_s else self.first_s
 
 
 @dataclass(frozen=True, slots=True)
 class ChildState:
-    """How a child is now. `exit_code` is of its last end; negative is the signal that ended it."""
+    """The state of a child. `exit_code` is of its last exit; negative: the signal that ended it."""
 
     name: str
     state: Literal["running", "backoff", "stopped"]
@@ -56,10 +56,10 @@ class _Program:
 
 
 class Supervisor:
-    """Runs named commands until it is left; `async with`, or `start`/`stop`.
+    """Runs named commands; use `async with`, or `start` and `stop`.
 
-    Use it on the main thread's event loop. If this process is killed, the kernel kills the children with it.
-    `on_change` hears of every change of state, on the event loop; it must not raise.
+    Use it on the main thread's event loop. If this process is killed, the kernel kills the children.
+    `on_change` is called on the event loop for every state change; it must not raise.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Supervisor:
         tier: int | None = None,
         grace_s: float = 45.0,
     ) -> None:
-        """Start a command and keep it running. `env` None means ours.
+        """Start a command and keep it running. `env` None: the environment of this process.
 
-        Children stop in the reverse of the order they were started in; those of one `tier` stop together, higher
-        tiers first. `grace_s` is the time between SIGTERM and SIGKILL. Raises ValueError if the name is taken.
+        Children stop in reverse order of their start; those of one `tier` stop together, higher tiers first. `grace_s`
+        is the time between SIGTERM and SIGKILL. Raises ValueError if the name is in use.
         """
         if name in self._programs:
             raise ValueError(f"{name} is already supervised")
@@ -112,32 +112,32 @@ class Supervisor:
         self._watchers[name] = asyncio.create_task(self._keep_running(program), name=f"supervise {name}")
 
     def states(self) -> dict[str, ChildState]:
-        """Return how every child is now, in the order they were started in."""
+        """Return the states of all children, in start order."""
         return dict(self._states)
 
     def state(self, name: str) -> ChildState:
-        """Return how one child is now."""
+        """Return the state of one child."""
         return self._states[name]
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a child, as a crash would; it is restarted if it ends."""
+        """Send a signal to a child; it is restarted if it exits."""
         if name in self._children:
             self._children[name].signal(number)
 
     async def stop(self) -> None:
-        """Stop everything, later tiers first. Stopping twice is harmless."""
+        """Stop all children, higher tiers first. Stopping twice is harmless."""
         order = sorted(self._programs.values(), key=lambda program: program.tier, reverse=True)
         for _, together in groupby(order, key=lambda program: program.tier):
             await asyncio.gather(*(self._stop(program) for program in together))
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT end `run`; main thread only."""
+        """Make `run` return on SIGTERM and SIGINT; main thread only."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled.set)
 
     async def run(self) -> None:
-        """Return when SIGTERM or SIGINT arrived; then leave the `async with`, or call `stop`."""
+        """Wait for SIGTERM or SIGINT; then leave the `async with`, or call `stop`."""
         self.stop_on_signals()
         await self._signalled.wait()
 
@@ -147,13 +147,13 @@ class Supervisor:
             started = self._now()
             try:
                 child = Child(program.command, log_file=program.log_file, env=program.env)
-            except OSError as error:  # no memory, no process slot: may pass
+            except OSError as error:  # no memory or no process slot: may be temporary
                 self._set(program.name, state="backoff", pid=None, exit_code=error.errno)
             else:
                 self._children[program.name] = child
                 self._set(program.name, state="running", pid=child.pid)
                 code = await child.wait()
-                child.kill()  # what it started and left behind
+                child.kill()  # the rest of its process group
                 self._set(program.name, state="backoff", pid=None, exit_code=code)
             if self._now() - started >= self._backoff.healthy_s:
                 pause_s = 0.0
@@ -200,14 +200,14 @@ class Supervisor:
 async def keep_running(
     service: LocalService, *, backoff: Backoff | None = None, say: Say = say_to_stderr, sleep: Sleep = asyncio.sleep
 ) -> None:
-    """Restart a started service, at its address and with its data, whenever its process ends; until cancelled."""
+    """Restart a service at its address and with its data whenever its process exits, until cancelled."""
     backoff = backoff or Backoff()
     loop = asyncio.get_running_loop()
     pause_s, started = 0.0, loop.time()
     while True:
         code = await service.wait()
         pause_s = backoff.after(0.0 if loop.time() - started >= backoff.healthy_s else pause_s)
-        say(f"{service.name} ended with {code}; starting it again in {pause_s:g} s")
+        say(f"{service.name} exited with {code}; restarting in {pause_s:g} s")
         await sleep(pause_s)
         started = loop.time()
         try:

@@ -1,4 +1,4 @@
-"""Programs Darkroom runs but does not ship: Apache Kafka's jars and the MinIO server, cached outside the checkout."""
+"""Installs the programs that Darkroom does not ship: Apache Kafka's jars and MinIO, cached outside the checkout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GO_AT_LEAST = (1, 24)
 
 Say = Callable[[str], None]
 
-# log4j-slf4j-impl is the binding of Kafka's own distribution; the published pom leaves the choice to the user.
+# log4j-slf4j-impl is the binding of Kafka's distribution; the published pom includes none.
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>darkroom</groupId><artifactId>kafka</artifactId><version>1</version>
@@ -39,51 +39,51 @@ _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 
 
 class MissingTool(RuntimeError):
-    """A program this machine lacks; the message says which and how to get it."""
+    """A required program is not installed; the message names it and how to install it."""
 
 
 class InstallFailed(RuntimeError):
-    """Something could not be downloaded or built; the message ends with what the tool said."""
+    """A download or build failed; the message ends with the tool's output."""
 
 
 def cache_dir() -> Path:
-    """Return the folder of slow things: DARKROOM_CACHE, or ~/.cache/darkroom."""
+    """Return the folder of downloads and builds: DARKROOM_CACHE, or ~/.cache/darkroom."""
     return Path(os.environ.get("DARKROOM_CACHE") or Path.home() / ".cache" / "darkroom")
 
 
 def say_to_stderr(line: str) -> None:
-    """Show a line of progress."""
+    """Write a progress line to stderr."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def java() -> str:
-    """Return a Java of version 17 or later: the one of JAVA_HOME, else the one on PATH."""
+    """Return the path of Java 17 or later, from JAVA_HOME or else PATH. Raises MissingTool."""
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=str(Path(home) / "bin")) if home else None
     program = _found(found or shutil.which("java"), f"Java {JAVA_AT_LEAST} or later", "openjdk-17-jre-headless")
-    said = _output([program, "-version"])
-    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    output = _output([program, "-version"])
+    version = re.search(r'version "(?:1\.)?(\d+)', output)
     if version is None or int(version.group(1)) < JAVA_AT_LEAST:
-        first_line = said.strip().partition("\n")[0]
+        first_line = output.strip().partition("\n")[0]
         raise MissingTool(
-            f"Apache Kafka {KAFKA_VERSION} needs Java {JAVA_AT_LEAST} or later; {program} says: {first_line}. "
-            "On Debian or Ubuntu: apt-get install openjdk-17-jre-headless; or set JAVA_HOME."
+            f"Apache Kafka {KAFKA_VERSION} needs Java {JAVA_AT_LEAST} or later; {program} is {first_line}. "
+            "Install it (Debian or Ubuntu: apt-get install openjdk-17-jre-headless) or set JAVA_HOME."
         )
     return program
 
 
 def kafka_jars(say: Say = say_to_stderr) -> Path:
-    """Return the folder of Kafka's jars, downloaded with Maven the first time (54 MB, checksums verified)."""
+    """Return the folder of Kafka's jars, downloaded with Maven on first use (54 MB, checksums verified)."""
     folder = cache_dir() / f"kafka-{KAFKA_VERSION}"
     if folder.is_dir():
         return folder
-    with _only_one("kafka"):
+    with _install_lock("kafka"):
         if folder.is_dir():
             return folder
         maven = _found(shutil.which("mvn"), "Maven (mvn)", "maven")
         say(f"Downloading Apache Kafka {KAFKA_VERSION} (54 MB, once) to {folder}")
-        with _workplace(folder) as work:
+        with _staging_folder(folder) as work:
             (work / "pom.xml").write_text(_POM)
             jars = work / "jars"
             _run(
@@ -92,52 +92,50 @@ def kafka_jars(say: Say = say_to_stderr) -> Path:
                 f"Maven could not download Apache Kafka {KAFKA_VERSION}", work / "log", say,
             )  # fmt: skip
             jars.rename(folder)
-        say("Apache Kafka is there.")
+        say("Apache Kafka is installed.")
     return folder
 
 
 def minio_binary(say: Say = say_to_stderr) -> Path:
-    """Return the MinIO server, built with Go the first time (minutes)."""
+    """Return the path of the MinIO server, built with Go on first use (minutes)."""
     binary = cache_dir() / "bin" / "minio"
     if binary.is_file():
         return binary
-    with _only_one("minio"):
+    with _install_lock("minio"):
         if binary.is_file():
             return binary
         go = _go()
         say(f"Building MinIO {MINIO_VERSION} (once, a few minutes) to {binary}")
-        with _workplace(binary) as work:
+        with _staging_folder(binary) as work:
             _run(
                 [go, "install", f"github.com/minio/minio@{MINIO_VERSION}"],
                 f"Go could not build MinIO {MINIO_VERSION}", work / "log", say,
                 env={**os.environ, "GOBIN": str(work), "GOFLAGS": "", "CGO_ENABLED": "0"},
             )  # fmt: skip
             (work / "minio").rename(binary)
-        say("MinIO is there.")
+        say("MinIO is installed.")
     return binary
 
 
 def _go() -> str:
     needed = ".".join(map(str, GO_AT_LEAST))
-    how = (
-        f"Go {needed} or later is needed to build MinIO: https://go.dev/dl (Debian: apt-get install golang-go, if new)"
-    )
+    requirement = f"Building MinIO needs Go {needed} or later. Install it from https://go.dev/dl"
     program = shutil.which("go")
     if program is None:
-        raise MissingTool(f"{how}; there is no `go` on PATH.")
-    said = _output([program, "version"])
-    version = re.search(r"go(\d+)\.(\d+)", said)
+        raise MissingTool(f"{requirement}; `go` is not on PATH.")
+    output = _output([program, "version"])
+    version = re.search(r"go(\d+)\.(\d+)", output)
     if version is None or (int(version.group(1)), int(version.group(2))) < GO_AT_LEAST:
-        raise MissingTool(f"{how}; {program} says: {said.strip()}")
+        raise MissingTool(f"{requirement}; {program} is {output.strip()}.")
     return program
 
 
 def _found(program: str | None, what: str, debian: str) -> str:
     if program is None:
         raise MissingTool(
-            f"{what} is missing: Darkroom starts Apache Kafka {KAFKA_VERSION} with it. "
-            f"On Debian or Ubuntu: apt-get install {debian} (everything: openjdk-17-jdk-headless maven); "
-            "or set DARKROOM_KAFKA__BOOTSTRAP to a Kafka that runs."
+            f"{what} is missing; Apache Kafka {KAFKA_VERSION} needs it. "
+            f"Install it (Debian or Ubuntu: apt-get install {debian}), "
+            "or set DARKROOM_KAFKA__BOOTSTRAP to a running Kafka."
         )
     return program
 
@@ -155,7 +153,7 @@ def _run(command: list[str], failure: str, log: Path, say: Say, env: dict[str, s
                 code = child.wait_blocking(30.0)
                 break
             except TimeoutError:
-                say("  …still at it")
+                say("  … still running")
     finally:
         child.kill()
     if code != 0:
@@ -163,8 +161,8 @@ def _run(command: list[str], failure: str, log: Path, say: Say, env: dict[str, s
 
 
 @contextlib.contextmanager
-def _only_one(name: str) -> Iterator[None]:
-    """Hold a lock of the machine, so that two processes do not install the same thing at once."""
+def _install_lock(name: str) -> Iterator[None]:
+    """A file lock against concurrent installations of the same program."""
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as lock:
@@ -173,10 +171,10 @@ def _only_one(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """Give a folder on the target's own file system, so that the last step is an atomic rename.
+def _staging_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the target's file system, for an atomic rename as the last step.
 
-    The caller holds the lock: a folder that is already there was left by one that was killed.
+    The caller has the install lock, so an existing folder was left by a killed process and is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{target.name}-*"):
