@@ -1,4 +1,4 @@
-"""What waits in the bulk lane: where each event wants to go, whose it is, and what says that its image has ended."""
+"""Events of the bulk lane: target topic, owner, and the slot each occupies in the pipeline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TARGETS: dict[str, Topic] = {
 
 @dataclass(frozen=True, slots=True)
 class BulkEvent:
-    """One event of the bulk lane, ready to go on."""
+    """One event of the bulk lane, with the message that forwards it."""
 
     owner: str
     slot: Slot
@@ -29,15 +29,15 @@ class BulkEvent:
 
     @property
     def size(self) -> int:
-        """Bytes it takes while it waits, about."""
+        """Approximate bytes in memory."""
         headers = sum(len(name) + len(value) for name, value in self.message.headers)
         return len(self.message.value or b"") + len(self.message.key or b"") + headers
 
 
 def read_bulk(record: Record) -> BulkEvent:
-    """Return what a record of the bulk lane asks for. Raises Malformed when it may go nowhere.
+    """Return the event of a bulk-lane record. Raises Malformed if it has no allowed target.
 
-    The event goes on byte for byte, with its target in a header: that tells it from interactive ones in its new topic.
+    The event is forwarded byte for byte. Its target stays in a header, which marks it as bulk in the target topic.
     """
     try:
         event: Event = decode(record, BULK.events)
@@ -48,8 +48,8 @@ def read_bulk(record: Record) -> BulkEvent:
     name = named if named is not None else _ENTRANCES.get(event.type, "")
     target = _TARGETS.get(name)
     if target is None or type(event) not in target.events:
-        raise Malformed(f"{event.type} cannot go from the bulk lane to {name[:200]!r}", code=ErrorCode.UNKNOWN_EVENT)
+        raise Malformed(f"the bulk lane does not forward {event.type} to {name[:200]!r}", code=ErrorCode.UNKNOWN_EVENT)
     headers = record.headers if named is not None else (*record.headers, (LANE_TARGET_HEADER, name.encode()))
     stage = _AGENT_OF.get(name, WHOLE)
-    ends_with = stage if stage in REQUIRED_STAGES else WHOLE  # the others say no fact of their own
+    ends_with = stage if stage in REQUIRED_STAGES else WHOLE  # other agents emit no fact of their own
     return BulkEvent(event.owner, Slot(event.image_id, ends_with), Outgoing(name, record.key, record.value, headers))

@@ -1,10 +1,10 @@
-"""The scheduler: lets events of the bulk lane into the pipeline when it has room for them, owners taking turns.
+"""Scheduler: forwards events of the bulk lane to the pipeline while it has room, round-robin over owners.
 
-A plain client beside the router, in the same process. It reads ahead, so that who comes late need not wait for a
-backlog of another owner; forwards byte for byte; awaits each delivery; commits the contiguous finished prefix of a
-partition. After a death, events are forwarded again that were forwarded ahead of older ones: harmless, as any repeat.
+A plain consumer in the router's process. It reads ahead, so that no owner waits for another's backlog; forwards byte
+for byte; awaits each delivery; commits the contiguous finished prefix of each partition. After a crash, events
+forwarded ahead of older ones are forwarded again, which is harmless like any repeat.
 
-Several replicas share the partitions, and each has a window of its own; all see the same interactive images.
+Replicas share the partitions; each has its own window, and all see the same interactive images.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ T = TypeVar("T")
 VERSION = "1"
 POLL_S = 0.25
 COMMIT_S = 1.0
-AT_ONCE = 100  # events of one delivery, at most
-REMEMBERED = 100_000  # images deleted since the start
-_SOURCE = "darkroom/"  # ce_source of an agent's events begins with it; its name follows
+MAX_BATCH = 100  # events of one delivery
+REMEMBERED = 100_000  # deleted images
+_SOURCE = "darkroom/"  # ce_source of an agent: this, then its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Waiting:
 
 
 class Scheduler:
-    """One member of the scheduler's group."""
+    """One member of the scheduler's consumer group."""
 
     def __init__(self, settings: KafkaSettings, lanes: LaneSettings, deliverer: Deliverer, health: HealthBoard) -> None:
         self._settings = settings
@@ -69,7 +69,7 @@ class Scheduler:
         self._ledger: Ledger[int] = Ledger()
         self._generation = 0
         self._read_to: dict[TopicPartition, int] = {}
-        self._done: dict[TopicPartition, int] = {}  # what may be committed
+        self._done: dict[TopicPartition, int] = {}  # next offsets to commit
         self._committed_at = 0.0
         self._changed = asyncio.Event()
         self.ready = asyncio.Event()
@@ -77,16 +77,16 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """How many events were read and wait."""
+        """Number of events read and queued."""
         return len(self._queue)
 
     @property
     def interactive(self) -> int:
-        """How many interactive images are in the pipeline."""
+        """Number of interactive images in the pipeline."""
         return self._admission.interactive
 
     async def run(self) -> None:
-        """Schedule until cancelled. Raises DependencyUnavailable when Kafka is away; the supervisor restarts."""
+        """Schedule until cancelled. Raises DependencyUnavailable without Kafka; the supervisor restarts it."""
         watcher = self._watcher()
         bulk = self._bulk_consumer()
         tasks: list[asyncio.Task[None]] = []
@@ -104,7 +104,7 @@ class Scheduler:
             await self._stop(watcher, bulk)
 
     def _watcher(self) -> Any:
-        """Return a consumer that belongs to no group: every scheduler sees all that begins and ends from now on."""
+        """Return a consumer without a group: every scheduler sees all uploads, facts and outcomes from now on."""
         watched = (UPLOADED, FETCH_REQUESTED, FACTS, OUTCOMES)
         return AIOKafkaConsumer(
             *(self._settings.topic(topic.name) for topic in watched),
@@ -125,35 +125,35 @@ class Scheduler:
     async def _start(self, watcher: Any, bulk: Any) -> None:
         await self._in_time(watcher.start())
         for place in watcher.assignment():
-            await self._in_time(watcher.position(place))  # what is forwarded from now on cannot end unseen
+            await self._in_time(watcher.position(place))  # positions fixed: no later outcome is missed
         bulk.subscribe([self._settings.topic(BULK.name)], listener=_Assignment(self, bulk))
         await self._in_time(bulk.start())
         self._health.say(SCHEDULER, Condition.OK, "scheduling")
         self.ready.set()
-        log.info("scheduler is up")
+        log.info("scheduler started")
 
     async def _stop(self, watcher: Any, bulk: Any) -> None:
         for ending in (self._commit(bulk), bulk.stop(), watcher.stop()):
             try:
                 await self._in_time(ending)
             except (KafkaError, TimeoutError) as error:
-                log.warning("could not end as it should; what was not committed is forwarded again", error=repr(error))
+                log.warning("scheduler did not stop cleanly; uncommitted events are forwarded again", error=repr(error))
 
     async def _in_time(self, call: Awaitable[T]) -> T:
-        """Await what the client itself would try for ever. Raises TimeoutError."""
+        """Await a call that the client would retry without limit. Raises TimeoutError."""
         return await bounded(call, self._settings.request_timeout_s)
 
-    # What begins and ends
+    # Admission
 
     async def _watch(self, watcher: Any) -> None:
         while True:
             for place, messages in (await watcher.getmany(timeout_ms=500, max_records=2000)).items():
                 topic = self._settings.logical(place.topic)
                 for message in messages:
-                    self._saw(topic, _record(message))
+                    self._observe(topic, _record(message))
             self._changed.set()
 
-    def _saw(self, topic: str, record: Record) -> None:
+    def _observe(self, topic: str, record: Record) -> None:
         image_id = record.header("ce_subject")
         if not image_id:
             return
@@ -168,29 +168,29 @@ class Scheduler:
         elif record.header(LANE_TARGET_HEADER) is None:
             self._admission.interactive_seen(image_id)
 
-    # What waits
+    # Reading
 
     async def _read(self, bulk: Any) -> None:
         while True:
-            self._hold(bulk)
+            self._limit(bulk)
             for place, messages in (await bulk.getmany(timeout_ms=int(POLL_S * 1000), max_records=500)).items():
                 refused = [letter for message in messages if (letter := self._take(place, _record(message)))]
                 if refused:
-                    await self._set_aside(refused)
+                    await self._dead_letter(refused)
             self._changed.set()
             self._measure(bulk)
 
-    def _hold(self, bulk: Any) -> None:
-        """Stop reading while enough waits here; polling goes on, so membership is never lost."""
-        held = bulk.paused()
-        most, most_bytes = self._lanes.read_ahead, self._lanes.read_ahead_bytes
-        if len(self._queue) >= most or self._queued_bytes >= most_bytes:
-            bulk.pause(*(bulk.assignment() - held))
-        elif held and len(self._queue) <= most // 2 and self._queued_bytes <= most_bytes // 2:
-            bulk.resume(*held)
+    def _limit(self, bulk: Any) -> None:
+        """Pause reading while the queue is full; polling continues, so the group membership is kept."""
+        paused = bulk.paused()
+        limit, limit_bytes = self._lanes.read_ahead, self._lanes.read_ahead_bytes
+        if len(self._queue) >= limit or self._queued_bytes >= limit_bytes:
+            bulk.pause(*(bulk.assignment() - paused))
+        elif paused and len(self._queue) <= limit // 2 and self._queued_bytes <= limit_bytes // 2:
+            bulk.resume(*paused)
 
     def _take(self, place: TopicPartition, record: Record) -> tuple[Slice, Record, Malformed] | None:
-        """Queue an event; return it with the reason when it may go nowhere."""
+        """Queue an event; return it with the error if it has no allowed target."""
         where = Slice(place.topic, place.partition, self._generation)
         self._read_to[place] = record.offset + 1
         if not self._ledger.take(where, record.offset, record.offset):
@@ -203,18 +203,18 @@ class Scheduler:
         self._queued_bytes += event.size
         return None
 
-    async def _set_aside(self, refused: Sequence[tuple[Slice, Record, Malformed]]) -> None:
+    async def _dead_letter(self, refused: Sequence[tuple[Slice, Record, Malformed]]) -> None:
         letters: list[Outgoing] = []
         for _, record, error in refused:
             failure = Failure(error.code, error, attempts=1, retriable=False, first_failure=now())
             letters.append(dead_letter(record, SCHEDULER, VERSION, failure))
             metrics.DEAD_LETTERS.labels(SCHEDULER, error.code).inc()
-            log.error("an event of the bulk lane may go nowhere", offset=record.offset, reason=str(error))
+            log.error("bulk event dead-lettered", offset=record.offset, reason=str(error))
         await self._deliverer.deliver(letters)
         for where, record, _ in refused:
             self._finish(where, record.offset)
 
-    # What goes on
+    # Forwarding
 
     async def _forward(self, bulk: Any) -> None:
         while True:
@@ -232,17 +232,17 @@ class Scheduler:
 
     def _admit(self) -> list[_Waiting]:
         admitted: list[_Waiting] = []
-        while len(self._queue) and len(admitted) < AT_ONCE and self._admission.room():
+        while len(self._queue) and len(admitted) < MAX_BATCH and self._admission.room():
             waiting = self._queue.take()
             self._queued_bytes -= waiting.event.size
-            if waiting.event.slot.image_id not in self._deleted:  # agents drop it without a word
+            if waiting.event.slot.image_id not in self._deleted:  # agents drop it without an outcome
                 self._admission.admit(waiting.event.slot)
             admitted.append(waiting)
         return admitted
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(POLL_S):  # room also comes of time
+            async with asyncio.timeout(POLL_S):  # room also appears with time
                 await self._changed.wait()
         except TimeoutError:
             pass
@@ -260,23 +260,23 @@ class Scheduler:
         try:
             await self._in_time(bulk.commit(done))
         except (CommitFailedError, IllegalStateError) as error:
-            log.info("partitions have moved; their events are forwarded again", error=repr(error))
+            log.info("partitions reassigned before the commit; their events are forwarded again", error=repr(error))
 
-    # Partitions come and go
+    # Rebalancing
 
     async def revoke(self, bulk: Any, places: Collection[TopicPartition]) -> None:
-        """Forget what waits of these partitions: it is somebody else's now."""
+        """Commit, then drop the queued events of revoked partitions."""
         await self._commit(bulk)
-        gone = {(place.topic, place.partition) for place in places}
-        for topic, partition in gone:
+        revoked = {(place.topic, place.partition) for place in places}
+        for topic, partition in revoked:
             self._ledger.revoke(topic, partition)
-        self._queue.drop(lambda waiting: (waiting.where.topic, waiting.where.partition) in gone)
+        self._queue.drop(lambda waiting: (waiting.where.topic, waiting.where.partition) in revoked)
         self._queued_bytes = sum(waiting.event.size for waiting in self._queue)
         self._read_to = {place: at for place, at in self._read_to.items() if place not in places}
         self._done.clear()
 
     def assign(self) -> None:
-        """Begin a new assignment: marks of older ones are void."""
+        """Start a new generation; entries of older ones are ignored."""
         self._generation += 1
 
     def _measure(self, bulk: Any) -> None:
@@ -288,7 +288,7 @@ class Scheduler:
 
 
 class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Tells the scheduler which partitions are its own."""
+    """Passes rebalances to the scheduler."""
 
     def __init__(self, scheduler: Scheduler, bulk: Any) -> None:
         self._scheduler = scheduler

@@ -1,4 +1,4 @@
-"""A queue in which owners take turns: nobody waits for another's backlog, only for one item of each who waits."""
+"""Fair queue: round-robin over owners, so that no owner waits for another's backlog."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class FairQueue(Generic[T]):
-    """Items by owner. Of n owners who wait, each gets one of n turns; an owner's own items keep their order."""
+    """Items by owner. Of n owners with items, each gets every n-th; the items of one owner keep their order."""
 
-    _waiting: OrderedDict[str, deque[T]] = field(default_factory=OrderedDict)  # in the order of their turns
+    _waiting: OrderedDict[str, deque[T]] = field(default_factory=OrderedDict)  # next owner first
     _count: int = 0
 
     def __len__(self) -> int:
-        """Return how many items wait."""
+        """Return the number of items."""
         return self._count
 
     @property
     def owners(self) -> int:
-        """How many owners wait."""
+        """Number of owners with items."""
         return len(self._waiting)
 
     def put(self, owner: str, item: T) -> None:
-        """Add an item behind those of its owner. Who did not wait so far is the last to have a turn."""
+        """Append an item to those of its owner. An owner without items is served last."""
         self._waiting.setdefault(owner, deque()).append(item)
         self._count += 1
 
     def take(self) -> T:
-        """Return the next item of the owner whose turn it is. Raises IndexError when nothing waits."""
+        """Remove and return the next owner's first item. Raises IndexError if the queue is empty."""
         if not self._waiting:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         owner, items = self._waiting.popitem(last=False)
         item = items.popleft()
         if items:
@@ -43,12 +43,12 @@ class FairQueue(Generic[T]):
         return item
 
     def __iter__(self) -> Iterator[T]:
-        """Walk everything that waits, owner by owner."""
+        """Iterate over all items, owner by owner."""
         for items in self._waiting.values():
             yield from items
 
     def drop(self, unwanted: Callable[[T], bool]) -> None:
-        """Forget items; everybody keeps their turn."""
+        """Remove items; owners keep their order."""
         kept = OrderedDict(
             (owner, left)
             for owner, items in self._waiting.items()

@@ -1,4 +1,4 @@
-"""How many bulk images are let into the pipeline."""
+"""Admission of bulk images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.lanes.admission_control import FIRST_WINDOW, LEAST_WINDOW, SLOW, Admission, Slot
+from streams.lanes.admission_control import EXPIRY, FIRST_WINDOW, MIN_WINDOW, Admission, Slot
 from streams.settings import LaneSettings
 
 SETTINGS = LaneSettings(target_delay_s=1, max_in_flight=50, beside_interactive=1, quiet_s=10, starve_s=5, slot_s=60)
@@ -15,7 +15,7 @@ SETTINGS = LaneSettings(target_delay_s=1, max_in_flight=50, beside_interactive=1
 
 @dataclass
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that tests set."""
 
     now: float = 1000.0
 
@@ -25,7 +25,7 @@ class Clock:
 
 @dataclass
 class Pipeline:
-    """A pipeline of `rate` images a second, each of which takes `alone_s` however idle it is; first in, first out."""
+    """A FIFO pipeline of `rate` images a second, each of which takes at least `alone_s`."""
 
     clock: Clock
     rate: float
@@ -44,7 +44,7 @@ class Pipeline:
 
 
 def run(admission: Admission, pipeline: Pipeline, seconds: float, *, name: str = "i") -> int:
-    """Feed a pipeline for a while from a lane that never runs empty; return how many images ended."""
+    """Feed a pipeline from an endless lane; return how many images ended."""
     done = 0
     for step in range(int(seconds / 0.05)):
         pipeline.clock.now += 0.05
@@ -58,7 +58,7 @@ def run(admission: Admission, pipeline: Pipeline, seconds: float, *, name: str =
 
 
 def test_the_window_grows_until_the_pipeline_is_busy_and_no_further() -> None:
-    """Bulk alone gets nearly all the pipeline can do, and yet an image is in it little longer than it must."""
+    """Bulk alone uses at least 90 % of the pipeline's rate with bounded latency."""
     for rate, alone_s in ((1, 0.5), (5, 0.5), (5, 3.0), (20, 1.0)):
         clock = Clock()
         admission = Admission(SETTINGS, clock)
@@ -66,11 +66,11 @@ def test_the_window_grows_until_the_pipeline_is_busy_and_no_further() -> None:
         run(admission, pipeline, 120)
         done = run(admission, pipeline, 100, name="later")
         assert done >= 0.9 * rate * 100, (rate, alone_s, done, admission.window)
-        assert admission.window / rate <= 2 * (alone_s + SETTINGS.target_delay_s) + LEAST_WINDOW / rate
+        assert admission.window / rate <= 2 * (alone_s + SETTINGS.target_delay_s) + MIN_WINDOW / rate
 
 
 def test_the_window_follows_a_pipeline_that_becomes_slower() -> None:
-    """When the pipeline loses nine tenths of its rate, the window shrinks until images wait no longer than before."""
+    """When the rate falls to a tenth, the window shrinks with it."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     run(admission, Pipeline(clock, 20, 0.5), 60)
@@ -80,7 +80,7 @@ def test_the_window_follows_a_pipeline_that_becomes_slower() -> None:
 
 
 def test_nothing_is_admitted_while_an_interactive_image_is_in_the_pipeline() -> None:
-    """From the moment an interactive image is seen until its outcome no bulk image joins it."""
+    """No bulk image is admitted between an interactive image's arrival and its outcome."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     admission.admit(Slot("bulk"))
@@ -93,7 +93,7 @@ def test_nothing_is_admitted_while_an_interactive_image_is_in_the_pipeline() -> 
 
 
 def test_few_are_admitted_while_interactive_images_come() -> None:
-    """After an interactive image has ended the window is small until none has come for a while."""
+    """After an interactive outcome the window is small until none arrived for `quiet_s`."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     run(admission, Pipeline(clock, 20, 0.5), 60)
@@ -106,7 +106,7 @@ def test_few_are_admitted_while_interactive_images_come() -> None:
 
 
 def among(gap_s: float, *, rate: float = 1.25, seconds: float = 240) -> tuple[float, float]:
-    """Send an interactive image every `gap_s` beside endless bulk; return their 95 % time and bulk images a second."""
+    """Send an interactive image every `gap_s` beside endless bulk; return their p95 latency and the bulk rate."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     pipeline = Pipeline(clock, rate, 1 / rate)
@@ -132,21 +132,21 @@ def among(gap_s: float, *, rate: float = 1.25, seconds: float = 240) -> tuple[fl
     return sorted(took)[int(len(took) * 0.95)], bulk / seconds
 
 
-def test_interactive_images_that_come_regularly_find_the_pipeline_empty() -> None:
-    """One image every two seconds takes little longer than on an idle system, and bulk has the time between them."""
+def test_regular_interactive_images_find_the_pipeline_empty() -> None:
+    """One image every two seconds is at most 30 % slower than on an idle system; bulk runs in between."""
     p95_s, bulk_rate = among(2.0)
     assert p95_s <= 1.3 * 0.8
     assert bulk_rate >= 0.4
 
 
 def test_bulk_has_most_of_the_pipeline_when_interactive_images_are_rare() -> None:
-    """With an interactive image every eight seconds bulk still gets most of what the pipeline can do."""
+    """With an interactive image every eight seconds bulk gets at least 60 % of the rate."""
     _, bulk_rate = among(8.0)
     assert bulk_rate >= 0.6 * 1.25
 
 
-def test_endless_interactive_load_leaves_bulk_its_least_share() -> None:
-    """However many interactive images are in the pipeline, one bulk image goes on every few seconds."""
+def test_endless_interactive_load_leaves_bulk_its_minimum_share() -> None:
+    """Under constant interactive load one bulk image is admitted every 2 x `starve_s`."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     admitted = 0
@@ -160,8 +160,8 @@ def test_endless_interactive_load_leaves_bulk_its_least_share() -> None:
     assert admitted >= 100 / (2 * SETTINGS.starve_s) - 1
 
 
-def test_an_image_that_never_ends_gives_its_place_up() -> None:
-    """A bulk image in a delay topic, or an interactive one that is lost, holds nobody up for longer than a slot."""
+def test_the_slot_of_an_image_that_never_ends_expires() -> None:
+    """A bulk image in a delay topic, or a lost interactive one, blocks admission for at most `slot_s`."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     for number in range(int(FIRST_WINDOW)):
@@ -173,21 +173,21 @@ def test_an_image_that_never_ends_gives_its_place_up() -> None:
     assert (admission.in_flight, admission.interactive) == (0, 0)
 
 
-def test_an_image_that_takes_much_longer_than_usual_gives_its_place_up_sooner() -> None:
-    """Once it is known how long an image takes, one dropped without an outcome holds its place ten times as long."""
+def test_a_slot_expires_sooner_once_the_latency_is_known() -> None:
+    """After a measurement, an image without an outcome expires after EXPIRY times the usual latency."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     admission.admit(Slot("usual"))
     clock.now += 1
     admission.outcome("usual")
     admission.admit(Slot("dropped"))
-    clock.now += SLOW * (1 + SETTINGS.target_delay_s)
+    clock.now += EXPIRY * (1 + SETTINGS.target_delay_s)
     assert admission.room()
     assert admission.in_flight == 0
 
 
 def test_a_rerun_ends_with_the_fact_of_its_stage() -> None:
-    """A rerun's place is freed by the fact of that stage of that image, not by another's."""
+    """A rerun's slot is freed by the fact of its stage and image, and by no other."""
     admission = Admission(SETTINGS, Clock())
     admission.admit(Slot("image", "ocr"))
     admission.free(Slot("image", "resizer"))
@@ -197,8 +197,8 @@ def test_a_rerun_ends_with_the_fact_of_its_stage() -> None:
     assert admission.in_flight == 0
 
 
-def test_an_outcome_seen_before_its_image_does_not_leave_it_waiting() -> None:
-    """When the log shows an interactive image's outcome first, the image does not count as in the pipeline."""
+def test_an_outcome_read_before_its_upload_is_counted() -> None:
+    """If the outcome is read first, the image does not count as in the pipeline."""
     admission = Admission(SETTINGS, Clock())
     admission.outcome("quick")
     admission.interactive_seen("quick")
@@ -213,8 +213,8 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_never_more_in_flight_than_the_most_there_may_be(steps: list[tuple[str, int, float]]) -> None:
-    """Over any traffic there is no room beyond the bounds, and none beside interactive images but the least share."""
+def test_in_flight_never_exceeds_its_limits(steps: list[tuple[str, int, float]]) -> None:
+    """For any traffic, room stays within the window, and beside interactive images within the minimum share."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     for step, number, seconds in steps:
@@ -239,7 +239,7 @@ def test_never_more_in_flight_than_the_most_there_may_be(steps: list[tuple[str, 
 
 
 def test_a_pipeline_that_becomes_slower_but_not_busier_is_still_filled() -> None:
-    """When each image comes to take ten times as long beside others as before, bulk still gets most of the rate."""
+    """When latency grows twentyfold at the same rate, bulk gets at least 80 % of the rate."""
     clock = Clock()
     admission = Admission(SETTINGS, clock)
     run(admission, Pipeline(clock, 5, 0.4), 60)

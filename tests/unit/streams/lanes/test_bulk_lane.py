@@ -1,4 +1,4 @@
-"""What may wait in the bulk lane, and where it goes."""
+"""Events of the bulk lane and their targets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.stage_kit import SHA, message, uploaded
 
 
 def record(found: Outgoing) -> Record:
-    """Return a message as it comes out of the log."""
+    """Return a message as a record of the log."""
     return Record(found.topic, 0, 7, found.key, found.value, found.headers)
 
 
@@ -29,8 +29,8 @@ def sanitized() -> Event:
     return Facts(new_image_id()).sanitized()
 
 
-def test_an_event_goes_on_as_it_came() -> None:
-    """Key, value and headers of an event that leaves the bulk lane are those it had, and its target is in a header."""
+def test_an_event_is_forwarded_unchanged() -> None:
+    """Key, value and headers are unchanged, and the target is in a header."""
     event = uploaded(owner="anna")
     found = read_bulk(record(in_bulk(message(event, odd="é"))))
     assert found.owner == "anna"
@@ -48,8 +48,8 @@ def test_an_event_goes_on_as_it_came() -> None:
         (FetchRequested(image_id=new_image_id(), url="https://example.org/a.jpg"), "image.fetch-requested"),
     ],
 )
-def test_an_event_without_a_target_goes_where_its_type_belongs(event: Event, target: str) -> None:
-    """Another service need not name the topic of what it has uploaded or fetched."""
+def test_an_event_without_a_target_goes_to_the_topic_of_its_type(event: Event, target: str) -> None:
+    """Other services need not name the target of an upload or fetch request."""
     found = read_bulk(record(message(event, topics.BULK.name)))
     assert found.message.topic == target
     assert found.message.headers[-1] == (LANE_TARGET_HEADER, target.encode())
@@ -59,7 +59,7 @@ def test_an_event_without_a_target_goes_where_its_type_belongs(event: Event, tar
     ("agent", "stage"), [("ocr", "ocr"), ("sanitizer", "sanitizer"), ("fetcher", WHOLE), ("indexer", WHOLE)]
 )
 def test_a_rerun_goes_to_one_agent_and_ends_with_its_fact(agent: str, stage: str) -> None:
-    """An event for an agent's retry topic ends with that stage's fact, or where there is none, with the outcome."""
+    """A slot for a retry topic ends with the fact of that stage, or with the outcome if the agent emits none."""
     events: dict[str, Event] = {
         "sanitizer": uploaded(),
         "fetcher": FetchRequested(image_id=new_image_id(), url="https://example.org/a.jpg"),
@@ -91,8 +91,8 @@ def test_a_rerun_goes_to_one_agent_and_ends_with_its_fact(agent: str, stage: str
         (Outgoing("image.bulk", b"k", SHA.encode(), (("ce_type", b"\xff"),)), ErrorCode.UNKNOWN_EVENT),
     ],
 )
-def test_what_may_go_nowhere_is_refused(found: Outgoing, code: ErrorCode) -> None:
-    """An event of another type, for a topic that does not take it, or that cannot be read, is refused with a code."""
+def test_an_event_without_an_allowed_target_is_refused(found: Outgoing, code: ErrorCode) -> None:
+    """Unknown types, wrong targets and unreadable events raise Malformed with a code."""
     with pytest.raises(Malformed) as refused:
         read_bulk(record(found))
     assert refused.value.code is code

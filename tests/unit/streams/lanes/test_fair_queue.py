@@ -1,4 +1,4 @@
-"""Owners take turns."""
+"""Fair queue."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BACKLOGS = st.dictionaries(st.sampled_from(OWNERS), st.integers(1, 40), min_size
 
 
 @given(backlogs=BACKLOGS)
-def test_each_owner_who_waits_has_every_nth_turn(backlogs: dict[str, int]) -> None:
-    """Of n owners who wait, each gets one of every n turns, however long the others' backlogs are."""
+def test_each_of_n_owners_gets_every_nth_item(backlogs: dict[str, int]) -> None:
+    """Of n owners with items, each gets one of every n, regardless of the others' backlogs."""
     queue: FairQueue[str] = FairQueue()
     for owner, count in backlogs.items():
         for _ in range(count):
@@ -24,30 +24,30 @@ def test_each_owner_who_waits_has_every_nth_turn(backlogs: dict[str, int]) -> No
     left = Counter(backlogs)
     while len(queue):
         assert queue.owners == len(left)
-        turns = [queue.take() for _ in range(len(left))]
-        assert sorted(turns) == sorted(left)
-        left.subtract(turns)
+        taken = [queue.take() for _ in range(len(left))]
+        assert sorted(taken) == sorted(left)
+        left.subtract(taken)
         left = +left
     assert not left
 
 
 @given(st.lists(st.tuples(st.sampled_from(OWNERS), st.booleans()), max_size=200))
 def test_nothing_is_lost_or_repeated_and_an_owner_keeps_its_order(steps: list[tuple[str, bool]]) -> None:
-    """Over any puts and takes, every item comes out once, and those of one owner in the order they went in."""
+    """For any puts and takes, each item is returned once, and those of one owner in order."""
     queue: FairQueue[tuple[str, int]] = FairQueue()
     put: dict[str, list[int]] = defaultdict(list)
     taken: dict[str, list[int]] = defaultdict(list)
     for number, (owner, take) in enumerate(steps):
         if take and len(queue):
-            whose, item = queue.take()
-            taken[whose].append(item)
+            taker, item = queue.take()
+            taken[taker].append(item)
         else:
             queue.put(owner, (owner, number))
             put[owner].append(number)
     assert len(queue) == sum(map(len, put.values())) - sum(map(len, taken.values()))
     while len(queue):
-        whose, item = queue.take()
-        taken[whose].append(item)
+        owner, item = queue.take()
+        taken[owner].append(item)
     assert taken == put
 
 
@@ -56,21 +56,21 @@ def test_nothing_is_lost_or_repeated_and_an_owner_keeps_its_order(steps: list[tu
     newcomer=st.integers(1, 5),
 )
 def test_a_newcomer_waits_for_one_item_of_each(backlogs: dict[str, int], newcomer: int) -> None:
-    """Whoever comes when others have backlogs has a turn after each of them had one."""
+    """A new owner is served after one item of each owner with a backlog."""
     queue: FairQueue[str] = FairQueue()
     for owner, count in backlogs.items():
         for _ in range(count):
             queue.put(owner, owner)
     for _ in range(newcomer):
         queue.put("new", "new")
-    turns = [queue.take() for _ in range(len(backlogs) + 1)]
-    assert turns[-1] == "new"
-    assert "new" not in turns[:-1]
+    taken = [queue.take() for _ in range(len(backlogs) + 1)]
+    assert taken[-1] == "new"
+    assert "new" not in taken[:-1]
 
 
 @given(backlogs=BACKLOGS, unwanted=st.sets(st.integers(0, 40)))
-def test_what_is_dropped_is_forgotten_and_nothing_else(backlogs: dict[str, int], unwanted: set[int]) -> None:
-    """Dropping takes out what is unwanted and leaves the rest in its order."""
+def test_drop_removes_only_unwanted_items(backlogs: dict[str, int], unwanted: set[int]) -> None:
+    """The other items keep their order."""
     queue: FairQueue[tuple[str, int]] = FairQueue()
     for owner, count in backlogs.items():
         for number in range(count):
@@ -82,7 +82,7 @@ def test_what_is_dropped_is_forgotten_and_nothing_else(backlogs: dict[str, int],
     assert sorted(queue.take() for _ in range(len(kept))) == sorted(kept)
 
 
-def test_an_empty_queue_has_nobody_s_turn() -> None:
-    """Taking from an empty queue raises."""
+def test_taking_from_an_empty_queue_raises() -> None:
+    """An empty queue raises IndexError."""
     with pytest.raises(IndexError):
         FairQueue().take()
