@@ -1,4 +1,4 @@
-"""The other end of streams.sandbox.pool: a process that bounds itself, then runs one function on what it is sent.
+"""The child process of streams.sandbox.pool: limits its own resources, then runs one function on each task it receives.
 
 Started as `python -m streams.sandbox.child module:function LIMITS`; the socket to the parent is its standard input.
 """
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # nothing here may slow the start
+if TYPE_CHECKING:  # pydantic would slow the start
     from pydantic import JsonValue
 
 Function = Callable[[dict[str, "JsonValue"], bytes], "tuple[dict[str, JsonValue], list[bytes]]"]
@@ -29,7 +29,7 @@ _MESSAGE_LIMIT = 4000  # characters of a traceback's tail
 
 
 def bound(limits: dict[str, int]) -> None:
-    """Give up what a decoder does not need. Called before any untrusted byte is read."""
+    """Limit this process's resources and privileges. Called before any untrusted byte is read."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -43,20 +43,20 @@ def bound(limits: dict[str, int]) -> None:
 
 
 def frame_header(header: dict[str, JsonValue]) -> bytes:
-    """Return the start of a frame: the length of its JSON (4 bytes, big endian), then the JSON; blobs follow."""
+    """Return the start of a frame: the JSON's length (4 bytes, big endian) and the JSON; the blobs follow."""
     body = json.dumps(header, separators=(",", ":")).encode()
     return len(body).to_bytes(4, "big") + body
 
 
 def serve(link: socket.socket, function: Function, cpu_s: int) -> None:
-    """Answer tasks until the parent closes its end."""
+    """Process tasks until the parent closes its socket."""
     _send(link, {"status": "ready"})
     while (task := _receive(link)) is not None:
         used = time.process_time()
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used) + cpu_s, hard))
         _send(link, *_answer(function, *task))
-        del task  # an idle child holds no image
+        del task  # an idle child keeps no image in memory
 
 
 def _answer(function: Function, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
@@ -99,13 +99,13 @@ def _exactly(link: socket.socket, size: int) -> bytes | None:
 
 
 def main() -> None:
-    """Bound this process, import the function, serve."""
+    """Limit this process, import the function, serve."""
     name, limits = sys.argv[1], json.loads(sys.argv[2])
     link = socket.socket(fileno=os.dup(0))
-    os.close(0)  # a decoder that reads standard input must not meet our socket
+    os.close(0)  # a decoder that reads standard input must not read from the socket
     os.open(os.devnull, os.O_RDONLY)
-    for sent in (signal.SIGINT, signal.SIGTERM):  # the parent ends us, after our task
-        signal.signal(sent, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent stops the child, after its task
+        signal.signal(number, signal.SIG_IGN)
     try:
         bound(limits)
         module, _, attribute = name.partition(":")

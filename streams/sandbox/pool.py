@@ -1,9 +1,9 @@
-"""Untrusted work in child processes: whatever a hostile input does to its decoder costs one task, not the worker.
+"""Runs untrusted work in child processes, so that a hostile input costs one task, not the worker.
 
-The child runs one importable function, `def f(args: dict, data: bytes) -> tuple[dict, list[bytes]]`, again and again.
-Parent and child talk over one socket in length-prefixed JSON and raw bytes, never pickle: a child that was taken
-over can lie in its answer, and no more. Its memory, CPU time, files and environment are bounded (child_main), its
-wall time is the parent's to end, and it dies with its parent.
+The child runs one importable function, `def f(args: dict, data: bytes) -> tuple[dict, list[bytes]]`, for many tasks.
+Parent and child exchange length-prefixed JSON and raw bytes over one socket, never pickle: a compromised child can
+only return a false result. `streams.sandbox.child` limits its memory, CPU time, files and environment; the parent
+limits its wall time, and it exits with its parent.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT = 1 << 20  # bytes of JSON one frame may carry
 _KILLED_BY_TIME = (-signal.SIGXCPU,)
-_KILLED_BY_MEMORY = (-signal.SIGKILL,)  # not by us: then it is the kernel's out-of-memory killer
+_KILLED_BY_MEMORY = (-signal.SIGKILL,)  # not sent by the parent, so by the kernel's out-of-memory killer
 
 log = structlog.get_logger(__name__)
 
 
 class SandboxError(Exception):
-    """The task gave no result. The sandbox itself is well: the next task gets a fresh child if it needs one.
+    """The task has no result. The sandbox stays usable: the next task gets a new child if needed.
 
-    `doubtful`: the child said nothing, so perhaps something else ended or held it: short memory, a stray signal.
+    `retryable`: the child exited or hung without a result, so the cause may be outside the input: low memory, a signal.
     """
 
-    def __init__(self, message: str, *, doubtful: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
-        self.doubtful = doubtful
+        self.retryable = retryable
 
 
 class SandboxRefused(SandboxError):
-    """The function refused the input: it raised an exception with a text `code` and `message`."""
+    """The function rejected the input: it raised an exception with string attributes `code` and `message`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -54,36 +54,36 @@ class SandboxRefused(SandboxError):
 
 
 class SandboxFailed(SandboxError):
-    """The function raised something else, or answered nonsense: a bug. The text ends in the child's traceback."""
+    """The function raised another exception or its result is invalid: a bug. The text ends in the child's traceback."""
 
 
 class SandboxCrashed(SandboxError):
-    """The child ended in mid-task: a segmentation fault, an abort, an exit."""
+    """The child exited during the task: a segmentation fault, an abort, an exit."""
 
 
 class SandboxTimeout(SandboxError):
-    """The task used up its CPU time or its wall time."""
+    """The task exceeded its CPU time or its wall time."""
 
 
 class SandboxMemory(SandboxError):
-    """The task needed more memory than it may have."""
+    """The task exceeded its memory limit."""
 
 
 class SandboxUnavailable(SandboxError):
-    """No child could be had, or the sandbox is closing: nothing is known of the input, trying again may help."""
+    """No child could be started, or the sandbox is closing. Unrelated to the input; a retry may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use."""
+    """Resource limits of one child."""
 
     memory_mb: int = 1536  # private memory (RLIMIT_DATA): heap and anonymous maps, not mapped libraries
     cpu_s: int = 30  # CPU seconds of one task
-    wall_s: float = 60.0  # seconds from handing a task over to its whole answer
+    wall_s: float = 60.0  # seconds from sending a task to its whole result
     start_s: float = 60.0  # seconds a child may take to import the function
-    answer_mb: int = 512  # bytes of one answer's blobs
+    answer_mb: int = 512  # MB of one result's blobs
     niceness: int = 5  # added to the parent's
-    tasks: int = 200  # a child is replaced after so many: leaks and fragmentation end with it
+    tasks: int = 200  # tasks after which a child is replaced, which bounds leaks and fragmentation
     open_files: int = 64
 
 
@@ -91,7 +91,7 @@ class Sandbox:
     """A fixed number of warm children running one function. Use as an async context manager, in one event loop."""
 
     def __init__(self, function: str, *, workers: int = 1, limits: Limits | None = None) -> None:
-        """`function` is "package.module:name"; `workers` tasks run at once, further ones wait their turn."""
+        """`function` is "package.module:name"; `workers` tasks run concurrently, further ones queue."""
         self._function = function
         self._limits = limits or Limits()
         self._workers = workers
@@ -100,7 +100,7 @@ class Sandbox:
         self._closed = False
 
     async def __aenter__(self) -> Sandbox:
-        """Start all children and wait until each has imported the function. Raises SandboxUnavailable if one cannot."""
+        """Start all children and wait until each has imported the function. Raises SandboxUnavailable."""
         try:
             children = [self._start() for _ in range(self._workers)]
             for child in children:
@@ -115,7 +115,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Kill every child; tasks that still run end with SandboxUnavailable."""
+        """Kill every child; running tasks raise SandboxUnavailable."""
         self._closed = True
         for child in self._children:
             child.kill()
@@ -130,9 +130,9 @@ class Sandbox:
     async def run(
         self, args: dict[str, JsonValue], data: bytes, *, tries: int = 1
     ) -> tuple[dict[str, JsonValue], list[bytes]]:
-        """Run the function on one input. Raises a SandboxError; cancelling kills the child that was at it.
+        """Run the function on one input. Raises a SandboxError; cancelling kills the child that runs the task.
 
-        What a child answers is final; after a doubtful end a fresh child is given the input, `tries` in all.
+        A child's result is final; after a retryable error a new child gets the input, up to `tries` tries in all.
         """
         if self._closed:
             raise SandboxUnavailable("the sandbox is closed")
@@ -144,17 +144,17 @@ class Sandbox:
                 try:
                     return await child.run(args, data)
                 except SandboxError as error:
-                    if self._closed:  # we ended the child ourselves: the input is not to blame
+                    if self._closed:  # `close` killed the child: unrelated to the input
                         raise SandboxUnavailable("the sandbox is closing") from error
-                    if tries <= 0 or not error.doubtful:
+                    if tries <= 0 or not error.retryable:
                         raise
-                    log.warning("a child ended without a word; its input goes to a fresh one", error=str(error))
+                    log.warning("sandbox child exited without a result; retrying in a new child", error=str(error))
                 child = self._renewed(child)
         finally:
             self._idle.put_nowait(self._renewed(child))
 
     def _renewed(self, child: _Child | None) -> _Child | None:
-        """Return the child if it can go on, else a fresh one, which warms up while nobody waits."""
+        """Return the child if it is reusable, else a new one, which imports the function in the background."""
         if child is None or not child.spent:
             return child
         child.kill()
@@ -171,7 +171,7 @@ class Sandbox:
         try:
             child = _Child(self._function, self._limits)
         except OSError as error:
-            raise SandboxUnavailable(f"no process to be had: {error}") from error
+            raise SandboxUnavailable(f"cannot start a child process: {error}") from error
         self._children.add(child)
         return child
 
@@ -195,22 +195,22 @@ class _Child:
                 env=_environment(),
                 cwd="/",
                 close_fds=True,
-                start_new_session=True,  # Ctrl-C in a terminal is for the parent, which lets running tasks finish
+                start_new_session=True,  # Ctrl-C reaches only the parent, which finishes running tasks
             )
         self.pid = self._process.pid
 
     def kill(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self.spent = True
         self._process.kill()
         self._process.wait()
 
     def release(self) -> None:
-        """Close the parent's end, once nobody waits on it."""
+        """Close the parent's socket, once no task awaits it."""
         self._socket.close()
 
     async def ready(self) -> None:
-        """Wait until the function is imported. Raises SandboxUnavailable with the child's own words if it cannot be."""
+        """Wait until the function is imported. Raises SandboxUnavailable with the child's error."""
         if self._is_ready:
             return
         try:
@@ -225,36 +225,36 @@ class _Child:
         self._is_ready = True
 
     async def run(self, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
-        """Hand over one task and wait for its answer."""
+        """Send one task and return its result."""
         try:
             await self.ready()
             async with asyncio.timeout(self._limits.wall_s):
                 header, blobs = await self._exchange(args, data)
         except TimeoutError as error:
             self.spent = True
-            raise SandboxTimeout(f"no answer within {self._limits.wall_s:g} s", doubtful=True) from error
+            raise SandboxTimeout(f"no result within {self._limits.wall_s:g} s", retryable=True) from error
         except (EOFError, ConnectionError) as error:
             raise await self._post_mortem() from error
         except ValueError as error:
             self.spent = True
-            raise SandboxFailed(f"the child's answer cannot be read: {error}") from error
+            raise SandboxFailed(f"the child's result is invalid: {error}") from error
         except BaseException:
             self.spent = True
             raise
         self._tasks += 1
         self.spent = self._tasks >= self._limits.tasks
-        return self._judge(header, blobs)
+        return self._result(header, blobs)
 
-    def _judge(self, header: dict[str, JsonValue], blobs: list[bytes]) -> tuple[dict[str, JsonValue], list[bytes]]:
+    def _result(self, header: dict[str, JsonValue], blobs: list[bytes]) -> tuple[dict[str, JsonValue], list[bytes]]:
         status, result, message = header.get("status"), header.get("result"), str(header.get("message", ""))
         if status == "ok" and isinstance(result, dict):
             return result, blobs
         if status == "refused":
             raise SandboxRefused(str(header.get("code", "")), message)
-        self.spent = True  # its heap may be full, its libraries in any state
+        self.spent = True  # after a failure heap and libraries are in an unknown state
         if status == "memory":
-            raise SandboxMemory(f"more than {self._limits.memory_mb} MB of memory needed")
-        raise SandboxFailed(message or "the child answered nonsense")
+            raise SandboxMemory(f"the task exceeded {self._limits.memory_mb} MB of memory")
+        raise SandboxFailed(message or "the child sent an invalid header")
 
     async def _exchange(self, args: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
         loop = asyncio.get_running_loop()
@@ -265,16 +265,16 @@ class _Child:
     async def _receive(self) -> tuple[dict[str, JsonValue], list[bytes]]:
         size = int.from_bytes(await self._exactly(4), "big")
         if size > HEADER_LIMIT:
-            raise ValueError("its header is too long")
+            raise ValueError("header too long")
         try:
             header = json.loads(bytes(await self._exactly(size)))
         except RecursionError as error:
-            raise ValueError("its header is too deep") from error
+            raise ValueError("header nested too deeply") from error
         sizes = header.get("blobs", []) if isinstance(header, dict) else None
         if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
-            raise ValueError("its header is not one")
+            raise ValueError("invalid header")
         if sum(sizes) > self._limits.answer_mb << 20:
-            raise ValueError(f"it is larger than {self._limits.answer_mb} MB")
+            raise ValueError(f"larger than {self._limits.answer_mb} MB")
         return header, [bytes(await self._exactly(size)) for size in sizes]
 
     async def _exactly(self, size: int) -> bytearray:
@@ -283,35 +283,33 @@ class _Child:
         while filled < size:
             count = await loop.sock_recv_into(self._socket, view[filled:])
             if count == 0:
-                raise EOFError("the child closed its end")
+                raise EOFError("the child closed its socket")
             filled += count
         return buffer
 
     async def _post_mortem(self) -> SandboxError:
-        """Say why the child ended. It closed its socket, so it is ending or ours to end."""
+        """Return the error for a child that closed its socket, from its exit status."""
         self.spent = True
-        ours = False
         try:
             status = await asyncio.to_thread(self._process.wait, 2.0)
         except subprocess.TimeoutExpired:
-            ours, status = True, 0
+            return SandboxCrashed("the child closed its socket", retryable=True)
         if status in _KILLED_BY_TIME:
-            return SandboxTimeout(f"more than {self._limits.cpu_s} s of CPU time used")
+            return SandboxTimeout(f"the task exceeded {self._limits.cpu_s} s of CPU time")
         if status in _KILLED_BY_MEMORY:
-            return SandboxMemory("the system killed the child, most likely for its memory", doubtful=True)
-        how = "the child closed its socket" if ours else f"the child ended with status {status}"
-        return SandboxCrashed(how, doubtful=True)
+            return SandboxMemory("the system killed the child, probably because of its memory use", retryable=True)
+        return SandboxCrashed(f"the child exited with status {status}", retryable=True)
 
 
 def _environment() -> dict[str, str]:
-    """Return the little a child may know of our environment: secrets stay here."""
+    """Return the child's environment, which contains no secrets."""
     return {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
-        "PYTHONDONTWRITEBYTECODE": "1",  # files are forbidden to it
+        "PYTHONDONTWRITEBYTECODE": "1",  # the child cannot write files
         "PYTHONNOUSERSITE": "1",
         "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # each further thread reserves memory
+        "OPENBLAS_NUM_THREADS": "1",  # each thread reserves memory
         "MALLOC_ARENA_MAX": "2",
     }

@@ -28,17 +28,17 @@ from streams.sandbox.pool import (
 SMALL = Limits(memory_mb=256, cpu_s=20, wall_s=60.0, answer_mb=32)
 
 
-class TooUgly(Exception):
-    code = "too-ugly"
-    message = "We do not like it."
+class Rejected(Exception):
+    code = "rejected"
+    message = "The input is rejected."
 
 
 def misbehave(  # noqa: PLR0912
     args: dict[str, JsonValue], data: bytes
 ) -> tuple[dict[str, JsonValue], list[bytes]]:
-    """Do in the child what the test asks for; with `traces`, leave one there first, and behave the second time."""
+    """Misbehave as `do` names; with `traces`, first add a folder there, and with `once` succeed the second time."""
     if traces := args.get("traces"):
-        tempfile.mkdtemp(dir=str(traces))  # a folder: files are forbidden here
+        tempfile.mkdtemp(dir=str(traces))  # a folder, since the child cannot write files
         if args.get("once") and len(os.listdir(str(traces))) > 1:  # noqa: PTH208
             return {"pid": os.getpid()}, [data[::-1]]
     match args.get("do"):
@@ -47,9 +47,9 @@ def misbehave(  # noqa: PLR0912
         case "segfault":
             ctypes.string_at(0)
         case "bomb":
-            hoard = []
+            allocated = []
             while True:
-                hoard.append(bytearray(16 << 20))
+                allocated.append(bytearray(16 << 20))
         case "spin":
             while True:
                 pass
@@ -58,7 +58,7 @@ def misbehave(  # noqa: PLR0912
         case "exit":
             sys.exit(3)
         case "refuse":
-            raise TooUgly
+            raise Rejected
         case "fail":
             raise KeyError("a bug")
         case "huge":
@@ -77,7 +77,7 @@ def misbehave(  # noqa: PLR0912
 def _open_files() -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found[int(entry.name)] = str(entry.readlink())
     return found
 
@@ -89,8 +89,8 @@ def _link_fd() -> int:
 FUNCTION = f"{__name__}:misbehave"
 
 
-async def test_bytes_go_in_and_come_back_through_a_warm_child() -> None:
-    """A task's input reaches the function and its answer returns; the same child serves the next task."""
+async def test_one_child_serves_several_tasks() -> None:
+    """A task's input reaches the function and its result the caller; the same child runs the next task."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         data = os.urandom(3 << 20)
         first, blobs = await sandbox.run({}, data)
@@ -111,8 +111,8 @@ async def test_bytes_go_in_and_come_back_through_a_warm_child() -> None:
         ("nonsense", SandboxFailed),
     ],
 )
-async def test_a_bad_task_costs_itself_only(what: str, error: type[Exception]) -> None:
-    """Whatever a task does to its child, the caller learns which kind of end it was and the next task succeeds."""
+async def test_a_failing_task_does_not_affect_the_next(what: str, error: type[Exception]) -> None:
+    """A failing task raises the error of its kind, and the next task succeeds in a new child."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         before, _ = await sandbox.run({}, b"")
         with pytest.raises(error):
@@ -123,8 +123,8 @@ async def test_a_bad_task_costs_itself_only(what: str, error: type[Exception]) -
 
 
 @pytest.mark.parametrize("what", ["segfault", "exit", "killed", "sleep"])
-async def test_a_child_that_ends_without_a_word_is_doubted_once(what: str, tmp_path: Path) -> None:
-    """An input whose child crashed, was killed or fell silent has its answer from a fresh child."""
+async def test_a_child_that_exits_without_a_result_is_retried_once(what: str, tmp_path: Path) -> None:
+    """An input whose child crashed, was killed or hung is processed by a new child."""
     async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, wall_s=5.0)) as sandbox:
         before, _ = await sandbox.run({}, b"")
         after, blobs = await sandbox.run({"do": what, "traces": str(tmp_path), "once": True}, b"ab", tries=2)
@@ -145,8 +145,10 @@ async def test_a_child_that_ends_without_a_word_is_doubted_once(what: str, tmp_p
         ("fail", SandboxFailed, 1),
     ],
 )
-async def test_what_a_child_says_is_final(what: str, error: type[Exception], children: int, tmp_path: Path) -> None:
-    """An end the input is to blame for costs one child, a doubtful one that comes again two, and never more."""
+async def test_only_retryable_errors_are_retried(
+    what: str, error: type[Exception], children: int, tmp_path: Path
+) -> None:
+    """An error reported by the child is final; an exit without a result is retried once."""
     async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, cpu_s=1, wall_s=250.0)) as sandbox:
         with pytest.raises(error):
             await sandbox.run({"do": what, "traces": str(tmp_path)}, b"", tries=2)
@@ -155,7 +157,7 @@ async def test_what_a_child_says_is_final(what: str, error: type[Exception], chi
 
 
 async def test_cpu_time_is_bounded_per_task() -> None:
-    """A task that spins is ended by its CPU limit, long before the wall limit."""
+    """A task in an endless loop is ended by its CPU limit, long before the wall limit."""
     async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, cpu_s=1, wall_s=250.0)) as sandbox:
         with pytest.raises(SandboxTimeout, match="CPU"):
             await sandbox.run({"do": "spin"}, b"")
@@ -163,38 +165,38 @@ async def test_cpu_time_is_bounded_per_task() -> None:
 
 
 async def test_wall_time_is_bounded() -> None:
-    """A task that only waits is ended by the parent's clock."""
+    """A sleeping task is ended by the parent's timeout."""
     async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, wall_s=0.3)) as sandbox:
         with pytest.raises(SandboxTimeout, match=r"0\.3 s"):
             await sandbox.run({"do": "sleep"}, b"")
 
 
-async def test_a_refusal_keeps_its_code_and_sentence_and_the_child() -> None:
-    """An exception with a code and a message is an answer, and no reason to replace the child."""
+async def test_a_rejection_keeps_its_code_and_message_and_the_child() -> None:
+    """An exception with a code and a message is a result; the child is not replaced."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         (pid,) = sandbox.pids()
         with pytest.raises(SandboxRefused) as caught:
             await sandbox.run({"do": "refuse"}, b"")
-        assert (caught.value.code, caught.value.message) == ("too-ugly", "We do not like it.")
+        assert (caught.value.code, caught.value.message) == ("rejected", "The input is rejected.")
         assert sandbox.pids() == (pid,)
 
 
-async def test_a_failure_brings_the_childs_traceback() -> None:
-    """A bug in the function can be found from the parent's log."""
+async def test_a_failure_contains_the_childs_traceback() -> None:
+    """The error of a bug in the function contains the child's traceback."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         with pytest.raises(SandboxFailed, match=r"KeyError: 'a bug'"):
             await sandbox.run({"do": "fail"}, b"")
 
 
 async def test_a_child_is_replaced_after_its_tasks() -> None:
-    """Leaks end with the child: it serves a fixed number of tasks."""
+    """A child runs a fixed number of tasks, which bounds leaks."""
     async with Sandbox(FUNCTION, limits=Limits(memory_mb=256, tasks=2)) as sandbox:
         pids = [(await sandbox.run({}, b""))[0]["pid"] for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
-async def test_tasks_run_side_by_side() -> None:
-    """With two workers a slow task does not hold up a fast one, and every waiting task gets its own answer."""
+async def test_tasks_run_concurrently() -> None:
+    """With two workers a slow task does not delay a fast one, and every queued task gets its own result."""
     async with Sandbox(FUNCTION, workers=2, limits=SMALL) as sandbox:
         slow = asyncio.create_task(sandbox.run({"do": "sleep"}, b""))
         answers = await asyncio.gather(*(sandbox.run({}, bytes([n, 0])) for n in range(8)))
@@ -205,8 +207,8 @@ async def test_tasks_run_side_by_side() -> None:
     assert [blobs for _, blobs in answers] == [[bytes([0, n])] for n in range(8)]
 
 
-async def test_cancelling_kills_the_child_at_work() -> None:
-    """A cancelled task leaves no process behind and a fresh child takes the next one."""
+async def test_cancelling_kills_the_running_child() -> None:
+    """A cancelled task leaves no process, and a new child runs the next task."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         (pid,) = sandbox.pids()
         task = asyncio.create_task(sandbox.run({"do": "spin"}, b""))
@@ -220,8 +222,8 @@ async def test_cancelling_kills_the_child_at_work() -> None:
     assert not any(_alive(pid) for pid in left)
 
 
-async def test_closing_ends_a_task_at_work() -> None:
-    """A sandbox that closes under a task ends it, and says that the input is not to blame."""
+async def test_closing_ends_a_running_task() -> None:
+    """Closing the sandbox ends a running task with SandboxUnavailable, which does not blame the input."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         task = asyncio.create_task(sandbox.run({"do": "sleep"}, b""))
         await asyncio.sleep(0.2)
@@ -231,19 +233,19 @@ async def test_closing_ends_a_task_at_work() -> None:
         await sandbox.run({}, b"")
 
 
-async def test_a_stop_signal_to_everybody_does_not_end_a_task() -> None:
-    """Ctrl-C and SIGTERM are the parent's to act on: a child that gets one too finishes its task."""
+async def test_a_child_ignores_stop_signals() -> None:
+    """A child that receives SIGINT or SIGTERM finishes its task; only the parent handles them."""
     async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
         (pid,) = sandbox.pids()
         assert os.getpgid(pid) != os.getpgid(0)
-        for sent in (signal.SIGTERM, signal.SIGINT):
-            os.kill(pid, sent)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, number)
         answer, _ = await sandbox.run({}, b"ab")
     assert answer["pid"] == pid
 
 
 async def test_a_child_has_no_secrets_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child sees neither our environment nor our open files, and can write none."""
+    """The child has neither the parent's environment nor its open files, and cannot write files."""
     monkeypatch.setenv("DARKROOM_FILES__SECRET_KEY", "x")
     with (tmp_path / "open").open("wb"):
         async with Sandbox(FUNCTION, limits=SMALL) as sandbox:
@@ -255,15 +257,15 @@ async def test_a_child_has_no_secrets_and_no_files(tmp_path: Path, monkeypatch: 
     assert seen["fds"] == 4  # the standard three and the socket
 
 
-async def test_a_function_that_is_not_there_is_said_at_the_start() -> None:
-    """A wrong path fails when the sandbox opens, with the reason."""
+async def test_a_missing_function_fails_at_the_start() -> None:
+    """An invalid function path raises SandboxUnavailable with the reason when the sandbox opens."""
     with pytest.raises(SandboxUnavailable, match="no_such_module"):
         async with Sandbox("no_such_module:f", limits=SMALL):
             pass
 
 
 def test_no_child_outlives_a_killed_parent() -> None:
-    """A parent killed with -9 takes its children along, busy or not."""
+    """Children, busy or idle, exit when their parent is killed with SIGKILL."""
     program = (
         "import asyncio\n"
         "from streams.sandbox.pool import *\n"
