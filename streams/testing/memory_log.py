@@ -1,6 +1,6 @@
 """A log in memory with Kafka's semantics: partitions by murmur2, groups, commits, unacked events, redelivery.
 
-For unit tests and for whoever writes a stage. The contract suite holds it and a real Kafka to the same behaviour.
+For unit tests and for authors of stages. One contract suite tests it and a real Kafka.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.runtime.record_intake import Intake
 
 @dataclass(slots=True)
 class MemoryLog:
-    """Topics of records, and what each group has committed. Also a Deliverer."""
+    """Topics of records, and the committed offsets of each group. Also a Deliverer."""
 
     partitions: int = 4
     topics: dict[str, list[list[Record]]] = field(default_factory=dict)
@@ -32,12 +32,12 @@ class MemoryLog:
     async def deliver(self, messages: Sequence[Outgoing]) -> None:
         """See streams.kafka.producer.Deliverer."""
         if self.unavailable:
-            raise DependencyUnavailable("the log is away")
+            raise DependencyUnavailable("the log is unavailable")
         for message in messages:
             self.append(message)
 
     def append(self, message: Outgoing) -> Record:
-        """Write one message, partitioned as Java's client would."""
+        """Append one message, partitioned as the Java client would."""
         partitions = self.topics.setdefault(message.topic, [[] for _ in range(self.partitions)])
         index = 0 if message.key is None else (murmur2(message.key) & 0x7FFFFFFF) % self.partitions
         record = Record(
@@ -58,19 +58,19 @@ class MemoryLog:
         return [record for partition in self.topics.get(topic, []) for record in partition]
 
     def lag(self, group: str, topic: str) -> int:
-        """Return how many records a group has not committed."""
+        """Return the number of records a group has not committed."""
         return sum(
             len(partition) - self.committed.get((group, topic, index), 0)
             for index, partition in enumerate(self.topics.get(topic, []))
         )
 
     def next_generation(self, group: str) -> int:
-        """Begin a new assignment of a group's partitions; older ones become stale."""
+        """Start a new assignment of a group's partitions; older ones become stale."""
         self._generation[group] += 1
         return self._generation[group]
 
     def is_current(self, group: str, generation: int) -> bool:
-        """Say whether an assignment is the newest of its group."""
+        """Return whether an assignment is the newest of its group."""
         return self._generation[group] == generation
 
 
@@ -91,14 +91,14 @@ class MemoryWorker:
         self._task = asyncio.create_task(self._consume(), name=f"memory-{group}")
 
     async def until_idle(self, *, patience_s: float = 10.0) -> None:
-        """Wait until everything in the topics is committed. Raises TimeoutError."""
+        """Wait until all records in the topics are committed. Raises TimeoutError."""
         async with asyncio.timeout(patience_s):
-            # Polling is right here: commits are plain dictionary writes, for the sake of simplicity.
+            # Polls, since commits are plain dictionary writes.
             while any(self._log.lag(self._group, topic) for topic in self._topics):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def stop(self, *, drain_s: float = 5.0) -> bool:
-        """Stop as SIGTERM would: finish what is in flight, leave the rest."""
+        """Stop as on SIGTERM: finish records in flight, leave the others."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         drained = await self._intake.drain(drain_s)
@@ -106,7 +106,7 @@ class MemoryWorker:
         return drained
 
     async def kill(self) -> None:
-        """Stop as kill -9 would: nothing more happens, nothing more is committed."""
+        """Stop as on kill -9: no further processing, no further commit."""
         self._task.cancel()
         self._log.next_generation(self._group)
         await asyncio.gather(self._task, return_exceptions=True)
@@ -128,7 +128,7 @@ class MemoryWorker:
 
     async def _take(self, record: Record) -> None:
         async def ack() -> None:
-            # A member that was replaced cannot commit: the group's coordinator would refuse it.
+            # A replaced member cannot commit: the group coordinator would reject it.
             if self._log.is_current(self._group, self._generation):
                 self._log.committed[self._group, record.topic, record.partition] = record.offset + 1
 
