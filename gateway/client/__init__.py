@@ -1,6 +1,6 @@
 """The Python client; see `gateway.client.clients`."""
 
 from gateway.client.clients import AsyncDarkroom, Darkroom, NotFinished
-from gateway.client.endpoints import Refused, Unreachable
+from gateway.client.exchange import Refused, Unreachable
 
 __all__ = ["AsyncDarkroom", "Darkroom", "NotFinished", "Refused", "Unreachable"]

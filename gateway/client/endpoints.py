@@ -1,196 +1,208 @@
-"""The calls of the Python client: requests before they are sent, and what their answers say; blocking or not."""
+"""The endpoint table: every method of both clients that is one request. A new method is one entry of `Endpoints`."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial, wraps
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import MethodType
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, overload
 from urllib.parse import quote
 
-import httpx
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from schemas.http.problems import ProblemBody
+from gateway.client.exchange import Answer, Request
+from schemas.http.health import Health
+from schemas.http.images import ImageBatch, ImageDetails, ImagePage, ImageSizes
+from schemas.http.jobs import JobResult, JobStatus
+from schemas.http.search import SearchAnswer
+from schemas.http.submissions import DeletionSubmitted, ErasureView, Submitted
 from schemas.values import Lane
 
+P = ParamSpec("P")
+
 Source = str | Path | bytes
-"""An image: a path, the bytes themselves, or (a str that begins with http:// or https://) a URL to be fetched."""
+"""An image: a path, its bytes, or (a str that begins with http:// or https://) a URL to fetch."""
 
 OnDuplicate = Literal["new", "reuse"]
 """What happens to bytes you have submitted before."""
 
 API = "/api/v1"
-LONGEST_PAUSE_S = 30.0  # between tries; what is refused for longer, as a limit per hour does, is told at once
-AGAIN = frozenset({429, 503})  # the server says that nothing was accepted, and when to come back
 
 
-class Refused(Exception):
-    """The server refused. `code` is stable (schemas.http.problems.ProblemCode); `status` is the HTTP status."""
+class Blocking(Protocol):
+    """A client whose methods return answers."""
 
-    def __init__(self, problem: ProblemBody, retry_after_s: float | None) -> None:
-        super().__init__(f"{problem.status} {problem.code}: {problem.detail}")
-        self.problem = problem
-        self.code = problem.code
-        self.status = problem.status
-        self.retry_after_s = retry_after_s
+    def _ask(self, build: Callable[[], Request], answer: type[Answer]) -> Answer: ...
 
 
-class Unreachable(Exception):
-    """The server could not be reached, or did not answer in time."""
+class Asynchronous(Protocol):
+    """A client whose methods return coroutines."""
+
+    async def _ask(self, build: Callable[[], Request], answer: type[Answer]) -> Answer: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One request, not yet sent; the same for both clients."""
+class Endpoint(Generic[P, Answer]):
+    """A client method of one request: `build` has its signature and docstring, and makes the request."""
 
-    method: str
-    path: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    json: Any = None
-    file: Path | bytes | None = None
-    filename: str | None = None
-    form: Mapping[str, str] = field(default_factory=dict)
-    key: str | None = None  # makes it harmless to send it again, whatever became of it
+    def __init__(self, build: Callable[P, Request], answer: type[Answer]) -> None:
+        """Make the method that sends what `build` returns and reads the response as `answer`."""
 
-    @contextmanager
-    def arguments(self) -> Iterator[dict[str, Any]]:
-        """Yield what httpx is called with; a file is open meanwhile, and is streamed."""
-        found: dict[str, Any] = {"method": self.method, "url": self.path, "params": dict(self.params)}
-        if self.json is not None:
-            found["json"] = self.json
-        if self.key is not None:
-            found["headers"] = {"Idempotency-Key": quoted(self.key)}
-        if self.file is None:
-            yield found
-            return
-        content: IO[bytes] | bytes = self.file.open("rb") if isinstance(self.file, Path) else self.file
-        try:
-            found["files"] = {"file": (self.filename or "image", content)}
-            found["data"] = dict(self.form)
-            yield found
-        finally:
-            if not isinstance(content, bytes):
-                content.close()
+        @wraps(build)
+        def method(client: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._ask(partial(build, *args, **kwargs), answer)
 
-
-def submission(
-    source: Source,
-    bucket: str,
-    metadata: Mapping[str, JsonValue] | None,
-    filename: str | None,
-    lane: Lane,
-    on_duplicate: OnDuplicate,
-    idempotency_key: str | None,
-) -> Endpoint:
-    """Return the call that hands in an image. Raises ValueError."""
-    key = idempotency_key or str(uuid.uuid4())
-    waits = {"lane": lane} if lane is Lane.BULK else {}  # a server that knows no lanes takes the others
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        if on_duplicate == "reuse":
-            raise ValueError("which bytes a URL has is not known before they are fetched: only uploads can be reused")
-        asked = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **waits}
-        return Endpoint("POST", f"{API}/images/fetch", json=asked, key=key)
-    form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **waits}
-    form |= {"on_duplicate": on_duplicate} if on_duplicate == "reuse" else {}
-    file = source if isinstance(source, bytes) else Path(source)
-    name = filename or (file.name if isinstance(file, Path) else None)
-    return Endpoint("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)
-
-
-def quoted(key: str) -> str:
-    """Return a key as a string of RFC 8941. Raises ValueError."""
-    if not (key and key.isascii() and key.isprintable()):
-        raise ValueError("an idempotency key has printable ASCII letters only")
-    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def likeness(image: Source, limit: int | None) -> Endpoint:
-    """Return the call that searches images like another."""
-    path = f"{API}/search/image"
-    if isinstance(image, str) and not Path(image).is_file():
-        return Endpoint("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
-    file = image if isinstance(image, bytes) else Path(image)
-    return Endpoint("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
-
-
-def search(query: str, limit: int | None) -> Endpoint:
-    """Return the call that searches by words."""
-    return Endpoint("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
-
-
-def job(job_id: str, end: str = "") -> Endpoint:
-    """Return a call about a job."""
-    return Endpoint("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
-
-
-def image(image_id: str, end: str = "", method: str = "GET", **params: str) -> Endpoint:
-    """Return a call about an image."""
-    return Endpoint(method, f"{API}/images/{quote(image_id, safe='')}{end}", params)
-
-
-def listing(filters: Mapping[str, Any]) -> Endpoint:
-    """Return the call that lists images."""
-    return Endpoint("GET", f"{API}/images", {name: value for name, value in filters.items() if value is not None})
-
-
-def link(response: httpx.Response) -> str | None:
-    """Return where the bytes are, if the answer is a link to the store."""
-    return response.headers.get("location") if response.status_code == 307 else None
-
-
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Turn what httpx raises when there is no answer into Unreachable."""
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise Unreachable(f"{httpx.URL(url).host}: {error or type(error).__name__}") from error
-
-
-def content(response: httpx.Response) -> bytes:
-    """Return the body of an answer. Raises Refused."""
-    if not response.is_success:
-        raise refusal(response)
-    return response.content
-
-
-def retry_after(response: httpx.Response) -> float | None:
-    """Return how many seconds an answer asks to wait, None if it does not say."""
-    text = response.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() else None
-
-
-def refusal(response: httpx.Response) -> Refused:
-    """Return the error an answer is, also one that somebody between us and the server gave."""
-    try:
-        problem = ProblemBody.model_validate_json(response.content)
-    except ValidationError:  # somebody between us and the server
-        problem = ProblemBody(
-            type="about:blank",
-            code="unknown",
-            title=response.reason_phrase,
-            status=response.status_code,
-            detail=response.text[:500],
-            instance=response.request.url.path,
+        signature = inspect.signature(build)
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[itself, *signature.parameters.values()], return_annotation=answer
         )
-    return Refused(problem, retry_after(response))
+        method.__annotations__ = {**method.__annotations__, "return": answer}
+        self._method = method
+
+    @overload
+    def __get__(self, client: None, owner: object) -> Callable[Concatenate[Any, P], Any]: ...
+    @overload
+    def __get__(self, client: Blocking, owner: object) -> Callable[P, Answer]: ...
+    @overload
+    def __get__(self, client: Asynchronous, owner: object) -> Callable[P, Coroutine[Any, Any, Answer]]: ...
+    def __get__(self, client: object, owner: object) -> Callable[..., Any]:
+        """Return the method, bound to the client."""
+        return self._method if client is None else MethodType(self._method, client)
 
 
-def is_worth_another_try(response: httpx.Response, call: Endpoint) -> bool:
-    """Say whether the server may answer otherwise later: it is busy, or still at work on an earlier try of ours."""
-    if response.status_code == 409 and call.key is not None:
-        return refusal(response).code == "idempotency-key-in-use"
-    asked = retry_after(response)
-    if asked is None and response.status_code == 429:
-        return False  # no time will come at which it fits
-    return response.status_code in AGAIN and (asked or 0.0) <= LONGEST_PAUSE_S
+def endpoint(answer: type[Answer]) -> Callable[[Callable[P, Request]], Endpoint[P, Answer]]:
+    """Return the decorator of an entry whose response is read as this model, or as bytes."""
+    return partial(Endpoint, answer=answer)
 
 
-def pause(response: httpx.Response | None, attempt: int) -> float:
-    """Return how many seconds to wait before the next try."""
-    asked = retry_after(response) if response is not None else None
-    return min(asked or 0.5 * 2**attempt, LONGEST_PAUSE_S)
+class Endpoints:
+    """The table: each entry builds the request of one method."""
+
+    @endpoint(Submitted)
+    @staticmethod
+    def submit(
+        source: Source,
+        *,
+        bucket: str = "default",
+        metadata: Mapping[str, JsonValue] | None = None,
+        filename: str | None = None,
+        lane: Lane = Lane.INTERACTIVE,
+        on_duplicate: OnDuplicate = "new",
+        idempotency_key: str | None = None,
+    ) -> Request:
+        """Upload an image, or submit a URL to fetch. Once this returns, the image is processed to its final state.
+
+        The bulk lane yields to interactive images; the server moves very many interactive images a minute there too.
+        With `on_duplicate="reuse"` the answer is the image that the same bytes were made into before, if there is one.
+        For a submission that is retried after a crash, pass the same `idempotency_key` again. Raises ValueError.
+        """
+        key = idempotency_key or str(uuid.uuid4())
+        lanes = {"lane": lane} if lane is Lane.BULK else {}  # servers without lanes accept interactive submissions
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            if on_duplicate == "reuse":
+                raise ValueError("The bytes of a URL are unknown before they are fetched: only uploads can be reused.")
+            fetch = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **lanes}
+            return Request("POST", f"{API}/images/fetch", json=fetch, key=key)
+        form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **lanes}
+        form |= {"on_duplicate": on_duplicate} if on_duplicate == "reuse" else {}
+        file = source if isinstance(source, bytes) else Path(source)
+        name = filename or (file.name if isinstance(file, Path) else None)
+        return Request("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)
+
+    @endpoint(JobStatus)
+    @staticmethod
+    def status(job_id: str) -> Request:
+        """Return the state of a job."""
+        return _job(job_id)
+
+    @endpoint(JobResult)
+    @staticmethod
+    def result(job_id: str) -> Request:
+        """Return the result of a job. Refused with `not-finished` until it has ended."""
+        return _job(job_id, "/result")
+
+    @endpoint(ImageSizes)
+    @staticmethod
+    def sizes(image_id: str) -> Request:
+        """Return every size of an image."""
+        return _image(image_id, "/all")
+
+    @endpoint(ImageBatch)
+    @staticmethod
+    def batch(image_ids: list[str], *, size: str = "medium") -> Request:
+        """Return up to 50 images in one size, and why others are missing."""
+        return _image("batch", size=size, image_ids=",".join(image_ids))
+
+    @endpoint(SearchAnswer)
+    @staticmethod
+    def search(query: str, *, limit: int | None = None) -> Request:
+        """Find images by meaning, text and labels."""
+        return Request("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
+
+    @endpoint(SearchAnswer)
+    @staticmethod
+    def search_like(image: Source, *, limit: int | None = None) -> Request:
+        """Find images similar to one: an image id, a path, or bytes."""
+        path = f"{API}/search/image"
+        if isinstance(image, str) and not Path(image).is_file():
+            return Request("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
+        file = image if isinstance(image, bytes) else Path(image)
+        return Request("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
+
+    @endpoint(ImagePage)
+    @staticmethod
+    def images(*, page_size: int | None = None, cursor: str | None = None, **filters: Any) -> Request:
+        """Return a page of your images, newest first; the next one with its `next_cursor` and the same filters.
+
+        Filters: state, bucket, label, tag, category, since, until, text, order.
+        """
+        params = {**filters, "page_size": page_size, "cursor": cursor}
+        return Request("GET", f"{API}/images", {name: value for name, value in params.items() if value is not None})
+
+    @endpoint(ImageDetails)
+    @staticmethod
+    def details(image_id: str) -> Request:
+        """Return everything recorded about an image."""
+        return _image(image_id, "/metadata")
+
+    @endpoint(ImageDetails)
+    @staticmethod
+    def annotate(image_id: str, **changes: Any) -> Request:
+        """Change tags, category or context: `annotate(image_id, tags=["beach"], category=None)`. None removes."""
+        return Request("PATCH", _image(image_id).path, json=changes)
+
+    @endpoint(DeletionSubmitted)
+    @staticmethod
+    def delete(image_id: str) -> Request:
+        """Delete an image: hidden when this returns, removed when the job has ended."""
+        return Request("DELETE", _image(image_id).path)
+
+    @endpoint(ErasureView)
+    @staticmethod
+    def erasure(image_id: str) -> Request:
+        """Return what a deletion has removed, and what is still stored of the image right now."""
+        return _image(image_id, "/erasure")
+
+    @endpoint(bytes)
+    @staticmethod
+    def download(image_id: str, *, size: str = "medium") -> Request:
+        """Return the bytes of one size; from the object store itself, where the server links to it."""
+        return _image(image_id, "/direct", size=size)
+
+    @endpoint(Health)
+    @staticmethod
+    def health() -> Request:
+        """Return the state of the system and its parts."""
+        return Request("GET", f"{API}/health")
+
+
+def _job(job_id: str, end: str = "") -> Request:
+    return Request("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
+
+
+def _image(image_id: str, end: str = "", **params: str) -> Request:
+    return Request("GET", f"{API}/images/{quote(image_id, safe='')}{end}", params)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable, endpoints
+from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable, exchange
 from schemas.http.problems import ProblemBody
 from schemas.http.submissions import Submitted
 from tests.support.gateway_components import BASE, JPEG
@@ -39,7 +39,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(exchange, "LONGEST_PAUSE_S", 0.0)
 
 
 def taken() -> httpx.Response:
