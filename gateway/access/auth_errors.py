@@ -14,6 +14,14 @@ log = structlog.get_logger(__name__)
 _REALM = 'Bearer realm="darkroom"'
 
 
+class TokenRefused(Exception):
+    """The token opens nothing. `expired` is told only of one that was truly signed."""
+
+    def __init__(self, *, expired: bool = False) -> None:
+        super().__init__("expired" if expired else "invalid")
+        self.expired = expired
+
+
 def missing() -> Problem:
     """Return the refusal of who sent no credentials where some are needed."""
     return Problem(

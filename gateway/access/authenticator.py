@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import Request
@@ -15,7 +16,6 @@ from fastapi import Request
 from gateway.access import auth_errors
 from gateway.access.api_keys import PREFIX, ApiKeys, KeyRefused, KnownKeys
 from gateway.access.identity import ANONYMOUS, Identity, Scope
-from gateway.access.jwt_verifier import TokenRefused, Tokens
 from gateway.access.loopback import is_foreign, is_loopback
 from gateway.access.settings import AuthSettings
 from gateway.settings import GatewaySettings
@@ -24,6 +24,9 @@ from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.protocol import FileStore
 from streams.telemetry.metrics import AUTHENTICATIONS
+
+if TYPE_CHECKING:
+    from gateway.access.jwt_verifier import Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +50,7 @@ class Door:
             return self._nobody(request)
         try:
             identity = await self._known(given)
-        except (TokenRefused, KeyRefused) as error:
+        except (auth_errors.TokenRefused, KeyRefused) as error:
             raise auth_errors.noted(request, auth_errors.invalid(expired=error.expired), str(error)) from None
         AUTHENTICATIONS.labels("accepted").inc()
         return identity
@@ -58,7 +61,7 @@ class Door:
         if given.startswith(PREFIX):
             return await self.keys.identify(given)
         if self.tokens is None:
-            raise TokenRefused
+            raise auth_errors.TokenRefused
         return await self.tokens.identify(given)
 
     def _nobody(self, request: Request) -> Identity:
@@ -77,7 +80,7 @@ async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: Fi
     """
     stored = ApiKeys(files)
     try:
-        tokens = Tokens(auth) if auth.reads_tokens else None
+        tokens = _open_tokens(auth) if auth.reads_tokens else None
     except ValueError as error:
         raise NotReady(f"DARKROOM_AUTH__KEYS: {error}") from error
     try:
@@ -99,6 +102,13 @@ async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: Fi
         admin_token=own.admin_token.get_secret_value() if own.admin_token else None,
         anonymous=_anonymous(own) if is_open else None,
     )
+
+
+def _open_tokens(auth: AuthSettings) -> Tokens:
+    # A gateway that accepts no JWT does not load PyJWT and cryptography.
+    from gateway.access.jwt_verifier import Tokens  # noqa: PLC0415
+
+    return Tokens(auth)
 
 
 def _anonymous(own: GatewaySettings) -> Identity:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import get_default_algorithms
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gateway.access.auth_errors import TokenRefused
 from gateway.access.identity import Identity, Scope
 from gateway.access.loopback import is_loopback
 from gateway.access.settings import Algorithm, AuthSettings, TokenKey
@@ -33,14 +34,6 @@ MIN_RSA_BITS = 2048
 _OF_KIND = {("RSA", None): Algorithm.RS256, ("OKP", "Ed25519"): Algorithm.EDDSA}  # a set never publishes a secret
 
 log = structlog.get_logger(__name__)
-
-
-class TokenRefused(Exception):
-    """The token opens nothing. `expired` is told only of one that was truly signed."""
-
-    def __init__(self, *, expired: bool = False) -> None:
-        super().__init__("expired" if expired else "invalid")
-        self.expired = expired
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class Limits:
             return Problem(ProblemCode.RATE_LIMITED, detail)
         try:
             wait_s = await bounded(counter.room_after_s(limit.item, limit.identifiers, cost), self._timeout_s)
-        except (*counter.errors, OSError):
+        except counter.errors:
             wait_s = max(1, status.reset_s)
         detail = f"The limit is {allowed}. Retry after {_duration(wait_s)}."
         return Problem(ProblemCode.RATE_LIMITED, detail, headers={"Retry-After": str(wait_s)})
@@ -157,7 +157,7 @@ class Limits:
             usage.statuses[limit.policy] = replace(known, remaining=known.remaining + cost)
             try:
                 await bounded(counter.refund(limit.item, limit.identifiers, cost), self._timeout_s)
-            except (*counter.errors, OSError) as error:
+            except counter.errors as error:
                 log.warning("rate limit refund failed", extra={"error": repr(error)})
 
     async def _call(self, operation: Callable[[Counter], Awaitable[T]]) -> tuple[Counter, T]:
@@ -173,7 +173,7 @@ class Limits:
     async def _call_redis(self, counter: Counter, call: Awaitable[T]) -> T:
         try:
             return await bounded(call, self._timeout_s)
-        except (*counter.errors, OSError) as error:
+        except counter.errors as error:
             raise DependencyUnavailable(f"Redis: {error}") from error
 
 

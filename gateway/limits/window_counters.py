@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class _Windows(Protocol):
     """The part of the library's storages used here, with refunds."""
 
-    errors: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...]  # of the library, beside OSError
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         """Return the time of the oldest of the newest `limit` uses in the window, and how many these are."""
@@ -49,7 +49,7 @@ class Counter:
     def __init__(self, windows: MemoryWindows | RedisWindows) -> None:
         self._strategy = MovingWindowRateLimiter(windows)
         self._windows: _Windows = windows
-        self.errors = windows.errors
+        self.errors: tuple[type[Exception], ...] = (OSError, *windows.errors)
 
     async def take(self, limit: RateLimitItem, identifiers: tuple[str, ...], cost: int) -> bool:
         """Count `cost` uses, all or none; return whether they fit."""
