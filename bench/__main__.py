@@ -1,4 +1,4 @@
-"""`python -m bench [NAME…]`: measure, print a table, save it in bench/results. It reports; it never fails a build."""
+"""`python -m bench [NAME…]`: measures, prints a table, and saves it in bench/results. It never fails a build."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from rich.table import Table
 from streams.settings import TelemetrySettings
 from streams.telemetry.logs import configure_logs
 
-PARTS = ("renditions", "clip", "features", "detection", "noop", "pipeline", "lanes", "memory", "live", "front_door")
+BENCHMARKS = (
+    "renditions",
+    "clip",
+    "features",
+    "detection",
+    "noop",
+    "pipeline",
+    "lanes",
+    "memory",
+    "live",
+    "gateway_load",
+)
 
 
 def _data_dir() -> Path:
-    named = os.environ.get("DARKROOM_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    configured = os.environ.get("DARKROOM_TEST_DATA")
+    folder = Path(configured) if configured else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "images").is_dir():
         raise SystemExit(f"no test data at {folder}: set DARKROOM_TEST_DATA to a folder with images/ and models/")
     return folder
@@ -39,16 +50,16 @@ def _table(rows: list[dict[str, object]]) -> Table:
 
 
 def main() -> None:
-    """Run the named parts, or all."""
+    """Run the named benchmarks, or all."""
     configure_logs(TelemetrySettings(log_level="ERROR"), process="bench")
     console = Console(width=160)
     data_dir = _data_dir()
     saved = Path(__file__).with_name("results") / "latest.json"
     kept = json.loads(saved.read_text()) if saved.is_file() else {}
     rows: list[dict[str, object]] = []
-    for name in sys.argv[1:] or PARTS:
-        if name not in PARTS:
-            raise SystemExit(f"there is no bench {name}; there are {', '.join(PARTS)}")
+    for name in sys.argv[1:] or BENCHMARKS:
+        if name not in BENCHMARKS:
+            raise SystemExit(f"unknown benchmark {name}; allowed: {', '.join(BENCHMARKS)}")
         console.print(f"{time.strftime('%H:%M:%S')}  measuring {name}")
         found = import_module(f"bench.{name}").run(data_dir)
         rows += found

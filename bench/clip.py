@@ -1,6 +1,6 @@
-"""CLIP of 100 photos: our encoder against open_clip called photo by photo. `python -m bench.clip`.
+"""CLIP of 100 photos: the embedder's encoder against open_clip called photo by photo. `python -m bench.clip`.
 
-Without OpenAI's weights the network runs with seeded random ones: the same work, other vectors.
+Without OpenAI's weights the network has seeded random ones: the same computation, other vectors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS, BATCH = 4, 8
 
 
 def weights_to_run(scratch: Path) -> tuple[Weights, ModelsSettings, str]:
-    """Return the weights to measure with, the settings that find them, and what they are."""
+    """Return the weights, the settings that find them, and a description."""
     import open_clip  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -39,7 +39,7 @@ def weights_to_run(scratch: Path) -> tuple[Weights, ModelsSettings, str]:
 
 
 def run(data_dir: Path) -> list[dict[str, Any]]:
-    """Return one row: seconds for 100 decoded photos, preprocessing included, alternating baseline and ours."""
+    """Return one row: seconds for 100 decoded photos with preprocessing, baseline and ours alternating."""
     import open_clip  # noqa: PLC0415
     import torch  # noqa: PLC0415
 

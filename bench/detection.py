@@ -1,4 +1,4 @@
-"""Detection in 100 photos: our detector against a loop over ultralytics' own predict. `python -m bench.detection`."""
+"""Detection in 100 photos: the detector against a loop over ultralytics' predict. `python -m bench.detection`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ROUNDS, BATCH = 4, 8
 
 
 def run(data_dir: Path) -> list[dict[str, Any]]:
-    """Return one row: seconds for 100 decoded photos, letterbox to boxes, alternating baseline and ours."""
+    """Return one row: seconds for 100 decoded photos, letterbox to boxes, baseline and ours alternating."""
     with tempfile.TemporaryDirectory() as folder:
         settings = ModelsSettings(dir=data_dir / "models", cache=Path(folder), download=False)
         weights = find_yolo(settings)
         detector = YoloDetector(weights, settings)
-        from ultralytics import YOLO  # noqa: PLC0415 - after YoloDetector has told it to be quiet
+        from ultralytics import YOLO  # noqa: PLC0415 - after YoloDetector has set its log level
 
         yolo = YOLO(weights.path)
         photos = hundred_photos(data_dir)
-        arrays = [np.ascontiguousarray(np.asarray(photo)[..., ::-1]) for photo in photos]  # BGR, as predict wants
-        for photo, array in list(zip(photos, arrays, strict=True))[:20]:  # every shape once, to warm up
+        arrays = [np.ascontiguousarray(np.asarray(photo)[..., ::-1]) for photo in photos]  # BGR, as predict expects
+        for photo, array in list(zip(photos, arrays, strict=True))[:20]:  # warm up with every shape
             detector.detect([detector.prepare(photo)])
             yolo.predict(array, verbose=False, device="cpu")
         baseline_s = ours_s = 0.0

@@ -1,7 +1,7 @@
-"""Vectors alone: photos sent at once, which share calls of CLIP, against one by one. `python -m bench.features`.
+"""The feature API: concurrent requests, batched into CLIP calls, against one by one. `python -m bench.features`.
 
-Everything but HTTP: sandboxed decoding, batching, the image tower. Without OpenAI's weights the network runs with
-seeded random ones: the same work, other vectors.
+Everything but HTTP: sandboxed decoding, batching, the image tower. Without OpenAI's weights the network has
+seeded random ones: the same computation, other vectors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS, IMAGES = 4, 100
 
 
 async def _measure(paths: list[Path], scratch: Path) -> tuple[float, float, str]:
-    """Return the seconds one after the other and all at once, in turns, and what answered."""
+    """Return the seconds sequential and concurrent, in alternating rounds, and a description of the model."""
     weights, models, which = weights_to_run(scratch)
     settings = FeatureSettings(weights=weights.path.name if weights.own else None, timeout_s=600)
     async with (
@@ -30,13 +30,13 @@ async def _measure(paths: list[Path], scratch: Path) -> tuple[float, float, str]
         open_batching(encoder, settings) as batching,
     ):
         model = await batching.model()
-        await batching.vectors(paths[:4])  # children started, model warm
-        alone_s = together_s = 0.0
+        await batching.vectors(paths[:4])  # start the children and warm up the model
+        sequential_s = concurrent_s = 0.0
         for at in range(ROUNDS):
             some = paths[at::ROUNDS]
-            alone_s += await _timed(_one_by_one(batching, some))
-            together_s += await _timed(_at_once(batching, some))
-    return alone_s, together_s, f"{model.backend}, batch {settings.batch_size}, {which}"
+            sequential_s += await _timed(_one_by_one(batching, some))
+            concurrent_s += await _timed(_at_once(batching, some))
+    return sequential_s, concurrent_s, f"{model.backend}, batch {settings.batch_size}, {which}"
 
 
 async def _timed(work: Any) -> float:
@@ -55,7 +55,7 @@ async def _at_once(batching: Batching[Any], paths: list[Path]) -> None:
 
 
 def run(data_dir: Path) -> list[dict[str, Any]]:
-    """Return one row: seconds for 100 photos as requests one after the other, and as requests at once."""
+    """Return one row: seconds for 100 photos as sequential and as concurrent requests."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = []
@@ -63,14 +63,14 @@ def run(data_dir: Path) -> list[dict[str, Any]]:
             path = folder / f"{number}.jpg"
             photo.convert("RGB").save(path, "JPEG", quality=90)
             paths.append(path)
-        alone_s, together_s, notes = asyncio.run(_measure(paths, folder))
-    rate = f"{len(paths) / together_s:.1f} images/s at once, {len(paths) / alone_s:.1f} one by one; {notes}"
+        sequential_s, concurrent_s, notes = asyncio.run(_measure(paths, folder))
+    rate = f"{len(paths) / concurrent_s:.1f} images/s at once, {len(paths) / sequential_s:.1f} one by one; {notes}"
     return [
         {
             "work": "vectors of 100 photos",
-            "baseline_s": alone_s,
-            "ours_s": together_s,
-            "ratio": alone_s / together_s,
+            "baseline_s": sequential_s,
+            "ours_s": concurrent_s,
+            "ratio": sequential_s / concurrent_s,
             "target": 1.0,
             "notes": rate,
         }

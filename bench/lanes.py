@@ -1,9 +1,8 @@
-"""How long a single upload takes while 5 000 images wait in the bulk lane, against an idle system; and what bulk loses.
+"""Latency of a single upload while 5 000 images wait in the bulk lane, against an idle system; and bulk throughput.
 
-The embedded system with every agent. First one upload every 2 s through the interactive lane, alone; then 100 images
-straight on `image.uploaded`, as fast as the pipeline takes them; then 5 000 images in the bulk lane, produced as
-another service does: alone, and then with one upload every 2 s again. Every image has bytes of its own. The time of an
-upload is from the first byte sent until its outcome is in the log.
+The embedded system with every agent. First one upload every 2 s on the interactive lane; then 100 images directly on
+`image.uploaded`; then 5 000 images on the bulk lane, produced as another service does: alone, and then with one upload
+every 2 s. Every image is unique. The time of an upload is from the first byte sent until its outcome is in the log.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ PATIENCE_S = 300.0
 
 @dataclass(slots=True)
 class Outcomes:
-    """When each image ended, as the log says."""
+    """The time of each image's outcome in the log."""
 
     ended: dict[str, float] = field(default_factory=dict)  # image id -> monotonic seconds
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self, consumer: AIOKafkaConsumer) -> None:
-        """Note every outcome until cancelled."""
+        """Record every outcome until cancelled."""
         async for message in consumer:
             image_id = dict(message.headers)["ce_subject"].decode()
             kind = dict(message.headers)["ce_type"].decode()
@@ -59,20 +58,20 @@ class Outcomes:
             self.arrived.set()
 
     async def until(self, image_ids: Sequence[str]) -> None:
-        """Wait until all of these have ended."""
+        """Wait until all these images have ended."""
         async with asyncio.timeout(PATIENCE_S):
             while not all(image_id in self.ended for image_id in image_ids):
                 self.arrived.clear()
                 await self.arrived.wait()
 
     def between(self, began: float, over: float, image_ids: set[str]) -> int:
-        """Return how many of these ended in a time."""
+        """Return how many of these images ended in a time span."""
         return sum(began <= at < over for image_id, at in self.ended.items() if image_id in image_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The running system and what talks to it."""
+    """The running system's clients and outcomes."""
 
     client: AsyncDarkroom
     files: FileStore
@@ -80,7 +79,7 @@ class Bench:
     outcomes: Outcomes
 
     async def upload_each(self, photos: Sequence[bytes]) -> list[float]:
-        """Upload one every 2 s; return how long each took until its end was in the log."""
+        """Upload one image every 2 s; return the seconds of each until its outcome was in the log."""
 
         async def one(photo: bytes) -> float:
             began = time.monotonic()
@@ -96,7 +95,7 @@ class Bench:
         return list(await asyncio.gather(*tasks))
 
     async def produce(self, photos: Sequence[bytes], *, bulk: bool) -> list[str]:
-        """Store images and say that they are there, as another service does; return their ids."""
+        """Store images and produce their events as another service does; return the image ids."""
         messages, image_ids = [], []
         for photo in photos:
             digest = hashlib.sha256(photo).hexdigest()
@@ -112,7 +111,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What came of it: seconds of each upload, and images per second."""
+    """The measurements: seconds of each upload, and images per second."""
 
     idle_s: list[float]
     busy_s: list[float]
@@ -141,7 +140,7 @@ async def _opened(stack: AsyncExitStack, system: RunningSystem) -> Bench:
 
 
 async def _direct(bench: Bench, photos: Sequence[bytes]) -> float:
-    """Return the images per second of what is put straight into the pipeline."""
+    """Return the images per second produced directly to the pipeline."""
     began = time.monotonic()
     await bench.outcomes.until(await bench.produce(photos, bulk=False))
     return len(photos) / (time.monotonic() - began)
@@ -180,7 +179,7 @@ def _quantile(seconds: Sequence[float], share: float) -> float:
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
-    """Return a row for the upload and one for bulk."""
+    """Return a row for upload latency and one for bulk throughput."""
     found = asyncio.run(_measure(data_dir))
     halves = [_quantile(seconds, 0.5) for seconds in (found.idle_s, found.busy_s)]
     ends = [_quantile(seconds, 0.95) for seconds in (found.idle_s, found.busy_s)]
@@ -194,11 +193,11 @@ def run(data_dir: Path) -> list[dict[str, object]]:
             "notes": f"{ends[1] / ends[0]:.2f} times as long; p50 {halves[0]:.2f} s and {halves[1]:.2f} s",
         },
         {
-            "work": "100 small images: straight into the pipeline, and through the bulk lane",
+            "work": "100 small images: directly into the pipeline, and through the bulk lane",
             "baseline_s": 100 / found.direct,
             "ours_s": 100 / found.alone,
             "ratio": found.alone / found.direct,
             "target": 0.8,
-            "notes": f"{found.alone:.2f} images/s in bulk; {found.beside:.2f} beside one upload every {EVERY_S:g} s",
+            "notes": f"{found.alone:.2f} images/s in bulk; {found.beside:.2f} with one upload every {EVERY_S:g} s",
         },
     ]

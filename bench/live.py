@@ -1,8 +1,8 @@
-"""1 000 listeners of one process: what memory they add to it, and how soon all of them are told what happened.
+"""1 000 event streams of one process: the memory they add, and the delivery time to all of them.
 
-The embedded system, its query gateway in `core`; each listener a connection of its own to the stream of an owner. Facts
-are produced to Kafka, as the agents do; the time is from the producer's confirmation until the last listener has read
-the last of them.
+The embedded system, its query gateway in `core`; each listener has its own connection to an owner's stream. Facts are
+produced to Kafka as the agents do; the time is from the producer's confirmation until the last listener has read the
+last fact.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE_S = 120.0
 
 
 class Listener:
-    """One connection to the stream of the owner."""
+    """A connection to the owner's event stream."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -39,20 +39,20 @@ class Listener:
         self._reader: asyncio.StreamReader | None = None
 
     async def open(self, port: int) -> None:
-        """Ask, and wait until the stream says where it stands."""
+        """Open the stream and wait for the first event id."""
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         self._writer.write(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await self._reader.readuntil(b"\nid: ")
 
-    async def hear(self, count: int) -> None:
-        """Read until so many events have come."""
+    async def receive(self, count: int) -> None:
+        """Read `count` events."""
         assert self._reader is not None
         for _ in range(count):
             await self._reader.readuntil(b"event: stage")
             self.next += 1
 
     def close(self) -> None:
-        """Go."""
+        """Close the connection."""
         if self._writer is not None:
             self._writer.close()
 
@@ -69,7 +69,7 @@ def _resident_mb(system: RunningSystem) -> float:
 
 
 async def _measure(data_dir: Path) -> tuple[float, float, float]:
-    """Return the MB that listeners add, the seconds until all were told, and the MB that as many after them add."""
+    """Return the MB that listeners add, the delivery time in s, and the MB that a second round adds."""
     raise_file_limit(LISTENERS)
     with tempfile.TemporaryDirectory() as folder:
         plan = SystemPlan(Path(folder) / "system", port=0, environment=models_of(Path(folder), data_dir))
@@ -79,14 +79,14 @@ async def _measure(data_dir: Path) -> tuple[float, float, float]:
             async with open_producer(kafka, source="bench") as producer, asyncio.timeout(PATIENCE_S):
                 await _round(system, producer, 1)
                 before = _resident_mb(system)
-                told_s = await _round(system, producer, LISTENERS)
+                delivery_s = await _round(system, producer, LISTENERS)
                 added = _resident_mb(system) - before
                 await _round(system, producer, LISTENERS)
-                return added, told_s, _resident_mb(system) - before - added
+                return added, delivery_s, _resident_mb(system) - before - added
 
 
 async def _round(system: RunningSystem, producer: EventProducer, count: int) -> float:
-    """Let so many listen, tell them all, let them go; return the seconds until all were told."""
+    """Open `count` streams, deliver the facts to all, close them; return the delivery time in s."""
     port = int(system.url.rpartition(":")[2])
     listeners = [Listener() for _ in range(count)]
     for listener in listeners:
@@ -94,19 +94,19 @@ async def _round(system: RunningSystem, producer: EventProducer, count: int) -> 
     facts = [outgoing(topics.FACTS, _fact(), source="bench", traceparent=None) for _ in range(FACTS)]
     await producer.deliver(facts)
     begun = time.monotonic()
-    await asyncio.gather(*(listener.hear(FACTS) for listener in listeners))
-    told_s = time.monotonic() - begun
+    await asyncio.gather(*(listener.receive(FACTS) for listener in listeners))
+    delivery_s = time.monotonic() - begun
     for listener in listeners:
         listener.close()
-    await asyncio.sleep(2)  # it hears of that
-    return told_s
+    await asyncio.sleep(2)  # for the gateway to notice
+    return delivery_s
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
     """Return one row."""
-    added, told_s, more = asyncio.run(_measure(data_dir))
+    added, delivery_s, more = asyncio.run(_measure(data_dir))
     each = f"{added * 1000 / LISTENERS:.0f} kB each"
-    notes = f"{each}; {FACTS} facts told to all in {told_s:.1f} s; as many after them add {more:.0f} MB"
+    notes = f"{each}; {FACTS} facts delivered to all in {delivery_s:.1f} s; a second round adds {more:.0f} MB"
     return [
         {
             "work": f"memory that {LISTENERS} listeners add to one process",

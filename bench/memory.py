@@ -1,4 +1,4 @@
-"""Resident memory of every process of the embedded system while it works on 12-megapixel images."""
+"""Resident memory of every process of the embedded system while it processes 12-megapixel images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _sampled(system: RunningSystem, peaks: dict[str, float]) -> None:
 
 
 async def _measure(data_dir: Path) -> dict[str, float]:
-    """Return each process's peak resident MB, start included; sandboxed decoders are processes apart."""
+    """Return each process's peak resident MB, startup included, without its sandbox children."""
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -1,7 +1,7 @@
-"""What the guarantees cost: a stage that does nothing, every guarantee on, against plain aiokafka in the same run.
+"""The cost of the guarantees: a no-op stage with all guarantees against plain aiokafka in the same run.
 
 Baseline: one consumer, `send_and_wait` for each event with an idempotent producer, offsets committed once a second.
-Both are processes of their own on the same Kafka; the rate is read from the outputs' timestamps, in turn.
+Both are separate processes on the same Kafka, in alternating rounds; the rate comes from the outputs' timestamps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from streams.telemetry.logs import configure_logs
 
 EVENTS = 6_000
 ROUNDS = 3
-BODY = 1024  # bytes of an event, about
+BODY = 1024  # bytes of an event, approximately
 SHA = "0" * 64
 
 
@@ -126,7 +126,7 @@ async def _measure() -> tuple[list[float], list[float]]:
 
 
 def run(_data_dir: Path) -> list[dict[str, object]]:
-    """Return the one row: the median of the rounds."""
+    """Return one row: the median of the rounds."""
     plain, ours = asyncio.run(_measure())
     middle = sorted(o / p for o, p in zip(ours, plain, strict=True))[ROUNDS // 2]
     plain_rate, our_rate = sorted(plain)[ROUNDS // 2], sorted(ours)[ROUNDS // 2]

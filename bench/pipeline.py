@@ -1,9 +1,8 @@
-"""Images per second from upload to completed, all agents, against our own engines called in a row by one script.
+"""Images per second from upload to completed, all agents, against the same stages called sequentially by one script.
 
-The script opens the same stages in one process, every core its own, and calls sanitize, resize, read, detect, embed for
-each photo in turn. The pipeline is the embedded system: Kafka, gateway, and each agent a process. CLIP runs with seeded
-random weights in both, where the official ones are not at hand. Models are loaded and warm in both before the clock
-starts.
+The script opens the stages in one process, with all cores, and runs sanitize, resize, read, detect and embed for each
+photo. The pipeline is the embedded system: Kafka, gateway, and each agent as a process. CLIP has seeded random weights
+in both. Models are loaded and warm in both before the measurement.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ ANALYSES = ("resizer", "ocr", "detector", "embedder")
 
 
 def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
-    """Return settings under which every model is there (the test detector, CLIP with random weights) and no limit."""
+    """Return settings with all models available (the test detector, CLIP with random weights) and no upload limit."""
     models = scratch / "models"
     models.mkdir()
     for weights in (data_dir / "models").glob("*yolo*.pt"):
@@ -52,8 +51,8 @@ def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
     }
 
 
-async def in_a_row(data_dir: Path, folder: Path) -> float:
-    """Return the seconds the script takes for all photos."""
+async def run_sequentially(data_dir: Path, folder: Path) -> float:
+    """Return the seconds of the script for all photos."""
     settings = Settings()
     configure_logs(settings.telemetry, process="bench")
     report = StageReport(stage="sanitizer", version="1", attempts=1, duration_ms=0)
@@ -88,7 +87,7 @@ async def in_a_row(data_dir: Path, folder: Path) -> float:
 
 
 async def send(client: AsyncDarkroom, photos: list[bytes]) -> None:
-    """Upload all, wait until each is completed."""
+    """Upload all photos and wait until each completes."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int, photo: bytes) -> str:
@@ -100,15 +99,15 @@ async def send(client: AsyncDarkroom, photos: list[bytes]) -> None:
         for job in list(open_jobs):
             status = await client.status(job)
             if status.status is ImageState.PROCESSING:
-                break  # mostly in order: the others of this round would be asked in vain
+                break  # jobs end mostly in order, so the later ones are still open
             if status.status is not ImageState.COMPLETED:
                 raise RuntimeError(f"{job} ended {status.status}")
             open_jobs.discard(job)
         await asyncio.sleep(0.1)
 
 
-async def _through(data_dir: Path, scratch: Path, environment: Mapping[str, str]) -> float:
-    """Return the seconds the pipeline takes for all photos."""
+async def _run_pipeline(data_dir: Path, scratch: Path, environment: Mapping[str, str]) -> float:
+    """Return the seconds of the pipeline for all photos."""
     plan = SystemPlan(scratch / "system", port=0, environment=environment)
     async with running_system(plan, lambda _line: None) as system:
         await system.until_ready(lambda _line: None)
@@ -128,12 +127,12 @@ async def _measure(data_dir: Path) -> tuple[float, float]:
         script = await asyncio.create_subprocess_exec(
             *arguments, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE
         )
-        said, _ = await script.communicate()
-        return float(said.split()[-1]), await _through(data_dir, scratch, environment)
+        output, _ = await script.communicate()
+        return float(output.split()[-1]), await _run_pipeline(data_dir, scratch, environment)
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
-    """Return the one row."""
+    """Return one row."""
     plain, ours = asyncio.run(_measure(data_dir))
     return [
         {
@@ -142,11 +141,11 @@ def run(data_dir: Path) -> list[dict[str, object]]:
             "ours_s": ours,
             "ratio": plain / ours,
             "target": 0.7,
-            "notes": f"in a row {PHOTOS / plain:.2f} images/s, pipeline {PHOTOS / ours:.2f} images/s",
+            "notes": f"sequential {PHOTOS / plain:.2f} images/s, pipeline {PHOTOS / ours:.2f} images/s",
         }
     ]
 
 
 if __name__ == "__main__":
     configure_logs(TelemetrySettings(log_level="WARNING"), process="bench")
-    print(asyncio.run(in_a_row(Path(sys.argv[1]), Path(sys.argv[2]))))
+    print(asyncio.run(run_sequentially(Path(sys.argv[1]), Path(sys.argv[2]))))

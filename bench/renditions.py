@@ -22,8 +22,8 @@ from agents.core.resize import fitted, open_master, render
 SIDES = {"thumbnail": 150, "medium": 600, "large": 1200, "original": 4096}
 ROUNDS = 5
 TARGET = 1.9
-# Resized to 12 MP and saved at about 2 MB. The first is a camera's picture at nearly its own scale; the second,
-# enlarged three times, has ringing on every edge: the harder case for an encoder of little effort.
+# Resized to 12 MP and saved at about 2 MB. The first is a camera picture at nearly its original scale; the second,
+# enlarged three times, has ringing on every edge: harder for an encoder at low effort.
 PHOTOS = (("photo", "formats/gain-map.jpg", 99), ("enlarged photo", "photos/kite_and_cold.jpg", 94))
 
 
@@ -50,7 +50,7 @@ def _plain(data: bytes) -> dict[str, bytes]:
 
 
 def _ours(data: bytes, threads: ThreadPoolExecutor) -> dict[str, bytes]:
-    async def work() -> dict[str, bytes]:  # as agents.stages.resizer does it
+    async def work() -> dict[str, bytes]:  # as in agents.stages.resizer
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(threads, open_master, data, tuple(SIDES.values()))
         names = sorted(SIDES, key=SIDES.__getitem__, reverse=True)
@@ -67,14 +67,14 @@ def _timed(work: Callable[[], dict[str, bytes]]) -> tuple[float, dict[str, bytes
     return time.perf_counter() - start, made
 
 
-def _likeness(ours: bytes, reference: bytes) -> float:
-    """Return the SSIM of two images' luma."""
+def _ssim(ours: bytes, reference: bytes) -> float:
+    """Return the SSIM of the luma of two images."""
     first, second = (np.asarray(Image.open(io.BytesIO(body)).convert("L")) for body in (ours, reference))
     return float(structural_similarity(first, second))
 
 
 def run(data_dir: Path) -> list[dict[str, object]]:
-    """Return one row per photo: the best of five rounds of each way, taken in turn."""
+    """Return one row per photo: the best of five alternating rounds."""
     rows: list[dict[str, object]] = []
     with ThreadPoolExecutor(2) as threads:
         for what, name, quality in PHOTOS:
@@ -85,7 +85,7 @@ def run(data_dir: Path) -> list[dict[str, object]]:
                 plain_s.append(seconds)
                 seconds, made = _timed(lambda data=data: _ours(data, threads))  # type: ignore[misc]
                 ours_s.append(seconds)
-            alike = {name: _likeness(made[name], reference[name]) for name in SIDES}
+            alike = {name: _ssim(made[name], reference[name]) for name in SIDES}
             grown = sum(map(len, made.values())) / sum(map(len, reference.values())) - 1
             rows.append(
                 {

@@ -1,4 +1,4 @@
-"""What the pipeline bench uploads: real photos, cut differently each time, so that no two have the same bytes."""
+"""Photos for the pipeline benchmarks, cropped differently, so that no two have the same bytes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def twelve_megapixels(data_dir: Path, count: int) -> list[bytes]:
 
 
 def random_clip(folder: Path) -> Path:
-    """Write ViT-B/32 with seeded random weights: the arithmetic of the real one, where its weights cannot be had."""
-    import open_clip  # noqa: PLC0415 - heavy, and only wanted here
+    """Write ViT-B/32 with seeded random weights: the same computation without the official weights."""
+    import open_clip  # noqa: PLC0415 - slow import, needed only here
     import torch  # noqa: PLC0415
 
     torch.manual_seed(7)

@@ -1,11 +1,10 @@
-"""The front door under load: 200 uploads of 100 KB at once and 1 000 status polls a second, for a minute.
+"""The gateway under load: 200 concurrent uploads of 100 KB and 1 000 status polls per second, for a minute.
 
-The embedded system with every agent; once without limits, once with the limits that are the default. The polls are an
-open loop: each is sent at its time, whether or not earlier ones were answered, and is timed from when it should have
-been sent. Each uploader sends the next file when the last was answered; after a 429 or 503 it waits for what
-Retry-After says, a second at most. Anything but an honest answer is an error. Load, gateway and agents share the
-machine's cores. Before the load, an idle gateway is asked as fast as it answers: for a job's status, and for
-/health/live, which looks nothing up. DARKROOM_BENCH_SECONDS shortens the minute, for trying.
+The embedded system with every agent, once without limits and once with 50 uploads per hour. The polls are an open
+loop: each is sent when it is due, independent of earlier responses, and is timed from its due time. Each uploader is a
+closed loop; after a 429 or 503 it waits for Retry-After, at most a second. Any status but 200, 202, 429 and 503 is an
+error. Load, gateway and agents share the machine's cores. Before the load, the idle gateway's throughput is measured
+for a job's status and for /health/live, which reads nothing. DARKROOM_BENCH_SECONDS changes the duration.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ from darkroom.local.system import RunningSystem, SystemPlan, running_system
 SECONDS = float(os.environ.get("DARKROOM_BENCH_SECONDS", "60"))
 UPLOADERS = 200
 UPLOAD_BYTES = 100_000
-POLLS = 1_000  # a second
-MOST_IN_FLIGHT = 5_000  # polls; the one that would be more is counted as not sent
+POLLS = 1_000  # per second
+MOST_IN_FLIGHT = 5_000  # polls; above that a due poll is counted as not sent
 IDLE_S, IDLE_AT_ONCE = 5.0, 16
-HONEST = frozenset({200, 202, 429, 503})
-FLAT_MB = 32.0  # growth over the later two thirds of the minute that is called flat
+EXPECTED = frozenset({200, 202, 429, 503})
+FLAT_MB = 32.0  # acceptable growth over the last two thirds of the run
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of one kind of request."""
+    """Counts and response times of one kind of request."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    without_retry_after: int = 0  # of the refusals that must have one
+    without_retry_after: int = 0  # of the 429 and 503 responses
     not_sent: int = 0
 
     def note(self, answer: aiohttp.ClientResponse | BaseException, seconds: float) -> None:
-        """Count an answer, or that there was none."""
+        """Count a response or a connection error."""
         if isinstance(answer, BaseException):
             self.statuses[type(answer).__name__] += 1
             return
@@ -65,12 +64,12 @@ class Tally:
 
     @property
     def errors(self) -> int:
-        """Everything that is no honest answer."""
-        known = {str(status) for status in HONEST}
+        """The number of unexpected responses and connection errors."""
+        known = {str(status) for status in EXPECTED}
         return self.without_retry_after + sum(count for name, count in self.statuses.items() if name not in known)
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, times in milliseconds."""
+        """Return counts, and percentiles in ms."""
         cuts = statistics.quantiles(self.seconds, n=100) if len(self.seconds) > 1 else [0.0] * 99
         marks = {f"p{mark}_ms": round(cuts[mark - 1] * 1000, 1) for mark in (50, 95, 99)}
         return {"answers": dict(self.statuses), "errors": self.errors, "not_sent": self.not_sent, **marks}
@@ -78,13 +77,13 @@ class Tally:
 
 @dataclass(slots=True)
 class Memory:
-    """The resident memory of one process, over time."""
+    """Samples of the resident memory of a process."""
 
     process: psutil.Process
     samples: list[tuple[float, float]] = field(default_factory=list)  # seconds, MB
 
     async def watch(self) -> None:
-        """Look once a second, until cancelled."""
+        """Sample once per second until cancelled."""
         began = time.monotonic()
         while True:
             self.samples.append((time.monotonic() - began, self.process.memory_info().rss / 1e6))
@@ -92,7 +91,7 @@ class Memory:
 
     @property
     def later_growth_mb(self) -> float:
-        """By how much it grew over the later two thirds: the slope of the samples, times their length."""
+        """Growth over the last two thirds of the samples, in MB: regression slope times duration."""
         later = self.samples[len(self.samples) // 3 :]
         if len(later) < 3:
             return 0.0
@@ -102,7 +101,7 @@ class Memory:
 
 @dataclass(slots=True)
 class Load:
-    """The load on one system."""
+    """Load generator for one system."""
 
     base: str
     session: aiohttp.ClientSession
@@ -113,9 +112,9 @@ class Load:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def upload(self) -> float:
-        """Upload one file with bytes of its own; return the seconds to wait before the next."""
+        """Upload one unique file; return the seconds to wait before the next."""
         form = aiohttp.FormData()
-        data = self.photo + next(self._numbers).to_bytes(8, "big")  # after the image's end, where nobody looks
+        data = self.photo + next(self._numbers).to_bytes(8, "big")  # decoders ignore bytes after the end of the image
         form.add_field("file", data, filename="load.jpg", content_type="image/jpeg")
         began = time.monotonic()
         try:
@@ -130,14 +129,14 @@ class Load:
             return 1.0
 
     async def uploader(self, until: float) -> None:
-        """Upload file after file."""
+        """Upload files until a time."""
         wait_s = 0.0
         while time.monotonic() + wait_s < until:
             await asyncio.sleep(wait_s)
             wait_s = await self.upload()
 
     async def poll(self, path: str, due: float) -> None:
-        """Ask once, timed from when it was due."""
+        """Send one poll, timed from its due time."""
         try:
             async with self.session.get(self.base + path) as answer:
                 await answer.read()
@@ -146,25 +145,25 @@ class Load:
             self.polls.note(error, 0.0)
 
     async def poller(self, until: float) -> None:
-        """Ask at the times that are due, whatever became of earlier questions."""
-        asked: set[asyncio.Task[None]] = set()
+        """Send polls at their due times, independent of earlier responses."""
+        in_flight: set[asyncio.Task[None]] = set()
         began = time.monotonic()
         for number in itertools.count():
             due = began + number / POLLS
             if due >= until:
                 break
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            if len(asked) >= MOST_IN_FLIGHT:
+            if len(in_flight) >= MOST_IN_FLIGHT:
                 self.polls.not_sent += 1
                 continue
             job = random.choice(self.jobs)
             task = asyncio.create_task(self.poll(f"/api/v1/images/jobs/{job}", due))
-            asked.add(task)
-            task.add_done_callback(asked.discard)
-        await asyncio.gather(*asked)
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        await asyncio.gather(*in_flight)
 
-    async def as_fast_as_it_goes(self, path: str) -> float:
-        """Return the answers a second of an idle gateway to a few who ask again at once."""
+    async def idle_throughput(self, path: str) -> float:
+        """Return the responses per second of an idle gateway to a few closed-loop clients."""
         until = time.monotonic() + IDLE_S
 
         async def ask() -> int:
@@ -180,7 +179,7 @@ class Load:
 
 
 def photo_of(data_dir: Path) -> bytes:
-    """Return a real photo as a JPEG of 100 KB, less the bytes that make each upload another."""
+    """Return a photo as a JPEG of 100 KB, less the 8 bytes that make each upload unique."""
     with Image.open(data_dir / "images" / "photos" / "cat_720p.jpg") as source:
         photo = source.convert("RGB").resize((800, 600))
     for quality in range(95, 30, -1):
@@ -192,7 +191,7 @@ def photo_of(data_dir: Path) -> bytes:
 
 
 def core_of(system: RunningSystem) -> psutil.Process:
-    """Return the process of the gateway."""
+    """Return the gateway process."""
     port = f"{system.url.rsplit(':', 1)[-1]}"
     for child in psutil.Process().children(recursive=True):
         if child.cmdline()[-1:] == ["core"]:
@@ -216,8 +215,8 @@ async def _loaded(data_dir: Path, photo: bytes, **more: str) -> Any:
             yield Load(system.url, session, photo), Memory(core_of(system))
 
 
-async def _minute(load: Load, memory: Memory) -> dict[str, Any]:
-    """Put the whole load on for as long as it is to last; return what came of it."""
+async def _run_load(load: Load, memory: Memory) -> dict[str, Any]:
+    """Run the whole load; return the measurements."""
     load.uploads, load.polls = Tally(), Tally()
     watching = asyncio.create_task(memory.watch())
     began = time.monotonic()
@@ -228,7 +227,7 @@ async def _minute(load: Load, memory: Memory) -> dict[str, Any]:
     answered = sum(load.polls.statuses.values())
     megabytes = [mb for _, mb in memory.samples]
     return {
-        "asked_polls_per_s": POLLS,
+        "due_polls_per_s": POLLS,
         "polls_per_s": round(answered / took, 1),
         "uploads_per_s": round(sum(load.uploads.statuses.values()) / took, 1),
         "polls": load.polls.summary(),
@@ -245,13 +244,13 @@ async def _measure(data_dir: Path) -> list[dict[str, Any]]:
     async with _loaded(data_dir, photo) as (load, memory):
         for _ in range(20):
             await load.upload()
-        live = await load.as_fast_as_it_goes("/health/live")
-        status = await load.as_fast_as_it_goes(f"/api/v1/images/jobs/{load.jobs[0]}")
+        live = await load.idle_throughput("/health/live")
+        status = await load.idle_throughput(f"/api/v1/images/jobs/{load.jobs[0]}")
         rows.append(_idle_row(live, status))
-        rows += _rows("no limits", await _minute(load, memory))
+        rows += _rows("no limits", await _run_load(load, memory))
     async with _loaded(data_dir, photo, DARKROOM_LIMITS__UPLOADS="50/hour") as (load, memory):
         await load.upload()
-        rows += _rows("50 uploads an hour", await _minute(load, memory))
+        rows += _rows("50 uploads an hour", await _run_load(load, memory))
     return rows
 
 
@@ -271,7 +270,7 @@ def _rows(limits: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     times = {
         kind: "/".join(f"{found[kind][f'p{mark}_ms']:.0f}" for mark in (50, 95, 99)) for kind in ("polls", "uploads")
     }
-    said = (
+    notes = (
         f"polls {times['polls']} ms, uploads {found['uploads_per_s']:.0f}/s {times['uploads']} ms (p50/95/99); "
         f"{polls['answers']} {uploads['answers']}, {polls['not_sent']} not sent, "
         f"{polls['errors'] + uploads['errors']} errors"
@@ -282,24 +281,24 @@ def _rows(limits: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         "ours_s": POLLS / found["polls_per_s"],
         "ratio": found["polls_per_s"] / POLLS,
         "target": 1.0,
-        "notes": said,
+        "notes": notes,
         "details": found,
     }
     memory = {
-        "work": f"the gateway's growth over the later 2/3, {limits}",
+        "work": f"growth of the gateway over the last 2/3, {limits}",
         "baseline_s": None,
         "ours_s": None,
         "ratio": found["later_growth_mb"],
         "target": FLAT_MB,
-        "notes": f"RSS at the start, most, at the end: {'/'.join(map(str, found['rss_mb']))} MB",
+        "notes": f"RSS at start, peak, at end: {'/'.join(map(str, found['rss_mb']))} MB",
     }
     return [load, memory]
 
 
 def run(data_dir: Path) -> list[dict[str, Any]]:
-    """Measure; return the rows of the table."""
+    """Return the rows of both runs."""
     return asyncio.run(_measure(data_dir))
 
 
 if __name__ == "__main__":
-    sys.exit("run it as `python -m bench front_door`")
+    sys.exit("run it as `python -m bench gateway_load`")
