@@ -16,10 +16,10 @@ from schemas.events.envelope import now
 from schemas.http.live import ImageEnded, JobSuperseded, LiveEvent, StageChanged, StreamNotice
 from schemas.values import ImageState, Owner, Value, job_id_of
 from streams.errors import DependencyUnavailable
-from streams.live.broadcast import Crowded, Delivery, Lost, TooSlow
-from streams.live.catch_up import Unfinished
+from streams.live.broadcast import Delivery, Lost, TooManyListeners, TooSlow
+from streams.live.catch_up import CatchUpIncomplete
 from streams.live.cursors import Positions
-from streams.live.log_follower import Listening, LogFeed
+from streams.live.log_follower import LogFeed, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ async def owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> 
     yield Heartbeat(retry=feed.settings.retry_ms)
     while True:
         try:
-            async with feed.listening(owner, None, since) as listening:
-                async for item in _deliveries(feed, listening):
+            async with feed.subscribe(owner, None, since) as subscription:
+                async for item in _deliveries(feed, subscription):
                     yield _event(item) if isinstance(item, Delivery) else item
         except Lost:
             since = None
             yield _notice(LiveEvent.RESET, _MISSED)
-        except (Crowded, DependencyUnavailable) as error:
+        except (TooManyListeners, DependencyUnavailable) as error:
             log.info("live stream ended: feed unavailable", extra={"error": repr(error)})
             return
         else:
@@ -79,8 +79,10 @@ class JobProgress:
                     yield self._ended()
                     return
             try:
-                async with self.feed.listening(self.owner, self.job.image_id, floor if fresh else resumed) as listening:
-                    async for item in _deliveries(self.feed, listening):
+                async with self.feed.subscribe(
+                    self.owner, self.job.image_id, floor if fresh else resumed
+                ) as subscription:
+                    async for item in _deliveries(self.feed, subscription):
                         found = self._event_of(item, fresh=fresh) if isinstance(item, Delivery) else item
                         if found is not None:
                             yield found
@@ -94,7 +96,7 @@ class JobProgress:
                 floor, resumed = self.feed.feed.floor, None
                 if not await self._refresh():
                     return
-            except (Crowded, DependencyUnavailable) as error:
+            except (TooManyListeners, DependencyUnavailable) as error:
                 log.info("live stream ended: feed unavailable", extra={"error": repr(error)})
                 return
             else:
@@ -157,25 +159,25 @@ class JobProgress:
         return _sse(LiveEvent(self.job.state.value), ended, END)
 
 
-async def _deliveries(feed: LogFeed, listening: Listening) -> AsyncIterator[Delivery | ServerSentEvent]:
+async def _deliveries(feed: LogFeed, subscription: Subscription) -> AsyncIterator[Delivery | ServerSentEvent]:
     """Yield deliveries, and heartbeats with the stream's position while there are none."""
     loop = asyncio.get_running_loop()
     until = loop.time() + feed.settings.max_stream_s
-    if cursor := listening.cursor():
+    if cursor := subscription.cursor():
         yield ServerSentEvent(id=cursor)
     try:
         while (left := until - loop.time()) > 0:
-            delivery = await listening.next(min(left, feed.settings.heartbeat_s))
+            delivery = await subscription.next(min(left, feed.settings.heartbeat_s))
             if delivery is not None:
                 yield delivery
-            elif feed.feed.hung_up:
+            elif feed.feed.closed:
                 return
             else:
-                yield Heartbeat(at=listening.cursor())
+                yield Heartbeat(at=subscription.cursor())
     except TooSlow:
         yield _notice(LiveEvent.CUT, _SLOW)
-    except Unfinished:
-        yield ServerSentEvent(id=listening.cursor())
+    except CatchUpIncomplete:
+        yield ServerSentEvent(id=subscription.cursor())
         yield _notice(LiveEvent.CUT, _LONG)
 
 

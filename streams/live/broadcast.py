@@ -1,10 +1,10 @@
 """Live feed: delivers progress events of images to subscribers. Pure; `streams.live.log_follower` reads the log.
 
-One ring holds what happened lately; each listener has a bounded queue of its own. Whoever resumes is given what the
-ring holds since their position, then what comes. All of that is one step of the event loop, so nothing falls between.
+One ring buffer contains the recent events; each listener has a bounded queue. A resuming listener receives the ring's
+events since its position, then new ones. Joining is one step of the event loop, so that no event is missed.
 
-A fact that is said again (same ce_id) within the ring's length is told once. Of an image whose deletion was seen, only
-the deletion itself is told from then on.
+A repeated event (same ce_id) within the ring's length is delivered once. After the deletion of an image, only the
+deletion itself is delivered.
 """
 
 from __future__ import annotations
@@ -24,94 +24,94 @@ DELETED_REMEMBERED = 20_000  # images
 
 
 class Lost(Exception):
-    """The log does not hold this position any more, or never did."""
+    """The log does not contain this position: its records expired, or it never existed."""
 
 
 class TooSlow(Exception):
-    """The listener did not take what it was told fast enough."""
+    """The listener's queue is full."""
 
 
-class Crowded(Exception):
-    """There are as many listeners as there may be."""
+class TooManyListeners(Exception):
+    """The limit on listeners is reached."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A happening, where it stands in the log, and how far the log was read with it."""
+    """A progress event, its place in the log, and the positions after it."""
 
     what: ProgressEvent
-    spot: int  # of its partition, in the positions
+    spot: int  # index of its partition in the positions
     offset: int
     after: Positions
     shape: tuple[int, ...]
 
     @cached_property
     def cursor(self) -> str:
-        """What a listener says to go on behind this."""
+        """The cursor that resumes after this event."""
         return cursor_of(self.shape, self.after)
 
 
 class Listener:
-    """One who listens, to an image or to all of an owner. Close it."""
+    """Receives the events of one image, or of all images of an owner. Must be closed."""
 
     def __init__(self, feed: Feed, owner: str, image_id: str | None, *, room: int) -> None:
         self.owner = owner
         self.image_id = image_id
         self._feed = feed
         self._room = room
-        self._since: Positions | None = None  # what came before is known to the listener
-        self._waiting: deque[Delivery] = deque()  # first what the ring held, which is bounded by itself; then what came
-        self._held = 0
+        self._since: Positions | None = None  # earlier events are known to the listener
+        self._waiting: deque[Delivery] = deque()  # events of the ring first, then new ones
+        self._from_ring = 0
         self._too_slow = False
         self._lost = False
         self._closed = False
-        self._stirred = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def concerns(self, told: Delivery) -> bool:
-        """Say whether this is the listener's, and new to it."""
-        return self.wants(told.what) and (self._since is None or told.offset >= self._since[told.spot])
+    def concerns(self, delivery: Delivery) -> bool:
+        """Return whether a delivery is for this listener and new to it."""
+        return self.wants(delivery.what) and (self._since is None or delivery.offset >= self._since[delivery.spot])
 
     def wants(self, what: ProgressEvent) -> bool:
-        """Say whether something that happened is the listener's."""
+        """Return whether an event is for this listener."""
         return what.owner == self.owner and self.image_id in (None, what.image_id)
 
-    def begin(self, held: Iterable[Delivery], since: Positions, known: Collection[str] = ()) -> None:
-        """Begin behind a position, with what the ring holds since then and was not told already."""
+    def begin(self, ring: Iterable[Delivery], since: Positions, known: Collection[str] = ()) -> None:
+        """Start at a position, with the ring's events since then except the known ones."""
         self._since = since
-        self._waiting.extend(told for told in held if self.concerns(told) and told.what.id not in known)
-        self._held = len(self._waiting)
-        self._stirred.set()
+        self._waiting.extend(one for one in ring if self.concerns(one) and one.what.id not in known)
+        self._from_ring = len(self._waiting)
+        self._changed.set()
 
-    def publish(self, told: Delivery) -> None:
-        """Queue what happened, if it is this listener's and there is room."""
-        if self._too_slow or self._lost or not self.concerns(told):
+    def publish(self, delivery: Delivery) -> None:
+        """Queue a delivery for this listener; a full queue ends it with TooSlow."""
+        if self._too_slow or self._lost or not self.concerns(delivery):
             return
-        if len(self._waiting) >= self._room + self._held:
+        if len(self._waiting) >= self._room + self._from_ring:
             self._too_slow = True
         else:
-            self._waiting.append(told)
-        self._stirred.set()
+            self._waiting.append(delivery)
+        self._changed.set()
 
     def lose(self) -> None:
-        """Say that some of what happened is lost to this listener."""
+        """End the listener with Lost: it missed events."""
         self._lost = True
-        self._stirred.set()
+        self._changed.set()
 
     def wake(self) -> None:
-        """Look again, at once."""
-        self._stirred.set()
+        """Wake a pending `next`."""
+        self._changed.set()
 
     async def next(self, wait_s: float) -> Delivery | None:
-        """Return what happened next; None if nothing did for so long, or nothing will. Raises TooSlow and Lost."""
+        """Return the next delivery; None after `wait_s`, or if the feed is closed. Raises TooSlow and Lost."""
         if not self._waiting and not self._ended():
-            self._stirred.clear()
+            self._changed.clear()
             try:
                 async with asyncio.timeout(wait_s):
-                    await self._stirred.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 return None
         if self._waiting:
-            self._held = max(0, self._held - 1)
+            self._from_ring = max(0, self._from_ring - 1)
             return self._placed(self._waiting.popleft())
         if self._too_slow:
             metrics.LIVE_CUT.inc()
@@ -121,49 +121,49 @@ class Listener:
         return None
 
     def cursor(self) -> str | None:
-        """Return the cursor of this very moment; None while something waits to be told."""
+        """Return the current cursor; None while deliveries are queued."""
         if self._waiting or self._ended():
             return None
         now = self._feed.positions
         return cursor_of(self._feed.shape, now if self._since is None else latest(self._since, now))
 
     def close(self) -> None:
-        """Listen no more."""
+        """Leave the feed."""
         if not self._closed:
             self._closed = True
             self._waiting.clear()
             self._feed.leave(self)
 
     def _ended(self) -> bool:
-        return self._too_slow or self._lost or self._feed.hung_up
+        return self._too_slow or self._lost or self._feed.closed
 
-    def _placed(self, told: Delivery) -> Delivery:
-        """Return a happening with a cursor that is behind none the listener was given before.
+    def _placed(self, delivery: Delivery) -> Delivery:
+        """Return the delivery with a cursor that never goes back behind an earlier one of this listener.
 
-        Readers meet the partitions in different orders: what this reader read early, the listener may know already.
+        Readers read partitions in different orders: the listener may already know records this reader reads later.
         """
         if self._since is None:
-            return told
-        after = latest(self._since, told.after)
-        if after == told.after:
-            self._since = None  # from here on this reader is ahead of where the listener began
-            return told
+            return delivery
+        after = latest(self._since, delivery.after)
+        if after == delivery.after:
+            self._since = None  # this reader has passed the listener's start
+            return delivery
         self._since = after
-        return Delivery(told.what, told.spot, told.offset, after, told.shape)
+        return Delivery(delivery.what, delivery.spot, delivery.offset, after, delivery.shape)
 
 
 class Feed:
-    """What is told, and to whom."""
+    """Ring buffer of recent events, and the listeners of one process."""
 
     def __init__(self, *, remembered: int, room: int, most: int, most_of_owner: int) -> None:
         self.positions: Positions = ()
         self.shape: tuple[int, ...] = ()
-        self.hung_up = False
+        self.closed = False
         self._room = room
         self._most, self._most_of_owner = most, most_of_owner
         self._ring: deque[Delivery] = deque()
         self.remembered = remembered
-        self._floor: list[int] = []  # per partition: from here on the ring holds everything
+        self._floor: list[int] = []  # per partition: the ring contains every event from here on
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._by_owner: dict[str, set[Listener]] = defaultdict(set)
@@ -172,34 +172,34 @@ class Feed:
 
     @property
     def listeners(self) -> int:
-        """How many listen."""
+        """Number of listeners."""
         return self._count.total()
 
     def has_room(self, owner: str) -> bool:
-        """Say whether one more of this owner may listen."""
+        """Return whether the owner may add a listener."""
         return self.listeners < self._most and self._count[owner] < self._most_of_owner
 
     @property
     def floor(self) -> Positions:
-        """From where on the ring holds everything."""
+        """The positions from which on the ring contains every event."""
         return tuple(self._floor)
 
     def begin(self, shape: Sequence[int], positions: Positions) -> None:
-        """Begin, or begin anew, at a position: what was told before is forgotten, and who listens has lost some."""
+        """Start, or restart, at a position: clears the ring, and ends all listeners with Lost."""
         self.shape, self.positions = tuple(shape), positions
         self._floor = list(positions)
         self._ring.clear()
         self._ids.clear()
-        for listener in self._everybody():
+        for listener in self._all():
             listener.lose()
 
     def take(self, spot: int, record: Record) -> None:
-        """Tell what a record says, and note how far the log was read. Records of a partition come in order."""
+        """Publish a record's event and advance the position. Records of a partition arrive in order."""
         if record.offset < self.positions[spot]:
             return
         self.positions = (*self.positions[:spot], record.offset + 1, *self.positions[spot + 1 :])
         what = progress_event_of(record)
-        if what is None or not self.tellable(what):
+        if what is None or not self.visible(what):
             return
         if what.id in self._ids:
             return
@@ -210,60 +210,60 @@ class Feed:
             self._deleted[what.image_id] = what.generation
             while len(self._deleted) > DELETED_REMEMBERED:
                 self._deleted.popitem(last=False)
-        self._tell(Delivery(what, spot, record.offset, self.positions, self.shape))
+        self._publish(Delivery(what, spot, record.offset, self.positions, self.shape))
 
-    def tellable(self, what: ProgressEvent) -> bool:
-        """Say whether something may be told: nothing of an image whose deletion was seen, but the deletion."""
+    def visible(self, what: ProgressEvent) -> bool:
+        """Return whether an event may be delivered: after a deletion, only the deletion itself."""
         return what.deletes or what.generation >= self._deleted.get(what.image_id, 0)
 
-    def holds(self, since: Positions, spots: Collection[int]) -> bool:
-        """Say whether the ring holds all that happened since a position, in these partitions."""
+    def covers(self, since: Positions, spots: Collection[int]) -> bool:
+        """Return whether the ring contains every event since a position, in these partitions."""
         return all(since[spot] >= self._floor[spot] for spot in spots)
 
     def listener(self, owner: str, image_id: str | None = None) -> Listener:
-        """Return a listener that is told nothing until it joins. Raises Crowded."""
+        """Return a listener that receives nothing until it joins. Raises TooManyListeners."""
         if not self.has_room(owner):
-            raise Crowded
+            raise TooManyListeners
         self._count[owner] += 1
         metrics.LIVE_LISTENERS.set(self.listeners)
         return Listener(self, owner, image_id, room=self._room)
 
     def join(self, listener: Listener, since: Positions, known: Collection[str] = ()) -> None:
-        """Let somebody listen from a position on that the ring holds; `known` are ids they have been told already."""
-        listener.begin((told for told in self._ring if self.tellable(told.what)), since, known)
+        """Start a listener at a position the ring covers; `known` are ids it has received already."""
+        listener.begin((one for one in self._ring if self.visible(one.what)), since, known)
         self._of(listener).add(listener)
 
     def leave(self, listener: Listener) -> None:
-        """Tell somebody nothing any more."""
+        """Remove a listener."""
         self._of(listener).discard(listener)
         for index, key in ((self._by_owner, listener.owner), (self._by_image, listener.image_id)):
             if key is not None and not index.get(key, True):
                 del index[key]
         self._count[listener.owner] -= 1
-        self._count += Counter()  # who has none left is forgotten
+        self._count += Counter()  # drops owners without listeners
         metrics.LIVE_LISTENERS.set(self.listeners)
 
     def close(self) -> None:
-        """End: who listens is told what is queued, and nothing more."""
-        self.hung_up = True
-        for listener in self._everybody():
+        """Close the feed: listeners receive their queued deliveries, then None."""
+        self.closed = True
+        for listener in self._all():
             listener.wake()
 
-    def _tell(self, told: Delivery) -> None:
-        self._ring.append(told)
+    def _publish(self, delivery: Delivery) -> None:
+        self._ring.append(delivery)
         while len(self._ring) > self.remembered:
             oldest = self._ring.popleft()
             self._floor[oldest.spot] = oldest.offset + 1
-        for index, key in ((self._by_owner, told.what.owner), (self._by_image, told.what.image_id)):
+        for index, key in ((self._by_owner, delivery.what.owner), (self._by_image, delivery.what.image_id)):
             for listener in index.get(key, ()):
-                listener.publish(told)
+                listener.publish(delivery)
 
     def _of(self, listener: Listener) -> set[Listener]:
         if listener.image_id is not None:
             return self._by_image[listener.image_id]
         return self._by_owner[listener.owner]
 
-    def _everybody(self) -> Iterator[Listener]:
+    def _all(self) -> Iterator[Listener]:
         for index in (self._by_owner, self._by_image):
             for listeners in index.values():
                 yield from listeners

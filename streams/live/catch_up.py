@@ -1,7 +1,7 @@
-"""Reading back: what a listener missed, from the log itself, until the feed's memory reaches far enough to join it.
+"""Catch-up: reads the events a listener missed from the log, until the feed's ring covers its position.
 
-Each reader is short-lived, and there are few at a time. It also reads a little of what came before the listener's
-position, untold, so that what is said again just after it is known as such.
+Readers are short-lived and limited in number. Each also reads some records before the listener's position, which it
+does not deliver, to recognise repeats after it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from streams.live.cursors import Positions, cursor_of
 from streams.live.progress_events import ProgressEvent, progress_event_of
 from streams.settings import KafkaSettings
 
-LOOK_BACK = 200  # records of each partition
-AT_ONCE = 500  # records of one poll
+LOOK_BACK = 200  # records per partition
+MAX_BATCH = 500  # records of one poll
 POLL_S = 0.2
 
 
-class Unfinished(Exception):
-    """There is more to read than one reader may; where it came to is known."""
+class CatchUpIncomplete(Exception):
+    """The time limit ended the catch-up; its cursor resumes it."""
 
 
 def plain_reader(kafka: KafkaSettings) -> Any:
-    """Return a consumer of no group that is given its partitions and positions, and never jumps."""
+    """Return a consumer without group and offset reset; the caller assigns and seeks."""
     return AIOKafkaConsumer(
         bootstrap_servers=kafka.bootstrap,
         enable_auto_commit=False,
@@ -43,7 +43,7 @@ def plain_reader(kafka: KafkaSettings) -> Any:
 
 
 def as_record(message: Any, kafka: KafkaSettings) -> Record:
-    """Return a message of the client as ours."""
+    """Return a message of the client as a Record with its logical topic."""
     return Record(
         kafka.logical(message.topic),
         message.partition,
@@ -56,7 +56,7 @@ def as_record(message: Any, kafka: KafkaSettings) -> Record:
 
 
 class CatchUp:
-    """One listener's way from their position to the present."""
+    """The catch-up of one listener from its position to the live feed."""
 
     def __init__(
         self,
@@ -77,34 +77,34 @@ class CatchUp:
 
     @property
     def cursor(self) -> str:
-        """How far this has come."""
+        """The cursor after the last delivery."""
         return cursor_of(self._feed.shape, tuple(self._at))
 
-    async def told(self, turn: asyncio.Semaphore, limit_s: float) -> AsyncGenerator[Delivery, None]:
-        """Tell what was missed, then let the listener join. Raises Lost, Unfinished and DependencyUnavailable."""
+    async def deliveries(self, slots: asyncio.Semaphore, limit_s: float) -> AsyncGenerator[Delivery, None]:
+        """Yield the missed events, then join the feed. Raises Lost, CatchUpIncomplete and DependencyUnavailable."""
         if not self._joined():
             deadline = time.monotonic() + limit_s
             try:
-                await bounded(turn.acquire(), limit_s)
+                await bounded(slots.acquire(), limit_s)
             except TimeoutError:
-                raise Unfinished from None
+                raise CatchUpIncomplete from None
             consumer = plain_reader(self._kafka)
             try:
                 await bounded(self._start(consumer), max(0.0, deadline - time.monotonic()))
                 while not self._joined():
-                    async for told in self._up_to(consumer, self._feed.positions, deadline):
-                        yield told
+                    async for delivery in self._read_to(consumer, self._feed.positions, deadline):
+                        yield delivery
             except (KafkaError, TimeoutError) as error:
-                raise DependencyUnavailable(f"the log could not be read back: {error!r}") from error
+                raise DependencyUnavailable(f"cannot read missed events from Kafka: {error!r}") from error
             finally:
-                turn.release()
+                slots.release()
                 with suppress(KafkaError, TimeoutError):
                     await bounded(consumer.stop(), 5.0)
 
     def _joined(self) -> bool:
-        """Join if the feed remembers far enough; deciding and joining is one step."""
+        """Join the feed if its ring covers the position; check and join are one step."""
         at = tuple(self._at)
-        if not self._feed.holds(at, self._spots.values()):
+        if not self._feed.covers(at, self._spots.values()):
             return False
         self._feed.join(self._listener, at, self._known)
         return True
@@ -118,16 +118,16 @@ class CatchUp:
         for place, spot in self._spots.items():
             consumer.seek(place, max(begins[place], self._since[spot] - LOOK_BACK))
 
-    async def _up_to(self, consumer: Any, goal: Positions, deadline: float) -> AsyncGenerator[Delivery, None]:
+    async def _read_to(self, consumer: Any, goal: Positions, deadline: float) -> AsyncGenerator[Delivery, None]:
         while behind := [place for place, spot in self._spots.items() if await consumer.position(place) < goal[spot]]:
-            if self._feed.hung_up or time.monotonic() > deadline:
-                raise Unfinished
-            batch = await consumer.getmany(*behind, timeout_ms=int(POLL_S * 1000), max_records=AT_ONCE)
+            if self._feed.closed or time.monotonic() > deadline:
+                raise CatchUpIncomplete
+            batch = await consumer.getmany(*behind, timeout_ms=int(POLL_S * 1000), max_records=MAX_BATCH)
             for place, messages in batch.items():
                 for message in messages:
-                    told = self._read(self._spots[place], as_record(message, self._kafka))
-                    if told is not None:
-                        yield told
+                    delivery = self._read(self._spots[place], as_record(message, self._kafka))
+                    if delivery is not None:
+                        yield delivery
         for spot in self._spots.values():
             self._at[spot] = max(self._at[spot], goal[spot])
 
@@ -137,12 +137,12 @@ class CatchUp:
         if record.offset < self._at[spot]:
             return None
         self._at[spot] = record.offset + 1
-        if what is None or not new or not self._feed.tellable(what):
+        if what is None or not new or not self._feed.visible(what):
             return None
         return Delivery(what, spot, record.offset, tuple(self._at), self._feed.shape)
 
     def _is_new(self, what: ProgressEvent) -> bool:
-        """Say whether a happening is the listener's and not said before; remember it."""
+        """Return whether an event is for the listener and no repeat; remember its id."""
         if not self._listener.wants(what) or what.id in self._known:
             return False
         self._known[what.id] = None

@@ -1,7 +1,7 @@
-"""Positions: how far the topics of a feed were read, and the cursor that says so to a listener.
+"""Positions in the feed's topics, and the cursors that encode them for clients.
 
-One offset per partition of each topic, in a fixed order, so that positions of different readers compare. A cursor is
-opaque to whoever holds it: base64url of a version, the number of partitions per topic, and the offsets as LEB128.
+Positions are one offset per partition of each topic, in a fixed order, so that those of different readers compare. A
+cursor is opaque to clients: base64url of a version, the number of partitions per topic, and the offsets as LEB128.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Positions = tuple[int, ...]
 
 
 class BadCursor(ValueError):
-    """This is no cursor of ours."""
+    """Not a valid cursor."""
 
 
 def latest(one: Positions, other: Positions) -> Positions:
-    """Return the later of two positions, partition by partition."""
+    """Return the higher offset of two positions, by partition."""
     return tuple(map(max, one, other))
 
 
 def cursor_of(shape: Sequence[int], positions: Positions) -> str:
-    """Return the cursor of positions. `shape` is how many partitions each topic has."""
+    """Return the cursor of positions. `shape`: number of partitions per topic."""
     raw = bytearray([VERSION, len(shape)])
     for number in (*shape, *positions):
         _put(raw, number)
@@ -36,7 +36,7 @@ def cursor_of(shape: Sequence[int], positions: Positions) -> str:
 
 
 def read_cursor(cursor: str) -> tuple[tuple[int, ...], Positions]:
-    """Return the shape and the positions a cursor names. Raises BadCursor."""
+    """Return the shape and the positions of a cursor. Raises BadCursor."""
     if not cursor.isascii() or len(cursor) > MAX_CURSOR:
         raise BadCursor("not a cursor")
     try:

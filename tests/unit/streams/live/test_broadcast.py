@@ -1,4 +1,4 @@
-"""The feed: who is told what, in which order, and what a position means."""
+"""Live feed: deliveries, their order, and resuming from positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.events.facts import DeletionRequested
 from schemas.events.outcomes import ImageDeleted
 from schemas.http.live import LiveEvent
 from schemas.values import new_image_id
-from streams.live.broadcast import Crowded, Listener, Lost, TooSlow
+from streams.live.broadcast import Listener, Lost, TooManyListeners, TooSlow
 from streams.live.cursors import BadCursor, Positions, cursor_of, read_cursor
 from streams.live.log_follower import LiveSettings
 from tests.support.facts import Facts
@@ -30,17 +30,17 @@ def listen(
 
 
 async def received(listener: Listener) -> list[str]:
-    """Return the stages and outcomes a listener has been told."""
+    """Return the stages and outcomes a listener received."""
     found = []
-    while (told := await listener.next(0.01)) is not None:
-        found.append(getattr(told.what.data, "stage", told.what.name.value))
+    while (delivery := await listener.next(0.01)) is not None:
+        found.append(getattr(delivery.what.data, "stage", delivery.what.name.value))
     return found
 
 
 @settings(deadline=None)
 @given(SHAPES)
-def test_a_cursor_says_its_position(given: tuple[tuple[int, ...], Positions]) -> None:
-    """Whatever the offsets are, a cursor gives them back, and is safe in a header and a URL."""
+def test_a_cursor_encodes_its_position(given: tuple[tuple[int, ...], Positions]) -> None:
+    """For any offsets, a cursor decodes to them, and is safe in a header and a URL."""
     shape, positions = given
     cursor = cursor_of(shape, positions)
     assert read_cursor(cursor) == (shape, positions)
@@ -49,8 +49,8 @@ def test_a_cursor_says_its_position(given: tuple[tuple[int, ...], Positions]) ->
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
-def test_what_is_no_cursor_is_refused(text: str) -> None:
-    """No text does anything but be a cursor or be refused."""
+def test_an_invalid_cursor_is_refused(text: str) -> None:
+    """Any text is a cursor or raises BadCursor."""
     try:
         shape, positions = read_cursor(text)
     except BadCursor:
@@ -58,8 +58,8 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
     assert sum(shape) == len(positions)
 
 
-async def test_listeners_are_told_only_what_is_theirs() -> None:
-    """An owner hears all their images, a job's listener one image, and nobody another owner's, whatever its id."""
+async def test_listeners_receive_only_their_own_events() -> None:
+    """An owner receives all own images, a job's listener one image, and none an image of another owner."""
     feed, mine, other, foreign = MemoryFeed(), new_image_id(), new_image_id(), new_image_id()
     all_mine, one, thief = listen(feed), listen(feed, image_id=mine), listen(feed, "ben", image_id=mine)
     feed.append(Facts(mine).resized())
@@ -70,8 +70,8 @@ async def test_listeners_are_told_only_what_is_theirs() -> None:
     assert await received(thief) == []
 
 
-async def test_what_is_said_again_is_told_once() -> None:
-    """A fact that comes again, as after a crash of the stage, is not told a second time."""
+async def test_a_repeated_fact_is_delivered_once() -> None:
+    """A fact repeated after a crash of the stage is not delivered again."""
     feed, facts = MemoryFeed(), Facts(new_image_id())
     listener = listen(feed)
     feed.append(facts.resized())
@@ -80,8 +80,8 @@ async def test_what_is_said_again_is_told_once() -> None:
     assert await received(listener) == ["resizer", "ocr"]
 
 
-async def test_after_a_deletion_only_the_deletion_is_told() -> None:
-    """Late facts of a deleted image are told to nobody, and what was told before is not told to who resumes."""
+async def test_after_a_deletion_only_the_deletion_is_delivered() -> None:
+    """Late facts of a deleted image are not delivered, nor are earlier ones to resuming listeners."""
     feed, image_id = MemoryFeed(), new_image_id()
     start, facts, listener = feed.feed.positions, Facts(image_id), listen(feed)
     feed.append(facts.resized())
@@ -92,51 +92,51 @@ async def test_after_a_deletion_only_the_deletion_is_told() -> None:
     assert await received(listen(feed, since=start)) == ["deleting", "deleted"]
 
 
-async def test_resuming_is_exact_wherever_it_happens() -> None:
-    """From every event's cursor exactly the later events follow, also at a reader that met them in another order."""
+async def test_resuming_is_exact_at_every_position() -> None:
+    """Every event's cursor resumes with exactly the later events, also at a reader that read them in another order."""
     images = [new_image_id() for _ in range(4)]
     events = [(fact, index % 2) for index, image in enumerate(images) for fact in Facts(image).all()]
-    here, there = MemoryFeed(), MemoryFeed()
-    first = listen(here)
+    one_feed, other_feed = MemoryFeed(), MemoryFeed()
+    first = listen(one_feed)
     for event, partition in events:
-        here.append(event, partition)
+        one_feed.append(event, partition)
     for event, partition in [pair for pair in events if pair[1]] + [pair for pair in events if not pair[1]]:
-        there.append(event, partition)
-    told = [await first.next(1) for _ in events]
-    for at, last in enumerate(told):
+        other_feed.append(event, partition)
+    deliveries = [await first.next(1) for _ in events]
+    for at, last in enumerate(deliveries):
         assert last is not None
-        ids = {one.what.id for one in told[: at + 1] if one is not None}
-        for feed in (here, there):
+        ids = {one.what.id for one in deliveries[: at + 1] if one is not None}
+        for feed in (one_feed, other_feed):
             resumed = listen(feed, since=read_cursor(last.cursor)[1])
             while (one := await resumed.next(0)) is not None:
                 assert one.what.id not in ids
                 ids.add(one.what.id)
-                again = listen(feed, since=read_cursor(one.cursor)[1])  # and cut a second time, elsewhere
+                again = listen(feed, since=read_cursor(one.cursor)[1])  # resumed a second time
                 rest = set()
                 while (more := await again.next(0)) is not None:
                     rest.add(more.what.id)
                 assert not rest & ids
                 again.close()
             assert len(ids) == len(events)
-            ids = {one.what.id for one in told[: at + 1] if one is not None}
+            ids = {one.what.id for one in deliveries[: at + 1] if one is not None}
             resumed.close()
 
 
-async def test_what_the_ring_forgot_it_does_not_claim_to_hold() -> None:
-    """A position is held exactly as long as nothing that came after it was forgotten."""
+async def test_the_ring_covers_only_what_it_contains() -> None:
+    """A position is covered until an event after it has left the ring."""
     feed = MemoryFeed(LiveSettings(remembered=3))
     start = feed.feed.positions
     for _ in range(3):
         feed.append(Facts(new_image_id()).resized())
-    assert feed.feed.holds(start, [0])
+    assert feed.feed.covers(start, [0])
     feed.append(Facts(new_image_id()).resized())
-    assert not feed.feed.holds(start, [0])
-    assert feed.feed.holds(start, [1, 2, 3])
-    assert feed.feed.holds((1, 0, 0, 0), [0])
+    assert not feed.feed.covers(start, [0])
+    assert feed.feed.covers(start, [1, 2, 3])
+    assert feed.feed.covers((1, 0, 0, 0), [0])
 
 
-async def test_a_slow_listener_is_cut_and_nobody_else() -> None:
-    """Who does not take what is told is told what was queued, then cut; another one misses nothing."""
+async def test_only_the_slow_listener_is_cut() -> None:
+    """A slow listener receives its queue, then TooSlow; another misses nothing."""
     feed = MemoryFeed(LiveSettings(queue=2))
     slow, quick = listen(feed), listen(feed)
     images = [new_image_id() for _ in range(5)]
@@ -148,8 +148,8 @@ async def test_a_slow_listener_is_cut_and_nobody_else() -> None:
         await slow.next(1)
 
 
-async def test_what_the_ring_held_does_not_count_as_slowness() -> None:
-    """Who resumes from far back is given all of it, however small the queue."""
+async def test_events_of_the_ring_do_not_count_against_the_queue() -> None:
+    """A listener that resumes far back receives everything, regardless of its queue size."""
     feed = MemoryFeed(LiveSettings(queue=2))
     start = feed.feed.positions
     for _ in range(20):
@@ -159,8 +159,8 @@ async def test_what_the_ring_held_does_not_count_as_slowness() -> None:
     assert len(await received(resumed)) == 21
 
 
-async def test_a_reader_that_begins_anew_says_so() -> None:
-    """When the log was lost under the feed, whoever listens learns that something may be missing."""
+async def test_a_restarted_feed_ends_its_listeners() -> None:
+    """When the feed restarts at another position, its listeners raise Lost."""
     feed = MemoryFeed()
     listener = listen(feed)
     feed.feed.begin((2, 2), (7, 7, 7, 7))
@@ -168,24 +168,24 @@ async def test_a_reader_that_begins_anew_says_so() -> None:
         await listener.next(1)
 
 
-async def test_there_are_only_so_many_listeners() -> None:
-    """The bounds hold, of all and of each owner, and whoever leaves makes room, once."""
+async def test_listeners_are_limited() -> None:
+    """The limits apply in total and per owner; closing frees one place, once."""
     feed = MemoryFeed(LiveSettings(max_listeners=2, max_of_owner=1))
     listen(feed, "ben")
-    with pytest.raises(Crowded):
+    with pytest.raises(TooManyListeners):
         feed.feed.listener("ben")
     one = listen(feed)
-    with pytest.raises(Crowded):
+    with pytest.raises(TooManyListeners):
         feed.feed.listener("anna")
     one.close()
     one.close()
     listen(feed, "carl")
-    with pytest.raises(Crowded):
+    with pytest.raises(TooManyListeners):
         feed.feed.listener("anna")
 
 
-async def test_a_failed_stage_says_why() -> None:
-    """State, reason and sentence of a stage are told, and nothing of what it found."""
+async def test_a_failed_stage_has_its_reason() -> None:
+    """The event has state, reason and message of a stage, and none of its results."""
     feed = MemoryFeed()
     listener = listen(feed)
     feed.append(Facts(new_image_id()).failed("ocr"))
