@@ -1,4 +1,4 @@
-"""The same handle on two logs: the one in memory, and a real Kafka with a worker process of its own."""
+"""One interface to two logs: in memory, and a real Kafka with worker processes."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, KafkaSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from streams.topics import FACTS, FETCHED, UPLOADED, agent_topics
-from tests.contracts.obedient import SETTINGS, STAGE
+from tests.contracts.scripted_worker import SETTINGS, STAGE
 from tests.support.stage_kit import bench
 
 TOPICS = ["image.uploaded", "image.fetched", "sanitizer.retry"]
 
 
 class LogUnderTest(Protocol):
-    """What the contract suite does to a log."""
+    """The operations of the contract suite."""
 
     async def send(self, messages: Sequence[Outgoing]) -> None:
         """Deliver messages."""
 
     async def start(self) -> None:
-        """Start a worker of the obedient stage."""
+        """Start a worker of the scripted stage."""
 
     async def kill(self) -> None:
-        """End the newest worker as kill -9 does."""
+        """Kill the newest worker, as by SIGKILL."""
 
     async def stop(self) -> None:
-        """End the newest worker as SIGTERM does; it must drain."""
+        """Stop the newest worker, as by SIGTERM; it must drain."""
 
-    async def until_idle(self, patience_s: float = 60) -> None:
-        """Wait until nothing of the stage's topics is uncommitted."""
+    async def until_idle(self, timeout_s: float = 60) -> None:
+        """Wait until the stage has no lag."""
 
     async def records(self, topic: str) -> list[Record]:
         """Return all records of a topic."""
 
     async def close(self) -> None:
-        """End everything."""
+        """Kill all workers."""
 
 
 class InMemory:
-    """The in-memory log, its worker in this process."""
+    """The in-memory log, with workers in this process."""
 
     def __init__(self, folder: Path) -> None:
         self.log = MemoryLog()
@@ -73,8 +73,8 @@ class InMemory:
     async def stop(self) -> None:
         assert await self._workers.pop().stop()
 
-    async def until_idle(self, patience_s: float = 60) -> None:
-        await self._workers[-1].until_idle(patience_s=patience_s)
+    async def until_idle(self, timeout_s: float = 60) -> None:
+        await self._workers[-1].until_idle(patience_s=timeout_s)
 
     async def records(self, topic: str) -> list[Record]:
         return self.log.records(topic)
@@ -85,7 +85,7 @@ class InMemory:
 
 
 class OnKafka:
-    """A real Kafka; each worker a process."""
+    """A real Kafka; each worker is a process."""
 
     def __init__(self, bootstrap: str, folder: Path, **environment: str) -> None:
         self.settings = KafkaSettings(bootstrap=bootstrap, prefix=f"t{uuid.uuid4().hex[:8]}.")
@@ -112,14 +112,14 @@ class OnKafka:
             "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",
             "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.2",
             "DARKROOM_WORKER__STATE_DIR": str(self.folder / "state"),
-            "DARKROOM_WORKER__CRASH_LIMIT": "10",  # the kills of these tests are nobody's fault
+            "DARKROOM_WORKER__CRASH_LIMIT": "10",  # the kills of these tests do not indicate poison events
             **self.environment,
             **environment,
         }
         log = (self.folder / f"worker-{len(self.workers)}.log").open("ab")
         self.workers.append(
             await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.contracts.obedient", env=env, stderr=log, stdout=log
+                sys.executable, "-m", "tests.contracts.scripted_worker", env=env, stderr=log, stdout=log
             )
         )
 
@@ -133,8 +133,8 @@ class OnKafka:
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(worker.wait(), 60) == 0
 
-    async def until_idle(self, patience_s: float = 60) -> None:
-        async with asyncio.timeout(patience_s):
+    async def until_idle(self, timeout_s: float = 60) -> None:
+        async with asyncio.timeout(timeout_s):
             while await self._lag():
                 assert all(worker.returncode is None for worker in self.workers), "a worker died"
                 await asyncio.sleep(0.1)

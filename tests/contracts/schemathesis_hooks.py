@@ -1,8 +1,7 @@
-"""What Schemathesis cannot know from the document. Named in schemathesis.toml, loaded by command and test alike.
+"""Hooks for what Schemathesis cannot derive from the document. schemathesis.toml names this module.
 
-Files that are declared to be images are images. And a request that is meant to be valid carries nothing that only means
-something after an earlier answer, or about the very bytes of this one: a cursor, an event's id, a digest, a time that
-must lie ahead. Requests that are meant to be invalid are sent as they were made.
+Image media types get real images. Valid requests carry no value that depends on an earlier response or on the request's
+own bytes: cursors, event ids, digests, future times. Invalid requests are sent as generated.
 """
 
 from __future__ import annotations
@@ -16,13 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import JsonValue
 
-SIDE = 24  # pixels at most: the service must decode every one
+SIDE = 24  # maximum pixels: the service decodes every image
 LATER_HEADERS = (
     "Content-Digest", "Repr-Digest", "If-Match", "If-None-Match", "If-Range", "Range", "Last-Event-ID", "Prefer",
     "Upload-Checksum", "Upload-Metadata", "Upload-Defer-Length",
 )  # fmt: skip
 LATER_FIELDS = ("cursor", "last_event_id", "expires_at", "since", "until", "sha256", "items", "files")
-TUS = {"Tus-Resumable": "1.0.0", "Upload-Length": "100", "Upload-Offset": "0"}  # numbers, which OpenAPI has as text
+TUS = {
+    "Tus-Resumable": "1.0.0",
+    "Upload-Length": "100",
+    "Upload-Offset": "0",
+}  # numbers in text
 
 
 def image(name: str, width: int, height: int, colour: tuple[int, int, int]) -> bytes:
@@ -33,7 +36,7 @@ def image(name: str, width: int, height: int, colour: tuple[int, int, int]) -> b
 
 
 def register() -> None:
-    """Make what is declared to be an image an image."""
+    """Register generators for image media types."""
     side, shade = st.integers(1, SIDE), st.integers(0, 255)
     for name in ("jpeg", "png", "bmp", "tiff", "webp", "gif"):
         files = st.builds(image, st.just(name), side, side, st.tuples(shade, shade, shade))
@@ -43,7 +46,7 @@ def register() -> None:
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
-    """Leave out of a valid request what only an earlier answer could have given."""
+    """Remove values from valid requests that depend on an earlier response."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     for name in LATER_HEADERS:
@@ -54,21 +57,21 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
         case.headers.update(TUS)
     for fields in (case.query, case.body):
         if isinstance(fields, dict):
-            _leave_out(fields)
+            _remove_dependent(fields)
     if isinstance(case.query, dict):
         case.query.pop("metadata", None)  # a JSON object as text
     if isinstance(case.body, dict) and isinstance(files := case.body.get("file"), list):
-        # The document's example, as bytes, which JSON's types do not have.
+        # The document's example is text; files are bytes.
         case.body["file"] = cast("JsonValue", [item.encode() if type(item) is str else item for item in files])
-    case._sync_validated_hashes()  # what was left out has made nothing invalid
+    case._sync_validated_hashes()  # the removed values do not make the request invalid
 
 
-def _leave_out(fields: dict[str, Any]) -> None:
+def _remove_dependent(fields: dict[str, Any]) -> None:
     for name in LATER_FIELDS:
         fields.pop(name, None)
     if not fields.get("agent"):
-        fields.pop("letter_id", None)  # which is one agent's
-    if isinstance(fields.get("image_ids"), list):  # as many as there are commas, and fifty at most
+        fields.pop("letter_id", None)  # a letter id needs its agent
+    if isinstance(fields.get("image_ids"), list):  # the service splits at commas, and accepts fifty
         fields["image_ids"] = [str(ids).split(",")[0] for ids in fields["image_ids"]]
 
 

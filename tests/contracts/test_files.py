@@ -1,4 +1,4 @@
-"""What every object store promises, held by the folder and by a real MinIO alike."""
+"""Contract of the object store, for the directory and for a real MinIO."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 @pytest.fixture
 def s3(minio: LocalMinio) -> FilesSettings:
-    """Return settings of a bucket of our own on a real MinIO."""
+    """Settings of a bucket on a real MinIO."""
     return FilesSettings(
         endpoint=minio.endpoint,
         access_key=minio.access_key,
@@ -59,7 +59,7 @@ def s3(minio: LocalMinio) -> FilesSettings:
 
 @pytest.fixture(params=["directory", "s3"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> FilesSettings:
-    """Return the settings of each adapter in turn."""
+    """The settings of each adapter."""
     if request.param == "s3":
         found: FilesSettings = request.getfixturevalue("s3")
         return found
@@ -68,7 +68,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> FilesSettings:
 
 @pytest.fixture
 async def files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Return an empty open store, behind breakers as every process has it."""
+    """An empty open store, behind breakers as in every process."""
     async with open_files(settings, Breakers()) as store:
         await delete_prefix(store, "")
         yield store
@@ -83,7 +83,7 @@ async def read(files: FileStore, key: str, start: int = 0, length: int | None = 
 
 
 async def test_what_is_written_can_be_read(files: FileStore) -> None:
-    """An object comes back as it was written, and its claim check says what it is."""
+    """An object is read as written, and its reference has its key, size, type and hash."""
     ref = await files.put("images/a/1/x.webp", b"hello", content_type="image/webp")
     assert await files.get("images/a/1/x.webp") == b"hello"
     assert (ref.bucket, ref.key, ref.size, ref.content_type) == (files.bucket, "images/a/1/x.webp", 5, "image/webp")
@@ -91,7 +91,7 @@ async def test_what_is_written_can_be_read(files: FileStore) -> None:
 
 
 async def test_stat_knows_type_size_and_hash(files: FileStore) -> None:
-    """Asking for an object gives its size, type and sha256; asking for none gives None."""
+    """`stat` returns size, type and sha256, or None for a missing object."""
     await files.put("a/b.bin", b"1234", content_type="image/png", sha256="ab" * 32)
     found = await files.stat("a/b.bin")
     assert found is not None
@@ -122,7 +122,7 @@ async def test_writing_again_replaces(files: FileStore) -> None:
 
 
 async def test_concurrent_writers_leave_one_whole_object(files: FileStore) -> None:
-    """However many write one key at once, a reader sees one of the versions whole."""
+    """With concurrent writers of one key, readers see one complete version."""
     versions = [bytes([n]) * 300_000 for n in range(8)]
     await files.put("race/k", versions[0], content_type="x/0")
 
@@ -138,8 +138,8 @@ async def test_concurrent_writers_leave_one_whole_object(files: FileStore) -> No
     assert found.sha256 == hashlib.sha256(last).hexdigest()
 
 
-async def test_what_is_created_never_replaces(files: FileStore) -> None:
-    """An object is created only where there is none; what is there stays, and may be created anew once removed."""
+async def test_create_never_replaces(files: FileStore) -> None:
+    """`create` keeps an existing object, and succeeds after its deletion."""
     assert await files.create("claims/one", b"first", content_type="text/plain")
     assert not await files.create("claims/one", b"second", content_type="text/plain")
     assert await files.get("claims/one") == b"first"
@@ -150,16 +150,16 @@ async def test_what_is_created_never_replaces(files: FileStore) -> None:
     assert await files.create("claims/one", b"third", content_type="text/plain")
 
 
-async def test_of_several_who_create_at_once_one_wins(files: FileStore) -> None:
-    """When several create the same object at once, exactly one is told that it did, and its bytes are there."""
+async def test_one_of_several_concurrent_creators_succeeds(files: FileStore) -> None:
+    """`create` returns True to exactly one of several concurrent callers, whose bytes are stored."""
     bodies = [str(number).encode() for number in range(12)]
-    told = await asyncio.gather(*(files.create("claims/race", body, content_type="text/plain") for body in bodies))
-    assert told.count(True) == 1
-    assert await files.get("claims/race") == bodies[told.index(True)]
+    created = await asyncio.gather(*(files.create("claims/race", body, content_type="text/plain") for body in bodies))
+    assert created.count(True) == 1
+    assert await files.get("claims/race") == bodies[created.index(True)]
 
 
-async def test_missing_is_said(files: FileStore) -> None:
-    """Reading, streaming or copying what is not there raises ObjectMissing; so does a folder."""
+async def test_a_missing_object_raises(files: FileStore) -> None:
+    """Reading, streaming or copying a missing object, or a folder, raises ObjectMissing."""
     await files.put("folder/k", b"x", content_type="text/plain")
     for key in ("none", "folder", "folder/k/deeper"):
         with pytest.raises(ObjectMissing):
@@ -174,8 +174,8 @@ async def test_missing_is_said(files: FileStore) -> None:
         await files.copy("none", "none")
 
 
-async def test_limit_is_kept(files: FileStore) -> None:
-    """An object larger than the limit is refused, one of just that size is not."""
+async def test_the_size_limit_applies(files: FileStore) -> None:
+    """An object larger than the limit is refused, one of that size is not."""
     await files.put("k", b"12345", content_type="text/plain")
     assert await files.get("k", limit=5) == b"12345"
     with pytest.raises(ValueError, match="more than 4"):
@@ -188,14 +188,14 @@ async def test_limit_is_kept(files: FileStore) -> None:
     [(0, None), (0, 10), (5, None), (5, 7), (999_990, 100), (1_000_000, None), (2_000_000, 5), (3, 0)],
 )
 async def test_ranges(files: FileStore, start: int, length: int | None) -> None:
-    """A range gives what slicing gives, past the end included."""
+    """A range returns what slicing returns, also past the end."""
     data = bytes(range(250)) * 4000
     await files.put("k", data, content_type="x/y")
     assert await read(files, "k", start, length) == data[start:][:length]
 
 
-async def test_a_stream_may_be_left_early(files: FileStore) -> None:
-    """Whoever stops reading half-way leaves the store usable."""
+async def test_a_stream_can_be_closed_early(files: FileStore) -> None:
+    """The store stays usable after streams closed early."""
     await files.put("k", os.urandom(2_000_000), content_type="x/y")
     for _ in range(40):
         stream = files.stream("k")
@@ -207,7 +207,7 @@ async def test_a_stream_may_be_left_early(files: FileStore) -> None:
 
 
 async def test_copies_are_independent(files: FileStore) -> None:
-    """A copy keeps type and bytes, whatever happens to its source afterwards."""
+    """A copy keeps type and bytes when its source changes or is deleted."""
     await files.put("a/1", b"first", content_type="image/webp")
     await files.copy("a/1", "b/2")
     await files.copy("a/1", "b/2")
@@ -222,7 +222,7 @@ async def test_copies_are_independent(files: FileStore) -> None:
 
 
 async def test_deleting_is_idempotent(files: FileStore) -> None:
-    """Deleting twice, or what never was, is no error, and neighbours stay."""
+    """Deleting twice, or a missing object, is no error, and other objects stay."""
     await files.put("f/a", b"1", content_type="x/y")
     await files.put("f/b", b"2", content_type="x/y")
     await files.delete("f/a")
@@ -236,7 +236,7 @@ async def test_deleting_is_idempotent(files: FileStore) -> None:
 
 
 async def test_listing_is_by_prefix_in_key_order(files: FileStore) -> None:
-    """A listing gives every key that begins with the prefix, sorted, wherever the prefix ends."""
+    """A listing returns every key with the prefix, sorted, for prefixes that end anywhere."""
     wanted = ["a-b", "a.json", "a/1", "a/2/x", "a/20", "ab/c", "b", "jobs/i.1.json", "jobs/i.2.json", "jobs/j.1.json"]
     for key in reversed(wanted):
         await files.put(key, key.encode(), content_type="x/y")
@@ -246,8 +246,8 @@ async def test_listing_is_by_prefix_in_key_order(files: FileStore) -> None:
     assert sizes == {key: len(key) for key in wanted}
 
 
-async def test_a_listing_begins_after_a_key(files: FileStore) -> None:
-    """A listing that begins after a key gives what a whole listing gives from there on, be the key there or not."""
+async def test_a_listing_starts_after_a_key(files: FileStore) -> None:
+    """A listing after a key returns the rest of the full listing, whether the key exists or not."""
     known = ["a-b", "a.json", "a/1", "a/2/x", "a/20", "ab/c", "b", "é/1", "é/2"]
     for key in known:
         await files.put(key, b"x", content_type="x/y")
@@ -257,8 +257,8 @@ async def test_a_listing_begins_after_a_key(files: FileStore) -> None:
             assert [found.key async for found in files.list(prefix, after=after)] == wanted, (prefix, after)
 
 
-async def test_an_image_is_removed_whole(files: FileStore) -> None:
-    """Removing an image's folder takes all generations and nothing of its neighbour."""
+async def test_all_generations_of_an_image_are_removed(files: FileStore) -> None:
+    """Deleting an image's prefix deletes all its generations and no other image."""
     one, other = "0190a1b2-0000-7000-8000-00000000000a", "0190a1b2-0000-7000-8000-00000000001a"
     for image in (one, other):
         for generation in (1, 2):
@@ -269,7 +269,7 @@ async def test_an_image_is_removed_whole(files: FileStore) -> None:
 
 @pytest.mark.parametrize("key", HOSTILE, ids=[repr(key[:12]) for key in HOSTILE])
 async def test_hostile_keys_are_refused(files: FileStore, key: str) -> None:
-    """A key that could leave the store, or mean two things, is refused by every call before anything happens."""
+    """Every call refuses keys that leave the store or are ambiguous, without any effect."""
     await files.put("fine", b"x", content_type="x/y")
     with pytest.raises(ValueError, match="object key"):
         await files.put(key, b"x", content_type="x/y")
@@ -290,8 +290,8 @@ async def test_hostile_keys_are_refused(files: FileStore, key: str) -> None:
     assert await keys(files, "") == ["fine"]
 
 
-async def test_odd_but_honest_keys_work(files: FileStore) -> None:
-    """Spaces, percent signs, plus signs and any language are just characters."""
+async def test_unusual_valid_keys_work(files: FileStore) -> None:
+    """Spaces, percent and plus signs and any script are valid in keys."""
     odd = ["a b/c+d", "a%2Fb", "été/写真.jpg", "q?x=1&y=2", "#hash", "..hidden"]
     for key in odd:
         await files.put(key, key.encode(), content_type="x/y")
@@ -300,7 +300,7 @@ async def test_odd_but_honest_keys_work(files: FileStore) -> None:
 
 
 async def test_a_large_file_is_streamed_from_disk(files: FileStore, tmp_path: Path) -> None:
-    """A file of 96 MB passes in and out without ever being in memory whole."""
+    """A file of 96 MB is written and read without being in memory as a whole."""
     block, path = os.urandom(1 << 20), tmp_path / "large"
     with path.open("wb") as file:
         for _ in range(96):
@@ -318,15 +318,15 @@ async def test_a_large_file_is_streamed_from_disk(files: FileStore, tmp_path: Pa
     assert peak < 40 << 20
 
 
-async def test_a_source_that_cannot_be_read_is_the_callers_fault(files: FileStore, tmp_path: Path) -> None:
-    """A Path that is not there is a ValueError, never a missing object or a store that is away."""
+async def test_an_unreadable_source_is_a_value_error(files: FileStore, tmp_path: Path) -> None:
+    """A missing Path raises ValueError, not ObjectMissing or DependencyUnavailable."""
     with pytest.raises(ValueError, match="cannot read"):
         await files.put("k", tmp_path / "none", content_type="x/y")
     assert await files.stat("k") is None
 
 
-async def test_a_link_reads_without_us(files: FileStore, settings: FilesSettings) -> None:
-    """S3 gives a link that downloads under the asked name; a folder has no such thing."""
+async def test_a_presigned_link_downloads_the_object(files: FileStore, settings: FilesSettings) -> None:
+    """S3 returns a link that downloads under the given name; a directory returns None."""
     await files.put("k", b"linked", content_type="image/webp")
     link = await files.presign_get("k", expires_s=60, filename='naïve "name".webp')
     if settings.endpoint is None:
@@ -346,10 +346,10 @@ async def test_a_link_reads_without_us(files: FileStore, settings: FilesSettings
     assert (await asyncio.to_thread(fetch, shown))[1] == "inline; filename*=UTF-8''x.webp"
 
 
-async def test_a_form_writes_one_object_of_that_type_and_size_without_us(
+async def test_a_presigned_form_writes_one_object_of_its_type_and_size(
     files: FileStore, settings: FilesSettings
 ) -> None:
-    """S3 gives a form that takes exactly what it is for; a folder has no such thing."""
+    """S3 returns a form that accepts only its key, type and size; a directory returns None."""
     form = await files.presign_post("in/a b", content_type="image/png", min_bytes=4, max_bytes=8, expires_s=60)
     if settings.endpoint is None:
         assert form is None
@@ -371,8 +371,8 @@ async def test_a_form_writes_one_object_of_that_type_and_size_without_us(
     assert (found.size, found.content_type) == (4, "image/png")
 
 
-async def test_what_is_presigned_names_the_endpoint_clients_reach(s3: FilesSettings) -> None:
-    """Behind a proxy the link and the form are for its address, under which alone the signature holds."""
+async def test_presigned_urls_use_the_public_endpoint(s3: FilesSettings) -> None:
+    """Behind a proxy, link and form are signed for the proxy's address."""
     outside = s3.model_copy(update={"public_endpoint": "https://files.example.org"})
     async with open_files(outside) as files:
         link = await files.presign_get("k", expires_s=60)
@@ -383,22 +383,24 @@ async def test_what_is_presigned_names_the_endpoint_clients_reach(s3: FilesSetti
     assert form.url == "https://files.example.org/contract-tests/"
 
 
-async def test_the_check_leaves_nothing(files: FileStore) -> None:
-    """Proving that the store works leaves no object behind."""
+async def test_the_check_leaves_no_object(files: FileStore) -> None:
+    """The check of a working store leaves no object."""
     await files.check()
     assert await keys(files, "") == []
 
 
-async def test_a_store_that_is_away_says_so_quickly() -> None:
-    """Nobody listening on the endpoint is DependencyUnavailable, when opening and when reading."""
-    away = FilesSettings(endpoint=f"127.0.0.1:{_free_port()}", access_key="a", secret_key=SecretStr("secret-key"))
+async def test_opening_an_unavailable_store_raises() -> None:
+    """A closed port is DependencyUnavailable."""
+    unavailable = FilesSettings(
+        endpoint=f"127.0.0.1:{_free_port()}", access_key="a", secret_key=SecretStr("secret-key")
+    )
     with pytest.raises(DependencyUnavailable):
-        async with open_files(away):
+        async with open_files(unavailable):
             pass
 
 
-async def test_a_store_that_goes_away_says_so(s3: FilesSettings) -> None:
-    """A connection cut off in the middle of the work is DependencyUnavailable."""
+async def test_a_lost_connection_raises(s3: FilesSettings) -> None:
+    """A connection cut during a read is DependencyUnavailable."""
     host, port = str(s3.endpoint).split(":")
     writers: list[asyncio.StreamWriter] = []
 
@@ -432,7 +434,7 @@ async def test_a_store_that_goes_away_says_so(s3: FilesSettings) -> None:
 
 
 async def test_a_silent_store_times_out() -> None:
-    """A server that accepts and never answers is DependencyUnavailable after the timeout of the settings."""
+    """A server that accepts and never answers is DependencyUnavailable after the configured timeout."""
 
     async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(3600)
@@ -446,16 +448,16 @@ async def test_a_silent_store_times_out() -> None:
     server.close()
 
 
-async def test_a_store_that_is_away_is_left_alone(s3: FilesSettings) -> None:
-    """After five calls in vain the store is not called any more; a check that it answers lets calls through again."""
+async def test_the_breaker_opens_for_an_unavailable_store(s3: FilesSettings) -> None:
+    """After five failures the store is not called; a successful check closes the breaker."""
     host, port = str(s3.endpoint).split(":")
-    away, calls = False, 0
+    unavailable, calls = False, 0
     writers: list[asyncio.StreamWriter] = []
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal calls
         calls += 1
-        if not away:
+        if not unavailable:
             up_reader, up_writer = await asyncio.open_connection(host, int(port))
             writers.extend((writer, up_writer))
             await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer), return_exceptions=True)
@@ -467,35 +469,35 @@ async def test_a_store_that_is_away_is_left_alone(s3: FilesSettings) -> None:
     async with server, open_files(proxy) as direct:
         store = BreakingFiles(direct, breakers)
         await store.put("k", b"1", content_type="x/y")
-        away = True
+        unavailable = True
         for writer in writers:
             writer.transport.abort()
         for _ in range(5):
             with pytest.raises(DependencyUnavailable):
                 await store.get("k")
-        made = calls
+        before = calls
         for _ in range(5):
             with pytest.raises(DependencyUnavailable, match="circuit breaker open") as refused:
                 await store.get("k")
             assert 0 < (refused.value.after_s or 0) <= 600
-        assert calls == made
-        away = False
+        assert calls == before
+        unavailable = False
         await store.check()
         assert await store.get("k") == b"1"
         for writer in writers:
             writer.transport.abort()
 
 
-async def test_wrong_credentials_stop_the_start(s3: FilesSettings) -> None:
-    """A store that refuses our credentials is a reason not to start, and the message names the settings."""
+async def test_wrong_credentials_are_not_ready(s3: FilesSettings) -> None:
+    """Refused credentials raise NotReady with the setting's name."""
     wrong = s3.model_copy(update={"secret_key": SecretStr("not-the-secret")})
     with pytest.raises(NotReady, match="DARKROOM_FILES__SECRET_KEY"):
         async with open_files(wrong):
             pass
 
 
-async def test_stale_writes_are_cleaned_at_open(tmp_path: Path) -> None:
-    """What a writer that died left behind goes at the next open; a write in progress stays."""
+async def test_stale_writes_are_removed_at_open(tmp_path: Path) -> None:
+    """Temporary files of crashed writers are removed at open; those of a write in progress stay."""
     settings = FilesSettings(directory=tmp_path, bucket="b")
     async with open_files(settings):
         pass
@@ -508,8 +510,8 @@ async def test_stale_writes_are_cleaned_at_open(tmp_path: Path) -> None:
         assert young.exists()
 
 
-async def test_a_full_disk_is_a_dependency_away(tmp_path: Path) -> None:
-    """A write that finds no room is DependencyUnavailable, leaves the object before it, and no partial file."""
+async def test_a_full_disk_is_dependency_unavailable(tmp_path: Path) -> None:
+    """A write to a full disk raises DependencyUnavailable, keeps the previous object, and leaves no partial file."""
     settings = FilesSettings(directory=tmp_path, bucket="b")
     async with open_files(settings) as files:
         await files.put("k", b"before", content_type="x/y")
@@ -526,21 +528,21 @@ async def main():
         try:
             await files.put("k", bytes(1_000_000), content_type="x/y")
         except DependencyUnavailable as error:
-            print("away", error)
+            print("unavailable", error)
 asyncio.run(main())
 """
     done = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, str(tmp_path), stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
-    said, _ = await done.communicate()
-    assert said.startswith(b"away")
+    output, _ = await done.communicate()
+    assert output.startswith(b"unavailable")
     async with open_files(settings) as files:
         assert await files.get("k") == b"before"
     assert list((tmp_path / "b" / "tmp").iterdir()) == []
 
 
 async def test_an_object_cannot_be_a_folder(tmp_path: Path) -> None:
-    """Where a key would be both object and folder, the later one is refused and the earlier stays."""
+    """A key that would be both object and folder is refused, and the existing object stays."""
     async with open_files(FilesSettings(directory=tmp_path, bucket="b")) as files:
         await files.put("a/b", b"1", content_type="x/y")
         with pytest.raises(ValueError, match="both"):

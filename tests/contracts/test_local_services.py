@@ -1,4 +1,4 @@
-"""The local services, on real programs: a real Kafka, a real MinIO, real processes."""
+"""Local services with a real Kafka, a real MinIO and real processes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from infra.local.service import FolderInUse, ServiceFailed
 from infra.local.supervisor import Backoff, ChildState, Supervisor, keep_running
 
 
-async def until_gone(pids: list[int]) -> None:
-    """Wait until none of these processes runs; the test's own time limit ends it otherwise."""
+async def until_ended(pids: list[int]) -> None:
+    """Wait until none of these processes runs, within the test's time limit."""
     while any(started_at(pid) for pid in pids):
         await asyncio.sleep(0.05)
 
 
-async def until_there(file: Path) -> str:
+async def until_written(file: Path) -> str:
     """Return a file's text once it has some."""
     while not (file.exists() and file.read_text().endswith("\n")):
         await asyncio.sleep(0.05)
@@ -46,7 +46,7 @@ def make_topic(kafka: LocalKafka, name: str) -> None:
 
 
 def produce(kafka: LocalKafka, topic: str, value: bytes) -> None:
-    """Write one event and see it delivered."""
+    """Write one event and wait for its delivery."""
     refused: list[object] = []
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     producer.produce(topic, value, on_delivery=lambda error, _: refused.append(error) if error else None)
@@ -76,29 +76,29 @@ def client_of(minio: LocalMinio) -> Minio:
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """Return a port somebody else listens on."""
+    """A port in use."""
     with socket.socket() as other:
         other.bind((ports.HOST, 0))
         other.listen()
         yield other.getsockname()[1]
 
 
-def test_kafka_carries_an_event(kafka: LocalKafka) -> None:
-    """A started Kafka takes an event and gives it back."""
+def test_kafka_delivers_an_event(kafka: LocalKafka) -> None:
+    """A started Kafka stores and returns an event."""
     make_topic(kafka, "carries")
     produce(kafka, "carries", b"hello")
     assert first_event(kafka, "carries") == b"hello"
 
 
-def test_kafka_makes_no_topic_by_itself(kafka: LocalKafka) -> None:
-    """Asking about an unknown topic does not create it."""
+def test_kafka_creates_no_topic_by_itself(kafka: LocalKafka) -> None:
+    """Metadata requests for an unknown topic do not create it."""
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     admin.list_topics("never-created", timeout=30)
     assert "never-created" not in admin.list_topics(timeout=30).topics
 
 
 def test_minio_keeps_an_object(minio: LocalMinio) -> None:
-    """A started MinIO has its bucket and gives an object back."""
+    """A started MinIO has its bucket and returns an object."""
     client = client_of(minio)
     client.put_object(minio.bucket, "a/b", io.BytesIO(b"bytes"), 5)
     assert client.get_object(minio.bucket, "a/b").data == b"bytes"
@@ -106,7 +106,7 @@ def test_minio_keeps_an_object(minio: LocalMinio) -> None:
 
 async def test_kafka_keeps_its_data_over_kill_and_stop(tmp_path: Path, taken_port: int) -> None:
     """Kafka avoids a taken port, and its events survive kill -9, a restart, and a stop and start."""
-    dashed = "-wAAAAAAAAAAAAAAAAAAAA"  # a legal cluster id, easily taken for an option
+    dashed = "-wAAAAAAAAAAAAAAAAAAAA"  # a valid cluster id that looks like an option
     async with LocalKafka(tmp_path, port=taken_port, cluster_id=dashed) as kafka:
         address, pid = kafka.bootstrap, kafka.pid
         assert address != f"{ports.HOST}:{taken_port}"
@@ -142,46 +142,46 @@ async def test_minio_keeps_its_data_and_keys(tmp_path: Path, taken_port: int) ->
 
 
 async def test_kafka_starts_over_half_formatted_storage(tmp_path: Path) -> None:
-    """A format that a crash cut short is set aside, not lost and not stumbled over."""
+    """Storage of an interrupted format is moved aside, and Kafka starts."""
     (tmp_path / "kafka").mkdir()
     (tmp_path / "kafka" / "meta.properties").touch()
     (tmp_path / "kafka" / "bootstrap.checkpoint").write_bytes(b"half")
     (tmp_path / "kafka.unformatted").mkdir()
-    said: list[str] = []
-    async with LocalKafka(tmp_path, port=0, say=said.append) as kafka:
+    output: list[str] = []
+    async with LocalKafka(tmp_path, port=0, say=output.append) as kafka:
         make_topic(kafka, "fresh")
     (aside,) = tmp_path.glob("kafka.broken-*")
     assert (aside / "bootstrap.checkpoint").read_bytes() == b"half"
-    assert any(str(aside) in line for line in said)
+    assert any(str(aside) in line for line in output)
 
 
-async def test_a_folder_serves_one_at_a_time(tmp_path: Path) -> None:
-    """A second MinIO in a folder in use is refused, and the first one goes on."""
+async def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    """A second MinIO in the same folder is refused, and the first keeps running."""
     async with LocalMinio(tmp_path, port=0) as minio:
         with pytest.raises(FolderInUse, match=str(tmp_path)):
             await LocalMinio(tmp_path, port=0).start()
         assert client_of(minio).bucket_exists(minio.bucket)
 
 
-async def test_a_leftover_is_ended(tmp_path: Path) -> None:
-    """A process that an earlier run left behind is killed before a new one starts in its folder."""
+async def test_a_leftover_process_is_killed(tmp_path: Path) -> None:
+    """A process left by an earlier run is killed before a new one starts in its folder."""
     leftover = Child(["sleep", "1000"], log_file=tmp_path / "log")
     PidFile(tmp_path / "minio.pid").write(leftover.pid)
     async with LocalMinio(tmp_path, port=0):
         assert leftover.exit_code == -signal.SIGKILL
 
 
-async def test_a_pid_file_of_another_process_harms_nobody(tmp_path: Path) -> None:
-    """A pid that now belongs to a later process is left alone."""
-    innocent = Child(["sleep", "1000"], log_file=tmp_path / "log")
-    (tmp_path / "minio.pid").write_text(f"{innocent.pid} 1\n")
+async def test_a_reused_pid_is_not_killed(tmp_path: Path) -> None:
+    """A process that reuses the pid of the pid file keeps running."""
+    unrelated = Child(["sleep", "1000"], log_file=tmp_path / "log")
+    (tmp_path / "minio.pid").write_text(f"{unrelated.pid} 1\n")
     async with LocalMinio(tmp_path, port=0):
-        assert innocent.exit_code is None
-    innocent.kill()
+        assert unrelated.exit_code is None
+    unrelated.kill()
 
 
-async def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """The error of a Kafka that refuses its settings carries the end of its log; nothing stays behind."""
+async def test_a_service_that_cannot_start_raises_with_its_log(tmp_path: Path) -> None:
+    """The error contains the end of Kafka's log, and no process is left."""
     kafka = LocalKafka(tmp_path, port=0, settings={"num.io.threads": "none"})
     with pytest.raises(ServiceFailed, match=r"num\.io\.threads"):
         await kafka.start()
@@ -189,10 +189,10 @@ async def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", [LocalKafka, LocalMinio])
-async def test_a_port_lost_in_the_last_moment_is_replaced(
+async def test_a_port_taken_before_listening_is_replaced(
     service: type[LocalKafka | LocalMinio], tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that somebody takes between choosing and listening is replaced by another."""
+    """A port taken between choosing and listening is replaced by another."""
     choose, chosen = ports.choose, [taken_port]
 
     def too_late(usual: int, host: str = ports.HOST, *, taken: set[int] | None = None) -> int:
@@ -205,8 +205,8 @@ async def test_a_port_lost_in_the_last_moment_is_replaced(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-async def test_nothing_stays_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """`python -m infra.local up` says where its services are, and leaves none of them, however it ends."""
+async def test_no_process_is_left(tmp_path: Path, number: signal.Signals) -> None:
+    """`python -m infra.local up` prints its services' addresses, and ends them on every signal."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "infra.local", "up", "--minio"]
     with subprocess.Popen(
@@ -223,21 +223,21 @@ async def test_nothing_stays_behind(tmp_path: Path, number: signal.Signals) -> N
         up.send_signal(number)
         code = await asyncio.to_thread(up.wait)
     assert code == (-number if number is signal.SIGKILL else 0)
-    await until_gone(pids)
+    await until_ended(pids)
 
 
 async def test_a_dead_child_is_restarted_with_backoff(tmp_path: Path) -> None:
-    """A child that dies at once is restarted after 1, 2, 4 … 30, 30 seconds."""
+    """A child that exits at once is restarted after 1, 2, 4 … 30, 30 seconds."""
     pauses: list[float] = []
     enough = asyncio.Event()
 
-    async def note(pause_s: float) -> None:
+    async def record_pause(pause_s: float) -> None:
         pauses.append(pause_s)
         if len(pauses) == 7:
             enough.set()
         await asyncio.sleep(0 if len(pauses) < 7 else 1000)
 
-    async with Supervisor(sleep=note) as supervisor:
+    async with Supervisor(sleep=record_pause) as supervisor:
         supervisor.start("dies", ["false"], log_file=tmp_path / "log")
         await enough.wait()
         state = supervisor.state("dies")
@@ -246,50 +246,50 @@ async def test_a_dead_child_is_restarted_with_backoff(tmp_path: Path) -> None:
     assert supervisor.state("dies").state == "stopped"
 
 
-async def test_a_healthy_run_forgets_the_backoff(tmp_path: Path) -> None:
-    """A child that ran longer than the healthy time is restarted after the first pause again."""
+async def test_a_healthy_run_resets_the_backoff(tmp_path: Path) -> None:
+    """A child that ran longer than the healthy time is restarted after the first pause."""
     pauses: list[float] = []
     times = iter([0.0, 1.0, 1.0, 2.0, 2.0, 62.0, 62.0, 63.0])
     enough = asyncio.Event()
 
-    async def note(pause_s: float) -> None:
+    async def record_pause(pause_s: float) -> None:
         pauses.append(pause_s)
         if len(pauses) == 4:
             enough.set()
             await asyncio.sleep(1000)
 
-    async with Supervisor(sleep=note, clock=lambda: next(times)) as supervisor:
+    async with Supervisor(sleep=record_pause, clock=lambda: next(times)) as supervisor:
         supervisor.start("dies", ["false"], log_file=tmp_path / "log")
         await enough.wait()
     assert pauses == [1, 2, 1, 2]
 
 
-async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
-    """A child killed with -9 is started again with the same command, environment and log."""
-    heard: list[ChildState] = []
+async def test_a_killed_child_is_restarted(tmp_path: Path) -> None:
+    """A child killed by SIGKILL is restarted with the same command, environment and log."""
+    states: list[ChildState] = []
     running_again = asyncio.Event()
 
-    def hear(state: ChildState) -> None:
-        heard.append(state)
+    def record(state: ChildState) -> None:
+        states.append(state)
         if state.state == "running" and state.restarts == 1:
             running_again.set()
 
-    async with Supervisor(on_change=hear, backoff=Backoff(first_s=0.01)) as supervisor:
+    async with Supervisor(on_change=record, backoff=Backoff(first_s=0.01)) as supervisor:
         log = tmp_path / "log"
         supervisor.start("sleeper", ["sh", "-c", "echo $MARK; exec sleep 1000"], log_file=log, env={"MARK": "here"})
-        assert await until_there(log) == "here"
+        assert await until_written(log) == "here"
         first = supervisor.state("sleeper").pid
         supervisor.kill("sleeper")
         await running_again.wait()
         assert supervisor.state("sleeper").pid not in {None, first}
         while log.read_text() != "here\nhere\n":
             await asyncio.sleep(0.05)
-    assert [state.state for state in heard] == ["running", "backoff", "backoff", "running", "stopped"]
-    assert heard[1].exit_code == -signal.SIGKILL
+    assert [state.state for state in states] == ["running", "backoff", "backoff", "running", "stopped"]
+    assert states[1].exit_code == -signal.SIGKILL
 
 
-async def test_a_killed_service_comes_back(tmp_path: Path) -> None:
-    """A service that is kept running is started again after kill -9, at its address and with its data."""
+async def test_a_killed_service_is_restarted(tmp_path: Path) -> None:
+    """A supervised service is restarted after SIGKILL, with its address and data."""
     async with LocalMinio(tmp_path, port=0) as minio:
         address, first = minio.endpoint, minio.pid
         client_of(minio).put_object(minio.bucket, "kept", io.BytesIO(b"bytes"), 5)
@@ -298,20 +298,20 @@ async def test_a_killed_service_comes_back(tmp_path: Path) -> None:
         while minio.pid in {None, first}:
             await asyncio.sleep(0.05)
         assert minio.endpoint == address
-        assert client_of(minio).get_object(minio.bucket, "kept").data == b"bytes"  # the client tries again by itself
+        assert client_of(minio).get_object(minio.bucket, "kept").data == b"bytes"  # the client retries by itself
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
-    """What was started last is stopped first."""
+    """The child started last is stopped first."""
     ended: list[str] = []
 
-    def hear(state: ChildState) -> None:
+    def record(state: ChildState) -> None:
         if state.state == "stopped":
             ended.append(state.name)
 
-    async with Supervisor(on_change=hear) as supervisor:
+    async with Supervisor(on_change=record) as supervisor:
         for name in ("kafka", "agent", "gateway"):
             supervisor.start(name, ["sleep", "1000"], log_file=tmp_path / name)
         while any(state.state != "running" for state in supervisor.states().values()):
@@ -319,19 +319,19 @@ async def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
     assert ended == ["gateway", "agent", "kafka"]
 
 
-async def test_a_deaf_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
-    """A child that ignores SIGTERM is killed after its grace, and its own children too."""
+async def test_a_child_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
+    """After the grace period the child and its children are killed."""
     log = tmp_path / "log"
     deaf = "trap '' TERM; sleep 1000 & echo $!; while true; do sleep 1; done"
     async with Supervisor() as supervisor:
         supervisor.start("deaf", ["sh", "-c", deaf], log_file=log, grace_s=0.2)
-        grandchild = int(await until_there(log))
-    await until_gone([grandchild])
+        grandchild = int(await until_written(log))
+    await until_ended([grandchild])
     assert supervisor.state("deaf").exit_code == -signal.SIGKILL
 
 
 async def test_a_killed_supervisor_leaves_no_child(tmp_path: Path) -> None:
-    """Children die with a supervisor that is killed with -9."""
+    """Children end with a supervisor killed by SIGKILL."""
     script = (
         "import asyncio, sys; from pathlib import Path; from infra.local.supervisor import Supervisor\n"
         "async def main():\n"
@@ -343,13 +343,13 @@ async def test_a_killed_supervisor_leaves_no_child(tmp_path: Path) -> None:
     log = tmp_path / "log"
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen([sys.executable, "-c", script, str(log)], cwd=root) as supervisor:
-        child = int(await until_there(log))
+        child = int(await until_written(log))
         supervisor.kill()
-    await until_gone([child])
+    await until_ended([child])
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Java, Maven or Go the error names it and says how to get it."""
+    """The error names the missing Java, Maven or Go and how to install it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "cache"))
@@ -359,7 +359,7 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Java too old for Kafka is refused with what it said of itself."""
+    """A Java too old for Kafka is refused with its version."""
     old = tmp_path / "java"
     old.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
     old.chmod(0o755)
@@ -369,8 +369,8 @@ def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tools.java()
 
 
-def test_a_failed_install_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download that breaks says what Maven said; the next one starts from nothing, also after a kill."""
+def test_a_failed_install_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed download raises with Maven's output and removes partial folders, also those of a killed one."""
     broken = tmp_path / "mvn"
     broken.write_text("#!/bin/sh\necho no network here\nexit 1\n")
     broken.chmod(0o755)

@@ -1,4 +1,4 @@
-"""One contract for every log: the in-memory one and a real Kafka behave alike, killed workers included."""
+"""Contract of the log: the in-memory log and a real Kafka behave alike, also when workers are killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.stage_kit import message, uploaded
 
 @pytest.fixture(params=["memory", "kafka"])
 def bootstrap(request: pytest.FixtureRequest) -> str | None:
-    """Where the log of this run is; None: in memory."""
+    """The Kafka of this run; None: in memory."""
     if request.param == "memory":
         return None
     kafka: LocalKafka = request.getfixturevalue("kafka")
@@ -26,7 +26,7 @@ def bootstrap(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture
 async def log(bootstrap: str | None, tmp_path: Path) -> AsyncIterator[LogUnderTest]:
-    """Each log in turn."""
+    """Each log."""
     under_test: LogUnderTest
     under_test = await OnKafka(bootstrap, tmp_path).prepare() if bootstrap else InMemory(tmp_path)
     yield under_test
@@ -37,8 +37,8 @@ async def ids(log: LogUnderTest, topic: str = "image.facts") -> list[str | None]
     return [record.header("ce_id") for record in await log.records(topic)]
 
 
-async def test_every_event_is_answered_once_and_committed(log: LogUnderTest) -> None:
-    """A calm run: as many answers as events, nothing left."""
+async def test_every_event_has_one_result_and_is_committed(log: LogUnderTest) -> None:
+    """Without faults, there are as many results as events, and no lag."""
     await log.send([message(uploaded()) for _ in range(200)])
     await log.start()
     await log.until_idle()
@@ -47,8 +47,8 @@ async def test_every_event_is_answered_once_and_committed(log: LogUnderTest) -> 
     assert len(found) == len(set(found)) == 200
 
 
-async def test_events_of_a_key_are_answered_in_order(log: LogUnderTest) -> None:
-    """One image's events are worked on one after the other, however slow the first is."""
+async def test_events_of_a_key_are_processed_in_order(log: LogUnderTest) -> None:
+    """The events of one image are processed one after the other, even if the first is slow."""
     image = new_image_id()
     await log.send(
         [
@@ -63,8 +63,8 @@ async def test_events_of_a_key_are_answered_in_order(log: LogUnderTest) -> None:
     assert notes == [b"1", b"2", b"3", b"4", b"5"]
 
 
-async def test_a_slow_event_holds_back_the_commit_of_what_finished_after_it(log: LogUnderTest) -> None:
-    """Killed while the first event of a partition runs, all of its partition are delivered again: none is lost."""
+async def test_a_slow_event_blocks_the_commit_of_later_ones(log: LogUnderTest) -> None:
+    """After a kill while the first event of a partition runs, the partition is delivered again from that event."""
     first = uploaded(context={"sleep_s": 30, "note": "slow"})
     await log.send([message(first)])
     await log.send([message(uploaded()) for _ in range(40)])
@@ -86,8 +86,8 @@ async def _idle_without_worker(log: LogUnderTest) -> None:
     await log.until_idle(2)
 
 
-async def test_a_killed_worker_s_events_are_answered_by_the_next(log: LogUnderTest) -> None:
-    """Three kills in mid-work; in the end every event has its answer, under one id."""
+async def test_a_killed_worker_s_events_are_processed_by_the_next(log: LogUnderTest) -> None:
+    """After three kills during work, every event has a result, under one id."""
     await log.send([message(uploaded(context={"sleep_s": 0.05})) for _ in range(150)])
     for _ in range(3):
         await log.start()
@@ -102,8 +102,8 @@ async def test_a_killed_worker_s_events_are_answered_by_the_next(log: LogUnderTe
     assert len(set(await ids(log))) == 150
 
 
-async def test_stopping_in_mid_work_finishes_what_is_in_flight(log: LogUnderTest) -> None:
-    """SIGTERM: what was begun is answered and committed, so that nothing of it is repeated."""
+async def test_stopping_finishes_events_in_flight(log: LogUnderTest) -> None:
+    """On SIGTERM, started events are finished and committed, so that none is repeated."""
     await log.send([message(uploaded(context={"sleep_s": 0.2})) for _ in range(60)])
     await log.start()
     async with asyncio.timeout(60):
@@ -117,8 +117,8 @@ async def test_stopping_in_mid_work_finishes_what_is_in_flight(log: LogUnderTest
     assert len(found) == len(set(found)) == 60
 
 
-async def test_poison_is_set_aside_and_the_queue_moves_on(log: LogUnderTest) -> None:
-    """Bytes that are no event, and events that break the stage, become dead letters byte for byte."""
+async def test_poison_events_are_dead_lettered(log: LogUnderTest) -> None:
+    """Unreadable events, and events that raise, become dead letters byte for byte; others are processed."""
     poison = Outgoing("image.uploaded", b"k", b"\x00\xff", (("ce_type", b"darkroom.image.uploaded.v1"),))
     bug = message(uploaded(context={"act": "raise"}))
     await log.send([poison, bug, *(message(uploaded()) for _ in range(10))])
@@ -130,8 +130,8 @@ async def test_poison_is_set_aside_and_the_queue_moves_on(log: LogUnderTest) -> 
     assert len(await ids(log)) == 11
 
 
-async def test_a_dependency_that_is_away_sends_the_event_to_the_delay_topic(log: LogUnderTest) -> None:
-    """After the tries in place the event waits elsewhere, and the queue moves on."""
+async def test_an_unavailable_dependency_sends_the_event_to_the_delay_topic(log: LogUnderTest) -> None:
+    """After the attempts in place the event is delayed, and the next ones are processed."""
     await log.send([message(uploaded(context={"act": "retry"})), message(uploaded())])
     await log.start()
     await log.until_idle()
@@ -140,8 +140,8 @@ async def test_a_dependency_that_is_away_sends_the_event_to_the_delay_topic(log:
     assert len(await ids(log)) == 1
 
 
-async def test_null_keys_and_empty_headers_do_no_harm(log: LogUnderTest) -> None:
-    """Whatever another producer leaves out, the worker goes on."""
+async def test_null_keys_and_empty_headers_are_accepted(log: LogUnderTest) -> None:
+    """The worker continues after an event without key and headers."""
     await log.send([Outgoing("image.uploaded", None, b"{}", ()), message(uploaded())])
     await log.start()
     await log.until_idle()

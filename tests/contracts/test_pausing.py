@@ -1,4 +1,4 @@
-"""Pausing, on a real Kafka: an agent that is stopped, by itself or by a person, loses nothing and comes back."""
+"""Pausing on a real Kafka: an agent paused by its limit or by an operator loses no event and resumes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def _until(log: OnKafka, members: int) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_a_broken_agent_stops_itself_and_goes_on_when_resumed(kafka: LocalKafka, tmp_path: Path) -> None:
-    """Most of the topic stays in Kafka instead of the dead letters; the mark says why; resuming loses nothing."""
+async def test_a_broken_agent_is_paused_and_continues_when_resumed(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Most events stay in the topic; the pause has the reason; resuming loses no event."""
     log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
     try:
         await log.send([message(uploaded(context={"act": "raise", "sleep_s": 0.05})) for _ in range(60)])
@@ -30,9 +30,9 @@ async def test_a_broken_agent_stops_itself_and_goes_on_when_resumed(kafka: Local
         async with open_files(FilesSettings(directory=tmp_path)) as files:
             control = Control(files)
             async with asyncio.timeout(60):
-                while (mark := await control.paused("sanitizer")) is None:
+                while (pause := await control.paused("sanitizer")) is None:
                     await asyncio.sleep(0.1)
-            assert "in a row went to the dead letters" in mark.reason
+            assert "in a row went to the dead letters" in pause.reason
             await _until(log, 0)
             dead = len(await log.records("sanitizer.dead"))
             assert 5 <= dead < 40
@@ -47,8 +47,8 @@ async def test_a_broken_agent_stops_itself_and_goes_on_when_resumed(kafka: Local
         await log.close()
 
 
-async def test_a_paused_agent_takes_nothing_and_says_so(kafka: LocalKafka, tmp_path: Path) -> None:
-    """Paused before it starts: the worker lives, is not in the group, and begins when it is resumed."""
+async def test_a_paused_agent_consumes_nothing_and_logs_it(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Paused before its start, the worker runs, is not in the group, and starts consuming when resumed."""
     log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
     try:
         async with open_files(FilesSettings(directory=tmp_path)) as files:

@@ -1,4 +1,4 @@
-"""Delivery by link, and the numbers of revisions, on a real MinIO."""
+"""Presigned delivery, and revision numbers, on a real MinIO."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATA = b"RIFF and so on" * 1000
 
 @pytest.fixture
 async def files(minio: LocalMinio) -> AsyncIterator[FileStore]:
-    """Return an open bucket of our own."""
+    """An open bucket."""
     where = FilesSettings(
         endpoint=minio.endpoint, access_key=minio.access_key, secret_key=SecretStr(minio.secret_key), bucket="delivery"
     )
@@ -39,7 +39,7 @@ async def files(minio: LocalMinio) -> AsyncIterator[FileStore]:
 
 
 async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -> None:
-    """Following the redirect gives the bytes from the store itself, as an image, under the original's name."""
+    """The redirect returns the bytes from the store, with the image's type and the original's name."""
     image_id = new_image_id()
     ref = await files.put(image_key(image_id, 1, "medium.webp"), DATA, content_type="image/webp")
     rendition = Rendition(name="medium", object=ref, width=4, height=3, aspect_ratio=4 / 3, format="webp")
@@ -53,8 +53,8 @@ async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -
     )
     async with open_read_model(QdrantSettings(path=tmp_path)) as read_model:
         await read_model.begin(record)
-        parts = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=StubReadiness())
-        async with client_of(embedded_app(settings(delivery="presigned"), parts)) as client:
+        components = QueryComponents(files=files, events=Sink(), read_model=read_model, readiness=StubReadiness())
+        async with client_of(embedded_app(settings(delivery="presigned"), components)) as client:
             moved = await client.get(f"/api/v1/images/{image_id}/direct")
     assert moved.status_code == 307, moved.text
     async with httpx.AsyncClient() as outside:
@@ -67,12 +67,12 @@ async def test_a_redirect_leads_to_the_bytes(files: FileStore, tmp_path: Path) -
     assert forged.status_code == 403
 
 
-async def test_one_of_several_takes_a_number(files: FileStore) -> None:
-    """Of several gateways that want the same revision of an image at once exactly one has it."""
+async def test_a_revision_is_taken_once(files: FileStore) -> None:
+    """Of several gateways that take the same revision of an image concurrently, one succeeds."""
     image_id = new_image_id()
     wanted = [
         ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=(f"t{number}",)) for number in range(8)
     ]
-    taken = await asyncio.gather(*map(Revisions(files).take, wanted))
+    taken = await asyncio.gather(*map(Revisions(files).reserve, wanted))
     assert sum(taken) == 1
     assert await Revisions(files).newest(image_id) == wanted[taken.index(True)]

@@ -26,7 +26,7 @@ from tests.support.stage_kit import uploaded
 
 
 async def _look(log: RecentLog) -> None:
-    """Look, once the leaders of new topics know that they are."""
+    """Look, retrying until new topics have leaders."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -36,14 +36,14 @@ async def _look(log: RecentLog) -> None:
 
 
 def _lately(log: RecentLog, owner: str | None = None) -> dict[str, int]:
-    """Return what happened in the longest time that is told: the machine may be slow."""
+    """Return the counts of the longest window, for slow machines."""
     return {what: by_minutes[MINUTES[-1]] for what, by_minutes in log.lately(owner).items()}
 
 
-async def test_every_acceptance_and_end_is_counted_once_whoever_asks(
+async def test_every_acceptance_and_end_is_counted_once_in_every_process(
     kafka: LocalKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uploads, by the bulk lane too, and outcomes count once each, by owner, in every process; look by look."""
+    """Uploads, also through the bulk lane, and outcomes count once each, by owner, across looks and processes."""
     settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"r{uuid.uuid4().hex[:8]}.", partitions=2)
     admin = KafkaAdmin(settings)
     await admin.create_topics([topics.UPLOADED, topics.FETCH_REQUESTED, topics.BULK, topics.OUTCOMES])
@@ -57,10 +57,10 @@ async def test_every_acceptance_and_end_is_counted_once_whoever_asks(
             await gateway.send(topics.UPLOADED, uploaded(owner="anna"))
         await gateway.deliver([in_bulk(waits)])
         (record,) = read_topic(settings, topics.BULK.name)
-        await gateway.deliver([read_bulk(record).message])  # as the scheduler lets it in
+        await gateway.deliver([read_bulk(record).message])  # as the scheduler forwards it
         await gateway.send(topics.OUTCOMES, ImageCompleted(image_id=new_image_id(), owner="anna"))
     async with open_producer(settings, source="darkroom/reconciler") as reconciler:
-        await reconciler.send(topics.UPLOADED, uploaded(owner="anna"))  # accepted long ago, said again
+        await reconciler.send(topics.UPLOADED, uploaded(owner="anna"))  # a repeat of an earlier upload
     await _look(log)
     assert _lately(log) == {ACCEPTED: 4, "completed": 1}
     assert _lately(log, "berta") == {ACCEPTED: 1}
@@ -79,8 +79,8 @@ async def test_every_acceptance_and_end_is_counted_once_whoever_asks(
     assert _lately(log) == _lately(another) == {ACCEPTED: 4, "completed": 1, "failed": 1}
 
 
-async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
-    """The backlog counts the events of all its topics that an agent has not committed."""
+async def test_the_lag_of_an_agent_is_counted(kafka: LocalKafka) -> None:
+    """The lag counts the uncommitted events of all topics of an agent."""
     settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"r{uuid.uuid4().hex[:8]}.", partitions=2)
     admin = KafkaAdmin(settings)
     await admin.create_topics()
@@ -92,8 +92,8 @@ async def test_what_waits_for_an_agent_is_told(kafka: LocalKafka) -> None:
     assert await Backlog(admin).waiting("scheduler") == 0
 
 
-async def test_without_kafka_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that does not answer is away."""
+async def test_rates_without_kafka_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not answer is DependencyUnavailable."""
     monkeypatch.setattr(bounded_read, "ANSWER_S", 1.0)
     with pytest.raises(DependencyUnavailable):
         await RecentLog(KafkaSettings(bootstrap="127.0.0.1:9")).look()

@@ -1,6 +1,6 @@
-"""What the read model promises, held by local mode, by the server adapter's own calls, and by a real server.
+"""Contract of the read model, for local mode, the server adapter's calls, and a real server.
 
-The server's calls run against Qdrant's in-process client; with DARKROOM_TEST_QDRANT_URL set, against that server too.
+The calls run against Qdrant's in-process client; with DARKROOM_TEST_QDRANT_URL set, against that server too.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ SERVER = os.environ.get("DARKROOM_TEST_QDRANT_URL")
 
 @pytest.fixture(params=["local", "calls", *(["server"] if SERVER else [])])
 async def model(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReadModel]:
-    """Return an empty read model of each kind in turn."""
+    """An empty read model of each kind."""
     name = f"test-{uuid.uuid4().hex}"
     if request.param == "calls":
         calls = ServerReadModel(QdrantClient(":memory:"), QdrantSettings(collection=name), threads=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the in-process client says that it needs no indexes
+            warnings.simplefilter("ignore")  # the in-process client warns that it needs no indexes
             await calls.open()
         yield calls
         calls.close()
     elif request.param == "local":
         where = QdrantSettings(path=tmp_path / "qdrant", collection=name)
-        async with open_read_model(where, Breakers()) as local:  # as every process has it
+        async with open_read_model(where, Breakers()) as local:  # as in every process
             yield local
     else:
         async with open_read_model(QdrantSettings(url=SERVER, collection=name)) as server:
@@ -66,8 +66,8 @@ def stub(image_id: str | None = None, owner: str = "anna", generation: int = 1, 
 
 
 def vector(seed: int) -> list[float]:
-    chance = random.Random(seed)
-    values = [chance.gauss(0, 1) for _ in range(DIMENSIONS)]
+    generator = random.Random(seed)
+    values = [generator.gauss(0, 1) for _ in range(DIMENSIONS)]
     norm = math.sqrt(sum(value * value for value in values))
     return [value / norm for value in values]
 
@@ -83,8 +83,8 @@ async def added(model: ReadModel, owner: str = "anna", seed: int | None = None, 
     return record.image_id
 
 
-async def test_a_stub_comes_back_as_it_was(model: ReadModel) -> None:
-    """A record that began is there at once, before any vector, and beginning again changes nothing."""
+async def test_a_new_record_is_read_as_written(model: ReadModel) -> None:
+    """A record exists from `begin` on, without a vector; a second `begin` changes nothing."""
     record = stub(bucket="holiday", filename="x.jpg", context={"a": [1, {"b": None}], "c": "d"})
     assert await model.get(record.image_id) is None
     await model.begin(record)
@@ -95,8 +95,8 @@ async def test_a_stub_comes_back_as_it_was(model: ReadModel) -> None:
     assert await model.vector_of(record.image_id) is None
 
 
-async def test_each_writer_writes_only_its_own(model: ReadModel) -> None:
-    """Merging keys, stages and the vector leaves everything else as it was."""
+async def test_merges_change_only_their_keys(model: ReadModel) -> None:
+    """Merging keys, stages or the vector leaves everything else unchanged."""
     record = stub()
     done = StageRecord(state=StageState.DONE, version="1", duration_ms=3, result=ref("a"))
     skipped = StageRecord(state=StageState.SKIPPED, reason="model-unavailable", message="no weights")
@@ -127,7 +127,7 @@ async def test_analyses_are_merged_by_stage(model: ReadModel) -> None:
 
 
 async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
-    """A stage that failed and then is done keeps nothing of its failure."""
+    """A stage that is done after a failure has no trace of it."""
     record = stub()
     await model.begin(record)
     failed = StageRecord(state=StageState.FAILED, reason="internal-error", message="boom", attempts=3)
@@ -140,8 +140,8 @@ async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
     assert found.error_code is None
 
 
-async def test_other_generations_bounce_off(model: ReadModel) -> None:
-    """Writes of a lower or higher generation, or for a point that is not there, change nothing."""
+async def test_writes_of_other_generations_are_ignored(model: ReadModel) -> None:
+    """Writes of a lower or higher generation, or for a missing point, change nothing."""
     record = stub(generation=3)
     await model.merge(record.image_id, 3, {"width": 1}, stages={"ocr": StageRecord(state=StageState.DONE)})
     await model.merge(record.image_id, 3, {"width": 1}, vector=vector(1))
@@ -155,8 +155,8 @@ async def test_other_generations_bounce_off(model: ReadModel) -> None:
     assert await model.vector_of(record.image_id) is None
 
 
-async def test_a_newer_generation_starts_afresh(model: ReadModel) -> None:
-    """Raising the generation forgets stages, text and vector of the older one."""
+async def test_a_newer_generation_starts_empty(model: ReadModel) -> None:
+    """A higher generation removes stages, text and vector of the older one."""
     image_id = await added(model, seed=1, text="old", has_vector=True)
     newer = stub(image_id, generation=2)
     await model.begin(newer)
@@ -168,8 +168,8 @@ async def test_a_newer_generation_starts_afresh(model: ReadModel) -> None:
     assert [hit.record.text for hit in await model.search_vector("anna", vector(2), limit=5)] == ["new"]
 
 
-async def test_nobody_takes_over_anothers_image(model: ReadModel) -> None:
-    """Another owner's newer stub or deletion of the same id does nothing."""
+async def test_another_owner_cannot_change_an_image(model: ReadModel) -> None:
+    """A newer record or deletion of the same id by another owner has no effect."""
     image_id = await added(model, owner="anna", text="mine")
     before = await model.get(image_id)
     await model.begin(stub(image_id, owner="bert", generation=9))
@@ -177,8 +177,8 @@ async def test_nobody_takes_over_anothers_image(model: ReadModel) -> None:
     assert await model.get(image_id) == before
 
 
-async def test_a_tombstone_holds_nothing_personal(model: ReadModel) -> None:
-    """After a deletion there is no name, text, label, vector or context left, and no read but `get` sees it."""
+async def test_a_tombstone_contains_no_personal_data(model: ReadModel) -> None:
+    """After a deletion no name, text, label, vector or context is left, and only `get` returns the tombstone."""
     image_id = await added(
         model, seed=1, text="secret", labels=["person"], filename="me.jpg", context={"a": 1}, has_vector=True,
         original=ref("a").model_dump(),
@@ -202,7 +202,7 @@ async def test_a_tombstone_holds_nothing_personal(model: ReadModel) -> None:
 
 
 async def test_a_tombstone_wins(model: ReadModel) -> None:
-    """Whatever comes after a deletion with no higher generation bounces off; deleting again changes nothing."""
+    """Later writes without a higher generation, and a second deletion, change nothing."""
     image_id = new_image_id()
     await model.bury(image_id, "anna", 2)
     buried = await model.get(image_id)
@@ -217,7 +217,7 @@ async def test_a_tombstone_wins(model: ReadModel) -> None:
 
 
 async def test_a_deletion_of_the_same_generation_wins(model: ReadModel) -> None:
-    """If an image of that very generation is already there, the deletion still takes it."""
+    """A deletion of the generation of an existing image deletes it."""
     image_id = await added(model, text="here")
     await model.bury(image_id, "anna", 1)
     found = await model.get(image_id)
@@ -226,7 +226,7 @@ async def test_a_deletion_of_the_same_generation_wins(model: ReadModel) -> None:
 
 
 async def test_a_deletion_of_an_older_generation_does_nothing(model: ReadModel) -> None:
-    """A deletion that was overtaken by a newer run does not take it."""
+    """A deletion older than the image's generation has no effect."""
     record = stub(generation=5)
     await model.begin(record)
     await model.bury(record.image_id, "anna", 4)
@@ -234,16 +234,16 @@ async def test_a_deletion_of_an_older_generation_does_nothing(model: ReadModel) 
 
 
 async def test_find_keeps_order_and_owner(model: ReadModel) -> None:
-    """Images come in the order asked, without those of others, unknown ones, or things that are no ids."""
+    """Images are returned in the order requested, without other owners', unknown and invalid ids."""
     first, second, other = await added(model), await added(model), await added(model, owner="bert")
-    asked = [second, other, new_image_id(), "not-an-id", first]
-    assert [record.image_id for record in await model.find("anna", asked)] == [second, first]
+    requested = [second, other, new_image_id(), "not-an-id", first]
+    assert [record.image_id for record in await model.find("anna", requested)] == [second, first]
     assert await model.find("anna", []) == []
     assert await model.get("not-an-id") is None
 
 
-async def test_the_nearest_come_first(model: ReadModel) -> None:
-    """Search by meaning ranks by cosine, within one owner, whatever is near of others."""
+async def test_vector_search_ranks_by_similarity(model: ReadModel) -> None:
+    """Vector search ranks by cosine within one owner, regardless of other owners' images."""
     for seed in range(40):
         await added(model, owner="bert", seed=100 + seed)
     ids = {seed: await added(model, seed=seed) for seed in range(6)}
@@ -259,8 +259,8 @@ async def test_the_nearest_come_first(model: ReadModel) -> None:
     assert len(await model.search_vector("bert", near, limit=50)) == 40
 
 
-async def test_words_are_found_whatever_their_case(model: ReadModel) -> None:
-    """All words must be in the text, as words: no parts of words, no partial matches."""
+async def test_word_search_ignores_case(model: ReadModel) -> None:
+    """All words must occur in the text as whole words."""
     sign = await added(model, text="STOP! Ahead: road-works (till 18:00), Zürich")
     await added(model, text="ahead of its time")
     await added(model, owner="bert", text="stop ahead")
@@ -274,7 +274,7 @@ async def test_words_are_found_whatever_their_case(model: ReadModel) -> None:
 
 
 async def test_labels_are_found_by_name(model: ReadModel) -> None:
-    """A label of several words is found only whole; the more words matched, the better the score."""
+    """A label of several words matches only as a whole; more matched words score higher."""
     light = await added(model, labels=["traffic light", "Person"])
     person = await added(model, labels=["person"])
     both = await added(model, labels=["bus"], text="a person waits for the bus")
@@ -290,7 +290,7 @@ async def test_labels_are_found_by_name(model: ReadModel) -> None:
 
 
 async def test_equal_scores_are_ordered_by_age(model: ReadModel) -> None:
-    """Of equally good answers the newest comes first, and the limit cuts the oldest."""
+    """Of equal scores the newest comes first, and the limit drops the oldest."""
     ids = [f"01900000-000{n}-7000-8000-000000000000" for n in range(5)]
     for image_id in random.Random(1).sample(ids, 5):
         await model.begin(stub(image_id))
@@ -307,7 +307,7 @@ async def test_images_are_counted_by_state(model: ReadModel) -> None:
     await model.bury(await added(model), "anna", 2)
     assert await model.count("anna") == {"completed": 2, "failed": 1}
     assert await model.count() == {"completed": 2, "failed": 1, "processing": 1}
-    assert await model.count("nobody") == {}
+    assert await model.count("missing") == {}
 
 
 async def test_uses_of_bytes_are_counted(model: ReadModel) -> None:
@@ -323,7 +323,7 @@ async def test_uses_of_bytes_are_counted(model: ReadModel) -> None:
 
 
 async def test_all_images_are_scanned_by_age(model: ReadModel) -> None:
-    """The operator's view goes over the images of all owners once, oldest first, page by page."""
+    """A scan returns the images of all owners once, oldest first, page by page."""
     ids = [await added(model, owner=owner) for owner in ("anna", "bert", "carl", "anna", "bert")]
     pages: list[list[str]] = []
     after = None
@@ -335,7 +335,7 @@ async def test_all_images_are_scanned_by_age(model: ReadModel) -> None:
 
 
 async def test_a_scan_may_be_of_one_state(model: ReadModel) -> None:
-    """A scan of one state returns nothing else, and a tombstone only if deleted images are asked for."""
+    """A scan of one state returns no other, and tombstones only for the state deleted."""
     done, waiting, buried = await added(model, state="completed"), await added(model), await added(model)
     await model.bury(buried, "anna", 2)
     going = await added(model, state="deleted")
@@ -351,7 +351,7 @@ async def test_a_scan_may_be_of_one_state(model: ReadModel) -> None:
 
 
 async def test_only_tombstones_are_purged(model: ReadModel) -> None:
-    """A tombstone of at most the generation named is gone for good; a living image and a newer tombstone stay."""
+    """A tombstone of at most the given generation is removed; other images and newer tombstones stay."""
     alive, buried = await added(model, seed=1), await added(model, seed=2)
     await model.bury(buried, "anna", 2)
     await model.purge(buried, 1)
@@ -366,12 +366,12 @@ async def test_only_tombstones_are_purged(model: ReadModel) -> None:
 
 
 def at(milliseconds: int, rest: int) -> str:
-    """Return an image id of a moment; those of one moment are ordered by `rest`."""
+    """Return an image id of a time; ids of one time are ordered by `rest`."""
     return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62 | rest))
 
 
-async def test_a_listing_goes_back_in_time(model: ReadModel) -> None:
-    """Pages of one owner's images follow each other without gap or repetition, also within one millisecond."""
+async def test_a_listing_is_newest_first(model: ReadModel) -> None:
+    """Pages of one owner's images have no gap or repetition, also within one millisecond."""
     ids = [at(1_700_000_000_000 + moment, rest) for moment in (0, 5, 6) for rest in range(1, 6)]
     for image_id in random.Random(2).sample(ids, len(ids)):
         await model.begin(stub(image_id))
@@ -387,8 +387,8 @@ async def test_a_listing_goes_back_in_time(model: ReadModel) -> None:
             assert pages == sorted(ids, reverse=not oldest_first), (size, oldest_first)
 
 
-async def test_a_listing_stays_as_it_is_while_images_come_and_go(model: ReadModel) -> None:
-    """What arrives, or is deleted, between two pages neither shifts the next one nor repeats anything."""
+async def test_a_listing_is_stable_while_images_change(model: ReadModel) -> None:
+    """Images added or deleted between two pages neither shift the next page nor repeat an image."""
     ids = [await added(model) for _ in range(6)]
     first = await model.page("anna", Filters(), limit=2)
     await added(model)
@@ -399,8 +399,8 @@ async def test_a_listing_stays_as_it_is_while_images_come_and_go(model: ReadMode
     assert [record.image_id for record in first + second] == [ids[5], ids[4], ids[3], ids[0]]
 
 
-async def test_a_listing_is_of_what_was_asked_for(model: ReadModel) -> None:
-    """Each filter leaves out what it must, and several hold together."""
+async def test_a_listing_is_filtered(model: ReadModel) -> None:
+    """Each filter excludes other images, and several combine."""
     red = await added(
         model, state="completed", bucket="trip", tags=["red", "big"], category="cars", labels=["Traffic Light", "bus"],
         submitted_at="2026-01-02T00:00:00.000Z", text="No parking, ever",
@@ -439,8 +439,8 @@ async def test_a_listing_is_of_what_was_asked_for(model: ReadModel) -> None:
     assert await found(bucket="trip", tags=("blue",)) == []
 
 
-async def test_what_is_said_anew_is_listed_as_it_is_said(model: ReadModel) -> None:
-    """Tags and category that are changed or taken away are filtered as they now are."""
+async def test_changed_annotations_are_filtered_by_their_new_values(model: ReadModel) -> None:
+    """Changed or removed tags and categories are filtered by their current values."""
     image_id = await added(model, tags=["red"], category="cars", context={"a": 1, "b": 2})
     await model.merge(image_id, 1, {"tags": ["blue"], "category": None, "context": {"b": 3}})
     (record,) = await model.page("anna", Filters(tags=("blue",)), limit=9)
@@ -452,8 +452,8 @@ async def test_what_is_said_anew_is_listed_as_it_is_said(model: ReadModel) -> No
     assert (record.tags, record.context) == ((), {})
 
 
-async def test_check_is_quiet_when_all_is_well(model: ReadModel) -> None:
-    """The check of a working read model says nothing."""
+async def test_the_check_of_a_working_read_model_passes(model: ReadModel) -> None:
+    """The check returns without an error."""
     await model.check()
 
 
@@ -487,7 +487,7 @@ async def _apply(model: ReadModel, image_id: str, write: Write) -> None:
 async def test_writes_commute_and_repeat(
     model: ReadModel, order: list[Write], repeats: list[tuple[int, int]], buried: bool
 ) -> None:
-    """The same facts in any order, any of them repeated at any time, leave the same record and vector."""
+    """The same facts in any order, with repeats, result in the same record and vector."""
 
     async def after(writes: list[Write]) -> tuple[ImageRecord, list[float] | None]:
         image_id = new_image_id()
@@ -506,8 +506,8 @@ async def test_writes_commute_and_repeat(
     assert await after(shuffled) == await after(ordered)
 
 
-async def test_what_was_written_survives_a_restart(tmp_path: Path) -> None:
-    """The in-process read model answers after closing and opening as it did before."""
+async def test_data_survives_a_restart(tmp_path: Path) -> None:
+    """The in-process read model returns the same results after closing and opening."""
     where = QdrantSettings(path=tmp_path)
     async with open_read_model(where) as model:
         image_id = await added(model, seed=1, text="kept", labels=["bus"], original=ref("a").model_dump())
@@ -528,10 +528,10 @@ async def test_what_was_written_survives_a_restart(tmp_path: Path) -> None:
         assert [record.image_id for record in await model.scan()] == [image_id]
 
 
-async def test_writes_that_failed_are_left_alone_until_one_succeeds(
+async def test_the_breaker_of_writes_opens_until_a_probe_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When writes fail again and again reads go on; whoever waits tries a write of its own, which leaves nothing."""
+    """After repeated write failures reads continue; waiting for the breaker probes with a write that leaves no data."""
     breakers = Breakers(BreakerSettings(open_s=0.05))
     async with open_read_model(QdrantSettings(path=tmp_path)) as local:
         model = BreakingReadModel(local, breakers)
@@ -539,13 +539,13 @@ async def test_writes_that_failed_are_left_alone_until_one_succeeds(
 
         async def bury(image_id: str, owner: str, generation: int) -> None:
             if full:
-                raise DependencyUnavailable("no room")
-            await bury_truly(image_id, owner, generation)
+                raise DependencyUnavailable("disk full")
+            await original_bury(image_id, owner, generation)
 
-        bury_truly = local.bury
+        original_bury = local.bury
         monkeypatch.setattr(local, "bury", bury)
         for _ in range(5):
-            with pytest.raises(DependencyUnavailable, match="no room"):
+            with pytest.raises(DependencyUnavailable, match="disk full"):
                 await model.bury(new_image_id(), "anna", 1)
         assert await model.get(new_image_id()) is None
         waiting = asyncio.create_task(breakers.all_closed())
@@ -558,8 +558,8 @@ async def test_writes_that_failed_are_left_alone_until_one_succeeds(
         assert await model.scan(state=ImageState.DELETED) == []
 
 
-async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
-    """Opening the folder of a read model another process has open is NotReady and names the setting to use."""
+async def test_a_folder_open_elsewhere_is_not_ready(tmp_path: Path) -> None:
+    """Opening a folder that another process has open raises NotReady with the setting to use."""
     script = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom streams.settings import QdrantSettings\n"
         "from streams.read_model.factory import open_read_model\n"
@@ -583,7 +583,7 @@ async def test_a_second_process_is_told_why_it_cannot(tmp_path: Path) -> None:
 
 
 async def test_a_collection_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """A collection whose vectors are not ours is NotReady, never silently written to."""
+    """A collection with other vector parameters raises NotReady."""
     client = QdrantClient(path=str(tmp_path))
     client.create_collection("images", vectors_config=models.VectorParams(size=3, distance=models.Distance.DOT))
     client.close()
@@ -592,8 +592,8 @@ async def test_a_collection_of_another_shape_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_server_that_is_away_says_so() -> None:
-    """Nobody listening at the URL is DependencyUnavailable."""
+async def test_an_unavailable_server_raises() -> None:
+    """A closed port is DependencyUnavailable."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -606,8 +606,8 @@ async def test_a_server_that_is_away_says_so() -> None:
     ("status", "after_s"),
     [("503 Service Unavailable", None), ("429 Too Many Requests", 7.0), ("502 Bad Gateway", None)],
 )
-async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None) -> None:
-    """A server that answers but cannot work is DependencyUnavailable, with the patience it asks for."""
+async def test_a_busy_server_raises(status: str, after_s: float | None) -> None:
+    """503, 429 and 502 are DependencyUnavailable, with the server's Retry-After."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -624,8 +624,8 @@ async def test_a_server_that_is_busy_says_so(status: str, after_s: float | None)
     assert caught.value.after_s == after_s
 
 
-async def test_a_server_that_is_silent_times_out() -> None:
-    """A server that accepts and never answers is DependencyUnavailable after the timeout of the settings."""
+async def test_a_silent_server_times_out() -> None:
+    """A server that accepts and never answers is DependencyUnavailable after the configured timeout."""
 
     async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(3600)
@@ -646,8 +646,8 @@ def entry(event_id: str, *, run: int = 0, at: str = "2026-01-01T00:00:00.000Z") 
     )  # fmt: skip
 
 
-async def test_entries_of_a_history_add_up(model: ReadModel) -> None:
-    """Entries come in any order and any number of times, with a record or alone; the record itself stays as it is."""
+async def test_history_entries_accumulate(model: ReadModel) -> None:
+    """Entries arrive in any order and repeatedly, with or without other keys, which stay unchanged."""
     record = stub()
     await model.begin(record)
     assert await model.history(record.image_id) == {}
@@ -659,19 +659,19 @@ async def test_entries_of_a_history_add_up(model: ReadModel) -> None:
     assert await model.get(record.image_id) == record.model_copy(update={"width": 3})
 
 
-async def test_a_history_is_written_under_the_fence(model: ReadModel) -> None:
+async def test_a_history_is_written_for_its_generation_only(model: ReadModel) -> None:
     """No entry is written to a point of another generation, to a missing one, or to a tombstone."""
-    record, nobody = stub(), new_image_id()
+    record, missing = stub(), new_image_id()
     await model.begin(record)
     await model.merge(record.image_id, 2, {}, history={"aa": entry("a")})
-    await model.merge(nobody, 1, {}, history={"aa": entry("a")})
+    await model.merge(missing, 1, {}, history={"aa": entry("a")})
     assert await model.history(record.image_id) == {}
-    assert await model.history(nobody) == {}
+    assert await model.history(missing) == {}
     assert await model.history("no id") == {}
 
 
-async def test_a_history_can_be_cut_and_given_on(model: ReadModel) -> None:
-    """What is not kept is forgotten; a newer generation begins with what it is given, and with nothing else."""
+async def test_a_history_can_be_trimmed_and_passed_on(model: ReadModel) -> None:
+    """Entries not kept are removed; a newer generation starts with exactly the given entries."""
     record = stub()
     await model.begin(record)
     first, second = entry("a"), entry("b")
@@ -686,8 +686,8 @@ async def test_a_history_can_be_cut_and_given_on(model: ReadModel) -> None:
     assert await model.history(record.image_id) == {}
 
 
-async def test_a_history_goes_with_its_image(model: ReadModel) -> None:
-    """Of a buried image no entry is left, and none comes back."""
+async def test_a_history_is_deleted_with_its_image(model: ReadModel) -> None:
+    """A deleted image has no entries, and none are added."""
     record = stub()
     await model.begin(record)
     await model.merge(record.image_id, 1, {}, history={"aa": entry("a")})

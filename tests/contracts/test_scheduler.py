@@ -1,4 +1,4 @@
-"""The scheduler on a real Kafka: who goes on, when, in which order, and what becomes of what may not."""
+"""Scheduler on a real Kafka: admission, order, reruns, dead letters, rebalances."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from streams.topics import AGENTS, BULK, LANE_TARGET_HEADER, SCHEDULER, UPLOADED
 from tests.support.facts import Facts
 from tests.support.stage_kit import message, uploaded
 
-PATIENCE_S = 120.0
-PATIENT = LaneSettings(starve_s=3600, slot_s=3600, quiet_s=0)  # nothing happens because time has passed
+TIMEOUT_S = 120.0
+UNTIMED = LaneSettings(starve_s=3600, slot_s=3600, quiet_s=0)  # no timeout expires
 
 
 @dataclass(slots=True)
 class Lane:
-    """A bulk lane of its own, with as many schedulers as a test wants."""
+    """A bulk lane with any number of schedulers."""
 
     kafka: KafkaSettings
     producer: EventProducer
-    lanes: LaneSettings = PATIENT
+    lanes: LaneSettings = UNTIMED
     running: dict[Scheduler, asyncio.Task[None]] = field(default_factory=dict)
 
     async def start(self) -> Scheduler:
-        """Start a scheduler, and wait until it is ready."""
+        """Start a scheduler and wait until it is ready."""
         scheduler = Scheduler(self.kafka, self.lanes, self.producer, HealthBoard())
         task = self.running[scheduler] = asyncio.create_task(scheduler.run())
         await until(lambda: scheduler.ready.is_set() or task.done(), "a scheduler that is ready")
@@ -52,7 +52,7 @@ class Lane:
         return scheduler
 
     async def stop(self, scheduler: Scheduler) -> None:
-        """End a scheduler as SIGTERM does."""
+        """Stop a scheduler, as by SIGTERM."""
         task = self.running.pop(scheduler)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -62,19 +62,19 @@ class Lane:
         return await asyncio.to_thread(read_topic, self.kafka, topic)
 
     async def forwarded(self) -> list[Record]:
-        """Return what was let into the pipeline."""
+        """Return the events forwarded to the pipeline."""
         return [r for r in await self.records(UPLOADED.name) if r.header(LANE_TARGET_HEADER) is not None]
 
     async def end(self, *image_ids: str) -> None:
-        """Say the outcome of images, as the indexer does."""
+        """Produce the outcome of images, as the indexer does."""
         await self.producer.deliver(
             [outgoing(topics.OUTCOMES, ImageCompleted(image_id=i), source="test", traceparent=None) for i in image_ids]
         )
 
     async def until_all_ended(self, count: int) -> list[Record]:
-        """Be the pipeline: end whatever is let in until `count` images were; return all that was let in."""
+        """Act as the pipeline: end forwarded images until `count` have ended; return all forwarded events."""
         ended: set[str] = set()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(ended) < count:
                 new = {r.header("ce_subject") or "" for r in await self.forwarded()} - ended
                 await self.end(*new)
@@ -83,8 +83,8 @@ class Lane:
         return await self.forwarded()
 
     async def until_committed(self) -> None:
-        """Wait until nothing of the bulk lane is uncommitted."""
-        async with asyncio.timeout(PATIENCE_S):
+        """Wait until the bulk lane has no lag."""
+        async with asyncio.timeout(TIMEOUT_S):
             while await self._lag():
                 await asyncio.sleep(0.2)
 
@@ -98,16 +98,16 @@ class Lane:
 async def until(happened: Callable[[], bool], what: str) -> None:
     """Wait until something happened; fail naming it."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not happened():
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        pytest.fail(f"not within {PATIENCE_S:.0f} s: {what}")
+        pytest.fail(f"not within {TIMEOUT_S:.0f} s: {what}")
 
 
 @asynccontextmanager
 async def bulk_lane(kafka: LocalKafka, *, partitions: int = 1) -> AsyncIterator[Lane]:
-    """Make the topics under a prefix of their own; at the end no scheduler is left."""
+    """Create the topics under a unique prefix; stop all schedulers at the end."""
     settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"t{uuid.uuid4().hex[:8]}.", partitions=partitions)
     wanted = [*topics.PIPELINE, topics.SCHEDULER_DEAD, *(t for agent in AGENTS for t in topics.agent_topics(agent))]
     await KafkaAdmin(settings).create_topics(wanted)
@@ -121,13 +121,13 @@ async def bulk_lane(kafka: LocalKafka, *, partitions: int = 1) -> AsyncIterator[
 
 
 def waiting(owner: str) -> tuple[ImageUploaded, Outgoing]:
-    """Return an event of an owner, and the message that puts it into the bulk lane."""
+    """Return an event of an owner, and its message in the bulk lane."""
     event = uploaded(owner=owner)
     return event, in_bulk(message(event))
 
 
-async def test_owners_take_turns_and_each_keeps_its_order(kafka: LocalKafka) -> None:
-    """Whoever comes behind a backlog of another has every second or third turn, and nobody's own events overtake."""
+async def test_owners_are_served_round_robin_and_in_order(kafka: LocalKafka) -> None:
+    """Owners behind another's backlog get every second or third place; events of one owner keep their order."""
     async with bulk_lane(kafka) as lane:
         sent = [waiting(owner) for owner in ("anna",) * 30 + ("bert",) * 5 + ("cleo",) * 5]
         await lane.producer.deliver([m for _, m in sent])
@@ -147,8 +147,8 @@ async def test_owners_take_turns_and_each_keeps_its_order(kafka: LocalKafka) -> 
         assert (record.key, record.value, record.headers) == (original.key, original.value, original.headers)
 
 
-async def test_nothing_joins_an_interactive_image_until_it_has_ended(kafka: LocalKafka) -> None:
-    """While an image that did not wait in the bulk lane is in the pipeline, the bulk lane waits for its outcome."""
+async def test_nothing_is_admitted_beside_an_interactive_image(kafka: LocalKafka) -> None:
+    """While an interactive image is in the pipeline, the bulk lane waits for its outcome."""
     async with bulk_lane(kafka) as lane:
         scheduler = await lane.start()
         single = uploaded()
@@ -162,46 +162,46 @@ async def test_nothing_joins_an_interactive_image_until_it_has_ended(kafka: Loca
         await lane.until_all_ended(5)
 
 
-async def test_what_was_deleted_while_it_waited_takes_no_place(kafka: LocalKafka) -> None:
-    """Images deleted in the bulk lane, which no agent will ever speak of, do not keep the others waiting."""
+async def test_deleted_images_take_no_slot(kafka: LocalKafka) -> None:
+    """Images deleted while in the bulk lane, which never get an outcome, do not block others."""
     async with bulk_lane(kafka) as lane:
         scheduler = await lane.start()
         sent = [waiting("anna") for _ in range(12)]
         await lane.producer.deliver([m for _, m in sent])
-        await until(lambda: scheduler.waiting == 10, "two being let in")
+        await until(lambda: scheduler.waiting == 10, "two being admitted")
         deleted = [outgoing(topics.OUTCOMES, ImageDeleted(image_id=event.image_id), source="test", traceparent=None)
                    for event, _ in sent[2:10]]  # fmt: skip
         await lane.producer.deliver(deleted)
         await lane.end(sent[0][0].image_id, sent[1][0].image_id)
-        await until(lambda: scheduler.waiting == 0, "everything being let in")
+        await until(lambda: scheduler.waiting == 0, "everything being admitted")
         assert len(await lane.forwarded()) == len(sent)
 
 
-async def test_a_rerun_goes_to_its_agent_and_makes_room_with_its_fact(kafka: LocalKafka) -> None:
-    """Reruns go to the agent's retry topic, few at once; each fact of that stage lets the next one in."""
+async def test_a_rerun_goes_to_its_agent_and_its_fact_frees_the_slot(kafka: LocalKafka) -> None:
+    """Reruns go to the agent's retry topic within the window; each fact of the stage admits the next."""
     async with bulk_lane(kafka) as lane:
         scheduler = await lane.start()
         ours = [Facts(str(uuid.uuid4())) for _ in range(6)]
         target = retry_topic("ocr")
         await lane.producer.deliver([in_bulk(message(facts.sanitized(), target)) for facts in ours])
-        await until(lambda: scheduler.waiting == 4, "two of six being let in")
+        await until(lambda: scheduler.waiting == 4, "two of six being admitted")
         by_id = {facts.sanitized().image_id: facts for facts in ours}
-        said: set[str] = set()
-        async with asyncio.timeout(PATIENCE_S):
-            while len(said) < 6:
-                new = {r.header("ce_subject") or "" for r in await lane.records(target)} - said
+        done: set[str] = set()
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(done) < 6:
+                new = {r.header("ce_subject") or "" for r in await lane.records(target)} - done
                 facts = [(topics.FACTS, by_id[image_id].text(), "darkroom/ocr") for image_id in new]
                 facts += [(topics.FACTS, by_id[image_id].resized(), "darkroom/resizer") for image_id in by_id]
                 await lane.producer.deliver([outgoing(t, e, source=s, traceparent=None) for t, e, s in facts])
-                said |= new
+                done |= new
                 await asyncio.sleep(0.1)
         assert not await lane.forwarded()
 
 
-async def test_what_may_go_nowhere_is_set_aside_and_can_be_replayed(
+async def test_an_event_without_an_allowed_target_is_dead_lettered_and_can_be_replayed(
     kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Events with an unknown target, and what is no event, become dead letters; the others go on behind them."""
+    """Events with an unknown target, and unreadable ones, become dead letters; others are forwarded."""
     async with bulk_lane(kafka) as lane:
         scheduler = await lane.start()
         nowhere = message(uploaded(), BULK.name, **{LANE_TARGET_HEADER: "image.facts"})
@@ -218,13 +218,13 @@ async def test_what_may_go_nowhere_is_set_aside_and_can_be_replayed(
         assert [r.header("dlq.error.code") for r in letters] == ["unknown-event", "malformed-event"]
         await lane.stop(scheduler)
         async with open_files(FilesSettings(directory=tmp_path_factory.mktemp("files"))) as files:
-            office = DeadLetterStore(lane.kafka, files, lane.producer)
-            assert await office.replay(SCHEDULER, Selection(code="unknown-event"), dry_run=False) == 1
+            store = DeadLetterStore(lane.kafka, files, lane.producer)
+            assert await store.replay(SCHEDULER, Selection(code="unknown-event"), dry_run=False) == 1
         assert (await lane.records(BULK.name))[-1].value == nowhere.value
 
 
-async def test_a_restart_forwards_what_is_left(kafka: LocalKafka) -> None:
-    """A scheduler that ends in the middle of its work is followed by one that forwards everything not yet committed."""
+async def test_a_restart_forwards_the_rest(kafka: LocalKafka) -> None:
+    """After a stop, a new scheduler forwards all uncommitted events."""
     async with bulk_lane(kafka, partitions=2) as lane:
         sent = [waiting(f"owner{number % 3}") for number in range(40)]
         await lane.producer.deliver([m for _, m in sent])
@@ -240,7 +240,7 @@ async def test_a_restart_forwards_what_is_left(kafka: LocalKafka) -> None:
 
 
 async def test_schedulers_share_the_lane(kafka: LocalKafka) -> None:
-    """A scheduler that joins takes partitions over, one that leaves gives them back, and everything is forwarded."""
+    """Across a join and a leave of a scheduler, every event is forwarded."""
     async with bulk_lane(kafka, partitions=4) as lane:
         sent = [waiting(f"owner{number % 3}") for number in range(60)]
         await lane.producer.deliver([m for _, m in sent])

@@ -1,6 +1,6 @@
-"""Schemathesis, all its checks, against a running gateway: what the document says is so.
+"""Schemathesis with all its checks against a running gateway: responses conform to the OpenAPI document.
 
-The command that anybody may run does the same for longer: `make fuzz`.
+`make fuzz` runs the same for longer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.support.deployment import Deployment, deployed, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 4  # generated requests of each kind and operation; `make fuzz` sends many more
-SEED = 1  # the same requests each time: a new one that fails is found by `make fuzz`, not in a build
-PATIENCE_S = 600.0
+SEED = 1  # equal requests in every build; `make fuzz` generates new ones
+TIMEOUT_S = 600.0
 
 
 @pytest.fixture(scope="module")
 def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A core: gateway and indexer, on a real Kafka and real folders, open to this machine."""
+    """Gateway and indexer on a real Kafka and real folders, open to this machine."""
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("contract")) as deployment:
         deployment.start("core")
         until(lambda: answers(deployment), "the gateway answering")
@@ -35,7 +35,7 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def answers(deployment: Deployment) -> bool:
-    """Say whether the gateway answers."""
+    """Return whether the gateway answers."""
     deployment.check_alive()
     try:
         return httpx.get(address(deployment, "/health/live")).status_code == 200
@@ -48,10 +48,10 @@ def address(deployment: Deployment, path: str) -> str:
     return f"http://127.0.0.1:{deployment.port}{path}"
 
 
-@pytest.mark.timeout(7200)  # of `make fuzz`; the build's own limit is PATIENCE_S
-def test_every_answer_is_as_the_document_says(deployment: Deployment) -> None:
-    """Requests that are valid, invalid, or in a row are answered as documented, in every phase, with every check."""
-    # Asked for more: other requests each time, for as long as it takes.
+@pytest.mark.timeout(7200)  # of `make fuzz`; the build's own limit is TIMEOUT_S
+def test_every_response_conforms_to_the_document(deployment: Deployment) -> None:
+    """Valid, invalid and stateful requests get documented responses, in every phase, with every check."""
+    # `make fuzz`: new requests each time, without time limit.
     more = shlex.split(os.environ.get("DARKROOM_FUZZ", ""))
     few = ["--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-deterministic"]
     ran = subprocess.run(
@@ -59,7 +59,7 @@ def test_every_answer_is_as_the_document_says(deployment: Deployment) -> None:
             str(Path(sys.executable).with_name("schemathesis")), "run", address(deployment, "/openapi.json"),
             "--checks", "all", *(more or few), "--no-color",
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=None if more else PATIENCE_S, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=None if more else TIMEOUT_S, check=False,
     )  # fmt: skip
     deployment.check_alive()
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-12_000:]

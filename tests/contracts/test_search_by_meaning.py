@@ -1,4 +1,4 @@
-"""Search by meaning, with vectors the official CLIP ViT-B/32 once gave: the whole way from HTTP to the read model."""
+"""Semantic search with recorded vectors of the official CLIP ViT-B/32, from HTTP to the read model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.gateway_components import Sink, StubReadiness, client_of, set
 
 @dataclass
 class Recorded:
-    """An encoder that knows the recorded vectors of class names."""
+    """An encoder with recorded vectors of class names."""
 
     vectors: dict[str, list[float]]
 
@@ -35,11 +35,11 @@ class Recorded:
         return self.vectors[text]
 
     async def encode_image(self, data: bytes) -> list[float]:
-        raise ValueError(f"{len(data)} bytes that were never recorded")
+        raise ValueError(f"{len(data)} bytes without a recorded vector")
 
 
 def recorded(folder: Path) -> Recorded:
-    """Return the encoder of LVIS class names."""
+    """Return an encoder of LVIS class names."""
     names = json.loads((folder / "lvis_v1_names.json").read_text())
     texts = np.load(folder / "lvis_v1_clip_a+cname.npy").astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
@@ -48,7 +48,7 @@ def recorded(folder: Path) -> Recorded:
 
 @pytest.fixture
 async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, str]]]:
-    """A query gateway over the seven photos' recorded vectors; and their names by image id."""
+    """A query gateway over the recorded vectors of seven photos, and their names by image id."""
     folder = models_dir / "clip_vitb32_golden"
     photos = np.load(folder / "image_embs_7.npz")
     async with (
@@ -88,7 +88,7 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
 async def test_a_class_name_ranks_the_right_photo_first(
     searching: tuple[httpx.AsyncClient, dict[str, str]], words: str, photo: str
 ) -> None:
-    """With the official model's vectors loaded, what is on a photo finds it."""
+    """The class name of a photo's content ranks the photo first."""
     client, names = searching
     answer = await client.get("/api/v1/search", params={"q": words})
     assert answer.status_code == 200

@@ -1,6 +1,6 @@
-"""A stage that does what its events tell it, and a worker process of it on Kafka.
+"""A stage scripted by its events, and its worker process on Kafka.
 
-`context.act`: "raise" (a bug), "retry" (a dependency is away), "reject"; `context.sleep_s`: work that long.
+`context.act`: "raise" (a bug), "retry" (an unavailable dependency), "reject"; `context.sleep_s`: seconds of work.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ async def _nothing(_settings: StageSettings, _resources: Resources) -> AsyncIter
     yield None
 
 
-async def obey(event: ImageUploaded, _tools: None) -> Outcome:
-    """Do what the event says."""
+async def perform(event: ImageUploaded, _tools: None) -> Outcome:
+    """Perform the event's `context`."""
     pause: Any = event.context.get("sleep_s", 0)
     await asyncio.sleep(float(pause))
     match event.context.get("act"):
         case "raise":
-            raise ZeroDivisionError("as told")
+            raise ZeroDivisionError("scripted")
         case "retry":
-            raise Retryable("as told")
+            raise Retryable("scripted")
         case "reject":
-            return Reject(ErrorCode.CORRUPT_IMAGE, "As told.")
+            return Reject(ErrorCode.CORRUPT_IMAGE, "Scripted.")
     answer: Emit = emitted(event, note=str(event.context.get("note", "seen")))
     return answer
 
@@ -49,11 +49,11 @@ STAGE: Stage[Any, Any, Any] = Stage(
     emits=(topics.FACTS,),
     settings=StageSettings,
     open=_nothing,
-    process=obey,
+    process=perform,
 )
 SETTINGS = StageSettings(concurrency=8, buffer=64, deadline_s=20)
 
 if __name__ == "__main__":
     settings = Settings()
-    configure_logs(settings.telemetry, process="obedient")
+    configure_logs(settings.telemetry, process="scripted")
     sys.exit(asyncio.run(run_stage(STAGE, SETTINGS, settings)))
