@@ -108,6 +108,8 @@ class Sandbox:
                 self._idle.put_nowait(child)
         except BaseException:
             self.close()
+            for child in self._children:  # those not idle yet
+                child.release()
             raise
         return self
 
