@@ -1,1 +1,1 @@
-"""The fault suite: a stream of uploads under a seeded storm of faults, and books that must balance."""
+"""The fault suite: a stream of uploads under a seeded schedule of faults, and checks of every guarantee."""

@@ -1,6 +1,6 @@
-"""The books: evidence in, promises out. Pure: whoever has the evidence can balance them.
+"""Checks the guarantees against the evidence of a run. Pure functions.
 
-Each promise counts what was checked and what broke it, and names the first offenders.
+Each result has the number of checked and broken items, and the first violations.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tests.storm.uploads import Sent
 ENDS = {state.value for state in ImageState} - {ImageState.PROCESSING.value}
 _SHOWN = 5
 _CHILD_CODES = {ErrorCode.DECODER_CRASHED, ErrorCode.DECODE_TIMEOUT, ErrorCode.DECODE_MEMORY}
-_BLAME_S = 40.0  # after its child was struck, an image may still be refused for it
+_BLAME_S = 40.0  # an image may be rejected for a failed child up to so long after the fault
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """How one promise was kept."""
+    """The result of checking one guarantee."""
 
     name: str
     checked: int
@@ -30,18 +30,18 @@ class Promise:
 
     @property
     def kept(self) -> bool:
-        """Whether nothing broke it."""
+        """Whether there was no violation."""
         return self.broken == 0
 
 
-# A check yields for everything it looks at: "" when that is as promised, else what is wrong with it.
+# A check yields one string per checked item: "" if it is correct, else the violation.
 Check = Callable[[Evidence], Iterable[str]]
 
 
 def balance(evidence: Evidence) -> list[Promise]:
-    """Check every promise."""
+    """Return the result of every check."""
     found = []
-    for name, check in PROMISES.items():
+    for name, check in GUARANTEES.items():
         results = list(check(evidence))
         wrong = [result for result in results if result]
         found.append(Promise(name, len(results), len(wrong), tuple(wrong[:_SHOWN])))
@@ -49,36 +49,36 @@ def balance(evidence: Evidence) -> list[Promise]:
 
 
 def _ends_once(evidence: Evidence) -> Iterator[str]:
-    said = _kinds(evidence)
+    outcomes = _kinds(evidence)
     for sent in evidence.accepted():
         image_id = str(sent.image_id)
         state = evidence.states.get(image_id, ABSENT)
-        kinds = said.get(image_id, {})
+        kinds = outcomes.get(image_id, {})
         newest = kinds.get(max(kinds, default=0), [])
         wanted = {GONE: ImageState.DELETED.value}.get(state, state)
         if state not in {*ENDS, GONE}:
             yield f"{_named(sent)} is {state}"
         elif wanted not in newest:
-            yield f"{_named(sent)} is {state}, and its outcomes say {newest or 'nothing'}"
+            yield f"{_named(sent)} is {state}, and its outcomes are {newest or 'none'}"
         else:
             yield ""
 
 
 def _no_trace(evidence: Evidence) -> Iterator[str]:
-    refused = {sent.number: sent for sent in evidence.sent if sent.status is not None and not sent.accepted}
+    rejected = {sent.number: sent for sent in evidence.sent if sent.status is not None and not sent.accepted}
     traces: dict[int, set[str]] = defaultdict(set)
     for job_id, number in evidence.receipts.items():
-        if number in refused:
+        if number in rejected:
             traces[number].add(f"a receipt {job_id}")
     ended = {outcome.image_id for outcome in evidence.outcomes if outcome.kind != ImageState.DELETED}
     for image_id, number in evidence.number_of.items():
-        if number in refused:
+        if number in rejected:
             if image_id in ended:
                 traces[number].add("an outcome")
-            # One whose event Kafka had taken all the same was deleted: nothing of it is left, and nobody saw it.
+            # If Kafka accepted its event after all, the image was deleted: nothing of it is visible or stored.
             if evidence.states.get(image_id, ABSENT) not in {ABSENT, GONE}:
                 traces[number].add(f"a record ({evidence.states[image_id]})")
-    for number, sent in refused.items():
+    for number, sent in rejected.items():
         yield f"{_named(sent)} left {', '.join(sorted(traces[number]))}" if number in traces else ""
 
 
@@ -92,13 +92,13 @@ def _unknown_whole(evidence: Evidence) -> Iterator[str]:
 
 def _one_outcome(evidence: Evidence) -> Iterator[str]:
     ids: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for said in evidence.outcomes:
-        ids[said.image_id, said.generation][said.id] = said.kind
+    for outcome in evidence.outcomes:
+        ids[outcome.image_id, outcome.generation][outcome.id] = outcome.kind
     for (image_id, generation), found in ids.items():
         kinds = sorted(found.values())
-        # What failed may be mended by a replay, which then says how it really ended; but only once more.
-        mended = len(kinds) == 2 and ImageState.FAILED in kinds and image_id in evidence.letters
-        yield "" if len(kinds) == 1 or mended else f"{image_id}.{generation} ended as {' and '.join(kinds)}"
+        # A replayed image may have a second outcome after `failed`, and no third.
+        replayed = len(kinds) == 2 and ImageState.FAILED in kinds and image_id in evidence.dead_letters
+        yield "" if len(kinds) == 1 or replayed else f"{image_id}.{generation} ended as {' and '.join(kinds)}"
 
 
 def _objects_owned(evidence: Evidence) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _objects_owned(evidence: Evidence) -> Iterator[str]:
                 owned = rest[2] in alive
             case "jobs":
                 owned = rest[0].partition(".")[0] in alive
-        yield "" if owned else f"{key} is nobody's"
+        yield "" if owned else f"{key} is orphaned"
 
 
 def _results_there(evidence: Evidence) -> Iterator[str]:
@@ -150,9 +150,9 @@ def _right_ends(evidence: Evidence) -> Iterator[str]:
     for image_id, sent in evidence.by_image().items():
         state = evidence.states.get(image_id, ABSENT)
         if state in {GONE, ABSENT, ImageState.DELETED, ImageState.PROCESSING}:
-            continue  # whether it may be so is another promise's
+            continue  # other checks cover these states
         if state == ImageState.FAILED:
-            yield f"{_named(sent)} failed" + ("" if image_id in evidence.letters else " without a dead letter")
+            yield f"{_named(sent)} failed" + ("" if image_id in evidence.dead_letters else " without a dead letter")
         elif (state == ImageState.COMPLETED) == sent.good or _excused(evidence, image_id, blame):
             yield ""
         else:
@@ -160,7 +160,7 @@ def _right_ends(evidence: Evidence) -> Iterator[str]:
 
 
 def _excused(evidence: Evidence, image_id: str, blame: list[tuple[float, str]]) -> bool:
-    """Say whether an image was refused because its decoding child was struck; each strike excuses one image."""
+    """Return whether an image was rejected because of an injected child failure; each failure excuses one image."""
     code, at = evidence.refusals.get(image_id, ("", 0.0))
     for struck in blame:
         if code in _CHILD_CODES and struck[1] == code and struck[0] - 1 <= at <= struck[0] + _BLAME_S:
@@ -170,38 +170,38 @@ def _excused(evidence: Evidence, image_id: str, blame: list[tuple[float, str]]) 
 
 
 def _replayed(evidence: Evidence) -> Iterator[str]:
-    for image_id, state in evidence.mended.items():
+    for image_id, state in evidence.replayed.items():
         yield "" if state != ImageState.FAILED else f"{image_id} still fails after its dead letters were replayed"
 
 
 def _poison_kept(evidence: Evidence) -> Iterator[str]:
     for agent, value, found in evidence.poison:
-        yield "" if found else f"{value[:40]!r} is no dead letter of {agent}"
+        yield "" if found else f"{value[:40]!r} has no dead letter of {agent}"
 
 
 def _newest_visible(evidence: Evidence) -> Iterator[str]:
-    said = _kinds(evidence)
+    outcomes = _kinds(evidence)
     for sent in evidence.sent:
         if sent.deleted in {"yes", "unknown"} and sent.image_id:
             state = evidence.states.get(sent.image_id, ABSENT)
-            buried = ImageState.DELETED in said.get(sent.image_id, {}).get(2, [])
+            confirmed = ImageState.DELETED in outcomes.get(sent.image_id, {}).get(2, [])
             if sent.seen_after:
                 yield f"{_named(sent)}: {sent.seen_after}"
-            elif (sent.deleted == "yes" or buried) and state not in {GONE, ABSENT, ImageState.DELETED}:
+            elif (sent.deleted == "yes" or confirmed) and state not in {GONE, ABSENT, ImageState.DELETED}:
                 yield f"{_named(sent)} was deleted and is {state}"
             else:
                 yield ""
 
 
 def _commits_behind_work(evidence: Evidence) -> Iterator[str]:
-    # Work on what was deleted is dropped, which says nothing: also on uploads that were refused and came all the same.
+    # Events of deleted images are dropped without a follow-up, also those of rejected uploads that Kafka accepted.
     deleted = {sent.image_id for sent in evidence.sent if sent.deleted != "no"}
     promised = {sent.image_id for sent in evidence.accepted()}
     deleted |= {name for name, state in evidence.states.items() if state in {GONE, ABSENT} and name not in promised}
     places: dict[tuple[str, int], list[Position]] = defaultdict(list)
     for position in evidence.positions:
         places[position.topic, position.partition].append(position)
-    seen: set[tuple[str, Position]] = set()  # what the first sample after its commit has judged
+    seen: set[tuple[str, Position]] = set()  # positions already judged by the first sample after their commit
     for sample in sorted(evidence.commits, key=lambda sample: sample.at):
         for (agent, topic, partition), offset in sample.offsets.items():
             for position in places.get((topic, partition), ()):
@@ -211,7 +211,7 @@ def _commits_behind_work(evidence: Evidence) -> Iterator[str]:
                 if position.image_id in deleted:
                     continue
                 place = (agent, topic, partition, position.offset)
-                signs = [evidence.set_aside.get(place), evidence.follow_ups.get((agent, position.image_id or ""))]
+                signs = [evidence.diverted.get(place), evidence.follow_ups.get((agent, position.image_id or ""))]
                 done = any(sign is not None and sign <= sample.at for sign in signs)
                 yield "" if done else f"{agent} committed {topic}/{partition}/{position.offset} before it was done"
 
@@ -238,32 +238,32 @@ def _all_struck(evidence: Evidence) -> Iterator[str]:
 
 def _kinds(evidence: Evidence) -> dict[str, dict[int, list[str]]]:
     found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for said in evidence.outcomes:
-        if said.kind not in found[said.image_id][said.generation]:
-            found[said.image_id][said.generation].append(said.kind)
+    for outcome in evidence.outcomes:
+        if outcome.kind not in found[outcome.image_id][outcome.generation]:
+            found[outcome.image_id][outcome.generation].append(outcome.kind)
     return found
 
 
 def _newest(evidence: Evidence, image_id: str) -> int:
-    return max((said.generation for said in evidence.outcomes if said.image_id == image_id), default=1)
+    return max((outcome.generation for outcome in evidence.outcomes if outcome.image_id == image_id), default=1)
 
 
 def _named(sent: Sent) -> str:
     return f"{sent.how} {sent.number} ({sent.content}, answered {sent.status}) {job_id_of(sent.image_id or '?', 1)}"
 
 
-PROMISES: dict[str, Check] = {
+GUARANTEES: dict[str, Check] = {
     "every accepted upload ends once": _ends_once,
-    "a refused upload leaves no trace": _no_trace,
-    "an upload without an answer is whole or not there": _unknown_whole,
+    "a rejected upload leaves no trace": _no_trace,
+    "an unanswered upload is complete or absent": _unknown_whole,
     "one outcome per image and generation": _one_outcome,
     "every object belongs to an image": _objects_owned,
-    "every required result is there": _results_there,
+    "every required result exists": _results_there,
     "equal work is done once": _done_once,
     "outputs are those of a calm run": _same_bytes,
     "good images complete, bad ones are rejected": _right_ends,
-    "what failed completes when replayed": _replayed,
-    "poison is a dead letter": _poison_kept,
+    "failed images complete when replayed": _replayed,
+    "malformed events are dead-lettered": _poison_kept,
     "nothing older than the newest generation is visible": _newest_visible,
     "offsets are committed after the work": _commits_behind_work,
     "all work is done and committed": _all_committed,

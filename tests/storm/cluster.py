@@ -1,4 +1,4 @@
-"""A Kafka of three nodes on this machine: replication 3, two in sync at least; a node can be killed and come back."""
+"""A Kafka cluster of three nodes on this machine: replication 3, min.insync.replicas 2; nodes can be killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATIENCE_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The running nodes by their ids."""
+    """The nodes by id."""
 
     nodes: dict[int, LocalKafka]
 
@@ -40,15 +40,15 @@ class Cluster:
         return ",".join(node.bootstrap for node in self.nodes.values())
 
     def leader_of(self, topic: str, partition: int) -> int:
-        """Return the node that leads a partition; any node when nobody does. Blocking."""
+        """Return the leader of a partition; the first node if there is none. Blocking."""
         try:
             leader = self._metadata().topics[topic].partitions[partition].leader
         except KafkaException:
             leader = -1
         return leader if leader in self.nodes else min(self.nodes)
 
-    def not_whole(self, prefix: str) -> list[str]:
-        """Return the partitions without a leader or with a replica out of sync. Blocking."""
+    def under_replicated(self, prefix: str) -> list[str]:
+        """Return the partitions without a leader or with replicas out of sync. Blocking."""
         found = []
         for name, topic in self._metadata().topics.items():
             if not name.startswith((prefix, "__consumer_offsets")):
@@ -58,18 +58,18 @@ class Cluster:
                     found.append(f"{name}/{number}")
         return found
 
-    async def bring_back(self, numbers: Iterable[int] | None = None) -> None:
-        """Start the nodes that do not run, at their addresses and with their data."""
+    async def restart_stopped(self, numbers: Iterable[int] | None = None) -> None:
+        """Restart the stopped nodes, at their addresses and with their data."""
         wanted = self.nodes if numbers is None else {number: self.nodes[number] for number in numbers}
         await asyncio.gather(*(node.restart() for node in wanted.values() if node.pid is None))
 
-    async def until_whole(self, prefix: str, *, patience_s: float = _PATIENCE_S) -> bool:
-        """Wait until every partition has a leader and all replicas in sync; False when that takes too long."""
+    async def until_replicated(self, prefix: str, *, patience_s: float = _PATIENCE_S) -> bool:
+        """Wait until every partition has a leader and all replicas in sync; return False on timeout."""
         try:
             async with asyncio.timeout(patience_s):
                 while True:
                     try:
-                        if not await asyncio.to_thread(self.not_whole, prefix):
+                        if not await asyncio.to_thread(self.under_replicated, prefix):
                             return True
                     except KafkaException:
                         pass
@@ -95,7 +95,7 @@ def set_topic(bootstrap: str, topic: str, name: str, value: str) -> None:
 
 @asynccontextmanager
 async def running_cluster(folder: Path, *, heap: str = "320m") -> AsyncIterator[Cluster]:
-    """Start three nodes; stop them at the end."""
+    """Run three nodes."""
     taken: set[int] = set()
     members = []
     for number in (1, 2, 3):

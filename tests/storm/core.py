@@ -1,8 +1,8 @@
-"""The core (`darkroom core`) with a read model that can be made slow, failing or away: as a Qdrant server would be.
+"""`darkroom core` with an injectable read model: slow, failing or unavailable, as a Qdrant server may be.
 
-In process there is no network to break, so every call first looks into the file named by DARKROOM_STORM_READ_MODEL:
-`away`, `slow` or `errors` (one call in five); no file, no trouble. At its start it reads more settings from the file
-named by DARKROOM_STORM_SETTINGS, if there is one: so it can be started anew with others.
+An embedded read model has no network to break, so each call reads the fault from the file DARKROOM_STORM_READ_MODEL:
+`down`, `slow` or `errors` (one call in five); without the file there is no fault. At startup the file
+DARKROOM_STORM_SETTINGS adds settings, for a restart with others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ERROR_EVERY = 5
 
 
 class ToxicReadModel:
-    """A ReadModel that does what another does, after the trouble its file names."""
+    """A read model that injects the fault named in its file before each call."""
 
     def __init__(self, real: object, file: Path) -> None:
         self._real = real
@@ -38,23 +38,25 @@ class ToxicReadModel:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._real, name)
-        return self._troubled(found) if asyncio.iscoroutinefunction(found) else found
+        return self._with_fault(found) if asyncio.iscoroutinefunction(found) else found
 
-    def _troubled(self, call: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
-        async def troubled(*arguments: Any, **named: Any) -> object:
-            trouble = ""
+    def _with_fault(self, call: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def with_fault(*arguments: Any, **named: Any) -> object:
+            injected = ""
             with suppress(FileNotFoundError):
-                trouble = self._file.read_text().strip()
-            if trouble == "slow":
+                injected = self._file.read_text().strip()
+            if injected == "slow":
                 await asyncio.sleep(SLOW_S)
-            if trouble == "away" or (trouble == "errors" and next(self._calls) % ERROR_EVERY == 0):
-                raise DependencyUnavailable(f"the read model is {trouble}: a fault of the storm")
+            if injected == "down" or (injected == "errors" and next(self._calls) % ERROR_EVERY == 0):
+                raise DependencyUnavailable(f"injected fault: the read model is {injected}")
             return await call(*arguments, **named)
 
-        return troubled
+        return with_fault
 
 
-def _poisoned(opened: Callable[[QdrantSettings], AbstractAsyncContextManager[Any]]) -> Callable[[QdrantSettings], Any]:
+def _with_faults(
+    opened: Callable[[QdrantSettings], AbstractAsyncContextManager[Any]],
+) -> Callable[[QdrantSettings], Any]:
     @asynccontextmanager
     async def open_toxic(settings: QdrantSettings) -> AsyncIterator[Any]:
         async with opened(settings) as real:
@@ -70,6 +72,6 @@ def _more_settings(file: Path) -> None:
 
 if __name__ == "__main__":
     _more_settings(Path(os.environ[SETTINGS_VARIABLE]))
-    # Below the breakers, where a server's trouble would be.
-    qdrant_embedded.open_local_read_model = _poisoned(qdrant_embedded.open_local_read_model)  # type: ignore[assignment]
+    # Below the circuit breakers, like faults of a server.
+    qdrant_embedded.open_local_read_model = _with_faults(qdrant_embedded.open_local_read_model)  # type: ignore[assignment]
     sys.exit(run_gateway("core"))

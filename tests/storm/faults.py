@@ -1,6 +1,6 @@
-"""The kinds of faults: each injects one, holds it as long as planned, heals it, and returns.
+"""The faults: each function injects one for its planned duration, heals it, and returns.
 
-A kind that cannot strike raises NotStruck: a fault that was planned and did not happen must not look like one survived.
+A fault that cannot be injected raises NotInjected: it must not look like a survived one.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _STRIKE_PATIENCE_S = 90.0
 _POLL_S = 0.1
 
 
-class NotStruck(Exception):
-    """The fault did not happen."""
+class NotInjected(Exception):
+    """The fault could not be injected."""
 
 
 @dataclass(slots=True)
 class Field:
-    """Where faults happen, and what the books must know of them."""
+    """The system under test, and what the checks must know about the faults."""
 
     world: World
     stream: Stream
-    child_deaths: list[tuple[float, str]] = field(default_factory=list)  # unix seconds, the code its image may get
-    poison: list[tuple[str, bytes]] = field(default_factory=list)  # agent and value: each must be a dead letter
-    holes: int = 0  # offsets that transactions took without an event
+    child_deaths: list[tuple[float, str]] = field(default_factory=list)  # unix seconds, error code of its image
+    poison: list[tuple[str, bytes]] = field(default_factory=list)  # agent and value: each must be dead-lettered
+    markers: int = 0  # offsets of transaction markers
 
 
 Kind = Callable[[Field, Planned], Awaitable[None]]
 
 
 async def kill(at: Field, fault: Planned) -> None:
-    """Kill a process with -9: at a point of its work when the target names one, else at once."""
+    """Kill a process with SIGKILL, at the point of its work that the target names, else at once."""
     name, _, point = fault.target.partition(" ")
     world = at.world
     pid = await running(world, name)
@@ -54,16 +54,16 @@ async def kill(at: Field, fault: Planned) -> None:
     try:
         while world.pid(name) == pid:
             if time.monotonic() > deadline:
-                raise NotStruck(f"{name} never came to {point}")
-            await lure(at, name, new_pixels=point == "after-object")
+                raise NotInjected(f"{name} never reached {point}")
+            await send_work(at, name, new_pixels=point == "after-object")
             await wait_until(lambda: world.pid(name) != pid, 8)
     finally:
         file.unlink(missing_ok=True)
 
 
-async def lure(at: Field, name: str, *, new_pixels: bool = False) -> None:
-    """Give an agent something to do; of pixels that are new where it is to compute and not to find the result."""
-    content = at.stream.next_fresh(lure=True) if new_pixels else at.stream.some(len(at.stream.diary))
+async def send_work(at: Field, name: str, *, new_pixels: bool = False) -> None:
+    """Send an image for an agent; `new_pixels` forces a computation instead of a stored result."""
+    content = at.stream.next_fresh(for_faults=True) if new_pixels else at.stream.some(len(at.stream.diary))
     if name == "fetcher":
         await at.stream.fetch(content, "core" if at.world.pid("core") else "ingest")
     else:
@@ -71,21 +71,21 @@ async def lure(at: Field, name: str, *, new_pixels: bool = False) -> None:
 
 
 async def terminate(at: Field, fault: Planned) -> None:
-    """Send SIGTERM while there is work."""
-    await asyncio.gather(*(lure(at, fault.target) for _ in range(3)))
+    """Send SIGTERM during work."""
+    await asyncio.gather(*(send_work(at, fault.target) for _ in range(3)))
     pid = await running(at.world, fault.target)
     at.world.supervisor.kill(fault.target, signal.SIGTERM)
     if not await wait_until(lambda: at.world.pid(fault.target) != pid, 60):
-        raise NotStruck(f"{fault.target} did not end")
+        raise NotInjected(f"{fault.target} did not exit")
 
 
 async def zombie(at: Field, fault: Planned) -> None:
-    """Stop a process past its session's timeout; others take over, where there can be others; then it wakes."""
+    """Suspend a worker past its session timeout, so that another takes over; then resume it."""
     world, name = at.world, fault.target
     second = world.start_second(name) if name in WORKERS else None
     if second is not None and not await world.until_members({name: 2}, patience_s=90):
-        raise NotStruck(f"no second {name} joined")
-    await lure(at, name)
+        raise NotInjected(f"no second {name} joined")
+    await send_work(at, name)
     await running(world, name)
     world.supervisor.kill(name, signal.SIGSTOP)
     try:
@@ -98,18 +98,18 @@ async def zombie(at: Field, fault: Planned) -> None:
 
 
 async def rebalance_storm(at: Field, fault: Planned) -> None:
-    """Have a second worker of an agent join and leave, again and again."""
+    """Make a second worker of an agent join and leave repeatedly."""
     deadline = time.monotonic() + fault.duration_s
     while time.monotonic() < deadline:
         second = at.world.start_second(fault.target)
         await at.world.until_members({fault.target: 2}, patience_s=20)
-        await lure(at, fault.target)
+        await send_work(at, fault.target)
         await asyncio.sleep(1)
         await second.stop(20)
 
 
 async def store_killed(at: Field, fault: Planned) -> None:
-    """Kill MinIO with -9; it comes back after a while."""
+    """Kill MinIO with SIGKILL and restart it after the duration."""
     at.world.minio.kill()
     try:
         await asyncio.sleep(fault.duration_s)
@@ -118,20 +118,20 @@ async def store_killed(at: Field, fault: Planned) -> None:
 
 
 def store(toxin: Toxin) -> Kind:
-    """Return the fault of a store that stands behind this trouble."""
+    """Return a fault that sets a toxin on the store's proxy."""
 
-    async def troubled(at: Field, fault: Planned) -> None:
+    async def inject(at: Field, fault: Planned) -> None:
         at.world.proxy.toxin = toxin
         try:
             await asyncio.sleep(fault.duration_s)
         finally:
             at.world.proxy.toxin = CALM
 
-    return troubled
+    return inject
 
 
 async def read_model(at: Field, fault: Planned) -> None:
-    """Have the read model be slow, fail for one call in five, or be away."""
+    """Make the read model slow, failing one call in five, or unavailable."""
     file = at.world.read_model_file()
     file.write_text(fault.kind.removeprefix("read-model-"))
     try:
@@ -141,14 +141,14 @@ async def read_model(at: Field, fault: Planned) -> None:
 
 
 async def slow_events(at: Field, fault: Planned) -> None:
-    """Make each event take longer than a second worker's wish for its poll interval, as far as settings allow one."""
+    """Make events of a second worker take longer than its max.poll.interval."""
     second = at.world.start_second(
         fault.target, DARKROOM_WORKER__MAX_POLL_INTERVAL_S="2", DARKROOM_RESIZER__DEADLINE_S="12"
     )
     await at.world.until_members({fault.target: 2}, patience_s=60)
     at.world.proxy.toxin = Toxin(latency_s=3.0)
     try:
-        await lure(at, fault.target)
+        await send_work(at, fault.target)
         await asyncio.sleep(fault.duration_s)
     finally:
         at.world.proxy.toxin = CALM
@@ -156,7 +156,7 @@ async def slow_events(at: Field, fault: Planned) -> None:
 
 
 async def delete_races(at: Field, fault: Planned) -> None:
-    """Delete images while each of their stages is at work."""
+    """Delete images at different stages of their processing."""
     step = {"at once": 0.0, "quick": 0.15, "slow": 0.6}[fault.target]
 
     async def one(number: int) -> None:
@@ -168,7 +168,7 @@ async def delete_races(at: Field, fault: Planned) -> None:
 
 
 async def twins(at: Field, _fault: Planned) -> None:
-    """Send the same bytes to both gateways at the same time; delete one of some pairs at once."""
+    """Send the same bytes to both gateways concurrently; delete one image of every second pair at once."""
     for number in range(4):
         first, second = await at.stream.twins(at.stream.some(number))
         if number % 2:
@@ -176,16 +176,16 @@ async def twins(at: Field, _fault: Planned) -> None:
 
 
 async def running(world: World, name: str) -> int:
-    """Return a process's id once it runs. Raises NotStruck."""
+    """Return the id of a process once it runs. Raises NotInjected."""
     if not await wait_until(lambda: world.pid(name) is not None, 60):
-        raise NotStruck(f"{name} did not run")
+        raise NotInjected(f"{name} is not running")
     pid = world.pid(name)
     assert pid is not None
     return pid
 
 
 async def wait_until(happened: Callable[[], bool], patience_s: float) -> bool:
-    """Wait until something happened; False if it did not in time."""
+    """Wait until a condition is true; return False on timeout."""
     deadline = time.monotonic() + patience_s
     while not happened():
         if time.monotonic() > deadline:

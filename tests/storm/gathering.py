@@ -1,4 +1,4 @@
-"""Gathers the evidence: what the topics, the store and the gateway say once all is quiet, and samples on the way."""
+"""Collects the evidence: topics, stored objects and gateway responses after the run, and commits during it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.retries.retry_policy import ORIGIN_HEADERS
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS
-from tests.storm.evidence import ABSENT, GONE, CommitSample, Evidence, OutcomeSaid, Position
+from tests.storm.evidence import ABSENT, GONE, CommitSample, Evidence, Position, RecordedOutcome
 from tests.storm.log import read_topics
 from tests.storm.uploads import NUMBER, Sent
 
 OWNER = "default"
-CALM_OWNER = "calm"  # whose images and results show what comes of them without faults
+CALM_OWNER = "calm"  # owner of the run without faults
 _WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZED)
 ROUTER = "router"
-_COMPARED = ("ocr", "detector")  # stages whose results name no object of the image
+_COMPARED = ("ocr", "detector")  # stages whose results contain no object keys
 _PARALLEL = 12
 _RETRY_TOPIC = re.compile(r"\.(delay\..+|dead|retry)$")
 
 
 def consumed_by(agent: str, agents: Sequence[str] = AGENTS) -> list[str]:
-    """Return the logical topics a group reads: an agent's, the router's or the scheduler's."""
+    """Return the logical topics of a group: an agent's, the router's or the scheduler's."""
     if agent == ROUTER:
         return [topics.delay_topic(name, tier) for name in agents for tier in topics.DELAY_TIERS]
     if agent == topics.SCHEDULER:
@@ -48,28 +48,28 @@ def consumed_by(agent: str, agents: Sequence[str] = AGENTS) -> list[str]:
 
 
 async def sample_commits(kafka: KafkaSettings, agents: Sequence[str] = AGENTS) -> CommitSample | None:
-    """Return what the groups have committed now; None while nobody can say."""
+    """Return the committed offsets of the groups; None if Kafka does not answer."""
     client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap, request_timeout_ms=8_000)
     try:
         await client.start()
         offsets: dict[tuple[str, str, int], int] = {}
         for agent in agents:
             found = await client.list_consumer_group_offsets(kafka.group(agent))
-            for place, said in found.items():
-                if said.offset >= 0:
-                    offsets[agent, kafka.logical(place.topic), place.partition] = said.offset
+            for place, committed in found.items():
+                if committed.offset >= 0:
+                    offsets[agent, kafka.logical(place.topic), place.partition] = committed.offset
         return CommitSample(time.time(), offsets)
     except (KafkaError, OSError, TimeoutError):
         return None
     finally:
-        with suppress(Exception):  # what was not connected cannot always be closed
+        with suppress(Exception):  # closing an unconnected client may fail
             await client.close()
 
 
 async def gather(
     kafka: KafkaSettings, files: FileStore, url: str, sent: Sequence[Sent], *, agents: Sequence[str] = AGENTS
 ) -> Evidence:
-    """Read everything that is known of the images of the storm."""
+    """Return the evidence of all images of the run."""
     evidence = Evidence(sent=list(sent))
     others = await read_log(evidence, kafka, agents)
     await _list_objects(evidence, files, others)
@@ -83,7 +83,7 @@ async def gather(
 
 
 async def read_log(evidence: Evidence, kafka: KafkaSettings, agents: Sequence[str] = AGENTS) -> set[str]:
-    """Read what the topics say; return the images of other owners."""
+    """Read the topics into the evidence; return the image ids of other owners."""
     names = [topic.name for topic in (*_WORK, topics.FACTS, topics.OUTCOMES, topics.BULK)]
     names += [topic.name for agent in agents for topic in topics.agent_topics(agent)]
     records = await asyncio.to_thread(read_topics, kafka, names)
@@ -93,22 +93,22 @@ async def read_log(evidence: Evidence, kafka: KafkaSettings, agents: Sequence[st
         if body.get("owner", OWNER) != OWNER:
             others.add(str(body.get("image_id")))
             continue
-        _note(evidence, record, body)
+        _record(evidence, record, body)
     evidence.uncommitted = await _uncommitted(kafka, records, agents)
     return others
 
 
-def _note(evidence: Evidence, record: Record, body: dict[str, Any]) -> None:
+def _record(evidence: Evidence, record: Record, body: dict[str, Any]) -> None:
     image_id = str(body.get("image_id") or record.header("ce_subject") or "")
     at = record.timestamp_ms / 1000
     if _RETRY_TOPIC.search(record.topic):
         agent, _, kind = record.topic.partition(".")
         if kind != "retry":
             names = [f"dlq.original.{part}" for part in _PARTS] if kind == "dead" else ORIGIN_HEADERS
-            _set_aside(evidence, agent, [record.header(name) for name in names], at)
+            _divert(evidence, agent, [record.header(name) for name in names], at)
             evidence.follow_ups.setdefault((agent, image_id), at)
         if kind == "dead" and image_id:
-            evidence.letters.setdefault(image_id, set()).add(record.header("dlq.error.code") or "")
+            evidence.dead_letters.setdefault(image_id, set()).add(record.header("dlq.error.code") or "")
         return
     number = (body.get("context") or {}).get(NUMBER)
     if isinstance(number, int) and image_id:
@@ -116,7 +116,7 @@ def _note(evidence: Evidence, record: Record, body: dict[str, Any]) -> None:
     if record.topic == topics.OUTCOMES.name:
         kind = str(record.header("ce_type")).split(".")[2]
         generation = int(body.get("generation", 1))
-        evidence.outcomes.append(OutcomeSaid(image_id, generation, str(record.header("ce_id")), kind))
+        evidence.outcomes.append(RecordedOutcome(image_id, generation, str(record.header("ce_id")), kind))
         return
     if original := body.get("original"):
         evidence.hashes.setdefault(image_id, set()).add(str(original.get("sha256")))
@@ -138,10 +138,10 @@ def _note(evidence: Evidence, record: Record, body: dict[str, Any]) -> None:
 _PARTS = ("topic", "partition", "offset")
 
 
-def _set_aside(evidence: Evidence, agent: str, origin: list[str | None], at: float) -> None:
+def _divert(evidence: Evidence, agent: str, origin: list[str | None], at: float) -> None:
     topic, partition, offset = origin
     if topic is not None and partition is not None and offset is not None:
-        evidence.set_aside.setdefault((agent, topic, int(partition), int(offset)), at)
+        evidence.diverted.setdefault((agent, topic, int(partition), int(offset)), at)
 
 
 def _body(record: Record) -> dict[str, Any]:
@@ -214,7 +214,7 @@ async def _read_objects(evidence: Evidence, files: FileStore) -> None:
 
 
 async def outputs_of(files: FileStore, owner: str, image_id: str) -> dict[str, str]:
-    """Return the sha256 of every file of an image by its name, and of what its text and objects were found to be."""
+    """Return the sha256 of every file of an image by name, and of its OCR and detection results by stage."""
     found: dict[str, str] = {}
     async for info in files.list(image_prefix(image_id)):
         with suppress(ObjectMissing, DependencyUnavailable):

@@ -1,4 +1,4 @@
-"""Every kind of fault by its name in the schedule."""
+"""The fault functions by their names in the schedule."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ KINDS: dict[str, Kind] = {
     "rebalance-storm": faults.rebalance_storm,
     "leader-killed": faults_kafka.leader_killed,
     "rolling-restart": faults_kafka.rolling_restart,
-    "brokers-away": faults_kafka.brokers_away,
+    "brokers-down": faults_kafka.brokers_down,
     "produce-fails": faults_kafka.produce_fails,
-    "dead-letters-away": faults_kafka.dead_letters_away,
+    "dead-letters-rejected": faults_kafka.dead_letters_rejected,
     "duplicate-flood": faults_kafka.duplicate_flood,
     "reordered-truncated": faults_kafka.reordered_truncated,
-    "transaction-holes": faults_kafka.transaction_holes,
+    "transaction-markers": faults_kafka.transaction_markers,
     "slow-events": faults.slow_events,
-    "store-away": faults.store(Toxin(unavailable=True)),
+    "store-down": faults.store(Toxin(unavailable=True)),
     "store-killed": faults.store_killed,
     "store-slow": faults.store(Toxin(latency_s=0.7, bytes_per_s=40_000)),
     "store-errors": faults.store(Toxin(error_every=5)),
     "store-resets": faults.store(Toxin(reset_every=5)),
     "store-full": faults.store(Toxin(full=True)),
-    "read-model-away": faults.read_model,
+    "read-model-down": faults.read_model,
     "read-model-slow": faults.read_model,
     "read-model-errors": faults.read_model,
     "decoder-segfault": faults_decoder.segfault,

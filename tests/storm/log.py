@@ -1,4 +1,4 @@
-"""Reading whole topics, also those with the holes that transactions leave."""
+"""Reads whole topics, also those with transaction markers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_topics(kafka: KafkaSettings, topics: list[str]) -> list[Record]:
     consumer = Consumer(
         {
             "bootstrap.servers": kafka.bootstrap,
-            "group.id": kafka.group("books"),
+            "group.id": kafka.group("storm-reader"),
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "log_level": 0,
@@ -40,7 +40,7 @@ def _until_ends(consumer: Consumer, kafka: KafkaSettings, left: set[tuple[str, i
     deadline = time.monotonic() + _PATIENCE_S
     while left:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"the ends of {sorted(left)[:3]} were not read in time")
+            raise TimeoutError(f"the end of {sorted(left)[:3]} was not reached in time")
         for message in consumer.consume(500, timeout=1.0):
             name, number = str(message.topic()), int(message.partition() or 0)
             if (error := message.error()) is not None:

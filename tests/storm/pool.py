@@ -1,4 +1,4 @@
-"""What is uploaded: small distinct images, some with text, some photos, some hostile; each can be made unique."""
+"""The uploaded images: small photos, signs, patterns and hostile files; most can be made unique."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ _PHOTOS = (
     "clip_golden/416_264.jpg",
     "exif/Landscape_6.jpg",
 )
-_AS_THEY_ARE = ("formats/basn3p08.png", "formats/5_webp_a.webp", "formats/hopper.avif", "formats/cat.jpg")
+_UNCHANGED = ("formats/basn3p08.png", "formats/5_webp_a.webp", "formats/hopper.avif", "formats/cat.jpg")
 _HOSTILE = ("hostile/truncated.jpg", "hostile/corrupt-header.jpg", "hostile/broken.png", "hostile/xcrn0g04.png")
 BOMBS = ("hostile/decompression_bomb.gif", "hostile/png_decompression_dos.png", "hostile/giant-image.jpg")
 _WORDS = ("HARBOUR", "STATION", "GARDEN", "MARKET", "BRIDGE", "LIBRARY", "MUSEUM", "THEATRE")
-_LONGEST = 320  # pixels: the storm is about what happens to images, not about their size
+_LONGEST = 320  # pixels; small, since the suite does not test image size
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One distinct picture. A good one ends completed, any other is refused by the gateway or ends rejected."""
+    """A distinct picture. A good one completes; any other is rejected by the gateway or the sanitizer."""
 
     name: str
     data: bytes
     good: bool = True
-    extends: bool = False  # bytes may follow its end: another original, the same pixels
+    extends: bool = False  # bytes may be appended: another original with the same pixels
 
     def unique(self, number: int) -> bytes:
-        """Return bytes that nobody sent before, of the same pixels; the very same bytes where nothing may follow."""
+        """Return the data with a unique suffix and the same pixels; unchanged if nothing may be appended."""
         return self.data + f"storm {number:08d}".encode() if self.extends else self.data
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """All contents by name, and those whose pixels are to be new when a fault needs a computation to strike."""
+    """All contents by name, and the names of those kept for faults that need a computation."""
 
     contents: dict[str, Content]
     fresh: tuple[str, ...]
 
     def steady(self) -> list[Content]:
-        """Return what the stream repeats."""
+        """Return the contents of the steady stream."""
         return [content for name, content in self.contents.items() if name not in self.fresh and name not in BOMBS]
 
 
 def make_pool(images: Path, *, fresh: int, variants: bool = True) -> Pool:
-    """Read and draw the contents: always the same for the same arguments; without variants about half as many."""
+    """Return the contents, the same for the same arguments; without variants about half as many."""
     made = [*_photos(images), *_signs(), *_patterns()]
-    made = [*(made if variants else made[::2]), *_untouched(images)]
+    made = [*(made if variants else made[::2]), *_unchanged(images)]
     made += [Content(f"fresh-{number}", _drawn(1000 + number), extends=True) for number in range(fresh)]
     return Pool({content.name: content for content in made}, tuple(f"fresh-{number}" for number in range(fresh)))
 
@@ -82,8 +82,8 @@ def _patterns() -> Iterator[Content]:
         yield Content(f"pattern {number}", _drawn(number), extends=True)
 
 
-def _untouched(images: Path) -> Iterator[Content]:
-    for name in _AS_THEY_ARE:
+def _unchanged(images: Path) -> Iterator[Content]:
+    for name in _UNCHANGED:
         yield Content(name, (images / name).read_bytes())
     for name in (*_HOSTILE, *BOMBS):
         yield Content(name, (images / name).read_bytes(), good=False)

@@ -1,4 +1,4 @@
-"""What came of the storm, as tables for people and as JSON for the docs."""
+"""The report of a run, as text tables and as JSON."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.storm.schedule import Planned
 
 Say = Callable[[str], None]
 
-_UNDONE = {  # what is broken until it is healed: recovery counts from there; of the others, from the blow
-    "zombie", "rebalance-storm", "leader-killed", "brokers-away", "produce-fails", "dead-letters-away", "slow-events",
-    "store-away", "store-killed", "store-slow", "store-errors", "store-resets", "store-full",
-    "read-model-away", "read-model-slow", "read-model-errors",
+_HEALED = {  # recovery counts from their healing; for other faults, from the injection
+    "zombie", "rebalance-storm", "leader-killed", "brokers-down", "produce-fails", "dead-letters-rejected",
+    "slow-events", "store-down", "store-killed", "store-slow", "store-errors", "store-resets", "store-full",
+    "read-model-down", "read-model-slow", "read-model-errors",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One fault, and how long it took from its end until an image sent then was completed."""
+    """A fault, and the time from its end until an image sent then completed."""
 
     fault: Planned
     seconds: float | None  # None: the image did not complete
-    why_not: str = ""  # "" if the fault struck
+    why_not: str = ""  # "" if the fault was injected
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the storm."""
+    """A run of the fault suite."""
 
     seed: int
     minutes: float
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def kept(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether every guarantee held."""
         return all(promise.kept for promise in self.promises)
 
 
 def promises_table(promises: Sequence[Promise]) -> str:
-    """Return one line per promise, and the first offenders of each that was broken."""
+    """Return one line per guarantee, and the first violations of each."""
     width = max(len(promise.name) for promise in promises)
-    lines = [f"{'promise':<{width}}  {'checked':>8}  {'broken':>6}"]
+    lines = [f"{'guarantee':<{width}}  {'checked':>8}  {'broken':>6}"]
     for promise in promises:
         lines.append(f"{promise.name:<{width}}  {promise.checked:>8}  {promise.broken:>6}")
         lines += [f"    {offender}" for offender in promise.offenders]
@@ -58,7 +58,7 @@ def promises_table(promises: Sequence[Promise]) -> str:
 
 
 def recovery_times(recoveries: Sequence[Recovery]) -> dict[str, list[float]]:
-    """Return the seconds each kind of fault took to recover from."""
+    """Return the recovery times in seconds by kind of fault."""
     found: dict[str, list[float]] = defaultdict(list)
     for recovery in recoveries:
         if recovery.seconds is not None:
@@ -67,10 +67,10 @@ def recovery_times(recoveries: Sequence[Recovery]) -> dict[str, list[float]]:
 
 
 def recovery_table(recoveries: Sequence[Recovery]) -> str:
-    """Return one line per kind of fault: how often, and the least, middle and most seconds to recover."""
+    """Return one line per kind of fault: count, and minimum, median and maximum recovery time."""
     lines = [f"{'fault':<20}  {'times':>5}  {'counted from':<12}  {'min s':>6}  {'median s':>8}  {'max s':>6}"]
     for kind, seconds in recovery_times(recoveries).items():
-        begin = "healing" if kind in _UNDONE else "the blow"
+        begin = "healing" if kind in _HEALED else "injection"
         middle = statistics.median(seconds)
         lines.append(
             f"{kind:<20}  {len(seconds):>5}  {begin:<12}  {min(seconds):>6.1f}  {middle:>8.1f}  {max(seconds):>6.1f}"
@@ -79,32 +79,32 @@ def recovery_table(recoveries: Sequence[Recovery]) -> str:
 
 
 def stream_table(evidence: Evidence) -> str:
-    """Return what was sent, what was answered, and how it ended."""
+    """Return the counts of uploads, responses and final states."""
     answers: dict[str, int] = defaultdict(int)
     for sent in evidence.sent:
         answers["no answer" if sent.status is None else str(sent.status)] += 1
     ends: dict[str, int] = defaultdict(int)
     for state in evidence.states.values():
         ends[state] += 1
-    said = ", ".join(f"{count} x {answer}" for answer, count in sorted(answers.items()))
+    responses = ", ".join(f"{count} x {answer}" for answer, count in sorted(answers.items()))
     ended = ", ".join(f"{count} {state}" for state, count in sorted(ends.items()))
-    return f"{len(evidence.sent)} sent: {said}\n{len(evidence.states)} images: {ended}"
+    return f"{len(evidence.sent)} sent: {responses}\n{len(evidence.states)} images: {ended}"
 
 
 def whole(run: Run) -> str:
-    """Return everything a person wants to read."""
+    """Return the whole report as text."""
     parts = [
         f"seed {run.seed}, {run.minutes:.1f} minutes, {len(run.recoveries)} faults",
         stream_table(run.evidence),
         promises_table(run.promises),
         recovery_table(run.recoveries),
-        "every promise was kept" if run.kept else "BROKEN: " + "; ".join(p.name for p in run.promises if not p.kept),
+        "every guarantee held" if run.kept else "BROKEN: " + "; ".join(p.name for p in run.promises if not p.kept),
     ]
     return "\n\n".join(parts)
 
 
 def save(run: Run, file: Path) -> None:
-    """Write what the tables say as JSON."""
+    """Write the report as JSON."""
     found = {
         "seed": run.seed,
         "minutes": round(run.minutes, 1),

@@ -1,6 +1,6 @@
-"""A process of Darkroom with one protection turned off: `python -m tests.storm.sabotaged PROTECTION agent NAME`.
+"""Run a process with one protection disabled: `python -m tests.storm.sabotaged PROTECTION agent NAME`.
 
-What follows must show in the books: a suite that cannot see a missing protection would prove nothing of the others.
+The checks must report the violation: otherwise their success would prove nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streams.runtime.tombstone_check import TombstoneCheck
 from streams.stage import Outcome
 
 
-def _delivery_not_awaited() -> None:
+def _disable_awaited_delivery() -> None:
     async def deliver(self: EventProducer, messages: Sequence[Outgoing]) -> None:
         producer = await self.connect()
         for message in messages:
@@ -34,7 +34,7 @@ def _delivery_not_awaited() -> None:
     EventProducer.deliver = deliver  # type: ignore[method-assign]
 
 
-def _acks_as_they_come() -> None:
+def _disable_ledger() -> None:
     def finish(self: Ledger[Any], where: Slice, offset: int) -> list[Any]:
         entries = self._open.get(where)
         return [entries.pop(offset).handle] if entries is not None and offset in entries else []
@@ -42,7 +42,7 @@ def _acks_as_they_come() -> None:
     Ledger.finish = finish  # type: ignore[method-assign]
 
 
-def _no_fence() -> None:
+def _disable_deletion_checks() -> None:
     async def drops(self: TombstoneCheck, event: Event, answer: Outcome | Exception | None = None) -> bool:
         return False
 
@@ -53,7 +53,7 @@ def _no_fence() -> None:
     ) -> None:
         known = await self.get(image_id)
         if known is not None and known.generation != generation:
-            # Whoever writes last is right: what a model without generations would do.
+            # Last write wins, as in a read model without generations.
             stub = known.model_copy(update={"generation": generation, "deleted": False, "stages": {}})
             await self._call(lambda: self._put(image_id, to_payload(stub), {}))
         await real(self, image_id, generation, patch, **more)
@@ -63,7 +63,7 @@ def _no_fence() -> None:
     record_facts._writable = lambda fact, known: True
 
 
-def _random_keys() -> None:
+def _disable_deterministic_keys() -> None:
     def result_key(owner: str, input_sha256: str, stage: str, version: str, parameters: str) -> str:
         return f"results/{owner}/{input_sha256}/{stage}/{version}/{uuid4().hex[:16]}.json"
 
@@ -71,10 +71,10 @@ def _random_keys() -> None:
 
 
 PROTECTIONS: dict[str, Callable[[], None]] = {
-    "awaited-delivery": _delivery_not_awaited,
-    "ledger": _acks_as_they_come,
-    "generation-fence": _no_fence,
-    "compute-once-keys": _random_keys,
+    "awaited-delivery": _disable_awaited_delivery,
+    "ledger": _disable_ledger,
+    "generation-fence": _disable_deletion_checks,
+    "compute-once-keys": _disable_deterministic_keys,
 }
 
 

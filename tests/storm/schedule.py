@@ -1,4 +1,4 @@
-"""What is broken when: made from a seed, the same seed gives the same schedule. Pure."""
+"""The schedule of faults, deterministic by seed. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 POINTS = ("before-work", "after-object", "after-produce", "before-commit")
-COMPUTING = ("sanitizer", "resizer", "ocr", "detector")  # those that store a result, so have a point after it
-OTHERS = ("fetcher", "embedder", "core")  # the core is where the indexer works
+COMPUTING = ("sanitizer", "resizer", "ocr", "detector")  # stages that store a result: they have the point after-object
+OTHERS = ("fetcher", "embedder", "core")  # the core runs the indexer
 
-BROKERS_AWAY_S = 60.0
+BROKERS_DOWN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One fault: when it is due (seconds from the start), what, to whom, and for how long it is held."""
+    """A fault: due time (seconds from the start), kind, target and duration."""
 
     at_s: float
     kind: str
@@ -23,32 +23,32 @@ class Planned:
     duration_s: float
 
     def __str__(self) -> str:
-        held = f" for {self.duration_s:g} s" if self.duration_s else ""
-        return f"{self.at_s:6.0f} s  {self.kind} {self.target}{held}"
+        duration = f" for {self.duration_s:g} s" if self.duration_s else ""
+        return f"{self.at_s:6.0f} s  {self.kind} {self.target}{duration}"
 
 
 def long_schedule(seed: int, minutes: float) -> list[Planned]:
-    """Return at least 60 faults with every kind among them, spread evenly over the time in an order of the seed's."""
+    """Return at least 60 faults of every kind, in seeded order, spread evenly over the time."""
     return _spread(list(_all()), seed, minutes)
 
 
 def short_schedule(seed: int, minutes: float) -> list[Planned]:
-    """Return the dozen faults of the short form, in an order of the seed's."""
+    """Return the faults of the short form, in seeded order."""
     return _spread(list(_few()), seed, minutes)
 
 
 def only(schedule: list[Planned], kinds: Sequence[str], minutes: float) -> list[Planned]:
-    """Return the faults of these kinds in the same order, spread over the time."""
+    """Return the faults of these kinds in the same order, spread evenly over the time."""
     return _evenly([(fault.kind, fault.target, fault.duration_s) for fault in schedule if fault.kind in kinds], minutes)
 
 
 def _all() -> Iterator[tuple[str, str, float]]:
-    yield from _deaths()
+    yield from _process_faults()
     yield from _broker_faults()
     yield from _event_faults()
-    for kind, seconds in (("away", 12), ("killed", 4), ("slow", 15), ("errors", 15), ("resets", 12), ("full", 12)):
+    for kind, seconds in (("down", 12), ("killed", 4), ("slow", 15), ("errors", 15), ("resets", 12), ("full", 12)):
         yield f"store-{kind}", "minio", seconds
-    for kind in ("away", "slow", "errors"):
+    for kind in ("down", "slow", "errors"):
         yield f"read-model-{kind}", "core", 10
     for kind in ("decoder-segfault", "decoder-segfault", "decoder-killed", "memory-bomb", "endless-decode"):
         yield kind, "sanitizer", 0
@@ -58,7 +58,7 @@ def _all() -> Iterator[tuple[str, str, float]]:
     yield "twins", "both gateways", 0
 
 
-def _deaths() -> Iterator[tuple[str, str, float]]:
+def _process_faults() -> Iterator[tuple[str, str, float]]:
     for agent in (*COMPUTING, *OTHERS):
         for point in POINTS:
             if point != "after-object" or agent in COMPUTING:
@@ -75,11 +75,11 @@ def _broker_faults() -> Iterator[tuple[str, str, float]]:
     for topic in ("image.uploaded", "image.sanitized", "image.facts"):
         yield "leader-killed", topic, 6
     yield "rolling-restart", "brokers", 0
-    yield "brokers-away", "brokers", BROKERS_AWAY_S
+    yield "brokers-down", "brokers", BROKERS_DOWN_S
     yield "produce-fails", "brokers", 15
     for name in ("sanitizer", "resizer"):
         yield "rebalance-storm", name, 20
-    yield "dead-letters-away", "sanitizer", 8
+    yield "dead-letters-rejected", "sanitizer", 8
 
 
 def _event_faults() -> Iterator[tuple[str, str, float]]:
@@ -88,7 +88,7 @@ def _event_faults() -> Iterator[tuple[str, str, float]]:
     for topic in ("image.sanitized", "image.facts"):
         yield "reordered-truncated", topic, 0
     for topic in ("image.uploaded", "image.facts"):
-        yield "transaction-holes", topic, 0
+        yield "transaction-markers", topic, 0
     yield "slow-events", "resizer", 20
 
 
@@ -102,7 +102,7 @@ def _few() -> Iterator[tuple[str, str, float]]:
     yield "rebalance-storm", "resizer", 10
     yield "duplicate-flood", "image.facts", 0
     yield "reordered-truncated", "image.sanitized", 0
-    yield "dead-letters-away", "sanitizer", 3
+    yield "dead-letters-rejected", "sanitizer", 3
     yield "store-errors", "minio", 8
     yield "decoder-segfault", "sanitizer", 0
     yield "delete-races", "quick", 0
@@ -115,10 +115,10 @@ def _spread(faults: list[tuple[str, str, float]], seed: int, minutes: float) -> 
 
 
 def _evenly(faults: list[tuple[str, str, float]], minutes: float) -> list[Planned]:
-    # Who is held longer has the longer slot; what is left of the time is shared equally.
-    pause_s = max(1.0, (minutes * 60 - sum(held for _, _, held in faults)) / (len(faults) + 1))
+    # Each fault gets its duration; the remaining time is divided into equal pauses.
+    pause_s = max(1.0, (minutes * 60 - sum(duration_s for _, _, duration_s in faults)) / (len(faults) + 1))
     planned, at_s = [], pause_s / 2
-    for kind, target, held in faults:
-        planned.append(Planned(round(at_s, 1), kind, target, held))
-        at_s += held + pause_s
+    for kind, target, duration_s in faults:
+        planned.append(Planned(round(at_s, 1), kind, target, duration_s))
+        at_s += duration_s + pause_s
     return planned

@@ -1,4 +1,4 @@
-"""A web server of images on this machine, for uploads by URL: `/n/NAME` gives what was put under that name."""
+"""A local web server of images for uploads by URL."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - name of the base class
         return
 
 
 @contextmanager
 def running() -> Iterator[str]:
-    """Serve until the end; yield the base URL."""
+    """Run the server; yield its base URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The run: calm first, then the storm, then quiet, then the books."""
+"""A run of the fault suite: first without faults, then with the schedule of faults, then the checks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.topics import AGENTS
 from tests.storm.books import balance
-from tests.storm.ending import grow_old, heal, replay, until_ended, until_quiet
-from tests.storm.faults import Field, NotStruck
+from tests.storm.ending import heal, replay, run_maintenance, until_ended, until_quiet
+from tests.storm.faults import Field, NotInjected
 from tests.storm.gathering import CALM_OWNER, gather, outputs_of
 from tests.storm.kinds import KINDS
 from tests.storm.log import read_topics
@@ -35,12 +35,12 @@ _PROBE_PATIENCE_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One of the two forms of the suite."""
+    """The size of a run: long or short."""
 
     images: int  # at least
     minutes: float
-    fresh: int  # pictures whose pixels are new when they come
-    variants: bool  # whether photos come mirrored too, and so on: more distinct pictures
+    fresh: int  # pictures with pixels not seen before
+    variants: bool  # whether to add mirrored photos, for more distinct pictures
 
 
 LONG = Shape(images=2000, minutes=20, fresh=60, variants=True)
@@ -49,7 +49,7 @@ SHORT = Shape(images=120, minutes=2.2, fresh=10, variants=False)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What happens when, and where."""
+    """The parameters of a run."""
 
     seed: int
     images: int
@@ -59,13 +59,13 @@ class Plan:
     folder: Path
     images_dir: Path
     models: Path | None
-    cache: Path  # where models are converted to
+    cache: Path  # of converted models
 
 
 async def run_storm(plan: Plan, say: Say) -> Run:
-    """Run it all; return the run with its books balanced."""
+    """Run the plan; return the results of all checks."""
     began = time.monotonic()
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that brokers are away is no news here
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # broker outages are expected here
     pool = make_pool(plan.images_dir, fresh=plan.shape.fresh, variants=plan.shape.variants)
     say(f"seed {plan.seed}: {len(plan.schedule)} faults, {plan.images} images, {len(pool.contents)} distinct pictures")
     async with AsyncExitStack() as stack:
@@ -78,51 +78,53 @@ async def run_storm(plan: Plan, say: Say) -> Run:
         stream = Stream(world, pool, files, http, plan.seed)
         watch = await stack.enter_async_context(watching(world))
         at = Field(world, stream)
-        over = asyncio.Event()
+        finished = asyncio.Event()
         pace = plan.images / (plan.minutes * 60)
         stack.push_async_callback(stream.close)
-        sending = asyncio.create_task(stream.run(plan.images, pace, over))
+        sending = asyncio.create_task(stream.run(plan.images, pace, finished))
         stack.callback(sending.cancel)
-        recoveries = [recovery async for recovery in _rage(plan.schedule, at, say)]
-        over.set()
+        recoveries = [recovery async for recovery in _inject_all(plan.schedule, at, say)]
+        finished.set()
         await sending
-        say(f"[{_clock(began)}] the storm is over; healing and waiting for quiet")
+        say(f"[{_clock(began)}] all faults injected; healing and waiting for all images")
         await heal(world)
         unended = await until_quiet(world, stream, say)
-        mended = await replay(world, files, stream)
-        await grow_old(world, stream, http, say)
-        say(f"[{_clock(began)}] quiet; gathering the evidence")
+        replayed = await replay(world, files, stream)
+        await run_maintenance(world, stream, http, say)
+        say(f"[{_clock(began)}] all images ended; collecting the evidence")
         evidence = await gather(world.kafka, files, world.url("core"), stream.diary)
-        evidence.calm, evidence.mended = calm, mended
+        evidence.calm, evidence.replayed = calm, replayed
         evidence.commits += watch.commits
         evidence.child_deaths = at.child_deaths
         evidence.poison = await _poison_found(at)
         evidence.memory = watch.memory()
         evidence.faults = [(f"{r.fault.kind} {r.fault.target}", r.why_not) for r in recoveries]
-        evidence.left["partitions not whole"] = await asyncio.to_thread(world.cluster.not_whole, world.kafka.prefix)
+        evidence.left["under-replicated partitions"] = await asyncio.to_thread(
+            world.cluster.under_replicated, world.kafka.prefix
+        )
         evidence.left["probes that did not complete"] = [
             str(r.fault) for r in recoveries if r.seconds is None and not r.why_not
         ]
-        evidence.left["accepted images that did not end by themselves"] = unended
+        evidence.left["accepted images that did not end without the reconciler"] = unended
         evidence.left["processes not running"] = [name for name in PROCESSES if world.pid(name) is None]
     evidence.left["processes"] = world.left_behind()
     return Run(plan.seed, (time.monotonic() - began) / 60, evidence, balance(evidence), recoveries)
 
 
 async def calm_run(world: World, pool: Pool, files: FileStore, http: httpx.AsyncClient) -> dict[str, dict[str, str]]:
-    """Send each picture once without faults, for an owner of its own; return what came of those that completed."""
+    """Upload each picture once without faults, for a separate owner; return the outputs of the completed ones."""
     calm = Stream(world, pool, files, http, seed=0, owner=CALM_OWNER)
-    sent = await asyncio.gather(*(calm.tell(content) for content in pool.contents.values()))
+    sent = await asyncio.gather(*(calm.publish(content) for content in pool.contents.values()))
     ends = await until_ended(world, {str(one.image_id) for one in sent})
     wrong = [one.content for one in sent if (ends[str(one.image_id)] == ImageState.COMPLETED) != one.good]
     if wrong:
-        raise RuntimeError(f"without any fault these did not end as they should: {wrong}")
+        raise RuntimeError(f"wrong outcomes without faults: {wrong}")
     completed = [one for one in sent if one.good]
     return {one.content: await outputs_of(files, CALM_OWNER, str(one.image_id)) for one in completed}
 
 
-async def _rage(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterator[Recovery]:
-    """Inject each fault when it is due and the one before has been recovered from."""
+async def _inject_all(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterator[Recovery]:
+    """Inject each fault at its time, after the recovery from the one before."""
     began = time.monotonic()
     for fault in schedule:
         await asyncio.sleep(max(0.0, began + fault.at_s - time.monotonic()))
@@ -130,8 +132,8 @@ async def _rage(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterat
         try:
             await KINDS[fault.kind](at, fault)
             recovery = Recovery(fault, await _probe(at.stream, fault.target.partition(" ")[0]))
-        except Exception as why_not:  # whatever kept it from striking is told with the rest
-            recovery = Recovery(fault, None, str(why_not) if isinstance(why_not, NotStruck) else repr(why_not))
+        except Exception as why_not:  # reported as the reason why it was not injected
+            recovery = Recovery(fault, None, str(why_not) if isinstance(why_not, NotInjected) else repr(why_not))
         seconds = "not recovered" if recovery.seconds is None else f"recovered in {recovery.seconds:.1f} s"
         line = f"  {started - began:6.0f} s  {fault.kind} {fault.target}: {recovery.why_not or seconds}"
         say(f"{line}  ({len(at.stream.diary)} sent)")
@@ -139,9 +141,9 @@ async def _rage(schedule: Sequence[Planned], at: Field, say: Say) -> AsyncIterat
 
 
 async def _probe(stream: Stream, name: str) -> float | None:
-    """Return how many seconds it takes from now until an image that is sent now, again and again, is completed.
+    """Return the seconds until an image uploaded now, with retries, completes; None on timeout.
 
-    It goes the way of the process of that name, if only some images do.
+    It is sent through the named process, if that one processes only some images.
     """
     began = time.monotonic()
     content = stream.pool.contents["pattern 0"]

@@ -1,4 +1,4 @@
-"""The books: each promise, broken in cooked evidence, is the one that is named."""
+"""The checks: a violation in fabricated evidence is reported under its guarantee."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from schemas.values import ErrorCode, new_image_id
 from tests.storm.books import balance
-from tests.storm.evidence import CommitSample, Evidence, OutcomeSaid, Position
+from tests.storm.evidence import CommitSample, Evidence, Position, RecordedOutcome
 from tests.storm.uploads import Sent
 
 GOOD, BAD, LOST, GONE, FAILED = (new_image_id() for _ in range(5))
@@ -16,7 +16,7 @@ SHA = "a" * 64
 
 
 def sent(number: int, image_id: str | None, **changes: object) -> Sent:
-    """Return an upload that was accepted, if it has an image."""
+    """Return an upload, accepted if it has an image id."""
     status = 202 if image_id else 503
     found = Sent(number, "upload", "cat", good=True, sha256=SHA, at=100.0, status=status, image_id=image_id)
     for name, value in changes.items():
@@ -25,16 +25,16 @@ def sent(number: int, image_id: str | None, **changes: object) -> Sent:
 
 
 def balanced() -> Evidence:
-    """Return the evidence of a run in which all went well: completed, rejected, refused, deleted."""
+    """Return the evidence of a correct run: completed, rejected, refused and deleted images."""
     return Evidence(
         sent=[sent(1, GOOD), sent(2, BAD, good=False, content="bomb"), sent(3, None), sent(4, GONE, deleted="yes")],
         number_of={GOOD: 1, BAD: 2, GONE: 4},
         states={GOOD: "completed", BAD: "rejected", GONE: "gone"},
         outcomes=[
-            OutcomeSaid(GOOD, 1, "o1", "completed"),
-            OutcomeSaid(GOOD, 1, "o1", "completed"),
-            OutcomeSaid(BAD, 1, "o2", "rejected"),
-            OutcomeSaid(GONE, 2, "o3", "deleted"),
+            RecordedOutcome(GOOD, 1, "o1", "completed"),
+            RecordedOutcome(GOOD, 1, "o1", "completed"),
+            RecordedOutcome(BAD, 1, "o2", "rejected"),
+            RecordedOutcome(GONE, 2, "o3", "deleted"),
         ],
         keys={
             f"images/{GOOD[-2:]}/{GOOD}/1/master.jpg",
@@ -48,7 +48,7 @@ def balanced() -> Evidence:
         outputs={GOOD: {"master.jpg": "m", "ocr": "t"}},
         calm={"cat": {"master.jpg": "m", "ocr": "t"}},
         refusals={BAD: ("corrupt-image", 101.0)},
-        mended={GOOD: "completed"},
+        replayed={GOOD: "completed"},
         poison=[("ocr", b"x", True)],
         positions=[Position("image.uploaded", 0, 7, GOOD)],
         follow_ups={("sanitizer", GOOD): 110.0},
@@ -61,36 +61,36 @@ def balanced() -> Evidence:
 
 
 def lose(found: Evidence) -> None:
-    """Accept an upload of which nothing is ever heard again."""
+    """Accept an upload without any outcome."""
     found.sent.append(sent(5, LOST))
 
 
 def leave_a_trace(found: Evidence) -> None:
-    """Keep a receipt of the refused upload."""
+    """Keep a receipt of the rejected upload."""
     found.receipts[f"{LOST}.1"] = 3
 
 
 def leave_a_record(found: Evidence) -> None:
-    """Work on the refused upload."""
+    """Process the rejected upload."""
     found.number_of[LOST] = 3
     found.states[LOST] = "processing"
 
 
 def leave_half(found: Evidence) -> None:
-    """Begin with an upload that was never answered, and not end it."""
+    """Start processing an unanswered upload without an outcome."""
     found.sent.append(sent(5, None, status=None))
     found.number_of[LOST] = 5
     found.states[LOST] = "processing"
 
 
 def end_twice(found: Evidence) -> None:
-    """Say two outcomes of one generation."""
-    found.outcomes.append(OutcomeSaid(GOOD, 1, "o9", "failed"))
+    """Emit two outcomes of one generation."""
+    found.outcomes.append(RecordedOutcome(GOOD, 1, "o9", "failed"))
 
 
 def repeat_under_another_id(found: Evidence) -> None:
-    """Say the same outcome under another id: a de-duplicating consumer sees it twice."""
-    found.outcomes.append(OutcomeSaid(GOOD, 1, "o9", "completed"))
+    """Emit the same outcome under another id, which defeats de-duplication."""
+    found.outcomes.append(RecordedOutcome(GOOD, 1, "o9", "completed"))
 
 
 def orphan(found: Evidence) -> None:
@@ -99,7 +99,7 @@ def orphan(found: Evidence) -> None:
 
 
 def orphan_original(found: Evidence) -> None:
-    """Leave an original nobody has."""
+    """Leave an original without an image."""
     found.keys.add(f"originals/default/bb/{'b' * 64}")
 
 
@@ -109,17 +109,17 @@ def compute_again(found: Evidence) -> None:
 
 
 def lack_a_result(found: Evidence) -> None:
-    """Lack the text of a completed image."""
+    """Remove the OCR result of a completed image."""
     del found.outputs[GOOD]["ocr"]
 
 
 def change_a_byte(found: Evidence) -> None:
-    """Store another master than in the calm run."""
+    """Store a master that differs from the run without faults."""
     found.outputs[GOOD]["master.jpg"] = "n"
 
 
 def refuse_a_good_one(found: Evidence) -> None:
-    """Reject an image that completes without faults."""
+    """Reject a valid image."""
     found.sent[1].good = True
 
 
@@ -127,16 +127,16 @@ def fail_for_no_reason(found: Evidence) -> None:
     """Fail an image without a dead letter."""
     found.sent.append(sent(5, FAILED))
     found.states[FAILED] = "failed"
-    found.outcomes.append(OutcomeSaid(FAILED, 1, "o5", "failed"))
+    found.outcomes.append(RecordedOutcome(FAILED, 1, "o5", "failed"))
 
 
 def fail_for_good(found: Evidence) -> None:
     """Fail an image again after the replay of its dead letters."""
-    found.mended[GOOD] = "failed"
+    found.replayed[GOOD] = "failed"
 
 
 def lose_poison(found: Evidence) -> None:
-    """Keep no dead letter of a poison event."""
+    """Dead-letter no malformed event."""
     found.poison.append(("resizer", b"y", False))
 
 
@@ -146,7 +146,7 @@ def show_a_deleted_one(found: Evidence) -> None:
 
 
 def commit_too_early(found: Evidence) -> None:
-    """Commit an event before its fact was said."""
+    """Commit an event before its fact is in the log."""
     found.commits.insert(0, CommitSample(105.0, {("sanitizer", "image.uploaded", 0): 8}))
 
 
@@ -156,7 +156,7 @@ def leave_work(found: Evidence) -> None:
 
 
 def eat_memory(found: Evidence) -> None:
-    """Let a worker grow past its limit."""
+    """Exceed a memory limit."""
     found.memory["core"] = (3, 2)
 
 
@@ -166,26 +166,26 @@ def leave_a_process(found: Evidence) -> None:
 
 
 def miss_a_fault(found: Evidence) -> None:
-    """Plan a fault that never struck."""
-    found.faults.append(("kill ocr", "never came to before-work"))
+    """Plan a fault that was not injected."""
+    found.faults.append(("kill ocr", "never reached before-work"))
 
 
 BREAKS: list[tuple[Callable[[Evidence], None], str]] = [
     (lose, "every accepted upload ends once"),
-    (leave_a_trace, "a refused upload leaves no trace"),
-    (leave_a_record, "a refused upload leaves no trace"),
-    (leave_half, "an upload without an answer is whole or not there"),
+    (leave_a_trace, "a rejected upload leaves no trace"),
+    (leave_a_record, "a rejected upload leaves no trace"),
+    (leave_half, "an unanswered upload is complete or absent"),
     (end_twice, "one outcome per image and generation"),
     (repeat_under_another_id, "one outcome per image and generation"),
     (orphan, "every object belongs to an image"),
     (orphan_original, "every object belongs to an image"),
     (compute_again, "equal work is done once"),
-    (lack_a_result, "every required result is there"),
+    (lack_a_result, "every required result exists"),
     (change_a_byte, "outputs are those of a calm run"),
     (refuse_a_good_one, "good images complete, bad ones are rejected"),
     (fail_for_no_reason, "good images complete, bad ones are rejected"),
-    (fail_for_good, "what failed completes when replayed"),
-    (lose_poison, "poison is a dead letter"),
+    (fail_for_good, "failed images complete when replayed"),
+    (lose_poison, "malformed events are dead-lettered"),
     (show_a_deleted_one, "nothing older than the newest generation is visible"),
     (commit_too_early, "offsets are committed after the work"),
     (leave_work, "all work is done and committed"),
@@ -195,26 +195,26 @@ BREAKS: list[tuple[Callable[[Evidence], None], str]] = [
 ]
 
 
-def test_books_of_a_good_run_balance() -> None:
-    """When all went well every promise is checked against something, and none is broken."""
+def test_a_correct_run_has_no_violations() -> None:
+    """For a correct run every guarantee is checked on some item, and none is violated."""
     promises = balance(balanced())
     assert [promise.name for promise in promises if not promise.kept] == []
     unchecked = {promise.name for promise in promises if promise.checked == 0}
-    assert unchecked == {"an upload without an answer is whole or not there"}, "there was none in this run"
+    assert unchecked == {"an unanswered upload is complete or absent"}, "this run has no unanswered upload"
 
 
 @pytest.mark.parametrize(("break_it", "promise"), BREAKS, ids=lambda given: getattr(given, "__name__", None))
-def test_a_broken_promise_is_named(break_it: Callable[[Evidence], None], promise: str) -> None:
-    """Whatever is broken, the books name that promise, with the offender, and no other."""
+def test_a_violation_is_reported(break_it: Callable[[Evidence], None], promise: str) -> None:
+    """A violation is reported under its guarantee, with the item, and under no other."""
     evidence = balanced()
     break_it(evidence)
-    broken = [found for found in balance(evidence) if not found.kept]
-    assert [found.name for found in broken] == [promise]
-    assert broken[0].broken == len(broken[0].offenders) == 1
+    violated = [found for found in balance(evidence) if not found.kept]
+    assert [found.name for found in violated] == [promise]
+    assert violated[0].broken == len(violated[0].offenders) == 1
 
 
-def test_one_struck_child_excuses_one_image() -> None:
-    """An image whose decoding child was struck may be rejected for it; a second one may not."""
+def test_one_failed_child_excuses_one_image() -> None:
+    """One image may be rejected for an injected child failure; a second one may not."""
     evidence = balanced()
     evidence.sent[1].good = True
     evidence.refusals[BAD] = (ErrorCode.DECODE_TIMEOUT, 103.0)
@@ -222,16 +222,16 @@ def test_one_struck_child_excuses_one_image() -> None:
     assert all(promise.kept for promise in balance(evidence))
     evidence.sent.append(sent(5, LOST))
     evidence.states[LOST] = "rejected"
-    evidence.outcomes.append(OutcomeSaid(LOST, 1, "o5", "rejected"))
+    evidence.outcomes.append(RecordedOutcome(LOST, 1, "o5", "rejected"))
     evidence.refusals[LOST] = (ErrorCode.DECODE_TIMEOUT, 103.5)
     assert [promise.name for promise in balance(evidence) if not promise.kept] == [
         "good images complete, bad ones are rejected"
     ]
 
 
-def test_a_replayed_image_ends_twice_in_good_order() -> None:
-    """What failed with a dead letter and was mended by its replay has two outcomes, and breaks nothing."""
+def test_a_replayed_image_may_have_two_outcomes() -> None:
+    """A failed image with a dead letter may complete after a replay, with a second outcome."""
     evidence = balanced()
-    evidence.outcomes.append(OutcomeSaid(GOOD, 1, "o0", "failed"))
-    evidence.letters[GOOD] = {"worker-crashed"}
+    evidence.outcomes.append(RecordedOutcome(GOOD, 1, "o0", "failed"))
+    evidence.dead_letters[GOOD] = {"worker-crashed"}
     assert all(promise.kept for promise in balance(evidence))

@@ -1,4 +1,4 @@
-"""Each protection turned off alone: the one fault that needs it breaks a promise, and the books name that promise."""
+"""Each protection disabled alone: its fault violates a guarantee, and the checks report that guarantee."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(280)
 
 @dataclass
 class Bench:
-    """A few images and every process of one kind: with a protection, or without it."""
+    """A deployment with or without a protection, its images, and the samples of commits."""
 
     deployment: Deployment
     off: str
@@ -49,7 +49,7 @@ class Bench:
     commits: list[CommitSample] = field(default_factory=list)
 
     def start(self, name: str) -> Child:
-        """Start a process, without the protection if there is to be none."""
+        """Start a process, with the protection disabled if `off` names it."""
         command = self.deployment.command(name)
         if self.off:
             command = [sys.executable, "-m", "tests.storm.sabotaged", self.off, *command[3:]]
@@ -58,7 +58,7 @@ class Bench:
         return child
 
     def send(self, *sent: tuple[Content, bytes]) -> list[ImageUploaded]:
-        """Be another service and send images of these bytes, all on one partition; return their events."""
+        """Publish images as another service does, all to one partition; return their events."""
         events = []
         for content, data in sent:
             number = len(self.diary) + 1
@@ -71,7 +71,7 @@ class Bench:
         return events
 
     def begin(self) -> list[ImageUploaded]:
-        """Start everything, send each picture once, and remember what comes of it while nothing happens."""
+        """Start all processes, send each picture once, and record the outputs without faults."""
         for name in ("core", "sanitizer", "resizer"):
             self.start(name)
         events = self.send(*((content, content.data) for content in self.contents))
@@ -86,31 +86,31 @@ class Bench:
         asyncio.run(read())
         return events
 
-    def anew(self) -> list[tuple[Content, bytes]]:
-        """Return the pictures as bytes nobody sent before."""
+    def unique_pictures(self) -> list[tuple[Content, bytes]]:
+        """Return the pictures with unique bytes."""
         return [(content, content.unique(number)) for number, content in enumerate(self.contents)]
 
     def sanitized(self, events: Sequence[ImageUploaded]) -> int:
-        """Return how many of these images the sanitizer has said its fact of."""
-        said = {
+        """Return how many of these images have a fact of the sanitizer."""
+        done = {
             record.header("ce_subject")
             for record in self.deployment.records(topics.FACTS)
             if record.header("ce_source") == "darkroom/sanitizer"
         }
-        return len(said & {event.image_id for event in events})
+        return len(done & {event.image_id for event in events})
 
     def note_commits(self) -> None:
-        """Take a sample of what the workers have committed."""
+        """Sample the committed offsets."""
 
         def noted() -> bool:
             sample = asyncio.run(sample_commits(self.deployment.kafka, ["sanitizer", "resizer"]))
             self.commits += [sample] if sample is not None else []
             return sample is not None
 
-        until(noted, "the groups saying what they committed", patience_s=60)
+        until(noted, "the committed offsets", patience_s=60)
 
     def broken(self) -> set[str]:
-        """Balance the books; return the names of the broken promises."""
+        """Run the checks; return the names of the violated guarantees."""
 
         async def read() -> Evidence:
             async with open_files(self.deployment.files) as files:
@@ -124,14 +124,14 @@ class Bench:
 
 
 def outputs_refused(bench: Bench) -> None:
-    """The broker refuses what the sanitizer says; then it takes it again, and whoever left is started again."""
+    """The broker rejects the sanitizer's output for a time; then the sanitizer is restarted."""
     bench.begin()
     kafka, topic = bench.deployment.kafka, bench.deployment.kafka.topic(topics.SANITIZED.name)
     set_topic(kafka.bootstrap, topic, "max.message.bytes", "10")
     sanitizer = bench.deployment.children.pop("sanitizer")
-    bench.send(bench.anew()[0])
+    bench.send(bench.unique_pictures()[0])
     until(
-        lambda: sanitizer.exit_code is not None or bench.deployment.lag("sanitizer") == 0, "the event being dealt with"
+        lambda: sanitizer.exit_code is not None or bench.deployment.lag("sanitizer") == 0, "the event being processed"
     )
     set_topic(kafka.bootstrap, topic, "max.message.bytes", str(MAX_MESSAGE_BYTES))
     sanitizer.kill()
@@ -139,7 +139,7 @@ def outputs_refused(bench: Bench) -> None:
 
 
 def killed_with_work_open(bench: Bench) -> None:
-    """One decoding hangs while others finish; then the worker is killed with -9 and started again."""
+    """One decoding hangs while others finish; then the worker is killed and restarted."""
     bench.begin()
     sanitizer = bench.deployment.children["sanitizer"]
     child = next(
@@ -148,9 +148,9 @@ def killed_with_work_open(bench: Bench) -> None:
         if "streams.sandbox.child" in child.cmdline()
     )
     os.kill(child.pid, signal.SIGSTOP)
-    events = bench.send(*bench.anew())
+    events = bench.send(*bench.unique_pictures())
     until(lambda: bench.sanitized(events) == len(events) - 1, "all others being done")
-    # A ledger turned off commits now; how long that may take is a few of the worker's intervals.
+    # Without the ledger the worker commits now, within a few commit intervals.
     until_quiet_for(bench, 1.5)
     bench.note_commits()
     sanitizer.kill()
@@ -159,7 +159,7 @@ def killed_with_work_open(bench: Bench) -> None:
 
 
 def until_quiet_for(bench: Bench, seconds: float) -> None:
-    """Wait until no more is committed for so long."""
+    """Wait until the lag is unchanged for `seconds`."""
     since, lag = time.monotonic(), bench.deployment.lag("sanitizer")
     while time.monotonic() - since < seconds:
         if (now := bench.deployment.lag("sanitizer")) != lag:
@@ -168,7 +168,7 @@ def until_quiet_for(bench: Bench, seconds: float) -> None:
 
 
 def events_of_a_deleted_image(bench: Bench) -> None:
-    """Of two images of the same bytes one is deleted; then every event that began their work comes again."""
+    """Of two images of the same bytes one is deleted; then their upload events are repeated."""
     first, *_ = bench.begin()
     bench.deployment.until_ended([bench.send((bench.contents[0], bench.contents[0].data))[0].image_id])
     with bench.deployment.client() as client:
@@ -182,13 +182,13 @@ def events_of_a_deleted_image(bench: Bench) -> None:
 
 
 def same_bytes_again(bench: Bench) -> None:
-    """Every picture is sent a second time."""
+    """Send every picture a second time."""
     bench.begin()
     events = bench.send(*((content, content.data) for content in bench.contents))
     bench.deployment.until_ended([event.image_id for event in events])
 
 
-# protection: the fault that needs it, and the promises that break without it
+# protection: its fault, and the guarantees violated without it
 SCENARIOS: dict[str, tuple[Callable[[Bench], None], set[str]]] = {
     "awaited-delivery": (outputs_refused, {"every accepted upload ends once"}),
     "ledger": (
@@ -196,7 +196,7 @@ SCENARIOS: dict[str, tuple[Callable[[Bench], None], set[str]]] = {
         {
             "every accepted upload ends once",
             "offsets are committed after the work",
-            "every object belongs to an image",  # the original of an image nobody knows
+            "every object belongs to an image",  # the original of an unknown image
         },
     ),
     "generation-fence": (
@@ -204,7 +204,7 @@ SCENARIOS: dict[str, tuple[Callable[[Bench], None], set[str]]] = {
         {
             "nothing older than the newest generation is visible",
             "every object belongs to an image",
-            "every accepted upload ends once",  # it is deleted, and completed
+            "every accepted upload ends once",  # it has the outcomes deleted and completed
         },
     ),
     "compute-once-keys": (same_bytes_again, {"equal work is done once"}),
@@ -213,12 +213,12 @@ SCENARIOS: dict[str, tuple[Callable[[Bench], None], set[str]]] = {
 
 @pytest.fixture(scope="module")
 def pictures(images_dir: Path) -> list[Content]:
-    """Return the pictures of the scenarios: drawn, small, each of other pixels."""
+    """Return small drawn pictures, each with different pixels."""
     pool = make_pool(images_dir, fresh=PICTURES)
     return [pool.contents[name] for name in pool.fresh]
 
 
-def _broken(
+def _violations(
     kafka: LocalKafka, folder: Path, off: str, scenario: Callable[[Bench], None], pool: list[Content]
 ) -> set[str]:
     with deployed(kafka.bootstrap, folder, agents=AGENTS) as deployment:
@@ -229,19 +229,19 @@ def _broken(
 
 
 @pytest.mark.parametrize("protection", SCENARIOS)
-def test_a_missing_protection_is_seen(
+def test_a_disabled_protection_is_detected(
     protection: str, kafka: LocalKafka, pictures: list[Content], tmp_path: Path
 ) -> None:
-    """With one protection turned off, the fault that needs it breaks a promise, and the books name that one."""
+    """With one protection disabled, its fault violates exactly the expected guarantees."""
     scenario, promises = SCENARIOS[protection]
-    broken = _broken(kafka, tmp_path, protection, scenario, pictures)
+    broken = _violations(kafka, tmp_path, protection, scenario, pictures)
     assert broken == promises
 
 
 @pytest.mark.parametrize("protection", SCENARIOS)
-def test_with_its_protection_a_fault_breaks_nothing(
+def test_with_all_protections_no_guarantee_is_violated(
     protection: str, kafka: LocalKafka, pictures: list[Content], tmp_path: Path
 ) -> None:
-    """The same faults with all protections on: the books balance."""
+    """With all protections enabled, the same faults violate no guarantee."""
     scenario, _ = SCENARIOS[protection]
-    assert _broken(kafka, tmp_path, "", scenario, pictures) == set()
+    assert _violations(kafka, tmp_path, "", scenario, pictures) == set()

@@ -1,4 +1,4 @@
-"""The toxic proxy before a real MinIO: without a toxin it changes nothing, with one it does what it says."""
+"""The fault-injecting proxy before a MinIO: transparent without a toxin, and each toxin has its effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = bytes(range(256)) * 2000
 
 @asynccontextmanager
 async def behind_proxy(minio: LocalMinio) -> AsyncIterator[tuple[FileStore, Proxy]]:
-    """Open a store that is reached through a proxy."""
+    """Open an object store through a proxy."""
     async with running_proxy(minio.endpoint) as proxy:
         settings = FilesSettings(
             endpoint=proxy.endpoint,
@@ -39,7 +39,7 @@ async def put(files: FileStore, key: str) -> None:
 
 
 async def test_a_proxy_without_toxin_changes_nothing(minio: LocalMinio) -> None:
-    """What is written through it is read through it, listed, looked at and removed."""
+    """Through the proxy an object is written, read, listed, stat'ed and deleted."""
     async with behind_proxy(minio) as (files, _):
         await put(files, "proxy/calm")
         assert await files.get("proxy/calm") == DATA
@@ -54,10 +54,10 @@ async def test_a_proxy_without_toxin_changes_nothing(minio: LocalMinio) -> None:
 @pytest.mark.parametrize(
     "toxin",
     [Toxin(unavailable=True), Toxin(reset_every=1), Toxin(error_every=1), Toxin(bytes_per_s=1000), Toxin(latency_s=8)],
-    ids=["away", "resets", "errors", "slow answers", "latency"],
+    ids=["unavailable", "resets", "errors", "slow answers", "latency"],
 )
-async def test_a_toxin_makes_the_store_seem_away(toxin: Toxin, minio: LocalMinio) -> None:
-    """Under each toxin a read fails as of a store that is away; after it the same read succeeds."""
+async def test_a_toxin_makes_the_store_unavailable(toxin: Toxin, minio: LocalMinio) -> None:
+    """With each toxin a read raises DependencyUnavailable; without it the same read succeeds."""
     async with behind_proxy(minio) as (files, proxy):
         await put(files, "proxy/toxic")
         proxy.toxin = toxin
@@ -68,7 +68,7 @@ async def test_a_toxin_makes_the_store_seem_away(toxin: Toxin, minio: LocalMinio
 
 
 async def test_a_full_store_still_reads(minio: LocalMinio) -> None:
-    """With its disk full the store takes nothing and gives what it has."""
+    """On a full disk writes fail and reads succeed."""
     async with behind_proxy(minio) as (files, proxy):
         await put(files, "proxy/full")
         proxy.toxin = Toxin(full=True)

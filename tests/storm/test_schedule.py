@@ -1,4 +1,4 @@
-"""The schedule: made from a seed, repeatable, with every kind of fault in its long form."""
+"""The schedule: deterministic by seed, with every kind of fault in the long form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from tests.storm.kinds import KINDS
 from tests.storm.schedule import COMPUTING, OTHERS, POINTS, long_schedule, short_schedule
 
 
-def test_a_seed_gives_its_schedule_again() -> None:
-    """The same seed gives the same schedule, another seed another one."""
+def test_a_seed_determines_the_schedule() -> None:
+    """The same seed gives the same schedule, another seed a different one."""
     assert long_schedule(7, 20) == long_schedule(7, 20)
     assert long_schedule(7, 20) != long_schedule(8, 20)
     assert short_schedule(7, 2) == short_schedule(7, 2)
 
 
 def test_the_long_form_has_every_kind() -> None:
-    """At least 60 faults in the time given, one after the other, and each kind there is among them."""
+    """The long schedule has at least 60 faults of every kind, in order, within the time."""
     planned = long_schedule(3, 20)
     assert len(planned) >= 60
     assert {fault.kind for fault in planned} == set(KINDS)
@@ -24,7 +24,7 @@ def test_the_long_form_has_every_kind() -> None:
 
 
 def test_every_agent_is_killed_at_every_point_it_has() -> None:
-    """Each agent at each of the four points; who stores no result has none after its object."""
+    """Every agent is killed at every point; those without stored results have no point after-object."""
     killed = {fault.target for fault in long_schedule(3, 20) if fault.kind == "kill"}
     wanted = {f"{agent} {point}" for agent in COMPUTING for point in POINTS}
     wanted |= {f"{agent} {point}" for agent in OTHERS for point in POINTS if point != "after-object"}
@@ -32,11 +32,11 @@ def test_every_agent_is_killed_at_every_point_it_has() -> None:
 
 
 def test_the_short_form_has_a_dozen_kinds() -> None:
-    """A kill at each point, and one fault at least of brokers, groups, events, store, decoder and deletions."""
+    """The short schedule kills at each point, and has faults of brokers, groups, events, store, decoder, deletions."""
     planned = short_schedule(3, 2.5)
     points = {fault.target.partition(" ")[2] for fault in planned if fault.kind == "kill"}
     assert points == set(POINTS)
     assert {
-        "zombie", "leader-killed", "rebalance-storm", "duplicate-flood", "dead-letters-away", "store-errors",
+        "zombie", "leader-killed", "rebalance-storm", "duplicate-flood", "dead-letters-rejected", "store-errors",
         "decoder-segfault", "delete-races", "twins",
     } <= {fault.kind for fault in planned}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The steady stream of uploads, and its diary: every request and its answer."""
+"""The steady stream of uploads, and the record of every request and response."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tests.storm import source
 from tests.storm.pool import Content, Pool
 from tests.storm.world import World
 
-NUMBER = "storm"  # the field of an upload's metadata that holds its number in the diary
+NUMBER = "storm"  # metadata field with the number of the upload
 ACCEPTED = 202
 _DELETE_TRIES = 90
 _GATEWAYS = ("core", "ingest")
-_WAYS = {"upload": 53, "bulk": 7, "same bytes": 8, "twins": 5, "fetch": 9, "event": 9, "fresh": 9}  # of a hundred
+_WAYS = {"upload": 53, "bulk": 7, "same bytes": 8, "twins": 5, "fetch": 9, "event": 9, "fresh": 9}  # percent
 
 
 @dataclass(slots=True)
 class Sent:
-    """One request and what became of it, as its sender knows."""
+    """An upload and its response, as known to the client."""
 
     number: int
     how: Literal["upload", "fetch", "event"]
@@ -43,20 +43,20 @@ class Sent:
     good: bool
     sha256: str
     at: float  # unix seconds
-    status: int | None = None  # the HTTP status of the answer; None: the connection broke without one
+    status: int | None = None  # HTTP status; None: no response
     image_id: str | None = None
-    deleted: Literal["no", "asked", "yes", "unknown"] = "no"
-    seen_after: str = ""  # what was still to be seen of it after its deletion was accepted
+    deleted: Literal["no", "requested", "yes", "unknown"] = "no"
+    seen_after: str = ""  # what was still visible after the accepted deletion
 
     @property
     def accepted(self) -> bool:
-        """Whether the sender was promised that the image will be carried to its end."""
+        """Whether the upload was answered 202."""
         return self.status == ACCEPTED
 
 
 @dataclass(slots=True)
 class Stream:
-    """Sends images in every way there is."""
+    """Sends images in all supported ways."""
 
     world: World
     pool: Pool
@@ -67,20 +67,20 @@ class Stream:
     diary: list[Sent] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _fresh: Iterator[str] = field(init=False)
-    _lures: Iterator[str] = field(init=False)
+    _for_faults: Iterator[str] = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         half = len(self.pool.fresh) // 2
-        self._fresh, self._lures = iter(self.pool.fresh[:half]), iter(self.pool.fresh[half:])
+        self._fresh, self._for_faults = iter(self.pool.fresh[:half]), iter(self.pool.fresh[half:])
 
-    async def run(self, images: int, per_second: float, storm_over: asyncio.Event) -> None:
-        """Send so many images evenly, and go on at that pace until the storm is over."""
+    async def run(self, images: int, per_second: float, finished: asyncio.Event) -> None:
+        """Send at least `images` uploads at a constant rate, until `finished` is set."""
         choose = random.Random(self.seed)
         contents = self.pool.steady()
         begun, ticks = time.monotonic(), 0
         room = asyncio.Semaphore(40)
-        while len(self.diary) < images or not storm_over.is_set():
+        while len(self.diary) < images or not finished.is_set():
             await room.acquire()
             way = choose.choices(list(_WAYS), list(_WAYS.values()))[0]
             content, gateway = choose.choice(contents), choose.choice(_GATEWAYS)
@@ -91,23 +91,23 @@ class Stream:
         await self.finish()
 
     async def finish(self) -> None:
-        """Wait until every request and every deletion that was begun has its answer."""
+        """Wait for the responses of all uploads and deletions."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel open requests."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def next_fresh(self, *, lure: bool = False) -> Content:
-        """Return a content whose pixels nobody has sent yet; when all were sent, one of them. Lures are kept apart."""
-        name = next(self._lures if lure else self._fresh, self.pool.fresh[0])
+    def next_fresh(self, *, for_faults: bool = False) -> Content:
+        """Return a content with new pixels, or the first one if all were sent. Half of them are reserved for faults."""
+        name = next(self._for_faults if for_faults else self._fresh, self.pool.fresh[0])
         return self.pool.contents[name]
 
     def some(self, number: int) -> Content:
-        """Return a good content of which there can be many originals."""
+        """Return a good content that can be made unique."""
         good = [content for content in self.pool.steady() if content.good and content.extends]
         return good[number % len(good)]
 
@@ -116,7 +116,7 @@ class Stream:
             case "fetch":
                 sent = [await self.fetch(content, gateway)]
             case "event":
-                sent = [await self.tell(content)]
+                sent = [await self.publish(content)]
             case "twins":
                 sent = await self.twins(content)
             case "fresh":
@@ -132,7 +132,7 @@ class Stream:
             await self.delete(sent[0])
 
     async def twins(self, content: Content) -> list[Sent]:
-        """Send the very same bytes, that nobody sent before, to both gateways at the same time."""
+        """Send the same unique bytes to both gateways concurrently."""
         data = content.unique(next(self._numbers))
         return list(await asyncio.gather(*(self.upload(content, gateway, data=data) for gateway in _GATEWAYS)))
 
@@ -144,7 +144,7 @@ class Stream:
         data: bytes | None = None,
         lane: str = "interactive",
     ) -> Sent:
-        """Upload an image, by default of bytes nobody sent before."""
+        """Upload an image, by default with unique bytes."""
         number = next(self._numbers)
         data = content.unique(number) if data is None else data
         sent = self._note(number, "upload", content, data)
@@ -153,7 +153,7 @@ class Stream:
         return sent
 
     async def fetch(self, content: Content, gateway: str) -> Sent:
-        """Have an image fetched from our own web server."""
+        """Submit an image by URL, from the local web server."""
         number = next(self._numbers)
         data, path = content.unique(number), f"/{number}"
         source.put(path, data)
@@ -163,8 +163,8 @@ class Stream:
         )
         return sent
 
-    async def tell(self, content: Content) -> Sent:
-        """Be another service: store the bytes and produce the event ourselves, until Kafka has it."""
+    async def publish(self, content: Content) -> Sent:
+        """Store the bytes and produce the event as another service does, until Kafka confirms it."""
         number = next(self._numbers)
         data = content.unique(number)
         sent = self._note(number, "event", content, data)
@@ -180,18 +180,18 @@ class Stream:
                 await add_reference(self.files, self.owner, sent.sha256, sent.image_id)
                 await self.files.put(key, data, content_type="image/jpeg")
                 await asyncio.to_thread(produce, self.world, [message])
-                # As the gateway makes sure, beside a deletion of the same bytes.
+                # Again, as the gateway does: a concurrent deletion of the same bytes may have removed it.
                 await self.files.put(key, data, content_type="image/jpeg")
                 sent.status = ACCEPTED
-            except (RuntimeError, DependencyUnavailable):  # brokers or store are away; all of it again is harmless
+            except (RuntimeError, DependencyUnavailable):  # brokers or store unavailable; every step is idempotent
                 await asyncio.sleep(1)
         return sent
 
     async def delete(self, sent: Sent) -> None:
-        """Delete an image, and look that nothing of it is to be seen from the moment that is accepted."""
+        """Delete an image, and check that it is not visible after the accepted deletion."""
         if sent.image_id is None or not sent.accepted:
             return
-        sent.deleted = "asked"
+        sent.deleted = "requested"
         path = f"{self.world.url('core')}/api/v1/images/{sent.image_id}"
         for _ in range(_DELETE_TRIES):
             try:
@@ -205,9 +205,9 @@ class Stream:
                 break
             await asyncio.sleep(1)
         if sent.deleted == "yes":
-            await self._peek(sent, path)
+            await self._check_hidden(sent, path)
 
-    async def _peek(self, sent: Sent, path: str) -> None:
+    async def _check_hidden(self, sent: Sent, path: str) -> None:
         try:
             answer = await self.http.get(path, params={"size": "thumbnail"})
         except httpx.TransportError:
@@ -249,14 +249,14 @@ class Stream:
 
 
 def produce(world: World, messages: list[Outgoing], **settings: str) -> None:
-    """Produce messages with a client of our own, and wait until Kafka has them. Blocking. Raises RuntimeError."""
+    """Produce messages and wait until Kafka confirms them. Blocking. Raises RuntimeError."""
     failed: list[object] = []
     producer = Producer(
         {
             "bootstrap.servers": world.kafka.bootstrap,
             "partitioner": "murmur2_random",
             "message.max.bytes": 1_000_000,
-            "batch.size": 100_000,  # a topic's limit is on batches
+            "batch.size": 100_000,  # max.message.bytes limits batches
             "enable.idempotence": True,
             "message.timeout.ms": 30_000,
             "log_level": 0,
@@ -273,4 +273,4 @@ def produce(world: World, messages: list[Outgoing], **settings: str) -> None:
         )
         producer.poll(0)
     if producer.flush(60) or failed:
-        raise RuntimeError(f"Kafka did not take the events: {failed[:1]}")
+        raise RuntimeError(f"Kafka did not confirm the events: {failed[:1]}")

@@ -1,4 +1,4 @@
-"""Samples of memory and of committed offsets while the storm rages."""
+"""Samples of memory and committed offsets during a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.storm.world import World
 _SAMPLE_S = 2.0
 _COMMITS_EVERY = 4  # samples of memory
 _LIMITS_MB = {"core": 1_000, "ocr": 1_800, "detector": 1_500, "embedder": 1_500}
-_LIMIT_MB = 500  # of every other process
+_LIMIT_MB = 500  # of all other processes
 
 
 @dataclass(slots=True)
 class Watch:
-    """Samples memory and committed offsets while the storm rages."""
+    """Samples memory and committed offsets of all processes."""
 
     world: World
     peaks: dict[str, int] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class Watch:
             await asyncio.sleep(_SAMPLE_S)
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        """Return the most each process used and what it may use, in bytes."""
+        """Return the peak and the limit of each process, in bytes."""
         return {name: (peak, _LIMITS_MB.get(name, _LIMIT_MB) * 10**6) for name, peak in self.peaks.items()}
 
 
 @asynccontextmanager
 async def watching(world: World) -> AsyncIterator[Watch]:
-    """Sample while the body runs."""
+    """Sample within the block."""
     watch = Watch(world)
     task = asyncio.create_task(watch.run())
     try:

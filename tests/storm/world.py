@@ -1,4 +1,4 @@
-"""The system under the storm: three Kafka nodes, MinIO behind the proxy, every agent a process, two gateways."""
+"""The system under test: three Kafka nodes, MinIO behind the proxy, two gateways, each agent as a process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.storm.cluster import Cluster, running_cluster
 from tests.storm.core import FILE_VARIABLE, SETTINGS_VARIABLE
 from tests.support.tcp_proxy import Proxy, running_proxy
 
-WORKERS = tuple(agent for agent in AGENTS if agent != "indexer")  # the indexer lives in the core
+WORKERS = tuple(agent for agent in AGENTS if agent != "indexer")  # the core runs the indexer
 PROCESSES = ("core", "ingest", "router", *WORKERS)
 SESSION_S = 6.0
-TIERS = {"30s": 2, "5m": 10, "30m": 60}  # seconds: the same three delays, for a storm of minutes
-WALL_S = 15.0  # that decoding one image may take
+TIERS = {"30s": 2, "5m": 10, "30m": 60}  # seconds: short delays for a run of minutes
+WALL_S = 15.0  # limit for decoding one image
 _COMMANDS = {
     "core": ("-m", "tests.storm.core"),
     "ingest": ("-m", "darkroom", "gateway"),
@@ -44,11 +44,11 @@ _START_PATIENCE_S = 240.0
 
 @dataclass(slots=True)
 class World:
-    """What the storm rages in, and the handles of it."""
+    """The running system and its controls."""
 
     folder: Path
     kafka: KafkaSettings
-    files: FilesSettings  # not through the proxy: for those who look
+    files: FilesSettings  # bypasses the proxy, for the checks
     cluster: Cluster
     minio: LocalMinio
     proxy: Proxy
@@ -63,19 +63,19 @@ class World:
         return f"http://127.0.0.1:{self.ports[gateway]}"
 
     def pid(self, name: str) -> int | None:
-        """Return the process id of a supervised process while it runs."""
+        """Return the process id of a supervised process; None if it is not running."""
         return self.supervisor.state(name).pid
 
     def strike_file(self, name: str) -> Path:
-        """Return the file that strikes a process at the point it names."""
+        """Return the file from which a process reads its strike point."""
         return self.folder / "strikes" / name
 
     def read_model_file(self) -> Path:
-        """Return the file that names the read model's trouble."""
+        """Return the file from which the core reads the read model's fault."""
         return self.folder / "read-model"
 
     async def restart_core(self, **more: str) -> None:
-        """Start the core anew, with more settings; return when it works again."""
+        """Restart the core with additional settings; return when its indexer has joined."""
         Path(self.environment[SETTINGS_VARIABLE]).write_text(json.dumps(more))
         before = self.pid("core")
         self.supervisor.kill("core", signal.SIGTERM)
@@ -84,7 +84,7 @@ class World:
         await self.until_members({"indexer": 1})
 
     def log_file(self, name: str) -> Path:
-        """Return where a process writes its log."""
+        """Return the log file of a process."""
         return self.folder / "logs" / f"{name}.log"
 
     def command(self, name: str) -> list[str]:
@@ -105,20 +105,20 @@ class World:
         )
 
     def start_second(self, name: str, **more: str) -> Child:
-        """Start a second worker of an agent, that nobody restarts."""
+        """Start a second, unsupervised worker of an agent."""
         child = Child(self.command(name), log_file=self.log_file(f"{name}-2"), env={**self.environment, **more})
         self.extras.append(child)
         return child
 
     async def members(self) -> dict[str, int]:
-        """Return how many members with partitions each agent's group has, {} while nobody can say."""
+        """Return the number of members with partitions by group; {} if Kafka does not answer."""
         try:
             return await KafkaAdmin(self.kafka).members((*AGENTS, "router"))
         except DependencyUnavailable:
             return {}
 
     async def until_members(self, wanted: dict[str, int], *, patience_s: float = _START_PATIENCE_S) -> bool:
-        """Wait until each of these groups has at least so many members at work; False when it takes too long."""
+        """Wait until each group has at least the wanted number of members; return False on timeout."""
         try:
             async with asyncio.timeout(patience_s):
                 while True:
@@ -129,15 +129,15 @@ class World:
         except TimeoutError:
             return False
 
-    async def until_all_work(self) -> None:
-        """Wait until every group has its worker. Raises RuntimeError, naming who refuses to start or has not joined."""
+    async def until_all_joined(self) -> None:
+        """Wait until every group has a worker. Raises RuntimeError if a process cannot start or has not joined."""
         joining = asyncio.create_task(self.until_members(dict.fromkeys((*AGENTS, "router"), 1)))
         while not joining.done():
             for state in self.supervisor.states().values():
                 if state.exit_code == EXIT_NOT_READY:
                     joining.cancel()
                     last = state.log_file.read_text().strip().splitlines()[-1:]
-                    raise RuntimeError(f"{state.name} refuses to start: {last}")
+                    raise RuntimeError(f"{state.name} cannot start: {last}")
             await asyncio.sleep(0.5)
         if not joining.result():
             raise RuntimeError(f"not every agent has joined its group: {await self.members()}; see {self.folder}/logs")
@@ -155,7 +155,7 @@ class World:
         return found
 
     def left_behind(self) -> list[str]:
-        """Return the processes that still run with this world's settings or on its files."""
+        """Return the running processes with this system's settings or files."""
         found, own = [], str(self.folder)
         for process in psutil.process_iter():
             try:
@@ -169,7 +169,7 @@ class World:
 
 @asynccontextmanager
 async def running_world(folder: Path, models: Path | None, cache: Path) -> AsyncIterator[World]:
-    """Start everything and wait until every group has its worker; at the end nothing is left of it."""
+    """Run the system; yield it once every group has a worker."""
     folder = folder.resolve()
     for name in ("logs", "strikes", "state"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ async def running_world(folder: Path, models: Path | None, cache: Path) -> Async
         stack.callback(lambda: [child.kill() for child in world.extras])
         for name in PROCESSES:
             world.start(name)
-        await world.until_all_work()
+        await world.until_all_joined()
         yield world
 
 
@@ -237,17 +237,17 @@ def _environment(
         "DARKROOM_RETRY__TIERS": str(TIERS).replace("'", '"'),
         "DARKROOM_RETRY__IN_PLACE_TOTAL_S": "1",
         "DARKROOM_BREAKER__OPEN_S": "5",
-        # Poison is part of the storm; the limit has a test of its own.
+        # Malformed events are injected here; the limit has its own test.
         "DARKROOM_LIMIT__SHARE": "0.5",
         "DARKROOM_SANITIZER__DECODE_WALL_S": str(WALL_S),
         "DARKROOM_SANITIZER__DEADLINE_S": "40",
-        # One engine: the storm is about what happens to images, and a worker is to be back soon.
+        # One OCR engine, for a short restart of the worker.
         "DARKROOM_OCR__POLICY": "tesseract",
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
         "DARKROOM_FETCHER__DEADLINE_S": "30",
         "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "10",
         "DARKROOM_LIMITS__UPLOADS": "none",
-        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a busy machine is no reason to turn a test away
+        "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a slow machine must not shed test requests
         "DARKROOM_MODELS__DOWNLOAD": "false",
         "DARKROOM_MODELS__CACHE": str(cache),
         "DARKROOM_MODELS__THREADS": "1",
