@@ -29,7 +29,7 @@ from gateway.apps.embedded import embedded_app
 from gateway.apps.query import query_app
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import open_limits
-from gateway.operations.statistics_cache import open_numbers
+from gateway.operations.statistics_cache import open_statistics_cache
 from gateway.search.feature_batching import Batching, FeatureSettings, open_batching
 from gateway.settings import GatewaySettings
 from streams.concurrency.circuit_breaker import Breakers
@@ -45,7 +45,6 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.retries.dead_letter_listing import DeadLetterListing
 from streams.retries.dead_letters import DeadLetterStore
-from streams.runtime.worker_process import consume
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -110,7 +109,7 @@ async def _answer(
             reconciling=maintenance,
             letters=DeadLetterListing(settings.kafka, DeadLetterStore(settings.kafka, files, events)),
             numbers=await stack.enter_async_context(
-                open_numbers(
+                open_statistics_cache(
                     environment.statistics,
                     files,
                     read_model,
@@ -136,6 +135,9 @@ async def _indexer_in_process(
     settings: Settings, files: FileStore, breakers: Breakers, read_model: ReadModel
 ) -> AsyncIterator[None]:
     """Run the indexer in this process. If it ends early, the process exits and is restarted."""
+    # A query process without an indexer does not load Faust.
+    from streams.runtime.worker_process import consume  # noqa: PLC0415
+
     stage = pipeline.stage("indexer")
     own = pipeline.settings_of(stage)
     check_safe(settings, stage.name, own)

@@ -37,10 +37,10 @@ from streams.topics import AGENTS
 
 log = structlog.get_logger(__name__)
 
-COUNT_S = 15.0  # a dry run counts for so long
-SHOWN = 10  # ids a dry run names
+COUNT_S = 15.0  # time limit of a dry run's count
+SHOWN = 10  # image ids in a dry run's response
 
-AgentName = Annotated[str, Path(description=f"Of: {', '.join(AGENTS)}.")]
+AgentName = Annotated[str, Path(description=f"One of: {', '.join(AGENTS)}.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class Admin:
     settings: GatewaySettings
     files: FileStore
     read_model: ReadModel
-    reconciling: Reconciling | None = None  # None: this process cannot
+    reconciling: Reconciling | None = None  # None: this process has no reconciler
 
     def routes(self) -> APIRouter:
         """Return the routes."""
         refusals = documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        lost = documented(ProblemCode.NOT_FOUND)
+        not_found = documented(ProblemCode.NOT_FOUND)
         router = APIRouter(prefix="/api/v1/admin", tags=["admin"], responses=refusals)
         router.add_api_route(
             "/reprocess",
@@ -76,16 +76,16 @@ class Admin:
             "/reprocess",
             self.jobs,
             dependencies=[requires(Scope.ADMIN)],
-            summary="Every rerun",
+            summary="List reruns",
             response_model_exclude_none=True,
         )
         router.add_api_route(
             "/reprocess/{job_id}",
             self.job,
             dependencies=[requires(Scope.ADMIN)],
-            summary="How far a rerun is",
+            summary="Get a rerun's progress",
             response_model_exclude_none=True,
-            responses=lost,
+            responses=not_found,
         )
         router.add_api_route(
             "/reprocess/{job_id}/cancel",
@@ -94,7 +94,7 @@ class Admin:
             dependencies=[requires(Scope.ADMIN)],
             summary="Stop a rerun",
             response_model_exclude_none=True,
-            responses=lost,
+            responses=not_found,
         )
         if self.reconciling is not None:
             add_reconcile(router, self.reconciling)
@@ -102,7 +102,7 @@ class Admin:
             "/agents",
             self.agents,
             dependencies=[requires(Scope.ADMIN)],
-            summary="Who is paused",
+            summary="List agents and pauses",
             response_model_exclude_none=True,
         )
         router.add_api_route(
@@ -113,7 +113,7 @@ class Admin:
             summary="Pause an agent",
             openapi_extra=described(PauseRequest),
             response_model_exclude_none=True,
-            responses=lost,
+            responses=not_found,
         )
         router.add_api_route(
             "/agents/{name}/resume",
@@ -122,43 +122,43 @@ class Admin:
             dependencies=[requires(Scope.ADMIN)],
             summary="Resume an agent",
             response_model_exclude_none=True,
-            responses=lost,
+            responses=not_found,
         )
         return router
 
     async def reprocess(self, request: Request, response: Response) -> ReprocessView | ReprocessPlan:
-        """Slowly, in the bulk lane: new uploads do not wait for it. What is unchanged is not computed again."""
-        asked = await read_json(request, ReprocessRequest, self.settings)
+        """Rerun a stage in the bulk lane, at a limited rate, behind new uploads. Unchanged results are reused."""
+        requested = await read_json(request, ReprocessRequest, self.settings)
         try:
-            draft = drafted(asked.stage, asked.where, asked.per_second)
+            draft = drafted(requested.stage, requested.where, requested.per_second)
         except ValueError as error:
             field = "where" if isinstance(error, WrongFilter) else "stage"
             raise Problem(
                 ProblemCode.INVALID_FIELD, str(error), (ProblemItem(field=field, detail=str(error)),)
             ) from None
-        if asked.dry_run:
+        if requested.dry_run:
             response.status_code = 200
             return await self._plan(draft)
         job = await bounded(ReprocessJobs(self.files).start(draft), self.settings.storage_timeout_s)
-        log.info("a rerun was asked for", job=job.id, stage=job.stage, where=job.where, per_second=job.per_second)
+        log.info("rerun created", job=job.id, stage=job.stage, where=job.where, per_second=job.per_second)
         response.headers["Location"] = f"{request.url.path}/{job.id}"
         return view(job)
 
     async def jobs(self) -> ReprocessList:
-        """Newest first; of those that have ended, the last hundred."""
+        """List reruns, newest first: all running ones, and the last hundred that ended."""
         jobs = await bounded(ReprocessJobs(self.files).all(), self.settings.storage_timeout_s)
         return ReprocessList(jobs=tuple(map(view, jobs)))
 
     async def job(self, job_id: str) -> ReprocessView:
-        """Images selected, on their way and skipped, the pace, and when all will be on their way."""
+        """Return the numbers of selected, sent and skipped images, the rate, and the estimated time left."""
         return _found(await bounded(ReprocessJobs(self.files).get(job_id), self.settings.storage_timeout_s))
 
     async def cancel(self, job_id: str) -> ReprocessView:
-        """What is on its way already goes on; one that has ended stays as it is."""
+        """Cancel a rerun. Images already sent are still processed; an ended rerun is unchanged."""
         return _found(await bounded(ReprocessJobs(self.files).cancel(job_id), self.settings.storage_timeout_s))
 
     async def agents(self) -> AgentList:
-        """Every agent, and what stops or lessens it."""
+        """List agents, with their pause or degradation."""
         control = Control(self.files)
         paused = {mark.agent: mark for mark in await bounded(control.all(), self.settings.storage_timeout_s)}
         degraded = await bounded(control.degraded(), self.settings.storage_timeout_s)
@@ -174,17 +174,19 @@ class Admin:
         )
 
     async def pause(self, name: AgentName, request: Request) -> AgentList:
-        """It finishes what it works on and takes nothing more; its events wait in Kafka."""
-        asked = await read_json(request, PauseRequest, self.settings)
+        """Pause an agent: it finishes events in progress and consumes no more; its events wait in Kafka."""
+        requested = await read_json(request, PauseRequest, self.settings)
         control = Control(self.files)
-        await bounded(control.pause(_known(name), asked.reason, by="operator"), self.settings.storage_timeout_s)
-        log.warning("an agent is paused", agent=name, reason=asked.reason)
+        await bounded(
+            control.pause(_known_agent(name), requested.reason, by="operator"), self.settings.storage_timeout_s
+        )
+        log.warning("agent paused", agent=name, reason=requested.reason)
         return await self.agents()
 
     async def resume(self, name: AgentName) -> AgentList:
-        """Let it consume again; one that was not paused goes on as it does."""
-        await bounded(Control(self.files).resume(_known(name)), self.settings.storage_timeout_s)
-        log.warning("an agent is resumed", agent=name)
+        """Resume an agent. No effect on one that is not paused."""
+        await bounded(Control(self.files).resume(_known_agent(name)), self.settings.storage_timeout_s)
+        log.warning("agent resumed", agent=name)
         return await self.agents()
 
     async def _plan(self, draft: ReprocessJob) -> ReprocessPlan:
@@ -203,19 +205,19 @@ class Admin:
 
 
 def view(job: ReprocessJob) -> ReprocessView:
-    """Return a job as it is shown."""
+    """Return the public view of a rerun."""
     eta_s = round(job.eta_s, 1) if job.eta_s is not None else None
-    said = job.model_dump() | {"state": job.state.value, "eta_s": eta_s, "rate": round(job.rate, 2)}
-    return ReprocessView.model_validate(said)
+    fields = job.model_dump() | {"state": job.state.value, "eta_s": eta_s, "rate": round(job.rate, 2)}
+    return ReprocessView.model_validate(fields)
 
 
 def _found(job: ReprocessJob | None) -> ReprocessView:
     if job is None:
-        raise Problem(ProblemCode.NOT_FOUND, "There is no rerun of that id.")
+        raise Problem(ProblemCode.NOT_FOUND, "No rerun has this id.")
     return view(job)
 
 
-def _known(agent: str) -> str:
+def _known_agent(agent: str) -> str:
     if agent not in AGENTS:
-        raise Problem(ProblemCode.NOT_FOUND, f"There is no such agent; there are {', '.join(AGENTS)}.")
+        raise Problem(ProblemCode.NOT_FOUND, f"The agent must be one of: {', '.join(AGENTS)}.")
     return agent

@@ -1,4 +1,4 @@
-"""API keys over HTTP, for operators: made, listed, revoked. The secret of a key is answered once, when it is made."""
+"""API keys over HTTP, for operators: create, list, revoke. A key's secret is returned once, at creation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdminKeys:
-    """The endpoints for keys."""
+    """The API key endpoints."""
 
     settings: GatewaySettings
     files: FileStore
@@ -43,7 +43,7 @@ class AdminKeys:
             methods=["POST"],
             status_code=201,
             dependencies=[requires(Scope.ADMIN)],
-            summary="Make an API key",
+            summary="Create an API key",
             response_model_exclude_none=True,
             openapi_extra=described(NewKey),
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.TOO_MANY_KEYS),
@@ -52,7 +52,7 @@ class AdminKeys:
             "",
             self.keys,
             dependencies=[requires(Scope.ADMIN)],
-            summary="Every API key",
+            summary="List API keys",
             response_model_exclude_none=True,
         )
         router.add_api_route(
@@ -67,33 +67,33 @@ class AdminKeys:
         return router
 
     async def create(self, request: Request, identity: Who) -> KeyCreated:
-        """The answer has the key, which is shown this once: what is stored of it cannot be turned back."""
-        asked = await read_json(request, NewKey, self.settings)
-        if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
-            item = ProblemItem(field="expires_at", detail="it must be in the future")
+        """Create a key and return its secret, once: only a hash of it is stored."""
+        requested = await read_json(request, NewKey, self.settings)
+        if requested.expires_at is not None and requested.expires_at <= datetime.now(UTC):
+            item = ProblemItem(field="expires_at", detail="must be in the future")
             raise Problem(ProblemCode.INVALID_FIELD, f"{item.field}: {item.detail}", (item,))
         try:
-            key, secret = await bounded(ApiKeys(self.files).create(asked), self.settings.storage_timeout_s)
+            key, secret = await bounded(ApiKeys(self.files).create(requested), self.settings.storage_timeout_s)
         except TooManyKeys as error:
-            raise Problem(ProblemCode.TOO_MANY_KEYS, f"No key was made: {error}.") from None
-        log.info("an API key was made", key_id=key.id, owner=key.owner, scopes=sorted(key.scopes), by=identity.name)
+            raise Problem(ProblemCode.TOO_MANY_KEYS, f"The key was not created: {error}.") from None
+        log.info("API key created", key_id=key.id, owner=key.owner, scopes=sorted(key.scopes), by=identity.name)
         return KeyCreated(**view(key).model_dump(), key=secret)
 
     async def keys(self) -> KeyList:
-        """Without their secrets, oldest first; those that have expired or were revoked too."""
+        """List keys without their secrets, oldest first, including expired and revoked ones."""
         found = await bounded(ApiKeys(self.files).all(), self.settings.storage_timeout_s)
         keys = sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.id))
         return KeyList(keys=tuple(map(view, keys)))
 
     async def revoke(self, key_id: str, identity: Who) -> KeyView:
-        """Every gateway refuses it within seconds, for good. Again is harmless."""
+        """Revoke a key permanently; every gateway rejects it within seconds. Idempotent."""
         key = await bounded(ApiKeys(self.files).revoke(key_id), self.settings.storage_timeout_s)
         if key is None:
-            raise Problem(ProblemCode.NOT_FOUND, "There is no API key of that id.")
-        log.info("an API key was revoked", key_id=key.id, owner=key.owner, by=identity.name)
+            raise Problem(ProblemCode.NOT_FOUND, "No API key has this id.")
+        log.info("API key revoked", key_id=key.id, owner=key.owner, by=identity.name)
         return view(key)
 
 
 def view(key: ApiKey) -> KeyView:
-    """Return a key as it is shown."""
+    """Return the public view of a key."""
     return KeyView.model_validate({**key.model_dump(), "scopes": sorted(key.scopes), "state": key.state})

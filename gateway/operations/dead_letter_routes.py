@@ -1,6 +1,6 @@
-"""Dead letters over HTTP: what was given up on, why, and what to do with it. The same as `darkroom dead-letters`.
+"""Dead letters over HTTP: list, show, replay and discard, as `darkroom dead-letters` does.
 
-Nothing of an event's body is shown unless it is asked for, of one letter, and of a deleted image never.
+An event's body is returned only on request, for one dead letter, and never for a deleted image.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from streams.topics import GIVES_UP
 log = structlog.get_logger(__name__)
 
 PATH = "/api/v1/admin/dead-letters"
-READ_S = 60.0  # for a page of letters
-ACT_S = 20.0  # after so long a request does not begin with another letter, and says where to go on
-_AGENTS = f"of: {', '.join(GIVES_UP)}"
+READ_S = 60.0  # timeout of one page
+ACT_S = 20.0  # after this time a request starts no further letter and returns a cursor
+_AGENTS = f"one of: {', '.join(GIVES_UP)}"
 
 Act = Callable[[DeadLetter], Awaitable[str]]
 AgentName = Annotated[str, Path(description=_AGENTS)]
@@ -57,10 +57,10 @@ AgentName = Annotated[str, Path(description=_AGENTS)]
 
 @dataclass(frozen=True, slots=True)
 class AdminLetters:
-    """The endpoints about dead letters."""
+    """The dead letter endpoints."""
 
     settings: GatewaySettings
-    letters: DeadLetterListing | None  # None: this process cannot
+    letters: DeadLetterListing | None  # None: this process reads none
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -70,7 +70,7 @@ class AdminLetters:
             "",
             self.page,
             dependencies=[requires(Scope.ADMIN)],
-            summary="Dead letters",
+            summary="List dead letters",
             response_model_exclude_none=True,
         )
         router.add_api_route(
@@ -78,7 +78,7 @@ class AdminLetters:
             self.replay,
             methods=["POST"],
             dependencies=[requires(Scope.ADMIN)],
-            summary="Give dead letters another life",
+            summary="Replay dead letters",
             openapi_extra=described(ReplayRequest),
             response_model_exclude_none=True,
         )
@@ -87,7 +87,7 @@ class AdminLetters:
             self.discard,
             methods=["POST"],
             dependencies=[requires(Scope.ADMIN)],
-            summary="Set dead letters aside",
+            summary="Discard dead letters",
             openapi_extra=described(DiscardRequest),
             response_model_exclude_none=True,
         )
@@ -95,7 +95,7 @@ class AdminLetters:
             "/{agent}/{letter_id}",
             self.one,
             dependencies=[requires(Scope.ADMIN)],
-            summary="One dead letter",
+            summary="Get a dead letter",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND),
         )
@@ -109,13 +109,14 @@ class AdminLetters:
         code: Annotated[str | None, Query(max_length=64)] = None,
         image_id: Annotated[str | None, Query(max_length=64)] = None,
         since: Annotated[
-            str | None, Query(description="died then or later", json_schema_extra={"format": "date-time"})
+            str | None,
+            Query(description="dead-lettered since this time", json_schema_extra={"format": "date-time"}),
         ] = None,
-        handled: Annotated[bool, Query(description="those that were dealt with too")] = False,
+        handled: Annotated[bool, Query(description="include replayed, discarded and erased ones")] = False,
         limit: Annotated[int, Query(ge=1, le=MAX_LETTERS)] = LETTERS,
         cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
     ) -> LetterPage:
-        """By agent, partition and offset; an empty page with a `next_cursor` found nothing yet and was not done."""
+        """List dead letters by agent, partition and offset. An empty page with a `next_cursor` is not the last one."""
         died = read_time(since, "since")
         wanted = Selection(code, image_id, None, _text(died))
         found = await self._page(_agents(agent), wanted, cursor=cursor, limit=limit, handled=handled)
@@ -130,47 +131,47 @@ class AdminLetters:
         self,
         agent: AgentName,
         letter_id: Annotated[str, Path(pattern=LETTER_PATTERN)],
-        payload: Annotated[bool, Query(description="with the event's body")] = False,
+        payload: Annotated[bool, Query(description="include the event's body")] = False,
     ) -> LetterDetail:
-        """Headers, reason and stack; the body if it is asked for. Of a deleted image: that it is there."""
+        """Return headers, reason and stack, with `payload` the body. For a deleted image only that it exists."""
         partition, _, offset = letter_id.partition("-")
         letter = None
         if agent in GIVES_UP:
-            letter = await bounded(self._office().one(agent, int(partition), int(offset)), READ_S)
+            letter = await bounded(self._listing().one(agent, int(partition), int(offset)), READ_S)
         if letter is None:
-            raise Problem(ProblemCode.NOT_FOUND, "There is no dead letter of that agent and id.")
+            raise Problem(ProblemCode.NOT_FOUND, "No dead letter of this agent has this id.")
         headers = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.record.headers}
         body = (letter.record.value or b"").decode("utf-8", "replace") if payload else None
         if payload:
-            log.info("a dead letter's body was read", agent=agent, letter=letter_id)
+            log.info("dead letter body read", agent=agent, letter=letter_id)
         return LetterDetail(**_view(letter).model_dump(), headers=headers, payload=body)
 
     async def replay(self, request: Request) -> LetterActs:
-        """Into their agent's retry topic. Dry run unless told otherwise; each letter once; no more than three lives."""
-        asked = await read_json(request, ReplayRequest, self.settings)
+        """Send dead letters to their agent's retry topic, each once; an event at most three times. Default: dry run."""
+        requested = await read_json(request, ReplayRequest, self.settings)
 
         async def act(letter: DeadLetter) -> str:
-            done = await self._office().store.replay_one(letter, dry_run=asked.dry_run)
+            done = await self._listing().store.replay_one(letter, dry_run=requested.dry_run)
             if done == "replayed":
-                await asyncio.sleep(1 / asked.per_second)
+                await asyncio.sleep(1 / requested.per_second)
             return done
 
-        return await self._act(asked, act)
+        return await self._act(requested, act)
 
     async def discard(self, request: Request) -> LetterActs:
-        """They leave the list and are never replayed; when and why stays on record. Dry run unless told otherwise."""
-        asked = await read_json(request, DiscardRequest, self.settings)
+        """Mark dead letters as discarded, with time and reason; they are not listed or replayed. Default: dry run."""
+        requested = await read_json(request, DiscardRequest, self.settings)
 
         async def act(letter: DeadLetter) -> str:
-            return await self._office().store.discard_one(letter, reason=asked.reason, dry_run=asked.dry_run)
+            return await self._listing().store.discard_one(letter, reason=requested.reason, dry_run=requested.dry_run)
 
-        return await self._act(asked, act)
+        return await self._act(requested, act)
 
-    async def _act(self, asked: LetterFilter, act: Act) -> LetterActs:
-        if asked.letter_id is not None and asked.agent is None:
-            raise _invalid("agent", "Name the agent whose letter it is.")
-        wanted = Selection(asked.code, asked.image_id, asked.letter_id, _text(asked.since))
-        found = await self._page(_agents(asked.agent), wanted, cursor=asked.cursor, limit=asked.limit)
+    async def _act(self, requested: LetterFilter, act: Act) -> LetterActs:
+        if requested.letter_id is not None and requested.agent is None:
+            raise _invalid_field("agent", "is required with letter_id")
+        wanted = Selection(requested.code, requested.image_id, requested.letter_id, _text(requested.since))
+        found = await self._page(_agents(requested.agent), wanted, cursor=requested.cursor, limit=requested.limit)
         acts: list[LetterAct] = []
         following, until = found.next, time.monotonic() + ACT_S
         for letter in found.letters:
@@ -179,22 +180,23 @@ class AdminLetters:
                 break
             done = await bounded(act(letter), self.settings.storage_timeout_s + self.settings.delivery_timeout_s)
             acts.append(LetterAct.model_validate({**_view(letter).model_dump(), "act": done}))
-            if not asked.dry_run:
-                log.warning("a dead letter was dealt with", agent=letter.agent, letter=letter.id, act=done)
-        return LetterActs(dry_run=asked.dry_run, acts=tuple(acts), next_cursor=_cursor(following))
+            if not requested.dry_run:
+                event = f"dead letter {done}" if done in ("replayed", "discarded") else "dead letter unchanged"
+                log.warning(event, agent=letter.agent, letter=letter.id, act=done)
+        return LetterActs(dry_run=requested.dry_run, acts=tuple(acts), next_cursor=_cursor(following))
 
     async def _page(
         self, agents: tuple[str, ...], wanted: Selection, *, cursor: str | None, limit: int, handled: bool = False
     ) -> Page:
         place = _place(cursor, agents)
-        page = self._office().page(agents, wanted, place=place, limit=limit, handled=handled)
+        page = self._listing().page(agents, wanted, place=place, limit=limit, handled=handled)
         return await bounded(page, READ_S)
 
-    def _office(self) -> DeadLetterListing:
+    def _listing(self) -> DeadLetterListing:
         if self.letters is None:
             raise Problem(
                 ProblemCode.DEPENDENCY_UNAVAILABLE,
-                "This process does not read dead letters.",
+                "This process reads no dead letters.",
                 headers={"Retry-After": str(self.settings.retry_after_s)},
             )
         return self.letters
@@ -224,36 +226,36 @@ def _agents(agent: str | None) -> tuple[str, ...]:
     if agent is None:
         return GIVES_UP
     if agent not in GIVES_UP:
-        raise _invalid("agent", f"Name one {_AGENTS}.")
+        raise _invalid_field("agent", f"must be {_AGENTS}")
     return (agent,)
 
 
 def _text(at: datetime | None) -> str | None:
-    """Return a time as letters carry it, so that the texts compare as the times do."""
+    """Return a time in the format of dead letters, whose text order is the time order."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at is not None else None
 
 
 def _cursor(place: Place | None) -> str | None:
     if place is None:
         return None
-    said = f"{place.agent}.{place.partition}.{place.offset}"
-    return base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
+    text = f"{place.agent}.{place.partition}.{place.offset}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def _place(cursor: str | None, agents: tuple[str, ...]) -> Place | None:
     if cursor is None:
         return None
     try:
-        said = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
-        agent, partition, offset = said.split(".")
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+        agent, partition, offset = text.split(".")
         place = Place(agent, int(partition), int(offset))
     except (binascii.Error, ValueError):
         place = None
     if place is None or place.agent not in agents or _cursor(place) != cursor:
-        detail = "Give `next_cursor` as it was answered, with the same agent."
+        detail = "Send `next_cursor` unchanged, with the same agent."
         raise Problem(ProblemCode.INVALID_CURSOR, detail, (ProblemItem(field="cursor", detail=detail),))
     return place
 
 
-def _invalid(where: str, detail: str) -> Problem:
+def _invalid_field(where: str, detail: str) -> Problem:
     return Problem(ProblemCode.INVALID_FIELD, f"{where}: {detail}", (ProblemItem(field=where, detail=detail),))

@@ -1,4 +1,4 @@
-"""Failures: images that could not be processed, and why; for operators, the way to their dead letters."""
+"""Failed images with their reasons and, for operators, links to their dead letters."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PATH = "/api/v1/health/failed"
 MAX_FAILED, FAILED = 200, 20
 _FAILED = Filters(state=ImageState.FAILED)
 
-AnonymousAuthenticator = Annotated[
-    bool | None, Query(description="of every owner (scope `admin`); absent: with that scope of everybody")
+AllOwners = Annotated[
+    bool | None, Query(description="include all owners (scope `admin`); default: true with that scope")
 ]
 
 
-def whose(identity: Identity, everybody: bool | None) -> str | None:
-    """Return whose images are meant, None for everybody's. Raises Problem when the caller may not see those."""
+def owner_filter(identity: Identity, everybody: bool | None) -> str | None:
+    """Return the owner to filter by, None for all owners. Raises Problem (403) without the scope `admin`."""
     if everybody is None:
         everybody = Scope.ADMIN in identity.scopes
     if everybody and Scope.ADMIN not in identity.scopes:
@@ -44,7 +44,7 @@ def whose(identity: Identity, everybody: bool | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The endpoint that names failed images."""
+    """The endpoint that lists failed images."""
 
     settings: GatewaySettings
     read_model: ReadModel
@@ -57,7 +57,7 @@ class Failures:
             PATH,
             self.failed,
             dependencies=[requires(Scope.READ)],
-            summary="Images that could not be processed",
+            summary="List failed images",
             response_model_exclude_none=True,
             responses=documented(
                 ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE
@@ -71,11 +71,11 @@ class Failures:
         response: Response,
         identity: Who,
         limit: Annotated[int, Query(ge=1, le=MAX_FAILED)] = FAILED,
-        everybody: AnonymousAuthenticator = None,
+        everybody: AllOwners = None,
         cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
     ) -> FailedPage:
-        """The caller's, newest first; with the scope `admin` those of every owner, each with its dead letters."""
-        owner = whose(identity, everybody)
+        """List the caller's failed images, newest first; with the scope `admin` all owners', with dead letter links."""
+        owner = owner_filter(identity, everybody)
         listing = {"failed": owner or "", "everybody": owner is None}
         page = self.read_model.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing))
         records = await bounded(page, self.settings.query_timeout_s)
@@ -84,19 +84,19 @@ class Failures:
         if following:
             query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
             response.headers["Link"] = f'<{base}{PATH}?{urlencode([*query, ("cursor", following)])}>; rel="next"'
-        shown = await self.lookup.shown(records[:limit])
+        visible = await self.lookup.shown(records[:limit])
         operator = Scope.ADMIN in identity.scopes
-        images = tuple(_failed(record, base, with_owner=owner is None, operator=operator) for record in shown)
+        images = tuple(_failed(record, base, with_owner=owner is None, operator=operator) for record in visible)
         return FailedPage(images=images, next_cursor=following)
 
 
 def _failed(record: ImageRecord, base: str, *, with_owner: bool, operator: bool) -> FailedImage:
-    given_up = {
+    failed = {
         name: stage.reason or ErrorCode.INTERNAL_ERROR.value
         for name, stage in record.stages.items()
         if stage.state is StageState.FAILED
     }
-    ended = sorted((record.stages[name].finished_at or "~", name) for name in given_up)
+    ended = sorted((record.stages[name].finished_at or "~", name) for name in failed)
     job_id = job_id_of(record.image_id, record.generation)
     letters = f"{base}/api/v1/admin/dead-letters?{urlencode({'image_id': record.image_id})}"
     return FailedImage(
@@ -106,7 +106,7 @@ def _failed(record: ImageRecord, base: str, *, with_owner: bool, operator: bool)
         code=record.error_code or ErrorCode.INTERNAL_ERROR,
         message=record.error_message or "",
         stage=ended[0][1] if ended else None,
-        stages=given_up,
+        stages=failed,
         submitted_at=record.submitted_at,
         failed_at=record.finished_at,
         status_url=f"{base}/api/v1/images/jobs/{job_id}",
@@ -120,5 +120,5 @@ def _place(cursor: str | None, listing: dict[str, object]) -> str | None:
     try:
         return place_of(cursor, listing)
     except ValueError:
-        detail = "Give `next_cursor` as it was answered, with the filters of the page it came with."
+        detail = "Send `next_cursor` unchanged, with the filters of the page that returned it."
         raise Problem(ProblemCode.INVALID_CURSOR, detail, (ProblemItem(field="cursor", detail=detail),)) from None

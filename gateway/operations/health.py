@@ -1,4 +1,4 @@
-"""Readiness: every part proves that it works, all at once, within a bound, not more often than it must."""
+"""Readiness: checks all parts in parallel, with a timeout, and caches the result."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _BREAKERS = {State.CLOSED: "closed", State.HALF_OPEN: "half-open", State.OPEN: "
 
 @dataclass(slots=True)
 class Parts:
-    """A Readiness made of parts. One that raises or takes too long does not work; why is logged, not told."""
+    """A Readiness made of parts. A check that raises or times out fails; the cause is logged, not published."""
 
     parts: Mapping[str, Part]
     timeout_s: float
     cache_s: float = 0.0
-    breakers: Mapping[str, BreakerState] = field(default_factory=dict)  # of those parts that have one
+    breakers: Mapping[str, BreakerState] = field(default_factory=dict)  # of parts that have one
     _known: dict[str, PartHealth] = field(default_factory=dict)
     _known_at: float = float("-inf")
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -43,30 +43,30 @@ class Parts:
         """See Readiness."""
         async with self._lock:
             if time.monotonic() - self._known_at > self.cache_s:
-                answers = await asyncio.gather(*(self._ask(name, part) for name, part in self.parts.items()))
+                answers = await asyncio.gather(*(self._check_part(name, part) for name, part in self.parts.items()))
                 self._known = dict(zip(self.parts, answers, strict=True))
                 self._known_at = time.monotonic()
             return dict(self._known)
 
-    async def _ask(self, name: str, part: Part) -> PartHealth:
+    async def _check_part(self, name: str, part: Part) -> PartHealth:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s):
                 ok, detail = await part()
-        except Exception as error:  # whatever it is, this part does not work
+        except Exception as error:  # any error means that the part is not ready
             log.warning("%s is not ready", name, extra={"error": repr(error)})
             ok, detail = False, "does not answer"
         latency_ms = round((time.monotonic() - began) * 1000, 1)
         breaker = self.breakers[name]() if name in self.breakers else None
         state = "down" if not ok else "degraded" if breaker not in (None, State.CLOSED) else "ok"
-        said = _BREAKERS[breaker] if breaker is not None else None
+        breaker_state = _BREAKERS[breaker] if breaker is not None else None
         return PartHealth.model_validate(
-            {"ok": ok, "detail": detail, "state": state, "latency_ms": latency_ms, "breaker": said}
+            {"ok": ok, "detail": detail, "state": state, "latency_ms": latency_ms, "breaker": breaker_state}
         )
 
 
 def files_part(files: FileStore) -> Part:
-    """Return the part that proves objects can be written and read."""
+    """Return a check that writes and reads an object."""
 
     async def check() -> tuple[bool, str]:
         await files.check()
@@ -76,7 +76,7 @@ def files_part(files: FileStore) -> Part:
 
 
 def read_model_part(read_model: ReadModel) -> Part:
-    """Return the part that proves the read model answers."""
+    """Return a check that queries the read model."""
 
     async def check() -> tuple[bool, str]:
         await read_model.check()
@@ -86,47 +86,50 @@ def read_model_part(read_model: ReadModel) -> Part:
 
 
 def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | None = None) -> APIRouter:
-    """Return the routes that say how the system does. What can be done without degrades; it never makes unready."""
+    """Return the health routes. Optional parts can degrade the system but never make it unready."""
     router = APIRouter(tags=["operation"])
 
-    async def look() -> Health:
+    async def check() -> Health:
         found = await readiness.check()
         ready = all(part.ok for part in found.values())
         found |= {name: _optional(*answer) for name, answer in _optional_parts(limits, encoder).items()}
-        well = all(part.ok and part.state != "degraded" for part in found.values())
-        status = "ok" if well else "degraded" if ready else "unready"
+        healthy = all(part.ok and part.state != "degraded" for part in found.values())
+        status = "ok" if healthy else "degraded" if ready else "unready"
         return Health(status=status, ready=ready, version=version(), parts=found)
 
     @router.get("/health/live", dependencies=[public()], summary="Is this process alive")
     async def live() -> dict[str, str]:
-        """Answer as long as the event loop turns; asks nobody else."""
+        """Respond while the event loop runs; checks no dependency."""
         return {"status": "ok"}
 
     @router.get(
         "/health/ready",
         dependencies=[public()],
-        summary="Would an upload be carried to its end",
-        responses={503: {"model": Health, "description": "not now"}},
+        summary="Readiness: can uploads be processed completely",
+        responses={503: {"model": Health, "description": "not ready"}},
         response_model_exclude_none=True,
     )
     async def ready(response: Response) -> Health:
-        """200 only when every part works that an upload needs from here to its end."""
-        health = await look()
+        """200 only when every part that the processing of an upload needs is ready."""
+        health = await check()
         response.status_code = 200 if health.ready else 503
         return health
 
     @router.get(
-        "/api/v1/health", dependencies=[public()], summary="How every part does", response_model_exclude_none=True
+        "/api/v1/health",
+        dependencies=[public()],
+        summary="Get the health of every part",
+        response_model_exclude_none=True,
     )
     async def health() -> Health:
-        """Always 200: for people and dashboards."""
-        return await look()
+        """Return the health of every part, always with status 200: for people and dashboards."""
+        return await check()
 
     return router
 
 
 def _optional_parts(limits: Limits, encoder: TextEncoder | None) -> dict[str, tuple[bool, str]]:
-    """Return the state of parts whose absence degrades the system but never makes it unready."""
+    """Return the state of parts whose failure degrades the system but never makes it unready."""
     found = {"limits": limits.available()}
     if encoder is not None:
         found["search-by-meaning"] = encoder.available()

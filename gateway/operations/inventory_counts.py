@@ -1,4 +1,4 @@
-"""The census: what images and objects there are, counted in the background, a bounded number, at a bounded pace."""
+"""Inventory counts: images and objects, counted in the background, bounded in number and pace."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ KINDS = {
     "erasures": "erasures/",
     "dead-letter-marks": "dead-letters/",
 }
-"""What is stored, and under which prefix."""
+"""Kinds of objects and their key prefixes."""
 
-_PAGE = 200  # records read at once
-_BREATH = 500  # objects listed between two pauses
-_MAX_OWNERS = 10_000  # whose numbers are kept apart
+_PAGE = 200  # records per query
+_OBJECTS_PER_PAUSE = 500  # listed objects between two pauses
+_MAX_OWNERS = 10_000  # counted separately
 
 
-class Refreshed(Generic[T]):
-    """A value that is made anew when somebody asks and it is old; whoever asks is not kept waiting for it for long."""
+class CachedValue(Generic[T]):
+    """A value that is refreshed in the background on demand; callers wait for it only for a bounded time."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], *, every_s: float, stale_s: float) -> None:
-        """Make a value again after `every_s`; one older than `stale_s` is worth waiting for."""
+        """Refresh the value at most every `every_s`; callers wait only for one older than `stale_s`."""
         self._make = make
         self._every_s = every_s
         self._stale_s = stale_s
@@ -51,7 +51,7 @@ class Refreshed(Generic[T]):
         self._making: asyncio.Task[None] | None = None
 
     async def get(self, wait_s: float) -> T | None:
-        """Return the value; None when there is none yet after waiting for so long."""
+        """Return the value, None if there is none after `wait_s`."""
         if self._making is None or (self._making.done() and time.monotonic() - self._begun_at >= self._every_s):
             self._begun_at = time.monotonic()
             self._making = asyncio.create_task(self._renew())
@@ -60,7 +60,7 @@ class Refreshed(Generic[T]):
         return self._value
 
     async def close(self) -> None:
-        """Stop making it."""
+        """Cancel a refresh in progress."""
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
@@ -69,26 +69,26 @@ class Refreshed(Generic[T]):
         try:
             self._value = await self._make()
             self._made_at = time.monotonic()
-        except Exception as error:  # whatever it is, the value stays as it was, and is tried again
-            log.warning("statistics could not be made", extra={"error": repr(error)})
+        except Exception as error:  # the old value stays and the next request retries
+            log.warning("statistics refresh failed", extra={"error": repr(error)})
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How much is looked at, and how fast: for each second of work, seconds of rest."""
+class ScanPace:
+    """The limit of a scan, and its pace: `rest` seconds of pause per second of work."""
 
     most: int
     rest: float
-    timeout_s: float  # of one call
+    timeout_s: float  # per call
 
-    async def breathe(self, began: float) -> None:
-        """Rest after the work since then."""
+    async def pause(self, began: float) -> None:
+        """Pause in proportion to the time since `began`."""
         await asyncio.sleep(self.rest * (time.monotonic() - began))
 
 
 @dataclass(slots=True)
-class Totals:
-    """Of one owner, or of everybody."""
+class InventoryCounts:
+    """Counts of one owner's images and objects, or of all owners'."""
 
     images: int = 0
     stages: Counter[tuple[str, str]] = field(default_factory=Counter)  # stage, state
@@ -104,13 +104,13 @@ class Totals:
             for name in record.required:
                 if name not in record.stages:
                     self.stages[name, StageState.PENDING.value] += 1
-        self._hold("originals", record.original)
+        self._add_object("originals", record.original)
         for ref in (record.master, *(rendition.object for rendition in record.renditions)):
-            self._hold("images", ref)
+            self._add_object("images", ref)
         for stage in record.stages.values():
-            self._hold("results", stage.result)
+            self._add_object("results", stage.result)
 
-    def _hold(self, kind: str, ref: ObjectRef | None) -> None:
+    def _add_object(self, kind: str, ref: ObjectRef | None) -> None:
         if ref is not None:
             self.objects[kind] += 1
             self.bytes[kind] += ref.size
@@ -118,63 +118,63 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What the read model has."""
+    """Counts of the read model's records."""
 
-    everybody: Totals
-    by_owner: dict[str, Totals]
+    all_owners: InventoryCounts
+    by_owner: dict[str, InventoryCounts]
     complete: bool
     as_of: str
 
-    def of(self, owner: str | None) -> Totals:
-        """Return the totals of one owner, or of everybody."""
-        return self.everybody if owner is None else self.by_owner.get(owner, Totals())
+    def of(self, owner: str | None) -> InventoryCounts:
+        """Return the counts of one owner, or of all owners (None)."""
+        return self.all_owners if owner is None else self.by_owner.get(owner, InventoryCounts())
 
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """What the store has: kind -> objects and bytes."""
+    """Counts of the object store: kind -> objects and bytes."""
 
     kinds: dict[str, tuple[int, int]]
     complete: bool
     as_of: str
 
 
-async def count_records(read_model: ReadModel, pace: Pace) -> Records:
-    """Look at the newest records of all owners."""
-    everybody, by_owner = Totals(), dict[str, Totals]()
+async def count_records(read_model: ReadModel, pace: ScanPace) -> Records:
+    """Count the newest records of all owners, up to `pace.most`."""
+    all_owners, by_owner = InventoryCounts(), dict[str, InventoryCounts]()
     beyond: str | None = None
-    folded = False
-    while everybody.images < pace.most:
+    truncated = False
+    while all_owners.images < pace.most:
         began = time.monotonic()
         page = await bounded(read_model.page(None, Filters(), limit=_PAGE, beyond=beyond), pace.timeout_s)
         for record in page:
-            everybody.add(record)
+            all_owners.add(record)
             if record.owner in by_owner or len(by_owner) < _MAX_OWNERS:
-                by_owner.setdefault(record.owner, Totals()).add(record)
+                by_owner.setdefault(record.owner, InventoryCounts()).add(record)
             else:
-                folded = True
+                truncated = True
         if len(page) < _PAGE:
-            return Records(everybody, by_owner, not folded, now())
+            return Records(all_owners, by_owner, not truncated, now())
         beyond = page[-1].image_id
-        await pace.breathe(began)
-    return Records(everybody, by_owner, False, now())
+        await pace.pause(began)
+    return Records(all_owners, by_owner, False, now())
 
 
-async def count_objects(files: FileStore, pace: Pace) -> Objects:
-    """Walk what is stored, kind by kind, each up to the same bound."""
+async def count_objects(files: FileStore, pace: ScanPace) -> Objects:
+    """Count stored objects and their bytes, up to `pace.most` of each kind."""
     kinds: dict[str, tuple[int, int]] = {}
     complete = True
     for kind, prefix in KINDS.items():
         count = size = 0
         began = time.monotonic()
-        walk = aiter(files.list(prefix))
-        while (info := await bounded(anext(walk, None), pace.timeout_s)) is not None:
+        objects = aiter(files.list(prefix))
+        while (info := await bounded(anext(objects, None), pace.timeout_s)) is not None:
             count, size = count + 1, size + info.size
             if count >= pace.most:
                 complete = False
                 break
-            if count % _BREATH == 0:
-                await pace.breathe(began)
+            if count % _OBJECTS_PER_PAUSE == 0:
+                await pace.pause(began)
                 began = time.monotonic()
         kinds[kind] = (count, size)
     return Objects(kinds, complete, now())

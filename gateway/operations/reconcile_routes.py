@@ -1,4 +1,4 @@
-"""Looking over everything at once, for whoever runs the system: what is overdue, what is gone, what was done."""
+"""Reconciliation on demand, for operators: finds overdue work and missing objects, and repairs them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from schemas.http.reconciliation import ReconcileReport
 
 
 def add_reconcile(router: APIRouter, reconciling: Reconciling) -> None:
-    """Add the route to those of the operators.
+    """Add the route to the admin router.
 
-    A router included in another would not know its whole path, by which it is permitted and counted.
+    In a router of its own the route would lack its full path, which permissions and metrics use.
     """
 
-    @router.post("/reconcile", dependencies=[requires(Scope.ADMIN)], summary="Find what is overdue, and lead it on")
+    @router.post("/reconcile", dependencies=[requires(Scope.ADMIN)], summary="Find and resend overdue work")
     async def reconcile(
-        dry_run: Annotated[bool, Query(description="change nothing, and say what would be done")] = True,
+        dry_run: Annotated[bool, Query(description="change nothing; report what would be done")] = True,
     ) -> ReconcileReport:
-        """Every unfinished image, every object of a completed one. Takes as long as there are many."""
+        """Check every unfinished image and the objects of every completed one. Duration grows with their number."""
         return await reconciling.reconcile(dry_run=dry_run)

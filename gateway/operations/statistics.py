@@ -1,7 +1,7 @@
-"""Statistics: how many images there are, how fast they come and end, what waits, and what all of it takes.
+"""Statistics: images by state, rates, stages, storage and queues.
 
-Numbers of everybody are for the scope `admin`; everybody else is told their own. What costs much to count is counted
-in the background, from time to time, and says when; what cannot be counted in time is left out, and nothing fails.
+Callers get the statistics of their own images, with the scope `admin` those of all owners. Expensive counts are made
+periodically in the background and carry their time (`as_of`); a count that is not ready is omitted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
-from gateway.operations.failures import AnonymousAuthenticator, whose
+from gateway.operations.failures import AllOwners, owner_filter
 from gateway.operations.inventory_counts import Objects, Records
 from gateway.operations.statistics_cache import StatisticsCache
 from gateway.settings import GatewaySettings
@@ -34,11 +34,11 @@ _UNFINISHED = Filters(state=ImageState.PROCESSING)
 
 @dataclass(frozen=True, slots=True)
 class HealthStatistics:
-    """The endpoint that tells the numbers."""
+    """The statistics endpoint."""
 
     settings: GatewaySettings
     read_model: ReadModel
-    numbers: StatisticsCache | None  # None: this process cannot
+    numbers: StatisticsCache | None  # None: this process collects none
 
     def routes(self) -> APIRouter:
         """Return the route."""
@@ -47,19 +47,19 @@ class HealthStatistics:
             PATH,
             self.statistics,
             dependencies=[requires(Scope.READ)],
-            summary="How much there is, and how fast it goes",
+            summary="Get statistics of images, stages, storage and queues",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
         return router
 
-    async def statistics(self, identity: Who, everybody: AnonymousAuthenticator = None) -> Statistics:
-        """Of the caller's images; with the scope `admin`, of everybody's, with storage and queues."""
-        owner = whose(identity, everybody)
+    async def statistics(self, identity: Who, everybody: AllOwners = None) -> Statistics:
+        """Return statistics of the caller's images; with the scope `admin` of all images, with storage and queues."""
+        owner = owner_filter(identity, everybody)
         if self.numbers is None:
             raise Problem(
                 ProblemCode.DEPENDENCY_UNAVAILABLE,
-                "This process does not count.",
+                "This process collects no statistics.",
                 headers={"Retry-After": str(self.settings.retry_after_s)},
             )
         wait_s = self.numbers.settings.wait_s
@@ -70,8 +70,8 @@ class HealthStatistics:
             ),
             self.numbers.rates(owner),
             self.numbers.records.get(wait_s),
-            self.numbers.objects.get(wait_s) if owner is None else _nothing(),
-            self.numbers.queues.get(wait_s) if owner is None else _nothing(),
+            self.numbers.objects.get(wait_s) if owner is None else _none(),
+            self.numbers.queues.get(wait_s) if owner is None else _none(),
         )
         return Statistics(
             of="everybody" if owner is None else "owner",
@@ -79,19 +79,19 @@ class HealthStatistics:
             oldest_unfinished=_oldest(oldest[0]) if oldest else None,
             rates=rates,
             stages=_stages(records, owner),
-            storage=_stored(objects) if owner is None else _named(records, owner),
+            storage=_storage_of_all(objects) if owner is None else _storage_of_owner(records, owner),
             queues={name: QueueView(waiting=count) for name, count in queues.items()} if queues is not None else None,
         )
 
 
-async def _nothing() -> None:
+async def _none() -> None:
     return None
 
 
 def _oldest(record: ImageRecord) -> OldestWaiting:
     try:
         since = datetime.fromisoformat(record.submitted_at or "").timestamp()
-    except ValueError:  # another service may have written anything
+    except ValueError:  # written by another service in an unknown format
         since = made_at(record.image_id)
     age_s = max(0.0, round(time.time() - since, 1))
     return OldestWaiting(image_id=record.image_id, submitted_at=record.submitted_at, age_s=age_s)
@@ -107,14 +107,14 @@ def _stages(records: Records | None, owner: str | None) -> StageCounts | None:
     return StageCounts(counts=counts, images=totals.images, complete=records.complete, as_of=records.as_of)
 
 
-def _stored(objects: Objects | None) -> StorageCounts | None:
+def _storage_of_all(objects: Objects | None) -> StorageCounts | None:
     if objects is None:
         return None
     kinds = {kind: Held(objects=count, bytes=size) for kind, (count, size) in objects.kinds.items()}
     return StorageCounts(kinds=kinds, complete=objects.complete, as_of=objects.as_of)
 
 
-def _named(records: Records | None, owner: str) -> StorageCounts | None:
+def _storage_of_owner(records: Records | None, owner: str) -> StorageCounts | None:
     if records is None:
         return None
     totals = records.of(owner)

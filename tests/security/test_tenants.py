@@ -20,7 +20,8 @@ from gateway.access.identity import Scope
 from gateway.access.settings import AuthSettings
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
-from gateway.operations.statistics_cache import StatisticsSettings, open_numbers
+from gateway.operations.settings import StatisticsSettings
+from gateway.operations.statistics_cache import open_statistics_cache
 from gateway.upload_sessions.store import UploadKind, Uploads
 from schemas.values import ImageState, ObjectRef, Owner, Rendition, StageState, job_id_of, new_image_id
 from streams.object_store.factory import open_files
@@ -130,7 +131,7 @@ class Town:
         await erasures.request(self.images["long erased"], "anna", 2)
         certain = await erasures.make_certain(self.images["long erased"], "anna", 2)
         assert certain is not None
-        await erasures.say(certain.model_copy(update={"erased_at": certain.certain_at}))
+        await erasures.update(certain.model_copy(update={"erased_at": certain.certain_at}))
         uploads = Uploads(settings(), self.files)
         for kind in UploadKind:
             begun = uploads.new(Owner("anna"), kind, **({"length": 10} if kind is UploadKind.RESUMABLE else {}))
@@ -199,7 +200,7 @@ async def built(folder: Path) -> AsyncIterator[Town]:
             authenticator=door,
             live=MemoryFeed(),
             numbers=await stack.enter_async_context(
-                open_numbers(StatisticsSettings(), store, read_model, Quiet(), Quiet())
+                open_statistics_cache(StatisticsSettings(), store, read_model, Quiet(), Quiet())
             ),
         )
         transport = httpx.ASGITransport(app=embedded_app(own, parts), raise_app_exceptions=False)
@@ -359,7 +360,7 @@ async def test_an_idempotency_key_is_its_owners(town: Town) -> None:
 async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
     """Nothing of anna's is told to a listener of bert's, in words or in number."""
     feed = MemoryFeed()
-    async with feed.listening("bert") as bert, feed.listening("anna") as anna:
+    async with feed.subscribe("bert") as bert, feed.subscribe("anna") as anna:
         for fact in Facts(town.images["accepted"], owner="anna").all():
             feed.append(fact)
         heard = await anna.next(20)

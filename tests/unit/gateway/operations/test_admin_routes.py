@@ -1,4 +1,4 @@
-"""The admin API: who may, what is refused, and what operators are told."""
+"""The admin API: access, invalid requests, and responses to operators."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Client = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @dataclass
-class Office:
+class Server:
     """An embedded gateway over a real store and read model in a folder."""
 
     files: FaultyFiles
@@ -59,24 +59,24 @@ class Office:
 
     @property
     def store(self) -> FileStore:
-        return self.files  # type: ignore[return-value]
+        return self.files
 
     @asynccontextmanager
     async def client(
         self, base: str = HERE, headers: dict[str, str] | None = None, **changes: object
     ) -> AsyncIterator[httpx.AsyncClient]:
-        """Talk to the gateway under other settings, without a socket."""
+        """Open a client of the gateway with these settings, without a socket."""
         own = settings(**changes)
-        door = await open_authenticator(own, AuthSettings(), self.store)
-        app = embedded_app(own, replace(self.parts(), authenticator=door))
+        authenticator = await open_authenticator(own, AuthSettings(), self.store)
+        app = embedded_app(own, replace(self.components(), authenticator=authenticator))
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client:
             yield client
 
-    def parts(self) -> QueryComponents:
+    def components(self) -> QueryComponents:
         """Return what an app is made of."""
         return QueryComponents(
-            files=self.files,  # type: ignore[arg-type]
+            files=self.files,
             events=Sink(),
             read_model=self.read_model,
             encoder=Encoder(),
@@ -84,8 +84,8 @@ class Office:
         )
 
     async def complete(self, count: int) -> list[str]:
-        """Make completed images; return their ids, oldest first."""
-        images = [new_image_id() for _ in range(count)]
+        """Record completed images; return their ids, oldest first."""
+        images: list[str] = [new_image_id() for _ in range(count)]
         for image in images:
             for fact in Facts(image).all():
                 await record_fact(fact, self.read_model, Tombstones(self.store))
@@ -94,45 +94,45 @@ class Office:
 
 
 @pytest.fixture
-async def office(tmp_path: Path) -> AsyncIterator[Office]:
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
     """Return an office of its own."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield Office(FaultyFiles(files), read_model)
+        yield Server(FaultyFiles(files), read_model)
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_a_set_token_is_asked_for(office: Office, method: str, path: str) -> None:
-    """Without the token, or with another, every admin route refuses, wherever the gateway listens."""
+async def test_a_set_token_is_required(server: Server, method: str, path: str) -> None:
+    """Without the token, or with another, every admin route is rejected, wherever the gateway listens."""
     for given in (None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer é{TOKEN}"):
         headers = {} if given is None else {"Authorization": given.encode()}
-        async with office.client(admin_token=TOKEN, host="0.0.0.0") as client:
+        async with server.client(admin_token=TOKEN, host="0.0.0.0") as client:
             answer = await client.request(method, path, headers=headers, json={})  # type: ignore[arg-type]
         refused(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"].startswith("Bearer")
         assert TOKEN not in answer.text
 
 
-async def test_the_token_opens_it_to_others(office: Office) -> None:
-    """With the right token the admin API answers from anywhere."""
+async def test_the_token_allows_remote_access(server: Server) -> None:
+    """With the right token the admin API is accessible from anywhere."""
     headers = {"Authorization": f"bearer {TOKEN}"}
-    async with office.client("http://darkroom.example", headers, admin_token=TOKEN, host="0.0.0.0") as client:
+    async with server.client("http://darkroom.example", headers, admin_token=TOKEN, host="0.0.0.0") as client:
         assert (await client.get(f"{ADMIN}/agents")).status_code == 200
 
 
-async def test_without_a_token_or_keys_nobody_opens_it_to_others(office: Office) -> None:
-    """A gateway others can reach does not start unless something was set up to tell them apart, and says so."""
+async def test_without_a_token_or_keys_nobody_opens_it_to_others(server: Server) -> None:
+    """A gateway on a public address does not start without authentication, and logs the reason."""
     with pytest.raises(NotReady, match="ADMIN_TOKEN"):
-        async with office.client(host="0.0.0.0"):
+        async with server.client(host="0.0.0.0"):
             pass
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_a_token_of_this_machine_keeps_others_here_out(office: Office, method: str, path: str) -> None:
-    """On a loopback address with a token set, programs without it may do everything but operate."""
-    async with office.client(admin_token=TOKEN) as client:
+async def test_a_token_restricts_local_programs_too(server: Server, method: str, path: str) -> None:
+    """On a loopback address with a token set, programs without it may use everything but the admin API."""
+    async with server.client(admin_token=TOKEN) as client:
         refused(await client.request(method, path, json={}), 401, "unauthorized")
         assert (await client.get("/api/v1/search", params={"q": "cat"})).status_code == 200
 
@@ -146,16 +146,16 @@ async def test_a_token_of_this_machine_keeps_others_here_out(office: Office, met
         (HERE, {"Origin": "http://127.0.0.1:9999"}),
     ],
 )
-async def test_pages_of_other_sites_are_kept_out(office: Office, base: str, headers: dict[str, str]) -> None:
-    """A browser on this machine that another site's page leads here gets nothing, by whatever name it calls."""
-    async with office.client(base, headers) as client:
+async def test_cross_site_requests_are_rejected(server: Server, base: str, headers: dict[str, str]) -> None:
+    """A browser on this machine that another site directs here is rejected, by any host name."""
+    async with server.client(base, headers) as client:
         refused(await client.post(f"{ADMIN}/agents/ocr/resume"), 403, "forbidden")
 
 
-async def test_this_machine_may(office: Office) -> None:
+async def test_local_programs_need_no_token(server: Server) -> None:
     """On a loopback address programs of this machine need no token."""
     for base in (HERE, "http://localhost:8080", "http://[::1]:8080"):
-        async with office.client(base, {"Origin": base}) as client:
+        async with server.client(base, {"Origin": base}) as client:
             assert (await client.get(f"{ADMIN}/agents")).status_code == 200
 
 
@@ -165,49 +165,49 @@ async def test_this_machine_may(office: Office) -> None:
      ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("", False), ("localhost.example", False)],
 )  # fmt: skip
 def test_what_is_this_machine(host: str, local: bool) -> None:
-    """Only addresses nobody else can reach count as this machine."""
+    """Only loopback addresses count as this machine."""
     assert is_loopback(host) is local
 
 
-def test_a_short_token_is_refused() -> None:
-    """A token that can be guessed is no token."""
+def test_a_short_token_is_rejected() -> None:
+    """A token that can be guessed is rejected."""
     with pytest.raises(ValueError, match="admin_token"):
         GatewaySettings.model_validate({"admin_token": "secret"})
 
 
-async def test_only_who_answers_has_it(office: Office) -> None:
-    """The query gateway has the admin API, the ingest gateway has not."""
+async def test_only_the_query_gateway_has_the_admin_api(server: Server) -> None:
+    """The query gateway has the admin API, the ingest gateway does not."""
     apps = {
-        200: query_app(settings(), office.parts()),
-        404: ingest_app(settings(), IngestComponents(files=office.store, events=Sink(), readiness=StubReadiness())),
+        200: query_app(settings(), server.components()),
+        404: ingest_app(settings(), IngestComponents(files=server.store, events=Sink(), readiness=StubReadiness())),
     }
     for status, app in apps.items():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HERE) as client:
             assert (await client.get(f"{ADMIN}/agents")).status_code == status
 
 
-async def test_a_dry_run_changes_nothing(office: Office) -> None:
-    """It says how many images it would be, and which the first are."""
-    images = await office.complete(12)
-    async with office.client() as client:
+async def test_a_dry_run_changes_nothing(server: Server) -> None:
+    """It returns the number of images and the first ids."""
+    images = await server.complete(12)
+    async with server.client() as client:
         asked = {"stage": "ocr", "where": "state=completed", "dry_run": True}
         answer = await client.post(f"{ADMIN}/reprocess", json=asked)
     assert answer.status_code == 200
     plan = ReprocessPlan.model_validate_json(answer.content)
     assert (plan.images, plan.counted_all, list(plan.first)) == (12, True, images[:10])
-    assert await ReprocessJobs(office.store).all() == []
+    assert await ReprocessJobs(server.store).all() == []
 
 
-async def test_a_rerun_is_asked_for_shown_and_stopped(office: Office) -> None:
-    """What was asked for is what the runner will find, can be looked at, and can be cancelled."""
-    await office.complete(1)
-    async with office.client() as client:
+async def test_a_rerun_is_created_shown_and_cancelled(server: Server) -> None:
+    """A created rerun is found by the runner, can be shown, and can be cancelled."""
+    await server.complete(1)
+    async with server.client() as client:
         answer = await client.post(f"{ADMIN}/reprocess", json={"stage": "ocr", "where": "owner=anna", "per_second": 5})
         assert answer.status_code == 202
         asked = ReprocessView.model_validate_json(answer.content)
-        (job,) = await ReprocessJobs(office.store).all()
+        (job,) = await ReprocessJobs(server.store).all()
         assert (job.id, job.stage, job.where, job.per_second) == (asked.id, "ocr", "owner=anna", 5.0)
-        await ReprocessJobs(office.store).save(
+        await ReprocessJobs(server.store).save(
             job.model_copy(update={"total": 100, "done": 30, "skipped": 10, "rate": 4})
         )
         shown = ReprocessView.model_validate_json((await client.get(answer.headers["location"])).content)
@@ -233,21 +233,21 @@ async def test_a_rerun_is_asked_for_shown_and_stopped(office: Office) -> None:
         ({}, "stage", (422, "invalid-field")),
     ],
 )
-async def test_a_wrong_request_names_its_field(
-    office: Office, asked: dict[str, Any], field: str, refusal: tuple[int, str]
+async def test_an_invalid_request_names_its_field(
+    server: Server, asked: dict[str, Any], field: str, refusal: tuple[int, str]
 ) -> None:
-    """What is not understood is refused with the field and the term, and no job comes of it."""
-    async with office.client() as client:
+    """An invalid request is rejected with the field and the term, and creates no job."""
+    async with server.client() as client:
         problem = refused(await client.post(f"{ADMIN}/reprocess", json=asked), *refusal)
     assert [item.field for item in problem.errors] == [field]
-    assert await ReprocessJobs(office.store).all() == []
+    assert await ReprocessJobs(server.store).all() == []
 
 
-async def test_agents_are_paused_and_resumed(office: Office) -> None:
-    """An agent paused here is paused for all its workers, and everybody can read why."""
-    control = Control(office.store)
+async def test_agents_are_paused_and_resumed(server: Server) -> None:
+    """A paused agent is paused for all its workers, and the reason is public."""
+    control = Control(server.store)
     await control.set_degraded("embedder", "no weights")
-    async with office.client() as client:
+    async with server.client() as client:
         answer = await client.post(f"{ADMIN}/agents/ocr/pause", json={"reason": "new model"})
         found = {agent.name: agent for agent in AgentList.model_validate_json(answer.content).agents}
         assert found["ocr"].paused is not None
@@ -261,10 +261,10 @@ async def test_agents_are_paused_and_resumed(office: Office) -> None:
         refused(await client.post(f"{ADMIN}/agents/ocr/pause", json={}), 422, "invalid-field")
 
 
-async def test_an_absent_store_is_said(office: Office) -> None:
-    """While the object store is away the answer is 503, and nothing internal is told."""
-    async with office.client() as client:
-        office.files.unavailable = True
+async def test_an_unavailable_store_is_503(server: Server) -> None:
+    """Without the object store the response is 503, and nothing internal is exposed."""
+    async with server.client() as client:
+        server.files.unavailable = True
         for path in (f"{ADMIN}/agents", f"{ADMIN}/reprocess"):
             problem = refused(await client.get(path), 503, "dependency-unavailable")
             assert "10.0.0.7" not in problem.detail

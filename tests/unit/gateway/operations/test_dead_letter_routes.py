@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: what is listed and shown, what is done with them, and what is refused."""
+"""Dead letters over HTTP: listing, details, replay, discard, and invalid requests."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SECRET = "holiday-in-rome.jpg"
 
 
 @dataclass
-class Post:
-    """A gateway over dead topics in memory: two letters of the sanitizer, two of the resizer, one of them erased."""
+class Server:
+    """A gateway on in-memory topics: two dead letters of the sanitizer, two of the resizer, one of them erased."""
 
     client: httpx.AsyncClient
     log: MemoryLog
@@ -41,12 +41,12 @@ class Post:
     images: list[str]  # of the sanitizer's letters, then the resizer's, then the deleted one
 
     def replayed(self, agent: str) -> list[str | None]:
-        """Return the images whose letters went to an agent's retry topic."""
+        """Return the images of an agent's retry topic."""
         name = retry_topic(agent)
         return [record.header("ce_subject") for record in self.log.records(name)] if name in self.log.topics else []
 
     async def listed(self, **parameters: str) -> list[str]:
-        """Return the images of the letters on the first page."""
+        """Return the images of the first page."""
         answer = await self.client.get(LETTERS, params=parameters)
         assert answer.status_code == 200, answer.text
         return [letter["image_id"] for letter in answer.json()["letters"]]
@@ -63,8 +63,8 @@ def _put(log: MemoryLog, agent: str, code: ErrorCode, **more: str) -> str:
 
 
 @pytest.fixture
-async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
-    """Open the gateway."""
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """The gateway."""
     log = MemoryLog()
 
     def some(
@@ -92,24 +92,24 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             _put(log, "resizer", ErrorCode.OBJECT_CHANGED),
         ]
         assert await Tombstones(files).make_certain(images[3], "default", 2) is not None
-        office = DeadLetterStore(KafkaSettings(), files, log)
-        parts = QueryComponents(
+        store = DeadLetterStore(KafkaSettings(), files, log)
+        components = QueryComponents(
             files=files,
             events=Sink(),
             readiness=StubReadiness(),
             read_model=read_model,
-            letters=DeadLetterListing(KafkaSettings(), office),
+            letters=DeadLetterListing(KafkaSettings(), store),
         )
-        async with client_of(query_app(settings(), parts)) as client:
-            yield Post(client, log, files, images)
+        async with client_of(query_app(settings(), components)) as client:
+            yield Server(client, log, files, images)
 
 
-async def test_letters_are_listed_without_what_is_in_them(post: Post) -> None:
-    """Agent, id, code, reason, image, tries and size are told; no body; a deleted image's letter is left out."""
-    answer = await post.client.get(LETTERS)
+async def test_dead_letters_are_listed_without_their_bodies(server: Server) -> None:
+    """Agent, id, code, reason, image, attempts and size, but no body; a deleted image's dead letter is omitted."""
+    answer = await server.client.get(LETTERS)
     letters = answer.json()["letters"]
-    assert sorted(letter["image_id"] for letter in letters) == sorted(post.images[:3])
-    first = next(letter for letter in letters if letter["image_id"] == post.images[0])
+    assert sorted(letter["image_id"] for letter in letters) == sorted(server.images[:3])
+    first = next(letter for letter in letters if letter["image_id"] == server.images[0])
     assert (first["agent"], first["code"], first["message"]) == ("sanitizer", "internal-error", "it broke")
     assert (first["attempts"], first["replays"]) == (3, 0)
     assert first["size_bytes"] > 100
@@ -117,23 +117,23 @@ async def test_letters_are_listed_without_what_is_in_them(post: Post) -> None:
     assert SECRET not in answer.text
 
 
-async def test_filters_narrow_the_list(post: Post) -> None:
-    """By agent, code, image and time; those dealt with come only when asked for."""
-    first, second, third, _ = post.images
-    assert sorted(await post.listed(agent="sanitizer")) == sorted([first, second])
-    assert sorted(await post.listed(code="object-changed")) == sorted([second, third])
-    assert await post.listed(image_id=second) == [second]
-    assert await post.listed(since="2100-01-01T00:00:00Z") == []
-    assert len(await post.listed(since="2020-01-01T00:00:00+01:00")) == 3
-    assert len(await post.listed(handled="true")) == 4
+async def test_filters_narrow_the_list(server: Server) -> None:
+    """By agent, code, image and time; handled ones on request only."""
+    first, second, third, _ = server.images
+    assert sorted(await server.listed(agent="sanitizer")) == sorted([first, second])
+    assert sorted(await server.listed(code="object-changed")) == sorted([second, third])
+    assert await server.listed(image_id=second) == [second]
+    assert await server.listed(since="2100-01-01T00:00:00Z") == []
+    assert len(await server.listed(since="2020-01-01T00:00:00+01:00")) == 3
+    assert len(await server.listed(handled="true")) == 4
 
 
-async def test_pages_follow_each_other_without_gaps(post: Post) -> None:
-    """One letter a page, each page names the next, by cursor and Link; together they are all, each once."""
+async def test_pages_follow_each_other_without_gaps(server: Server) -> None:
+    """With one per page, cursor and Link lead through all dead letters, each once."""
     seen: list[str] = []
     cursor: str | None = None
     for _ in range(8):
-        answer = await post.client.get(LETTERS, params={"limit": 1, **({"cursor": cursor} if cursor else {})})
+        answer = await server.client.get(LETTERS, params={"limit": 1, **({"cursor": cursor} if cursor else {})})
         seen += [letter["image_id"] for letter in answer.json()["letters"]]
         cursor = answer.json().get("next_cursor")
         if cursor is None:
@@ -141,67 +141,67 @@ async def test_pages_follow_each_other_without_gaps(post: Post) -> None:
         assert f"cursor={cursor}" in answer.headers["link"]
         assert 'rel="next"' in answer.headers["link"]
     assert cursor is None
-    assert sorted(seen) == sorted(post.images[:3])
+    assert sorted(seen) == sorted(server.images[:3])
 
 
-async def test_one_letter_is_shown_with_its_body_only_on_request(post: Post) -> None:
-    """Headers and stack always, the body when it is asked for; of a deleted image never, and no message."""
-    letters = (await post.client.get(LETTERS, params={"handled": True})).json()["letters"]
+async def test_a_body_is_returned_on_request_only(server: Server) -> None:
+    """Headers and stack always, the body on request; of a deleted image never, and no message."""
+    letters = (await server.client.get(LETTERS, params={"handled": True})).json()["letters"]
     names = {letter["image_id"]: f"{LETTERS}/{letter['agent']}/{letter['id']}" for letter in letters}
-    plain = await post.client.get(names[post.images[0]])
+    plain = await server.client.get(names[server.images[0]])
     assert plain.json()["headers"]["dlq.error.code"] == "internal-error"
     assert "ValueError" in plain.json()["headers"]["dlq.error.stack"]
     assert SECRET not in plain.text
-    whole = await post.client.get(names[post.images[0]], params={"payload": True})
+    whole = await server.client.get(names[server.images[0]], params={"payload": True})
     assert SECRET in whole.json()["payload"]
-    gone = await post.client.get(names[post.images[3]], params={"payload": True})
+    gone = await server.client.get(names[server.images[3]], params={"payload": True})
     assert (gone.json()["handled"], gone.json()["size_bytes"], gone.json()["message"]) == ("erased", 0, "")
     assert SECRET not in gone.text
 
 
-async def test_a_replay_is_dry_unless_told_and_happens_once(post: Post) -> None:
-    """Without `dry_run: false` nothing is sent; then each letter once, however often it is asked for again."""
+async def test_a_replay_is_a_dry_run_by_default_and_happens_once(server: Server) -> None:
+    """Without `dry_run: false` nothing is sent; then each dead letter once, even if requested again."""
     body = {"agent": "sanitizer", "per_second": 200}
-    dry = (await post.client.post(f"{LETTERS}/replay", json=body)).json()
+    dry = (await server.client.post(f"{LETTERS}/replay", json=body)).json()
     assert dry["dry_run"] is True
-    assert sorted(act["image_id"] for act in dry["acts"]) == sorted(post.images[:2])
+    assert sorted(act["image_id"] for act in dry["acts"]) == sorted(server.images[:2])
     assert {act["act"] for act in dry["acts"]} == {"would-replay"}
-    assert post.replayed("sanitizer") == []
+    assert server.replayed("sanitizer") == []
 
-    done = (await post.client.post(f"{LETTERS}/replay", json={**body, "dry_run": False})).json()
+    done = (await server.client.post(f"{LETTERS}/replay", json={**body, "dry_run": False})).json()
     assert {act["act"] for act in done["acts"]} == {"replayed"}
-    again = (await post.client.post(f"{LETTERS}/replay", json={**body, "dry_run": False})).json()
+    again = (await server.client.post(f"{LETTERS}/replay", json={**body, "dry_run": False})).json()
     assert again["acts"] == []
-    assert sorted(str(image) for image in post.replayed("sanitizer")) == sorted(post.images[:2])
-    assert await post.listed(agent="sanitizer") == []
+    assert sorted(str(image) for image in server.replayed("sanitizer")) == sorted(server.images[:2])
+    assert await server.listed(agent="sanitizer") == []
 
 
-async def test_a_replay_takes_as_many_as_it_is_told(post: Post) -> None:
-    """`limit` bounds one request, which says where to go on; a letter that died too often is left alone."""
-    worn = _put(post.log, "sanitizer", ErrorCode.INTERNAL_ERROR, **{"replay.count": "3"})
+async def test_a_replay_is_limited(server: Server) -> None:
+    """`limit` bounds one request, which returns a cursor; an event that failed too often is not replayed."""
+    worn = _put(server.log, "sanitizer", ErrorCode.INTERNAL_ERROR, **{"replay.count": "3"})
     body: dict[str, object] = {"dry_run": False, "limit": 1, "per_second": 200}
     acts = []
     for _ in range(8):
-        answer = (await post.client.post(f"{LETTERS}/replay", json=body)).json()
+        answer = (await server.client.post(f"{LETTERS}/replay", json=body)).json()
         acts += [(act["image_id"], act["act"]) for act in answer["acts"]]
         if "next_cursor" not in answer:
             break
         body["cursor"] = answer["next_cursor"]
-    expected = [(image, "replayed") for image in post.images[:3]] + [(worn, "replay-limit")]
+    expected = [(image, "replayed") for image in server.images[:3]] + [(worn, "replay-limit")]
     assert sorted(acts) == sorted(expected)
-    assert worn not in post.replayed("sanitizer")
+    assert worn not in server.replayed("sanitizer")
 
 
-async def test_a_discarded_letter_keeps_its_reason_and_is_never_replayed(post: Post) -> None:
-    """Discarding one letter by its id leaves a mark with the reason; a replay of all passes it over."""
-    letters = (await post.client.get(LETTERS, params={"agent": "resizer"})).json()["letters"]
+async def test_a_discarded_letter_keeps_its_reason_and_is_never_replayed(server: Server) -> None:
+    """Discarding a dead letter by id stores the reason; a replay of all skips it."""
+    letters = (await server.client.get(LETTERS, params={"agent": "resizer"})).json()["letters"]
     body = {"agent": "resizer", "letter_id": letters[0]["id"], "reason": "a bad producer", "dry_run": False}
-    (act,) = (await post.client.post(f"{LETTERS}/discard", json=body)).json()["acts"]
-    assert (act["act"], act["image_id"]) == ("discarded", post.images[2])
-    assert b"a bad producer" in await post.files.get(f"dead-letters/resizer/{letters[0]['id']}.json")
-    all_of_them = (await post.client.post(f"{LETTERS}/replay", json={"dry_run": False, "per_second": 200})).json()
-    assert post.images[2] not in [act["image_id"] for act in all_of_them["acts"]]
-    assert post.replayed("resizer") == []
+    (act,) = (await server.client.post(f"{LETTERS}/discard", json=body)).json()["acts"]
+    assert (act["act"], act["image_id"]) == ("discarded", server.images[2])
+    assert b"a bad producer" in await server.files.get(f"dead-letters/resizer/{letters[0]['id']}.json")
+    all_of_them = (await server.client.post(f"{LETTERS}/replay", json={"dry_run": False, "per_second": 200})).json()
+    assert server.images[2] not in [act["image_id"] for act in all_of_them["acts"]]
+    assert server.replayed("resizer") == []
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ async def test_a_discarded_letter_keeps_its_reason_and_is_never_replayed(post: P
         ("POST", "/discard", {"reason": ""}, "invalid-field"),
     ],
 )
-async def test_what_cannot_be_meant_is_refused(
-    post: Post, method: str, path: str, body: dict[str, str] | None, code: str
+async def test_invalid_requests_are_rejected(
+    server: Server, method: str, path: str, body: dict[str, str] | None, code: str
 ) -> None:
-    """An unknown agent, a limit out of bounds, a cursor made up, and an act without what it needs are refused."""
-    answer = await post.client.request(method, LETTERS + path, json=body)
+    """An unknown agent, a limit out of bounds, a forged cursor and missing fields are rejected."""
+    answer = await server.client.request(method, LETTERS + path, json=body)
     refused(answer, {"invalid-field": 422, "invalid-cursor": 400, "not-found": 404}[code], code)

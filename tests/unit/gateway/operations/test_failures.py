@@ -1,4 +1,4 @@
-"""Failed images: told to their owner, with the reason; to operators, everybody's, with the way to their letters."""
+"""Failed images with their reasons; for operators of all owners, with links to dead letters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILED = "/api/v1/health/failed"
 
 
 class Named:
-    """An authenticator that believes whoever says who they are: `owner scope scope`."""
+    """An authenticator that trusts the Authorization header: `owner scope scope`."""
 
     async def identify(self, request: Request) -> Identity:
         owner, *scopes = request.headers["authorization"].split()
@@ -34,14 +34,14 @@ class Named:
 
 
 @dataclass
-class House:
+class Server:
     """A query gateway over images of two owners."""
 
     client: httpx.AsyncClient
     read_model: ReadModel
 
     async def image(self, owner: str, state: ImageState = ImageState.FAILED) -> str:
-        """Put an image into the read model, failed in two stages unless told otherwise."""
+        """Record an image, by default failed in two stages."""
         image_id = new_image_id()
         record = ImageRecord(image_id=image_id, owner=owner, generation=1, submitted_at="2026-01-01T00:00:00.000Z")
         await self.read_model.begin(record)
@@ -58,31 +58,31 @@ class House:
         return image_id
 
     async def page(self, who: str, **parameters: str | int | bool) -> FailedPage:
-        """Ask as somebody."""
+        """Get a page as `owner scope scope`."""
         answer = await self.client.get(FAILED, params=parameters, headers={"authorization": who})
         assert answer.status_code == 200, answer.text
         return FailedPage.model_validate_json(answer.content)
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """Open the gateway."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """The gateway."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        parts = QueryComponents(files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model)
-        async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
-            yield House(client, read_model)
+        components = QueryComponents(files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model)
+        async with client_of(query_app(settings(), replace(components, authenticator=Named()))) as client:
+            yield Server(client, read_model)
 
 
-async def test_an_owner_is_told_their_own_failed_images_newest_first(house: House) -> None:
-    """Only failed images, only the owner's, the newest first, each with code, message, stages and times."""
-    first = await house.image("anna")
-    await house.image("anna", ImageState.COMPLETED)
-    await house.image("berta")
-    second = await house.image("anna")
-    page = await house.page("anna images:read")
+async def test_an_owner_gets_their_failed_images_newest_first(server: Server) -> None:
+    """Only the owner's failed images, newest first, with code, message, stages and times."""
+    first = await server.image("anna")
+    await server.image("anna", ImageState.COMPLETED)
+    await server.image("berta")
+    second = await server.image("anna")
+    page = await server.page("anna images:read")
     assert [image.image_id for image in page.images] == [second, first]
     shown = page.images[0]
     assert (shown.code, shown.message, shown.stage) == ("internal-error", "a bug of ours", "detector")
@@ -92,36 +92,36 @@ async def test_an_owner_is_told_their_own_failed_images_newest_first(house: Hous
     assert (shown.owner, shown.dead_letters_url) == (None, None)
 
 
-async def test_an_operator_is_told_everybodys_with_their_letters(house: House) -> None:
-    """With the scope `admin` all owners' images come, with owner and the way to their letters; or only one's own."""
-    theirs, own = await house.image("berta"), await house.image("root")
-    page = await house.page("root images:read admin")
+async def test_an_operator_gets_all_failed_images_with_dead_letters(server: Server) -> None:
+    """With the scope `admin` all owners' images are listed, with owner and dead letters; or only the caller's own."""
+    theirs, own = await server.image("berta"), await server.image("root")
+    page = await server.page("root images:read admin")
     assert [(image.image_id, image.owner) for image in page.images] == [(own, "root"), (theirs, "berta")]
     assert str(page.images[1].dead_letters_url).endswith(f"/api/v1/admin/dead-letters?image_id={theirs}")
-    mine = await house.page("root images:read admin", everybody=False)
+    mine = await server.page("root images:read admin", everybody=False)
     assert [image.image_id for image in mine.images] == [own]
 
 
-async def test_pages_follow_each_other(house: House) -> None:
-    """Each page names the next by cursor and Link until all were told once; a cursor is good for its own list alone."""
-    images = [await house.image("anna") for _ in range(5)]
+async def test_pages_follow_each_other(server: Server) -> None:
+    """Each page links the next until all are listed once; a cursor belongs to its listing."""
+    images = [await server.image("anna") for _ in range(5)]
     seen: list[str] = []
-    page = await house.page("anna images:read", limit=2)
+    page = await server.page("anna images:read", limit=2)
     cursor = page.next_cursor
     assert cursor is not None
     while True:
         seen += [image.image_id for image in page.images]
         if page.next_cursor is None:
             break
-        page = await house.page("anna images:read", limit=2, cursor=page.next_cursor)
+        page = await server.page("anna images:read", limit=2, cursor=page.next_cursor)
     assert seen == images[::-1]
-    other = await house.client.get(FAILED, params={"cursor": cursor}, headers={"authorization": "berta images:read"})
+    other = await server.client.get(FAILED, params={"cursor": cursor}, headers={"authorization": "berta images:read"})
     refused(other, 400, "invalid-cursor")
 
 
-async def test_nobody_else_sees_everybodys(house: House) -> None:
-    """Asking for every owner's images without the scope `admin` is 403; a limit out of bounds is refused."""
+async def test_all_owners_require_the_scope_admin(server: Server) -> None:
+    """A request for all owners without the scope `admin` is 403; a limit out of bounds is rejected."""
     headers = {"authorization": "anna images:read"}
-    refused(await house.client.get(FAILED, params={"everybody": True}, headers=headers), 403, "forbidden")
+    refused(await server.client.get(FAILED, params={"everybody": True}, headers=headers), 403, "forbidden")
     for limit in (0, 201):
-        refused(await house.client.get(FAILED, params={"limit": limit}, headers=headers), 422, "invalid-field")
+        refused(await server.client.get(FAILED, params={"limit": limit}, headers=headers), 422, "invalid-field")

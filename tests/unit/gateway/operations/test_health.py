@@ -1,4 +1,4 @@
-"""Readiness asks every part, within a bound, and believes no part that breaks."""
+"""Readiness checks every part, with a timeout, and isolates failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streams.concurrency.circuit_breaker import Breakers, State
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.object_store.factory import open_files
-from streams.object_store.with_breakers import ANSWERS, TAKES
+from streams.object_store.with_breakers import READS, WRITES
 from streams.operations.agent_pauses import Control
 from streams.settings import BreakerSettings, FilesSettings, KafkaSettings
 from tests.support.gateway_components import Sink, client_of, settings
@@ -26,7 +26,7 @@ async def well() -> tuple[bool, str]:
 
 
 class Members(KafkaAdmin):
-    """Knows one agent's worker, and counts how often it was asked."""
+    """A group with one agent's worker that counts its calls."""
 
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__(KafkaSettings(bootstrap="127.0.0.1:1"))
@@ -42,7 +42,7 @@ class Members(KafkaAdmin):
 
 
 async def test_a_part_that_breaks_or_hangs_is_not_ready() -> None:
-    """A part that raises, and one that never answers, do not work; the others are still told."""
+    """A part that raises and one that hangs are not ready; the others are still reported."""
 
     async def breaks() -> tuple[bool, str]:
         raise RuntimeError("password=hunter2")
@@ -52,13 +52,13 @@ async def test_a_part_that_breaks_or_hangs_is_not_ready() -> None:
         return True, ""
 
     found = await Parts({"a": well, "b": breaks, "c": hangs}, timeout_s=0.05).check()
-    said = {name: (part.ok, part.state, part.detail) for name, part in found.items()}
+    found_parts = {name: (part.ok, part.state, part.detail) for name, part in found.items()}
     away = (False, "down", "does not answer")
-    assert said == {"a": (True, "ok", "fine"), "b": away, "c": away}
+    assert found_parts == {"a": (True, "ok", "fine"), "b": away, "c": away}
 
 
-async def test_parts_are_asked_once_for_many_probes() -> None:
-    """Within the cache time many probes at once cost every part one question."""
+async def test_concurrent_probes_share_one_check() -> None:
+    """Within the cache time concurrent probes check every part once."""
     asked = 0
 
     async def counts() -> tuple[bool, str]:
@@ -75,8 +75,8 @@ async def test_parts_are_asked_once_for_many_probes() -> None:
     assert asked == 2
 
 
-async def test_each_dependency_tells_its_state_latency_and_breaker(tmp_path: Path) -> None:
-    """The answer has each part's state, how long its answer took, and its breaker; 503 while one is open."""
+async def test_each_part_has_state_latency_and_breaker(tmp_path: Path) -> None:
+    """The response has each part's state, latency and breaker; an open breaker degrades it."""
     breakers = Breakers(BreakerSettings(failures=1, open_s=3600))
     async with open_files(FilesSettings(directory=tmp_path), breakers) as files:
 
@@ -87,7 +87,7 @@ async def test_each_dependency_tells_its_state_latency_and_breaker(tmp_path: Pat
             {"files": answers, "other": well},
             timeout_s=5,
             cache_s=-1,
-            breakers={"files": worst(breakers, ANSWERS, TAKES)},
+            breakers={"files": worst(breakers, READS, WRITES)},
         )
         app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=readiness))
         async with client_of(app) as client:
@@ -102,28 +102,28 @@ async def test_each_dependency_tells_its_state_latency_and_breaker(tmp_path: Pat
 
 
 def _open(breakers: Breakers) -> None:
-    (breaker, _) = breakers._all[TAKES]
+    (breaker, _) = breakers._all[WRITES]
     with pytest.raises(DependencyUnavailable), breaker.passing():
         raise DependencyUnavailable("no store at 10.0.0.7")
 
 
-async def test_the_worst_of_several_breakers_is_told() -> None:
-    """Of a dependency with a breaker for reads and one for writes, the one that is worse off is told."""
+async def test_the_worst_of_several_breakers_is_reported() -> None:
+    """Of a dependency's read and write breakers the worse one is reported."""
     breakers = Breakers(BreakerSettings(failures=1, open_s=3600))
 
     async def ask() -> None:
         pass
 
-    breakers.add(ANSWERS, ask)
-    breakers.add(TAKES, ask)
-    look = worst(breakers, ANSWERS, TAKES)
+    breakers.add(READS, ask)
+    breakers.add(WRITES, ask)
+    look = worst(breakers, READS, WRITES)
     assert look() is State.CLOSED
     _open(breakers)
     assert look() is State.OPEN
 
 
-async def test_kafka_is_asked_once_for_brokers_and_agents(tmp_path: Path) -> None:
-    """Both parts look at one answer; without it neither works, and no address is told."""
+async def test_kafka_is_called_once_for_brokers_and_agents(tmp_path: Path) -> None:
+    """Both parts share one call; if it fails neither is ready, and no address is exposed."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         for admin, kafka, agents in (
             (Members(), "ok", "down"),
@@ -138,8 +138,8 @@ async def test_kafka_is_asked_once_for_brokers_and_agents(tmp_path: Path) -> Non
         assert found["kafka"].detail == "does not answer"
 
 
-async def test_a_store_that_answers_is_ready(tmp_path: Path) -> None:
-    """The object store's part writes and reads, and says so."""
+async def test_an_available_store_is_ready(tmp_path: Path) -> None:
+    """The object store's part writes and reads an object."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         found = await Parts({"files": files_part(files)}, timeout_s=5).check()
         assert (found["files"].ok, found["files"].detail) == (True, "objects can be written and read")

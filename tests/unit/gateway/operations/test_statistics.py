@@ -1,4 +1,4 @@
-"""Numbers: each owner's own, everybody's for operators, counted once whoever asks, and never at the cost of failing."""
+"""Statistics: per owner, for operators of all owners, cached, and complete even if a dependency fails."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from fastapi import Request
 from gateway.access.identity import Identity, Scope
 from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
-from gateway.operations.inventory_counts import Pace, Refreshed, count_objects, count_records
-from gateway.operations.statistics_cache import StatisticsSettings, open_numbers
+from gateway.operations.inventory_counts import CachedValue, ScanPace, count_objects, count_records
+from gateway.operations.settings import StatisticsSettings
+from gateway.operations.statistics_cache import open_statistics_cache
 from schemas.http.operations import Statistics
 from schemas.values import ImageState, ObjectRef, Owner, StageState, new_image_id
 from streams.errors import DependencyUnavailable
@@ -31,11 +32,11 @@ from tests.support.gateway_components import Sink, StubReadiness, client_of, ref
 
 STATS = "/api/v1/health/stats"
 OPERATOR = "root images:read admin"
-QUIET = Pace(most=1000, rest=0, timeout_s=10)
+QUIET = ScanPace(most=1000, rest=0, timeout_s=10)
 
 
 class Named:
-    """An authenticator that believes whoever says who they are: `owner scope scope`."""
+    """An authenticator that trusts the Authorization header: `owner scope scope`."""
 
     async def identify(self, request: Request) -> Identity:
         owner, *scopes = request.headers["authorization"].split()
@@ -43,8 +44,8 @@ class Named:
 
 
 @dataclass
-class Lately:
-    """A log that was read already; `away` as one that does not answer."""
+class StubEvents:
+    """Recent events without Kafka; with `unavailable` every call fails."""
 
     tally: Tally = field(default_factory=Tally)
     behind: bool = False
@@ -64,16 +65,16 @@ class Lately:
 
 
 @dataclass
-class House:
-    """A query gateway that counts."""
+class Server:
+    """A query gateway with statistics."""
 
     client: httpx.AsyncClient
     files: FileStore
     read_model: ReadModel
-    log: Lately
+    log: StubEvents
 
     async def image(self, owner: str, state: ImageState, *, submitted_at: str | None = None) -> str:
-        """Put an image into the read model: its resizer done, its ocr not ended unless the image is."""
+        """Record an image: its resizer done, its OCR unfinished unless the image is."""
         image_id = new_image_id()
         original = ObjectRef(bucket="b", key=f"originals/{owner}/x", sha256="a" * 64, size=1000)
         await self.read_model.begin(
@@ -93,7 +94,7 @@ class House:
         return image_id
 
     async def numbers(self, who: str, **parameters: bool) -> Statistics:
-        """Ask as somebody."""
+        """Get the statistics as `owner scope scope`."""
         answer = await self.client.get(STATS, params=parameters, headers={"authorization": who})
         assert answer.status_code == 200, answer.text
         assert "10.0.0.7" not in answer.text
@@ -101,33 +102,33 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """Open the gateway. Numbers are made anew for each request."""
-    log = Lately()
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A gateway that refreshes its statistics for each request."""
+    log = StubEvents()
     own = StatisticsSettings(refresh_s=0, walk_every_s=0, rest=0, wait_s=30)
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
-        open_numbers(own, files, read_model, log, log) as numbers,
+        open_statistics_cache(own, files, read_model, log, log) as numbers,
     ):
-        parts = QueryComponents(
+        components = QueryComponents(
             files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model, numbers=numbers
         )
-        async with client_of(query_app(settings(), replace(parts, authenticator=Named()))) as client:
-            yield House(client, files, read_model, log)
+        async with client_of(query_app(settings(), replace(components, authenticator=Named()))) as client:
+            yield Server(client, files, read_model, log)
 
 
-async def test_an_owner_is_told_their_own_numbers_alone(house: House) -> None:
-    """Images by state, stages, rates, storage and the oldest unfinished image are the caller's; queues are nobody's."""
-    await house.image("anna", ImageState.COMPLETED)
-    await house.image("anna", ImageState.FAILED)
-    oldest = await house.image("anna", ImageState.PROCESSING, submitted_at="2020-01-01T00:00:00.000Z")
+async def test_an_owner_gets_their_own_statistics_only(server: Server) -> None:
+    """Images by state, stages, rates, storage and the oldest unfinished image are the caller's; queues are omitted."""
+    await server.image("anna", ImageState.COMPLETED)
+    await server.image("anna", ImageState.FAILED)
+    oldest = await server.image("anna", ImageState.PROCESSING, submitted_at="2020-01-01T00:00:00.000Z")
     for _ in range(3):
-        await house.image("berta", ImageState.PROCESSING)
+        await server.image("berta", ImageState.PROCESSING)
     at = time.time()
-    house.log.tally.add(RateEvent(at, "anna", ACCEPTED, "1.1"))
-    house.log.tally.add(RateEvent(at, "berta", ACCEPTED, "2.1"))
-    found = await house.numbers("anna images:read")
+    server.log.tally.add(RateEvent(at, "anna", ACCEPTED, "1.1"))
+    server.log.tally.add(RateEvent(at, "berta", ACCEPTED, "2.1"))
+    found = await server.numbers("anna images:read")
     assert found.of == "owner"
     assert found.images == {"completed": 1, "failed": 1, "processing": 1}
     assert found.stages is not None
@@ -143,53 +144,53 @@ async def test_an_owner_is_told_their_own_numbers_alone(house: House) -> None:
     assert found.queues is None
 
 
-async def test_an_operator_is_told_everybodys_numbers(house: House) -> None:
-    """With the scope `admin` all images count, all stored objects by kind, and what waits for each agent."""
-    await house.image("anna", ImageState.COMPLETED)
-    await house.image("berta", ImageState.PROCESSING)
-    await house.files.put("originals/anna/aa/x", b"12345", content_type="image/png")
-    await house.files.put("images/aa/y/z.webp", b"123", content_type="image/webp")
-    found = await house.numbers(OPERATOR)
+async def test_an_operator_gets_statistics_of_all_owners(server: Server) -> None:
+    """With the scope `admin` all images count, with stored objects by kind and the backlog of each agent."""
+    await server.image("anna", ImageState.COMPLETED)
+    await server.image("berta", ImageState.PROCESSING)
+    await server.files.put("originals/anna/aa/x", b"12345", content_type="image/png")
+    await server.files.put("images/aa/y/z.webp", b"123", content_type="image/webp")
+    found = await server.numbers(OPERATOR)
     assert (found.of, found.images) == ("everybody", {"completed": 1, "processing": 1})
     assert found.storage is not None
     assert (found.storage.kinds["originals"].objects, found.storage.kinds["originals"].bytes) == (1, 5)
     assert (found.storage.kinds["images"].objects, found.storage.kinds["images"].bytes) == (1, 3)
     assert found.queues is not None
     assert found.queues["ocr"].waiting == 7
-    assert (await house.numbers(OPERATOR, everybody=False)).images == {}
-    answer = await house.client.get(STATS, params={"everybody": True}, headers={"authorization": "anna images:read"})
+    assert (await server.numbers(OPERATOR, everybody=False)).images == {}
+    answer = await server.client.get(STATS, params={"everybody": True}, headers={"authorization": "anna images:read"})
     refused(answer, 403, "forbidden")
 
 
-async def test_what_cannot_be_counted_is_left_out(house: House) -> None:
-    """While Kafka does not answer, rates and queues are absent, and everything else is told."""
-    house.log.unavailable = True
-    await house.image("anna", ImageState.COMPLETED)
-    found = await house.numbers(OPERATOR)
+async def test_unavailable_counts_are_omitted(server: Server) -> None:
+    """While Kafka is unavailable rates and queues are omitted, and the rest is returned."""
+    server.log.unavailable = True
+    await server.image("anna", ImageState.COMPLETED)
+    found = await server.numbers(OPERATOR)
     assert (found.rates, found.queues) == (None, None)
     assert found.images == {"completed": 1}
-    house.log.unavailable = False
-    assert (await house.numbers(OPERATOR)).rates is not None
+    server.log.unavailable = False
+    assert (await server.numbers(OPERATOR)).rates is not None
 
 
-async def test_walks_are_bounded_and_say_so(house: House) -> None:
-    """A walk that reaches its bound stops, and says that there is more."""
+async def test_scans_are_bounded(server: Server) -> None:
+    """A scan that reaches its limit stops and reports that it is incomplete."""
     for number in range(450):
-        await house.read_model.begin(ImageRecord(image_id=new_image_id(), owner=f"o{number % 3}", generation=1))
-    whole = await count_records(house.read_model, QUIET)
-    assert (whole.everybody.images, whole.complete) == (450, True)
+        await server.read_model.begin(ImageRecord(image_id=new_image_id(), owner=f"o{number % 3}", generation=1))
+    whole = await count_records(server.read_model, QUIET)
+    assert (whole.all_owners.images, whole.complete) == (450, True)
     assert whole.of("o1").images == 150
-    part = await count_records(house.read_model, replace(QUIET, most=200))
-    assert (part.everybody.images, part.complete) == (200, False)
+    part = await count_records(server.read_model, replace(QUIET, most=200))
+    assert (part.all_owners.images, part.complete) == (200, False)
     for number in range(3):
-        await house.files.put(f"jobs/{number}", b"12", content_type="application/json")
-    assert (await count_objects(house.files, QUIET)).kinds["receipts"] == (3, 6)
-    few = await count_objects(house.files, replace(QUIET, most=2))
+        await server.files.put(f"jobs/{number}", b"12", content_type="application/json")
+    assert (await count_objects(server.files, QUIET)).kinds["receipts"] == (3, 6)
+    few = await count_objects(server.files, replace(QUIET, most=2))
     assert (few.kinds["receipts"], few.complete) == ((2, 4), False)
 
 
-async def test_a_value_is_made_once_for_all_who_ask() -> None:
-    """While a value is made or fresh, askers share it; one that cannot be made leaves the last one standing."""
+async def test_a_value_is_refreshed_once_for_all_callers() -> None:
+    """Concurrent callers share a refresh; a failed refresh keeps the last value."""
     made = 0
     gate = asyncio.Event()
 
@@ -201,7 +202,7 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
             raise DependencyUnavailable("away")
         return made
 
-    value = Refreshed(make, every_s=0, stale_s=1e9)
+    value = CachedValue(make, every_s=0, stale_s=1e9)
     assert await value.get(0) is None
     asking = [asyncio.create_task(value.get(60)) for _ in range(5)]
     gate.set()
@@ -215,14 +216,14 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
         await asyncio.sleep(0)
     assert made >= 3
     await value.close()
-    fresh = Refreshed(make, every_s=0, stale_s=0)
+    fresh = CachedValue(make, every_s=0, stale_s=0)
     assert await fresh.get(60) == made  # one that grows stale is waited for
     assert await fresh.get(60) == made
     await fresh.close()
 
 
-def test_what_is_said_again_is_counted_once_and_old_counts_go() -> None:
-    """The same acceptance or outcome said twice counts once; of 1, 5 and 15 minutes each counts what is in it."""
+def test_repeated_events_count_once_and_old_counts_expire() -> None:
+    """A repeated event counts once; each of the windows of 1, 5 and 15 minutes has its own events."""
     tally = Tally()
     for ago, job in ((5, "a.1"), (5, "a.1"), (200, "b.1"), (800, "c.1"), (2000, "d.1")):
         tally.add(RateEvent(100_000 - ago, "anna", ACCEPTED, job))
