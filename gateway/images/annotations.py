@@ -1,6 +1,6 @@
-"""Annotations: what is known of one image, and what its owner says of it anew: tags, category, metadata.
+"""Annotations: an image's description, and changes of its tags, category and metadata by its owner.
 
-A change is a fact in the log, as everything that is true of an image is: a read model that is built anew has it.
+A change is published as a fact, so a rebuilt read model contains it.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ log = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
 _MEDIA_TYPES = (MERGE_PATCH, JSON)
-_TRIES = 10  # against others who change the same image at the same time
-_LOOK_AGAIN_S = 0.05
+_ATTEMPTS = 10  # under concurrent changes of the same image
+_POLL_S = 0.05
 
 IfMatch = Annotated[
     str | None,
-    Header(description="change the image only if its entity tag, as `/metadata` or a PATCH said it, is this"),
+    Header(description="change the image only if this is its current ETag, from `/metadata` or a PATCH"),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The endpoints that describe an image, and let its owner do so."""
+    """The endpoints that return and change an image's description."""
 
     settings: GatewaySettings
     events: EventSink
@@ -62,16 +62,16 @@ class Annotations:
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        lost = (ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        lookup_problems = (ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
         etag = {"ETag": {**TAGGED, "description": "of this description; for If-None-Match and If-Match"}}
         router.add_api_route(
             "/{image_id}/metadata",
             self.details,
             response_model=ImageDetails,
             dependencies=[requires(Scope.READ)],
-            summary="What is known of an image",
+            summary="Get an image's description",
             openapi_extra=CONDITIONAL,
-            responses={200: {"headers": etag}, 304: {"description": "you have it already"}, **documented(*lost)},
+            responses={200: {"headers": etag}, 304: {"description": "unchanged"}, **documented(*lookup_problems)},
         )
         router.add_api_route(
             "/{image_id}",
@@ -82,10 +82,14 @@ class Annotations:
             summary="Change tags, category and metadata",
             openapi_extra=described(AnnotationPatch, media_types=_MEDIA_TYPES),
             responses={
-                200: {"headers": etag, "description": "changed, and seen by every answer"},
-                202: {"headers": etag, "model": ImageDetails, "description": "changed, and soon seen by every answer"},
+                200: {"headers": etag, "description": "changed and visible in every response"},
+                202: {
+                    "headers": etag,
+                    "model": ImageDetails,
+                    "description": "changed, and visible in every response soon",
+                },
                 **documented(
-                    *lost,
+                    *lookup_problems,
                     ProblemCode.PRECONDITION_FAILED,
                     ProblemCode.INVALID_METADATA,
                     ProblemCode.INVALID_FIELD,
@@ -98,42 +102,45 @@ class Annotations:
         return router
 
     async def details(self, image_id: str, request: Request, owner: Caller) -> Response:
-        """Everything but where text and objects are. Of an image nobody has worked on yet, what was said with it."""
+        """Return an image's description, without positions of text and objects; from the 202 on, as submitted."""
         record = await self.lookup.accepted(image_id, owner)
         return answered(request, image_details(record, base_url(request, self.settings)))
 
     async def change(self, image_id: str, request: Request, owner: Caller, if_match: IfMatch = None) -> Response:
-        """A JSON Merge Patch: what is absent stays, null takes away. 200 when every answer shows it, or 202 when it is
-        certain and answers show it soon. With `If-Match`, nobody's change in between is lost.
+        """Apply a JSON Merge Patch (RFC 7396): absent fields stay, null removes. 200 when the change is visible in
+        every response, 202 when it is durable and visible soon. `If-Match` prevents lost updates.
         """
         patch = await read_json(request, AnnotationPatch, self.settings, media_types=_MEDIA_TYPES)
         if patch.context is not None:
-            check_metadata(patch.context, max_bytes=self.settings.max_json_bytes)  # not deeper than may be merged
+            check_metadata(patch.context, max_bytes=self.settings.max_json_bytes)  # bounds the depth before merging
         base = base_url(request, self.settings)
-        wanted, said = await self._said(image_id, owner, patch, if_match, base)
-        if said is not None:
-            await self._announce(said, traceparent_of(request))
-        seen = await self._seen(wanted, owner)
-        answer = _described(seen or wanted, base)
-        if seen is None:
+        wanted, annotation = await self._reserve(image_id, owner, patch, if_match, base)
+        if annotation is not None:
+            await self._publish(annotation, traceparent_of(request))
+        visible = await self._await_visible(wanted, owner)
+        answer = _described(visible or wanted, base)
+        if visible is None:
             answer.status_code = 202
             answer.headers["Location"] = f"{base}/api/v1/images/{image_id}/metadata"
             answer.headers["Retry-After"] = str(self.settings.poll_after_s)
         return answer
 
-    async def _said(
+    async def _reserve(
         self, image_id: str, owner: Owner, patch: AnnotationPatch, if_match: str | None, base: str
     ) -> tuple[ImageRecord, ImageAnnotated | None]:
-        """Return the image as it will be, and the revision that says so; None if the read model shows it already."""
-        for _ in range(_TRIES):
+        """Return the changed image, and the revision to publish; None if the read model has it already."""
+        for _ in range(_ATTEMPTS):
             known, pending = await self._newest(image_id, owner)
             if if_match is not None and not matches(if_match, _described(known, base).headers["etag"]):
-                raise Problem(ProblemCode.PRECONDITION_FAILED, "The image is not what If-Match names; look again.")
+                raise Problem(
+                    ProblemCode.PRECONDITION_FAILED,
+                    "The image has changed: If-Match is not its current ETag. Get it again.",
+                )
             changes = self._changes(known, patch)
             if not changes:
-                return known, pending  # said again: whoever said it first may have died before it was in the log
+                return known, pending  # published again: the first request may have crashed before publishing
             wanted = known.model_copy(update={**changes, "revision": known.revision + 1})
-            said = ImageAnnotated(
+            annotation = ImageAnnotated(
                 image_id=image_id,
                 owner=owner,
                 generation=known.generation,
@@ -143,13 +150,13 @@ class Annotations:
                 category=wanted.category,
                 context=wanted.context,
             )
-            if await self._take(said):
-                return wanted, said
-        detail = "Others change this image all the time. Nothing was changed; try again."
+            if await self._take_number(annotation):
+                return wanted, annotation
+        detail = "Too many concurrent changes of this image. Nothing was changed; retry."
         raise Problem(ProblemCode.OVERLOADED, detail, headers={"Retry-After": str(self.settings.retry_after_s)})
 
     async def _newest(self, image_id: str, owner: Owner) -> tuple[ImageRecord, ImageAnnotated | None]:
-        """Return an image with its newest revision; and that one, if the read model has not seen it."""
+        """Return an image with its newest revision applied, and that revision if the read model lacks it."""
         known = await self.lookup.accepted(image_id, owner)
         newest = await bounded(self.revisions.newest(image_id), self.settings.storage_timeout_s)
         if newest is None or newest.revision <= known.revision:
@@ -165,56 +172,56 @@ class Annotations:
             wanted["category"] = patch.category
         if "context" in patch.model_fields_set:
             merged = merge_patch(known.context, patch.context) if patch.context is not None else {}
-            assert isinstance(merged, dict)  # noqa: S101 - a patch that is an object gives one
+            assert isinstance(merged, dict)  # noqa: S101 - merging an object yields an object
             wanted["context"] = check_metadata(merged, max_bytes=self.settings.max_metadata_bytes)
         return {name: value for name, value in wanted.items() if value != getattr(known, name)}
 
-    async def _take(self, said: ImageAnnotated) -> bool:
+    async def _take_number(self, annotation: ImageAnnotated) -> bool:
         try:
-            if not await bounded(self.revisions.take(said), self.settings.storage_timeout_s):
+            if not await bounded(self.revisions.reserve(annotation), self.settings.storage_timeout_s):
                 return False
-            # A deletion that was accepted meanwhile has looked for the image's objects before this one was there.
-            await self.lookup.accepted(said.image_id, Owner(said.owner))
+            # A deletion accepted meanwhile may have listed the image's objects before this one existed.
+            await self.lookup.accepted(annotation.image_id, Owner(annotation.owner))
         except BaseException:
-            await asyncio.shield(self._give_back(said))
+            await asyncio.shield(self._release(annotation))
             raise
         return True
 
-    async def _announce(self, said: ImageAnnotated, traceparent: str) -> None:
+    async def _publish(self, annotation: ImageAnnotated, traceparent: str) -> None:
         try:
-            sent = self.events.send(topics.FACTS, said, traceparent=traceparent)
+            sent = self.events.send(topics.FACTS, annotation, traceparent=traceparent)
             await bounded(sent, self.settings.delivery_timeout_s)
         except (DependencyUnavailable, TimeoutError) as error:
-            log.warning("an annotation was not confirmed", extra={"image_id": said.image_id, "error": repr(error)})
-            if isinstance(error, DependencyUnavailable) and not isinstance(error, DeliveryUnconfirmed):
-                await asyncio.shield(self._give_back(said))
-                raise unavailable("Kafka", retry_after_s=self.settings.retry_after_s) from error
-            # It may be in the log: the number stays taken, and the next change is built on this one.
-            detail = (
-                "Kafka did not confirm the change in time. It may come about all the same; asking again is harmless."
+            log.warning(
+                "annotation not confirmed by Kafka", extra={"image_id": annotation.image_id, "error": repr(error)}
             )
+            if isinstance(error, DependencyUnavailable) and not isinstance(error, DeliveryUnconfirmed):
+                await asyncio.shield(self._release(annotation))
+                raise unavailable("Kafka", retry_after_s=self.settings.retry_after_s) from error
+            # It may be in the log: the number stays reserved, and the next change builds on this one.
+            detail = "Kafka did not confirm the change in time. It may still be applied; it is safe to retry."
             headers = {"Retry-After": str(self.settings.retry_after_s)}
             raise Problem(ProblemCode.DEPENDENCY_UNAVAILABLE, detail, headers=headers) from error
         try:
-            await bounded(self.revisions.forget_before(said), self.settings.storage_timeout_s)
+            await bounded(self.revisions.remove_older(annotation), self.settings.storage_timeout_s)
         except (DependencyUnavailable, TimeoutError) as error:  # the next change removes them
-            log.warning("old revisions could not be removed", extra={"image_id": said.image_id, "error": repr(error)})
+            log.warning("could not remove old revisions", extra={"image_id": annotation.image_id, "error": repr(error)})
 
-    async def _give_back(self, said: ImageAnnotated) -> None:
+    async def _release(self, annotation: ImageAnnotated) -> None:
         try:
-            await bounded(self.revisions.give_back(said), self.settings.storage_timeout_s)
+            await bounded(self.revisions.release(annotation), self.settings.storage_timeout_s)
         except (DependencyUnavailable, TimeoutError) as error:
-            log.warning("a revision could not be given back", extra={"image_id": said.image_id, "error": repr(error)})
+            log.warning("could not release a revision", extra={"image_id": annotation.image_id, "error": repr(error)})
 
-    async def _seen(self, wanted: ImageRecord, owner: Owner) -> ImageRecord | None:
-        """Return the image when the read model shows the revision, None if it does not in time."""
+    async def _await_visible(self, wanted: ImageRecord, owner: Owner) -> ImageRecord | None:
+        """Return the image once the read model has the revision, None after `annotation_wait_s`."""
         try:
             async with asyncio.timeout(self.settings.annotation_wait_s):
                 while True:
                     known = await self.read_model.get(wanted.image_id)
                     if known is not None and known.owner == owner and known.revision >= wanted.revision:
                         return await self.lookup.accepted(wanted.image_id, owner)
-                    await asyncio.sleep(_LOOK_AGAIN_S)
+                    await asyncio.sleep(_POLL_S)
         except (DependencyUnavailable, TimeoutError):
             return None
 

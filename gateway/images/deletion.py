@@ -47,7 +47,7 @@ class Deletion:
             kind=ReceiptKind.DELETE,
             submitted_at=event.occurred_at,
         )
-        tombstones, requested_here = Tombstones(self.files), True  # a request that broke off may have been written
+        tombstones, requested_here = Tombstones(self.files), True  # an interrupted request may have been written
         try:
             async with self.publishing.bounded("The object store"):
                 requested_here = await tombstones.request(image_id, owner, event.generation)
@@ -61,6 +61,6 @@ class Deletion:
     async def _withdraw(self, tombstones: Tombstones, image_id: str, generation: int) -> None:
         try:
             async with asyncio.timeout(self.settings.storage_timeout_s):
-                await tombstones.take_back(image_id, generation)
+                await tombstones.cancel(image_id, generation)
         except (DependencyUnavailable, TimeoutError) as error:  # the janitor requests the deletion again
             log.warning("could not withdraw a deletion request", extra={"image_id": image_id, "error": repr(error)})

@@ -1,7 +1,7 @@
-"""Delivery: the bytes of one size of an image, through the gateway, or by a link to the object store.
+"""Delivery of the bytes of one size of an image, through the gateway or by a presigned link to the object store.
 
-What is sent is named by its content: its entity tag is its hash, and an address that names the hash is good for ever.
-Only images are ever shown by a browser, by a list of types of our own; anything else could only be saved.
+The ETag is the content's hash, and a URL that contains the hash may be cached forever. Browsers may display only the
+content types of an allow list; anything else is sent as a download.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ log = logging.getLogger(__name__)
 
 Size = Annotated[str, Query(description=f"one of {', '.join(RENDITION_SIDES)}", max_length=64)]
 
-SHOWN = frozenset(MEDIA_TYPES.values())  # content types that are sent as what they are; no SVG among them
+SHOWN = frozenset(MEDIA_TYPES.values())  # content types sent unchanged; SVG is not among them
 _UNKNOWN = "application/octet-stream"
 _SAFETY = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-_FOR_GOOD, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
+_IMMUTABLE, _REVALIDATE = "private, max-age=31536000, immutable", "private, no-cache"
 _PLAIN = {"schema": {"type": "string"}}
-_RANGE = {"description": "which bytes, of how many (RFC 9110)", **_PLAIN}
+_RANGE = {"description": "the range and the total size (RFC 9110)", **_PLAIN}
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The endpoint that sends bytes."""
+    """The delivery endpoint."""
 
     settings: GatewaySettings
     files: FileStore
@@ -75,13 +75,17 @@ class Delivery:
             "/{image_id}/direct",
             self.direct,
             dependencies=[requires(Scope.READ)],
-            summary="The bytes of one size",
+            summary="Get the bytes of one size",
             response_class=StreamingResponse,
             responses={
                 200: {**bytes_of, "description": "the image", "headers": _HEADERS},
-                206: {**bytes_of, "description": "the range of it", "headers": {**_HEADERS, "Content-Range": _RANGE}},
-                304: {"description": "you have it already"},
-                307: {"description": "it is there, for a while", "headers": {"Location": _PLAIN}},
+                206: {
+                    **bytes_of,
+                    "description": "a range of the image",
+                    "headers": {**_HEADERS, "Content-Range": _RANGE},
+                },
+                304: {"description": "unchanged"},
+                307: {"description": "a temporary link to the object store", "headers": {"Location": _PLAIN}},
                 **refusals,
             },
             openapi_extra={"parameters": [*_RANGE_PARAMETERS, *CONDITIONAL["parameters"]]},
@@ -94,55 +98,57 @@ class Delivery:
         request: Request,
         owner: Caller,
         size: Size = "medium",
-        v: Annotated[str | None, Query(description="names the bytes, as the URLs in answers do", max_length=64)] = None,
-        download: Annotated[bool, Query(description="to be saved rather than shown")] = False,
+        v: Annotated[
+            str | None, Query(description="content version, as in the URLs of responses", max_length=64)
+        ] = None,
+        download: Annotated[bool, Query(description="send as an attachment")] = False,
     ) -> Response:
-        """Send the bytes, or a range of them. An address with the right `v` may be cached for good. Where delivery is
-        by link (a setting of the server), the answer is a redirect to one that is good for a short time.
+        """Send the bytes, or a range of them. A URL with the current `v` may be cached forever. With presigned
+        delivery (a server setting) the response is a redirect to a short-lived link.
         """
         record = await self.lookup.image(image_id, owner)
-        sent = _Sent.of(record, self.lookup.rendition(record, size), named=v, download=download)
-        if _is_known(request, sent):
-            return Response(status_code=304, headers=sent.headers)
-        link = await self._link(sent)
+        content = _Content.of(record, self.lookup.rendition(record, size), named=v, download=download)
+        if _is_known(request, content):
+            return Response(status_code=304, headers=content.headers)
+        link = await self._link(content)
         if link is not None:
-            age = self.settings.link_expires_s // 2  # a kept redirect must not outlive what it leads to
+            age = self.settings.link_expires_s // 2  # a cached redirect must not outlive its link
             headers = {**_SAFETY, "Location": link, "Cache-Control": f"private, max-age={age}"}
             return Response(status_code=307, headers=headers)
-        return await self._stream(image_id, sent, _range_of(request, sent))
+        return await self._stream(image_id, content, _range_of(request, content))
 
-    async def _link(self, sent: _Sent) -> str | None:
-        """Return a link to the object store; None if bytes go through here, or the store gives none."""
-        if self.settings.delivery is not Delivered.PRESIGNED or sent.content_type == _UNKNOWN:
+    async def _link(self, content: _Content) -> str | None:
+        """Return a presigned link, None if the gateway delivers the bytes or the store has no links."""
+        if self.settings.delivery is not Delivered.PRESIGNED or content.content_type == _UNKNOWN:
             return None
         link = self.files.presign_get(
-            sent.key, expires_s=self.settings.link_expires_s, filename=sent.filename, inline=not sent.download
+            content.key, expires_s=self.settings.link_expires_s, filename=content.filename, inline=not content.download
         )
         return await bounded(link, self.settings.storage_timeout_s)
 
-    async def _stream(self, image_id: str, sent: _Sent, part: ByteRange | None) -> Response:
+    async def _stream(self, image_id: str, content: _Content, part: ByteRange | None) -> Response:
         timeout_s = self.settings.storage_timeout_s
         start, length = (part.first, part.length) if part is not None else (0, None)
-        chunks = aiter(self.files.stream(sent.key, start=start, length=length))
+        chunks = aiter(self.files.stream(content.key, start=start, length=length))
         try:
             first = await bounded(anext(chunks, b""), timeout_s)
         except ObjectMissing:
-            log.warning("a rendition is missing", extra={"image_id": image_id, "key": sent.key})
-            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size are not there any more.") from None
-        headers = {**sent.headers, "Content-Length": str(part.length if part is not None else sent.size)}
+            log.warning("rendition is missing", extra={"image_id": image_id, "key": content.key})
+            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size no longer exist.") from None
+        headers = {**content.headers, "Content-Length": str(part.length if part is not None else content.size)}
         if part is not None:
             headers["Content-Range"] = str(part)
         return StreamingResponse(
             _all_chunks(first, chunks, timeout_s),
             status_code=200 if part is None else 206,
-            media_type=sent.content_type,
+            media_type=content.content_type,
             headers=headers,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """One size of an image as it is sent."""
+class _Content:
+    """One size of an image with its response headers."""
 
     key: str
     size: int  # bytes
@@ -153,7 +159,7 @@ class _Sent:
     headers: dict[str, str]
 
     @classmethod
-    def of(cls, record: ImageRecord, rendition: Rendition, *, named: str | None, download: bool) -> _Sent:
+    def of(cls, record: ImageRecord, rendition: Rendition, *, named: str | None, download: bool) -> _Content:
         stored = rendition.object
         content_type = stored.content_type if stored.content_type in SHOWN else _UNKNOWN
         download = download or content_type == _UNKNOWN
@@ -165,7 +171,7 @@ class _Sent:
             "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(stored.sha256)).decode()}:",
             "Accept-Ranges": "bytes",
             "Content-Disposition": disposition(filename, download=download),
-            "Cache-Control": _FOR_GOOD if named == stored.sha256[:VERSION_DIGITS] else _ASK_AGAIN,
+            "Cache-Control": _IMMUTABLE if named == stored.sha256[:VERSION_DIGITS] else _REVALIDATE,
         }
         if modified is not None:
             headers["Last-Modified"] = format_datetime(modified, usegmt=True)
@@ -173,7 +179,7 @@ class _Sent:
 
 
 def disposition(filename: str, *, download: bool) -> str:
-    """Return a Content-Disposition (RFC 6266): the name in ASCII for old readers, and as it is (RFC 8187)."""
+    """Return a Content-Disposition (RFC 6266) with an ASCII fallback and the full name (RFC 8187)."""
     kind = "attachment" if download else "inline"
     plain = "".join(letter if " " <= letter <= "~" and letter not in '"\\%' else "_" for letter in filename)
     named = f'{kind}; filename="{plain}"'
@@ -181,46 +187,46 @@ def disposition(filename: str, *, download: bool) -> str:
 
 
 def _filename(record: ImageRecord, rendition: Rendition, content_type: str) -> str:
-    """Return the original's name with the extension of what is sent."""
+    """Return the original's name with the extension of the delivered type."""
     stem = PurePath(record.filename or "").stem.strip(". ") or record.image_id
     endings = {kind: name for name, kind in MEDIA_TYPES.items()}
     return f"{stem}.{endings.get(content_type, 'bin')}"
 
 
 def _modified(record: ImageRecord) -> datetime | None:
-    """Return when the sizes were made, to the second, None if nobody said."""
+    """Return when the resizer finished, to the second, None if unknown."""
     stage = record.stages.get("resizer")
     try:
         made = datetime.fromisoformat((stage and stage.finished_at) or "")
         return (made if made.tzinfo is not None else made.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
-    except (ValueError, OverflowError):  # another service may have said anything
+    except (ValueError, OverflowError):  # written by another service in an unknown format
         return None
 
 
-def _is_known(request: Request, sent: _Sent) -> bool:
-    """Say whether the client has the bytes (RFC 9110 section 13.2.2): by tag, else by date."""
+def _is_known(request: Request, content: _Content) -> bool:
+    """Return whether the client has the bytes (RFC 9110 section 13.2.2): by ETag, else by date."""
     tags = request.headers.get("if-none-match")
     if tags is not None:
-        return names(tags, sent.headers["ETag"])
+        return names(tags, content.headers["ETag"])
     since = request.headers.get("if-modified-since")
-    if since is None or sent.modified is None:
+    if since is None or content.modified is None:
         return False
     try:
-        return sent.modified <= parsedate_to_datetime(since)
+        return content.modified <= parsedate_to_datetime(since)
     except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
         return False
 
 
-def _range_of(request: Request, sent: _Sent) -> ByteRange | None:
-    """Return the range to send. Raises Problem (416). With another If-Range than the tag, the whole."""
+def _range_of(request: Request, content: _Content) -> ByteRange | None:
+    """Return the range to send, None for all bytes, also when If-Range is not the ETag. Raises Problem (416)."""
     condition = request.headers.get("if-range")
-    if condition is not None and condition.strip() != sent.headers["ETag"]:
+    if condition is not None and condition.strip() != content.headers["ETag"]:
         return None
     try:
-        return read_range(request.headers.get("range"), sent.size)
+        return read_range(request.headers.get("range"), content.size)
     except OutOfRange:
-        headers = {"Content-Range": f"bytes */{sent.size}", "Accept-Ranges": "bytes"}
-        detail = f"There are {sent.size} bytes."
+        headers = {"Content-Range": f"bytes */{content.size}", "Accept-Ranges": "bytes"}
+        detail = f"The range is outside the {content.size} bytes of this size."
         raise Problem(ProblemCode.RANGE_NOT_SATISFIABLE, detail, headers=headers) from None
 
 
@@ -231,11 +237,11 @@ async def _all_chunks(first: bytes, rest: AsyncIterator[bytes], timeout_s: float
 
 
 _HEADERS: dict[str, Any] = {
-    "ETag": {"description": "the sha256 of the bytes", **_PLAIN},
+    "ETag": {"description": "SHA-256 of the bytes", **_PLAIN},
     "Accept-Ranges": _PLAIN,
     "Cache-Control": _PLAIN,
-    "Content-Disposition": {"description": "the original's name, with the ending of what is sent", **_PLAIN},
-    "Repr-Digest": {"description": "the sha256 of the bytes (RFC 9530)", **_PLAIN},
+    "Content-Disposition": {"description": "the original's name, with the extension of the delivered type", **_PLAIN},
+    "Repr-Digest": {"description": "SHA-256 of the bytes (RFC 9530)", **_PLAIN},
     "Last-Modified": _PLAIN,
 }
 _RANGE_PARAMETERS = [
@@ -248,7 +254,7 @@ _RANGE_PARAMETERS = [
         "example": example,
     }
     for name, description, example in (
-        ("Range", "one range of bytes; several are answered with the whole", "bytes=0-1023"),
-        ("If-Range", "the range only if this is still the entity tag, else the whole", '"9f86d081884c7d65"'),
+        ("Range", "one range of bytes; several ranges return all bytes", "bytes=0-1023"),
+        ("If-Range", "return the range only if this is the current ETag, else all bytes", '"9f86d081884c7d65"'),
     )
 ]

@@ -1,4 +1,4 @@
-"""Erasure: what an owner can check of a deletion, from the 202 on and for good."""
+"""Erasure report: the state of a deletion, for its owner; available permanently from the 202 on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streams.object_store.tombstones import objects_of
 
 @dataclass(frozen=True, slots=True)
 class ErasureCheck:
-    """The endpoint that tells of a deletion."""
+    """The erasure report endpoint."""
 
     files: FileStore
     lookup: Lookup
@@ -34,14 +34,14 @@ class ErasureCheck:
             "/{image_id}/erasure",
             self.erasure,
             dependencies=[requires(Scope.READ)],
-            summary="What a deletion has removed",
+            summary="Get the state of a deletion",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
         return router
 
     async def erasure(self, image_id: str, owner: Caller) -> ErasureView:
-        """The receipt of a deletion, and a count made now of what is still stored of the image."""
+        """Return the receipt of a deletion, and the current number of stored objects of the image."""
         found = await self.lookup.erasure(image_id, owner)
         async with asyncio.timeout(self.lookup.settings.storage_timeout_s):
             remaining = await self._remaining(found)

@@ -1,4 +1,4 @@
-"""History: everything that happened to an image, as the indexer wrote it down, and what the receipts add to it."""
+"""History of an image: the events the indexer recorded, merged with the receipts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from streams.object_store.receipts import generation_of, job_of, read_receipt, r
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import HISTORY_LIMIT, HistoryEntry, ImageRecord
 
-_RECEIPTS = 50  # of one image that are looked at, the newest
+_RECEIPTS = 50  # newest receipts read per image
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The endpoint that tells what happened to an image."""
+    """The history endpoint."""
 
     settings: GatewaySettings
     files: FileStore
@@ -43,14 +43,14 @@ class History:
             "/{image_id}/history",
             self.history,
             dependencies=[requires(Scope.READ)],
-            summary="What happened to an image",
+            summary="Get the history of an image",
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
         return router
 
     async def history(self, image_id: str, owner: Caller) -> ImageHistory:
-        """Each fact with its time, worker, tries, duration and trace; right from the moment of the 202."""
+        """Return every event with time, worker, attempts, duration and trace. Available from the 202 on."""
         record = await self.lookup.accepted(image_id, owner)
         entries = await bounded(self.read_model.history(image_id), self.settings.query_timeout_s)
         receipts = await bounded(self._receipts(image_id), self.settings.storage_timeout_s)
@@ -69,7 +69,7 @@ class History:
         return [receipt for receipt in found if receipt is not None]
 
 
-# Of what happened in the same millisecond, what must have come first.
+# Causal order of items with the same millisecond.
 _ORDER = {kind: at for at, kind in enumerate(HistoryKind)} | {HistoryKind.RERUN: 0}
 _KINDS = {
     ReceiptKind.UPLOAD: (HistoryKind.ACCEPTED, "upload"),
@@ -79,21 +79,21 @@ _KINDS = {
 
 
 def _accepted(record: ImageRecord, receipts: Iterable[Receipt]) -> Iterator[HistoryItem]:
-    """Say what the gateway promised; of an image another service sent, when that said so."""
-    known = False
+    """Yield the accepted requests; for an image from another service, the time its event declares."""
+    accepted = False
     for receipt in receipts:
         kind, via = _KINDS.get(receipt.kind, (None, None))
         if kind is None or receipt.owner != record.owner:
             continue
-        known = known or kind is HistoryKind.ACCEPTED
+        accepted = accepted or kind is HistoryKind.ACCEPTED
         yield HistoryItem(at=receipt.submitted_at, kind=kind, via=via, lane=receipt.lane, job_id=receipt.job_id)
-    if not known and record.submitted_at is not None:
+    if not accepted and record.submitted_at is not None:
         job_id = job_id_of(record.image_id, 1)
         yield HistoryItem(at=record.submitted_at, kind=HistoryKind.ACCEPTED, via="event", job_id=job_id)
 
 
 def _reruns(image_id: str, entries: Iterable[HistoryEntry]) -> Iterator[HistoryItem]:
-    """Say when a single stage was asked to run again, which its run tells."""
+    """Yield the requested reruns of single stages; the run number is the time of the request in ms."""
     for run, stage, generation in sorted(
         {(entry.run, entry.stage, entry.generation) for entry in entries if entry.run}
     ):

@@ -25,7 +25,7 @@ from streams.read_model.records import ImageRecord, StageRecord
 log = logging.getLogger(__name__)
 
 _MAX_RESULT_BYTES = 32_000_000  # the largest stored text that is read
-_CANDIDATES = 2  # stored results looked for where the record names none: one is certain, two are not
+_CANDIDATES = 2  # listed when the record names no result: a single one is certain, two are ambiguous
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ImageLineages:
             "/{image_id}/lineage",
             self.lineage,
             dependencies=[requires(Scope.READ)],
-            summary="Where an image's results come from",
+            summary="Get the lineage of an image's results",
             response_model_exclude_none=True,
             responses=documented(
                 ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NOT_FINISHED, ProblemCode.DEPENDENCY_UNAVAILABLE
@@ -52,7 +52,7 @@ class ImageLineages:
         return router
 
     async def lineage(self, image_id: str, owner: Caller) -> ImageLineage:
-        """For each variant, text, object, vector and analysis: input, code, weights, parameters, or why unknown."""
+        """Return input, code, weights and parameters of each variant, text, object, vector and analysis."""
         record = await self.lookup.image(image_id, owner)
         names = [*REQUIRED_STAGES, *(name for name in record.stages if name not in REQUIRED_STAGES)]
         return ImageLineage(
@@ -69,15 +69,15 @@ class ImageLineages:
         key = known.result.key if known.result is not None else await self._found(record, stage, known.version)
         # A producer of facts could name any object: only the owner's own results are read.
         if key is None or not key.startswith(f"results/{record.owner}/"):
-            return _without(known, LineageState.MISSING, "It is not known which stored result this is.")
+            return _without(known, LineageState.MISSING, "The record does not name the stored result.")
         try:
             raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
             lineage = StoredResult.model_validate_json(raw).lineage
         except ObjectMissing:
             return _without(known, LineageState.MISSING, "The stored result has been removed.")
         except ValueError as error:  # above the size limit, or (ValidationError) not a result
-            log.warning("a stored result is unreadable", extra={"key": key, "error": str(error)[:300]})
-            return _without(known, LineageState.UNREADABLE, "The stored result cannot be read.")
+            log.warning("stored result is invalid", extra={"key": key, "error": str(error)[:300]})
+            return _without(known, LineageState.UNREADABLE, "The stored result is invalid.")
         fields = lineage.model_dump(mode="json", exclude={"stage"})
         return Origin(state=LineageState.KNOWN, stage_state=known.state, reused=known.reused, **fields)
 

@@ -1,4 +1,4 @@
-"""Listing: an owner's images page by page, by what is known of them."""
+"""Listing of an owner's images, with filters and pages."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from streams.read_model.words import words_of
 _PATH = "/api/v1/images"
 _DATE = {"format": "date-time"}
 
-_WORD = r"[^\W_]"  # one at least: nothing else can be looked for
+_WORD = r"[^\W_]"  # at least one letter or digit, otherwise nothing is searchable
 _Label = Annotated[str, StringConstraints(max_length=MAX_WORD, pattern=_WORD)]
 Order = Literal["newest", "oldest"]
 
 
-def _named(description: str) -> Any:
+def _repeatable(description: str) -> Any:
     return Query(description=description, default_factory=list, max_length=MAX_NAMED)
 
 
@@ -71,7 +71,7 @@ class Listing:
                         },
                     }
                 },
-                304: {"description": "you have this page already"},
+                304: {"description": "the page is unchanged"},
                 **found,
             },
         )
@@ -82,30 +82,31 @@ class Listing:
         request: Request,
         owner: Caller,
         *,
-        label: Annotated[list[_Label], _named("something on them, by its name; repeated: all of these")],
-        tag: Annotated[list[Tag], _named("a tag they carry; repeated: all of these")],
-        state: Annotated[ListedState | None, Query(description="where they stand")] = None,
+        label: Annotated[list[_Label], _repeatable("label of a detected object; repeated: all of them")],
+        tag: Annotated[list[Tag], _repeatable("tag; repeated: all of them")],
+        state: Annotated[ListedState | None, Query(description="state of the image")] = None,
         bucket: Annotated[str | None, Query(pattern=BUCKET_PATTERN)] = None,
         category: Category | None = None,
-        since: Annotated[str | None, Query(description="submitted then or later", json_schema_extra=_DATE)] = None,
-        until: Annotated[str | None, Query(description="submitted earlier", json_schema_extra=_DATE)] = None,
-        text: Annotated[
-            str | None, Query(description="words that are all in their text", max_length=500, pattern=_WORD)
+        since: Annotated[
+            str | None, Query(description="submitted at or after this time", json_schema_extra=_DATE)
         ] = None,
-        order: Annotated[Order, Query(description="by when they were accepted")] = "newest",
-        page_size: Annotated[
-            int, Query(ge=1, description=f"images at most; more than {MAX_PAGE} are {MAX_PAGE}")
-        ] = PAGE,
-        cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)] = None,
+        until: Annotated[str | None, Query(description="submitted before this time", json_schema_extra=_DATE)] = None,
+        text: Annotated[
+            str | None,
+            Query(description="words that the image's text contains, all of them", max_length=500, pattern=_WORD),
+        ] = None,
+        order: Annotated[Order, Query(description="by time of acceptance")] = "newest",
+        page_size: Annotated[int, Query(ge=1, description=f"images per page, capped at {MAX_PAGE}")] = PAGE,
+        cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page", max_length=200)] = None,
     ) -> Response:
-        """The caller's images, newest first. An image is listed when the pipeline has first said something of it, a
-        moment after it was accepted. What arrives while pages are read does not shift them; a deleted image is in
-        none, which may leave a page shorter than was asked for: only an absent `next_cursor` says that it is the last.
+        """List the caller's images, newest first. An image appears with its first event from the pipeline, shortly
+        after the 202. New images do not shift pages. Deleted images are omitted, so a page may be shorter than
+        `page_size`: only a page without `next_cursor` is the last.
         """
         wanted = Filters(
             state=ImageState(state) if state else None,
             bucket=bucket,
-            labels=tuple(sorted(set(label))),  # in whatever order they were named, it is one listing
+            labels=tuple(sorted(set(label))),  # sorted: the order of the parameters does not matter to a cursor
             tags=tuple(sorted(set(tag))),
             category=category,
             since=read_time(since, "since"),
@@ -129,7 +130,9 @@ class Listing:
 
     def _words(self, text: str | None) -> str | None:
         if text is not None and (len(text) > self.settings.max_query_length or not words_of(text)):
-            raise _invalid("text", f"Give words, of {self.settings.max_query_length} characters at most.")
+            raise _invalid_field(
+                "text", f"must contain a word and have at most {self.settings.max_query_length} characters"
+            )
         return text
 
 
@@ -139,7 +142,7 @@ def _place(cursor: str | None, listing: dict[str, object]) -> str | None:
     try:
         return place_of(cursor, listing)
     except ValueError:
-        detail = "Give `next_cursor` as it was answered, with the filters and the order of the page it came with."
+        detail = "Send `next_cursor` unchanged, with the filters and the order of the page that returned it."
         raise Problem(ProblemCode.INVALID_CURSOR, detail, (ProblemItem(field="cursor", detail=detail),)) from None
 
 
@@ -148,5 +151,5 @@ def _link(request: Request, base: str, following: str) -> str:
     return f'<{base}{_PATH}?{urlencode([*query, ("cursor", following)])}>; rel="next"'
 
 
-def _invalid(field: str, detail: str) -> Problem:
+def _invalid_field(field: str, detail: str) -> Problem:
     return Problem(ProblemCode.INVALID_FIELD, f"{field}: {detail}", (ProblemItem(field=field, detail=detail),))

@@ -1,7 +1,7 @@
-"""Looking up: what the read model knows of an image, and the receipt until it knows. Every look is one owner's.
+"""Lookup of an owner's images and jobs: the read model's record or, until it exists, the receipt.
 
-An image is hidden from the moment its deletion is accepted: the receipt of the deletion is there before the indexer
-has seen the event.
+An image is hidden as soon as its deletion is accepted: the deletion's receipt exists before the indexer processes the
+event.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Hit, ImageRecord
 
 _ID = re.compile(ID_PATTERN)
-_PARALLEL = 16  # looks at the object store at once, for one request
+_PARALLEL = 16  # concurrent object store reads per request
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of one image: the record if the read model has seen this run, else the receipt."""
+    """One run of one image: the record if the read model has this run, else the receipt."""
 
     job_id: str
     image_id: str
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def state(self) -> ImageState:
-        """Where the run stands."""
+        """The run's state."""
         if self.record is None:
             return ImageState.PROCESSING
         return ImageState.DELETED if self.record.deleted else self.record.state
@@ -48,23 +48,23 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The owner's images and jobs. Calls raise Problem, DependencyUnavailable or TimeoutError."""
+    """Finds an owner's images and jobs. Methods raise Problem, DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
     read_model: ReadModel
 
     async def image(self, image_id: str, owner: Owner) -> ImageRecord:
-        """Return an image. Refused: unknown, deleted (410), or accepted but not seen by the indexer yet (409)."""
+        """Return an image. Raises Problem: unknown (404), deleted (410), or not indexed yet (409)."""
         record = await self.known(image_id, owner)
         if isinstance(record, Receipt):
             await self._refuse_deleted(image_id, record.generation)
-            raise self.not_finished("The image was accepted and is not processed yet.")
+            raise self.not_finished("The image is accepted but not processed yet.")
         await self._refuse_deleted(image_id, record.generation)
         return record
 
     async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
-        """Return several images, each or why not, in the order asked."""
+        """Return several images in order, or the problem of each that is not available."""
         wanted = [image_id for image_id in image_ids if _ID.fullmatch(image_id)]
         found = await bounded(self.read_model.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
         by_id = {record.image_id: record for record in found}
@@ -83,12 +83,12 @@ class Lookup:
         return list(await asyncio.gather(*(one(image_id) for image_id in image_ids)))
 
     async def visible(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Return the hits whose image nobody has asked to delete."""
+        """Return the hits whose image is not deleted."""
         shown = {record.image_id for record in await self.shown([hit.record for hit in hits])}
         return [hit for hit in hits if hit.record.image_id in shown]
 
     async def shown(self, records: Iterable[ImageRecord]) -> list[ImageRecord]:
-        """Return the images nobody has asked to delete."""
+        """Return the images without those whose deletion is accepted."""
         gate = asyncio.Semaphore(_PARALLEL)
 
         async def one(record: ImageRecord) -> ImageRecord | None:
@@ -99,7 +99,7 @@ class Lookup:
         return [record for record in await asyncio.gather(*map(one, records)) if record is not None]
 
     async def job(self, job_id: str, owner: Owner) -> Job:
-        """Return a job. Refused: unknown, its image deleted since, or a newer run has taken over (410)."""
+        """Return a job. Raises Problem: unknown (404), its image deleted, or superseded by a newer run (410)."""
         try:
             image_id, generation = split_job_id(job_id)
         except ValueError:
@@ -111,7 +111,7 @@ class Lookup:
             if record.deleted:
                 raise _gone()
             newer = job_id_of(image_id, record.generation)
-            raise Problem(ProblemCode.SUPERSEDED, f"The job {newer} has taken over.")
+            raise Problem(ProblemCode.SUPERSEDED, f"The job is superseded by {newer}.")
         if record is not None and record.generation == generation:
             if not record.deleted:
                 await self._refuse_deleted(image_id, generation)
@@ -124,7 +124,7 @@ class Lookup:
         return Job(job_id, image_id, None, receipt)
 
     async def known(self, image_id: str, owner: Owner) -> ImageRecord | Receipt:
-        """Return an image's record, or its first receipt; also when its deletion was asked for but not done."""
+        """Return an image's record or its first receipt, also while its deletion is pending."""
         if not _ID.fullmatch(image_id):
             raise _no_image()
         record = await self._record(image_id, owner)
@@ -138,7 +138,7 @@ class Lookup:
         return record
 
     async def accepted(self, image_id: str, owner: Owner) -> ImageRecord:
-        """Return an image as it is known, else as it was accepted. Refused: unknown, or deleted (410)."""
+        """Return an image from the read model, else as submitted. Raises Problem: unknown (404) or deleted (410)."""
         found = await self.known(image_id, owner)
         await self._refuse_deleted(image_id, found.generation)
         if isinstance(found, Receipt):
@@ -149,7 +149,7 @@ class Lookup:
         return found if receipt is None or receipt.owner != owner else _as_accepted(receipt, found)
 
     def rendition(self, record: ImageRecord, size: str) -> Rendition:
-        """Return one size of an image. Refused: it has none yet (409), or not this one."""
+        """Return one size of an image. Raises Problem: no sizes yet (409), or not this size (404)."""
         self.refuse_without_sizes(record)
         for rendition in record.renditions:
             if rendition.name == size:
@@ -158,19 +158,19 @@ class Lookup:
         raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image has these sizes: {known}.")
 
     def refuse_without_sizes(self, record: ImageRecord) -> None:
-        """Refuse an image that has no sizes: yet (409), or for good."""
+        """Raise Problem for an image without sizes: not yet (409), or never (404)."""
         if record.renditions:
             return
         if record.state is ImageState.PROCESSING:
-            raise self.not_finished("The image's sizes are not made yet.")
+            raise self.not_finished("The image's sizes are not ready yet.")
         raise Problem(ProblemCode.NO_SUCH_SIZE, f"The image is {record.state} and has no sizes.")
 
     def not_finished(self, detail: str) -> Problem:
-        """Return the refusal of what is not there yet."""
+        """Return the 409 for a result that is not ready."""
         return Problem(ProblemCode.NOT_FINISHED, detail, headers={"Retry-After": str(self.settings.poll_after_s)})
 
     async def erasure(self, image_id: str, owner: Owner) -> Erasure:
-        """Return what is left of a deleted image. Refused: nobody asked to delete an image of that id."""
+        """Return the tombstone of a deleted image. Raises Problem (404) without one."""
         if not _ID.fullmatch(image_id):
             raise _no_erasure()
         found = await bounded(Tombstones(self.files).get(image_id), self.settings.storage_timeout_s)
@@ -179,9 +179,9 @@ class Lookup:
         return found
 
     async def _record(self, image_id: str, owner: Owner) -> ImageRecord | None:
-        """Return what the read model knows; of an image erased so long ago that it knows nothing more, a tombstone.
+        """Return the read model's record; for an image erased from it, a deleted record from the tombstone.
 
-        For another owner's image the same is asked as for one that never was, so that the time tells nothing either.
+        Another owner's image causes the same reads as an unknown id, so that timing reveals nothing.
         """
         record = await bounded(self.read_model.get(image_id), self.settings.query_timeout_s)
         if record is not None and record.owner == owner:
@@ -210,23 +210,23 @@ class Lookup:
 
 
 def _as_accepted(receipt: Receipt, known: ImageRecord) -> ImageRecord:
-    """Return what is known of an image and what was said of it when it was accepted, which nobody has told yet."""
-    said = receipt.model_dump(include=set(SUBMISSION))
+    """Return a record with the submission fields of its receipt, which the read model does not have yet."""
+    submission = receipt.model_dump(include=set(SUBMISSION))
     submitted = {"submitted_at": receipt.first_submitted_at or receipt.submitted_at, "source_url": receipt.url}
     required = known.required or receipt.profile.stages
-    return ImageRecord.model_validate({**known.model_dump(), **said, **submitted, "required": required})
+    return ImageRecord.model_validate({**known.model_dump(), **submission, **submitted, "required": required})
 
 
 def _no_image() -> Problem:
-    return Problem(ProblemCode.NOT_FOUND, "There is no image of that id.")
+    return Problem(ProblemCode.NOT_FOUND, "No image has this id.")
 
 
 def _no_erasure() -> Problem:
-    return Problem(ProblemCode.NOT_FOUND, "There is no deletion of an image of that id.")
+    return Problem(ProblemCode.NOT_FOUND, "No deleted image has this id.")
 
 
 def _no_job() -> Problem:
-    return Problem(ProblemCode.NOT_FOUND, "There is no job of that id.")
+    return Problem(ProblemCode.NOT_FOUND, "No job has this id.")
 
 
 def _gone() -> Problem:

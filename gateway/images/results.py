@@ -1,4 +1,4 @@
-"""Results of jobs, and waiting for them: whoever prefers to wait (RFC 7240) is answered with the result itself."""
+"""Results of jobs, and waiting for them with `Prefer: wait` (RFC 7240)."""
 
 from __future__ import annotations
 
@@ -29,68 +29,70 @@ log = logging.getLogger(__name__)
 
 APPLIED = "Preference-Applied"
 _MAX_RESULT_BYTES = 32_000_000  # a stored OCR result; a page of dense text has about 0.3 MB
-_FIRST_LOOK_S, _LONGEST_PAUSE_S, _SLOWER = 0.1, 1.0, 1.3
+_FIRST_POLL_S, _MAX_POLL_S, _BACKOFF = 0.1, 1.0, 1.3
 
 PREFER_PARAMETER: dict[str, Any] = {
     "name": "Prefer",
     "in": "header",
     "required": False,
     "description": (
-        "`wait=10`: answer 200 with the result itself if the job ends within 10 s, else 202. `respond-async`: answer "
-        "202 at once, as without the header. `Preference-Applied` says which was done (RFC 7240)."
+        "`wait=10`: 200 with the result itself if the job ends within 10 s, else 202. `respond-async`: 202 "
+        "immediately, as without the header. `Preference-Applied` names the applied preference (RFC 7240)."
     ),
     "schema": {"type": "string"},
     "example": "wait=10",
 }
-"""How OpenAPI describes the header."""
+"""OpenAPI description of the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What a client would rather have."""
+    """The preferences of a request."""
 
     wait_s: int | None = None
     respond_async: bool = False
 
 
 def read_preferences(request: Request) -> Preferences:
-    """Return what the Prefer header says. What cannot be read is passed over, as a preference may be."""
+    """Parse the Prefer header. Malformed preferences are ignored, as RFC 7240 allows."""
     try:
         found = http_sf.parse(", ".join(request.headers.getlist("prefer")).encode("latin-1"), tltype="dictionary")
     except ValueError:
         return Preferences()
-    said = {name: item[0] for name, item in found.items() if isinstance(item, tuple)} if isinstance(found, dict) else {}
-    wait = said.get("wait")
+    given = (
+        {name: item[0] for name, item in found.items() if isinstance(item, tuple)} if isinstance(found, dict) else {}
+    )
+    wait = given.get("wait")
     seconds = wait if isinstance(wait, int) and not isinstance(wait, bool) and wait >= 0 else None
-    return Preferences(seconds, said.get("respond-async") is True)
+    return Preferences(seconds, given.get("respond-async") is True)
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What jobs found. Calls raise Problem, DependencyUnavailable or TimeoutError."""
+    """Results of jobs. Methods raise Problem, DependencyUnavailable or TimeoutError."""
 
     settings: GatewaySettings
     files: FileStore
     lookup: Lookup
 
     async def of(self, job: Job, base: str) -> JobResult:
-        """Return what a job found. Refused until it has ended."""
+        """Return the result of a job. Raises Problem (409) until it has ended."""
         if job.record is None or job.state is ImageState.PROCESSING:
             raise self.lookup.not_finished("The job has not ended yet; see its status.")
         return job_result(job, job.record, await self._read_text(job.record), base)
 
     async def within(self, seconds: float, job_id: str, owner: Owner, base: str) -> JobResult | None:
-        """Return what a job found if it ends within so many seconds; None too if nobody can be asked."""
-        deadline, pause = time.monotonic() + seconds, _FIRST_LOOK_S
+        """Return the result of a job if it ends within `seconds`; None also while a dependency is unavailable."""
+        deadline, pause = time.monotonic() + seconds, _FIRST_POLL_S
         try:
             while (job := await self.lookup.job(job_id, owner)).state is ImageState.PROCESSING:
                 if time.monotonic() + pause > deadline:
                     return None
                 await asyncio.sleep(pause)
-                pause = min(pause * _SLOWER, _LONGEST_PAUSE_S)
+                pause = min(pause * _BACKOFF, _MAX_POLL_S)
             return await self.of(job, base)
-        except (Problem, DependencyUnavailable, TimeoutError) as error:  # accepted all the same
-            log.info("a result could not be waited for", extra={"job_id": job_id, "error": repr(error)})
+        except (Problem, DependencyUnavailable, TimeoutError) as error:  # the image is accepted anyway
+            log.info("waiting for a result failed", extra={"job_id": job_id, "error": repr(error)})
             return None
 
     async def _read_text(self, record: ImageRecord) -> ReadText | None:
@@ -102,7 +104,7 @@ class Results:
             raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
             return ReadText.model_validate(StoredResult.model_validate_json(raw).result)
         except ObjectMissing:
-            log.warning("a stored text is missing", extra={"image_id": record.image_id, "key": key})
+            log.warning("stored text is missing", extra={"image_id": record.image_id, "key": key})
         except ValidationError as error:
-            log.warning("a stored text is unreadable", extra={"key": key, "error": str(error)[:300]})
+            log.warning("stored text is invalid", extra={"key": key, "error": str(error)[:300]})
         return None

@@ -1,7 +1,7 @@
-"""Revisions: what owners said of an image anew, numbered. The number is taken in the object store, so that of two who
-change an image at once one comes after the other, though the read model has heard of neither.
+"""Numbered revisions of an image's annotations. Numbers are reserved in the object store, which orders concurrent
+changes even before the read model has recorded them.
 
-An image's newest revision stays among its objects, and goes with them when the image is deleted.
+The newest revision stays among the image's objects and is deleted with them.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from streams.object_store.keys import image_key, image_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing
 
 _FOLDER = "revisions/"
-_LIMIT = 1 << 20  # bytes, far more than is ever written
+_LIMIT = 1 << 20  # bytes, far above the size of any revision
 
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """The revisions of all images. Calls raise DependencyUnavailable."""
+    """The revisions of all images. Methods raise DependencyUnavailable."""
 
     files: FileStore
 
     async def newest(self, image_id: str) -> ImageAnnotated | None:
-        """Return the newest revision that was taken, None if none is kept."""
+        """Return the newest reserved revision, None without one."""
         keys = await self._keys(image_id)
         return await self._read(keys[max(keys)]) if keys else None
 
-    async def take(self, said: ImageAnnotated) -> bool:
-        """Take the number of a revision; False if another has it, or a higher one."""
-        body = said.body()
-        key = _key(said)
+    async def reserve(self, annotation: ImageAnnotated) -> bool:
+        """Reserve the number of a revision; return False if this or a higher number is taken."""
+        body = annotation.body()
+        key = _key(annotation)
         if not await self.files.create(key, body, content_type="application/json"):
             known = await self._read(key)
-            if known is None or known.body() != body:  # else it was an earlier try of this very call
+            if known is None or known.body() != body:  # equal: an earlier attempt of this call
                 return False
-        if max(await self._keys(said.image_id), default=0) > said.revision:
-            # Ours was free because it is over: lower ones are not kept.
+        if max(await self._keys(annotation.image_id), default=0) > annotation.revision:
+            # The number was free only because lower revisions are removed.
             await self.files.delete(key)
             return False
         return True
 
-    async def give_back(self, said: ImageAnnotated) -> None:
-        """Free the number of a revision that did not come to be, if it is its own."""
-        known = await self._read(_key(said))
-        if known is not None and known.body() == said.body():
-            await self.files.delete(_key(said))
+    async def release(self, annotation: ImageAnnotated) -> None:
+        """Release the number of an unpublished revision, if it is this revision's."""
+        known = await self._read(_key(annotation))
+        if known is not None and known.body() == annotation.body():
+            await self.files.delete(_key(annotation))
 
-    async def forget_before(self, said: ImageAnnotated) -> None:
-        """Remove lower revisions: nothing is built on them any more."""
-        for revision, key in (await self._keys(said.image_id)).items():
-            if revision < said.revision:
+    async def remove_older(self, annotation: ImageAnnotated) -> None:
+        """Remove lower revisions."""
+        for revision, key in (await self._keys(annotation.image_id)).items():
+            if revision < annotation.revision:
                 await self.files.delete(key)
 
     async def _keys(self, image_id: str) -> dict[int, str]:
@@ -67,9 +67,9 @@ class Revisions:
     async def _read(self, key: str) -> ImageAnnotated | None:
         try:
             return ImageAnnotated.model_validate_json(await self.files.get(key, limit=_LIMIT))
-        except (ObjectMissing, ValidationError):  # given back meanwhile; or nobody's
+        except (ObjectMissing, ValidationError):  # released concurrently, or not a revision
             return None
 
 
-def _key(said: ImageAnnotated) -> str:
-    return image_key(said.image_id, said.generation, f"{_FOLDER}{said.revision:08d}.json")
+def _key(annotation: ImageAnnotated) -> str:
+    return image_key(annotation.image_id, annotation.generation, f"{_FOLDER}{annotation.revision:08d}.json")

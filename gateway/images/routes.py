@@ -29,13 +29,13 @@ from streams.object_store.protocol import FileStore
 
 Ids = Annotated[
     list[Annotated[str, StringConstraints(pattern=rf"^[^,]+(?:,[^,]+){{0,{MAX_BATCH - 1}}}$")]],
-    Query(description=f"ids, repeated or comma separated, {MAX_BATCH} at most", min_length=1, max_length=MAX_BATCH),
+    Query(description=f"ids, repeated or comma-separated, at most {MAX_BATCH}", min_length=1, max_length=MAX_BATCH),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The endpoints that tell of images and jobs."""
+    """The endpoints of images and jobs."""
 
     settings: GatewaySettings
     files: FileStore
@@ -45,52 +45,56 @@ class Images:
     def routes(self) -> APIRouter:
         """Return the routes; fixed paths before those with an id."""
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        lost = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        early = documented(ProblemCode.NOT_FINISHED)
+        lookup_problems = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        not_finished = documented(ProblemCode.NOT_FINISHED)
         unchanged: dict[int | str, dict[str, Any]] = {
             200: {"headers": {"ETag": TAGGED}},
-            304: {"description": "you have it already"},
+            304: {"description": "unchanged"},
         }
-        sized = {**lost, **early, **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE)}
+        size_problems = {
+            **lookup_problems,
+            **not_finished,
+            **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE),
+        }
 
         router.add_api_route(
             "/jobs/{job_id}",
             self.status,
             response_model=JobStatus,
             dependencies=[requires(Scope.READ)],
-            summary="Where a job stands",
+            summary="Get a job's status",
             openapi_extra=CONDITIONAL,
-            responses={**lost, **unchanged},
+            responses={**lookup_problems, **unchanged},
         )
         router.add_api_route(
             "/jobs/{job_id}/result",
             self.result,
             response_model=JobResult,
             dependencies=[requires(Scope.READ)],
-            summary="What a job found",
+            summary="Get a job's result",
             openapi_extra=CONDITIONAL,
-            responses={**lost, **early, **unchanged},
+            responses={**lookup_problems, **not_finished, **unchanged},
         )
         router.add_api_route(
             "/batch",
             self.batch,
             dependencies=[requires(Scope.READ)],
-            summary="Several images in one size",
+            summary="Get several images in one size",
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
         router.add_api_route(
             "/{image_id}",
             self.image,
             dependencies=[requires(Scope.READ)],
-            summary="One size of an image",
-            responses=sized,
+            summary="Get one size of an image",
+            responses=size_problems,
         )
         router.add_api_route(
             "/{image_id}/all",
             self.sizes,
             dependencies=[requires(Scope.READ)],
-            summary="Every size",
-            responses={**lost, **early},
+            summary="Get every size of an image",
+            responses={**lookup_problems, **not_finished},
         )
         router.add_api_route(
             "/{image_id}",
@@ -99,29 +103,29 @@ class Images:
             status_code=202,
             dependencies=[requires(Scope.WRITE)],
             summary="Delete an image",
-            responses=lost,
+            responses=lookup_problems,
         )
         return router
 
     async def status(self, job_id: str, request: Request, owner: Caller) -> Response:
-        """Right from the moment of the 202, whether or not the pipeline has begun."""
+        """Return the job's status. Available from the 202 on, also before the pipeline starts."""
         job = await self.lookup.job(job_id, owner)
-        soon = {"Retry-After": str(self.settings.poll_after_s)} if job.state is ImageState.PROCESSING else {}
-        return answered(request, job_status(job, base_url(request, self.settings)), soon)
+        headers = {"Retry-After": str(self.settings.poll_after_s)} if job.state is ImageState.PROCESSING else {}
+        return answered(request, job_status(job, base_url(request, self.settings)), headers)
 
     async def result(self, job_id: str, request: Request, owner: Caller) -> Response:
-        """409 until the job has ended; then also of an image that was rejected or failed, with the reason."""
+        """Return the job's result, for a rejected or failed image the reason. 409 until the job has ended."""
         job = await self.lookup.job(job_id, owner)
         result = await Results(self.settings, self.files, self.lookup).of(job, base_url(request, self.settings))
         return answered(request, result)
 
     async def image(self, image_id: str, request: Request, owner: Caller, size: Size = "medium") -> ImageView:
-        """Width, height, bytes, hash and URL of one size."""
+        """Return width, height, bytes, hash and URL of one size."""
         record = await self.lookup.image(image_id, owner)
         return image_view(record, self.lookup.rendition(record, size), base_url(request, self.settings))
 
     async def sizes(self, image_id: str, request: Request, owner: Caller) -> ImageSizes:
-        """Every size that is there. 409 until the resizer is done."""
+        """Return every size of the image. 409 until the resizer is done."""
         record = await self.lookup.image(image_id, owner)
         self.lookup.refuse_without_sizes(record)
         base = base_url(request, self.settings)
@@ -134,10 +138,10 @@ class Images:
         image_ids: Ids,
         size: Size = "medium",
     ) -> ImageBatch:
-        """The images that are there in the order asked; of the others, why they are not."""
+        """Return the available images in the requested order, and an error for each of the others."""
         wanted = list(dict.fromkeys(name for given in image_ids for name in given.split(",") if name))
         if not 1 <= len(wanted) <= MAX_BATCH:
-            detail = f"Name 1 to {MAX_BATCH} images."
+            detail = f"must name 1 to {MAX_BATCH} images"
             raise Problem(ProblemCode.INVALID_FIELD, detail, (ProblemItem(field="image_ids", detail=detail),))
         base = base_url(request, self.settings)
         images: list[ImageView] = []
@@ -152,7 +156,7 @@ class Images:
         return ImageBatch(images=tuple(images), errors=tuple(errors))
 
     async def delete(self, image_id: str, request: Request, response: Response, owner: Caller) -> DeletionSubmitted:
-        """Hidden at once, gone soon: the job says when. Asking again is harmless."""
+        """Delete an image: hidden immediately, removed in the background (see the job). Idempotent."""
         known = await self.lookup.known(image_id, owner)
         receipt = await self.deletion.delete(
             image_id, known.generation, owner=owner, traceparent=traceparent_of(request)

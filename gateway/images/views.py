@@ -1,4 +1,4 @@
-"""Answers: what is known of an image, as the bodies of responses. Pure; the caller has fetched everything."""
+"""Response bodies built from records and receipts. Pure functions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VERSION_DIGITS = 12  # of the sha256 in a rendition's URL: other bytes, another 
 
 
 def job_status(job: Job, base: str) -> JobStatus:
-    """Return where a job stands."""
+    """Return the status of a job."""
     record, receipt = job.record, job.receipt
     if record is None:
         return JobStatus(
@@ -58,7 +58,7 @@ def job_status(job: Job, base: str) -> JobStatus:
 
 
 def job_result(job: Job, record: ImageRecord, text: ReadText | None, base: str) -> JobResult:
-    """Return everything known of an image whose job has ended; `text` is the stored result of its OCR."""
+    """Return the result of an ended job; `text` is the stored OCR result."""
     detector = record.stages.get("detector")
     detected = detector is not None and detector.state is StageState.DONE
     return JobResult(
@@ -78,15 +78,15 @@ def job_result(job: Job, record: ImageRecord, text: ReadText | None, base: str) 
 
 
 def stages(record: ImageRecord) -> dict[str, StageView]:
-    """Return every stage, those that have not reported yet as pending."""
+    """Return every required or reported stage; unreported ones are pending."""
     required = () if record.deleted else record.required
     found = {name: StageView(state=StageState.PENDING) for name in required}
     for name, stage in record.stages.items():
-        worked = stage.state in (StageState.DONE, StageState.FAILED, StageState.REJECTED)
+        ran = stage.state in (StageState.DONE, StageState.FAILED, StageState.REJECTED)
         found[name] = StageView(
             state=stage.state,
-            attempts=stage.attempts if worked else None,
-            duration_ms=stage.duration_ms if worked else None,
+            attempts=stage.attempts if ran else None,
+            duration_ms=stage.duration_ms if ran else None,
             version=stage.version or None,
             reused=True if stage.reused else None,
             reason=stage.reason,
@@ -96,7 +96,7 @@ def stages(record: ImageRecord) -> dict[str, StageView]:
 
 
 def analysis(record: ImageRecord) -> dict[str, dict[str, JsonValue]]:
-    """Return the recorded results clients may see, by stage: the keys each stage declares public."""
+    """Return the public recorded results by stage: the keys each stage declares public."""
     return {
         name: {key: recorded[key] for key in record.stages[name].public if key in recorded}
         for name, recorded in record.analysis.items()
@@ -105,12 +105,12 @@ def analysis(record: ImageRecord) -> dict[str, dict[str, JsonValue]]:
 
 
 def urls(record: ImageRecord, base: str) -> dict[str, str]:
-    """Return where each size can be had, as far as it is there."""
+    """Return the URL of each available size."""
     return {rendition.name: _url(record.image_id, rendition, base) for rendition in record.renditions}
 
 
 def image_view(record: ImageRecord, rendition: Rendition, base: str) -> ImageView:
-    """Return what is known of one size of an image."""
+    """Return the view of one size of an image."""
     return ImageView(
         image_id=record.image_id,
         size=rendition.name,
@@ -144,7 +144,7 @@ def image_item(record: ImageRecord, base: str) -> ImageItem:
 
 
 def image_details(record: ImageRecord, base: str) -> ImageDetails:
-    """Return everything known of an image but where its text and objects are."""
+    """Return the description of an image, without positions of text and objects."""
     known = {**image_item(record, base).model_dump(), **_metadata(record).model_dump()}
     return ImageDetails(
         **known, text=record.text, analysis=analysis(record), stages=stages(record), revision=record.revision
@@ -161,7 +161,7 @@ def search_item(
     snippet_length: int,
     base: str,
 ) -> SearchItem:
-    """Return one image a search found."""
+    """Return one image of a search result."""
     return SearchItem(
         image_id=record.image_id,
         score=round(min(score, 1.0), 4),
@@ -262,7 +262,7 @@ def _objects(record: ImageRecord) -> tuple[ObjectView, ...]:
 
 
 def submitted(receipt: Receipt, request: Request, response: Response, settings: GatewaySettings) -> Submitted:
-    """Return the body of a 202, and say in its headers where to look and when."""
+    """Return the body of a 202; set Location and Retry-After."""
     status_url = f"{base_url(request, settings)}/api/v1/images/jobs/{receipt.job_id}"
     response.headers["Location"] = status_url
     response.headers["Retry-After"] = str(settings.poll_after_s)

@@ -136,7 +136,7 @@ async def _stored_keys() -> list[str]:
         async with open_directory_files(FilesSettings(directory=Path(folder))) as files:
             await add_reference(files, OWNER, HASH, IMAGE)
             await Tombstones(files).request(IMAGE, OWNER, 1)
-            await Revisions(files).take(annotated)
+            await Revisions(files).reserve(annotated)
             await Attempts(files).note(IMAGE, 1, "ocr", 0.0)
             return [found.key async for found in files.list("")]
 

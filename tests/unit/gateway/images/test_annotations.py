@@ -1,4 +1,4 @@
-"""What an owner says of an image anew: over HTTP, in the log, in the read model, and after everything is replayed."""
+"""Annotations over HTTP, in the log, in the read model, and after a replay of the log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMAGES = "/api/v1/images"
 
 @dataclass
 class Log(Sink):
-    """Keeps the facts, and has the indexer read each at once, as long as it is not `behind`."""
+    """Keeps the facts, and indexes each immediately unless `behind`."""
 
     tools: Tools | None = None
     behind: bool = False
@@ -47,14 +47,14 @@ class Log(Sink):
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         if self.silent:
-            raise DeliveryUnconfirmed("no word of it")
+            raise DeliveryUnconfirmed("timed out")
         await super().send(topic, event, traceparent=traceparent, bulk=bulk)
         if topic is topics.FACTS and not self.behind:
             assert self.tools is not None
             await index(event, self.tools)
 
     async def catch_up(self) -> None:
-        """Have the indexer read everything, whether it has before or not."""
+        """Index every fact, including those indexed before."""
         assert self.tools is not None
         self.behind = False
         for topic, event in self.sent:
@@ -63,7 +63,7 @@ class Log(Sink):
 
 
 @dataclass
-class House:
+class Server:
     """The embedded gateway with an indexer beside it, on a real folder and the real in-process read model."""
 
     files: FileStore
@@ -73,7 +73,7 @@ class House:
     folder: Path
 
     async def image(self, owner: str = DEFAULT_OWNER) -> str:
-        """Have an image indexed; return its id. Its context is {"note": "private"}."""
+        """Index an image; return its id. Its context is {"note": "private"}."""
         image_id = new_image_id()
         for fact in Facts(image_id, owner=owner).all():
             await self.log.send(topics.FACTS, fact)
@@ -81,311 +81,311 @@ class House:
 
     async def patch(self, image_id: str, body: Any, **headers: str) -> httpx.Response:
         """Send a merge patch."""
-        said = {"content-type": MERGE_PATCH, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        return await self.client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=said)
+        sent = {"content-type": MERGE_PATCH, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        return await self.client.patch(f"{IMAGES}/{image_id}", content=json.dumps(body), headers=sent)
 
     @asynccontextmanager
     async def behind(self) -> AsyncIterator[None]:
-        """Let the indexer fall behind, and the gateway hardly wait for it; at the end it catches up."""
+        """Let the indexer lag and shorten the gateway's wait; index everything at the end."""
         patient, self.log.behind = self.client, True
-        parts = QueryComponents(
+        components = QueryComponents(
             files=self.files, events=self.log, read_model=self.read_model, readiness=StubReadiness()
         )
-        async with client_of(embedded_app(settings(annotation_wait_s=0.05), parts)) as self.client:
+        async with client_of(embedded_app(settings(annotation_wait_s=0.05), components)) as self.client:
             yield
         self.client = patient
         await self.log.catch_up()
 
     async def details(self, image_id: str) -> httpx.Response:
-        """Read what is known of an image."""
+        """Get an image's description."""
         answer = await self.client.get(f"{IMAGES}/{image_id}/metadata")
         assert answer.status_code == 200, answer.text
         return answer
 
-    def said(self) -> list[ImageAnnotated]:
+    def published(self) -> list[ImageAnnotated]:
         """Return the annotations in the log."""
         return [event for _, event in self.log.sent if isinstance(event, ImageAnnotated)]
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """A house nobody lives in."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A gateway without images."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         log = Log(tools=Tools(read_model, files))
-        parts = QueryComponents(files=files, events=log, read_model=read_model, readiness=StubReadiness())
-        async with client_of(embedded_app(settings(annotation_wait_s=60), parts)) as client:
-            yield House(files, read_model, log, client, tmp_path)
+        components = QueryComponents(files=files, events=log, read_model=read_model, readiness=StubReadiness())
+        async with client_of(embedded_app(settings(annotation_wait_s=60), components)) as client:
+            yield Server(files, read_model, log, client, tmp_path)
 
 
-async def test_what_is_said_is_seen_in_every_answer(house: House) -> None:
-    """After a 200 the description, the listing and the job's result show tags, category and merged metadata."""
-    image_id = await house.image()
+async def test_a_change_is_visible_in_every_response(server: Server) -> None:
+    """After a 200 the description, the listing and the job's result have the tags, category and merged metadata."""
+    image_id = await server.image()
     body = {"tags": ["beach", "beach", "red car"], "category": "trip", "context": {"a": {"b": 1}}}
-    answer = await house.patch(image_id, body)
+    answer = await server.patch(image_id, body)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["tags"], answer.json()["category"]) == (["beach", "red car"], "trip")
     assert answer.json()["context"] == {"note": "private", "a": {"b": 1}}
-    details = await house.details(image_id)
+    details = await server.details(image_id)
     assert (details.content, details.headers["etag"]) == (answer.content, answer.headers["etag"])
     assert (details.json()["labels"], details.json()["text"]) == (["bus", "person"], "Hello world")
-    (item,) = (await house.client.get(IMAGES, params={"tag": "red car", "category": "trip"})).json()["items"]
+    (item,) = (await server.client.get(IMAGES, params={"tag": "red car", "category": "trip"})).json()["items"]
     assert item["image_id"] == image_id
-    result = (await house.client.get(f"{IMAGES}/jobs/{image_id}.1/result")).json()
+    result = (await server.client.get(f"{IMAGES}/jobs/{image_id}.1/result")).json()
     assert (result["metadata"]["tags"], result["metadata"]["category"]) == (["beach", "red car"], "trip")
 
 
-async def test_null_takes_away_and_what_is_absent_stays(house: House) -> None:
-    """Each part of a patch changes its own, at every depth; null removes."""
-    image_id = await house.image()
-    await house.patch(image_id, {"tags": ["a"], "category": "c", "context": {"x": {"y": 1, "z": 2}}})
-    answer = await house.patch(image_id, {"context": {"note": None, "x": {"y": None, "new": [None]}}})
+async def test_null_removes_and_absent_fields_stay(server: Server) -> None:
+    """Each field of a patch changes only itself, at any depth; null removes."""
+    image_id = await server.image()
+    await server.patch(image_id, {"tags": ["a"], "category": "c", "context": {"x": {"y": 1, "z": 2}}})
+    answer = await server.patch(image_id, {"context": {"note": None, "x": {"y": None, "new": [None]}}})
     assert answer.json()["context"] == {"x": {"z": 2, "new": [None]}}
     assert (answer.json()["tags"], answer.json()["category"]) == (["a"], "c")
-    answer = await house.patch(image_id, {"tags": None, "category": None, "context": None})
+    answer = await server.patch(image_id, {"tags": None, "category": None, "context": None})
     assert (answer.json()["tags"], answer.json().get("category"), answer.json()["context"]) == ([], None, {})
-    assert [event.revision for event in house.said()] == [1, 2, 3]
+    assert [event.revision for event in server.published()] == [1, 2, 3]
 
 
-async def test_what_changes_nothing_says_nothing(house: House) -> None:
-    """An empty patch, or one that asks for what is so already, is answered with what is, and no event is sent."""
-    image_id = await house.image()
-    await house.patch(image_id, {"tags": ["a"]})
+async def test_a_patch_without_a_change_publishes_nothing(server: Server) -> None:
+    """An empty patch, or one with the current values, returns the description and sends no event."""
+    image_id = await server.image()
+    await server.patch(image_id, {"tags": ["a"]})
     for body in ({}, {"tags": ["a"]}, {"tags": ["a", "a"]}, {"category": None}, {"context": {"gone": None}}):
-        answer = await house.patch(image_id, body)
+        answer = await server.patch(image_id, body)
         assert (answer.status_code, answer.json()["revision"]) == (200, 1)
-    assert len(house.said()) == 1
+    assert len(server.published()) == 1
 
 
-async def test_plain_json_is_a_merge_patch_too(house: House) -> None:
-    """`application/json` means the same; any other type is refused."""
-    image_id = await house.image()
-    answer = await house.client.patch(f"{IMAGES}/{image_id}", json={"tags": ["a"]})
+async def test_plain_json_is_a_merge_patch_too(server: Server) -> None:
+    """`application/json` is accepted as well; any other type is rejected."""
+    image_id = await server.image()
+    answer = await server.client.patch(f"{IMAGES}/{image_id}", json={"tags": ["a"]})
     assert answer.json()["tags"] == ["a"]
-    other = await house.client.patch(
+    other = await server.client.patch(
         f"{IMAGES}/{image_id}", content=b"[]", headers={"content-type": "application/json-patch+json"}
     )
     refused(other, 415, "unsupported-media-type")
 
 
-async def test_only_who_saw_it_last_may_change_it(house: House) -> None:
-    """With If-Match, of two who saw the same image only the first changes it; the other is told to look again."""
-    image_id = await house.image()
-    etag = (await house.details(image_id)).headers["etag"]
-    first = await house.patch(image_id, {"tags": ["first"]}, if_match=etag)
+async def test_if_match_prevents_lost_updates(server: Server) -> None:
+    """With If-Match, of two changes based on the same ETag only the first succeeds; the second is 412."""
+    image_id = await server.image()
+    etag = (await server.details(image_id)).headers["etag"]
+    first = await server.patch(image_id, {"tags": ["first"]}, if_match=etag)
     assert first.status_code == 200
-    refused(await house.patch(image_id, {"tags": ["second"]}, if_match=etag), 412, "precondition-failed")
-    refused(await house.patch(image_id, {"tags": ["second"]}, if_match=f"W/{first.headers['etag']}"), 412,
+    refused(await server.patch(image_id, {"tags": ["second"]}, if_match=etag), 412, "precondition-failed")
+    refused(await server.patch(image_id, {"tags": ["second"]}, if_match=f"W/{first.headers['etag']}"), 412,
             "precondition-failed")  # fmt: skip
-    assert (await house.details(image_id)).json()["tags"] == ["first"]
+    assert (await server.details(image_id)).json()["tags"] == ["first"]
     both = f'"other", {first.headers["etag"]}'
-    assert (await house.patch(image_id, {"tags": ["third"]}, if_match=both)).status_code == 200
-    assert (await house.patch(image_id, {"tags": ["fourth"]}, if_match="*")).status_code == 200
+    assert (await server.patch(image_id, {"tags": ["third"]}, if_match=both)).status_code == 200
+    assert (await server.patch(image_id, {"tags": ["fourth"]}, if_match="*")).status_code == 200
 
 
-async def test_a_change_that_is_not_seen_yet_is_not_lost(house: House) -> None:
-    """While the indexer is behind, a change is answered 202 with what will be; the next one builds on it."""
-    image_id = await house.image()
-    before = (await house.details(image_id)).headers["etag"]
-    async with house.behind():
-        first = await house.patch(image_id, {"tags": ["a"], "context": {"x": 1}})
+async def test_a_change_that_is_not_indexed_yet_is_not_lost(server: Server) -> None:
+    """While the indexer lags, a change is 202 with the new description; the next change builds on it."""
+    image_id = await server.image()
+    before = (await server.details(image_id)).headers["etag"]
+    async with server.behind():
+        first = await server.patch(image_id, {"tags": ["a"], "context": {"x": 1}})
         assert first.status_code == 202, first.text
         assert first.json()["tags"] == ["a"]
         assert first.headers["location"].endswith(f"{IMAGES}/{image_id}/metadata")
-        refused(await house.patch(image_id, {"category": "c"}, if_match=before), 412, "precondition-failed")
-        second = await house.patch(image_id, {"category": "c", "context": {"y": 2}}, if_match=first.headers["etag"])
+        refused(await server.patch(image_id, {"category": "c"}, if_match=before), 412, "precondition-failed")
+        second = await server.patch(image_id, {"category": "c", "context": {"y": 2}}, if_match=first.headers["etag"])
         assert second.status_code == 202, second.text
-        assert (await house.details(image_id)).json()["tags"] == []
-    after = await house.details(image_id)
+        assert (await server.details(image_id)).json()["tags"] == []
+    after = await server.details(image_id)
     assert (after.content, after.headers["etag"]) == (second.content, second.headers["etag"])
     assert (after.json()["tags"], after.json()["category"]) == (["a"], "c")
     assert after.json()["context"] == {"note": "private", "x": 1, "y": 2}
 
 
-async def test_changes_at_once_are_all_there(house: House) -> None:
-    """Of several who change an image at the same time none loses anything, whether or not the indexer keeps up."""
-    image_id = await house.image()
-    async with house.behind():
-        answers = await asyncio.gather(*(house.patch(image_id, {"context": {f"k{n}": n}}) for n in range(4)))
+async def test_concurrent_changes_are_all_kept(server: Server) -> None:
+    """Concurrent changes of an image lose nothing, whether or not the indexer lags."""
+    image_id = await server.image()
+    async with server.behind():
+        answers = await asyncio.gather(*(server.patch(image_id, {"context": {f"k{n}": n}}) for n in range(4)))
         assert {answer.status_code for answer in answers} == {202}
-    assert (await house.details(image_id)).json()["context"] == {"note": "private", **{f"k{n}": n for n in range(4)}}
+    assert (await server.details(image_id)).json()["context"] == {"note": "private", **{f"k{n}": n for n in range(4)}}
 
 
-async def test_an_image_can_be_described_before_anybody_has_worked_on_it(house: House) -> None:
-    """From its 202 on an image shows what was said with it, can be changed, and keeps that when the pipeline comes."""
+async def test_an_image_can_be_annotated_before_it_is_processed(server: Server) -> None:
+    """From its 202 on an image has its submitted fields and can be changed; processing keeps the changes."""
     form = {"metadata": '{"a": 1, "b": 2}', "tags": "x, y", "category": "c"}
-    sent = await house.client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)}, data=form)
+    sent = await server.client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)}, data=form)
     assert sent.status_code == 202, sent.text
     image_id = sent.json()["image_id"]
-    at_once = (await house.details(image_id)).json()
+    at_once = (await server.details(image_id)).json()
     assert (at_once["tags"], at_once["category"], at_once["context"]) == (["x", "y"], "c", {"a": 1, "b": 2})
     assert (at_once["state"], at_once["filename"]) == ("processing", "cat.jpg")
-    answer = await house.patch(image_id, {"tags": ["z"], "context": {"a": None}})
+    answer = await server.patch(image_id, {"tags": ["z"], "context": {"a": None}})
     assert answer.status_code == 200, answer.text
     for fact in Facts(image_id, owner=DEFAULT_OWNER).all():
-        await house.log.send(topics.FACTS, fact)
-    known = (await house.details(image_id)).json()
+        await server.log.send(topics.FACTS, fact)
+    known = (await server.details(image_id)).json()
     assert (known["tags"], known["category"], known["context"]) == (["z"], "c", {"b": 2})
     assert (known["state"], known["bucket"]) == ("completed", "trip")
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_replay_of_the_log_says_the_same(house: House, seed: int) -> None:
-    """The facts read again into an empty read model, in any order and some twice, give the same annotations."""
-    image_id = await house.image()
+async def test_a_replay_of_the_log_gives_the_same_annotations(server: Server, seed: int) -> None:
+    """The facts, read into an empty read model in any order and some twice, give the same annotations."""
+    image_id = await server.image()
     for n, body in enumerate(({"tags": ["a"]}, {"category": "c", "context": {"x": 1}}, {"tags": ["b", "c"]})):
-        assert (await house.patch(image_id, body)).status_code == 200, n
-    known = (await house.details(image_id)).json()
-    facts = [event for topic, event in house.log.sent if topic is topics.FACTS]
+        assert (await server.patch(image_id, body)).status_code == 200, n
+    known = (await server.details(image_id)).json()
+    facts = [event for topic, event in server.log.sent if topic is topics.FACTS]
     facts += facts[::2]
     chance = random.Random(seed)
     if seed:
         chance.shuffle(facts)
-    async with open_read_model(QdrantSettings(path=house.folder / "anew")) as anew:
+    async with open_read_model(QdrantSettings(path=server.folder / "anew")) as anew:
         for fact in facts:
-            await index(fact, Tools(anew, house.files))
+            await index(fact, Tools(anew, server.files))
         record = await anew.get(image_id)
     assert record is not None
     assert (list(record.tags), record.category, record.context) == (["b", "c"], "c", known["context"])
     assert (record.state, record.revision, record.filename) == ("completed", 3, "me.jpg")
 
 
-async def test_what_was_said_is_in_the_history(house: House) -> None:
-    """Each change is in the image's history once, however often its event comes, also one that came too late."""
-    image_id = await house.image()
+async def test_annotations_are_in_the_history(server: Server) -> None:
+    """Each change is in the history once, however often and late its event is delivered."""
+    image_id = await server.image()
     for tag in ("a", "b"):
-        assert (await house.patch(image_id, {"tags": [tag]})).status_code == 200
+        assert (await server.patch(image_id, {"tags": [tag]})).status_code == 200
     late = ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=1, tags=("late",), occurred_at="2026-01-01")
-    await house.log.send(topics.FACTS, late)
-    await house.log.catch_up()
-    entries = await house.read_model.history(image_id)
-    said = sorted(entry.event_id for entry in entries.values() if entry.type == ImageAnnotated.type)
-    assert said == sorted(event.id for event in house.said())
-    assert len(said) == 3
-    assert (await house.details(image_id)).json()["tags"] == ["b"]
+    await server.log.send(topics.FACTS, late)
+    await server.log.catch_up()
+    entries = await server.read_model.history(image_id)
+    event_ids = sorted(entry.event_id for entry in entries.values() if entry.type == ImageAnnotated.type)
+    assert event_ids == sorted(event.id for event in server.published())
+    assert len(event_ids) == 3
+    assert (await server.details(image_id)).json()["tags"] == ["b"]
 
 
-async def test_what_was_said_outlives_a_run(house: House) -> None:
-    """An annotation stands in the next generation of its image, whichever of the two is heard of first."""
-    image_id = await house.image()
-    await house.patch(image_id, {"tags": ["a"]})
+async def test_annotations_survive_a_new_generation(server: Server) -> None:
+    """An annotation applies to the next generation of its image, in either order of the events."""
+    image_id = await server.image()
+    await server.patch(image_id, {"tags": ["a"]})
     for fact in Facts(image_id, owner=DEFAULT_OWNER, generation=2).all():
-        await house.log.send(topics.FACTS, fact)
-    known = (await house.details(image_id)).json()
+        await server.log.send(topics.FACTS, fact)
+    known = (await server.details(image_id)).json()
     assert (known["tags"], known["revision"], known["job_id"]) == (["a"], 1, f"{image_id}.2")
     late = ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, generation=1, revision=2, tags=("late",))
-    await house.log.send(topics.FACTS, late)
-    assert (await house.details(image_id)).json()["tags"] == ["late"]
-    assert (await house.patch(image_id, {"category": "c"})).json()["tags"] == ["late"]
+    await server.log.send(topics.FACTS, late)
+    assert (await server.details(image_id)).json()["tags"] == ["late"]
+    assert (await server.patch(image_id, {"category": "c"})).json()["tags"] == ["late"]
 
 
-async def test_a_deleted_image_is_not_described(house: House) -> None:
-    """From the 202 of a deletion on nothing can be read or said, and what is in the log revives nothing."""
-    image_id = await house.image()
-    await house.patch(image_id, {"tags": ["a"]})
-    house.log.behind = True
-    assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
-    refused(await house.patch(image_id, {"tags": ["b"]}), 410, "gone")
-    refused(await house.client.get(f"{IMAGES}/{image_id}/metadata"), 410, "gone")
-    assert any(isinstance(event, DeletionRequested) for _, event in house.log.sent)
-    await house.log.catch_up()
-    record = await house.read_model.get(image_id)
+async def test_a_deleted_image_cannot_be_annotated(server: Server) -> None:
+    """From the 202 of a deletion on nothing can be read or changed, and replayed events restore nothing."""
+    image_id = await server.image()
+    await server.patch(image_id, {"tags": ["a"]})
+    server.log.behind = True
+    assert (await server.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
+    refused(await server.patch(image_id, {"tags": ["b"]}), 410, "gone")
+    refused(await server.client.get(f"{IMAGES}/{image_id}/metadata"), 410, "gone")
+    assert any(isinstance(event, DeletionRequested) for _, event in server.log.sent)
+    await server.log.catch_up()
+    record = await server.read_model.get(image_id)
     assert record is not None
     assert (record.deleted, record.tags, record.context) == (True, (), {})
-    assert [info.key async for info in house.files.list(image_prefix(image_id))] == []
+    assert [info.key async for info in server.files.list(image_prefix(image_id))] == []
 
 
-async def test_another_owners_image_is_none(house: House) -> None:
-    """What belongs to somebody else is answered as what never was."""
-    theirs = await house.image(owner="bert")
+async def test_another_owners_image_is_not_found(server: Server) -> None:
+    """Another owner's image is answered like an unknown id."""
+    theirs = await server.image(owner="bert")
     for image_id in (theirs, new_image_id(), "x"):
-        refused(await house.patch(image_id, {"tags": ["b"]}), 404, "not-found")
-        refused(await house.client.get(f"{IMAGES}/{image_id}/metadata"), 404, "not-found")
+        refused(await server.patch(image_id, {"tags": ["b"]}), 404, "not-found")
+        refused(await server.client.get(f"{IMAGES}/{image_id}/metadata"), 404, "not-found")
     late = ImageAnnotated(image_id=theirs, owner=DEFAULT_OWNER, generation=9, revision=7, tags=("mine",))
-    await house.log.send(topics.FACTS, late)
-    record = await house.read_model.get(theirs)
+    await server.log.send(topics.FACTS, late)
+    record = await server.read_model.get(theirs)
     assert record is not None
     assert (record.owner, record.generation, record.tags) == ("bert", 1, ())
 
 
-async def test_what_cannot_be_said_is_named(house: House) -> None:
-    """What is not as it must be is refused by its name, and nothing is said."""
-    image_id = await house.image()
+async def test_an_invalid_field_is_named(server: Server) -> None:
+    """An invalid field is rejected by name, and nothing is published."""
+    image_id = await server.image()
     wrong: list[tuple[Any, str]] = [
         ([], "body"), ({"tags": "a"}, "tags"), ({"tags": ["a", "b,c"]}, "tags.1"), ({"tags": [" a"]}, "tags.0"),
         ({"tags": ["a\n"]}, "tags.0"), ({"tags": ["x" * 65]}, "tags.0"), ({"category": ""}, "category"),
         ({"tags": [str(n) for n in range(51)]}, "tags"), ({"context": []}, "context"),
     ]  # fmt: skip
     for body, field in wrong:
-        problem = refused(await house.patch(image_id, body), 422, "invalid-field")
+        problem = refused(await server.patch(image_id, body), 422, "invalid-field")
         assert problem.errors[0].field == field
     for context in ({"x": "y" * 17_000}, {"x": json.loads("[" * 40 + "]" * 40)}):
-        refused(await house.patch(image_id, {"context": context}), 400, "invalid-metadata")
-    assert house.said() == []
+        refused(await server.patch(image_id, {"context": context}), 400, "invalid-metadata")
+    assert server.published() == []
 
 
-async def test_a_field_nobody_reads_is_named(house: House) -> None:
-    """A member of the patch that means nothing is refused by its name."""
-    answer = await house.patch(await house.image(), {"colour": "red"})
+async def test_an_unknown_field_is_named(server: Server) -> None:
+    """An unknown field of the patch is rejected by name."""
+    answer = await server.patch(await server.image(), {"colour": "red"})
     assert answer.status_code in (400, 422), answer.text
     assert [item["field"] for item in answer.json()["errors"]] == ["colour"]
 
 
-async def test_nothing_is_changed_while_kafka_is_away(house: House) -> None:
-    """If the log is away the answer is 503, and the next change does not build on what never was."""
-    image_id = await house.image()
-    house.log.unavailable = True
-    refused(await house.patch(image_id, {"tags": ["lost"]}), 503, "dependency-unavailable")
-    assert await Revisions(house.files).newest(image_id) is None
-    house.log.unavailable = False
-    answer = await house.patch(image_id, {"category": "c"})
+async def test_nothing_is_changed_while_kafka_is_unavailable(server: Server) -> None:
+    """Without Kafka the response is 503, and the next change does not build on the failed one."""
+    image_id = await server.image()
+    server.log.unavailable = True
+    refused(await server.patch(image_id, {"tags": ["lost"]}), 503, "dependency-unavailable")
+    assert await Revisions(server.files).newest(image_id) is None
+    server.log.unavailable = False
+    answer = await server.patch(image_id, {"category": "c"})
     assert (answer.json()["tags"], answer.json()["revision"]) == ([], 1)
 
 
-async def test_what_may_be_in_the_log_is_said_again(house: House) -> None:
-    """If Kafka was silent the change may come about: sent again it does, and nobody's change in between undoes it."""
-    image_id = await house.image()
-    house.log.silent = True
-    refused(await house.patch(image_id, {"tags": ["maybe"]}), 503, "dependency-unavailable")
-    house.log.silent = False
-    again = await house.patch(image_id, {"tags": ["maybe"]})
+async def test_an_unconfirmed_change_is_published_again(server: Server) -> None:
+    """A change that Kafka did not confirm is published on a retry, and changes in between are kept."""
+    image_id = await server.image()
+    server.log.silent = True
+    refused(await server.patch(image_id, {"tags": ["maybe"]}), 503, "dependency-unavailable")
+    server.log.silent = False
+    again = await server.patch(image_id, {"tags": ["maybe"]})
     assert (again.status_code, again.json()["tags"], again.json()["revision"]) == (200, ["maybe"], 1)
-    house.log.silent = True
-    refused(await house.patch(image_id, {"tags": ["perhaps"]}), 503, "dependency-unavailable")
-    house.log.silent = False
-    other = await house.patch(image_id, {"category": "c"})
+    server.log.silent = True
+    refused(await server.patch(image_id, {"tags": ["perhaps"]}), 503, "dependency-unavailable")
+    server.log.silent = False
+    other = await server.patch(image_id, {"category": "c"})
     assert (other.json()["tags"], other.json()["category"], other.json()["revision"]) == (["perhaps"], "c", 3)
 
 
-async def test_one_revision_is_kept(house: House) -> None:
-    """However often an image is changed, only its newest revision stays among its objects."""
-    image_id = await house.image()
+async def test_only_the_newest_revision_is_kept(server: Server) -> None:
+    """Only the newest revision is among the image's objects, whatever the number of changes."""
+    image_id = await server.image()
     for n in range(4):
-        assert (await house.patch(image_id, {"tags": [str(n)]})).status_code == 200
-    newest = await Revisions(house.files).newest(image_id)
+        assert (await server.patch(image_id, {"tags": [str(n)]})).status_code == 200
+    newest = await Revisions(server.files).newest(image_id)
     assert newest is not None
     assert (newest.revision, newest.tags) == (4, ("3",))
-    assert len([info async for info in house.files.list(image_prefix(image_id))]) == 1
+    assert len([info async for info in server.files.list(image_prefix(image_id))]) == 1
 
 
-async def test_a_number_that_is_over_cannot_be_taken(house: House) -> None:
-    """Whoever is so slow that the number it wants is free again is told to look again, and leaves nothing."""
-    image_id = await house.image()
-    revisions = Revisions(house.files)
+async def test_the_number_of_a_removed_revision_cannot_be_reserved(server: Server) -> None:
+    """A late writer whose revision number is free again is rejected, and leaves no object."""
+    image_id = await server.image()
+    revisions = Revisions(server.files)
 
-    def said(revision: int, tag: str) -> ImageAnnotated:
+    def annotation(revision: int, tag: str) -> ImageAnnotated:
         return ImageAnnotated(image_id=image_id, owner=DEFAULT_OWNER, revision=revision, tags=(tag,))
 
-    assert await revisions.take(said(2, "b"))
-    assert not await revisions.take(said(2, "other"))
-    assert not await revisions.take(said(1, "late"))
-    await revisions.give_back(said(2, "other"))
+    assert await revisions.reserve(annotation(2, "b"))
+    assert not await revisions.reserve(annotation(2, "other"))
+    assert not await revisions.reserve(annotation(1, "late"))
+    await revisions.release(annotation(2, "other"))
     newest = await revisions.newest(image_id)
     assert newest is not None
     assert newest.tags == ("b",)
-    assert len([info async for info in house.files.list(image_prefix(image_id))]) == 1
+    assert len([info async for info in server.files.list(image_prefix(image_id))]) == 1
 
 
 @pytest.mark.parametrize(

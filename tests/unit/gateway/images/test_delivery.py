@@ -1,4 +1,4 @@
-"""Bytes over HTTP: ranges, conditions, names, caching, and nothing a browser could take for a page."""
+"""Delivery over HTTP: ranges, conditions, names, caching, and no content that a browser could execute."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MADE_HTTP = "Sun, 01 Mar 2026 10:20:30 GMT"
 
 
 class Linking:
-    """The real folder, as a store that gives links."""
+    """The real folder, as a store with presigned links."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
@@ -52,7 +52,7 @@ class Linking:
 
 
 @dataclass
-class House:
+class Server:
     """The embedded gateway on a real folder and the real in-process read model."""
 
     files: FileStore
@@ -60,11 +60,11 @@ class House:
 
     @asynccontextmanager
     async def client(self, *, files: Any = None, **changes: object) -> AsyncIterator[httpx.AsyncClient]:
-        """Talk to the gateway, with settings of its own."""
-        parts = QueryComponents(
+        """Open a client of the gateway with these settings."""
+        components = QueryComponents(
             files=files or self.files, events=Sink(), read_model=self.read_model, readiness=StubReadiness()
         )
-        async with client_of(embedded_app(settings(**changes), parts)) as client:
+        async with client_of(embedded_app(settings(**changes), components)) as client:
             yield client
 
     async def image(
@@ -83,19 +83,19 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """A house with nothing in it."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A gateway without images."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
-        yield House(files, read_model)
+        yield Server(files, read_model)
 
 
-async def test_the_bytes_come_with_all_that_is_known_of_them(house: House) -> None:
-    """A plain GET says type, length, tag, digest, date and name, and that no browser may guess or run anything."""
-    path = await house.image()
-    async with house.client() as client:
+async def test_the_bytes_come_with_all_headers(server: Server) -> None:
+    """A plain GET returns type, length, ETag, digest, date and name, and headers against sniffing and scripts."""
+    path = await server.image()
+    async with server.client() as client:
         answer = await client.get(path)
     assert answer.content == DATA
     headers = dict(answer.headers)
@@ -112,12 +112,14 @@ async def test_the_bytes_come_with_all_that_is_known_of_them(house: House) -> No
     }  # fmt: skip
 
 
-async def test_ranges_conditions_and_head_on_a_real_connection(house: House) -> None:
-    """Over a socket: HEAD has no body, a range has its bytes, If-Range and If-None-Match do what they say."""
-    path = await house.image()
-    parts = QueryComponents(files=house.files, events=Sink(), read_model=house.read_model, readiness=StubReadiness())
+async def test_ranges_conditions_and_head_on_a_real_connection(server: Server) -> None:
+    """Over a socket: HEAD has no body, a range has its bytes, If-Range and If-None-Match are applied."""
+    path = await server.image()
+    components = QueryComponents(
+        files=server.files, events=Sink(), read_model=server.read_model, readiness=StubReadiness()
+    )
     async with (
-        serving(embedded_app(settings(), parts), "127.0.0.1", 0) as port,
+        serving(embedded_app(settings(), components), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         head = await client.head(path, headers={"range": "bytes=0-9"})
@@ -151,23 +153,23 @@ async def test_ranges_conditions_and_head_on_a_real_connection(house: House) -> 
         ("bytes=٣-٤", None), ("bytes=0x1-2", None), (f"bytes={'9' * 30}-", None),
     ],
 )  # fmt: skip
-def test_what_a_range_means(header: str | None, wanted: tuple[int, int] | None) -> None:
-    """One range of bytes is understood as RFC 9110 has it; what is not one, or several, means the whole."""
+def test_a_range_is_parsed(header: str | None, wanted: tuple[int, int] | None) -> None:
+    """A single range is parsed as RFC 9110 defines; an invalid one, or several, means all bytes."""
     found = read_range(header, 10)
     assert found == (None if wanted is None else ByteRange(*wanted, 10))
 
 
 @pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=-5", 0), ("bytes=0-", 0)])
 def test_a_range_without_a_byte_is_out_of_range(header: str, size: int) -> None:
-    """A range none of whose bytes is there is said to be so."""
+    """A range without any existing byte is out of range."""
     with pytest.raises(OutOfRange):
         read_range(header, size)
 
 
-async def test_a_date_is_a_condition_where_there_is_no_tag(house: House) -> None:
-    """If-Modified-Since counts only without If-None-Match, and only if it is a date."""
-    path = await house.image()
-    async with house.client() as client:
+async def test_a_date_is_a_condition_only_without_an_etag(server: Server) -> None:
+    """If-Modified-Since applies only without If-None-Match, and only if it is a date."""
+    path = await server.image()
+    async with server.client() as client:
 
         async def status(**headers: str) -> int:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -181,20 +183,20 @@ async def test_a_date_is_a_condition_where_there_is_no_tag(house: House) -> None
 
 
 @pytest.mark.parametrize("at", [None, "long ago", "0001-01-01T00:00:00+14:00"])
-async def test_bytes_of_unknown_age_have_no_date(house: House, at: str | None) -> None:
-    """Where nobody said when the size was made, or said nonsense, the bytes come without a date."""
-    path = await house.image(at=at)
-    async with house.client() as client:
+async def test_bytes_of_unknown_age_have_no_date(server: Server, at: str | None) -> None:
+    """With a missing or invalid time of the resizer there is no Last-Modified."""
+    path = await server.image(at=at)
+    async with server.client() as client:
         answer = await client.get(path, headers={"if-modified-since": MADE_HTTP})
     assert (answer.status_code, answer.content) == (200, DATA)
     assert "last-modified" not in answer.headers
 
 
 @pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "image/webp; x", "", "x"])
-async def test_what_is_no_image_of_ours_is_never_shown(house: House, kind: str) -> None:
-    """Bytes stored under any type but our own images' are only to be saved, as bytes of no type."""
-    path = await house.image(kind=kind, data=b"<script>alert(1)</script>")
-    async with house.client(files=Linking(house.files), delivery="presigned") as client:
+async def test_other_content_types_are_sent_as_a_download(server: Server, kind: str) -> None:
+    """Objects of any but our image types are sent as attachments of type application/octet-stream."""
+    path = await server.image(kind=kind, data=b"<script>alert(1)</script>")
+    async with server.client(files=Linking(server.files), delivery="presigned") as client:
         answer = await client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -203,46 +205,46 @@ async def test_what_is_no_image_of_ours_is_never_shown(house: House, kind: str) 
     assert "sandbox" in answer.headers["content-security-policy"]
 
 
-async def test_an_image_can_be_saved_under_its_name(house: House) -> None:
-    """With `download` the bytes are to be saved, under the original's name with the ending of what is sent."""
-    path = await house.image(filename='Käfer "auf" 100%.tiff')
-    async with house.client() as client:
+async def test_an_image_can_be_downloaded_under_its_name(server: Server) -> None:
+    """With `download` the bytes are an attachment, named like the original with the delivered type's extension."""
+    path = await server.image(filename='Käfer "auf" 100%.tiff')
+    async with server.client() as client:
         answer = await client.get(path, params={"download": "1"})
     assert answer.headers["content-disposition"] == (
         "attachment; filename=\"K_fer _auf_ 100_.webp\"; filename*=UTF-8''K%C3%A4fer%20%22auf%22%20100%25.webp"
     )
-    nameless = await house.image(filename=None)
-    async with house.client() as client:
+    nameless = await server.image(filename=None)
+    async with server.client() as client:
         answer = await client.get(nameless, params={"download": "true"})
     assert answer.headers["content-disposition"] == f'attachment; filename="{nameless.split("/")[-2]}.webp"'
 
 
 @pytest.mark.parametrize("name", ["a\r\nSet-Cookie: x=1", 'a"; filename="b.html', "a\\", "\u202egpj.exe", "😀", "%41"])
-def test_no_name_leaves_its_header(name: str) -> None:
-    """Line breaks, quotes, backslashes and any alphabet stay inside the name."""
-    said = disposition(name, download=False)
-    assert said.isascii()
-    assert said.isprintable()
-    plain, _, extended = said.removeprefix('inline; filename="').partition("\"; filename*=UTF-8''")
+def test_no_name_escapes_its_header(name: str) -> None:
+    """Line breaks, quotes, backslashes and any alphabet stay inside the file name."""
+    header = disposition(name, download=False)
+    assert header.isascii()
+    assert header.isprintable()
+    plain, _, extended = header.removeprefix('inline; filename="').partition("\"; filename*=UTF-8''")
     assert not set(plain) & set('"\\%')
     assert extended
     assert not set(extended) & set('"\\;\r\n ')
 
 
-async def test_an_address_that_names_the_bytes_is_good_for_ever(house: House) -> None:
-    """With the right `v` the answer is immutable, and so is its 304; with another it is to be asked for again."""
-    path = await house.image()
-    async with house.client() as client:
+async def test_a_url_with_the_content_version_is_immutable(server: Server) -> None:
+    """With the current `v` the response is immutable, and so is its 304; with another it must be revalidated."""
+    path = await server.image()
+    async with server.client() as client:
         for query, kept in ((f"v={SHA256[:12]}", "immutable"), (f"v={SHA256[:11]}", "no-cache"), ("v=", "no-cache")):
             for headers in ({}, {"if-none-match": ETAG}, {"range": "bytes=0-1"}):
                 answer = await client.get(f"{path}?{query}", headers=headers)
                 assert kept in answer.headers["cache-control"], (query, headers)
 
 
-async def test_a_store_that_gives_links_is_linked_to(house: House) -> None:
-    """Where delivery is presigned the answer leads to the store for a short time; a 304 still comes from here."""
-    path = await house.image()
-    async with house.client(files=Linking(house.files), delivery="presigned", link_expires_s=60) as client:
+async def test_presigned_delivery_redirects_to_a_link(server: Server) -> None:
+    """With presigned delivery the response redirects to a short-lived link; a 304 is still sent by the gateway."""
+    path = await server.image()
+    async with server.client(files=Linking(server.files), delivery="presigned", link_expires_s=60) as client:
         answer = await client.get(path)
         assert answer.status_code == 307
         link = answer.headers["location"]
@@ -252,30 +254,30 @@ async def test_a_store_that_gives_links_is_linked_to(house: House) -> None:
         saved = await client.get(path, params={"download": "1"})
         assert saved.headers["location"].endswith("inline=False")
         assert (await client.get(path, headers={"if-none-match": ETAG})).status_code == 304
-    async with house.client(delivery="presigned") as client:  # a folder has no links
+    async with server.client(delivery="presigned") as client:  # a folder has no links
         assert (await client.get(path)).content == DATA
 
 
-async def test_bytes_that_are_gone_are_said_to_be(house: House) -> None:
-    """If the object is not there any more the answer is 404, not a broken 200 or 206."""
-    path = await house.image()
-    await house.files.delete(image_key(path.split("/")[-2], 1, "medium"))
-    async with house.client() as client:
+async def test_missing_bytes_are_not_found(server: Server) -> None:
+    """If the object is missing the response is 404, not a broken 200 or 206."""
+    path = await server.image()
+    await server.files.delete(image_key(path.split("/")[-2], 1, "medium"))
+    async with server.client() as client:
         for headers in ({}, {"range": "bytes=5-"}):
             refused(await client.get(path, headers=headers), 404, "not-found")
 
 
-async def test_finished_answers_are_not_sent_again(house: House) -> None:
-    """A job's status and result, and an image's description, have entity tags; whoever has them gets 304."""
-    image_id = (await house.image()).split("/")[-2]
+async def test_unchanged_responses_are_304(server: Server) -> None:
+    """A job's status and result and an image's description have ETags; a matching If-None-Match is 304."""
+    image_id = (await server.image()).split("/")[-2]
     paths: Sequence[str] = (f"jobs/{image_id}.1", f"jobs/{image_id}.1/result", f"{image_id}/metadata")
-    async with house.client() as client:
+    async with server.client() as client:
         for path in paths:
             answer = await client.get(f"{IMAGES}/{path}")
             assert answer.status_code == 200, answer.text
             again = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b""), path
-        await house.read_model.merge(image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
+        await server.read_model.merge(image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
         for path in paths:
             now = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert now.status_code == 200, path

@@ -1,4 +1,4 @@
-"""What an owner is told of a deletion, from its 202 on."""
+"""The erasure report of a deletion, from its 202 on."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ IMAGES = "/api/v1/images"
 
 
 @dataclass
-class House:
-    """The embedded gateway, its parts real, its Kafka a list."""
+class Server:
+    """The embedded gateway with real components and an in-memory event sink."""
 
     files: FaultyFiles
     store: FileStore
@@ -54,7 +54,7 @@ class House:
         return Tombstones(self.store)
 
     async def image(self) -> str:
-        """Upload an image and let the read model know it."""
+        """Upload an image and record it in the read model."""
         answer = await self.client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
         image_id: str = answer.json()["image_id"]
         await self.read_model.begin(
@@ -75,12 +75,12 @@ class House:
         for key in (image_key(image_id, 1, "master.png"), receipt_key(f"{image_id}.1"), receipt_key(f"{image_id}.2")):
             await self.store.delete(key)
         await self.read_model.bury(image_id, DEFAULT_OWNER, 2)
-        await self.erasures.say(erasure, erased_at="2026-01-01T00:00:01Z", removed=Removed(objects=1, receipts=2))
+        await self.erasures.update(erasure, erased_at="2026-01-01T00:00:01Z", removed=Removed(objects=1, receipts=2))
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """Return the gateway."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """The gateway."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as store,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
@@ -97,93 +97,93 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             ),
         )
         async with client_of(app) as client:
-            yield House(files, store, read_model, sink, client)
+            yield Server(files, store, read_model, sink, client)
 
 
-async def test_a_deletion_can_be_followed_to_its_end(house: House) -> None:
-    """The 202 names the receipt, which says how far the deletion is, what went and what is still there right now."""
-    image_id = await house.image()
-    accepted = (await house.client.delete(f"{IMAGES}/{image_id}")).json()
+async def test_a_deletion_is_reported_until_its_end(server: Server) -> None:
+    """The 202 links the report: state, removed objects, and objects that still exist."""
+    image_id = await server.image()
+    accepted = (await server.client.delete(f"{IMAGES}/{image_id}")).json()
     assert accepted["erasure_url"] == f"{BASE}{IMAGES}/{image_id}/erasure"
-    asked = await house.erasure(image_id)
+    asked = await server.erasure(image_id)
     assert (asked.state, asked.erased_at, asked.removed) == (ErasureState.REQUESTED, None, Removed())
     assert asked.remaining == 3, "an object, and the receipts of upload and deletion"
     assert asked.requested_at < asked.leaves_log_by
 
-    await house.erase(image_id)
-    erased = await house.erasure(image_id)
+    await server.erase(image_id)
+    erased = await server.erasure(image_id)
     assert (erased.state, erased.remaining, erased.removed) == (
         ErasureState.ERASED,
         0,
         Removed(objects=1, receipts=2),
     )
-    await house.store.put(image_key(image_id, 1, "late.webp"), b"x", content_type="image/webp")
-    assert (await house.erasure(image_id)).remaining == 1
-    await house.store.delete(image_key(image_id, 1, "late.webp"))
+    await server.store.put(image_key(image_id, 1, "late.webp"), b"x", content_type="image/webp")
+    assert (await server.erasure(image_id)).remaining == 1
+    await server.store.delete(image_key(image_id, 1, "late.webp"))
 
-    known = await house.erasures.get(image_id)
+    known = await server.erasures.get(image_id)
     assert known is not None
-    await house.erasures.finish(known, known.removed)
-    finished = await house.erasure(image_id)
+    await server.erasures.finish(known, known.removed)
+    finished = await server.erasure(image_id)
     assert finished.state is ErasureState.FINISHED
     assert finished.finished_at is not None
 
 
-async def test_a_deleted_image_stays_deleted_when_the_read_model_forgets_it(house: House) -> None:
-    """With the tombstone gone, the image is still gone, its deletion still done, and asking again still refused."""
-    image_id = await house.image()
-    job = (await house.client.delete(f"{IMAGES}/{image_id}")).json()["job_id"]
-    await house.erase(image_id)
+async def test_a_deleted_image_stays_deleted_without_its_record(server: Server) -> None:
+    """Without the read model's record the image is still 410, its deletion done, and a further deletion rejected."""
+    image_id = await server.image()
+    job = (await server.client.delete(f"{IMAGES}/{image_id}")).json()["job_id"]
+    await server.erase(image_id)
     for purged in (False, True):
         if purged:
-            await house.read_model.purge(image_id, 2)
-        assert (await house.client.get(f"{IMAGES}/jobs/{job}")).json()["status"] == "deleted"
+            await server.read_model.purge(image_id, 2)
+        assert (await server.client.get(f"{IMAGES}/jobs/{job}")).json()["status"] == "deleted"
         for path in (image_id, f"{image_id}/all", f"jobs/{job_id_of(image_id, 1)}"):
-            refused(await house.client.get(f"{IMAGES}/{path}"), 410, "gone")
-        refused(await house.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
+            refused(await server.client.get(f"{IMAGES}/{path}"), 410, "gone")
+        refused(await server.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
 
 
-async def test_nobody_is_told_of_anothers_deletion(house: House) -> None:
-    """Of an image that is not deleted, never was, or is another's, there is no erasure."""
+async def test_there_is_no_report_of_another_owners_deletion(server: Server) -> None:
+    """An existing image, an unknown id and another owner's image have no report."""
     foreign = new_image_id()
-    assert await house.erasures.request(foreign, "rival", 2)
-    for image_id in (await house.image(), new_image_id(), foreign, "x", "..%2Fx"):
-        refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
+    assert await server.erasures.request(foreign, "rival", 2)
+    for image_id in (await server.image(), new_image_id(), foreign, "x", "..%2Fx"):
+        refused(await server.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
 
 
-async def test_a_deletion_kafka_did_not_take_leaves_no_erasure(house: House) -> None:
+async def test_a_failed_deletion_leaves_no_report(server: Server) -> None:
     """After the 503 nothing of the request is left, and the next one is accepted."""
-    image_id = await house.image()
-    house.sink.unavailable = True
-    before = {key async for key in _keys(house.store)}
-    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
-    assert {key async for key in _keys(house.store)} == before
-    refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
-    house.sink.unavailable = False
-    assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
+    image_id = await server.image()
+    server.sink.unavailable = True
+    before = {key async for key in _keys(server.store)}
+    refused(await server.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
+    assert {key async for key in _keys(server.store)} == before
+    refused(await server.client.get(f"{IMAGES}/{image_id}/erasure"), 404, "not-found")
+    server.sink.unavailable = False
+    assert (await server.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
 
 
-async def test_a_second_request_that_fails_takes_nothing_from_the_first(house: House) -> None:
-    """When Kafka goes away between two requests to delete, the one that was accepted stays accepted."""
-    image_id = await house.image()
-    assert (await house.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
-    house.sink.unavailable = True
-    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
-    assert (await house.erasure(image_id)).state is ErasureState.REQUESTED
+async def test_a_failed_second_request_does_not_revert_the_first(server: Server) -> None:
+    """If Kafka becomes unavailable between two deletion requests, the accepted one stays accepted."""
+    image_id = await server.image()
+    assert (await server.client.delete(f"{IMAGES}/{image_id}")).status_code == 202
+    server.sink.unavailable = True
+    refused(await server.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
+    assert (await server.erasure(image_id)).state is ErasureState.REQUESTED
 
 
-async def test_without_the_store_nothing_is_claimed(house: House) -> None:
-    """A store that is away is said to be away: no count is made up."""
-    image_id = await house.image()
-    await house.client.delete(f"{IMAGES}/{image_id}")
-    house.files.unavailable = True
-    refused(await house.client.get(f"{IMAGES}/{image_id}/erasure"), 503, "dependency-unavailable")
+async def test_without_the_store_there_is_no_report(server: Server) -> None:
+    """With the object store unavailable the response is 503, without a count."""
+    image_id = await server.image()
+    await server.client.delete(f"{IMAGES}/{image_id}")
+    server.files.unavailable = True
+    refused(await server.client.get(f"{IMAGES}/{image_id}/erasure"), 503, "dependency-unavailable")
 
 
-async def test_the_client_reads_the_receipt(house: House) -> None:
-    """The Python client deletes, and tells of the erasure."""
-    image_id = await house.image()
-    async with AsyncDarkroom(BASE, transport=house.client._transport) as darkroom:
+async def test_the_client_reads_the_report(server: Server) -> None:
+    """The Python client deletes an image and reads the report."""
+    image_id = await server.image()
+    async with AsyncDarkroom(BASE, transport=server.client._transport) as darkroom:
         accepted = await darkroom.delete(image_id)
         assert accepted.erasure_url.endswith(f"{image_id}/erasure")
         assert (await darkroom.erasure(image_id)).state is ErasureState.REQUESTED

@@ -1,4 +1,4 @@
-"""History: every fact of an image is there once, whatever the order, for as long as the image is."""
+"""History: every event of an image once, in any order of delivery, as long as the image exists."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LATER = "2026-01-02T00:00:00.000Z"
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[Archive]:
-    """Return a gateway and the indexer's tools."""
+    """A gateway and the indexer's tools."""
     async with archive(tmp_path) as house:
         yield house
 
 
 async def test_an_image_has_a_history_from_the_202_on(house: Archive) -> None:
-    """Before the indexer has seen anything the receipt speaks alone: when, how, in which lane."""
+    """Before any event is indexed, the receipt provides time, kind and lane."""
     image_id = await house.accepted(ReceiptKind.FETCH)
     assert await house.get(image_id, "history") == {
         "image_id": image_id,
@@ -44,8 +44,8 @@ async def test_an_image_has_a_history_from_the_202_on(house: Archive) -> None:
     }
 
 
-async def test_a_fact_tells_who_said_it_when_and_in_which_trace(house: Archive) -> None:
-    """Through the runtime each fact comes with its worker, tries, duration, trace and place in the log."""
+async def test_an_item_has_worker_time_and_trace(house: Archive) -> None:
+    """Through the runtime each event has its worker, attempts, duration, trace and log position."""
     image_id = await house.accepted()
     log, trace = MemoryLog(), new_traceparent()
     stage = replace(STAGE, process=lambda event, _tools: index(event, house.tools))
@@ -67,7 +67,7 @@ async def test_a_fact_tells_who_said_it_when_and_in_which_trace(house: Archive) 
 
 
 async def test_order_and_repetition_change_nothing(house: Archive) -> None:
-    """Facts in any order, each several times, make one history: one entry per fact, sorted by time, with the end."""
+    """Events in any order, each several times, give one history: one entry per event, sorted by time, with the end."""
     expected = None
     for seed in range(4):
         image_id = await house.accepted()
@@ -76,17 +76,17 @@ async def test_order_and_repetition_change_nothing(house: Archive) -> None:
         await house.index(*facts)
         items = (await house.get(image_id, "history"))["items"]
         assert [item["at"] for item in items] == sorted(item["at"] for item in items)
-        said = sorted((item["kind"], item.get("stage", ""), item.get("state", "")) for item in items)
-        assert expected in (None, said)
-        expected = said
+        kinds = sorted((item["kind"], item.get("stage", ""), item.get("state", "")) for item in items)
+        assert expected in (None, kinds)
+        expected = kinds
     assert expected == sorted(
         [("accepted", "", ""), ("ended", "", "completed"), ("stage", "ocr", "failed")]
         + [("stage", name, "done") for name in ("sanitizer", "resizer", "ocr", "detector", "embedder")]
     )
 
 
-async def test_work_done_again_is_an_entry_of_its_own(house: Archive) -> None:
-    """A stage that failed, failed again after a replay and then was mended is there three times, with reasons."""
+async def test_each_attempt_is_an_item(house: Archive) -> None:
+    """A stage that failed, failed again after a replay and then succeeded has three items, with reasons."""
     image_id = await house.accepted()
     failed = Facts(image_id, owner=DEFAULT_OWNER).failed("ocr")
     again = failed.model_copy(update={"occurred_at": LATER})
@@ -99,8 +99,8 @@ async def test_work_done_again_is_an_entry_of_its_own(house: Archive) -> None:
     assert len(items) == 3
 
 
-async def test_reruns_and_annotations_are_part_of_it(house: Archive) -> None:
-    """When a stage was asked to run again, what it then said, and that the owner said tags anew."""
+async def test_reruns_and_annotations_are_in_the_history(house: Archive) -> None:
+    """The history contains the request of a rerun, the rerun's result, and a change of tags."""
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     await house.index(Facts(image_id, owner=DEFAULT_OWNER, run=1_800_000_000_123).resized())
@@ -112,8 +112,8 @@ async def test_reruns_and_annotations_are_part_of_it(house: Archive) -> None:
     assert [item["event"] for item in items if item["kind"] == "annotated"] == ["darkroom.image.annotated.v1"]
 
 
-async def test_a_newer_generation_keeps_what_happened_before(house: Archive) -> None:
-    """When all of an image runs again, the history of its earlier run stays."""
+async def test_a_newer_generation_keeps_the_history(house: Archive) -> None:
+    """After a rerun of all stages the history of the earlier run is kept."""
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     await house.accepted(ReceiptKind.REPROCESS, image_id, 2)
@@ -125,7 +125,7 @@ async def test_a_newer_generation_keeps_what_happened_before(house: Archive) -> 
 
 
 async def test_an_image_of_another_service_has_one_too(house: Archive) -> None:
-    """Without a receipt the acceptance is told from what the event's sender said."""
+    """Without a receipt the acceptance comes from the event's own fields."""
     image_id = new_image_id()
     await house.index(Facts(image_id, owner=DEFAULT_OWNER).sanitized())
     assert (await house.get(image_id, "history"))["items"][0] == {
@@ -133,8 +133,8 @@ async def test_an_image_of_another_service_has_one_too(house: Archive) -> None:
     }  # fmt: skip
 
 
-async def test_a_history_goes_with_its_image(house: Archive) -> None:
-    """From the moment its deletion is accepted it is told to nobody, and when it is done nothing is left of it."""
+async def test_a_history_is_deleted_with_its_image(house: Archive) -> None:
+    """It is hidden as soon as the deletion is accepted, and removed with the image."""
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     assert len(await house.tools.read_model.history(image_id)) == 5
@@ -146,8 +146,8 @@ async def test_a_history_goes_with_its_image(house: Archive) -> None:
     refused(await house.client.get(f"/api/v1/images/{image_id}/history"), 410, "gone")
 
 
-async def test_a_history_is_its_owners(house: Archive) -> None:
-    """Another owner's image has none, in the same words as an image that never was."""
+async def test_another_owners_history_is_not_found(house: Archive) -> None:
+    """Another owner's image has the same response as an unknown id."""
     image_id = await house.accepted()
     await house.index(Facts(image_id, owner=DEFAULT_OWNER).resized())
     theirs = await house.client.get(f"/api/v1/images/{image_id}/history", headers={"x-owner": "ben"})
@@ -156,7 +156,7 @@ async def test_a_history_is_its_owners(house: Archive) -> None:
 
 
 async def test_a_history_is_bounded(house: Archive) -> None:
-    """However often a stage runs again, there are so many entries at most, and that some were forgotten is said."""
+    """The number of items is limited, whatever the number of reruns, and `cut` reports truncation."""
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     many = {f"{run:016x}": rerun(run) for run in range(1, HISTORY_LIMIT + 50)}
@@ -180,8 +180,8 @@ def rerun(run: int) -> HistoryEntry:
     )  # fmt: skip
 
 
-def test_of_what_is_forgotten_reruns_come_first() -> None:
-    """What each stage said first is kept the longest, then what first runs said again, then the newest reruns."""
+def test_reruns_are_truncated_first() -> None:
+    """First results of each stage are kept longest, then repeated first runs, then the newest reruns."""
     first = {f"f{at}": rerun(at).model_copy(update={"run": 0, "stage": f"s{at}"}) for at in range(3)}
     repeated = {f"r{at}": rerun(at + 10).model_copy(update={"run": 0, "stage": "s0"}) for at in range(HISTORY_LIMIT)}
     reruns = {f"x{at}": rerun(at + 500).model_copy(update={"stage": "s1"}) for at in range(100)}

@@ -1,4 +1,4 @@
-"""Lineage: each part of what is known of an image names its input, code, weights and parameters, or says why not."""
+"""Lineage: each part of an image's results names its input, code, weights and parameters, or the reason without."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ KNOWN = {
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[Archive]:
-    """Return a gateway and the indexer's tools."""
+    """A gateway and the indexer's tools."""
     async with archive(tmp_path) as house:
         yield house
 
 
 async def origin(house: Archive, image_id: str, stage: str) -> dict[str, Any]:
-    """Return where the work of one stage comes from."""
+    """Return the origin of one stage's result."""
     found: dict[str, Any] = (await house.get(image_id, "lineage"))["origins"][stage]
     return found
 
 
-async def test_every_part_names_where_it_comes_from(house: Archive) -> None:
-    """Master, variant, text, each object and the vector point at the stage that made them, and that at its lineage."""
+async def test_every_part_names_its_origin(house: Archive) -> None:
+    """Master, variants, text, objects and vector name their stage, and the stage has its lineage."""
     image_id = await house.accepted()
     facts = Facts(image_id, owner=DEFAULT_OWNER)
     for fact in [facts.sanitized(), facts.resized(), facts.detected("person", "bus"), facts.embedded(), facts.text()]:
         source = "a" * 64 if fact.report.stage == "sanitizer" else "c" * 64
         result = await house.stored(fact.report.stage, input_sha256=source)
-        said = reported(fact, result=result)
-        await house.index(said.model_copy(update={"result": result}) if fact.report.stage == "ocr" else said)
+        reported_fact = reported(fact, result=result)
+        await house.index(
+            reported_fact.model_copy(update={"result": result}) if fact.report.stage == "ocr" else reported_fact
+        )
     found = await house.get(image_id, "lineage")
     assert found["original_sha256"] == "a" * 64
     assert [(item["kind"], item["name"], item["stage"]) for item in found["items"]] == [
@@ -56,8 +58,8 @@ async def test_every_part_names_where_it_comes_from(house: Archive) -> None:
     }
 
 
-async def test_what_was_not_made_says_why(house: Archive) -> None:
-    """A stage that was skipped has no lineage, and names its reason."""
+async def test_a_skipped_stage_has_a_reason(house: Archive) -> None:
+    """A skipped stage has no lineage, and its reason."""
     image_id = await house.accepted()
     await house.index(Facts(image_id, owner=DEFAULT_OWNER).skipped("ocr"))
     assert await origin(house, image_id, "ocr") == {
@@ -69,8 +71,10 @@ async def test_what_was_not_made_says_why(house: Archive) -> None:
 @pytest.mark.parametrize(
     ("body", "state"), [(None, "missing"), (b"not json", "unreadable"), (b'{"result": 1}', "unreadable")]
 )
-async def test_what_cannot_be_read_is_said_per_stage(house: Archive, body: bytes | None, state: str) -> None:
-    """A result that is gone or damaged costs the answer nothing but its own part."""
+async def test_a_missing_or_invalid_result_affects_only_its_stage(
+    house: Archive, body: bytes | None, state: str
+) -> None:
+    """A missing or damaged result is reported for its stage only."""
     image_id = await house.accepted()
     facts = Facts(image_id, owner=DEFAULT_OWNER)
     lost, kept = await house.stored("resizer"), await house.stored("detector")
@@ -83,8 +87,8 @@ async def test_what_cannot_be_read_is_said_per_stage(house: Archive, body: bytes
     assert (await origin(house, image_id, "detector")) == KNOWN
 
 
-async def test_no_other_object_is_read_as_a_result(house: Archive) -> None:
-    """A fact that names an object of another owner, or one that is no result, opens nothing."""
+async def test_only_the_owners_results_are_read(house: Archive) -> None:
+    """An event that names another owner's object, or one that is no result, exposes nothing."""
     for key in ("results/ben/x.json", "originals/default/aa/a", f"results/{DEFAULT_OWNER}x/y.json"):
         image_id = await house.accepted()
         stored = await house.stored("resizer")
@@ -94,8 +98,8 @@ async def test_no_other_object_is_read_as_a_result(house: Archive) -> None:
         assert (await origin(house, image_id, "resizer"))["state"] == "missing"
 
 
-async def test_results_of_records_that_name_none_are_found_if_there_is_only_one(house: Archive) -> None:
-    """Of an image recorded before facts named their results the only possible one is taken, of several none."""
+async def test_a_record_without_result_keys_uses_the_only_result(house: Archive) -> None:
+    """For a record without result keys a single stored result is used, and none of several."""
     image_id = await house.accepted()
     facts = Facts(image_id, owner=DEFAULT_OWNER)
     await house.index(facts.sanitized(), facts.resized())
@@ -105,8 +109,8 @@ async def test_results_of_records_that_name_none_are_found_if_there_is_only_one(
     assert (await origin(house, image_id, "resizer"))["state"] == "missing"
 
 
-async def test_lineage_is_told_as_every_other_result(house: Archive) -> None:
-    """Not before the indexer has seen the image, not after its deletion, and never to another owner."""
+async def test_lineage_has_the_same_visibility_as_results(house: Archive) -> None:
+    """Not before the image is indexed, not after its deletion, and never for another owner."""
     image_id = await house.accepted()
     path = f"/api/v1/images/{image_id}/lineage"
     refused(await house.client.get(path), 409, "not-finished")

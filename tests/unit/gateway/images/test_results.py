@@ -1,4 +1,4 @@
-"""Prefer: wait. Whoever prefers to wait is answered with the result itself, if it is ready in time."""
+"""`Prefer: wait`: the response is the result itself, if it is ready in time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FETCH = "/api/v1/images/fetch"
 
 @dataclass
 class Pipeline(Sink):
-    """A sink behind which each image ends in that state, if in any."""
+    """A sink that ends each image in `state`, if one is set."""
 
     read_model: ReadModel | None = None
     ends: ImageState | None = ImageState.COMPLETED
@@ -48,25 +48,25 @@ class Pipeline(Sink):
 
 
 @dataclass
-class House:
+class Server:
     """The embedded app on a real store and read model."""
 
     files: FileStore
-    parts: QueryComponents
+    components: QueryComponents
     pipeline: Pipeline
     client: httpx.AsyncClient
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with (
         open_files(FilesSettings(directory=tmp_path / "files")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
     ):
         pipeline = Pipeline(read_model=read_model)
-        parts = QueryComponents(files=files, events=pipeline, readiness=StubReadiness(), read_model=read_model)
-        async with client_of(embedded_app(settings(max_wait_s=60), parts)) as client:
-            yield House(files, parts, pipeline, client)
+        components = QueryComponents(files=files, events=pipeline, readiness=StubReadiness(), read_model=read_model)
+        async with client_of(embedded_app(settings(max_wait_s=60), components)) as client:
+            yield Server(files, components, pipeline, client)
 
 
 async def upload(client: httpx.AsyncClient, prefer: str | None, **more: Any) -> httpx.Response:
@@ -76,51 +76,51 @@ async def upload(client: httpx.AsyncClient, prefer: str | None, **more: Any) -> 
     )
 
 
-async def test_a_result_that_is_ready_in_time_is_the_answer(house: House) -> None:
-    """With wait the answer to an upload is 200 with what the job's result says, and the preference said to be met."""
-    answer = await upload(house.client, "wait=60")
+async def test_a_result_that_is_ready_in_time_is_returned(server: Server) -> None:
+    """With wait an upload is answered 200 with the job's result and Preference-Applied."""
+    answer = await upload(server.client, "wait=60")
     assert answer.status_code == 200, answer.text
     result = JobResult.model_validate_json(answer.content)
     assert result.status is ImageState.COMPLETED
     assert answer.headers["preference-applied"] == "wait=60"
-    shown = await house.client.get(answer.headers["content-location"])
+    shown = await server.client.get(answer.headers["content-location"])
     assert shown.json() == answer.json()
-    assert (await house.client.get(answer.headers["location"])).status_code == 200
+    assert (await server.client.get(answer.headers["location"])).status_code == 200
 
 
-async def test_a_fetch_may_be_waited_for_too(house: House) -> None:
-    """With wait the answer to a fetch is its result."""
-    answer = await house.client.post(FETCH, json={"url": "https://example.org/a"}, headers={"Prefer": "wait=60"})
+async def test_prefer_wait_applies_to_a_fetch(server: Server) -> None:
+    """With wait a fetch is answered with its result."""
+    answer = await server.client.post(FETCH, json={"url": "https://example.org/a"}, headers={"Prefer": "wait=60"})
     assert answer.status_code == 200
     assert JobResult.model_validate_json(answer.content).status is ImageState.COMPLETED
 
 
-async def test_a_result_that_comes_while_somebody_waits_is_seen(house: House) -> None:
-    """The job ends after the upload was accepted, and the client that waits has its result."""
-    read_model, house.pipeline.ends = house.pipeline.read_model, None
+async def test_a_result_that_arrives_during_the_wait_is_returned(server: Server) -> None:
+    """The job ends after the upload was accepted, and the waiting client gets its result."""
+    read_model, server.pipeline.ends = server.pipeline.read_model, None
     assert read_model is not None
-    waiting = asyncio.create_task(upload(house.client, "wait=60"))
-    while not house.pipeline.sent:
+    waiting = asyncio.create_task(upload(server.client, "wait=60"))
+    while not server.pipeline.sent:
         await asyncio.sleep(0.01)
-    event = house.pipeline.sent[0][1]
+    event = server.pipeline.sent[0][1]
     known = {"image_id": event.image_id, "owner": event.owner, "generation": 1, "state": "completed"}
     await read_model.begin(ImageRecord.model_validate(known))
     answer = await waiting
     assert (answer.status_code, answer.json()["status"]) == (200, "completed")
 
 
-async def test_a_refused_image_is_a_result_too(house: House) -> None:
-    """A job that ended badly in time is answered as its result is: with its state, and why."""
-    house.pipeline.ends = ImageState.REJECTED
-    answer = await upload(house.client, "wait=60")
+async def test_a_rejected_image_is_a_result_too(server: Server) -> None:
+    """A job that was rejected in time is answered with its result: state and reason."""
+    server.pipeline.ends = ImageState.REJECTED
+    answer = await upload(server.client, "wait=60")
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["error"]["code"]) == ("rejected", "corrupt-image")
 
 
-async def test_when_time_is_over_the_answer_is_202(house: House) -> None:
-    """What is not ready in time is answered 202 as ever; no longer than the setting allows is waited for."""
-    house.pipeline.ends = None
-    async with client_of(embedded_app(settings(max_wait_s=1), house.parts)) as client:
+async def test_without_a_result_in_time_the_response_is_202(server: Server) -> None:
+    """A result that is not ready in time is a 202; the wait is capped by the setting."""
+    server.pipeline.ends = None
+    async with client_of(embedded_app(settings(max_wait_s=1), server.components)) as client:
         for prefer in ("wait=600", "respond-async, wait=1"):
             answer = await upload(client, prefer)
             assert answer.status_code == 202
@@ -130,21 +130,21 @@ async def test_when_time_is_over_the_answer_is_202(house: House) -> None:
 
 
 @pytest.mark.parametrize("prefer", [None, "wait=0", "wait=-1", "wait=abc", "wait", 'wait="3"', "return=minimal", "=;,"])
-async def test_whoever_does_not_prefer_to_wait_is_answered_at_once(house: House, prefer: str | None) -> None:
-    """No preference, none that can be read and none that is known: 202, and nothing said to be applied."""
-    answer = await upload(house.client, prefer)
+async def test_without_prefer_wait_the_response_is_immediate(server: Server, prefer: str | None) -> None:
+    """Without a preference, or with a malformed or unknown one: 202, without Preference-Applied."""
+    answer = await upload(server.client, prefer)
     assert answer.status_code == 202
     assert "preference-applied" not in answer.headers
 
 
-async def test_respond_async_is_honoured(house: House) -> None:
-    """With respond-async the answer is 202 at once, and says that this was preferred."""
-    answer = await upload(house.client, "respond-async")
+async def test_respond_async_is_honoured(server: Server) -> None:
+    """With respond-async the response is an immediate 202 with Preference-Applied."""
+    answer = await upload(server.client, "respond-async")
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
 
 
-async def test_the_ingest_app_alone_cannot_wait_and_says_so(tmp_path: Path) -> None:
-    """Where nobody can tell what became of an image, wait is not applied, and not said to be."""
+async def test_the_ingest_app_cannot_wait(tmp_path: Path) -> None:
+    """Without a read model, wait is not applied and Preference-Applied is absent."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         app = ingest_app(settings(), IngestComponents(files=files, events=Sink(), readiness=StubReadiness()))
         async with client_of(app) as client:
@@ -153,32 +153,32 @@ async def test_the_ingest_app_alone_cannot_wait_and_says_so(tmp_path: Path) -> N
     assert "preference-applied" not in answer.headers
 
 
-async def test_a_retry_may_wait_for_what_the_first_try_did_not(house: House) -> None:
-    """Sent again with its key, and now with wait, the request is answered with the result of the one image."""
+async def test_a_retry_may_add_prefer_wait(server: Server) -> None:
+    """A retry with the same key and wait is answered with the result of the one image."""
     key = {"Idempotency-Key": "again"}
-    first = await upload(house.client, None, headers=key)
-    again = await upload(house.client, "wait=60", headers=key)
+    first = await upload(server.client, None, headers=key)
+    again = await upload(server.client, "wait=60", headers=key)
     assert again.status_code == 200
     assert again.headers["idempotency-replayed"] == "true"
     assert again.json()["image_id"] == first.json()["image_id"]
-    assert len(house.pipeline.sent) == 1
+    assert len(server.pipeline.sent) == 1
 
 
-async def test_a_known_image_may_be_waited_for(house: House) -> None:
-    """With reuse and wait, the answer is the result of the image that was there."""
-    first = (await upload(house.client, None)).json()
-    again = await upload(house.client, "wait=60", data={"on_duplicate": "reuse"})
+async def test_prefer_wait_applies_to_a_duplicate(server: Server) -> None:
+    """With reuse and wait, the response is the result of the existing image."""
+    first = (await upload(server.client, None)).json()
+    again = await upload(server.client, "wait=60", data={"on_duplicate": "reuse"})
     assert (again.status_code, again.json()["image_id"]) == (200, first["image_id"])
     assert JobResult.model_validate_json(again.content).status is ImageState.COMPLETED
 
 
-async def test_a_read_model_that_goes_away_costs_only_the_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the result cannot be asked for, the upload is 202 all the same: it was accepted."""
+async def test_an_unavailable_read_model_costs_only_the_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the result cannot be read, the upload is still 202: it is accepted."""
 
     async def unavailable(image_id: str) -> ImageRecord | None:
         raise DependencyUnavailable("no qdrant at 10.0.0.9:6333")
 
-    monkeypatch.setattr(house.pipeline.read_model, "get", unavailable)
-    house.pipeline.ends = None
-    assert (await upload(house.client, "wait=60")).status_code == 202
-    assert len(house.pipeline.sent) == 1
+    monkeypatch.setattr(server.pipeline.read_model, "get", unavailable)
+    server.pipeline.ends = None
+    assert (await upload(server.client, "wait=60")).status_code == 202
+    assert len(server.pipeline.sent) == 1

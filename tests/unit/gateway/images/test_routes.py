@@ -1,4 +1,4 @@
-"""What the query gateway tells of images, at every moment of their lives."""
+"""The query gateway's responses about images in every state."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ LINEAGE = Lineage(
 
 @dataclass
 class Broken:
-    """A read model that does not answer."""
+    """An unavailable read model."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
         raise DependencyUnavailable("no qdrant at 10.0.0.9:6333")
@@ -76,7 +76,7 @@ class Broken:
 
 
 @dataclass
-class House:
+class Server:
     """The embedded gateway on a real directory store and the real in-process read model."""
 
     files: FileStore
@@ -165,8 +165,8 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """The whole gateway, its parts real, its Kafka a list."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """The whole gateway with real components and an in-memory event sink."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
@@ -178,13 +178,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             QueryComponents(files=files, events=sink, read_model=read_model, encoder=encoder, readiness=readiness),
         )
         async with client_of(app) as client:
-            yield House(files, read_model, sink, client, encoder)
+            yield Server(files, read_model, sink, client, encoder)
 
 
-async def test_status_is_right_at_once_after_the_202(house: House) -> None:
-    """Before any agent has seen anything, the job is processing and every stage pending."""
-    image_id, job_id = await house.upload()
-    answer = await house.client.get(f"{IMAGES}/jobs/{job_id}")
+async def test_status_is_available_after_the_202(server: Server) -> None:
+    """Before any agent runs, the job is processing and every stage pending."""
+    image_id, job_id = await server.upload()
+    answer = await server.client.get(f"{IMAGES}/jobs/{job_id}")
     assert answer.status_code == 200, answer.text
     assert answer.headers["retry-after"]
     status = JobStatus.model_validate_json(answer.content)
@@ -192,29 +192,29 @@ async def test_status_is_right_at_once_after_the_202(house: House) -> None:
     assert {name: stage.state for name, stage in status.stages.items()} == dict.fromkeys(REQUIRED_STAGES, "pending")
     assert status.created_at
     for path in (f"jobs/{job_id}/result", image_id, f"{image_id}/all", f"{image_id}/direct"):
-        refused(await house.client.get(f"{IMAGES}/{path}"), 409, "not-finished")
+        refused(await server.client.get(f"{IMAGES}/{path}"), 409, "not-finished")
 
 
-async def test_status_follows_the_read_model(house: House) -> None:
-    """As soon as the read model knows the run, status says what it knows, and what is still to come."""
-    image_id, job_id = await house.upload()
+async def test_status_follows_the_read_model(server: Server) -> None:
+    """Once the read model has the run, the status shows reported stages and pending ones."""
+    image_id, job_id = await server.upload()
     record = ImageRecord(
         image_id=image_id, owner=DEFAULT_OWNER, generation=1, required=REQUIRED_STAGES, submitted_at=now()
     )
-    await house.read_model.begin(record)
+    await server.read_model.begin(record)
     done = StageRecord(state=StageState.DONE, version="1", duration_ms=41, attempts=2)
-    await house.read_model.merge(image_id, 1, {}, stages={"sanitizer": done})
-    stages = (await house.client.get(f"{IMAGES}/jobs/{job_id}")).json()["stages"]
+    await server.read_model.merge(image_id, 1, {}, stages={"sanitizer": done})
+    stages = (await server.client.get(f"{IMAGES}/jobs/{job_id}")).json()["stages"]
     assert stages["sanitizer"] == {"state": "done", "attempts": 2, "duration_ms": 41, "version": "1"}
     assert stages["ocr"] == {"state": "pending"}
-    refused(await house.client.get(f"{IMAGES}/jobs/{job_id}/result"), 409, "not-finished")
+    refused(await server.client.get(f"{IMAGES}/jobs/{job_id}/result"), 409, "not-finished")
 
 
-async def test_the_result_of_a_completed_job_is_the_documented_body(house: House) -> None:
+async def test_the_result_of_a_completed_job_is_the_documented_body(server: Server) -> None:
     """A completed job's result has exactly the documented fields, the client's metadata untouched."""
-    image_id, job_id = await house.upload()
-    await house.index(image_id, axis=None)
-    answer = await house.client.get(f"{IMAGES}/jobs/{job_id}/result")
+    image_id, job_id = await server.upload()
+    await server.index(image_id, axis=None)
+    answer = await server.client.get(f"{IMAGES}/jobs/{job_id}/result")
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert (body["image_id"], body["job_id"], body["status"]) == (image_id, job_id, "completed")
@@ -228,7 +228,7 @@ async def test_the_result_of_a_completed_job_is_the_documented_body(house: House
         "height": 150,
         "aspect_ratio": 113 / 150,
         "format": "webp",
-        "size_bytes": len(house.images[f"{image_id}/thumbnail"]),
+        "size_bytes": len(server.images[f"{image_id}/thumbnail"]),
     }
     assert metadata["context"] == {"album": {"n": None}}
     assert body["text"]["content"] == "Total due 41.20 EUR"
@@ -244,43 +244,43 @@ async def test_the_result_of_a_completed_job_is_the_documented_body(house: House
     JobResult.model_validate(body)
 
 
-async def test_a_rejected_image_has_a_result_that_says_why(house: House) -> None:
-    """The result of a rejected image is 200 with its code and sentence; it has no sizes."""
-    image_id, job_id = await house.upload()
+async def test_a_rejected_image_has_a_result_with_the_reason(server: Server) -> None:
+    """The result of a rejected image is 200 with its code and message; it has no sizes."""
+    image_id, job_id = await server.upload()
     code, message = "truncated-image", "The file ends before the image does."
     rejected = StageRecord(state=StageState.REJECTED, reason=code, message=message)
     record = ImageRecord(
         image_id=image_id, owner=DEFAULT_OWNER, generation=1, state=ImageState.REJECTED, error_code=code,
         error_message=message, stages={"sanitizer": rejected},
     )  # fmt: skip
-    await house.read_model.begin(record)
+    await server.read_model.begin(record)
     for path in (f"jobs/{job_id}", f"jobs/{job_id}/result"):
-        body = (await house.client.get(f"{IMAGES}/{path}")).json()
+        body = (await server.client.get(f"{IMAGES}/{path}")).json()
         assert body["status"] == "rejected"
         assert body["error"] == {"code": code, "message": message}
-    refused(await house.client.get(f"{IMAGES}/{image_id}"), 404, "no-such-size")
+    refused(await server.client.get(f"{IMAGES}/{image_id}"), 404, "no-such-size")
 
 
-async def test_the_sizes_of_an_image(house: House) -> None:
+async def test_the_sizes_of_an_image(server: Server) -> None:
     """One size, all sizes, and an unknown size, with their URLs and measures."""
-    image_id, _ = await house.upload()
-    await house.index(image_id)
-    medium = (await house.client.get(f"{IMAGES}/{image_id}")).json()
+    image_id, _ = await server.upload()
+    await server.index(image_id)
+    medium = (await server.client.get(f"{IMAGES}/{image_id}")).json()
     assert (medium["size"], medium["width"], medium["height"], medium["format"]) == ("medium", 450, 600, "webp")
-    sizes = (await house.client.get(f"{IMAGES}/{image_id}/all")).json()["sizes"]
+    sizes = (await server.client.get(f"{IMAGES}/{image_id}/all")).json()["sizes"]
     assert list(sizes) == list(SIZES)
     assert sizes["medium"] == medium
-    problem = refused(await house.client.get(f"{IMAGES}/{image_id}?size=huge"), 404, "no-such-size")
+    problem = refused(await server.client.get(f"{IMAGES}/{image_id}?size=huge"), 404, "no-such-size")
     assert "thumbnail, medium" in problem.detail
 
 
-async def test_the_bytes_of_a_size_can_be_cached(house: House) -> None:
-    """The URL in an answer gives exactly the stored bytes, cacheable for good, and 304 to who has them."""
-    image_id, job_id = await house.upload()
-    await house.index(image_id)
-    url = (await house.client.get(f"{IMAGES}/jobs/{job_id}")).json()["urls"]["thumbnail"]
-    answer = await house.client.get(url)
-    data = house.images[f"{image_id}/thumbnail"]
+async def test_the_bytes_of_a_size_can_be_cached(server: Server) -> None:
+    """The URL in a response returns exactly the stored bytes, immutable, and 304 for a matching ETag."""
+    image_id, job_id = await server.upload()
+    await server.index(image_id)
+    url = (await server.client.get(f"{IMAGES}/jobs/{job_id}")).json()["urls"]["thumbnail"]
+    answer = await server.client.get(url)
+    data = server.images[f"{image_id}/thumbnail"]
     assert answer.content == data
     assert answer.headers["content-type"] == "image/webp"
     assert answer.headers["content-length"] == str(len(data))
@@ -289,95 +289,95 @@ async def test_the_bytes_of_a_size_can_be_cached(house: House) -> None:
     etag = answer.headers["etag"]
     assert etag == f'"{hashlib.sha256(data).hexdigest()}"'
     for tag in (etag, f'"other", W/{etag}', "*"):
-        again = await house.client.get(url, headers={"if-none-match": tag})
+        again = await server.client.get(url, headers={"if-none-match": tag})
         assert (again.status_code, again.content) == (304, b"")
-    assert (await house.client.get(url, headers={"if-none-match": '"other"'})).status_code == 200
-    plain = await house.client.get(f"{IMAGES}/{image_id}/direct?size=thumbnail")
+    assert (await server.client.get(url, headers={"if-none-match": '"other"'})).status_code == 200
+    plain = await server.client.get(f"{IMAGES}/{image_id}/direct?size=thumbnail")
     assert plain.headers["cache-control"] == "private, no-cache"
 
 
-async def test_a_batch_answers_for_every_image(house: House) -> None:
-    """A batch gives what is there in the order asked, and for each of the others the reason."""
-    ready = [(await house.upload())[0] for _ in range(3)]
+async def test_a_batch_has_an_image_or_an_error_per_id(server: Server) -> None:
+    """A batch returns the available images in order, and an error for each of the others."""
+    ready = [(await server.upload())[0] for _ in range(3)]
     for image_id in ready:
-        await house.index(image_id)
-    early, _ = await house.upload()
+        await server.index(image_id)
+    early, _ = await server.upload()
     unknown = new_image_id()
-    await house.client.delete(f"{IMAGES}/{ready[2]}")
+    await server.client.delete(f"{IMAGES}/{ready[2]}")
     wanted = ",".join([ready[1], early, unknown, "x", ready[0], ready[2]])
-    answer = await house.client.get(f"{IMAGES}/batch", params={"image_ids": wanted, "size": "thumbnail"})
+    answer = await server.client.get(f"{IMAGES}/batch", params={"image_ids": wanted, "size": "thumbnail"})
     batch = ImageBatch.model_validate_json(answer.content)
     assert [image.image_id for image in batch.images] == [ready[1], ready[0]]
     assert {error.image_id: error.code for error in batch.errors} == {
         early: "not-finished", unknown: "not-found", "x": "not-found", ready[2]: "gone",
     }  # fmt: skip
     many = ",".join(new_image_id() for _ in range(51))
-    refused(await house.client.get(f"{IMAGES}/batch", params={"image_ids": many}), 422, "invalid-field")
-    assert (await house.client.get(f"{IMAGES}/batch", params={"image_ids": many[37:]})).status_code == 200
+    refused(await server.client.get(f"{IMAGES}/batch", params={"image_ids": many}), 422, "invalid-field")
+    assert (await server.client.get(f"{IMAGES}/batch", params={"image_ids": many[37:]})).status_code == 200
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-async def test_a_deleted_image_is_hidden_at_once(house: House, indexed: bool) -> None:
-    """From the 202 of its deletion an image is gone from every answer, before the indexer has done anything."""
-    image_id, job_id = await house.upload()
+async def test_a_deleted_image_is_hidden_immediately(server: Server, indexed: bool) -> None:
+    """From the 202 of its deletion an image is in no response, before the indexer processes the event."""
+    image_id, job_id = await server.upload()
     if indexed:
-        await house.index(image_id)
-    answer = await house.client.delete(f"{IMAGES}/{image_id}")
+        await server.index(image_id)
+    answer = await server.client.delete(f"{IMAGES}/{image_id}")
     assert answer.status_code == 202, answer.text
     assert answer.json()["job_id"] == job_id_of(image_id, 2)
-    topic, event = house.sink.sent[-1]
+    topic, event = server.sink.sent[-1]
     assert topic is topics.FACTS
     assert isinstance(event, DeletionRequested)
     assert (event.image_id, event.generation) == (image_id, 2)
     for path in (image_id, f"{image_id}/all", f"{image_id}/direct", f"jobs/{job_id}", f"jobs/{job_id}/result"):
-        refused(await house.client.get(f"{IMAGES}/{path}"), 410, "gone")
-    found = SearchAnswer.model_validate_json((await house.client.get("/api/v1/search?q=cat")).content)
+        refused(await server.client.get(f"{IMAGES}/{path}"), 410, "gone")
+    found = SearchAnswer.model_validate_json((await server.client.get("/api/v1/search?q=cat")).content)
     assert not found.items
-    assert (await house.client.get(answer.headers["location"])).json()["status"] == "processing"
+    assert (await server.client.get(answer.headers["location"])).json()["status"] == "processing"
 
-    again = await house.client.delete(f"{IMAGES}/{image_id}")
+    again = await server.client.delete(f"{IMAGES}/{image_id}")
     assert again.json()["job_id"] == job_id_of(image_id, 2)
-    assert house.sink.sent[-1][1].id == event.id
+    assert server.sink.sent[-1][1].id == event.id
 
-    await house.read_model.bury(image_id, DEFAULT_OWNER, 2)
-    assert (await house.client.get(answer.headers["location"])).json()["status"] == "deleted"
-    refused(await house.client.get(f"{IMAGES}/{image_id}"), 410, "gone")
-    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
-
-
-async def test_a_deletion_kafka_did_not_confirm_changes_nothing(house: House) -> None:
-    """When the deletion cannot be delivered, the answer is 503 and the image is still there."""
-    image_id, _ = await house.upload()
-    await house.index(image_id)
-    house.sink.unavailable = True
-    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
-    assert (await house.client.get(f"{IMAGES}/{image_id}")).status_code == 200
+    await server.read_model.bury(image_id, DEFAULT_OWNER, 2)
+    assert (await server.client.get(answer.headers["location"])).json()["status"] == "deleted"
+    refused(await server.client.get(f"{IMAGES}/{image_id}"), 410, "gone")
+    refused(await server.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
 
 
-async def test_another_owners_image_is_not_there(house: House) -> None:
-    """Whatever is asked of another owner's image, the answer is that of an image that never was."""
+async def test_an_unconfirmed_deletion_changes_nothing(server: Server) -> None:
+    """If Kafka does not take the deletion, the response is 503 and the image still exists."""
+    image_id, _ = await server.upload()
+    await server.index(image_id)
+    server.sink.unavailable = True
+    refused(await server.client.delete(f"{IMAGES}/{image_id}"), 503, "dependency-unavailable")
+    assert (await server.client.get(f"{IMAGES}/{image_id}")).status_code == 200
+
+
+async def test_another_owners_image_is_not_found(server: Server) -> None:
+    """Every endpoint answers for another owner's image as for an unknown id."""
     image_id = new_image_id()
-    await house.index(image_id, owner="rival")
+    await server.index(image_id, owner="rival")
     for path in (image_id, f"{image_id}/all", f"{image_id}/direct", f"jobs/{image_id}.1", f"jobs/{image_id}.1/result"):
-        refused(await house.client.get(f"{IMAGES}/{path}"), 404, "not-found")
-    refused(await house.client.delete(f"{IMAGES}/{image_id}"), 404, "not-found")
-    refused(await house.client.post("/api/v1/search/image", json={"image_id": image_id}), 404, "not-found")
-    assert not (await house.client.get("/api/v1/search?q=cat")).json()["items"]
+        refused(await server.client.get(f"{IMAGES}/{path}"), 404, "not-found")
+    refused(await server.client.delete(f"{IMAGES}/{image_id}"), 404, "not-found")
+    refused(await server.client.post("/api/v1/search/image", json={"image_id": image_id}), 404, "not-found")
+    assert not (await server.client.get("/api/v1/search?q=cat")).json()["items"]
 
 
 @pytest.mark.parametrize("job_id", ["x", "x.1", f"{'0' * 8}-0000-0000-0000-{'0' * 12}.1", "..%2Fx.1", "%00.1"])
-async def test_an_unknown_job_is_404(house: House, job_id: str) -> None:
-    """A job id that is none, or that nobody was given, is not found."""
-    refused(await house.client.get(f"{IMAGES}/jobs/{job_id}"), 404, "not-found")
+async def test_an_unknown_job_is_404(server: Server, job_id: str) -> None:
+    """A malformed or unknown job id is not found."""
+    refused(await server.client.get(f"{IMAGES}/jobs/{job_id}"), 404, "not-found")
 
 
-async def test_a_search_joins_meaning_text_and_labels(house: House) -> None:
-    """With CLIP an image found by meaning and label comes first; each answer says how it was found."""
-    cat, bus, memo = [(await house.upload())[0] for _ in range(3)]
-    await house.index(cat, axis=0, label="cat", text="")
-    await house.index(bus, axis=1, label="bus", text="")
-    await house.index(memo, axis=None, label=None, text="The cat sat on the mat")
-    body = (await house.client.get("/api/v1/search", params={"q": "cat"})).json()
+async def test_a_search_merges_meaning_text_and_labels(server: Server) -> None:
+    """With CLIP an image found by meaning and label comes first; each item lists its matches."""
+    cat, bus, memo = [(await server.upload())[0] for _ in range(3)]
+    await server.index(cat, axis=0, label="cat", text="")
+    await server.index(bus, axis=1, label="bus", text="")
+    await server.index(memo, axis=None, label=None, text="The cat sat on the mat")
+    body = (await server.client.get("/api/v1/search", params={"q": "cat"})).json()
     answer = SearchAnswer.model_validate(body)
     assert answer.by_meaning
     assert answer.reason is None
@@ -389,59 +389,59 @@ async def test_a_search_joins_meaning_text_and_labels(house: House) -> None:
     assert "cat sat" in (found[memo].text or "")
     assert found[bus].matched == ("meaning",)
     assert found[cat].urls["thumbnail"].startswith(BASE)
-    one = (await house.client.get("/api/v1/search", params={"q": "cat", "limit": 1})).json()
+    one = (await server.client.get("/api/v1/search", params={"q": "cat", "limit": 1})).json()
     assert [item["image_id"] for item in one["items"]] == [cat]
 
 
-async def test_a_search_without_clip_says_so_and_still_finds_words(house: House) -> None:
-    """Without the model a search finds by text and label and names the reason it does not by meaning."""
-    image_id, _ = await house.upload()
-    await house.index(image_id)
-    house.encoder.reason = "the weights are not there"
-    answer = SearchAnswer.model_validate((await house.client.get("/api/v1/search?q=total due")).json())
+async def test_a_search_without_clip_still_finds_words(server: Server) -> None:
+    """Without the model a search uses text and labels and returns the reason."""
+    image_id, _ = await server.upload()
+    await server.index(image_id)
+    server.encoder.reason = "the weights are not there"
+    answer = SearchAnswer.model_validate((await server.client.get("/api/v1/search?q=total due")).json())
     assert (answer.by_meaning, answer.reason) == (False, "the weights are not there")
     assert [item.matched for item in answer.items] == [("text",)]
-    health = (await house.client.get("/api/v1/health")).json()
+    health = (await server.client.get("/api/v1/health")).json()
     assert (health["status"], health["ready"]) == ("degraded", True)
-    answer_to_image = await house.client.post("/api/v1/search/image", files={"file": ("a.jpg", JPEG)})
+    answer_to_image = await server.client.post("/api/v1/search/image", files={"file": ("a.jpg", JPEG)})
     refused(answer_to_image, 503, "model-unavailable")
 
 
-async def test_a_search_by_image(house: House) -> None:
-    """An image already there or an uploaded file finds what is like it; the image itself is no answer."""
-    first, second, other = [(await house.upload())[0] for _ in range(3)]
-    await house.index(first, axis=0)
-    await house.index(second, axis=0)
-    await house.index(other, axis=None)
-    answer = await house.client.post("/api/v1/search/image", json={"image_id": first})
+async def test_a_search_by_image(server: Server) -> None:
+    """A known image or an uploaded file finds similar images; the image itself is excluded."""
+    first, second, other = [(await server.upload())[0] for _ in range(3)]
+    await server.index(first, axis=0)
+    await server.index(second, axis=0)
+    await server.index(other, axis=None)
+    answer = await server.client.post("/api/v1/search/image", json={"image_id": first})
     assert [item["image_id"] for item in answer.json()["items"]] == [second]
-    answer = await house.client.post("/api/v1/search/image", files={"file": ("a.jpg", JPEG)}, data={"limit": "1"})
+    answer = await server.client.post("/api/v1/search/image", files={"file": ("a.jpg", JPEG)}, data={"limit": "1"})
     assert len(answer.json()["items"]) == 1
     assert answer.json()["by_meaning"] is True
-    refused(await house.client.post("/api/v1/search/image", json={"image_id": other}), 409, "no-vector")
+    refused(await server.client.post("/api/v1/search/image", json={"image_id": other}), 409, "no-vector")
     png = b"\x89PNG\r\n\x1a\n" + bytes(80)
-    refused(await house.client.post("/api/v1/search/image", files={"file": ("a", png)}), 422, "corrupt-image")
-    refused(await house.client.post("/api/v1/search/image", json={"image": first}), 422, "invalid-field")
+    refused(await server.client.post("/api/v1/search/image", files={"file": ("a", png)}), 422, "corrupt-image")
+    refused(await server.client.post("/api/v1/search/image", json={"image": first}), 422, "invalid-field")
     refused(
-        await house.client.post("/api/v1/search/image", files={"file": ("a", b"x" * 99)}), 415, "unsupported-format"
+        await server.client.post("/api/v1/search/image", files={"file": ("a", b"x" * 99)}), 415, "unsupported-format"
     )
 
 
 @pytest.mark.parametrize("query", ["", "q=", "q=%20", "q=" + "x" * 501, "q=a&limit=0", "q=a&limit=x"])
-async def test_a_bad_search_is_refused(house: House, query: str) -> None:
-    """A search without words, with too many, or with a limit that is none, is refused."""
-    refused(await house.client.get(f"/api/v1/search?{query}"), 422, "invalid-field")
+async def test_a_bad_search_is_refused(server: Server, query: str) -> None:
+    """A search without words, with too many, or with an invalid limit is rejected."""
+    refused(await server.client.get(f"/api/v1/search?{query}"), 422, "invalid-field")
 
 
-async def test_a_read_model_that_is_away_is_503(house: House) -> None:
-    """Without the read model a job is not guessed at: 503 with Retry-After, no address told, not ready."""
+async def test_an_unavailable_read_model_is_503(server: Server) -> None:
+    """Without the read model a job is 503 with Retry-After, exposes no address, and the gateway is not ready."""
     broken: ReadModel = Broken()  # type: ignore[assignment]
     readiness = Parts({"read-model": read_model_part(broken)}, timeout_s=1)
     app = embedded_app(
         settings(),
-        QueryComponents(files=house.files, events=house.sink, read_model=broken, encoder=None, readiness=readiness),
+        QueryComponents(files=server.files, events=server.sink, read_model=broken, encoder=None, readiness=readiness),
     )
-    _, job_id = await house.upload()
+    _, job_id = await server.upload()
     async with client_of(app) as client:
         answer = await client.get(f"{IMAGES}/jobs/{job_id}")
         refused(answer, 503, "dependency-unavailable")
@@ -453,37 +453,37 @@ async def test_a_read_model_that_is_away_is_503(house: House) -> None:
         assert (part["ok"], part["state"], part["detail"]) == (False, "down", "does not answer")
 
 
-async def test_a_text_whose_stored_result_is_gone_is_told_from_the_record(house: House) -> None:
-    """When the stored spans are missing, the result still has the text itself."""
-    image_id, job_id = await house.upload()
-    record = await house.index(image_id)
+async def test_text_without_a_stored_result_comes_from_the_record(server: Server) -> None:
+    """If the stored spans are missing, the result still has the text."""
+    image_id, job_id = await server.upload()
+    record = await server.index(image_id)
     stored = record.stages["ocr"].result
     assert isinstance(stored, ObjectRef)
-    await house.files.delete(stored.key)
-    body = (await house.client.get(f"{IMAGES}/jobs/{job_id}/result")).json()
+    await server.files.delete(stored.key)
+    body = (await server.client.get(f"{IMAGES}/jobs/{job_id}/result")).json()
     assert body["text"] == {"content": "Total due 41.20 EUR", "spans": []}
 
 
-async def test_one_address_has_everything(house: House) -> None:
+async def test_the_embedded_gateway_serves_everything(server: Server) -> None:
     """The embedded gateway has a landing page, the docs, the OpenAPI document and is ready."""
-    landing = (await house.client.get("/")).json()
+    landing = (await server.client.get("/")).json()
     assert landing["ways_in"]["upload"] == f"POST {UPLOAD}"
-    page = (await house.client.get("/docs")).text
+    page = (await server.client.get("/docs")).text
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(loaded) >= 3
     for place in loaded:
         assert place.startswith("/"), "the page must not load anything from elsewhere"
-        assert (await house.client.get(place)).status_code == 200
-    paths = (await house.client.get("/openapi.json")).json()["paths"]
+        assert (await server.client.get(place)).status_code == 200
+    paths = (await server.client.get("/openapi.json")).json()["paths"]
     assert {UPLOAD, f"{IMAGES}/jobs/{{job_id}}/result", "/api/v1/search/image", "/health/ready", "/metrics"} <= set(
         paths
     )
-    assert (await house.client.get("/health/ready")).json()["status"] == "ok"
+    assert (await server.client.get("/health/ready")).json()["status"] == "ok"
 
 
-async def test_the_openapi_document_holds_together(house: House) -> None:
-    """Every reference in the OpenAPI document leads somewhere, and every 4xx of a route is a problem."""
-    document = (await house.client.get("/openapi.json")).json()
+async def test_the_openapi_document_is_consistent(server: Server) -> None:
+    """Every reference in the OpenAPI document resolves, and every 4xx of a route is a problem."""
+    document = (await server.client.get("/openapi.json")).json()
     references: list[str] = []
 
     def walk(value: object) -> None:
