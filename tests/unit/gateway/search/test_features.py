@@ -1,4 +1,4 @@
-"""Vectors alone: requests share calls of the model, one bad image fails alone, and what is too much is refused."""
+"""Feature extraction: shared model calls, isolated failures, and bounded queues."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @dataclass
-class Paper:
-    """An encoder of JPEGs by their last byte. Each call of the model waits until it may go on."""
+class StubEncoder:
+    """An encoder of JPEGs by their last byte. Each model call blocks until `open` is set."""
 
     prepared: list[int] = field(default_factory=list)
     calls: list[list[int]] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Paper:
         return data[-1]
 
     async def until_prepared(self, count: int) -> None:
-        """Return when that many images are decoded and wait for the model, or are through."""
+        """Wait until `count` images are decoded."""
         async with asyncio.timeout(60):
             while len(self.prepared) < count:
                 await asyncio.sleep(0.01)
@@ -74,13 +74,13 @@ class Paper:
 
 
 @pytest.fixture
-def paper() -> Paper:
-    return Paper()
+def paper() -> StubEncoder:
+    return StubEncoder()
 
 
 @pytest.fixture
-async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
-    """Serve the query app with the paper encoder behind batching of these settings."""
+async def serve(paper: StubEncoder, tmp_path: Path) -> AsyncIterator[Serving]:
+    """Serve the query app with the stub encoder and these batching settings."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
@@ -93,7 +93,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
             async with open_batching(paper, FeatureSettings(**changes)) as batching:
                 features = None if without else batching
                 sink = Sink()
-                parts = QueryComponents(
+                components = QueryComponents(
                     files=files,
                     events=sink,
                     readiness=StubReadiness(),
@@ -101,7 +101,7 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
                     features=features,
                     limits=Limits(RateLimitSettings(features=limit)),
                 )
-                async with client_of(query_app(settings(spool_dir=tmp_path), parts)) as client:
+                async with client_of(query_app(settings(spool_dir=tmp_path), components)) as client:
                     yield client
                 assert not sink.sent, "vectors alone are no event"
                 assert not [info.key async for info in files.list("originals/")], "nothing is stored"
@@ -110,17 +110,17 @@ async def serve(paper: Paper, tmp_path: Path) -> AsyncIterator[Serving]:
 
 
 def jpeg(number: int) -> bytes:
-    """Return what the paper encoder takes for a JPEG of that number."""
+    """Return a stub JPEG of that number."""
     return JPEG + bytes([number])
 
 
 async def post(client: httpx.AsyncClient, data: bytes, path: str = PATH) -> httpx.Response:
-    """Send the body as the image itself."""
+    """Post an image as the raw body."""
     return await client.post(path, content=data, headers={"content-type": "image/jpeg"})
 
 
-async def test_one_image_is_answered_with_its_vector_and_what_made_it(serve: Serving, paper: Paper) -> None:
-    """A form, a raw body and the other services' path all give the vector, its width, and the weights' hash."""
+async def test_an_image_is_answered_with_its_vector_and_model(serve: Serving, paper: StubEncoder) -> None:
+    """A form, a raw body and the alias path all return the vector, its dimensions, and the weights' hash."""
     paper.open.set()
     async with serve() as client:
         answers = [
@@ -138,8 +138,8 @@ async def test_one_image_is_answered_with_its_vector_and_what_made_it(serve: Ser
         assert body["duration_ms"] >= 0
 
 
-async def test_requests_at_the_same_time_share_calls_of_the_model(serve: Serving, paper: Paper) -> None:
-    """While one call runs, what comes waits and goes together into the next; each request gets its own vector."""
+async def test_concurrent_requests_share_model_calls(serve: Serving, paper: StubEncoder) -> None:
+    """Images that arrive during a call share the next one; each request gets its own vector."""
     async with serve(batch_size=8, batch_wait_s=0) as client:
         first = asyncio.create_task(post(client, jpeg(0)))
         await paper.called.wait()
@@ -151,8 +151,8 @@ async def test_requests_at_the_same_time_share_calls_of_the_model(serve: Serving
     assert [sorted(call) for call in paper.calls] == [[0], [1, 2, 3, 4, 5, 6, 7]]
 
 
-async def test_an_image_that_fails_fails_alone(serve: Serving, paper: Paper) -> None:
-    """Of requests in one batch, one that the decoder or the model refuses is refused alone; the others are answered."""
+async def test_a_failed_image_does_not_affect_the_others(serve: Serving, paper: StubEncoder) -> None:
+    """In a batch, an image that the decoder or the model rejects fails individually."""
     async with serve(batch_size=8, batch_wait_s=0) as client:
         first = asyncio.create_task(post(client, jpeg(0)))
         await paper.called.wait()
@@ -169,8 +169,8 @@ async def test_an_image_that_fails_fails_alone(serve: Serving, paper: Paper) -> 
     assert [1, 2, 99] in [sorted(call) for call in paper.calls]
 
 
-async def test_one_image_more_than_may_wait_is_refused_at_once(serve: Serving, paper: Paper) -> None:
-    """A full queue answers 503 with Retry-After before it reads the body; when there is room again, it answers."""
+async def test_an_image_above_the_queue_limit_is_rejected_immediately(serve: Serving, paper: StubEncoder) -> None:
+    """A full queue is 503 with Retry-After before the body is read; later requests succeed."""
     async with serve(queue=2, batch_size=1) as client:
         waiting = [asyncio.create_task(post(client, jpeg(number))) for number in (1, 2)]
         await until_waiting(client, 2)
@@ -182,8 +182,8 @@ async def test_one_image_more_than_may_wait_is_refused_at_once(serve: Serving, p
         assert (await post(client, jpeg(3))).status_code == 200
 
 
-async def test_a_vector_that_takes_too_long_is_not_waited_for(serve: Serving, paper: Paper) -> None:
-    """After its time a request is answered 503 with Retry-After, and makes room for the next."""
+async def test_the_wait_for_a_vector_is_bounded(serve: Serving, paper: StubEncoder) -> None:
+    """After the timeout a request is 503 with Retry-After, and frees its place."""
     async with serve(queue=1, timeout_s=0.2) as client:
         answer = await post(client, jpeg(1))
         assert "in time" in refused(answer, 503, "overloaded").detail
@@ -194,8 +194,8 @@ async def test_a_vector_that_takes_too_long_is_not_waited_for(serve: Serving, pa
                 pass
 
 
-async def test_who_goes_away_leaves_the_queue(paper: Paper, tmp_path: Path) -> None:
-    """An image nobody waits for any more makes room at once, and the model is never called for it."""
+async def test_a_cancelled_request_frees_the_queue(paper: StubEncoder, tmp_path: Path) -> None:
+    """A cancelled image frees its place immediately, and the model is not called for it."""
     paths = [tmp_path / str(number) for number in range(4)]
     for number, path in enumerate(paths):
         path.write_bytes(jpeg(number))
@@ -215,8 +215,8 @@ async def test_who_goes_away_leaves_the_queue(paper: Paper, tmp_path: Path) -> N
     assert paper.calls == [[0], [2]]
 
 
-async def test_a_client_that_hangs_up_is_not_worked_for(serve: Serving, paper: Paper) -> None:
-    """When the connection of a waiting request ends, its image leaves the queue."""
+async def test_a_disconnect_cancels_the_request(serve: Serving, paper: StubEncoder) -> None:
+    """When a waiting client disconnects, its image leaves the queue."""
     sent = 0
 
     async with serve(queue=1) as client:
@@ -260,17 +260,17 @@ async def test_a_client_that_hangs_up_is_not_worked_for(serve: Serving, paper: P
         (b'{"image_id": "x", "model": "y"}', "application/json", 400, "unknown-field"),
     ],
 )
-async def test_what_is_no_image_is_refused_with_a_reason(
+async def test_invalid_requests_are_rejected_with_a_reason(
     serve: Serving, content: bytes, kind: str, status: int, code: str
 ) -> None:
-    """Nothing, no image, too much, another type, an unknown id and an unknown field each have their own refusal."""
+    """No bytes, no image, too many bytes, another type, an unknown id and an unknown field have their own problems."""
     async with serve(max_bytes=1000) as client:
         refused(await client.post(PATH, content=content, headers={"content-type": kind}), status, code)
 
 
 @pytest.mark.parametrize("path", [f"{PATH}/batch", "/extract-features-batch"])
-async def test_several_images_are_answered_each_for_itself(serve: Serving, paper: Paper, path: str) -> None:
-    """Of five files one is torn, one no image and one too large: two vectors in order, three errors with codes."""
+async def test_several_images_are_answered_individually(serve: Serving, paper: StubEncoder, path: str) -> None:
+    """Of five files one is truncated, one no image, one too large: two vectors in order, three errors with codes."""
     paper.open.set()
     torn = b"\x89PNG\r\n\x1a\n" + bytes(40)
     sent = [("a.jpg", jpeg(1)), ("b.png", torn), ("c.txt", b"words " * 20), ("d.jpg", JPEG * 10), ("e.jpg", jpeg(2))]
@@ -285,8 +285,8 @@ async def test_several_images_are_answered_each_for_itself(serve: Serving, paper
         assert (body["dimensions"], body["model"]["name"]) == (512, "drawn")
 
 
-async def test_a_batch_is_bounded_and_not_all_in_vain(serve: Serving, paper: Paper) -> None:
-    """Too many files are 413; more than find room are 503, none of them taken in; of none that can be used, 422."""
+async def test_a_batch_is_bounded(serve: Serving, paper: StubEncoder) -> None:
+    """Too many files are 413; a batch beyond the queue is 503 as a whole; one without usable images is 422."""
     paper.open.set()
     async with serve(max_files=3, queue=2) as client:
         files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(4)]
@@ -298,8 +298,8 @@ async def test_a_batch_is_bounded_and_not_all_in_vain(serve: Serving, paper: Pap
         refused(await client.post(f"{PATH}/batch", content=jpeg(1)), 415, "unsupported-media-type")
 
 
-async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper: Paper) -> None:
-    """Of three an hour, one and a batch of two are answered; a batch that does not fit is 429, none of it counted."""
+async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper: StubEncoder) -> None:
+    """With 3 per hour, one image and a batch of two are answered; a larger batch is 429 and not counted."""
     paper.open.set()
     async with serve(limit="3/hour") as client:
         files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(3)]
@@ -309,8 +309,8 @@ async def test_each_image_counts_against_the_owner_s_limit(serve: Serving, paper
         refused(await post(client, jpeg(1)), 429, "rate-limited")
 
 
-async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper) -> None:
-    """503 `model-unavailable` with the reason, before the image is looked at; also where there is no encoder at all."""
+async def test_without_weights_the_response_has_the_reason(serve: Serving, paper: StubEncoder) -> None:
+    """503 `model-unavailable` with the reason, before the image is read; also without any encoder."""
     paper.unavailable = "no ViT-B-32.pt in models.cache"
     async with serve() as client:
         assert "no ViT-B-32.pt" in refused(await post(client, b"no image"), 503, "model-unavailable").detail
@@ -319,7 +319,7 @@ async def test_without_weights_the_answer_says_why(serve: Serving, paper: Paper)
 
 
 async def until_waiting(client: httpx.AsyncClient, count: int) -> None:
-    """Return when that many images were taken in and not answered."""
+    """Wait until `count` images are in progress."""
     async with asyncio.timeout(60):
         while f"darkroom_features_waiting_images {count}.0" not in (await client.get("/metrics")).text:
             await asyncio.sleep(0.01)
@@ -327,7 +327,7 @@ async def until_waiting(client: httpx.AsyncClient, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
-    """Settings whose folder holds ViT-B/32 with seeded random weights, for torch: nothing is converted."""
+    """Settings with ViT-B/32 and seeded random weights, for torch: nothing is converted."""
     import open_clip  # noqa: PLC0415 - seconds
     import torch  # noqa: PLC0415
 
@@ -337,10 +337,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
     return ModelsSettings(dir=folder, cache=tmp_path_factory.mktemp("cache"), download=False, backend="torch")
 
 
-async def test_real_images_go_through_the_sandbox_to_the_vectors_the_pipeline_makes(
+async def test_real_images_get_the_vectors_of_the_pipeline(
     models: ModelsSettings, images_dir: Path, tmp_path: Path
 ) -> None:
-    """With ViT-B/32, photos sent at once have the vectors of their masters; a torn file between them fails alone."""
+    """With ViT-B/32, concurrent photos have the vectors of their masters; a truncated file between them fails alone."""
     photos = sorted((images_dir / "clip_golden").glob("*.jpg"))[:3]
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(photos[0].read_bytes()[:300])
@@ -364,8 +364,8 @@ async def test_real_images_go_through_the_sandbox_to_the_vectors_the_pipeline_ma
     assert float((found * expected).sum(axis=1).min()) >= 0.99999
 
 
-async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Without weights the encoder says which file was looked for, and names no folder of this machine."""
+async def test_missing_weights_are_named(tmp_path: Path) -> None:
+    """Without weights the encoder names the missing file, without any path."""
     nowhere = ModelsSettings(dir=None, cache=tmp_path / "cache", download=False)
     async with (
         open_tower(nowhere) as tower,
@@ -379,7 +379,7 @@ async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def master_of(path: Path) -> Image.Image:
-    """Return a photo as the sanitizer leaves it."""
+    """Return the master of a photo."""
     limits = DecodeLimits(max_bytes=10_000_000, max_side=10_000, max_pixels=40_000_000, max_frames=100)
     made = sanitize(path.read_bytes(), limits, keep_capture_details=False)
     return Image.open(io.BytesIO(made.master)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Many images in one request: each accepted or refused for itself, and the answer says which."""
+"""Batches: each file is accepted or rejected individually, and the response lists them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def packed(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> b
 
 
 def uploads(sink: Sink) -> list[ImageUploaded]:
-    """Return the events that were sent, by file name."""
+    """Return the sent events, by file name."""
     events = [event for _, event in sink.sent if isinstance(event, ImageUploaded)]
     return sorted(events, key=lambda event: event.filename or "")
 
@@ -61,7 +61,7 @@ def sink() -> Sink:
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
-    """The folder where uploads wait; empty again after each request."""
+    """The spool folder; empty after each request."""
     folder = tmp_path / "spool"
     folder.mkdir()
     return folder
@@ -94,7 +94,7 @@ def answered(answer: httpx.Response, status: int) -> BatchSubmitted:
 
 @pytest.mark.parametrize("name", ["file", "files"])
 async def test_every_file_becomes_an_image(client: httpx.AsyncClient, sink: Sink, name: str) -> None:
-    """All files of a form are accepted: 202, an item each in the order sent, an event each."""
+    """All files of a form are accepted: 202, an item each in order, an event each."""
     body = answered(await send(client, [("cat.jpg", CAT), ("dog.jpg", DOG)], name), 202)
     assert [item.filename for item in body.items] == ["cat.jpg", "dog.jpg"]
     assert [item.sha256 for item in body.items] == [hashlib.sha256(data).hexdigest() for data in (CAT, DOG)]
@@ -107,7 +107,7 @@ async def test_every_file_becomes_an_image(client: httpx.AsyncClient, sink: Sink
 async def test_every_member_of_an_archive_becomes_an_image(
     client: httpx.AsyncClient, sink: Sink, as_part: bool
 ) -> None:
-    """A zip, as the body or as the one file of a form, is a batch of its files; folders and litter are passed over."""
+    """A zip, as the body or the only file of a form, is a batch of its files; folders and .DS_Store are skipped."""
     archive = packed(
         ("pets/", b""), ("pets/cat.jpg", CAT), ("__MACOSX/pets/._cat.jpg", b"x"), ("dog.jpg", DOG), (".DS_Store", b"x")
     )
@@ -122,8 +122,8 @@ async def test_every_member_of_an_archive_becomes_an_image(
     ]
 
 
-async def test_what_is_said_of_all_and_what_of_one(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Fields hold for every file; `items`, by name or in order, says otherwise of single ones."""
+async def test_items_override_the_fields_of_a_batch(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Fields apply to every file; `items`, by name or in order, overrides them for single files."""
     common = {"bucket": "pets", "tags": "animal", "metadata": '{"a": 1}', "lane": "bulk"}
     by_name = {"dog.jpg": {"tags": ["dog", "dog"], "metadata": {"b": None}, "category": "big"}}
     for items in (by_name, [None, by_name["dog.jpg"]]):
@@ -136,8 +136,8 @@ async def test_what_is_said_of_all_and_what_of_one(client: httpx.AsyncClient, si
     assert len(sink.bulk) == 4
 
 
-async def test_what_is_said_of_an_archive_stands_in_the_query(client: httpx.AsyncClient, sink: Sink) -> None:
-    """An archive as the body takes the fields as query parameters."""
+async def test_fields_of_an_archive_are_query_parameters(client: httpx.AsyncClient, sink: Sink) -> None:
+    """An archive as the body takes its fields from query parameters."""
     answer = await client.post(
         BATCH, content=packed(("cat.jpg", CAT)), headers=ZIP, params={"bucket": "pets", "tags": "a,b"}
     )
@@ -165,17 +165,15 @@ async def test_what_is_said_of_an_archive_stands_in_the_query(client: httpx.Asyn
         (json.dumps([{"metadata": {"a": "x" * 17_000}}]), "invalid-metadata"),
     ],
 )
-async def test_what_is_wrong_with_the_words_refuses_the_batch(
-    client: httpx.AsyncClient, sink: Sink, items: str, code: str
-) -> None:
-    """Unreadable `items`, names of no file, unknown or bad fields: nothing is accepted."""
+async def test_invalid_items_reject_the_batch(client: httpx.AsyncClient, sink: Sink, items: str, code: str) -> None:
+    """Malformed `items`, unknown file names, and unknown or invalid fields: nothing is accepted."""
     answer = await send(client, [("cat.jpg", CAT), ("dog.jpg", DOG)], data={"items": items})
     refused(answer, 422 if code == "invalid-field" else 400, code)
     assert not sink.sent
 
 
-async def test_one_bad_file_does_not_spoil_the_others(client: httpx.AsyncClient, sink: Sink) -> None:
-    """207 when some were refused: each item has its own status and reason, and the good ones are accepted."""
+async def test_a_rejected_file_does_not_affect_the_others(client: httpx.AsyncClient, sink: Sink) -> None:
+    """207 when some are rejected: each item has its status and reason, and valid files are accepted."""
     large = JPEG + bytes(100_001)
     files = [("cat.jpg", CAT), ("a.txt", b"hello"), ("empty.jpg", b""), ("large.jpg", large), ("dog.jpg", DOG)]
     body = answered(await send(client, files), 207)
@@ -190,8 +188,8 @@ async def test_one_bad_file_does_not_spoil_the_others(client: httpx.AsyncClient,
     assert len(sink.sent) == 2
 
 
-async def test_when_all_are_refused_the_answer_is_a_problem(client: httpx.AsyncClient, sink: Sink) -> None:
-    """One reason for all is the problem; several are 422, and each file is named with its own."""
+async def test_a_batch_without_an_accepted_file_is_a_problem(client: httpx.AsyncClient, sink: Sink) -> None:
+    """A common reason is the problem; different reasons are 422, with each file's own."""
     problem = refused(await send(client, [("a.txt", b"a"), ("b.txt", b"b")]), 415, "unsupported-format")
     assert [item.field for item in problem.errors] == ["a.txt", "b.txt"]
     problem = refused(await send(client, [("a.txt", b"a"), ("b.jpg", b"")]), 422, "nothing-accepted")
@@ -200,7 +198,7 @@ async def test_when_all_are_refused_the_answer_is_a_problem(client: httpx.AsyncC
 
 
 async def test_a_digest_is_checked_per_file(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A part whose own Content-Digest is wrong is refused alone."""
+    """A part with a wrong Content-Digest is rejected individually."""
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n%b\r\n%b\r\n'
     wrong = b"Content-Digest: sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\r\n"
     body = part % (b"a.jpg", b"", CAT) + part % (b"b.jpg", wrong, DOG) + b"--x--\r\n"
@@ -209,8 +207,8 @@ async def test_a_digest_is_checked_per_file(client: httpx.AsyncClient, sink: Sin
     assert len(sink.sent) == 1
 
 
-async def test_there_may_be_so_many_files_and_bytes(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """One file too many, or one byte too many of all together, refuses the batch, however it is sent."""
+async def test_files_and_bytes_of_a_batch_are_limited(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """One file or one byte above the limit rejects the batch, as a form and as an archive."""
     many = [(f"{number}.jpg", JPEG) for number in range(6)]
     refused(await send(client, many), 413, "too-many-files")
     refused(await client.post(BATCH, content=packed(*many), headers=ZIP), 413, "too-many-files")
@@ -220,8 +218,8 @@ async def test_there_may_be_so_many_files_and_bytes(client: httpx.AsyncClient, f
     assert not await files.objects()
 
 
-async def test_a_batch_of_nothing_is_refused(client: httpx.AsyncClient) -> None:
-    """A form without files, an empty archive, a body that is no archive and one of another type are refused."""
+async def test_an_empty_batch_is_rejected(client: httpx.AsyncClient) -> None:
+    """A form without files, an empty archive, a body that is no archive and one of another type are rejected."""
     refused(await client.post(BATCH, files={"bucket": (None, "pets")}), 400, "missing-file")
     refused(await client.post(BATCH, content=packed(), headers=ZIP), 422, "invalid-archive")
     refused(await client.post(BATCH, content=CAT, headers=ZIP), 422, "invalid-archive")
@@ -232,14 +230,14 @@ async def test_a_batch_of_nothing_is_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_archive_beside_images_is_not_opened(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A zip among other files is refused for itself; its members are not looked at."""
+    """A zip among other files is rejected individually; its members are not read."""
     body = answered(await send(client, [("cat.jpg", CAT), ("more.zip", packed(("dog.jpg", DOG)))]), 207)
     assert [item.status for item in body.items] == [202, 415]
     assert len(sink.sent) == 1
 
 
-async def test_a_batch_sent_again_is_answered_as_before(client: httpx.AsyncClient, sink: Sink) -> None:
-    """With the same key a batch has the same answer, refusals included, and makes no second images."""
+async def test_a_retried_batch_is_replayed(client: httpx.AsyncClient, sink: Sink) -> None:
+    """With the same key a batch has the same answer, problems included, and creates no further images."""
     key, files = {"Idempotency-Key": "batch"}, [("cat.jpg", CAT), ("a.txt", b"a"), ("dog.jpg", DOG)]
     first, again = await send(client, files, headers=key), await send(client, files, headers=key)
     assert first.json() == again.json()
@@ -248,8 +246,8 @@ async def test_a_batch_sent_again_is_answered_as_before(client: httpx.AsyncClien
     refused(await send(client, files[:2], headers=key), 422, "idempotency-key-reused")
 
 
-async def test_a_batch_that_broke_off_is_gone_on_with(files: FaultyFiles) -> None:
-    """Kafka goes away in the middle: 207 with 503s; the same request and key later bring the rest, nothing twice."""
+async def test_an_interrupted_batch_is_continued(files: FaultyFiles) -> None:
+    """Kafka fails in the middle: 207 with 503s; a retry with the same key accepts the rest, nothing twice."""
 
     class Leaving(Sink):
         def __init__(self, after: int) -> None:
@@ -281,7 +279,7 @@ async def test_a_batch_that_broke_off_is_gone_on_with(files: FaultyFiles) -> Non
 
 
 async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """With on_duplicate=reuse known bytes are answered with their image: 200 when there was nothing new."""
+    """With on_duplicate=reuse known bytes are answered with their image: 200 if all are known."""
     first = answered(await send(client, [("cat.jpg", CAT)]), 202).items[0].accepted
     assert first is not None
     await files.put(f"images/{first.image_id[-2:]}/{first.image_id}/1/master.webp", b"m", content_type="image/webp")
@@ -293,20 +291,18 @@ async def test_a_batch_may_reuse_what_is_there(client: httpx.AsyncClient, files:
 
 
 async def test_each_file_counts_against_the_limit(files: FaultyFiles, sink: Sink) -> None:
-    """A batch of three is three uploads: it is refused whole when only two are left."""
+    """A batch of three is three uploads: it is rejected as a whole when only two are left."""
     limits = Limits(RateLimitSettings(uploads="4/hour"))
-    parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
-    async with client_of(ingest_app(settings(), parts)) as client:
+    components = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
+    async with client_of(ingest_app(settings(), components)) as client:
         files_ = [("cat.jpg", CAT), ("dog.jpg", DOG)]
         answered(await send(client, files_), 202)
         refused(await send(client, [*files_, ("cow.jpg", COW)]), 429, "rate-limited")
         assert len(sink.sent) == 2
 
 
-async def test_without_kafka_a_batch_is_503_and_leaves_nothing(
-    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
-) -> None:
-    """When no file could be accepted for a part that is away, the answer is 503 with a time to come back."""
+async def test_without_kafka_a_batch_is_503(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """If no file is accepted because a dependency is unavailable, the response is 503 with Retry-After."""
     sink.unavailable = True
     answer = await send(client, [("cat.jpg", CAT), ("dog.jpg", DOG)])
     refused(answer, 503, "dependency-unavailable")
@@ -314,7 +310,7 @@ async def test_without_kafka_a_batch_is_503_and_leaves_nothing(
     assert not await files.objects()
 
 
-async def test_a_batch_is_never_whole_in_memory(files: FaultyFiles, sink: Sink, spool: Path) -> None:
+async def test_a_batch_is_streamed_to_disk(files: FaultyFiles, sink: Sink, spool: Path) -> None:
     """Sixty megabytes in twenty files are received with a few megabytes of memory."""
     block = bytes(range(256)) * 4096
 

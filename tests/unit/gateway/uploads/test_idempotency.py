@@ -1,4 +1,4 @@
-"""Requests that carry an Idempotency-Key: sent again, they have the same answer, and make nothing twice."""
+"""Requests with an Idempotency-Key: a retry gets the same answer and has no further effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEY = {"Idempotency-Key": '"7a3c"'}
 
 @dataclass
 class Named:
-    """An authenticator that believes what it is told."""
+    """An authenticator that trusts the x-owner header."""
 
     async def identify(self, request: Any) -> Identity:
         return Identity(Owner(request.headers.get("x-owner", "default")), frozenset(Scope), "test")
@@ -51,14 +51,14 @@ class Named:
 
 @dataclass
 class Gated(Sink):
-    """A sink that says when it was asked, and answers when it is let."""
+    """A sink that signals a call and blocks it until released."""
 
     asked: asyncio.Event = field(default_factory=asyncio.Event)
-    let: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         self.asked.set()
-        await self.let.wait()
+        await self.release.wait()
         await super().send(topic, event, traceparent=traceparent, bulk=bulk)
 
 
@@ -94,17 +94,15 @@ async def attempts(files: FaultyFiles) -> list[tuple[str, Attempt]]:
     return [(key, Attempt.model_validate_json(await files.get(key))) for key in keys]
 
 
-async def has_died(files: FaultyFiles) -> None:
-    """Leave what a gateway leaves that was killed before it answered, its lease over."""
+async def simulate_crash(files: FaultyFiles) -> None:
+    """Leave the attempts of a gateway that crashed before it answered, with expired leases."""
     for key, attempt in await attempts(files):
         died = attempt.model_copy(update={"status": None, "answer": None, "lease_until": 0.0})
         await files.put(key, died.model_dump_json().encode(), content_type="application/json")
 
 
-async def test_an_upload_sent_again_has_the_same_answer_and_makes_no_second_image(
-    client: httpx.AsyncClient, sink: Sink
-) -> None:
-    """The same key and the same request: the same body, said to be replayed, and one event."""
+async def test_a_retried_upload_is_answered_from_the_first(client: httpx.AsyncClient, sink: Sink) -> None:
+    """The same key and request: the same body, marked as replayed, and one event."""
     first, again = await upload(client), await upload(client)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.content == again.content
@@ -114,21 +112,21 @@ async def test_an_upload_sent_again_has_the_same_answer_and_makes_no_second_imag
     assert len(sink.sent) == 1
 
 
-async def test_a_repeated_answer_costs_nothing_of_the_limit(files: FaultyFiles, sink: Sink) -> None:
-    """An upload or batch that is sent again leaves its owner as many uploads as before."""
+async def test_a_replayed_answer_does_not_count_against_the_limit(files: FaultyFiles, sink: Sink) -> None:
+    """A retried upload or batch leaves the owner's rate limit unchanged."""
     limits = Limits(RateLimitSettings(uploads="5/hour"))
     parts = IngestComponents(files=files, events=sink, readiness=StubReadiness(), limits=limits)
     async with client_of(ingest_app(settings(), parts)) as client:
         for name, count, left in (("file", 1, "4"), ("files", 2, "2")):
             path = UPLOAD if name == "file" else "/api/v1/images/batch"
             sent = [(name, (f"{at}.jpg", JPEG + bytes([at]))) for at in range(count)]
-            said = [await client.post(path, files=sent, headers={"Idempotency-Key": f'"{name}"'}) for _ in range(2)]
-            assert [answer.headers.get("idempotency-replayed") for answer in said] == [None, "true"]
-            assert [answer.headers["x-ratelimit-remaining"] for answer in said] == [left, left]
+            answers = [await client.post(path, files=sent, headers={"Idempotency-Key": f'"{name}"'}) for _ in range(2)]
+            assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true"]
+            assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == [left, left]
 
 
-async def test_a_fetch_sent_again_is_not_fetched_again(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A fetch with the same key and the same words, in any order, is answered as before."""
+async def test_a_retried_fetch_is_not_fetched_again(client: httpx.AsyncClient, sink: Sink) -> None:
+    """A fetch with the same key and fields, in any order, is replayed."""
     url = "https://example.org/cat.jpg"
     first = await client.post(FETCH, json={"url": url, "metadata": {"a": 1, "b": 2}}, headers=KEY)
     again = await client.post(FETCH, json={"metadata": {"b": 2, "a": 1}, "url": url}, headers=KEY)
@@ -136,8 +134,8 @@ async def test_a_fetch_sent_again_is_not_fetched_again(client: httpx.AsyncClient
     assert len(sink.sent) == 1
 
 
-async def test_the_parts_of_a_form_may_come_in_another_order(client: httpx.AsyncClient, sink: Sink) -> None:
-    """What counts is what the request says, not how its bytes are laid out: another boundary is the same request."""
+async def test_the_layout_of_a_form_does_not_matter(client: httpx.AsyncClient, sink: Sink) -> None:
+    """The fingerprint is of the content: other part order and another boundary are the same request."""
     bodies = []
     for boundary, order in (("x", (0, 1)), ("another", (1, 0))):
         parts = (
@@ -163,23 +161,23 @@ async def test_the_parts_of_a_form_may_come_in_another_order(client: httpx.Async
     ],
     ids=["bytes", "bucket", "metadata", "tags", "lane"],
 )
-async def test_a_key_stands_for_one_request(client: httpx.AsyncClient, sink: Sink, other: dict[str, Any]) -> None:
-    """The same key with other bytes or other words is refused with 422, and nothing is accepted."""
+async def test_a_key_belongs_to_one_request(client: httpx.AsyncClient, sink: Sink, other: dict[str, Any]) -> None:
+    """The same key with other bytes or fields is rejected with 422, and nothing is accepted."""
     assert (await upload(client)).status_code == 202
     answer = await upload(client, **other)
     refused(answer, 422, "idempotency-key-reused")
     assert len(sink.sent) == 1
 
 
-async def test_a_key_of_an_upload_is_not_that_of_a_fetch(client: httpx.AsyncClient) -> None:
-    """The endpoint is a part of the request: a key used for an upload is refused for a fetch."""
+async def test_a_key_belongs_to_one_endpoint(client: httpx.AsyncClient) -> None:
+    """The endpoint is part of the request: a key of an upload is rejected for a fetch."""
     assert (await upload(client)).status_code == 202
     answer = await client.post(FETCH, json={"url": "https://example.org/a"}, headers=KEY)
     refused(answer, 422, "idempotency-key-reused")
 
 
-async def test_keys_are_each_owners_own(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Two owners may use the same key: neither sees, or is refused for, the other's request."""
+async def test_keys_are_per_owner(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Two owners may use the same key independently."""
     mine = await upload(client)
     theirs = await upload(client, JPEG + b"theirs", headers={"x-owner": "somebody"})
     assert theirs.status_code == 202
@@ -187,8 +185,8 @@ async def test_keys_are_each_owners_own(client: httpx.AsyncClient, sink: Sink) -
     assert len(sink.sent) == 2
 
 
-async def test_while_the_first_is_at_work_the_second_is_told_to_come_back(files: FaultyFiles) -> None:
-    """Of two at once with the same key one is done; the other hears 409 and when to ask, and then has the answer."""
+async def test_a_concurrent_request_with_the_same_key_is_409(files: FaultyFiles) -> None:
+    """Of two concurrent requests with the same key one is processed; the other is 409 with Retry-After."""
     sink = Gated()
     async with client_of(app_of(files, sink)) as client:
         first = asyncio.create_task(upload(client))
@@ -196,15 +194,15 @@ async def test_while_the_first_is_at_work_the_second_is_told_to_come_back(files:
         problem = await upload(client)
         refused(problem, 409, "idempotency-key-in-use")
         assert 1 <= int(problem.headers["retry-after"]) <= 15
-        sink.let.set()
+        sink.release.set()
         assert (await upload(client)).status_code in (202, 409)  # as soon as it is written down
         done = await first
         assert (await upload(client)).json() == done.json()
     assert len(sink.sent) == 1
 
 
-async def test_a_lease_is_put_off_while_the_work_goes_on(files: FaultyFiles) -> None:
-    """Work that takes longer than a lease keeps its key: the lease is written anew before it ends."""
+async def test_the_lease_is_renewed_during_the_work(files: FaultyFiles) -> None:
+    """Work that takes longer than a lease keeps its key: the lease is renewed before it expires."""
     sink = Gated()
     async with client_of(app_of(files, sink, idempotency_lease_s=4.0)) as client:
         first = asyncio.create_task(upload(client))
@@ -213,19 +211,19 @@ async def test_a_lease_is_put_off_while_the_work_goes_on(files: FaultyFiles) -> 
         while (await attempts(files))[0][1].lease_until == begun.lease_until:
             await asyncio.sleep(0.05)
         refused(await upload(client), 409, "idempotency-key-in-use")
-        sink.let.set()
+        sink.release.set()
         assert (await first).status_code == 202
     assert len(sink.sent) == 1
 
 
 @pytest.mark.parametrize("accepted", [False, True], ids=["before the event", "after the event"])
-async def test_after_a_gateway_died_the_same_image_is_gone_on_with(
+async def test_after_a_gateway_crash_the_same_image_is_continued(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, accepted: bool
 ) -> None:
-    """A retry after the lease takes the image id the dead gateway had chosen: one image, whether it was accepted."""
+    """A retry after the lease uses the crashed gateway's image id: one image, whether or not it was accepted."""
     first = await upload(client)
     image_id = first.json()["image_id"]
-    await has_died(files)
+    await simulate_crash(files)
     if not accepted:
         for receipt in await files.receipts():
             await files.delete(receipt)
@@ -239,20 +237,20 @@ async def test_after_a_gateway_died_the_same_image_is_gone_on_with(
     assert (await upload(client)).headers["idempotency-replayed"] == "true"
 
 
-async def test_of_many_who_retry_after_a_death_one_goes_on(
+async def test_of_concurrent_retries_after_a_crash_one_continues(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """Ten retries at once of what a dead gateway began: one image; the others hear 409 or its answer."""
+    """Ten concurrent retries after a crash: one image; the others are 409 or get its answer."""
     image_id = (await upload(client)).json()["image_id"]
-    await has_died(files)
+    await simulate_crash(files)
     answers = await asyncio.gather(*(upload(client) for _ in range(10)))
     assert {answer.status_code for answer in answers} <= {202, 409}
     assert {answer.json()["image_id"] for answer in answers if answer.status_code == 202} == {image_id}
     assert {event.image_id for _, event in sink.sent} == {image_id}
 
 
-async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FaultyFiles, sink: Sink) -> None:
-    """When Kafka did not confirm and the gateway died before it could say so, a retry makes an image of another id."""
+async def test_an_image_with_a_tombstone_is_not_continued(files: FaultyFiles, sink: Sink) -> None:
+    """If Kafka did not confirm and the gateway crashed, a retry creates an image with another id."""
 
     class Unsure(Sink):
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
@@ -260,7 +258,7 @@ async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FaultyFiles
 
     async with client_of(app_of(files, sink)) as client:
         lost = (await upload(client)).json()["image_id"]
-    await has_died(files)
+    await simulate_crash(files)
     async with client_of(app_of(files, Unsure())) as client:
         refused(await upload(client, headers={"Idempotency-Key": '"other"'}), 503, "dependency-unavailable")
     erased = [info.key async for info in files.list("erasures/")]
@@ -275,8 +273,8 @@ async def test_an_image_that_was_disowned_is_not_gone_on_with(files: FaultyFiles
     assert answer.json()["image_id"] not in (disowned, lost)
 
 
-async def test_what_was_refused_may_be_sent_again(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
-    """A 503 keeps no key: sent again when Kafka is back, the request is accepted."""
+async def test_a_rejected_request_may_be_retried(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """A 503 stores no key: a retry is accepted once Kafka is available."""
     sink.unavailable = True
     refused(await upload(client), 503, "dependency-unavailable")
     assert await attempts(files) == []
@@ -285,17 +283,17 @@ async def test_what_was_refused_may_be_sent_again(client: httpx.AsyncClient, fil
     assert len(sink.sent) == 1
 
 
-async def test_without_a_store_a_key_is_not_passed_over(
+async def test_without_the_store_a_request_with_a_key_is_503(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """When keys cannot be looked up, a request that carries one is answered 503, and nothing is accepted."""
+    """If keys cannot be read, a request with a key is 503, and nothing is accepted."""
     files.unavailable = True
     refused(await upload(client), 503, "dependency-unavailable")
     assert not sink.sent
 
 
-async def test_an_answer_that_cannot_be_written_down_is_given_all_the_same(files: FaultyFiles) -> None:
-    """The image is accepted and the client told so, though the store went away before the answer was kept."""
+async def test_an_answer_that_cannot_be_stored_is_still_sent(files: FaultyFiles) -> None:
+    """The image is accepted and answered although the store failed before the answer was stored."""
 
     class Leaving(Sink):
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
@@ -307,8 +305,8 @@ async def test_an_answer_that_cannot_be_written_down_is_given_all_the_same(files
     assert answer.status_code == 202
 
 
-async def test_an_expired_key_may_stand_for_another_request(files: FaultyFiles, sink: Sink) -> None:
-    """After its time a key is free: another request with it is done."""
+async def test_an_expired_key_may_be_used_again(files: FaultyFiles, sink: Sink) -> None:
+    """An expired key is free: another request with it is processed."""
     async with client_of(app_of(files, sink, idempotency_expiry_s=0.001)) as client:
         assert (await upload(client)).status_code == 202
         await asyncio.sleep(0.002)
@@ -320,8 +318,8 @@ async def test_an_expired_key_may_stand_for_another_request(files: FaultyFiles, 
     "key",
     ['"', '""', '"a', "a b", "1.5", "?1", ":YQ==:", "(1 2)", '"a", "b"', '"' + "x" * 256 + '"', "x" * 256, '"é"'],
 )
-async def test_a_key_that_is_no_string_is_refused(client: httpx.AsyncClient, sink: Sink, key: str) -> None:
-    """A malformed, empty or too long key is refused with 400 before anything is kept."""
+async def test_a_malformed_key_is_rejected(client: httpx.AsyncClient, sink: Sink, key: str) -> None:
+    """A malformed, empty or too long key is rejected with 400 before anything is stored."""
     answer = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)}, headers=[(b"Idempotency-Key", key.encode())])
     if key == "1.5":  # a bare word, as many clients send it
         assert answer.status_code == 202
@@ -331,7 +329,7 @@ async def test_a_key_that_is_no_string_is_refused(client: httpx.AsyncClient, sin
 
 
 async def test_a_bare_key_is_the_same_as_the_quoted_one(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A UUID may be sent with quotes or without: it is one key."""
+    """A UUID may be sent with or without quotes: it is one key."""
     key = "8e03978e-40d5-43dd-bc93-6894a57f9324"
     first = await upload(client, headers={"Idempotency-Key": key})
     again = await upload(client, headers={"Idempotency-Key": f'"{key}"'})
@@ -339,10 +337,8 @@ async def test_a_bare_key_is_the_same_as_the_quoted_one(client: httpx.AsyncClien
     assert len(sink.sent) == 1
 
 
-async def test_what_is_kept_says_nothing_of_the_key_or_the_request(
-    client: httpx.AsyncClient, files: FaultyFiles
-) -> None:
-    """The stored attempt has neither the key nor the words of the request, only hashes and the answer."""
+async def test_a_stored_attempt_contains_no_key_and_no_request(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """The stored attempt has neither the key nor the request's fields, only hashes and the answer."""
     answer = await upload(client, data={"metadata": '{"name": "Ada"}'}, headers={"Idempotency-Key": "secret-key"})
     ((key, attempt),) = await attempts(files)
     assert key == f"{IDEMPOTENCY}default/{hashlib.sha256(b'secret-key').hexdigest()}/000001.json"
@@ -352,8 +348,8 @@ async def test_what_is_kept_says_nothing_of_the_key_or_the_request(
     assert attempt.answer == Submitted.model_validate_json(answer.content).model_dump(mode="json")
 
 
-async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.AsyncClient, files: FaultyFiles) -> None:
-    """The janitor removes expired keys and no others, so many in one sweep, and a dry run none."""
+async def test_the_janitor_removes_expired_keys(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """The janitor removes expired keys only, up to the page size per sweep, and none in a dry run."""
     for name in ("a", "b", "c"):
         await upload(client, headers={"Idempotency-Key": name})
     expiries = sorted(attempt.expires_at for _, attempt in await attempts(files))
@@ -364,8 +360,8 @@ async def test_a_sweep_removes_what_expired_a_page_at_a_time(client: httpx.Async
     assert await attempts(files) == []
 
 
-async def test_a_sweep_says_that_the_store_is_away(files: FaultyFiles) -> None:
-    """A sweep without a store fails as every other does."""
+async def test_a_sweep_fails_without_the_store(files: FaultyFiles) -> None:
+    """A sweep raises DependencyUnavailable while the store is unavailable."""
     files.unavailable = True
     with pytest.raises(DependencyUnavailable):
         await ExpiredKeys(files).remove(now=0.0, page_size=1, dry_run=False)

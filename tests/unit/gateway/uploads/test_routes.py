@@ -1,4 +1,4 @@
-"""What the ingest gateway accepts, refuses, and never half-accepts."""
+"""The ingest gateway: accepted and rejected uploads, and none accepted halfway."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ async def client(files: FaultyFiles, sink: Sink) -> AsyncIterator[httpx.AsyncCli
         yield found
 
 
-async def test_an_upload_is_stored_noted_and_announced_before_202(
+async def test_an_upload_is_stored_and_published_before_202(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """A 202 means: the bytes are stored under their hash, the receipt is written, the event is delivered."""
+    """A 202 means: bytes stored under their hash, receipt written, event confirmed."""
     answer = await client.post(
         UPLOAD, files={"file": ("cat.jpg", JPEG)}, data={"bucket": "pets", "metadata": '{"album": null, "n": [1]}'}
     )
@@ -87,8 +87,8 @@ async def test_an_upload_is_stored_noted_and_announced_before_202(
     assert ImageUploaded.model_validate_json(event.body()) == event
 
 
-async def test_the_event_is_sent_when_all_it_needs_is_there(files: FaultyFiles) -> None:
-    """At the moment the event goes to Kafka, the original, the claim on it and the receipt are already stored."""
+async def test_the_event_is_sent_after_everything_is_stored(files: FaultyFiles) -> None:
+    """When the event is sent, the original, its reference and the receipt are stored."""
     seen: list[set[str]] = []
 
     class Watching(Sink):
@@ -101,10 +101,10 @@ async def test_the_event_is_sent_when_all_it_needs_is_there(files: FaultyFiles) 
     assert seen == [{"originals", "claims", "jobs"}]
 
 
-async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
+async def test_the_format_is_detected_by_the_bytes(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, images_dir: Path
 ) -> None:
-    """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are taken by magic bytes, under any file name and type."""
+    """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are detected by signature, under any name and type."""
     wanted = {
         "formats/cat.jpg": "image/jpeg",
         "formats/p3.png": "image/png",
@@ -127,10 +127,10 @@ async def test_every_format_is_known_by_its_bytes_whatever_it_is_called(
     assert (await client.post(UPLOAD, files={"file": ("x", bmp + bytes(60))})).status_code == 202
 
 
-async def test_what_is_no_image_is_refused_with_415(
+async def test_other_formats_are_rejected_with_415(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, images_dir: Path
 ) -> None:
-    """Text, SVG, JPEG 2000 and a JPEG's name on other bytes are refused, and leave nothing behind."""
+    """Text, SVG, JPEG 2000 and other bytes named as a JPEG are rejected, and store nothing."""
     for data in (
         b"BMW is not a bitmap, whatever its first two letters say, is it?",
         b"x",
@@ -174,25 +174,25 @@ async def test_what_is_no_image_is_refused_with_415(
         ),
     ],
 )  # fmt: skip
-async def test_a_bad_form_is_refused_and_leaves_nothing(
+async def test_an_invalid_form_is_rejected(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, form: dict[str, object], status: int, code: str
 ) -> None:
-    """Every way a form can be wrong has its own code, and leaves neither object nor receipt nor event."""
+    """Each kind of invalid form has its own code, and leaves no object, receipt or event."""
     refused(await client.post(UPLOAD, **form), status, code)  # type: ignore[arg-type]
     assert not await files.objects()
     assert not sink.sent
 
 
 async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
-    """The refusal of an unknown field names it and what is known."""
+    """The problem of an unknown field names it and the known fields."""
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, data={"colour": "red"})
     problem = refused(answer, 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["colour"]
     assert "bucket, category, file, lane, metadata, on_duplicate, sha256, tags" in problem.detail
 
 
-async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(client: httpx.AsyncClient) -> None:
-    """A Content-Length over the limit is refused with 413 without taking one byte of the body."""
+async def test_a_content_length_above_the_limit_is_rejected_unread(client: httpx.AsyncClient) -> None:
+    """A Content-Length above the limit is rejected with 413 before the body is read."""
 
     async def body() -> AsyncIterator[bytes]:
         pytest.fail("the body was read")
@@ -203,10 +203,10 @@ async def test_too_much_is_refused_by_its_announced_length_before_it_is_read(cli
     assert "200000" in problem.detail
 
 
-async def test_too_much_without_a_length_is_cut_off_at_once(
+async def test_a_body_without_a_length_is_read_up_to_the_limit(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """A body of unknown length is read until the limit and not further."""
+    """A body of unknown length is read up to the limit and no further."""
     taken = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -223,8 +223,8 @@ async def test_too_much_without_a_length_is_cut_off_at_once(
     assert not sink.sent
 
 
-async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.AsyncClient) -> None:
-    """Bytes after the last boundary count too: a whole form with an endless tail is cut off."""
+async def test_bytes_after_the_form_count(client: httpx.AsyncClient) -> None:
+    """Bytes after the last boundary count: a complete form with an endless tail is rejected."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG + b"\r\n--x--\r\n"
@@ -236,8 +236,8 @@ async def test_what_follows_the_form_is_not_taken_without_end(client: httpx.Asyn
     refused(await client.post(UPLOAD, content=body(), headers=headers), 413, "file-too-large")
 
 
-async def test_a_gateway_without_room_on_disk_says_503(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
-    """When uploads cannot wait on disk, the client is told to come back, and nothing is accepted."""
+async def test_without_disk_space_an_upload_is_503(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
+    """If uploads cannot be spooled the response is 503, and nothing is accepted."""
     app = ingest_app(
         settings(spool_dir=tmp_path / "nowhere"), IngestComponents(files=files, events=sink, readiness=StubReadiness())
     )
@@ -246,8 +246,8 @@ async def test_a_gateway_without_room_on_disk_says_503(files: FaultyFiles, sink:
     assert not sink.sent
 
 
-async def test_no_upload_is_left_on_disk(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
-    """However an upload ends, nothing of it stays where it waited."""
+async def test_spooled_files_are_removed(files: FaultyFiles, sink: Sink, tmp_path: Path) -> None:
+    """The spool folder is empty after every outcome of an upload."""
     spool = tmp_path / "spool"
     spool.mkdir()
     app = ingest_app(settings(spool_dir=spool), IngestComponents(files=files, events=sink, readiness=StubReadiness()))
@@ -259,8 +259,8 @@ async def test_no_upload_is_left_on_disk(files: FaultyFiles, sink: Sink, tmp_pat
     assert not list(spool.iterdir())
 
 
-async def test_a_client_that_stops_sending_is_let_go(files: FaultyFiles, sink: Sink) -> None:
-    """An upload in which nothing comes for longer than allowed ends with 408."""
+async def test_a_stalled_upload_ends_with_408(files: FaultyFiles, sink: Sink) -> None:
+    """An upload without data for longer than allowed ends with 408."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
@@ -275,15 +275,17 @@ async def test_a_client_that_stops_sending_is_let_go(files: FaultyFiles, sink: S
     assert not await files.objects()
 
 
-async def test_a_file_of_exactly_the_limit_is_taken(client: httpx.AsyncClient) -> None:
-    """The limit is a size that is allowed; one byte more is not."""
+async def test_a_file_of_exactly_the_limit_is_accepted(client: httpx.AsyncClient) -> None:
+    """A file of the limit is accepted; one byte more is rejected."""
     whole = JPEG + bytes(200_000 - len(JPEG))
     assert (await client.post(UPLOAD, files={"file": ("a", whole)})).status_code == 202
     refused(await client.post(UPLOAD, files={"file": ("a", whole + b"\x00")}), 413, "file-too-large")
 
 
-async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
-    """Without Kafka's confirmation there is no job: 503 with Retry-After, and everything is taken back."""
+async def test_without_kafka_an_upload_is_503_and_rolled_back(
+    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
+) -> None:
+    """Without Kafka's confirmation there is no job: 503 with Retry-After, and everything is rolled back."""
     sink.unavailable = True
     for answer in (
         await client.post(UPLOAD, files={"file": ("a", JPEG)}),
@@ -297,10 +299,8 @@ async def test_kafka_away_is_503_and_nothing_is_left(client: httpx.AsyncClient, 
     assert (await client.post(UPLOAD, files={"file": ("a", JPEG)})).status_code == 202
 
 
-async def test_a_failed_upload_leaves_the_bytes_others_stand_on(
-    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
-) -> None:
-    """A second upload of the same bytes that is not accepted takes nothing from the first, which was."""
+async def test_a_failed_upload_keeps_shared_bytes(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """A failed second upload of the same bytes removes nothing of the accepted first one."""
     first = (await client.post(UPLOAD, files={"file": ("a", JPEG)})).json()
     before = await files.objects()
     sink.unavailable = True
@@ -309,8 +309,8 @@ async def test_a_failed_upload_leaves_the_bytes_others_stand_on(
     assert receipt_key(first["job_id"]) in before
 
 
-async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_other(files: FaultyFiles) -> None:
-    """Of two uploads of the same bytes at once, the one that stored them fails: the accepted one keeps them."""
+async def test_a_failed_upload_keeps_bytes_it_stored_for_another(files: FaultyFiles) -> None:
+    """Of two concurrent uploads of the same bytes the one that stored them fails: the accepted one keeps them."""
     brought, accepted = asyncio.Event(), asyncio.Event()
 
     class Split(Sink):
@@ -337,8 +337,8 @@ async def test_the_upload_that_brought_the_bytes_may_fail_without_harm_to_the_ot
     assert len(await files.receipts()) == 1
 
 
-async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: FaultyFiles) -> None:
-    """An original that goes while its event is being delivered is there again before the 202."""
+async def test_an_original_removed_during_acceptance_is_restored(files: FaultyFiles) -> None:
+    """An original removed while its event is sent exists again before the 202."""
 
     class Removing(Sink):
         async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
@@ -352,7 +352,7 @@ async def test_bytes_removed_at_the_moment_of_acceptance_are_put_back(files: Fau
 
 
 async def only_its_deletion(files: FaultyFiles) -> None:
-    """Fail unless all that is left of an upload is that whatever becomes of it is deleted."""
+    """Assert that only a deletion is left of an upload."""
     (image_id,) = [one async for one in Tombstones(files).unfinished()]
     assert await files.receipts() == [receipt_key(f"{image_id}.2")]
     receipt = Receipt.model_validate_json(await files.get(receipt_key(f"{image_id}.2")))
@@ -363,8 +363,8 @@ async def only_its_deletion(files: FaultyFiles) -> None:
     assert not [key for key in await files.objects() if key.startswith(("originals/", "claims/"))]
 
 
-async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FaultyFiles) -> None:
-    """A confirmation that does not come is not waited for without end; the image, if it comes to be, is deleted."""
+async def test_a_missing_confirmation_is_503_in_bounded_time(files: FaultyFiles) -> None:
+    """The wait for a confirmation is bounded; the image gets a tombstone in case the event was written."""
 
     class Silent(Sink):
         async def send(self, *args: object, **named: object) -> None:
@@ -378,10 +378,8 @@ async def test_kafka_that_never_answers_is_503_in_bounded_time(files: FaultyFile
     await only_its_deletion(files)
 
 
-async def test_storage_away_is_503_and_nothing_is_sent(
-    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
-) -> None:
-    """Without the object store nothing is accepted, nothing announced, and no address of ours is told."""
+async def test_without_the_store_an_upload_is_503(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """Without the object store nothing is accepted or published, and no internal address is exposed."""
     files.unavailable = True
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)})
     refused(answer, 503, "dependency-unavailable")
@@ -390,7 +388,7 @@ async def test_storage_away_is_503_and_nothing_is_sent(
     assert not sink.sent
 
 
-async def test_equal_bytes_are_stored_once_and_are_two_images(
+async def test_equal_bytes_are_stored_once_for_two_images(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
     """Two uploads of the same bytes share one original; each is its own image."""
@@ -399,9 +397,7 @@ async def test_equal_bytes_are_stored_once_and_are_two_images(
     assert len([key for key in await files.objects() if key.startswith("originals/")]) == 1
 
 
-async def test_a_fetch_is_noted_and_announced_by_its_host(
-    client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
-) -> None:
+async def test_a_fetch_is_published_by_its_host(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
     """A URL is accepted as an event keyed by its host, so that one fetcher owns a source."""
     asked = {"url": "https://Example.org:8443/a.jpg", "bucket": "b", "metadata": {"k": "v"}}
     answer = await client.post(FETCH, json=asked)
@@ -417,14 +413,14 @@ async def test_a_fetch_is_noted_and_announced_by_its_host(
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "ftp://a/b", "http://", "/a.jpg", "http://[::1", "http://a b/c", "http://a:99999/"]
 )
-async def test_what_is_no_http_url_is_refused(client: httpx.AsyncClient, sink: Sink, url: str) -> None:
-    """Only absolute http and https URLs are passed on to the fetcher."""
+async def test_an_invalid_url_is_rejected(client: httpx.AsyncClient, sink: Sink, url: str) -> None:
+    """Only absolute http and https URLs are accepted."""
     refused(await client.post(FETCH, json={"url": url}), 400, "invalid-url")
     assert not sink.sent
 
 
-async def test_a_bad_fetch_body_names_every_field(client: httpx.AsyncClient) -> None:
-    """A JSON body that is not as it must be is refused with 422, naming each field."""
+async def test_an_invalid_fetch_names_every_field(client: httpx.AsyncClient) -> None:
+    """An invalid JSON body is rejected with 422, naming each field."""
     problem = refused(await client.post(FETCH, json={"bucket": "/", "colour": 1}), 422, "invalid-field")
     assert {item.field for item in problem.errors} == {"url", "bucket", "colour"}
     refused(await client.post(FETCH, content=b"{", headers={"content-type": "application/json"}), 422, "invalid-field")
@@ -432,8 +428,8 @@ async def test_a_bad_fetch_body_names_every_field(client: httpx.AsyncClient) -> 
     refused(await client.post(FETCH, json=deep), 400, "invalid-metadata")
 
 
-async def test_a_json_body_is_read_under_a_limit(client: httpx.AsyncClient) -> None:
-    """A JSON body without end is cut off, and one of another type is not read."""
+async def test_a_json_body_is_limited(client: httpx.AsyncClient) -> None:
+    """A JSON body above the limit is rejected, and one of another type is not read."""
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(20):
@@ -446,15 +442,15 @@ async def test_a_json_body_is_read_under_a_limit(client: httpx.AsyncClient) -> N
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
-    """The framework's own 404 and 405 look like every other refusal."""
+    """The framework's own 404 and 405 are problems like all others."""
     refused(await client.get("/nothing"), 404, "not-found")
     answer = await client.get(UPLOAD)
     refused(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "OPTIONS, POST"
 
 
-async def test_our_own_bug_is_a_500_that_tells_nothing(files: FaultyFiles) -> None:
-    """An unforeseen error is answered with its correlation id and not with what it was."""
+async def test_a_bug_is_a_500_without_details(files: FaultyFiles) -> None:
+    """An unexpected error is answered with its correlation id only."""
 
     class Broken(Sink):
         async def send(self, *args: object, **named: object) -> None:
@@ -469,8 +465,8 @@ async def test_our_own_bug_is_a_500_that_tells_nothing(files: FaultyFiles) -> No
     await only_its_deletion(files)
 
 
-async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A good correlation id comes back, a bad one is replaced, and the client's trace reaches the event."""
+async def test_correlation_id_and_trace_are_propagated(client: httpx.AsyncClient, sink: Sink) -> None:
+    """A valid correlation id is returned, an invalid one replaced, and the trace reaches the event."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = {"x-correlation-id": "order-77", "traceparent": trace}
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, headers=headers)
@@ -480,8 +476,8 @@ async def test_correlation_and_trace_go_through(client: httpx.AsyncClient, sink:
     assert answer.headers["x-correlation-id"] != "a b<script>"
 
 
-async def test_ready_only_when_every_part_works(files: FaultyFiles, sink: Sink) -> None:
-    """Readiness is 503 as soon as one part fails; liveness and the health page still answer 200."""
+async def test_readiness_requires_every_part(files: FaultyFiles, sink: Sink) -> None:
+    """Readiness is 503 if one part fails; liveness and the health page are still 200."""
     readiness = StubReadiness({"kafka": (True, "answers"), "ocr": (False, "no worker")})
     app = ingest_app(settings(), IngestComponents(files=files, events=sink, readiness=readiness))
     async with client_of(app) as client:
@@ -496,7 +492,7 @@ async def test_ready_only_when_every_part_works(files: FaultyFiles, sink: Sink) 
 
 
 async def test_requests_are_counted_by_route_and_status(client: httpx.AsyncClient) -> None:
-    """The metrics page counts requests by the route's template, never by a path with ids."""
+    """The metrics count requests by the route's template, never by a path with ids."""
     await client.post(UPLOAD, files={"file": ("a", JPEG)})
     await client.get("/no/such/path/named-by-nobody")
     text = (await client.get("/metrics")).text
@@ -505,18 +501,18 @@ async def test_requests_are_counted_by_route_and_status(client: httpx.AsyncClien
     assert "named-by-nobody" not in text
 
 
-async def test_the_api_is_described(client: httpx.AsyncClient) -> None:
-    """The OpenAPI document describes the upload form and says that errors are problems."""
+async def test_the_openapi_document_describes_uploads(client: httpx.AsyncClient) -> None:
+    """The OpenAPI document describes the upload form and its problems."""
     document = (await client.get("/openapi.json")).json()
     upload = document["paths"][UPLOAD]["post"]
     assert "file" in upload["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert list(upload["responses"]["413"]["content"]) == ["application/problem+json"]
 
 
-async def test_an_upload_or_fetch_can_wait_in_the_bulk_lane(
+async def test_an_upload_or_fetch_can_use_the_bulk_lane(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink
 ) -> None:
-    """What is asked to wait is stored, noted and confirmed as any other, but its event goes into the bulk lane."""
+    """A bulk upload is stored and confirmed like any other; its event is sent to the bulk lane."""
     upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "bulk"})
     fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "bulk"})
     assert (upload.status_code, fetch.status_code) == (202, 202), (upload.text, fetch.text)
@@ -528,16 +524,16 @@ async def test_an_upload_or_fetch_can_wait_in_the_bulk_lane(
     assert sink.bulk == [event for _, event in sink.sent]
 
 
-async def test_an_image_is_interactive_unless_it_says_otherwise(client: httpx.AsyncClient, sink: Sink) -> None:
-    """Without a lane, and with an empty one, an upload goes straight to the sanitizer."""
+async def test_the_default_lane_is_interactive(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Without a lane, and with an empty one, an upload is interactive."""
     for data in ({}, {"lane": ""}, {"lane": "interactive"}):
         answer = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data=data)
         assert Submitted.model_validate_json(answer.content).lane is Lane.INTERACTIVE
     assert not sink.bulk
 
 
-async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
-    """A lane that does not exist is refused by name, for uploads and fetches, and nothing is kept."""
+async def test_an_unknown_lane_is_rejected(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink) -> None:
+    """An unknown lane is rejected by name, for uploads and fetches, and nothing is stored."""
     upload = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"lane": "express"})
     fetch = await client.post(FETCH, json={"url": "https://example.org/a.jpg", "lane": "express"})
     for answer, status in ((upload, 422), (fetch, 422)):
@@ -546,8 +542,8 @@ async def test_an_unknown_lane_is_refused(client: httpx.AsyncClient, files: Faul
     assert not await files.objects()
 
 
-async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FaultyFiles, sink: Sink) -> None:
-    """Beyond the interactive images of a minute, uploads and fetches are accepted into the bulk lane and told so."""
+async def test_images_above_the_interactive_rate_use_the_bulk_lane(files: FaultyFiles, sink: Sink) -> None:
+    """Beyond the interactive images per minute, uploads and fetches use the bulk lane, and the response shows it."""
     app = ingest_app(
         settings(interactive_per_minute=2), IngestComponents(files=files, events=sink, readiness=StubReadiness())
     )
@@ -563,8 +559,8 @@ async def test_whoever_sends_very_many_is_put_into_the_bulk_lane(files: FaultyFi
     assert sink.bulk == [event for _, event in sink.sent][2:]
 
 
-def test_a_minute_later_images_are_interactive_again() -> None:
-    """The limit slides with time, is each owner's own, and does not count what is sent as bulk."""
+def test_the_interactive_rate_uses_a_sliding_window() -> None:
+    """The window slides, is per owner, and does not count bulk images."""
     now = 0.0
     lanes = Lanes(2, clock=lambda: now)
     assert [lanes.choose(Lane.BULK, Owner("a")) for _ in range(5)] == [Lane.BULK] * 5
