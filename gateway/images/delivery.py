@@ -62,7 +62,7 @@ class Delivery:
     def routes(self) -> APIRouter:
         """Return the route."""
         router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        refusals = documented(
+        problems = documented(
             ProblemCode.NOT_FOUND,
             ProblemCode.NO_SUCH_SIZE,
             ProblemCode.NOT_FINISHED,
@@ -86,7 +86,7 @@ class Delivery:
                 },
                 304: {"description": "unchanged"},
                 307: {"description": "a temporary link to the object store", "headers": {"Location": _PLAIN}},
-                **refusals,
+                **problems,
             },
             openapi_extra={"parameters": [*_RANGE_PARAMETERS, *CONDITIONAL["parameters"]]},
         )

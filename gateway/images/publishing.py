@@ -1,7 +1,7 @@
 """Publishing: write a receipt, send the event it promises, await Kafka's confirmation; undo both if that fails.
 
 If Kafka may have taken the event although it did not confirm it, the image gets a tombstone, so that no stage works on
-an image whose client was told 503.
+an image whose request was answered 503.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Publishing:
         body = receipt.model_dump_json().encode()
         await self.files.put(receipt_key(receipt.job_id), body, content_type="application/json")
 
-    async def _write_tombstone(self, refused: Receipt) -> None:
+    async def _write_tombstone(self, rejected: Receipt) -> None:
         """Delete an image that was answered 503, in case Kafka has its event.
 
         Stages drop it, and no client sees it; the reconciler has the indexer remove what was stored.
         """
-        image_id, owner, generation = refused.image_id, refused.owner, refused.generation + 1
+        image_id, owner, generation = rejected.image_id, rejected.owner, rejected.generation + 1
         deletion = Receipt(
             job_id=job_id_of(image_id, generation),
             image_id=image_id,

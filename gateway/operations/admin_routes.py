@@ -54,9 +54,9 @@ class Admin:
 
     def routes(self) -> APIRouter:
         """Return the routes."""
-        refusals = documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        problems = documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE)
         not_found = documented(ProblemCode.NOT_FOUND)
-        router = APIRouter(prefix="/api/v1/admin", tags=["admin"], responses=refusals)
+        router = APIRouter(prefix="/api/v1/admin", tags=["admin"], responses=problems)
         router.add_api_route(
             "/reprocess",
             self.reprocess,

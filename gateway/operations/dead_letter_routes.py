@@ -64,8 +64,8 @@ class AdminLetters:
 
     def routes(self) -> APIRouter:
         """Return the routes."""
-        refusals = documented(ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        router = APIRouter(prefix=PATH, tags=["admin"], responses=refusals)
+        problems = documented(ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        router = APIRouter(prefix=PATH, tags=["admin"], responses=problems)
         router.add_api_route(
             "",
             self.page,

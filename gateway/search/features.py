@@ -207,8 +207,8 @@ class FeatureExtraction:
     async def _stored(self, request: Request, owner: Owner) -> Features:
         """Return the vector that the embedder has stored for an image."""
         began = time.monotonic()
-        asked = await read_json(request, FeaturesOf, self.settings)
-        record = await self.lookup.image(asked.image_id, owner)
+        requested = await read_json(request, FeaturesOf, self.settings)
+        record = await self.lookup.image(requested.image_id, owner)
         stage = record.stages.get("embedder")
         if stage is None or stage.state is not StageState.DONE or stage.result is None:
             raise _no_vector()

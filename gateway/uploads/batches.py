@@ -195,7 +195,7 @@ def _answer(items: Sequence[BatchItem], retry_after_s: int) -> Answer[BatchSubmi
     """Return the answer to a batch. Raises Problem when no file was accepted."""
     refused = [item for item in items if item.error is not None]
     if len(refused) == len(items):
-        raise _all_refused(refused, retry_after_s)
+        raise _all_rejected(refused, retry_after_s)
     statuses = {item.status for item in items}
     status = 207 if refused else max(statuses)
     body = BatchSubmitted(accepted=len(items) - len(refused), refused=len(refused), items=tuple(items))
@@ -203,7 +203,7 @@ def _answer(items: Sequence[BatchItem], retry_after_s: int) -> Answer[BatchSubmi
     return Answer(status, body, final=not any(found >= 500 for found in statuses))
 
 
-def _all_refused(items: Sequence[BatchItem], retry_after_s: int) -> Problem:
+def _all_rejected(items: Sequence[BatchItem], retry_after_s: int) -> Problem:
     reasons = {item.error.code: item.error for item in items if item.error is not None}
     named = tuple(
         ProblemItem(field=item.filename or f"files.{item.index}", detail=f"{item.error.code}: {item.error.detail}")

@@ -71,7 +71,7 @@ class Duplicates:
     def routes(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
-        refusals = documented(ProblemCode.INVALID_DIGEST, ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE)
+        problems = documented(ProblemCode.INVALID_DIGEST, ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE)
         summary = "Find your image of certain bytes"
         for method in ("GET", "HEAD"):
             router.add_api_route(
@@ -82,7 +82,7 @@ class Duplicates:
                 dependencies=[requires(Scope.READ)],
                 summary=summary,
                 response_model_exclude_none=True,
-                responses=refusals,
+                responses=problems,
             )
         return router
 

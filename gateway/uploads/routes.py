@@ -121,14 +121,14 @@ class Ingest:
         """Publish the request; 202 after Kafka's confirmation. The fetcher decides whether the URL is allowed."""
         read_key(request)  # rejects an invalid key before the body is read
         await self.limits.take(request, identity, UPLOADS)
-        owner, asked = identity.owner, await read_json(request, FetchImage, self.settings)
-        url = read_url(asked.url)
+        owner, requested = identity.owner, await read_json(request, FetchImage, self.settings)
+        url = read_url(requested.url)
         details = Details(
-            bucket=asked.bucket,
-            context=check_metadata(asked.metadata, max_bytes=self.settings.max_metadata_bytes),
-            tags=tuple(dict.fromkeys(asked.tags)),
-            category=asked.category,
-            lane=asked.lane,
+            bucket=requested.bucket,
+            context=check_metadata(requested.metadata, max_bytes=self.settings.max_metadata_bytes),
+            tags=tuple(dict.fromkeys(requested.tags)),
+            category=requested.category,
+            lane=requested.lane,
         )
         answer = await self.submission.fetch(request, owner, url, details)
         return await self._respond(request, owner, answer)
