@@ -75,7 +75,7 @@ class ReprocessJob(Value):
     skipped: int = 0
     reasons: dict[str, int] = Field(default_factory=dict, description="why images were skipped -> how many")
     cursor: str | None = None
-    rate: float = Field(default=0.0, description="images a second, lately")
+    rate: float = Field(default=0.0, description="images a second, smoothed")
     started_at: str
     updated_at: str
     error: str | None = None
