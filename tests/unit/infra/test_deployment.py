@@ -63,7 +63,7 @@ def test_every_file_is_valid(check: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("mem_limit: 512m", "mem_limt: 512m", "mem_limt"),
         ("condition: service_healthy", "condition: healthy", "condition"),
@@ -75,7 +75,7 @@ def test_every_file_is_valid(check: Any) -> None:
         ("kafka:/var/lib", "kafca:/var/lib", "kafca"),
     ],
 )
-def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     """A misspelt key, a dangling name, a floating version or an open port is a problem that names it."""
     infra = tmp_path / "infra"
     shutil.copytree(ROOT / "infra", infra, ignore=shutil.ignore_patterns("__pycache__"))
@@ -83,7 +83,7 @@ def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: s
     assert old in text
     (infra / "compose.yaml").write_text(text.replace(old, new))
     problems = list(validate.compose_problems(infra / "compose.yaml"))
-    assert any(said in problem for problem in problems)
+    assert any(message in problem for problem in problems)
 
 
 def test_mistakes_in_a_manifest_are_named(tmp_path: Path) -> None:
@@ -229,11 +229,11 @@ def test_prometheus_scrapes_every_component() -> None:
 @pytest.fixture
 def answering() -> Iterator[tuple[str, dict[str, int]]]:
     """Yield the port of a process whose readiness status the test sets."""
-    said = {"status": 200}
+    response = {"status": 200}
 
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(said["status"] if self.path == "/health/ready" else 404)
+            self.send_response(response["status"] if self.path == "/health/ready" else 404)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -242,7 +242,7 @@ def answering() -> Iterator[tuple[str, dict[str, int]]]:
     server = HTTPServer(("127.0.0.1", 0), Health)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield str(server.server_port), said
+    yield str(server.server_port), response
     server.shutdown()
     thread.join()
     server.server_close()
@@ -250,11 +250,11 @@ def answering() -> Iterator[tuple[str, dict[str, int]]]:
 
 def test_the_health_check_follows_readiness(answering: tuple[str, dict[str, int]]) -> None:
     """A container is healthy while its process is ready, on either port, and else unhealthy."""
-    port, said = answering
+    port, response = answering
     answers = runpy.run_path(str(ROOT / "infra" / "docker" / "healthy.py"))["answers"]
     assert answers((port,))
     assert answers(("1", port))  # nothing listens on port 1
-    said["status"] = 503
+    response["status"] = 503
     assert not answers((port,))
     assert not answers(("1",))
 
@@ -283,9 +283,9 @@ def test_make_lists_its_targets() -> None:
     """Bare `make` lists every target with its purpose."""
     # This may run within a make; the nested one must not see its variables.
     apart = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, env=apart).stdout
+    output = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, env=apart).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert phony
-    assert [line.split()[1] for line in said.splitlines()] != []
-    assert set(phony[1].split()) == {line.split()[1] for line in said.splitlines()}
-    assert all(len(line.split()) > 3 for line in said.splitlines())
+    assert [line.split()[1] for line in output.splitlines()] != []
+    assert set(phony[1].split()) == {line.split()[1] for line in output.splitlines()}
+    assert all(len(line.split()) > 3 for line in output.splitlines())

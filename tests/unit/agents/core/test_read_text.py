@@ -35,7 +35,7 @@ def span(text: str, place: Polygon, confidence: float = 0.9, engine: str = "tess
 
 
 class Reader:
-    """A reader that knows what is written where, and remembers what it was asked."""
+    """A reader that returns fixed spans and records its calls."""
 
     def __init__(self, *spans: TextSpan) -> None:
         self.spans = list(spans)

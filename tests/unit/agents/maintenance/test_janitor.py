@@ -127,7 +127,7 @@ async def test_an_interrupted_erasure_counts_each_item_once(stores: Stores) -> N
     image = await stores.image()
     erasure = await stores.erasures.make_certain(image, "anna", 2)
     assert erasure is not None
-    await stores.erasures.say(erasure, removed=Removed(objects=3, results=1))
+    await stores.erasures.update(erasure, removed=Removed(objects=3, results=1))
     await stores.delete(image)
     assert (await stores.erasure(image)).removed == Removed(objects=3, originals=1, results=2, receipts=1)
 
@@ -150,7 +150,7 @@ async def test_an_erasure_never_reverts(stores: Stores) -> None:
     before = await stores.erasure(image)
     for generation in (1, 2):
         assert not await stores.erasures.request(image, "anna", generation)
-    await stores.erasures.take_back(image, 2)
+    await stores.erasures.cancel(image, 2)
     assert await stores.erasure(image) == before
 
 
@@ -246,9 +246,9 @@ async def test_facts_and_deletions_of_a_finished_erasure_change_nothing(stores: 
         answer = await index(fact, stores.tools)
         assert isinstance(answer, Skip)
         assert answer.code is ErrorCode.SUPERSEDED
-    said = await index(DeletionRequested(image_id=image, owner="anna", generation=2), stores.tools)
-    assert isinstance(said, Emit)
-    assert [type(event) for _, event in said.events] == [ImageDeleted]
+    answer = await index(DeletionRequested(image_id=image, owner="anna", generation=2), stores.tools)
+    assert isinstance(answer, Emit)
+    assert [type(event) for _, event in answer.events] == [ImageDeleted]
     assert await stores.tools.read_model.get(image) is None
     assert await stores.keys() == set()
 
@@ -326,7 +326,7 @@ async def test_orphans_are_reported_early_and_removed_late(stores: Stores) -> No
     """Objects without an image are reported after the horizon and removed once no retained event can name them."""
     await stores.image()
     waiting = await stores.image(sha="b")  # no record, but a receipt: not an orphan
-    await stores.tools.read_model.bury(waiting, "anna", 1)
+    await stores.tools.read_model.write_tombstone(waiting, "anna", 1)
     await stores.tools.read_model.purge(waiting, 1)
     orphan = image_key(new_image_id(), 1, "x.webp")
     await stores.put(orphan)

@@ -25,12 +25,12 @@ ENDED = (StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.FA
 
 def receipt(kind: ReceiptKind = ReceiptKind.UPLOAD, generation: int = 1, **more: object) -> Receipt:
     """Return the receipt of a request."""
-    said = {
+    fields = {
         "job_id": job_id_of(IMAGE, generation), "image_id": IMAGE, "owner": "anna", "generation": generation,
         "kind": kind, "submitted_at": WHEN, "filename": "me.jpg", "context": {"note": "private"},
     }  # fmt: skip
     named = {"original": ref("a")} if kind is ReceiptKind.UPLOAD else {"url": URL} if kind is ReceiptKind.FETCH else {}
-    return Receipt.model_validate({**said, **named, **more})
+    return Receipt.model_validate({**fields, **named, **more})
 
 
 def record_of(*facts: Fact, **more: object) -> ImageRecord:
@@ -42,14 +42,14 @@ def record_of(*facts: Fact, **more: object) -> ImageRecord:
         keys |= learned.keys
         stages[learned.stage] = StageRecord(state=learned.state, version=fact.report.version)
     required = ("sanitizer", *ANALYSIS_STAGES)
-    said = {"image_id": IMAGE, "owner": "anna", "generation": 1, "required": required, "updated_at": LATER}
-    return ImageRecord.model_validate({**said, **keys, "stages": stages, **more})
+    fields = {"image_id": IMAGE, "owner": "anna", "generation": 1, "required": required, "updated_at": LATER}
+    return ImageRecord.model_validate({**fields, **keys, "stages": stages, **more})
 
 
 def erasure(**more: object) -> Erasure:
     """Return the erasure of the image's first generation."""
-    said = {"image_id": IMAGE, "owner": "anna", "generation": 2, "requested_at": WHEN, "leaves_log_by": LATER}
-    return Erasure.model_validate({**said, **more})
+    fields = {"image_id": IMAGE, "owner": "anna", "generation": 2, "requested_at": WHEN, "leaves_log_by": LATER}
+    return Erasure.model_validate({**fields, **more})
 
 
 def test_an_upload_without_facts_waits_for_the_sanitizer() -> None:
@@ -79,21 +79,21 @@ def test_a_fetch_without_facts_waits_for_the_fetcher() -> None:
 def test_a_missing_stage_gets_the_event_the_sanitizer_emitted(stage: str) -> None:
     """The event rebuilt from the record equals the original one, for that stage alone."""
     facts = Facts(IMAGE)
-    said = facts.sanitized(source_url=URL)
+    original = facts.sanitized(source_url=URL)
     others = {
         "resizer": facts.resized(),
         "ocr": facts.text(),
         "detector": facts.detected(),
         "embedder": facts.embedded(),
     }
-    record = record_of(said, *(fact for name, fact in others.items() if name != stage))
+    record = record_of(original, *(fact for name, fact in others.items() if name != stage))
     (waiting,) = unfinished(record, None)
     assert (waiting.agent, waiting.reason) == (stage, Reason.STAGE_MISSING)
     event = event_to_resend(waiting, record, None)
     assert isinstance(event, ImageSanitized)
-    assert event.id == said.id
+    assert event.id == original.id
     differing = {"occurred_at", "report"}
-    assert event.model_dump(exclude=differing) == said.model_dump(exclude=differing)
+    assert event.model_dump(exclude=differing) == original.model_dump(exclude=differing)
     assert event.report.stage == "sanitizer"
 
 
@@ -118,10 +118,10 @@ def test_a_refused_image_without_an_end_is_sanitized_again() -> None:
 def test_an_accepted_deletion_is_sent_again() -> None:
     """An accepted deletion is resent until done; one answered 503 is not."""
     alive = record_of(*Facts(IMAGE).all(), state=ImageState.COMPLETED)
-    asked = receipt(ReceiptKind.DELETE, generation=2)
-    (waiting,) = unfinished(alive, asked)
+    deletion = receipt(ReceiptKind.DELETE, generation=2)
+    (waiting,) = unfinished(alive, deletion)
     assert (waiting.agent, waiting.reason) == ("indexer", Reason.NOT_DELETED)
-    event = event_to_resend(waiting, alive, asked)
+    event = event_to_resend(waiting, alive, deletion)
     assert isinstance(event, DeletionRequested)
     assert event.generation == 2
     assert unfinished(alive, None, erasure()) == ()
@@ -131,7 +131,7 @@ def test_an_accepted_deletion_is_sent_again() -> None:
     assert isinstance(event, DeletionRequested)
     assert event.generation == 2
     gone = ImageRecord(image_id=IMAGE, owner="anna", generation=2, deleted=True, state=ImageState.DELETED)
-    assert unfinished(gone, asked) == ()
+    assert unfinished(gone, deletion) == ()
     assert unfinished(gone, None, erasure(certain_at=WHEN, erased_at=LATER)) == ()
 
 

@@ -85,12 +85,12 @@ class Stores:
 
     async def indexed(self, *facts: Event) -> list[Event]:
         """Let the indexer read facts; return the outcomes it emits."""
-        said: list[Event] = []
+        outcomes: list[Event] = []
         for fact in facts:
             answer = await index(fact, self.tools)
             if isinstance(answer, Emit):
-                said += [event for _, event in answer.events]
-        return said
+                outcomes += [event for _, event in answer.events]
+        return outcomes
 
     async def completed(self) -> tuple[str, list[str]]:
         """Return a completed image and the keys of its master and renditions, all stored."""
@@ -186,7 +186,7 @@ async def test_a_missing_stage_gets_its_event_and_completes_the_image(stores: St
     (event,) = stores.events("detector")
     assert isinstance(event, ImageSanitized)
     assert event.id == facts.sanitized().id
-    assert [type(said) for said in await stores.indexed(facts.detected())] == [ImageCompleted]
+    assert [type(outcome) for outcome in await stores.indexed(facts.detected())] == [ImageCompleted]
     stores.now += 2 * HOUR
     report = await stores.reconciler().look()
     assert (report.unfinished, report.sent) == ({}, {})
@@ -203,7 +203,7 @@ async def test_a_missing_outcome_is_repaired(stores: Stores) -> None:
     await stores.reconciler().look()
     (event,) = stores.events("embedder")
     assert event.image_id == image_id
-    assert [type(said) for said in await stores.indexed(facts[-1])] == [ImageCompleted]
+    assert [type(outcome) for outcome in await stores.indexed(facts[-1])] == [ImageCompleted]
 
 
 async def test_ended_images_are_skipped(stores: Stores) -> None:

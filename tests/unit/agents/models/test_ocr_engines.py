@@ -192,16 +192,16 @@ def test_a_large_image_is_read_scaled_down_with_full_size_polygons(tesseract: Te
     assert frame_of(span.polygon).left == pytest.approx(1210, abs=30)
 
 
-@pytest.mark.parametrize(("name", "said"), [("TERM", Retryable), ("KILL", Retryable), ("SEGV", OSError)])
+@pytest.mark.parametrize(("name", "error"), [("TERM", Retryable), ("KILL", Retryable), ("SEGV", OSError)])
 def test_a_page_is_retried_when_a_signal_killed_its_reader(
-    tesseract: TesseractReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: type[Exception]
+    tesseract: TesseractReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception]
 ) -> None:
     """A Tesseract killed by a signal from outside is retried; one that crashes on its own is an error of the page."""
     killed = tmp_path / "tesseract"
     killed.write_text(f"#!/bin/sh\nkill -{name} $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(killed))
-    with pytest.raises(said):
+    with pytest.raises(error):
         tesseract.read(Image.new("RGB", (200, 100), "white"))
 
 

@@ -42,7 +42,7 @@ def torch(settings: ModelsSettings) -> YoloDetector:
 
 @pytest.fixture(scope="module")
 def photos(images_dir: Path) -> Iterator[dict[str, Image.Image]]:
-    import ultralytics  # noqa: PLC0415 - seconds, and only after YoloDetector has told it to be quiet
+    import ultralytics  # noqa: PLC0415 - seconds, and only after YoloDetector has silenced it
 
     paths = [*(Path(ultralytics.__file__).parent / "assets").glob("*.jpg"), *(images_dir / "photos").iterdir()]
     yield {path.name: Image.open(path).convert("RGB") for path in sorted(paths)}

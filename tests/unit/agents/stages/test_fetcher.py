@@ -164,11 +164,11 @@ class Resolver:
 
     def __init__(self, table: dict[str, list[str]], *later: dict[str, list[str]]) -> None:
         self._tables = [table, *later]
-        self.asked: list[str] = []
+        self.queries: list[str] = []
 
     async def __call__(self, host: str, port: int) -> Sequence[Address]:
-        self.asked.append(host)
-        table = self._tables[min(self.asked.count(host), len(self._tables)) - 1]
+        self.queries.append(host)
+        table = self._tables[min(self.queries.count(host), len(self._tables)) - 1]
         return [ip_address(text) for text in table[host]]
 
 
@@ -177,7 +177,7 @@ async def test_connects_to_what_it_checked(web: WebSource, files: FileStore) -> 
     web.answer("/a", PNG)
     resolver = Resolver({"rebind.example": ["127.0.0.1"]}, {"rebind.example": ["127.0.0.2"]})
     assert isinstance(await fetch(web.url("/a", host="rebind.example"), files, resolver), ImageFetched)
-    assert resolver.asked == ["rebind.example"]
+    assert resolver.queries == ["rebind.example"]
     assert web.requests[0].peer == "127.0.0.1"
     assert web.requests[0].headers["host"] == f"rebind.example:{web.port}"
 
@@ -262,11 +262,11 @@ async def test_retries_a_failing_source(web: WebSource, files: FileStore, status
     with pytest.raises(Retryable) as caught:
         await fetch(web.url("/a"), files)
     assert (caught.value.code, caught.value.after_s) == (ErrorCode.SOURCE_UNAVAILABLE, None)
-    for asked, heard in (("120", 120.0), ("999999999", 1800.0)):
-        web.answer("/a", b"", status, retry_after=asked)
+    for header, delay in (("120", 120.0), ("999999999", 1800.0)):
+        web.answer("/a", b"", status, retry_after=header)
         with pytest.raises(Retryable) as caught:
             await fetch(web.url("/a"), files)
-        assert caught.value.after_s == heard
+        assert caught.value.after_s == delay
 
 
 @given(st.integers(-10_000, 10_000))

@@ -201,9 +201,9 @@ async def test_several_images_at_once_get_their_own_answers(images_dir: Path, tm
 
 async def test_the_event_has_the_submissions_fields(images_dir: Path, tmp_path: Path) -> None:
     """One event goes to the analysis stages and to the indexer, with the submission's fields."""
-    said = {"bucket": "cats", "filename": "owl.jpg", "context": {"album": 7}, "submitted_at": "2026-01-02T03:04:05Z"}
+    fields = {"bucket": "cats", "filename": "owl.jpg", "context": {"album": 7}, "submitted_at": "2026-01-02T03:04:05Z"}
     async with opened(STAGE, tmp_path, ONE) as (files, tools):
-        event = await uploaded(files, (images_dir / "photos" / "owl.jpg").read_bytes(), **said)
+        event = await uploaded(files, (images_dir / "photos" / "owl.jpg").read_bytes(), **fields)
         image = await sanitize_image(event, tools)
     assert isinstance(image, SanitizedImage)
     assert STAGE.once is not None
@@ -212,7 +212,7 @@ async def test_the_event_has_the_submissions_fields(images_dir: Path, tmp_path: 
     first, second = (fact for _, fact in emitted)
     assert first is second
     assert isinstance(first, ImageSanitized)
-    assert first.model_dump(include=set(said)) == said
+    assert first.model_dump(include=set(fields)) == fields
     assert (first.image, first.original, first.image_id) == (image, event.original, event.image_id)
 
     fetched = ImageFetched(image_id=event.image_id, original=event.original, url="https://example.org/a.jpg")

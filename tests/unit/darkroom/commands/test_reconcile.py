@@ -118,7 +118,7 @@ async def served(read_model: ReadModel, store: FaultyFiles) -> AsyncIterator[Ser
             readiness=StubReadiness(),
             reconciling=fake,
         ),
-    )  # type: ignore[arg-type]
+    )
     async with serving(app, "127.0.0.1", 0) as port:
         yield Served(f"http://127.0.0.1:{port}", fake)
 
@@ -175,7 +175,7 @@ class NoBacklog:
 @pytest.fixture
 def maintenance(read_model: ReadModel, store: FaultyFiles) -> Maintenance:
     """Return a maintenance process with short intervals and without Kafka."""
-    files: FileStore = store  # type: ignore[assignment]
+    files: FileStore = store
     log = MemoryLog()
     settings = ReconcilerSettings(overdue_s=0.001)
     health = HealthBoard()
@@ -228,7 +228,7 @@ async def test_the_report_has_the_janitors_counts(
 ) -> None:
     """A full pass reports what the janitor removed; a dry run reports the same and removes nothing."""
     image_id = new_image_id()
-    tools = Tools(read_model, store)  # type: ignore[arg-type]
+    tools = Tools(read_model, store)
     await index(Facts(image_id).sanitized(), tools)
     await index(DeletionRequested(image_id=image_id, owner="anna", generation=2), tools)
     dry = await maintenance.reconcile(dry_run=True)

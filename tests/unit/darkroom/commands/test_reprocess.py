@@ -31,14 +31,14 @@ class Gateway:
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, bytes]] = []
-        self.asked: list[tuple[str, str, Any, str | None]] = []
+        self.requests: list[tuple[str, str, Any, str | None]] = []
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                output = json.loads(body) if body else None
-                gateway.asked.append((self.command, self.path, output, self.headers.get("authorization")))
+                sent = json.loads(body) if body else None
+                gateway.requests.append((self.command, self.path, sent, self.headers.get("authorization")))
                 status, answer = gateway.answers.pop(0)
                 self.send_response(status)
                 self.send_header("content-length", str(len(answer)))
@@ -83,7 +83,7 @@ def test_without_yes_nothing_starts(gateway: Gateway) -> None:
     assert code == 0
     assert "again for 3 images" in output
     assert "--yes" in output
-    assert [asked[2]["dry_run"] for asked in gateway.asked] == [True]
+    assert [request[2]["dry_run"] for request in gateway.requests] == [True]
 
 
 def test_with_yes_it_follows_the_rerun(gateway: Gateway) -> None:
@@ -93,11 +93,11 @@ def test_with_yes_it_follows_the_rerun(gateway: Gateway) -> None:
     code, output = gateway.run("--stage", "ocr", "--where", "owner=anna", "--per-second", "5", "--yes", token="s" * 16)
     assert code == 0
     assert "ocr-7 is done: 90 of 100 images sent to ocr; skipped: 10 in-process" in output
-    assert [asked[:2] for asked in gateway.asked] == [
+    assert [request[:2] for request in gateway.requests] == [
         ("POST", "/api/v1/admin/reprocess"), ("GET", "/api/v1/admin/reprocess/ocr-7"),
     ]  # fmt: skip
-    assert gateway.asked[0][2] == {"stage": "ocr", "where": "owner=anna", "per_second": 5.0}
-    assert {asked[3] for asked in gateway.asked} == {f"Bearer {'s' * 16}"}
+    assert gateway.requests[0][2] == {"stage": "ocr", "where": "owner=anna", "per_second": 5.0}
+    assert {request[3] for request in gateway.requests} == {f"Bearer {'s' * 16}"}
 
 
 def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
@@ -108,7 +108,7 @@ def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:
     ]  # fmt: skip
     assert "ocr-7" in gateway.run("--list")[1]
     assert "ocr-7 is cancelled: 30 of 100" in gateway.run("--cancel", "ocr-7")[1]
-    assert gateway.asked[1][:2] == ("POST", "/api/v1/admin/reprocess/ocr-7/cancel")
+    assert gateway.requests[1][:2] == ("POST", "/api/v1/admin/reprocess/ocr-7/cancel")
 
 
 def test_a_refusal_is_printed(gateway: Gateway) -> None:

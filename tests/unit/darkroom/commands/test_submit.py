@@ -38,11 +38,11 @@ async def test_images_above_the_limit_are_one_line(read_model: ReadModel, tmp_pa
         path = tmp_path / f"{number:02}.jpg"
         path.write_bytes(JPEG + bytes([number]))
         sources.append(str(path))
-    asked, lines = [], []
+    paths, lines = [], []
 
     async def note(request: httpx.Request) -> None:
         if request.method == "POST":
-            asked.append(request.url.path)
+            paths.append(request.url.path)
 
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
@@ -71,11 +71,11 @@ async def test_images_above_the_limit_are_one_line(read_model: ReadModel, tmp_pa
                 await pipeline()
                 return await original(job_id)
 
-            client.status = status  # type: ignore[method-assign,assignment]
+            client.status = status  # type: ignore[assignment]
             shown, refused = await send_all(client, sources, bucket="b", patience_s=60, moved=moved)
     assert len(shown) == ALLOWED
     assert len(refused) == len(sources) - ALLOWED
-    assert len(asked) <= ALLOWED + AT_ONCE
+    assert len(paths) <= ALLOWED + AT_ONCE
     line, hint = refusal_lines({**refused, "bad.txt": "415 unsupported-format: no image"})[1:]
     assert line.startswith("not sent: 27 images, first ")
     assert "3 uploads in 1 hour" in line

@@ -126,9 +126,10 @@ async def test_numbers_in_json_are_numbers(client: httpx.AsyncClient) -> None:
 async def test_errors_tell_nothing_internal(files: FaultyFiles, read_model: Any) -> None:
     """Whatever any endpoint is asked while everything behind it fails, it names no path, address or error of ours."""
     files.unavailable = isinstance(read_model, Secretive)
+    stub: Any = StubComponent()
     parts = QueryComponents(
         files=files, events=Sink(unavailable=True), readiness=StubReadiness(), read_model=read_model, encoder=Encoder(),
-        reconciling=StubComponent(), letters=StubComponent(), features=StubComponent(), live=None,
+        reconciling=stub, letters=stub, features=stub, live=None,
     )  # fmt: skip
     bodies: tuple[dict[str, Any], ...] = ({"json": {"url": "https://example.org/a.jpg"}}, {"files": {"file": JPEG}})
     refusals = 0

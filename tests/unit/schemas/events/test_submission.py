@@ -69,22 +69,22 @@ async def test_a_rerun_has_the_current_annotations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "written"), [(0, 0, True), (0, 1, False), (1, 1, False), (2, 1, True), (1, 0, True)]
+    ("revision", "known", "written"), [(0, 0, True), (0, 1, False), (1, 1, False), (2, 1, True), (1, 0, True)]
 )
-def test_later_annotations_are_kept(said: int, known: int, written: bool) -> None:
+def test_later_annotations_are_kept(revision: int, known: int, written: bool) -> None:
     """Submitted annotations are written unless the owner changed them since; all other fields are always written."""
-    keys: dict[str, JsonValue] = {"tags": ["a"], "category": None, "context": {}, "revision": said, "width": 3}
+    keys: dict[str, JsonValue] = {"tags": ["a"], "category": None, "context": {}, "revision": revision, "width": 3}
     assert unless_annotated(keys, known) == (keys if written else {"width": 3})
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"tags": [""]}, {"tags": ["a,b"]}, {"tags": ["a "]}, {"tags": ["\u0000"]}, {"tags": ["x" * 65]},
         {"tags": ["a"] * (MAX_TAGS + 1)}, {"category": ""}, {"category": "\n"}, {"revision": -1},
     ],
 )  # fmt: skip
-def test_invalid_tags_are_malformed(said: dict[str, Any]) -> None:
+def test_invalid_tags_are_malformed(fields: dict[str, Any]) -> None:
     """Another service's event with ambiguous or far too many tags is malformed."""
     with pytest.raises(ValidationError):
-        ImageUploaded.model_validate({"image_id": new_image_id(), "original": ref("a"), **said})
+        ImageUploaded.model_validate({"image_id": new_image_id(), "original": ref("a"), **fields})
