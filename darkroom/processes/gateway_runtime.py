@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.access.settings import AuthSettings
 from gateway.limits.settings import QuotaSettings, RateLimitSettings
-from gateway.operations.statistics_cache import StatisticsSettings
+from gateway.operations.settings import StatisticsSettings
 from gateway.search.feature_batching import FeatureSettings
 from gateway.settings import GatewaySettings
 from streams.concurrency.circuit_breaker import Breakers

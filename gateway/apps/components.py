@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.access.dependencies import AnonymousAuthenticator, Authenticator
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
-from gateway.operations.statistics_cache import StatisticsCache
 from gateway.protocols import EventSink, Readiness, Reconciling, TextEncoder
-from gateway.search.feature_batching import Batching
-from streams.live.log_follower import LogFeed
 from streams.object_store.protocol import FileStore
-from streams.read_model.protocol import ReadModel
-from streams.retries.dead_letter_listing import DeadLetterListing
+
+if TYPE_CHECKING:  # what the ingest process does not load
+    from gateway.operations.statistics_cache import StatisticsCache
+    from gateway.search.feature_batching import Batching
+    from streams.live.log_follower import LogFeed
+    from streams.read_model.protocol import ReadModel
+    from streams.retries.dead_letter_listing import DeadLetterListing
 
 
 @dataclass(frozen=True, kw_only=True)
