@@ -153,7 +153,7 @@ class Janitor:
             erasure = await self._erasures.get(image_id)
             if erasure is None:
                 if not report.dry_run:
-                    await self._erasures.forget_marks(image_id, before=before)
+                    await self._erasures.remove_marks(image_id, before=before)
             elif erasure.erased_at is None:
                 if _seconds(erasure.requested_at) <= before:
                     await self._check_unfinished(erasure, report)
@@ -174,11 +174,11 @@ class Janitor:
             return
         report.taken_back += 1
         if not report.dry_run:
-            await self._erasures.take_back(erasure.image_id, erasure.generation)
+            await self._erasures.cancel(erasure.image_id, erasure.generation)
 
     async def _finish(self, erasure: Erasure, letters: int | None, report: SweepReport) -> None:
         image_id, owner, generation = erasure.image_id, erasure.owner, erasure.generation
-        noted = await self._erasures.noted(image_id)
+        noted = await self._erasures.noted_hashes(image_id)
         late = await belongings(image_id, owner, generation, noted, self._read_model, self._files)
         late.receipts = list(await receipts_of(image_id, generation, self._files))
         counts = late.counts()

@@ -1,8 +1,8 @@
-"""Objects in a folder: the embedded default, for one machine and any number of processes on it.
+"""The object store in a folder: the embedded default, for any number of processes on one machine.
 
-`data/` holds the objects by key, `meta/` what S3 would keep in their headers, `tmp/` writes in progress. An object
-appears by rename, so a reader sees all of it or the one before; objects are never changed in place, so a copy is a
-hard link. Renames and removals of one store happen under one file lock.
+`data/` contains the objects by key, `meta/` their headers as in S3, `tmp/` writes in progress. Objects are written by
+rename, so that a reader sees either the old or the new object, and never changed in place, so that a copy is a hard
+link. One file lock covers the renames and removals of a store.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing, 
 from streams.settings import FilesSettings
 
 CHUNK = 256 * 1024
-PAGE = 500  # objects listed per turn in a thread
-STALE_S = 3600.0  # a write in progress touches its file far more often
+PAGE = 500  # objects listed per call in a thread
+STALE_S = 3600.0  # a write in progress modifies its file far more often
 
 R = TypeVar("R")
 
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class _Taken(Exception):
-    """There is an object already."""
+class _KeyExists(Exception):
+    """An object exists under the key."""
 
 
 class DirectoryFiles:
@@ -56,11 +56,11 @@ class DirectoryFiles:
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
-        """Make the folders and remove what writers that died left behind. NotReady where no folders can be made."""
+        """Create the folders and remove files of crashed writers. NotReady if folders cannot be created."""
         await self._call("", self._prepare)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Close the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
@@ -68,8 +68,8 @@ class DirectoryFiles:
 
     async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
         try:
-            await self._call(key, lambda: self._put(check_key(key), data, content_type, None, over=False))
-        except _Taken:
+            await self._call(key, lambda: self._put(check_key(key), data, content_type, None, overwrite=False))
+        except _KeyExists:
             return False
         return True
 
@@ -145,9 +145,9 @@ class DirectoryFiles:
         await self.put(key, b"probe", content_type="text/plain")
         try:
             if await self.get(key) != b"probe":
-                raise DependencyUnavailable(f"{self._data} does not give back what was written")
+                raise DependencyUnavailable(f"{self._data} returned other bytes than were written")
         except ObjectMissing:
-            raise DependencyUnavailable(f"{self._data} does not keep what was written") from None
+            raise DependencyUnavailable(f"{self._data} lost an object just written") from None
         await self.delete(key)
 
     async def _call(self, key: str, work: Callable[[], R]) -> R:
@@ -160,14 +160,14 @@ class DirectoryFiles:
         except OSError as error:
             if error.errno in _MISSING:
                 raise ObjectMissing(key) from error
-            kind = AccessDenied if error.errno in _REFUSED else DependencyUnavailable
+            kind = AccessDenied if error.errno in _DENIED else DependencyUnavailable
             raise kind(f"object store {self._data.parent}: {error.strerror or error}") from error
 
     def _path(self, key: str) -> Path:
         return self._data / check_key(key)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with self._lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -177,17 +177,17 @@ class DirectoryFiles:
             for folder in (self._data, self._meta, self._tmp):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno not in (*_REFUSED, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in (*_DENIED, errno.EEXIST, errno.ENOTDIR):
                 raise
             where = f"{self._data.parent} (DARKROOM_FILES__DIRECTORY, DARKROOM_FILES__BUCKET)"
-            raise NotReady(f"no objects can be kept in {where}: {error}") from error
+            raise NotReady(f"cannot store objects in {where}: {error}") from error
         for left in self._tmp.iterdir():
             with suppress(FileNotFoundError):
                 if left.stat().st_mtime < time.time() - STALE_S:
                     left.unlink()
 
     def _put(
-        self, key: str, data: bytes | Path, content_type: str, sha256: str | None, *, over: bool = True
+        self, key: str, data: bytes | Path, content_type: str, sha256: str | None, *, overwrite: bool = True
     ) -> ObjectRef:
         source = data if isinstance(data, bytes) else open_source(data)
         temp = self._tmp / uuid.uuid4().hex
@@ -202,8 +202,8 @@ class DirectoryFiles:
                 file.flush()
                 os.fsync(file.fileno())
             known = sha256 or digest.hexdigest()
-            self._publish(temp, key, {"content_type": content_type, "sha256": known}, over=over)
-        except FileNotFoundError as error:  # not the object is missing, but a folder of the store, or what was written
+            self._publish(temp, key, {"content_type": content_type, "sha256": known}, overwrite=overwrite)
+        except FileNotFoundError as error:  # a folder of the store or the temporary file is missing, not an object
             raise DependencyUnavailable(f"object store {self._data.parent}: {error}") from error
         finally:
             temp.unlink(missing_ok=True)
@@ -211,43 +211,43 @@ class DirectoryFiles:
                 source.close()
         return ObjectRef(bucket=self.bucket, key=key, sha256=known, size=size, content_type=content_type)
 
-    def _publish(self, temp: Path, key: str, facts: dict[str, str], *, over: bool = True) -> None:
-        target, sidecar, note = self._data / key, self._meta / key, temp.with_suffix(".meta")
+    def _publish(self, temp: Path, key: str, metadata: dict[str, str], *, overwrite: bool = True) -> None:
+        target, sidecar, new_sidecar = self._data / key, self._meta / key, temp.with_suffix(".meta")
         try:
-            note.write_text(json.dumps(facts))
-            with self._alone():
-                if not over and target.is_file():
-                    raise _Taken(key)
+            new_sidecar.write_text(json.dumps(metadata))
+            with self._locked():
+                if not overwrite and target.is_file():
+                    raise _KeyExists(key)
                 try:
                     _make_folder(target.parent)
                     sidecar.parent.mkdir(parents=True, exist_ok=True)
-                    note.replace(sidecar)
+                    new_sidecar.replace(sidecar)
                     temp.replace(target)
                 except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-                    raise ValueError(f"{key} would be both an object and a folder of objects") from error
+                    raise ValueError(f"{key} would be both an object and a folder") from error
             _sync_folder(target.parent)
         finally:
-            note.unlink(missing_ok=True)
+            new_sidecar.unlink(missing_ok=True)
 
     def _stat(self, key: str) -> ObjectInfo:
         path = self._data / key
         found = path.stat()
         if not path.is_file():
             raise ObjectMissing(key)
-        facts = self._facts(key)
+        metadata = self._metadata(key)
         return ObjectInfo(
             key=key,
             size=found.st_size,
-            content_type=facts["content_type"],
+            content_type=metadata["content_type"],
             etag=_etag(found),
             modified=found.st_mtime,
-            sha256=facts.get("sha256"),
+            sha256=metadata.get("sha256"),
         )
 
-    def _facts(self, key: str) -> dict[str, str]:
+    def _metadata(self, key: str) -> dict[str, str]:
         try:
             return {str(k): str(v) for k, v in json.loads((self._meta / key).read_text()).items()}
-        except (OSError, ValueError):  # only the object is synced to disk: a power cut may cost its sidecar
+        except (OSError, ValueError):  # only the object is synced to disk: a power failure may lose its metadata
             return {"content_type": mimetypes.guess_type(key)[0] or "application/octet-stream"}
 
     def _copy(self, source: str, target: str) -> None:
@@ -263,12 +263,12 @@ class DirectoryFiles:
                 if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
                     raise
                 shutil.copyfile(self._data / source, temp)
-            self._publish(temp, target, self._facts(source))
+            self._publish(temp, target, self._metadata(source))
         finally:
             temp.unlink(missing_ok=True)
 
     def _delete(self, key: str) -> None:
-        with self._alone():
+        with self._locked():
             for root in (self._meta, self._data):
                 path = root / key
                 with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
@@ -284,7 +284,7 @@ class DirectoryFiles:
     def _walk(self, folder: Path, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
         try:
             with os.scandir(folder) as entries:
-                # A folder sorts as its keys do: "a-b" comes before "a/b".
+                # Sort folders as their keys: "a-b" comes before "a/b".
                 found = sorted((entry.name + "/" * entry.is_dir(), entry) for entry in entries)
         except (FileNotFoundError, NotADirectoryError):
             return
@@ -292,8 +292,8 @@ class DirectoryFiles:
         for name, entry in found:
             key = name if at == "." else f"{at}/{name}"
             if name.endswith("/"):
-                behind = key.encode() < after and not after.startswith(key.encode())  # and so is all that is in it
-                if not behind and (key.startswith(prefix) or prefix.startswith(key)):
+                passed = key.encode() < after and not after.startswith(key.encode())  # with all keys in the folder
+                if not passed and (key.startswith(prefix) or prefix.startswith(key)):
                     yield from self._walk(Path(entry.path), prefix, after)
             elif key.startswith(prefix) and key.encode() > after:
                 with suppress(FileNotFoundError):
@@ -326,7 +326,7 @@ def _make_folder(folder: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # the object was deleted again, and its folder with it
+    except FileNotFoundError:  # the object and its folder were deleted meanwhile
         return
     try:
         os.fsync(handle)
@@ -336,7 +336,7 @@ def _sync_folder(folder: Path) -> None:
 
 @asynccontextmanager
 async def open_directory_files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Open a folder as an object store; NotReady when it cannot be one, DependencyUnavailable when the disk fails."""
+    """Open a folder as an object store; NotReady if it is unusable, DependencyUnavailable if the disk fails."""
     files = DirectoryFiles(settings)
     try:
         await files.open()

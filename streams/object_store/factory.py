@@ -1,4 +1,4 @@
-"""Opens the object store that the settings select."""
+"""Opens the configured object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Object keys: the layout of the bucket, and which keys are valid."""
+"""Object keys: the layout of the bucket, and the validity of keys."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ SEGMENT_BYTES = 200  # below every file system's 255
 
 
 def original_key(owner: str, sha256: str) -> str:
-    """Return where the bytes as received are kept: once per owner, private."""
+    """Return the key of an original: the bytes as received, private, once per owner."""
     return f"originals/{owner}/{sha256[:2]}/{sha256}"
 
 
 def image_prefix(image_id: str) -> str:
-    """Return the folder of all generations of one image. Sharded by the id's random end: UUIDv7 starts with time."""
+    """Return the prefix of all generations of an image, sharded by the id's random end: UUIDv7 starts with time."""
     return f"images/{image_id[-2:]}/{image_id}/"
 
 
 def image_key(image_id: str, generation: int, name: str, *, run: int = 0) -> str:
-    """Return where one file of one generation of an image is kept.
+    """Return the key of one file of one generation of an image.
 
-    A rerun of a stage has a folder of its own: until its fact is recorded, the record names the files before it.
+    A rerun of a stage has its own prefix: until its fact is recorded, the record names the previous files.
     """
     return f"{image_prefix(image_id)}{generation}/{f'r{run}/' if run else ''}{name}"
 
 
 def result_key(owner: str, input_sha256: str, stage: str, version: str, parameters: str) -> str:
-    """Return where a computed result is kept: the name says everything it depends on."""
+    """Return the key of a computed result, made of everything it depends on."""
     return f"results/{owner}/{input_sha256}/{stage}/{version}/{parameters}.json"
 
 
 def receipt_key(job_id: str) -> str:
-    """Return where the gateway's receipt is kept: written before it answers 202."""
+    """Return the key of a job's receipt, which the gateway writes before it answers 202."""
     return f"jobs/{job_id}.json"
 
 
 def uploads_prefix(owner: str) -> str:
-    """Return the folder of an owner's uploads, in parts or straight to the store, that have not ended."""
+    """Return the prefix of an owner's unfinished upload sessions, resumable or direct."""
     return f"uploads/{owner}/"
 
 
 def upload_key(owner: str, upload_id: str) -> str:
-    """Return where the record of such an upload is kept until it has ended."""
+    """Return the key of an unfinished upload session's record."""
     return f"{uploads_prefix(owner)}{upload_id}.json"
 
 
 def ended_upload_key(owner: str, upload_id: str) -> str:
-    """Return where it is kept how such an upload ended."""
+    """Return the key of an ended upload session's outcome."""
     return f"uploaded/{owner}/{upload_id}.json"
 
 
 def pieces_prefix(owner: str, upload_id: str) -> str:
-    """Return the folder of what came so far of an upload in parts."""
+    """Return the prefix of the chunks received of a resumable upload."""
     return f"pieces/{owner}/{upload_id}/"
 
 
 def finishing_prefix(owner: str, upload_id: str) -> str:
-    """Return the folder of the turns that gateways took at making an image of an upload."""
+    """Return the prefix of the leases with which gateways complete an upload."""
     return f"finishing/{owner}/{upload_id}/"
 
 
 def staged_key(owner: str, upload_id: str) -> str:
-    """Return where a client writes an object straight to the store, before it is accepted."""
+    """Return the key a client uploads an object to directly, before it is accepted."""
     return f"incoming/{owner}/{upload_id}"
 
 
@@ -68,9 +68,9 @@ UNFINISHED = ("uploads/", "uploaded/", "pieces/", "finishing/", "incoming/")
 
 
 def check_key(key: str) -> str:
-    """Return the key, or raise ValueError if it could leave the store or mean two things.
+    """Return the key, or raise ValueError if it is invalid: it could escape the store or be ambiguous.
 
-    Relative, of segments none of which is empty, "." or "..", without control characters and backslashes.
+    Valid keys are relative, have no segment that is empty, "." or "..", no control character and no backslash.
     """
     try:
         size = len(key.encode())
@@ -85,7 +85,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return the prefix of a listing (any beginning of a key, or nothing), or raise ValueError."""
+    """Return the prefix of a listing (any start of a key, or ""), or raise ValueError."""
     if prefix:
         check_key(prefix.removesuffix("/"))
     return prefix

@@ -1,9 +1,9 @@
-"""Originals are kept once per owner and shared by the owner's images: a claim says which image stands on which bytes.
+"""Reference objects of shared originals: one original per owner and hash, one reference per image that uses it.
 
-A claim is written before anybody looks whether the bytes are there, and taken back when the image is deleted or was
-not accepted after all. Bytes may be removed only when nobody else claims them: the read model alone cannot say, for
-it learns of an image long after the image was accepted. Masters, which two originals may share, are claimed likewise,
-for the sake of the results kept under their hash.
+A reference is written before the existence check of the bytes, and removed when the image is deleted or not accepted.
+Bytes may be removed only without other references; the read model does not suffice, because it records an image long
+after its acceptance. Masters, which two originals may share, are referenced too, because of the results keyed by
+their hash.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from streams.object_store.protocol import FileStore
 
 
 def claim_prefix(owner: str, sha256: str) -> str:
-    """Return the folder of all claims on an owner's bytes."""
+    """Return the key prefix of all references to an owner's bytes."""
     return f"claims/{owner}/{sha256}/"
 
 
 async def add_reference(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Say that an image stands on these bytes. Twice is harmless. Raises DependencyUnavailable."""
+    """Write an image's reference to these bytes. Idempotent. Raises DependencyUnavailable."""
     await files.put(claim_prefix(owner, sha256) + image_id, b"{}", content_type="application/json")
 
 
 async def release(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Take an image's claim back; one that is not there is no error. Raises DependencyUnavailable."""
+    """Remove an image's reference; a missing one is not an error. Raises DependencyUnavailable."""
     await files.delete(claim_prefix(owner, sha256) + image_id)
 
 
 async def has_other_references(files: FileStore, owner: str, sha256: str, image_id: str) -> bool:
-    """Say whether another image stands on these bytes. Raises DependencyUnavailable."""
+    """Return whether another image references these bytes. Raises DependencyUnavailable."""
     prefix = claim_prefix(owner, sha256)
     async for found in files.list(prefix):
         if found.key != prefix + image_id:
@@ -37,7 +37,7 @@ async def has_other_references(files: FileStore, owner: str, sha256: str, image_
 
 
 async def withdraw(files: FileStore, owner: str, sha256: str, image_id: str) -> None:
-    """Take a claim back, and remove the original when it was the last. Raises DependencyUnavailable."""
+    """Remove a reference, and the original with the last one. Raises DependencyUnavailable."""
     await release(files, owner, sha256, image_id)
     if not await has_other_references(files, owner, sha256, image_id):
         await files.delete(original_key(owner, sha256))

@@ -1,7 +1,7 @@
-"""Objects: the FileStore protocol, the key scheme, and which adapter serves it.
+"""The object store protocol.
 
-Keys are deterministic, so writing twice is harmless. The adapters are `streams.object_store.s3` (any S3 server, through
-the minio SDK) and `streams.object_store.directory` (a folder); one contract suite holds both to what is said here.
+Keys are deterministic, so that repeated writes are idempotent. The adapters are `streams.object_store.s3` (any S3
+server, through the minio SDK) and `streams.object_store.directory` (a folder); one contract suite tests both.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from schemas.values import ObjectRef
 
 
 class ObjectMissing(Exception):
-    """There is no object under that key."""
+    """No object exists under the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store knows of an object. A listing knows neither content type ("") nor sha256 (None); `stat` does."""
+    """Metadata of an object. In listings the content type is "" and sha256 is None; `stat` returns both."""
 
     key: str
     size: int
@@ -33,7 +33,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class PostForm:
-    """A form by which a client sends one object straight to the store: multipart/form-data, the file last."""
+    """A presigned form with which a client uploads one object to the store: multipart/form-data, the file last."""
 
     url: str
     fields: Mapping[str, str]
@@ -43,18 +43,18 @@ class FileStore(Protocol):
     """An object store.
 
     Calls raise ObjectMissing, DependencyUnavailable if the store does not answer in time or is full, and ValueError
-    for a key that `check_key` refuses or a Path that cannot be read.
+    for an invalid key (`check_key`) or an unreadable Path.
     """
 
     bucket: str
 
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
-        """Write an object whole or not at all (a Path is streamed from disk); return its claim check."""
+        """Write an object atomically (a Path is streamed from disk); return its reference."""
 
     async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
-        """Write an object unless there is one under that key; say whether it was written. One of several at once wins.
+        """Write an object unless the key exists; return whether it was written. Of concurrent calls one wins.
 
-        False may also mean that an earlier try of this very call has written it, and its answer was lost.
+        False may also mean that an earlier try of the same call wrote it and its answer was lost.
         """
 
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
@@ -64,39 +64,39 @@ class FileStore(Protocol):
         """Read an object, or a range of it, in chunks."""
 
     async def stat(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, None when there is none."""
+        """Return an object's metadata, None if there is no object."""
 
     async def copy(self, source: str, target: str) -> None:
-        """Copy within the bucket, without the bytes passing through this process where the store can."""
+        """Copy within the bucket, on the server where the store supports it."""
 
     async def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Remove an object; a missing one is not an error."""
 
     def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
-        """Walk the objects under a prefix by key, from the first whose key is greater than `after`."""
+        """Iterate over the objects under a prefix in key order, starting after the key `after`."""
 
     async def presign_get(
         self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
     ) -> str | None:
-        """Return a URL that reads the object without us, None where the store has no such thing.
+        """Return a presigned URL for reading the object, None if the store has none.
 
-        With a name the object is to be saved under it, or, `inline`, shown.
+        `filename` is the name browsers save it under; with `inline` they display it.
         """
 
     async def presign_post(
         self, key: str, *, content_type: str, min_bytes: int, max_bytes: int, expires_s: int
     ) -> PostForm | None:
-        """Return a form that writes this object and no other without us, of that type and size.
+        """Return a presigned form that writes only this object, of that type and size; None if the store has none.
 
-        None where the store has no such thing. It can be used until it expires, also to write the object again.
+        It is valid until it expires, also for repeated writes.
         """
 
     async def check(self) -> None:
-        """Prove that the bucket can be written and read; DependencyUnavailable if not."""
+        """Check that the bucket can be written and read; DependencyUnavailable if not."""
 
 
 async def delete_prefix(files: FileStore, prefix: str) -> int:
-    """Remove every object under a prefix; return how many there were."""
+    """Remove every object under a prefix; return their number."""
     count = 0
     async for found in files.list(prefix):
         await files.delete(found.key)
@@ -104,11 +104,8 @@ async def delete_prefix(files: FileStore, prefix: str) -> int:
     return count
 
 
-"""Where objects of uploads lie that are over after a while, whether they were finished or not."""
-
-
 def open_source(path: Path) -> BufferedReader:
-    """Open a file that is to become an object; ValueError if it cannot be read, for that is not the store's fault."""
+    """Open a local file to upload; ValueError, not a store error, if it is unreadable."""
     try:
         return path.open("rb")
     except OSError as error:

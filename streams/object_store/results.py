@@ -1,4 +1,4 @@
-"""Compute once: where a result is kept, with its lineage, and how an image gets its own copies of its objects."""
+"""Stored results with their lineage, reused for equal inputs; each image gets its own copies of a result's objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StoredResult(Value):
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[R]):
-    """A result that was already there."""
+    """A stored result."""
 
     value: R
     lineage: Lineage
@@ -38,16 +38,15 @@ class Found(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class ResultStore:
-    """Results by everything they depend on, in the object store."""
+    """Results in the object store, keyed by everything they depend on."""
 
     files: FileStore
 
     async def find(self, key: str, kind: type[R], event: Event) -> Found[R] | None:
-        """Return the stored result with its objects in the event's image, or None: then it must be computed.
+        """Return the stored result with its objects copied to the event's image; None if it must be computed.
 
-        A result of equal bytes of another image, or of another run of this one, is adopted by copying its objects,
-        inside the store. If one of them is gone (that image was deleted, or somebody cleaned up), the result counts as
-        absent.
+        A result of another image with equal bytes, or of another run, is adopted by copying its objects inside the
+        store. If one of them is missing, because that image was deleted for example, the result counts as absent.
         """
         try:
             raw = await self.files.get(key)
@@ -57,18 +56,18 @@ class ResultStore:
             stored = StoredResult.model_validate_json(raw)
             value = kind.model_validate(stored.result)
         except ValidationError as error:
-            log.warning("stored result is unreadable and will be computed again", key=key, error=str(error)[:300])
+            log.warning("stored result unreadable; computing it again", key=key, error=str(error)[:300])
             return None
         adopted = await self._adopt(value, event)
         if adopted is None:
             return None
         if event.run and adopted != value:
-            # The objects of the run before are removed in time; the result must not go with them.
+            # The previous run's objects will be removed; the stored result must not refer to them.
             return Found(adopted, stored.lineage, await self.save(key, adopted, stored.lineage))
         return Found(adopted, stored.lineage, self._ref(key, raw))
 
     async def save(self, key: str, value: StageResult, lineage: Lineage) -> ObjectRef:
-        """Store a result; writing the same one twice is harmless."""
+        """Store a result. Idempotent."""
         stored = StoredResult(result=value.model_dump(mode="json", exclude_none=True), lineage=lineage)
         return await self.files.put(key, stored.model_dump_json().encode(), content_type="application/json")
 
@@ -85,9 +84,9 @@ class ResultStore:
         own: dict[str, ObjectRef] = {}
         for name, ref in value.objects().items():
             target = image_key(event.image_id, event.generation, name, run=event.run)
-            if not await self._holds(target, ref):
-                # Another version of the stage may have written other bytes under the same name since.
-                if ref.key == target or not await self._holds(ref.key, ref):
+            if not await self._matches(target, ref):
+                # Another version of the stage may since have written other bytes under the same name.
+                if ref.key == target or not await self._matches(ref.key, ref):
                     return None
                 try:
                     await self.files.copy(ref.key, target)
@@ -96,7 +95,7 @@ class ResultStore:
             own[name] = ref.model_copy(update={"key": target})
         return value.with_objects(own) if own else value
 
-    async def _holds(self, key: str, ref: ObjectRef) -> bool:
-        """Say whether the object under a key is the one meant."""
+    async def _matches(self, key: str, ref: ObjectRef) -> bool:
+        """Return whether the object under a key has the size and hash of `ref`."""
         known = await self.files.stat(key)
         return known is not None and known.size == ref.size and known.sha256 in (None, ref.sha256)

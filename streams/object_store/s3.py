@@ -1,4 +1,4 @@
-"""Objects in S3: any server that speaks it, through the minio SDK in a bounded pool of threads."""
+"""The object store on any S3 server, through the minio SDK in a bounded thread pool."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing, 
 from streams.settings import FilesSettings
 
 CHUNK = 256 * 1024
-PART = 8 * 1024 * 1024  # bytes of a file held in memory while it is sent; S3's minimum is 5 MiB
-ONE_PUT = 64 * 1024 * 1024  # what is in memory already goes in one request up to here
-PAGE = 500  # objects listed per turn in a thread
-CONNECT_S = 3.0  # a store that is up accepts at once
+PART = 8 * 1024 * 1024  # bytes of a file in memory while it is sent; S3's minimum is 5 MiB
+ONE_PUT = 64 * 1024 * 1024  # bytes objects are sent in one request, up to this size
+PAGE = 500  # objects listed per call in a thread
+CONNECT_S = 3.0  # a running store accepts at once
 
 R = TypeVar("R")
 
 _MISSING = {"NoSuchKey", "NoSuchVersion", "ResourceNotFound"}
-_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
-_AWAY = {
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
+_UNAVAILABLE = {
     "NoSuchBucket", "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
     "RequestTimeout", "RequestTimeTooSkewed", "XMinioStorageFull", "XMinioServerNotInitialized", "QuotaExceeded",
     "XMinioAdminBucketQuotaExceeded",
@@ -47,7 +47,7 @@ _AWAY = {
 
 
 class _OnceUnlessSlow(urllib3.Retry):
-    """Tries that do not add up: what timed out once is not waited for again."""
+    """Retries any error but a timeout, so that timeouts do not add up."""
 
     def increment(
         self,
@@ -73,8 +73,8 @@ class S3Files:
             num_pools=2,
             maxsize=settings.pool_size,
             timeout=urllib3.Timeout(connect=min(CONNECT_S, settings.timeout_s), read=settings.timeout_s),
-            # The runner retries; one more try here covers a kept-alive connection the server has just closed, and a
-            # server that is busy for a moment: work of ten calls would hardly ever get through if one in five failed.
+            # The runner retries; one more try here covers a keep-alive connection the server has just closed and a
+            # briefly busy server: processing that makes ten calls would rarely succeed if one in five failed.
             retries=_OnceUnlessSlow(
                 total=1,
                 redirect=0,
@@ -95,16 +95,16 @@ class S3Files:
             region=settings.region,
             http_client=self._http,
         )
-        self._signer, self._signs = self._outside(settings, secret), settings.access_key is not None
-        self._longest_s = CONNECT_S + settings.timeout_s  # also for what comes byte by byte, and for a free thread
+        self._signer, self._signs = self._public_client(settings, secret), settings.access_key is not None
+        self._longest_s = CONNECT_S + settings.timeout_s  # whole call: waiting for a thread, slow responses
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
-        """Make the bucket when it is missing."""
+        """Create the bucket if it is missing."""
         await self._call("", self._ensure_bucket)
 
     def close(self) -> None:
-        """Let connections and threads go."""
+        """Close connections and threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.clear()
 
@@ -120,7 +120,7 @@ class S3Files:
             try:
                 size = int(answer.headers.get("content-length") or 0)
                 if limit is not None and size > limit:
-                    answer.close()  # not read to its end, so of no further use
+                    answer.close()  # an unread response cannot be reused
                     raise ValueError(f"{key} has {size} bytes, more than {limit}")
                 return bytes(answer.data)
             finally:
@@ -209,7 +209,7 @@ class S3Files:
         policy.add_equals_condition("Content-Type", content_type)
         policy.add_content_length_range_condition(min_bytes, max_bytes)
         signed = await self._call(key, lambda: self._signer.presigned_post_policy(policy))
-        # The bucket's address, in whichever style the server is spoken to: an object's without the object.
+        # The bucket's URL, path-style or virtual-hosted: an object's URL without its key.
         whole = await self._call(
             key, lambda: str(self._signer.presigned_get_object(self.bucket, key, expires=lifetime))
         )
@@ -222,13 +222,13 @@ class S3Files:
         await self.put(key, b"probe", content_type="text/plain")
         try:
             if await self.get(key) != b"probe":
-                raise DependencyUnavailable(f"{self._where} does not give back what was written")
+                raise DependencyUnavailable(f"{self._where} returned other bytes than were written")
         except ObjectMissing:
-            raise DependencyUnavailable(f"{self._where} does not keep what was written") from None
+            raise DependencyUnavailable(f"{self._where} lost an object just written") from None
         await self.delete(key)
 
-    def _outside(self, settings: FilesSettings, secret: str | None) -> Minio:
-        """Return the client that signs for others. It never calls: the region is given."""
+    def _public_client(self, settings: FilesSettings, secret: str | None) -> Minio:
+        """Return the client that signs URLs for external clients. It makes no calls, since the region is known."""
         if settings.public_endpoint is None:
             return self._s3
         address = urlsplit(settings.public_endpoint)
@@ -248,21 +248,21 @@ class S3Files:
         except TimeoutError as error:
             raise DependencyUnavailable(f"{self._where} did not answer within {self._longest_s:g} s") from error
         except S3Error as error:
-            raise self._meaning(key, error) from error
+            raise self._translate(key, error) from error
         except (urllib3.exceptions.HTTPError, ServerError, InvalidResponseError) as error:
             raise DependencyUnavailable(f"{self._where}: {error}") from error
         except MinioException as error:
             raise DependencyUnavailable(f"{self._where}: {error}") from error
 
-    def _meaning(self, key: str, error: Any) -> Exception:
+    def _translate(self, key: str, error: Any) -> Exception:
         status = error.response.status if error.response is not None else 0
         if error.code in _MISSING:
             return ObjectMissing(key)
         if error.code == "InvalidRange":
             return EOFError(key)
-        if error.code in _REFUSED:
+        if error.code in _DENIED:
             return AccessDenied(f"{self._where} refuses our credentials: {error.code}")
-        if error.code in _AWAY or status >= 500 or status == 429:
+        if error.code in _UNAVAILABLE or status >= 500 or status == 429:
             return DependencyUnavailable(f"{self._where}: {error.code} {error.message}")
         return ValueError(f"{self._where} refuses {key[:80]!r}: {error.code} {error.message}")
 
@@ -272,7 +272,7 @@ class S3Files:
                 return
             self._s3.make_bucket(self.bucket)
         except S3Error as error:
-            if error.code in _REFUSED:
+            if error.code in _DENIED:
                 raise NotReady(
                     f"{self._where} refuses our credentials for bucket {self.bucket} ({error.code}): "
                     "see DARKROOM_FILES__ACCESS_KEY and DARKROOM_FILES__SECRET_KEY"
@@ -320,7 +320,7 @@ class S3Files:
 
 @asynccontextmanager
 async def open_s3_files(settings: FilesSettings) -> AsyncIterator[FileStore]:
-    """Open a bucket as an object store; DependencyUnavailable when the server is away, NotReady when it refuses us."""
+    """Open a bucket as an object store; DependencyUnavailable if the server is down, NotReady if it denies access."""
     files = S3Files(settings)
     try:
         await files.open()

@@ -1,7 +1,7 @@
-"""A FileStore behind circuit breakers: when the store fails again and again, calls are refused at once.
+"""A FileStore behind circuit breakers: after repeated failures calls are refused at once.
 
-Two of them, because a full disk still reads: what needs room (put, copy) has its own. Removing needs none, and is how
-room is made.
+Writes (put, create, copy) have a breaker of their own, because a full disk can still be read. Removals belong to the
+reads, since they free space.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from schemas.values import ObjectRef
 from streams.concurrency.circuit_breaker import Breakers
 from streams.object_store.protocol import FileStore, ObjectInfo, PostForm
 
-ANSWERS = "object-store"
-TAKES = "object-store-writes"
+READS = "object-store"
+WRITES = "object-store-writes"
 
 
 class BreakingFiles:
-    """A FileStore that raises DependencyUnavailable at once, with the time that is left, while a breaker is open."""
+    """A FileStore that raises DependencyUnavailable at once while a breaker is open, with the remaining seconds."""
 
     def __init__(self, inner: FileStore, breakers: Breakers) -> None:
         self.bucket = inner.bucket
         self._inner = inner
-        self._answers = breakers.add(ANSWERS, self.check)
-        self._takes = breakers.add(TAKES, self.check)
+        self._reads = breakers.add(READS, self.check)
+        self._writes = breakers.add(WRITES, self.check)
 
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
-        with self._takes.passing():
+        with self._writes.passing():
             return await self._inner.put(key, data, content_type=content_type, sha256=sha256)
 
     async def create(self, key: str, data: bytes, *, content_type: str) -> bool:
-        with self._takes.passing():
+        with self._writes.passing():
             return await self._inner.create(key, data, content_type=content_type)
 
     async def get(self, key: str, *, limit: int | None = None) -> bytes:
-        with self._answers.passing():
+        with self._reads.passing():
             return await self._inner.get(key, limit=limit)
 
     def stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        return self._answers.steps(self._inner.stream(key, start=start, length=length))
+        return self._reads.steps(self._inner.stream(key, start=start, length=length))
 
     async def stat(self, key: str) -> ObjectInfo | None:
-        with self._answers.passing():
+        with self._reads.passing():
             return await self._inner.stat(key)
 
     async def copy(self, source: str, target: str) -> None:
-        with self._takes.passing():
+        with self._writes.passing():
             await self._inner.copy(source, target)
 
     async def delete(self, key: str) -> None:
-        with self._answers.passing():
+        with self._reads.passing():
             await self._inner.delete(key)
 
     def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
-        return self._answers.steps(self._inner.list(prefix, after=after))
+        return self._reads.steps(self._inner.list(prefix, after=after))
 
     async def presign_get(
         self, key: str, *, expires_s: int, filename: str | None = None, inline: bool = False
@@ -70,7 +70,7 @@ class BreakingFiles:
         )
 
     async def check(self) -> None:
-        with self._answers.probing(), self._takes.probing():
+        with self._reads.probing(), self._writes.probing():
             await self._inner.check()
 
 
@@ -81,5 +81,5 @@ async def open_breaking(store: AbstractAsyncContextManager[FileStore], breakers:
         try:
             yield BreakingFiles(inner, breakers)
         finally:
-            breakers.remove(ANSWERS)
-            breakers.remove(TAKES)
+            breakers.remove(READS)
+            breakers.remove(WRITES)

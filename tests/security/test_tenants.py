@@ -126,7 +126,7 @@ class Town:
         for stands in ("leaving", "erased"):
             answer = await self.ask("anna", "DELETE", f"{IMAGES}/{self.images[stands]}")
             assert answer.status_code == 202, answer.text
-        await self.read_model.bury(self.images["erased"], "anna", 2)
+        await self.read_model.write_tombstone(self.images["erased"], "anna", 2)
         erasures = Tombstones(self.files)
         await erasures.request(self.images["long erased"], "anna", 2)
         certain = await erasures.make_certain(self.images["long erased"], "anna", 2)

@@ -74,7 +74,7 @@ class Server:
         assert erasure is not None
         for key in (image_key(image_id, 1, "master.png"), receipt_key(f"{image_id}.1"), receipt_key(f"{image_id}.2")):
             await self.store.delete(key)
-        await self.read_model.bury(image_id, DEFAULT_OWNER, 2)
+        await self.read_model.write_tombstone(image_id, DEFAULT_OWNER, 2)
         await self.erasures.update(erasure, erased_at="2026-01-01T00:00:01Z", removed=Removed(objects=1, receipts=2))
 
 

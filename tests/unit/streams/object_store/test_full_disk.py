@@ -1,4 +1,4 @@
-"""Full disks and used-up quotas: whoever meets one says that a dependency is away, keeps what is whole, and goes on."""
+"""Full disks and exceeded quotas raise DependencyUnavailable, leave no partial write, and end once there is space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(400_000)
 
 
 class SmallDisk:
-    """A folder whose disk can be filled: a real one where this process may mount, else one that says it is full."""
+    """A folder whose disk can be filled: a tmpfs where this process may mount, else a simulation by patched opens."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -47,9 +47,9 @@ class SmallDisk:
             self.real = False
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Fill the disk: bytes and inodes."""
         if not self.real:
-            self._pretend()
+            self._simulate()
             return
         with (self.folder / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
             while True:
@@ -59,31 +59,31 @@ class SmallDisk:
                 (self.folder / f"ballast-{number}").touch()
 
     def free(self) -> None:
-        """Make room again."""
+        """Free the disk."""
         self._patch.undo()
         for ballast in self.folder.glob("ballast*"):
             ballast.unlink()
 
     def close(self) -> None:
-        """Let the disk go."""
+        """Unmount the disk."""
         if self.real:
             subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=True, timeout=60)
 
-    def _pretend(self) -> None:
+    def _simulate(self) -> None:
         of_io, of_os = io.open, os.open
 
-        def no_room(path: Any) -> None:
+        def raise_if_new(path: Any) -> None:
             if isinstance(path, str | Path) and self.folder in Path(path).parents and not Path(path).exists():
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
 
         def io_open(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
             if mode[0] in "wxa":
-                no_room(path)
+                raise_if_new(path)
             return of_io(path, mode, *more, **named)
 
         def os_open(path: Any, flags: int, *more: Any, **named: Any) -> int:
             if flags & os.O_CREAT:
-                no_room(path)
+                raise_if_new(path)
             return of_os(path, flags, *more, **named)
 
         self._patch.setattr(io, "open", io_open)
@@ -92,7 +92,7 @@ class SmallDisk:
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
-    """A disk with room for two megabytes."""
+    """A disk of two megabytes."""
     small = SmallDisk(tmp_path / "disk", monkeypatch)
     try:
         yield small
@@ -103,13 +103,13 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]
 
 @pytest.fixture
 async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
-    """An object store in a folder with room."""
+    """An object store on a disk with free space."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as store:
         yield store
 
 
-async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
-    """Writes are refused, soon without being tried, while what is there can be read and removed; then there is room."""
+async def test_a_store_on_a_full_disk_reads_and_removes(disk: SmallDisk) -> None:
+    """Writes fail, after five at once by the breaker, while objects can be read and removed; then writes succeed."""
     breakers = Breakers(BreakerSettings(open_s=600))
     async with open_files(FilesSettings(directory=disk.folder, bucket="b"), breakers) as store:
         await store.put("k", b"before", content_type="x/y")
@@ -134,8 +134,8 @@ async def test_a_store_without_room_reads_and_removes(disk: SmallDisk) -> None:
         assert not list((disk.folder / "b" / "tmp").iterdir())
 
 
-async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, files: FileStore) -> None:
-    """A full disk under the crash markers ends no worker: events are worked on without a mark."""
+async def test_events_are_processed_without_crash_markers_on_a_full_disk(disk: SmallDisk, files: FileStore) -> None:
+    """With a full disk under the crash markers events are processed without markers."""
     markers = PoisonEventTracker(disk.folder)
     disk.fill()
     markers.begin(Record("image.uploaded", 0, 1, None, None))
@@ -155,7 +155,7 @@ async def test_work_goes_on_without_room_for_crash_markers(disk: SmallDisk, file
 
 
 async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, files: FileStore) -> None:
-    """An upload that finds no room to wait in is answered 503 and leaves no trace; with room again it is accepted."""
+    """With a full spool disk an upload is answered 503 and stores nothing; with free space it is accepted."""
     frail, sink = FaultyFiles(files), Sink()
     app = ingest_app(
         settings(spool_dir=disk.folder), IngestComponents(files=frail, events=sink, readiness=StubReadiness())
@@ -171,8 +171,8 @@ async def test_a_gateway_whose_spool_is_full_accepts_nothing(disk: SmallDisk, fi
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-async def test_a_stage_without_room_tries_again_later(files: FileStore, code: int) -> None:
-    """When a stage's own temporary files find no room, the event waits; it is nobody's bug and no dead letter."""
+async def test_a_stage_with_a_full_local_disk_is_retried(files: FileStore, code: int) -> None:
+    """An event whose stage cannot write temporary files is delayed, not dead-lettered."""
 
     def act(_event: Event) -> None:
         raise OSError(code, os.strerror(code))
@@ -197,22 +197,21 @@ async def test_a_stage_without_room_tries_again_later(files: FileStore, code: in
         (507, "Anything"),
     ],
 )
-async def test_an_s3_store_without_room_is_away(status: int, code: str) -> None:
-    """A bucket over its quota and a full disk under a server are a store that is away, not a wrong request."""
+async def test_a_full_s3_store_is_unavailable(status: int, code: str) -> None:
+    """An exceeded bucket quota and a full server disk raise DependencyUnavailable, not ValueError."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        body = f"<Error><Code>{code}</Code><Message>no room</Message></Error>".encode()
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"HEAD"):
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                    continue
-                lines = head.lower().split(b"\r\n")
-                length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-                await reader.readexactly(length)
-                start = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-                writer.write(start.encode() + body)
+        body = f"<Error><Code>{code}</Code><Message>full</Message></Error>".encode()
+        head = await reader.readuntil(b"\r\n\r\n")
+        start, kind = f"HTTP/1.1 {status} No\r\nConnection: close\r\n", "Content-Type: application/xml\r\n"
+        if head.startswith(b"HEAD"):
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        else:
+            lines = head.lower().split(b"\r\n")
+            length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+            await reader.readexactly(length)
+            writer.write(f"{start}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
@@ -242,14 +241,14 @@ async def main():
             for _ in range(100):
                 await model.merge(ids[0], 1, {"text": "x" * 100_000})
         except DependencyUnavailable as error:
-            print("away", error)
+            print("unavailable", error)
         await model.check()
         kept = await model.get(ids[0])
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         await model.begin(ImageRecord(image_id=ids[1], owner="o", generation=1))
-        await model.merge(ids[1], 1, {"text": "room again"})
+        await model.merge(ids[1], 1, {"text": "space again"})
     async with open_read_model(QdrantSettings(path=Path(sys.argv[1]))) as model:
-        assert await model.get(ids[0]) == kept, "what was said to be kept is not what is on disk"
+        assert await model.get(ids[0]) == kept, "a confirmed write is not on disk"
         found = await model.get(ids[1])
         print("whole", found.text)
 
@@ -257,10 +256,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_read_model_without_room_is_away(tmp_path: Path) -> None:
-    """A full disk under the read model is DependencyUnavailable; reads return only what is on disk, and writes succeed
-    again once there is space.
-    """
+async def test_a_read_model_on_a_full_disk_is_unavailable(tmp_path: Path) -> None:
+    """Writes on a full disk raise DependencyUnavailable; reads return stored data, and writes succeed with space."""
     done = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -270,6 +267,6 @@ async def test_a_read_model_without_room_is_away(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[4],
     )
-    said, errors = await done.communicate()
+    output, errors = await done.communicate()
     assert done.returncode == 0, errors.decode()
-    assert [line.split()[0] for line in said.decode().splitlines()] == ["away", "whole"], said.decode()
+    assert [line.split()[0] for line in output.decode().splitlines()] == ["unavailable", "whole"], output.decode()

@@ -1,4 +1,4 @@
-"""Compute once: the same bytes are never analysed twice by the same version."""
+"""Stored results: the same version never analyses the same bytes twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 
 class Lab:
-    """A stage that stores a master and counts how often it truly worked."""
+    """A stage that stores a master and counts its computations."""
 
     def __init__(self, files: FileStore, *, version: str = "1", quality: int = 85) -> None:
         self.files = files
@@ -82,7 +82,7 @@ class Lab:
         return emitted(event, note=image.master.key)
 
     async def run(self, *events: ImageUploaded) -> None:
-        """Work on events, one log for each call."""
+        """Process events, with a new log per call."""
         log = MemoryLog()
         await log.deliver([message(event) for event in events])
         worker = MemoryWorker(log, "sanitizer", ["image.uploaded"], bench(self.stage, self.files, log).intake)
@@ -91,8 +91,8 @@ class Lab:
         assert log.records("sanitizer.dead") == []
 
 
-async def test_a_replayed_event_is_answered_without_work(files: FileStore) -> None:
-    """The log can be replayed as a whole: nothing is computed again, and the answer is the same."""
+async def test_a_replayed_event_reuses_its_result(files: FileStore) -> None:
+    """A replay computes nothing again and emits the same events."""
     lab, event = Lab(files), uploaded()
     await lab.run(event)
     await lab.run(event)
@@ -103,7 +103,7 @@ async def test_a_replayed_event_is_answered_without_work(files: FileStore) -> No
 
 
 async def test_equal_bytes_of_another_image_are_adopted_not_analysed(files: FileStore) -> None:
-    """A second image of the same bytes gets objects of its own, copied, and survives the first one's deletion."""
+    """A second image with the same bytes gets its own copies of the objects, which survive the first one's deletion."""
     lab, first, second = Lab(files), uploaded(), uploaded()
     await lab.run(first)
     await lab.run(second)
@@ -112,8 +112,8 @@ async def test_equal_bytes_of_another_image_are_adopted_not_analysed(files: File
     assert await files.get(image_key(second.image_id, 1, "master.jpg")) == b"the master"
 
 
-async def test_each_image_claims_the_master_it_stands_on(files: FileStore) -> None:
-    """Whether the master was made or adopted, its image claims it: a twin's deletion must not take its results."""
+async def test_each_image_references_its_master(files: FileStore) -> None:
+    """An image references its master, computed or adopted, so that deleting a duplicate keeps its results."""
     lab, first, second = Lab(files), uploaded(), uploaded()
     await lab.run(first, second)
     master = await files.stat(image_key(first.image_id, 1, "master.jpg"))
@@ -122,8 +122,8 @@ async def test_each_image_claims_the_master_it_stands_on(files: FileStore) -> No
     assert [key.rsplit("/", 1)[-1] for key in claims] == [first.image_id, second.image_id]
 
 
-async def test_a_result_whose_objects_are_gone_is_computed_again(files: FileStore) -> None:
-    """A stored result is worth nothing without its objects: a replay repairs what was lost."""
+async def test_a_result_with_missing_objects_is_computed_again(files: FileStore) -> None:
+    """A stored result without its objects counts as absent: a replay recreates lost objects."""
     lab, first, second = Lab(files), uploaded(), uploaded()
     await lab.run(first)
     await delete_prefix(files, image_prefix(first.image_id))
@@ -135,20 +135,20 @@ async def test_a_result_whose_objects_are_gone_is_computed_again(files: FileStor
 
 
 async def test_a_rerun_of_the_same_version_computes_nothing(files: FileStore) -> None:
-    """Asked for again and again, a stage takes its result each time, in objects of that run's own."""
+    """Each rerun reuses the stored result, with its own copies of the objects."""
     lab, event = Lab(files), uploaded()
     await lab.run(event)
     for run in (7, 9):
         await lab.run(event.model_copy(update={"run": run}))
         assert await files.get(image_key(event.image_id, 1, "master.jpg", run=run)) == b"the master"
-        # What the run before left is the janitor's.
+        # The janitor removes the previous run's objects.
         await files.delete(image_key(event.image_id, 1, "master.jpg", run=7 if run == 9 else 0))
     assert lab.computed == [event.image_id]
     assert [report.reused for report in lab.reports] == [False, True, True]
 
 
-async def test_a_rerun_of_another_version_leaves_the_objects_before_it_alone(files: FileStore) -> None:
-    """Until its fact is recorded the record names the old objects, so the new ones lie elsewhere."""
+async def test_a_rerun_of_another_version_keeps_the_previous_objects(files: FileStore) -> None:
+    """Until its fact is recorded the record names the old objects, so the new ones have other keys."""
     event = uploaded()
     await Lab(files).run(event)
     changed = Lab(files, version="2")
@@ -161,8 +161,8 @@ async def test_a_rerun_of_another_version_leaves_the_objects_before_it_alone(fil
     ]
 
 
-async def test_an_object_overwritten_by_another_version_is_not_taken_for_the_result(files: FileStore) -> None:
-    """Bytes of equal length under the same name do not pass for the ones the result speaks of."""
+async def test_an_object_overwritten_by_another_version_is_not_reused(files: FileStore) -> None:
+    """Other bytes of equal length under the same name do not match the result's reference."""
     lab, first, second = Lab(files), uploaded(), uploaded()
     await lab.run(first)
     await files.put(image_key(first.image_id, 1, "master.jpg"), b"not master", content_type="image/jpeg")
@@ -171,8 +171,8 @@ async def test_an_object_overwritten_by_another_version_is_not_taken_for_the_res
 
 
 @pytest.mark.parametrize("change", [{"version": "2"}, {"quality": 80}])
-async def test_a_new_version_or_parameter_computes_anew(files: FileStore, change: dict[str, Any]) -> None:
-    """What changes the result changes its name."""
+async def test_a_new_version_or_parameter_is_computed_again(files: FileStore, change: dict[str, Any]) -> None:
+    """The key of a result contains everything that changes it."""
     event = uploaded()
     await Lab(files).run(event)
     changed = Lab(files, **change)
@@ -181,15 +181,15 @@ async def test_a_new_version_or_parameter_computes_anew(files: FileStore, change
 
 
 async def test_owners_share_nothing(files: FileStore) -> None:
-    """Equal bytes of another owner are analysed again: nobody learns what another has."""
-    lab, mine, theirs = Lab(files), uploaded(), uploaded(owner="somebody-else")
+    """Equal bytes of another owner are analysed again, so that no owner learns what another stores."""
+    lab, mine, theirs = Lab(files), uploaded(), uploaded(owner="another")
     await lab.run(mine)
     await lab.run(theirs)
     assert lab.computed == [mine.image_id, theirs.image_id]
 
 
 async def test_a_result_carries_its_lineage(files: FileStore) -> None:
-    """Every result says what it was made of, by what, and when."""
+    """Every result contains its inputs, its stage and version, and its time."""
     lab, event = Lab(files, quality=70), uploaded()
     await lab.run(event)
     raw = await files.get(lab.results[0].key)
@@ -201,7 +201,7 @@ async def test_a_result_carries_its_lineage(files: FileStore) -> None:
 
 
 async def test_an_unreadable_stored_result_is_computed_again(files: FileStore) -> None:
-    """Rubbish where a result should be costs one computation, not an image."""
+    """An unreadable stored result is computed again, and its image succeeds."""
     lab, event = Lab(files), uploaded()
     await lab.run(event)
     await files.put(lab.results[0].key, b"{not json", content_type="application/json")
