@@ -72,18 +72,18 @@ async def erase(
     if known is not None and not known.deleted:
         # From here on the image does not count as a user of its bytes: of two deletions at once, the last one sees it.
         await read_model.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
-    noted = await erasures.noted(event.image_id)
+    noted = await erasures.noted_hashes(event.image_id)
     found = await belongings(event.image_id, event.owner, event.generation, noted, read_model, files)
     found.receipts = list(receipts)
     again = erasure.erased_at is not None
     removed = erasure.removed + found.counts() if again else erasure.removed.at_least(found.counts())
-    erasure = await erasures.say(erasure, removed=removed)
+    erasure = await erasures.update(erasure, removed=removed)
     await remove(found, event.image_id, event.owner, files)
-    await read_model.bury(event.image_id, event.owner, event.generation)
+    await read_model.write_tombstone(event.image_id, event.owner, event.generation)
     for key in receipts:
         await files.delete(key)
     if not again:
-        await erasures.say(erasure, erased_at=now())
+        await erasures.update(erasure, erased_at=now())
     return Done.BEFORE if again else Done.NOW
 
 

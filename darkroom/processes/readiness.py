@@ -107,7 +107,7 @@ def readiness(
         **(own_parts or {}),
     }
     states = {
-        "files": worst(breakers, object_store_breakers.ANSWERS, object_store_breakers.TAKES),
-        "vectors": worst(breakers, read_model_breakers.ANSWERS, read_model_breakers.TAKES),
+        "files": worst(breakers, object_store_breakers.READS, object_store_breakers.WRITES),
+        "vectors": worst(breakers, read_model_breakers.READS, read_model_breakers.WRITES),
     }
     return Parts(parts, settings.readiness_timeout_s, settings.readiness_cache_s, states)

@@ -1,4 +1,4 @@
-"""The catalogue of the read model in this process: what of each image is looked up other than by id."""
+"""In-memory index of the embedded read model, for lookups other than by id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streams.read_model.words import label_key, words_of
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the catalogue knows of an image. `text` is its words between single spaces."""
+    """Indexed fields of an image. `text` is its words separated and enclosed by single spaces."""
 
     owner: str
     state: str
@@ -29,7 +29,7 @@ class Entry:
 
     @classmethod
     def of(cls, record: ImageRecord) -> Entry:
-        """Return the entry of a record."""
+        """Return the index entry of a record."""
         return cls(
             owner=record.owner,
             state=record.state.value,
@@ -44,20 +44,20 @@ class Entry:
         )
 
 
-def suiting(wanted: Filters) -> Callable[[Entry], bool]:
-    """Return the test whether a listing has an image. What is deleted, or on the way there, is in none."""
+def matcher(wanted: Filters) -> Callable[[Entry], bool]:
+    """Return the predicate of a listing's filters. Images deleted or being deleted never match."""
     labels, tags = frozenset(map(label_key, wanted.labels)), frozenset(wanted.tags)
     words = [f" {word} " for word in text_words(wanted.text)]
     since, until = (moment.timestamp() if moment is not None else None for moment in (wanted.since, wanted.until))
 
-    def came_between(entry: Entry) -> bool:
+    def submitted_between(entry: Entry) -> bool:
         if since is None and until is None:
             return True
         if entry.submitted is None or (since is not None and entry.submitted < since):
             return False
         return until is None or entry.submitted < until
 
-    def suits(entry: Entry) -> bool:
+    def matches(entry: Entry) -> bool:
         return (
             not entry.deleted
             and entry.state != ImageState.DELETED
@@ -66,17 +66,17 @@ def suiting(wanted: Filters) -> Callable[[Entry], bool]:
             and wanted.category in (None, entry.category)
             and entry.tags >= tags
             and labels.issubset(entry.label_keys)
-            and came_between(entry)
+            and submitted_between(entry)
             and all(word in entry.text for word in words)
         )
 
-    return suits
+    return matches
 
 
 def _seconds(text: str | None) -> float | None:
-    """Return a time as unix seconds, None if there is none; another service may have written anything."""
+    """Return a time as unix seconds; None for None or an invalid time, which other services may write."""
     try:
-        said = datetime.fromisoformat(text or "")
+        moment = datetime.fromisoformat(text or "")
     except ValueError:
         return None
-    return (said if said.tzinfo is not None else said.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

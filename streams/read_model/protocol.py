@@ -17,16 +17,16 @@ from streams.read_model.records import Filters, HistoryEntry, Hit, ImageRecord, 
 
 
 class ReadModel(Protocol):
-    """The images. Reads other than `get` and `scan` are limited to one owner. Calls raise DependencyUnavailable."""
+    """The images. All reads but `get` and `scan` are limited to one owner. Calls raise DependencyUnavailable."""
 
     async def get(self, image_id: str) -> ImageRecord | None:
-        """Return one image, whoever owns it (the indexer's view), tombstones included."""
+        """Return one image of any owner (for the indexer), tombstones included."""
 
     async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
-        """Make sure a point of at least this generation exists: insert the stub, or raise an older generation.
+        """Ensure that a point of at least this generation exists: insert the stub, or replace an older generation.
 
-        Raising forgets what the older generation knew, vector and history included, but for the history given here.
-        Nothing happens to another owner's point.
+        Replacing removes the older generation's data, vector and history included, except the history given here.
+        Another owner's point is not changed.
         """
 
     async def merge(
@@ -47,19 +47,20 @@ class ReadModel(Protocol):
         """
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
-        """Return what was written down of an image, by the names the entries were written under."""
+        """Return an image's history entries by name."""
 
     async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
-        """Forget all entries but these, under the same condition as `merge`."""
+        """Remove all history entries but these, under the same condition as `merge`."""
 
-    async def bury(self, image_id: str, owner: str, generation: int) -> None:
-        """Leave only a tombstone (owner, generation, deleted): no personal data, no vector. Lower facts bounce off.
+    async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
+        """Replace a point by a tombstone (owner, generation, deleted) without personal data or vector.
 
-        Of equal generations the tombstone wins. It is made even if there is no point yet, never of another owner's.
+        It also replaces a point of equal generation, and is inserted if there is none; facts of lower or equal
+        generations then change nothing. Another owner's point is not changed.
         """
 
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
-        """Return those images that exist and belong to the owner, in the order asked, without tombstones."""
+        """Return those images that exist and belong to the owner, in the given order, without tombstones."""
 
     async def page(
         self,
@@ -70,45 +71,45 @@ class ReadModel(Protocol):
         beyond: str | None = None,
         oldest_first: bool = False,
     ) -> list[ImageRecord]:
-        """Return a page of the owner's images, or of everybody's, newest first, from the first beyond that id.
+        """Return a page of the owner's images, or of all owners', newest first, starting beyond that id.
 
-        Ordered by id, which begins with the time. What is deleted, or on the way there, is not in it. A page shorter
-        than the limit is the last.
+        Ordered by id, which starts with the time. Images that are deleted or being deleted are excluded. A page
+        shorter than the limit is the last.
         """
 
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         """Return the nearest images by cosine, nearest first; the score is the cosine."""
 
     async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
-        """Return images whose text holds all the words, or that carry a label named in the words.
+        """Return images whose text contains all the words, or that have a label among the words.
 
-        Words are runs of letters and digits, whatever their case. The score is the share of the words that matched:
-        1.0 when the text holds them all, else how many of them name labels. Best first, then newest.
+        Words are runs of letters and digits; case is ignored. The score is the share of the words that matched: 1.0 if
+        the text contains all, else the share that names labels. Best first, then newest.
         """
 
     async def vector_of(self, image_id: str) -> list[float] | None:
         """Return the stored vector of an image."""
 
     async def uses_of(self, owner: str, sha256: str) -> int:
-        """Return how many images of this owner have these bytes as their original or master.
+        """Return the number of this owner's images that have these bytes as their original or master.
 
-        Those in the state `deleted`, tombstone or on the way there, do not count.
+        Images in the state `deleted`, tombstones or being deleted, do not count.
         """
 
     async def count(self, owner: str | None = None) -> dict[str, int]:
-        """Return the number of images by state, tombstones apart."""
+        """Return the number of images by state, without tombstones."""
 
     async def scan(
         self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
     ) -> list[ImageRecord]:
-        """Return a page of all owners' images, oldest first, from the first whose id is greater than `after`.
+        """Return a page of all owners' images, oldest first, starting after the id `after`.
 
-        This is the operator's view. Ordered by id, which begins with the time. Tombstones come only when the state
-        asked for is `deleted`. A page shorter than the limit is the last.
+        For operators. Ordered by id, which starts with the time. Tombstones are included only with the state `deleted`.
+        A page shorter than the limit is the last.
         """
 
     async def purge(self, image_id: str, generation: int) -> None:
-        """Remove a tombstone of at most this generation for good. What is no tombstone, or newer, stays as it is."""
+        """Delete a tombstone of at most this generation; any other point is not changed."""
 
     async def check(self) -> None:
-        """Prove that the collection exists with the right vectors and answers."""
+        """Check that the collection answers and has the right vectors."""

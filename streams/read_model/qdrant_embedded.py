@@ -1,9 +1,8 @@
-"""The read model in this process: Qdrant's local mode, for one process and some ten thousand images.
+"""The embedded read model: Qdrant's local mode, for one process and some ten thousand images.
 
-Local mode answers a filter by looking at every payload in Python (measured at 10,000 images: 34 ms for a filtered
-write, 230 ms for a filtered search), so nothing here uses one. All calls happen in one thread, so reading a point,
-deciding and writing it back is one step nobody can interrupt; and what must be looked up other than by id is kept in
-a small catalogue beside the collection.
+Local mode evaluates a filter in Python on every payload (measured at 10,000 images: 34 ms for a filtered write, 230 ms
+for a filtered search), so no filters are used here. All calls run in one thread, which makes read-modify-write atomic;
+lookups other than by id use an in-memory index.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from qdrant_client import QdrantClient, models
 
 from schemas.values import ImageState
 from streams.errors import DependencyUnavailable, NotReady
-from streams.read_model.embedded_index import Entry, suiting
+from streams.read_model.embedded_index import Entry, matcher
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant_schema import (
     HISTORY,
@@ -43,7 +42,7 @@ from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, Image
 from streams.read_model.words import words_of
 from streams.settings import QdrantSettings
 
-PAGE = 500  # images read at once while the catalogue is filled
+PAGE = 500  # images read per call while the index is built
 
 R = TypeVar("R")
 
@@ -54,7 +53,7 @@ class LocalReadModel:
     def __init__(self, settings: QdrantSettings) -> None:
         self._settings = settings
         self._name = settings.collection
-        self._catalogue: dict[str, Entry] = {}
+        self._index: dict[str, Entry] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="qdrant")
         self._client: QdrantClient | None = None
 
@@ -65,7 +64,7 @@ class LocalReadModel:
         return self._client
 
     async def open(self) -> None:
-        """Open the folder, create the collection when it is missing, fill the catalogue."""
+        """Open the folder, create the collection if missing, build the index."""
         await self._call(self._open)
 
     async def close(self) -> None:
@@ -117,7 +116,7 @@ class LocalReadModel:
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         def read() -> dict[str, HistoryEntry]:
-            if image_id not in self._catalogue:
+            if image_id not in self._index:
                 return {}
             found = self._qdrant.retrieve(self._name, [image_id], with_payload=[HISTORY])
             return to_history(found[0].payload or {}) if found else {}
@@ -127,7 +126,7 @@ class LocalReadModel:
     async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
         await self.merge(image_id, generation, {HISTORY: to_entries(entries)})
 
-    async def bury(self, image_id: str, owner: str, generation: int) -> None:
+    async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
         def write() -> None:
             known = self._get(image_id)
             if known is not None:
@@ -155,13 +154,13 @@ class LocalReadModel:
         oldest_first: bool = False,
     ) -> list[ImageRecord]:
         def read() -> list[ImageRecord]:
-            suits = suiting(wanted)
+            matches = matcher(wanted)
             found = (
                 image_id
-                for image_id, entry in self._catalogue.items()
+                for image_id, entry in self._index.items()
                 if owner in (None, entry.owner)
                 and (beyond is None or (image_id > beyond if oldest_first else image_id < beyond))
-                and suits(entry)
+                and matches(entry)
             )
             ids = nsmallest(limit, found) if oldest_first else nlargest(limit, found)
             return sorted(self._records(ids), key=lambda record: record.image_id, reverse=not oldest_first)
@@ -170,15 +169,15 @@ class LocalReadModel:
 
     async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
         def search() -> list[Hit]:
-            asked = limit
-            while True:  # ask for more than wanted until enough are the owner's: cheaper than a filter
+            fetched = limit
+            while True:  # fetch more until enough are the owner's: cheaper than a filter
                 points = self._qdrant.query_points(
-                    self._name, query=list(vector), using=VECTOR, limit=asked, with_payload=False
+                    self._name, query=list(vector), using=VECTOR, limit=fetched, with_payload=False
                 ).points
                 scores = {str(p.id): p.score for p in points if self._owned(str(p.id), owner)}
-                if len(scores) >= limit or len(points) < asked:
+                if len(scores) >= limit or len(points) < fetched:
                     break
-                asked *= 4
+                fetched *= 4
             nearest = list(scores)[:limit]
             return [Hit(record, scores[record.image_id], ("meaning",)) for record in self._records(nearest)]
 
@@ -192,13 +191,13 @@ class LocalReadModel:
 
         def search() -> list[Hit]:
             matches: dict[str, tuple[float, tuple[str, ...]]] = {}
-            for image_id, entry in self._catalogue.items():
+            for image_id, entry in self._index.items():
                 if entry.owner != owner or entry.deleted:
                     continue
-                holds = all(word in entry.text for word in whole)
+                contains = all(word in entry.text for word in whole)
                 named = share(wanted, names.intersection(entry.label_keys))
-                if holds or named:
-                    matches[image_id] = (1.0 if holds else named, ("text",) * holds + ("label",) * (named > 0))
+                if contains or named:
+                    matches[image_id] = (1.0 if contains else named, ("text",) * contains + ("label",) * (named > 0))
             ranked = sorted(sorted(matches, reverse=True), key=lambda image_id: -matches[image_id][0])[:limit]
             return [Hit(record, *matches[record.image_id]) for record in self._records(ranked)]
 
@@ -217,7 +216,7 @@ class LocalReadModel:
         return await self._call(
             lambda: sum(
                 entry.owner == owner and sha256 in entry.hashes and entry.state != ImageState.DELETED
-                for entry in self._catalogue.values()
+                for entry in self._index.values()
             )
         )
 
@@ -225,9 +224,7 @@ class LocalReadModel:
         return await self._call(
             lambda: dict(
                 Counter(
-                    entry.state
-                    for entry in self._catalogue.values()
-                    if not entry.deleted and owner in (None, entry.owner)
+                    entry.state for entry in self._index.values() if not entry.deleted and owner in (None, entry.owner)
                 )
             )
         )
@@ -238,7 +235,7 @@ class LocalReadModel:
         def read() -> list[ImageRecord]:
             page = sorted(
                 image_id
-                for image_id, entry in self._catalogue.items()
+                for image_id, entry in self._index.items()
                 if (after is None or image_id > after)
                 and (not entry.deleted if state is None else entry.state == state)
             )[:limit]
@@ -251,13 +248,13 @@ class LocalReadModel:
             known = self._get(image_id)
             if known is not None and known.deleted and known.generation <= generation:
                 self._qdrant.delete(self._name, [image_id])
-                del self._catalogue[image_id]
+                del self._index[image_id]
 
         await self._call(write)
 
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
-            raise DependencyUnavailable(f"Qdrant collection {self._name} does not hold our vectors any more")
+            raise DependencyUnavailable(f"Qdrant collection {self._name} no longer has the required vectors")
 
     async def _call(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
@@ -274,15 +271,15 @@ class LocalReadModel:
             self._client = QdrantClient(path=str(self._settings.path))
         except RuntimeError as error:
             raise NotReady(
-                f"the read model in {self._settings.path} is open in another process: stop that, "
-                "or run a Qdrant server and name it in DARKROOM_QDRANT__URL"
+                f"the read model in {self._settings.path} is open in another process: stop that process, "
+                "or use a Qdrant server (DARKROOM_QDRANT__URL)"
             ) from error
         prepare(self._qdrant, self._settings, indexes=False)
         offset: models.ExtendedPointId | None = None
         while True:
             points, offset = self._qdrant.scroll(self._name, limit=PAGE, offset=offset, with_payload=True)
             for point in points:
-                self._catalogue[str(point.id)] = Entry.of(to_record(point.payload or {}))
+                self._index[str(point.id)] = Entry.of(to_record(point.payload or {}))
             if offset is None:
                 return
 
@@ -292,7 +289,7 @@ class LocalReadModel:
             self._client = None
 
     def _owned(self, image_id: str, owner: str) -> bool:
-        entry = self._catalogue.get(image_id)
+        entry = self._index.get(image_id)
         return entry is not None and entry.owner == owner and not entry.deleted
 
     def _get(self, image_id: str) -> ImageRecord | None:
@@ -300,19 +297,19 @@ class LocalReadModel:
         return found[0] if found else None
 
     def _records(self, image_ids: Sequence[str]) -> list[ImageRecord]:
-        known = [image_id for image_id in image_ids if image_id in self._catalogue]
+        known = [image_id for image_id in image_ids if image_id in self._index]
         points = self._qdrant.retrieve(self._name, known, with_payload=True) if known else []
         return [to_record(point.payload or {}) for point in points]
 
     def _put(self, image_id: str, payload: Mapping[str, JsonValue], vectors: Mapping[str, object]) -> None:
         point = models.PointStruct(id=image_id, vector=dict(vectors), payload=dict(payload))
         self._qdrant.upsert(self._name, [point])
-        self._catalogue[image_id] = Entry.of(to_record(payload))
+        self._index[image_id] = Entry.of(to_record(payload))
 
 
 @asynccontextmanager
 async def open_local_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
-    """Open the read model in this process; NotReady when another process has its folder open."""
+    """Open the embedded read model; NotReady if another process has its folder open."""
     model = LocalReadModel(settings)
     try:
         await model.open()

@@ -1,7 +1,7 @@
-"""Listing: an owner's images page by page, in the order of their ids, which begin with the time.
+"""Listing: an owner's images page by page, ordered by id, which starts with the time.
 
-Qdrant scrolls by id upwards only, and orders by an indexed number: newest first goes by the id's milliseconds, and
-images of the same millisecond are put in order here.
+Qdrant scrolls by id in ascending order only, and can order by an indexed number: newest first uses the id's
+milliseconds, and images of the same millisecond are sorted here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SCROLL = 1000  # ids of one millisecond read at once
 
 
 def page_filter(owner: str | None, wanted: Filters) -> models.Filter:
-    """Return the filter of a listing. What is deleted, or on the way there, is in none."""
+    """Return the Qdrant filter of a listing. Images deleted or being deleted never match."""
     must: list[models.Condition] = [equals("deleted", False)]
     if owner is not None:
         must.append(equals("owner", owner))
@@ -38,36 +38,36 @@ def page_filter(owner: str | None, wanted: Filters) -> models.Filter:
     return models.Filter(must=must, must_not=[equals("state", ImageState.DELETED.value)])
 
 
-def oldest(client: QdrantClient, name: str, suiting: models.Filter, after: str | None, limit: int) -> list[str]:
-    """Return the ids of a page, oldest first, from the first that is greater than `after`."""
-    points, _ = client.scroll(name, suiting, limit=limit + 1, offset=after, with_payload=False)
+def oldest(client: QdrantClient, name: str, filters: models.Filter, after: str | None, limit: int) -> list[str]:
+    """Return the ids of a page, oldest first, starting after the id `after`."""
+    points, _ = client.scroll(name, filters, limit=limit + 1, offset=after, with_payload=False)
     return [str(point.id) for point in points if str(point.id) != after][:limit]
 
 
-def newest(client: QdrantClient, name: str, suiting: models.Filter, before: str | None, limit: int) -> list[str]:
-    """Return the ids of a page, newest first, from the first that is less than `before`."""
+def newest(client: QdrantClient, name: str, filters: models.Filter, before: str | None, limit: int) -> list[str]:
+    """Return the ids of a page, newest first, starting before the id `before`."""
     found: set[str] = set()
     earlier = models.Range()
     if before is not None:
-        found = {image_id for image_id in _at(client, name, suiting, sequence(before)) if image_id < before}
+        found = {image_id for image_id in _at(client, name, filters, sequence(before)) if image_id < before}
         earlier = models.Range(lt=sequence(before))
     if len(found) < limit:
         points, _ = client.scroll(
             name,
-            _and(suiting, earlier),
+            _and(filters, earlier),
             limit=limit + 1,
             order_by=models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC),
             with_payload=False,
         )
         ids = [str(point.id) for point in points]
         found.update(ids)
-        if len(ids) > limit:  # of the last millisecond there may be more, and which came is chance
-            found.update(_at(client, name, suiting, sequence(ids[-1])))
+        if len(ids) > limit:  # more may exist of the last millisecond, in undefined order
+            found.update(_at(client, name, filters, sequence(ids[-1])))
     return sorted(found, reverse=True)[:limit]
 
 
-def _at(client: QdrantClient, name: str, suiting: models.Filter, milliseconds: int) -> Iterator[str]:
-    then = _and(suiting, models.Range(gte=milliseconds, lte=milliseconds))
+def _at(client: QdrantClient, name: str, filters: models.Filter, milliseconds: int) -> Iterator[str]:
+    then = _and(filters, models.Range(gte=milliseconds, lte=milliseconds))
     offset: models.ExtendedPointId | None = None
     while True:
         points, offset = client.scroll(name, then, limit=_SCROLL, offset=offset, with_payload=False)
@@ -76,9 +76,9 @@ def _at(client: QdrantClient, name: str, suiting: models.Filter, milliseconds: i
             return
 
 
-def _and(suiting: models.Filter, between: models.Range) -> models.Filter:
+def _and(filters: models.Filter, between: models.Range) -> models.Filter:
     if between == models.Range():
-        return suiting
-    assert isinstance(suiting.must, list)  # noqa: S101 - as page_filter makes it
+        return filters
+    assert isinstance(filters.must, list)  # noqa: S101 - as page_filter builds it
     more = models.FieldCondition(key=SEQUENCE, range=between)
-    return suiting.model_copy(update={"must": [*suiting.must, more]})
+    return filters.model_copy(update={"must": [*filters.must, more]})

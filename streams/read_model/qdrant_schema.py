@@ -1,4 +1,4 @@
-"""How an image lies in Qdrant: the collection, its indexes, the payload, and how words are matched."""
+"""Schema of the Qdrant collection: vectors, indexes, payload, and word matching."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from streams.settings import QdrantSettings
 
 Payload = dict[str, JsonValue]
 
-LABEL_KEYS = "label_keys"  # labels in small letters, for matching; derived from `labels`
+LABEL_KEYS = "label_keys"  # labels in lower case, for matching; derived from `labels`
 SEQUENCE = "sequence"  # milliseconds of the image id (UUIDv7), for newest-first; derived from `image_id`
-HISTORY = "history"  # entries by name; beside the record, and read only when it is asked for
+HISTORY = "history"  # entries by name; not part of the record, and read only on request
 RECORD = models.PayloadSelectorExclude(exclude=[HISTORY])
-LABEL_WORDS = 3  # the longest label looked for in a query
-QUERY_WORDS = 64  # more words than this are not looked at
+LABEL_WORDS = 3  # words of the longest label matched in a query
+QUERY_WORDS = 64  # further words of a query are ignored
 
 INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams] = {
     "owner": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
@@ -50,29 +50,29 @@ INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models
 
 
 def prepare(client: QdrantClient, settings: QdrantSettings, *, indexes: bool) -> None:
-    """Create the collection and its indexes where they are missing. NotReady if the one there does not fit."""
+    """Create the collection and its indexes if missing. NotReady if an existing collection does not fit."""
     name = settings.collection
     if not client.collection_exists(name):
         vectors = {VECTOR: models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)}
         try:
             client.create_collection(name, vectors_config=vectors, on_disk_payload=True)
         except UnexpectedResponse as error:
-            if error.status_code != 409:  # another process was faster
+            if error.status_code != 409:  # created concurrently by another process
                 raise
     if not fits(client, name):
         raise NotReady(
             f"Qdrant collection {name} has no vector {VECTOR} of {DIMENSIONS} dimensions by cosine: "
-            "name another with DARKROOM_QDRANT__COLLECTION"
+            "choose another with DARKROOM_QDRANT__COLLECTION"
         )
     if indexes:
-        there = client.get_collection(name).payload_schema
+        existing = client.get_collection(name).payload_schema
         for field, schema in INDEXES.items():
-            if field not in there:
+            if field not in existing:
                 client.create_payload_index(name, field_name=field, field_schema=schema, wait=True)
 
 
 def fits(client: QdrantClient, name: str) -> bool:
-    """Say whether a collection has the vectors we write."""
+    """Return whether a collection has the required vectors."""
     vectors = client.get_collection(name).config.params.vectors
     found = vectors.get(VECTOR) if isinstance(vectors, dict) else None
     return found is not None and (found.size, found.distance) == (DIMENSIONS, models.Distance.COSINE)
@@ -80,7 +80,7 @@ def fits(client: QdrantClient, name: str) -> bool:
 
 @contextmanager
 def translate_qdrant_errors() -> Iterator[None]:
-    """Turn what the client raises when Qdrant is away, busy or full into DependencyUnavailable."""
+    """Translate the client's errors for an unavailable, busy or full Qdrant into DependencyUnavailable."""
     try:
         yield
     except ResourceExhaustedResponse as error:
@@ -94,17 +94,17 @@ def translate_qdrant_errors() -> Iterator[None]:
 
 
 def to_payload(record: ImageRecord) -> Payload:
-    """Return what is stored of a record."""
+    """Return the payload of a record."""
     return with_derived(record.model_dump(mode="json", exclude_none=True)) | {SEQUENCE: sequence(record.image_id)}
 
 
 def to_entries(entries: Mapping[str, HistoryEntry]) -> Payload:
-    """Return what is stored of entries of a history."""
+    """Return the payload of history entries."""
     return {name: entry.model_dump(mode="json", exclude_none=True) for name, entry in entries.items()}
 
 
 def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
-    """Return the history a payload holds."""
+    """Return the history in a payload."""
     entries = payload.get(HISTORY)
     if not isinstance(entries, dict):
         return {}
@@ -112,12 +112,12 @@ def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
 
 
 def to_record(payload: Mapping[str, object]) -> ImageRecord:
-    """Return the record a payload holds."""
+    """Return the record in a payload."""
     return ImageRecord.model_validate(payload)
 
 
 def with_derived(patch: Mapping[str, JsonValue]) -> Payload:
-    """Return a patch with the keys that are derived from it."""
+    """Return a patch with its derived keys."""
     found = dict(patch)
     labels = found.get("labels")
     if isinstance(labels, list | tuple):
@@ -126,7 +126,7 @@ def with_derived(patch: Mapping[str, JsonValue]) -> Payload:
 
 
 def tombstone(image_id: str, owner: str, generation: int) -> Payload:
-    """Return all that is left of a deleted image."""
+    """Return the payload of a deleted image's tombstone."""
     record = ImageRecord(
         image_id=image_id,
         owner=owner,
@@ -144,7 +144,7 @@ def sequence(image_id: str) -> int:
 
 
 def text_words(text: str | None) -> list[str]:
-    """Return the words a text is asked for, as far as they are looked at."""
+    """Return the words of a text filter, at most QUERY_WORDS."""
     return words_of(text or "")[:QUERY_WORDS]
 
 
@@ -154,7 +154,7 @@ def equals(key: str, value: bool | int | str) -> models.FieldCondition:
 
 
 def owned(owner: str, *more: models.FieldCondition) -> models.Filter:
-    """Return the filter of what an owner has, tombstones apart."""
+    """Return the filter of an owner's images, without tombstones."""
     return models.Filter(must=[equals("owner", owner), equals("deleted", False), *more])
 
 
@@ -168,6 +168,6 @@ def labels_in(words: Sequence[str]) -> frozenset[str]:
 
 
 def share(words: Sequence[str], named: Collection[str]) -> float:
-    """Return which part of the words is in the labels they name: 0 to 1."""
+    """Return the share of the words that occur in the named labels, 0 to 1."""
     covered = {word for key in named for word in key.split()}
     return len(covered) / len(set(words))

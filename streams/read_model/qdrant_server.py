@@ -1,6 +1,6 @@
 """The read model on a Qdrant server (1.17 or later, for insert-only upserts and conditional vectors).
 
-Every write is conditional on the server, so two indexers that meet during a rebalance cannot undo each other.
+Every write is conditional on the server, so that concurrent indexers during a rebalance cannot undo each other's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from streams.read_model.words import words_of
 from streams.settings import QdrantSettings
 
 CONNECTIONS = 16
-CANDIDATES = 1000  # the newest images a word search ranks
+CANDIDATES = 1000  # newest images ranked by a word search
 
 R = TypeVar("R")
 Operation = (
@@ -67,16 +67,16 @@ class ServerReadModel:
         self._qdrant = client
         self._settings = settings
         self._name = settings.collection
-        self._longest_s = 2 * settings.timeout_s  # also for what comes byte by byte, and for a free thread
+        self._longest_s = 2 * settings.timeout_s  # whole call: waiting for a thread, slow responses
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="qdrant")
 
     async def open(self) -> None:
-        """Create what is missing."""
-        # Many calls, each bounded by the client: indexes of a large collection take their time.
+        """Create the collection and indexes if missing."""
+        # Without an overall timeout: indexing a large collection takes long, and the client bounds each call.
         await self._in_thread(lambda: prepare(self._qdrant, self._settings, indexes=True))
 
     def close(self) -> None:
-        """Let connections and threads go."""
+        """Close connections and threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._qdrant.close()
 
@@ -105,7 +105,7 @@ class ServerReadModel:
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        fence = models.Filter(
+        condition = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[image_id]),
                 equals("generation", generation),
@@ -114,17 +114,17 @@ class ServerReadModel:
         )
         operations: list[Operation] = []
         if patch:
-            operations.append(_set(with_derived(patch), fence))
+            operations.append(_set(with_derived(patch), condition))
         if stages:
             records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in stages.items()}
-            operations.append(_set(records, fence, key="stages"))
+            operations.append(_set(records, condition, key="stages"))
         if analysis:
-            operations.append(_set({name: dict(keys) for name, keys in analysis.items()}, fence, key="analysis"))
+            operations.append(_set({name: dict(keys) for name, keys in analysis.items()}, condition, key="analysis"))
         if history:
-            operations.append(_set(to_entries(history), fence, key=HISTORY))
-        if vector is not None:  # last: the only one that answers "no such point", after the others were applied
+            operations.append(_set(to_entries(history), condition, key=HISTORY))
+        if vector is not None:  # last, since it alone fails for a missing point, after the others are applied
             update = models.UpdateVectors(
-                points=[models.PointVectors(id=image_id, vector={VECTOR: list(vector)})], update_filter=fence
+                points=[models.PointVectors(id=image_id, vector={VECTOR: list(vector)})], update_filter=condition
             )
             operations.append(models.UpdateVectorsOperation(update_vectors=update))
         if operations:
@@ -142,7 +142,7 @@ class ServerReadModel:
     async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
         await self.merge(image_id, generation, {HISTORY: to_entries(entries)})
 
-    async def bury(self, image_id: str, owner: str, generation: int) -> None:
+    async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
         alive = models.Filter(
             must=[
                 models.HasIdCondition(has_id=[image_id]),
@@ -154,9 +154,9 @@ class ServerReadModel:
         await self._write(_replace(image_id, tombstone(image_id, owner, generation), alive))
 
     async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
-        return await self._living(owner, image_ids)
+        return await self._not_deleted(owner, image_ids)
 
-    async def _living(self, owner: str | None, image_ids: Sequence[str]) -> list[ImageRecord]:
+    async def _not_deleted(self, owner: str | None, image_ids: Sequence[str]) -> list[ImageRecord]:
         found = await self._retrieve(list(dict.fromkeys(image_ids)))
         records = (found[image_id] for image_id in image_ids if image_id in found)
         return [record for record in records if owner in (None, record.owner) and not record.deleted]
@@ -170,11 +170,11 @@ class ServerReadModel:
         beyond: str | None = None,
         oldest_first: bool = False,
     ) -> list[ImageRecord]:
-        suiting, walk = page_filter(owner, wanted), oldest if oldest_first else newest
+        filters, walk = page_filter(owner, wanted), oldest if oldest_first else newest
         found: list[ImageRecord] = []
-        while True:  # again, if some of a page were deleted while it was read
-            ids = await self._call(partial(walk, self._qdrant, self._name, suiting, beyond, limit))
-            found += await self._living(owner, ids)
+        while True:  # continue if images of the page were deleted while it was read
+            ids = await self._call(partial(walk, self._qdrant, self._name, filters, beyond, limit))
+            found += await self._not_deleted(owner, ids)
             if len(ids) < limit or len(found) >= limit:
                 return found[:limit]
             beyond = ids[-1]
@@ -197,11 +197,11 @@ class ServerReadModel:
         wanted = words_of(words)[:QUERY_WORDS]
         if not wanted:
             return []
-        # Of the text only the word tokenizer's own words are asked for, so that both adapters cut alike.
-        holds = models.FieldCondition(key="text", match=models.MatchText(text=" ".join(wanted)))
+        # Queries only words as tokenised here, so that both adapters match alike.
+        contains = models.FieldCondition(key="text", match=models.MatchText(text=" ".join(wanted)))
         names = labels_in(wanted)
-        carries = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=sorted(names)))
-        by_text, by_label = await asyncio.gather(self._newest(owner, holds), self._newest(owner, carries))
+        has_label = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=sorted(names)))
+        by_text, by_label = await asyncio.gather(self._newest(owner, contains), self._newest(owner, has_label))
         texts = {str(point.id) for point in by_text}
         shares = {str(point.id): share(wanted, names.intersection(_label_keys(point))) for point in by_label}
         scores = {image_id: 1.0 if image_id in texts else shares[image_id] for image_id in texts | shares.keys()}
@@ -242,7 +242,7 @@ class ServerReadModel:
     ) -> list[ImageRecord]:
         wanted = equals("deleted", False) if state is None else equals("state", state.value)
 
-        def read() -> list[ImageRecord]:  # Qdrant scrolls by id, from the offset on: so one more, and without that one
+        def read() -> list[ImageRecord]:  # Qdrant's scroll includes the offset id: fetch one more and drop that one
             points, _ = self._qdrant.scroll(
                 self._name, models.Filter(must=[wanted]), limit=limit + 1, offset=after, with_payload=RECORD
             )
@@ -262,7 +262,7 @@ class ServerReadModel:
 
     async def check(self) -> None:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
-            raise DependencyUnavailable(f"Qdrant collection {self._name} does not hold our vectors any more")
+            raise DependencyUnavailable(f"Qdrant collection {self._name} no longer has the required vectors")
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
@@ -284,16 +284,16 @@ class ServerReadModel:
                 self._qdrant.batch_update_points(
                     self._name, operations, wait=True, ordering=models.WriteOrdering.STRONG
                 )
-            except KeyError:  # a vector for a point that is not there, said by the in-process client
+            except KeyError:  # a vector for a missing point, from the in-process client
                 return
-            except UnexpectedResponse as error:  # the same, said by a server
+            except UnexpectedResponse as error:  # the same from a server
                 if error.status_code != 404 or not self._qdrant.collection_exists(self._name):
                     raise
 
         await self._call(write)
 
     async def _retrieve(self, image_ids: Sequence[str]) -> dict[str, ImageRecord]:
-        ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id)]  # others would fail the whole call
+        ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id)]  # an invalid id fails the call
         if not ids:
             return {}
         points = await self._call(
@@ -318,9 +318,9 @@ def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None
 
 
 def _replace(image_id: str, payload: Payload, where: models.Filter) -> list[Operation]:
-    """Insert a point; if one is there and the filter holds, forget its vector, then all it knew.
+    """Insert a point, or replace one that matches the filter: delete its vector, then overwrite its payload.
 
-    The vector goes first: a crash in between leaves the filter true, so that the repeated fact finishes the work.
+    The vector comes first: after a crash in between the filter still matches, so that the repeated fact completes it.
     """
     point = models.PointStruct(id=image_id, vector={}, payload=dict(payload))
     insert = models.PointsList(points=[point], update_mode=models.UpdateMode.INSERT_ONLY)
@@ -337,7 +337,7 @@ def _label_keys(point: models.Record) -> list[str]:
 
 @asynccontextmanager
 async def open_server_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
-    """Open the collection on a server; DependencyUnavailable when it does not answer, NotReady when it does not fit."""
+    """Open the collection on a server; DependencyUnavailable if it does not answer, NotReady if it does not fit."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     client = QdrantClient(
         url=settings.url, api_key=key, timeout=max(1, round(settings.timeout_s)), check_compatibility=False

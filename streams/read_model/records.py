@@ -17,10 +17,10 @@ HISTORY_LIMIT = 200  # entries of one image
 
 
 class StageRecord(Value):
-    """What is known of one stage of one image."""
+    """Outcome of one stage for one image."""
 
     state: StageState
-    run: int = 0  # the rerun that said this; 0 = the first run
+    run: int = 0  # the rerun that produced this; 0 = the first run
     version: str = ""
     attempts: int = 1
     duration_ms: int = 0
@@ -34,22 +34,22 @@ class StageRecord(Value):
 
 
 class HistoryEntry(Value):
-    """One fact, as the indexer met it. Kept beside the record, and not part of it."""
+    """One fact as the indexer read it. Stored next to the record, not in it."""
 
     event_id: str
     type: str
     generation: int
     stage: str
-    state: StageState | None = None  # None: no stage said this
+    state: StageState | None = None  # None: not a stage's fact
     reason: str | None = None  # an ErrorCode
     attempts: int | None = None
     duration_ms: int | None = None
     reused: bool = False
     version: str | None = None
     run: int = 0
-    worker: str | None = None  # who said it
+    worker: str | None = None  # the worker that emitted it
     occurred_at: str
-    recorded_at: str  # when the log took it
+    recorded_at: str  # its timestamp in the log
     trace_id: str | None = None
     topic: str | None = None
     partition: int | None = None
@@ -57,7 +57,7 @@ class HistoryEntry(Value):
 
 
 class ImageRecord(Value):
-    """One image as the read model knows it."""
+    """One image in the read model."""
 
     image_id: str
     owner: str
@@ -98,12 +98,12 @@ class ImageRecord(Value):
     submitted_at: str | None = None
     updated_at: str | None = None
     finished_at: str | None = None
-    finished_by: str | None = None  # ce_id of the fact that completed it: only that fact says the outcome
+    finished_by: str | None = None  # ce_id of the fact that completed it: only that fact emits the outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer of a search."""
+    """One result of a search."""
 
     record: ImageRecord
     score: float
@@ -112,12 +112,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which images a listing is of; what is None or empty leaves the choice free."""
+    """Filters of a listing; a None or empty one matches all."""
 
     state: ImageState | None = None
     bucket: str | None = None
-    labels: tuple[str, ...] = ()  # all of them, whatever their case
-    tags: tuple[str, ...] = ()  # all of them, as they were written
+    labels: tuple[str, ...] = ()  # all of them, ignoring case
+    tags: tuple[str, ...] = ()  # all of them, exactly
     category: str | None = None
     since: datetime | None = None  # submitted then or later
     until: datetime | None = None  # submitted earlier

@@ -1,4 +1,4 @@
-"""Tokenising text and labels for word search, the way Qdrant's `word` tokenizer does."""
+"""Tokenises text and labels for word search as Qdrant's `word` tokenizer does."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in small letters, as Qdrant's `word` tokenizer cuts them."""
+    """Return the words of a text in lower case, tokenised as by Qdrant's `word` tokenizer."""
     return [word.lower() for word in re.findall(r"[^\W_]+", text)]
 
 
 def label_key(label: str) -> str:
-    """Return a label as it is matched: in small letters, its words between single spaces."""
+    """Return a label's matching key: lower case, words separated by single spaces."""
     return " ".join(words_of(label))

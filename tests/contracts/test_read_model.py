@@ -173,7 +173,7 @@ async def test_another_owner_cannot_change_an_image(model: ReadModel) -> None:
     image_id = await added(model, owner="anna", text="mine")
     before = await model.get(image_id)
     await model.begin(stub(image_id, owner="bert", generation=9))
-    await model.bury(image_id, "bert", 9)
+    await model.write_tombstone(image_id, "bert", 9)
     assert await model.get(image_id) == before
 
 
@@ -183,7 +183,7 @@ async def test_a_tombstone_contains_no_personal_data(model: ReadModel) -> None:
         model, seed=1, text="secret", labels=["person"], filename="me.jpg", context={"a": 1}, has_vector=True,
         original=ref("a").model_dump(),
     )  # fmt: skip
-    await model.bury(image_id, "anna", 2)
+    await model.write_tombstone(image_id, "anna", 2)
     found = await model.get(image_id)
     assert found is not None
     assert found.updated_at is not None
@@ -204,14 +204,14 @@ async def test_a_tombstone_contains_no_personal_data(model: ReadModel) -> None:
 async def test_a_tombstone_wins(model: ReadModel) -> None:
     """Later writes without a higher generation, and a second deletion, change nothing."""
     image_id = new_image_id()
-    await model.bury(image_id, "anna", 2)
+    await model.write_tombstone(image_id, "anna", 2)
     buried = await model.get(image_id)
     assert buried is not None
     assert buried.deleted
     for generation in (1, 2):
         await model.begin(stub(image_id, generation=generation))
         await model.merge(image_id, generation, {"text": "late"}, vector=vector(1))
-        await model.bury(image_id, "anna", generation)
+        await model.write_tombstone(image_id, "anna", generation)
     assert await model.get(image_id) == buried
     assert await model.vector_of(image_id) is None
 
@@ -219,7 +219,7 @@ async def test_a_tombstone_wins(model: ReadModel) -> None:
 async def test_a_deletion_of_the_same_generation_wins(model: ReadModel) -> None:
     """A deletion of the generation of an existing image deletes it."""
     image_id = await added(model, text="here")
-    await model.bury(image_id, "anna", 1)
+    await model.write_tombstone(image_id, "anna", 1)
     found = await model.get(image_id)
     assert found is not None
     assert found.deleted
@@ -229,7 +229,7 @@ async def test_a_deletion_of_an_older_generation_does_nothing(model: ReadModel) 
     """A deletion older than the image's generation has no effect."""
     record = stub(generation=5)
     await model.begin(record)
-    await model.bury(record.image_id, "anna", 4)
+    await model.write_tombstone(record.image_id, "anna", 4)
     assert await model.get(record.image_id) == record
 
 
@@ -304,7 +304,7 @@ async def test_images_are_counted_by_state(model: ReadModel) -> None:
     for state in ("completed", "completed", "failed"):
         await added(model, state=state)
     await added(model, owner="bert")
-    await model.bury(await added(model), "anna", 2)
+    await model.write_tombstone(await added(model), "anna", 2)
     assert await model.count("anna") == {"completed": 2, "failed": 1}
     assert await model.count() == {"completed": 2, "failed": 1, "processing": 1}
     assert await model.count("missing") == {}
@@ -337,7 +337,7 @@ async def test_all_images_are_scanned_by_age(model: ReadModel) -> None:
 async def test_a_scan_may_be_of_one_state(model: ReadModel) -> None:
     """A scan of one state returns no other, and tombstones only for the state deleted."""
     done, waiting, buried = await added(model, state="completed"), await added(model), await added(model)
-    await model.bury(buried, "anna", 2)
+    await model.write_tombstone(buried, "anna", 2)
     going = await added(model, state="deleted")
 
     async def found(state: ImageState | None = None, after: str | None = None) -> list[str]:
@@ -353,7 +353,7 @@ async def test_a_scan_may_be_of_one_state(model: ReadModel) -> None:
 async def test_only_tombstones_are_purged(model: ReadModel) -> None:
     """A tombstone of at most the given generation is removed; other images and newer tombstones stay."""
     alive, buried = await added(model, seed=1), await added(model, seed=2)
-    await model.bury(buried, "anna", 2)
+    await model.write_tombstone(buried, "anna", 2)
     await model.purge(buried, 1)
     await model.purge(alive, 9)
     await model.purge(new_image_id(), 9)
@@ -392,8 +392,8 @@ async def test_a_listing_is_stable_while_images_change(model: ReadModel) -> None
     ids = [await added(model) for _ in range(6)]
     first = await model.page("anna", Filters(), limit=2)
     await added(model)
-    await model.bury(ids[4], "anna", 2)
-    await model.bury(ids[2], "anna", 2)
+    await model.write_tombstone(ids[4], "anna", 2)
+    await model.write_tombstone(ids[2], "anna", 2)
     await model.merge(ids[1], 1, {"state": "deleted"})
     second = await model.page("anna", Filters(), limit=2, beyond=first[-1].image_id)
     assert [record.image_id for record in first + second] == [ids[5], ids[4], ids[3], ids[0]]
@@ -464,8 +464,8 @@ WRITES: list[Write] = [(name, generation) for name in ("text", "labels", "vector
 async def _apply(model: ReadModel, image_id: str, write: Write) -> None:
     name, generation = write
     stage = {name: StageRecord(state=StageState.DONE, version=str(generation))}
-    if name == "bury":
-        await model.bury(image_id, "anna", generation)
+    if name == "tombstone":
+        await model.write_tombstone(image_id, "anna", generation)
         return
     await model.begin(stub(image_id, generation=generation))
     if name == "text":
@@ -497,12 +497,12 @@ async def test_writes_commute_and_repeat(
         assert found is not None
         return found.model_copy(update={"image_id": "", "updated_at": None}), await model.vector_of(image_id)
 
-    ordered = [*WRITES, ("bury", 2)] if buried else WRITES
+    ordered = [*WRITES, ("tombstone", 2)] if buried else WRITES
     shuffled = list(order)
     for what, where in repeats:
         shuffled.insert(where, order[what])
     if buried:
-        shuffled.insert(len(repeats), ("bury", 2))
+        shuffled.insert(len(repeats), ("tombstone", 2))
     assert await after(shuffled) == await after(ordered)
 
 
@@ -512,7 +512,7 @@ async def test_data_survives_a_restart(tmp_path: Path) -> None:
     async with open_read_model(where) as model:
         image_id = await added(model, seed=1, text="kept", labels=["bus"], original=ref("a").model_dump())
         gone = await added(model, seed=2, text="gone")
-        await model.bury(gone, "anna", 2)
+        await model.write_tombstone(gone, "anna", 2)
         before = await model.get(image_id)
     async with open_read_model(where) as model:
         assert await model.get(image_id) == before
@@ -537,16 +537,16 @@ async def test_the_breaker_of_writes_opens_until_a_probe_succeeds(
         model = BreakingReadModel(local, breakers)
         full = True
 
-        async def bury(image_id: str, owner: str, generation: int) -> None:
+        async def write_tombstone(image_id: str, owner: str, generation: int) -> None:
             if full:
                 raise DependencyUnavailable("disk full")
-            await original_bury(image_id, owner, generation)
+            await original(image_id, owner, generation)
 
-        original_bury = local.bury
-        monkeypatch.setattr(local, "bury", bury)
+        original = local.write_tombstone
+        monkeypatch.setattr(local, "write_tombstone", write_tombstone)
         for _ in range(5):
             with pytest.raises(DependencyUnavailable, match="disk full"):
-                await model.bury(new_image_id(), "anna", 1)
+                await model.write_tombstone(new_image_id(), "anna", 1)
         assert await model.get(new_image_id()) is None
         waiting = asyncio.create_task(breakers.all_closed())
         await asyncio.sleep(0.2)
@@ -691,6 +691,6 @@ async def test_a_history_is_deleted_with_its_image(model: ReadModel) -> None:
     record = stub()
     await model.begin(record)
     await model.merge(record.image_id, 1, {}, history={"aa": entry("a")})
-    await model.bury(record.image_id, record.owner, 2)
+    await model.write_tombstone(record.image_id, record.owner, 2)
     await model.merge(record.image_id, 2, {}, history={"bb": entry("b")})
     assert await model.history(record.image_id) == {}

@@ -339,7 +339,7 @@ async def test_a_deleted_image_is_hidden_immediately(server: Server, indexed: bo
     assert again.json()["job_id"] == job_id_of(image_id, 2)
     assert server.sink.sent[-1][1].id == event.id
 
-    await server.read_model.bury(image_id, DEFAULT_OWNER, 2)
+    await server.read_model.write_tombstone(image_id, DEFAULT_OWNER, 2)
     assert (await server.client.get(answer.headers["location"])).json()["status"] == "deleted"
     refused(await server.client.get(f"{IMAGES}/{image_id}"), 410, "gone")
     refused(await server.client.delete(f"{IMAGES}/{image_id}"), 410, "gone")
