@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,16 +178,15 @@ async def test_a_read_only_bucket_is_rejected() -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"HEAD"):
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                    continue
-                lines = head.lower().split(b"\r\n")
-                await reader.readexactly(next(int(line[15:]) for line in lines if line.startswith(b"content-length:")))
-                start = f"HTTP/1.1 403 No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-                writer.write(start.encode() + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        start, kind = "HTTP/1.1 403 No\r\nConnection: close\r\n", "Content-Type: application/xml\r\n"
+        if head.startswith(b"HEAD"):
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        else:
+            lines = head.lower().split(b"\r\n")
+            await reader.readexactly(next(int(line[15:]) for line in lines if line.startswith(b"content-length:")))
+            writer.write(f"{start}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
