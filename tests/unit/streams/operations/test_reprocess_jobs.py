@@ -337,7 +337,7 @@ async def test_a_deleted_image_is_never_restarted(backends: Backends, known_to: 
     record = await backends.read_model.get(image)
     assert record is not None
     if known_to == "record":
-        await backends.read_model.bury(image, "anna", 2)
+        await backends.read_model.write_tombstone(image, "anna", 2)
         record = await backends.read_model.get(image)
         assert record is not None
         with skipped(SkipReason.DELETED):

@@ -124,7 +124,7 @@ async def test_a_deletion_during_processing_drops_every_outcome(files: FileStore
     )
     assert (followed(log), fatal) == ({}, [])
     assert [key async for key in objects_of(files, event.image_id, 9)] == [image_key(event.image_id, 3, "master.png")]
-    assert await Tombstones(files).noted(event.image_id) == {SHA}
+    assert await Tombstones(files).noted_hashes(event.image_id) == {SHA}
 
 
 async def test_a_deletion_that_is_not_certain_stops_nothing(files: FileStore) -> None:
