@@ -201,7 +201,7 @@ def _within(settings: ServerSettings, app: Any) -> ASGIApp:
             await app(scope, receive, send)
             return
         detail = f"The limit is {settings.max_headers} headers and {settings.max_head_bytes} bytes."
-        body = _problem(ProblemCode.HEADERS_TOO_LARGE, 431, "The head of the request is too large", detail)
+        body = _problem(ProblemCode.HEADERS_TOO_LARGE, 431, "The request headers are too large", detail)
         await _send(send, 431, body)
 
     return bounded
@@ -209,7 +209,7 @@ def _within(settings: ServerSettings, app: Any) -> ASGIApp:
 
 async def _overloaded(_scope: Scope, _receive: Receive, send: Send) -> None:
     detail = "Too many connections. Nothing was accepted or changed; try again."
-    body = _problem(ProblemCode.OVERLOADED, 503, "Too much is asked at this moment", detail)
+    body = _problem(ProblemCode.OVERLOADED, 503, "The server is overloaded", detail)
     await _send(send, 503, body, retry=True)
 
 

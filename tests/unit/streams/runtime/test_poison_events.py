@@ -55,7 +55,7 @@ def test_only_the_event_processed_alone_at_the_second_crash_is_poison(tmp_path: 
 
 
 def test_a_process_that_exits_for_another_reason_leaves_no_suspects(tmp_path: Path) -> None:
-    """An unavailable Kafka must not turn events into dead letters, however often workers exit because of it."""
+    """An unavailable Kafka must not lead to dead letters, however often workers exit because of it."""
     markers = PoisonEventTracker(tmp_path)
     markers.begin(record(1))
     markers.clear()
