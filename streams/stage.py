@@ -1,8 +1,8 @@
-"""The stage contract: what an agent is, said without Kafka.
+"""The stage contract: declares an agent, independent of Kafka.
 
-A stage is a pure description. Its function turns events into results; the runtime decodes, looks whether the
-result is already there, retries, stores, announces, counts, dead-letters and acks. A stage never retries,
-counts, logs-and-continues, or sees offsets, headers, Faust or the dead letters.
+A stage is a pure description. Its function computes results from events; the runtime decodes, looks up existing
+results, retries, stores, emits, counts, dead-letters and acks. A stage never retries, counts, logs and continues, or
+sees offsets, headers, Faust or the dead letters.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class StageSettings(Group):
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Say these events, in this order. `(topic, event)`; the runtime awaits their delivery."""
+    """Emit these events, in this order: `(topic, event)`; the runtime awaits their delivery."""
 
     events: tuple[tuple[Topic, Event], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Not done, and that is fine. A `reported` skip becomes a fact on the image; else it is only counted."""
+    """Not done, without an error. A `reported` skip becomes a fact on the image; others are only counted."""
 
     code: ErrorCode
     message: str = ""
@@ -60,7 +60,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """The image is bad: final, public, nobody is paged."""
+    """The image is rejected because of its content: final, public, raises no alert."""
 
     code: ErrorCode
     message: str
@@ -75,7 +75,7 @@ R = TypeVar("R", bound=StageResult)
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What the runtime knows when a result is there: for the stage to put into its events."""
+    """What the runtime adds to a result, for the stage's events."""
 
     report: StageReport
     result: ObjectRef  # where the result is stored
@@ -97,18 +97,18 @@ def completed(event: Event, result: StageResult, known: Announcement) -> Emit:
 
 @dataclass(frozen=True, slots=True)
 class Once(Generic[I, T, R]):
-    """Compute once: how a result is named, stored, and turned into events.
+    """Compute once: how a result is named, stored, and announced.
 
-    `input` names the bytes the result depends on; `parameters` everything else that changes it (settings of the
-    stage, weights, the event's own profile parameters). Equal owner, input, stage, version and parameters: equal
-    result, so it is looked up before work and stored after it.
+    `input` is the object the result depends on; `parameters` everything else that changes it (settings of the stage,
+    weights, the event's own profile parameters). Equal owner, input, stage, version and parameters give an equal
+    result, so it is looked up before the work and stored after it.
     """
 
     result: type[R]
     input: Callable[[I], ObjectRef]
     parameters: Callable[[I, T], Mapping[str, JsonValue]]
     announce: Callable[[I, R, Announcement], Emit] = completed
-    # Bytes made here that other stages keep results of: claimed for the image, as an original is.
+    # An object of the result that other stages compute from: referenced by the image, as an original is.
     yields: Callable[[R], ObjectRef] | None = None
 
 
@@ -117,18 +117,18 @@ FindStage = Callable[[str], "Stage[Any, Any, Any]"]
 
 
 def no_stages(name: str) -> Stage[Any, Any, Any]:
-    """Know no stage: for stages that never look up another."""
+    """Raise KeyError: the table of processes whose stage looks up no other."""
     raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the runtime lends a stage when it opens: shared clients, already connected."""
+    """Shared, connected clients that the runtime passes to a stage when it opens."""
 
     settings: Settings
     files: FileStore
     health: HealthBoard
-    breakers: Breakers | None = None  # for what a stage opens itself
+    breakers: Breakers | None = None  # for clients a stage opens itself
     read_model: ReadModel | None = None  # shared in the embedded system, where the read model is in process
     find_stage: FindStage = no_stages  # the stage table, for the indexer
 
@@ -160,8 +160,6 @@ class Stage(Generic[I, T, R]):
 
     Exactly one of `process` (one event) and `process_batch` (a list of events; one answer each, in the same order,
     an exception standing for a failed item) is given. With `once`, the answers are results; without, outcomes.
-    `failed` and `refused` say what to tell the world when an event is given up on or an image refused; the runtime
-    has defaults for them (streams.runtime.outcome_facts).
     """
 
     name: str
@@ -173,8 +171,8 @@ class Stage(Generic[I, T, R]):
     process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
     process_batch: ProcessBatch[I, T, R] | None = None
     once: Once[I, T, R] | None = None
-    # What the indexer stores under `analysis.<name>` of the record, which of those keys clients see, and what lineage
-    # calls it. For stages announced by `completed`; the facts of the others say their own keys.
+    # What the indexer stores under `analysis.<name>` of the record, which of those keys clients see, and their kind
+    # in the lineage. For stages announced by `completed`; other facts have handlers of their own.
     record: Callable[[R], Mapping[str, JsonValue]] | None = None
     public: tuple[str, ...] = ()
     lineage: LineageKind = LineageKind.ANALYSIS

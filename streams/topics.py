@@ -48,15 +48,15 @@ class Topic:
 
 UPLOADED = Topic(
     "image.uploaded", "image id", (intake.ImageUploaded,), 7 * _DAY,
-    ("gateway", "any service"), ("sanitizer",), "An original is in the object store: make it safe.",
+    ("gateway", "any service"), ("sanitizer",), "An original is stored: sanitize it.",
 )  # fmt: skip
 FETCH_REQUESTED = Topic(
     "image.fetch-requested", "source host", (intake.FetchRequested,), 7 * _DAY,
-    ("gateway", "any service"), ("fetcher",), "Bring an image from a URL.",
+    ("gateway", "any service"), ("fetcher",), "Fetch an image from a URL.",
 )  # fmt: skip
 FETCHED = Topic(
     "image.fetched", "image id", (intake.ImageFetched,), 7 * _DAY,
-    ("fetcher",), ("sanitizer",), "The original came from a URL: make it safe.",
+    ("fetcher",), ("sanitizer",), "The original was fetched from a URL: sanitize it.",
 )  # fmt: skip
 SANITIZED = Topic(
     "image.sanitized", "image id", (facts.ImageSanitized,), 7 * _DAY,
@@ -64,7 +64,7 @@ SANITIZED = Topic(
 )  # fmt: skip
 FACTS = Topic(
     "image.facts", "image id", facts.FACTS, 7 * _DAY,
-    ("every agent", "gateway"), ("indexer",), "Everything that is now true of an image.",
+    ("every agent", "gateway"), ("indexer",), "Every fact about an image.",
 )  # fmt: skip
 OUTCOMES = Topic(
     "image.outcomes", "image id", outcomes.OUTCOMES, 3 * _DAY,
@@ -72,15 +72,15 @@ OUTCOMES = Topic(
 )  # fmt: skip
 
 BULK = Topic(
-    "image.bulk", "as the event it holds",
+    "image.bulk", "as the event it contains",
     (intake.ImageUploaded, intake.FetchRequested, intake.ImageFetched, facts.ImageSanitized), 7 * _DAY,
     ("gateway", "reconciler", "any service"), ("scheduler",),
-    "The bulk lane: events that wait until the pipeline has room; the header `lane.target` names their topic.",
+    "The bulk lane: events that wait for spare capacity; the header `lane.target` names their topic.",
 )  # fmt: skip
 
 PIPELINE: tuple[Topic, ...] = (UPLOADED, FETCH_REQUESTED, FETCHED, SANITIZED, FACTS, OUTCOMES, BULK)
-SCHEDULER = "scheduler"  # part of the router: forwards the bulk lane; no agent, but it has dead letters
-LANE_TARGET_HEADER = "lane.target"  # on events in the bulk lane: the logical topic they go to when there is room
+SCHEDULER = "scheduler"  # part of the router: forwards the bulk lane; not an agent, but has dead letters
+LANE_TARGET_HEADER = "lane.target"  # on events in the bulk lane: the logical topic they are forwarded to
 
 
 def delay_topic(agent: str, tier: str) -> str:
@@ -99,7 +99,7 @@ def dead_topic(agent: str) -> str:
 
 
 def replay_topic(agent: str) -> str:
-    """Return the logical name of the topic a dead letter goes to when it is given another life."""
+    """Return the logical name of the topic a dead letter is replayed to."""
     return BULK.name if agent == SCHEDULER else retry_topic(agent)
 
 
@@ -113,7 +113,7 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
     delays = (
         Topic(
             delay_topic(agent, tier), "as the original", events, timedelta(seconds=seconds) + 3 * _DAY,
-            (agent,), ("router",), f"Events {agent} tries again {tier} later.",
+            (agent,), ("router",), f"Events {agent} retries {tier} later.",
             keyed=False, max_bytes=MAX_LETTER_BYTES,
         )
         for tier, seconds in DELAY_TIERS.items()
@@ -123,7 +123,7 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
         Topic(
             retry_topic(agent), "as the original", events, 7 * _DAY,
             ("router", "dead-letters replay", "reconciler"), (agent,),
-            f"Events for {agent} alone: whose delay is over, or that are said again.",
+            f"Events for {agent} alone: after a delay, replayed or resent.",
             max_bytes=MAX_LETTER_BYTES,
         ),
         _dead(agent),
@@ -133,13 +133,13 @@ def agent_topics(agent: str) -> tuple[Topic, ...]:
 def _dead(agent: str) -> Topic:
     return Topic(
         dead_topic(agent), "as the original", _consumed_by(agent), 30 * _DAY,
-        (agent,), ("dead-letters",), f"Events {agent} gave up on, byte for byte, with the reason in headers.",
+        (agent,), ("dead-letters",), f"Events {agent} failed to process, byte for byte, with the reason in headers.",
         keyed=False, max_bytes=MAX_LETTER_BYTES,
     )  # fmt: skip
 
 
 SCHEDULER_DEAD = _dead(SCHEDULER)
-GIVES_UP = (*AGENTS, SCHEDULER)  # whoever has dead letters
+GIVES_UP = (*AGENTS, SCHEDULER)  # consumer groups with dead letters
 
 
 def all_topics() -> tuple[Topic, ...]:
@@ -148,7 +148,7 @@ def all_topics() -> tuple[Topic, ...]:
 
 
 def longest_stay() -> timedelta:
-    """Return for how long a record written now may stay in the log: the longest retention, and its segment's time.
+    """Return how long a record written now may stay in the log: the longest retention plus its segment's time.
 
     Kafka removes whole segments: a record stays until the last one of its segment is past the retention.
     """

@@ -1,8 +1,8 @@
-"""Erasing an image: everything the object store holds of it goes, up to the generation that deletes it.
+"""Erases an image: removes everything the object store has of it, up to the generation that deletes it.
 
-First the deletion is made certain, so that the other agents drop what they have in flight; only then is looked what
-there is. What a repeated deletion needs to know (the hashes, the receipts) goes last, so that one that was interrupted
-anywhere can be finished. What other images of the owner share stays.
+The tombstone is written first, so that the other agents drop work in flight; then the objects are listed and removed.
+The data a repeated deletion needs (hashes, receipts) is removed last, so that an interrupted deletion can always be
+completed. Objects shared with other images of the owner stay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streams.read_model.records import ImageRecord
 
 
 class Done(Enum):
-    """Whether a deletion was done now, or is an old one that was said again."""
+    """Whether a deletion was done now, or was already done when the event was redelivered."""
 
     NOW = "now"
     BEFORE = "before"
@@ -34,7 +34,7 @@ class Done(Enum):
 
 @dataclass(slots=True)
 class Belongings:
-    """What the object store holds of an image and of nobody else, by key; and the hashes of its bytes."""
+    """The keys of the objects that only this image uses, and the hashes of its bytes."""
 
     objects: list[str] = field(default_factory=list)
     originals: list[str] = field(default_factory=list)
@@ -55,9 +55,9 @@ class Belongings:
 async def erase(
     event: DeletionRequested, known: ImageRecord | None, read_model: ReadModel, files: FileStore
 ) -> Done | None:
-    """Remove objects, original, results and the record, in this order; then the receipts. Repeats harmlessly.
+    """Remove objects, original, results and the record, in this order; then the receipts. Idempotent.
 
-    None, and nothing is done, if the image is another owner's as far as read model, receipts and erasure know.
+    Returns None and removes nothing if the read model, a receipt or the tombstone names another owner.
     """
     receipts = await receipts_of(event.image_id, event.generation, files)
     if known is None and any(receipt.owner != event.owner for receipt in receipts.values() if receipt is not None):
@@ -70,7 +70,8 @@ async def erase(
         return Done.BEFORE
     await erasures.note(event.image_id, _hashes(known, receipts.values()))
     if known is not None and not known.deleted:
-        # From here on the image does not count as a user of its bytes: of two deletions at once, the last one sees it.
+        # From here on the image does not count as a user of its bytes, so that the last of two concurrent deletions
+        # removes them.
         await read_model.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
     noted = await erasures.noted_hashes(event.image_id)
     found = await belongings(event.image_id, event.owner, event.generation, noted, read_model, files)
@@ -90,15 +91,15 @@ async def erase(
 async def belongings(
     image_id: str, owner: str, generation: int, hashes: Collection[str], read_model: ReadModel, files: FileStore
 ) -> Belongings:
-    """Find what is stored of an image up to a generation, and under those hashes no other image of the owner has."""
+    """Find the objects of an image up to a generation, and those of its hashes no other image of the owner uses."""
     found = Belongings(hashes=set(hashes))
     found.objects = [key async for key in objects_of(files, image_id, generation)]
-    # The read model hears of an image late; its claims, on original and master, are there before anything follows.
-    claimed = {sha256 for sha256 in found.hashes if await has_other_references(files, owner, sha256, image_id)}
+    # References to originals and masters are written before any event; the read model learns of an image later.
+    shared = {sha256 for sha256 in found.hashes if await has_other_references(files, owner, sha256, image_id)}
     for sha256 in sorted(found.hashes):
-        if sha256 in claimed or await read_model.uses_of(owner, sha256) > 0:
+        if sha256 in shared or await read_model.uses_of(owner, sha256) > 0:
             continue
-        # Only ever at our own key: an event may name any object as its original, its owner's or not.
+        # Only at the owner's own key: an event may name any object as its original.
         if await files.stat(original_key(owner, sha256)) is not None:
             found.originals.append(original_key(owner, sha256))
         found.results += [one.key async for one in files.list(f"results/{owner}/{sha256}/")]
@@ -106,11 +107,11 @@ async def belongings(
 
 
 async def remove(found: Belongings, image_id: str, owner: str, files: FileStore) -> None:
-    """Remove an image's objects, originals and results, and its claims on bytes."""
+    """Remove an image's objects, originals and results, and its references to bytes."""
     for key in (*found.objects, *found.results):
         await files.delete(key)
     for key in found.originals:
-        # Somebody may have sent these bytes again since they were found to be nobody's.
+        # The same bytes may have been submitted again since the check above.
         if not await has_other_references(files, owner, key.rpartition("/")[2], image_id):
             await files.delete(key)
     for sha256 in found.hashes:
@@ -125,6 +126,6 @@ async def receipts_of(image_id: str, generation: int, files: FileStore) -> dict[
 
 def _hashes(known: ImageRecord | None, receipts: Collection[Receipt | None]) -> set[str]:
     refs = [known.original, known.master] if known is not None else []
-    # An image that was refused, or is still on its way, has its original only in its receipt.
+    # The original of a rejected or unfinished image is named only in its receipt.
     refs += [receipt.original for receipt in receipts if receipt is not None]
     return {ref.sha256 for ref in refs if ref is not None}

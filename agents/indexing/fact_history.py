@@ -1,4 +1,4 @@
-"""Histories: what the indexer writes down of each fact, for whoever asks later what happened to an image."""
+"""History of an image: one entry per fact, as the indexer recorded it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from streams.telemetry.tracing import current_origin
 
 
 def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | None = None) -> dict[str, HistoryEntry]:
-    """Return what is to be written down of an event, by its name: the event's id and when it was said.
+    """Return the history entry of an event, keyed by a hash of the event's id and time.
 
-    So one event that comes again is one entry, whatever came between; work that was done again is another.
+    A redelivered event is one entry; work that was done again is another.
     """
     origin = current_origin()
     report = event.report if isinstance(event, Fact) else None
@@ -45,14 +45,14 @@ def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | 
 
 
 async def keep_short(image_id: str, generation: int, read_model: ReadModel) -> None:
-    """Forget the oldest entries beyond the limit: first of reruns, then of what was said again."""
+    """Remove the oldest entries above the limit: those of reruns first, then repetitions."""
     entries = await read_model.history(image_id)
     if len(entries) > HISTORY_LIMIT:
         await read_model.keep_history(image_id, generation, shortened(entries))
 
 
 def shortened(entries: Mapping[str, HistoryEntry]) -> dict[str, HistoryEntry]:
-    """Return the entries that are kept; of each stage and generation the first ever said is among them if it can be."""
+    """Return the entries to keep; the first of each stage and generation is among them if the limit allows."""
     oldest_first = sorted(entries, key=lambda name: (entries[name].occurred_at, name))
     firsts: dict[tuple[str, int], str] = {}
     for name in oldest_first:
@@ -68,6 +68,6 @@ def _when(milliseconds: int) -> str:
 
 
 def _number(text: str) -> int | None:
-    with suppress(ValueError):  # a header somebody else may have written
+    with suppress(ValueError):  # the header may come from another producer
         return int(text)
     return None

@@ -1,4 +1,4 @@
-"""Annotating: the tags, category and metadata an owner says anew, into the image's record."""
+"""Writes an owner's new tags, category and metadata into the image's record."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from streams.read_model.records import ImageRecord
 
 
 async def annotate(event: ImageAnnotated, read_model: ReadModel, erasures: Tombstones) -> bool:
-    """Write what the owner says, unless something later is known; False if the image is deleted or another owner's.
+    """Write annotations unless later ones are recorded; False if the image is deleted or another owner's.
 
-    Whatever order these events, the image's facts and its generations come in, the same stands at the end.
+    The result does not depend on the order of annotations, facts and generations.
     """
     known = await begun(event, read_model, erasures)
     if known is None or known.owner != event.owner or known.deleted or known.state is ImageState.DELETED:
         return False
-    patch: dict[str, JsonValue] = {}  # what comes too late is in the history alone
+    patch: dict[str, JsonValue] = {}  # outdated annotations are recorded in the history only
     if (event.revision, event.occurred_at) > (known.revision, known.revised_at or ""):
         patch = {
             **event.model_dump(mode="json", include={"tags", "category", "context", "revision"}),
@@ -35,10 +35,10 @@ async def annotate(event: ImageAnnotated, read_model: ReadModel, erasures: Tombs
 
 
 async def begun(event: Event, read_model: ReadModel, erasures: Tombstones) -> ImageRecord | None:
-    """Return the record an event is about, begun if its generation is new here; None if the image is deleted."""
+    """Return the record of an event's image, created if its generation is new; None if the image is deleted."""
     known = await read_model.get(event.image_id)
     if known is None or known.generation < event.generation:
-        # The janitor has removed the tombstones of old deletions from the read model; a replayed event is older still.
+        # The janitor removes old tombstones from the read model; a replayed event may be older still.
         erasure = await erasures.get(event.image_id)
         if erasure is not None and erasure.covers(event.owner, event.generation):
             return None
@@ -48,7 +48,7 @@ async def begun(event: Event, read_model: ReadModel, erasures: Tombstones) -> Im
 
 
 def _stub(event: Event, known: ImageRecord | None) -> ImageRecord:
-    """Return what a generation begins with: nothing but what the owner had said of the image before."""
+    """Return the record a generation begins with: only the owner's annotations are carried over."""
     return ImageRecord.model_validate(
         {
             "image_id": event.image_id,

@@ -1,6 +1,6 @@
-"""Detector: a sanitized master in, the objects YOLO finds in it out, with label, confidence and box.
+"""detector: finds objects in a sanitized master with YOLO: label, confidence and box.
 
-Skipped, with the reason on the image, when the weights are not here. Refuses no image; no object is a result.
+Skips, with the reason on the image, if the weights are missing. Rejects no image; no object is a result.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DetectorSettings(StageSettings):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The object store, the detector if it is available, what it was told, and threads to work in."""
+    """The object store, the detector if it is available, its thresholds, and threads for decoding and inference."""
 
     files: FileStore
     detector: Loaded[YoloDetector]
@@ -73,7 +73,7 @@ def _build(settings: DetectorSettings, resources: Resources) -> YoloDetector:
 
 @asynccontextmanager
 async def open_tools(settings: DetectorSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Load the detector and prove it on drawn images and, with COCO's classes, on a known photo."""
+    """Load the detector and check it on drawn images and, with COCO's classes, on a known photo."""
     detector = await load(
         "detector",
         MODEL,
@@ -99,7 +99,7 @@ async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools)
 
 
 async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[DetectedObjects | Skip | Exception]:
-    """Return the objects of each image; an image that cannot be read fails alone."""
+    """Return the objects of each image; an unreadable image fails without affecting the others."""
     detector = tools.detector.model
     if detector is None:
         return tools.detector.skips(len(events))

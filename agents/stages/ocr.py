@@ -1,8 +1,8 @@
-"""OCR: a sanitized master in, its text out: lines with polygon, confidence, engine and language, in reading order.
+"""ocr: reads the text of a sanitized master: lines with polygon, confidence, engine and language, in reading order.
 
-Policies: `auto` (Tesseract, then EasyOCR only where there is text that Tesseract read badly), `hybrid` (both, merged),
-`tesseract`, `easyocr`. When one of two engines is not here, the other reads alone and health says so; when none is,
-the stage skips. Refuses no image; no text is a result.
+Policies: `auto` (Tesseract, then EasyOCR where Tesseract's confidence is low), `hybrid` (both, merged), `tesseract`,
+`easyocr`. If one of two engines is missing, the other reads alone and health reports it; without any, the stage skips.
+Rejects no image; no text is a result.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class OcrSettings(StageSettings):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The object store, the engines if any is available, and threads to work in."""
+    """The object store, the engines if any is available, and threads for reading."""
 
     files: FileStore
     reading: Loaded[Reading]
@@ -71,7 +71,7 @@ def _rules(settings: OcrSettings) -> Rules:
 
 @asynccontextmanager
 async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Load the engines of the policy and prove each on a drawn word."""
+    """Load the engines of the policy and check each on a drawn word."""
     models = resources.settings.models
     reading = await load(
         "ocr", settings.policy, lambda: open_engines(models, _rules(settings)), resources, required=settings.required
@@ -103,10 +103,10 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     reading = tools.reading.model
-    told = tools.settings.model_dump(
+    chosen = tools.settings.model_dump(
         mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
     )
-    return {**told, "engines": [e.model_dump() for e in reading.engines] if reading is not None else []}
+    return {**chosen, "engines": [e.model_dump() for e in reading.engines] if reading is not None else []}
 
 
 def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:

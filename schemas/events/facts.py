@@ -1,4 +1,4 @@
-"""Facts: everything that is now true of an image. The indexer reads these, and only these."""
+"""Facts about images. The indexer reads these, and only these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fact(Event):
 
 
 class ImageSanitized(Submission, Fact):
-    """The image is acceptable, and here is its safe form. Also the work event of the analysis stages."""
+    """The image was accepted, and its safe master is stored. Also the work event of the analysis stages."""
 
     type: ClassVar[str] = "darkroom.image.sanitized.v1"
 
@@ -43,7 +43,7 @@ class ImageResized(Fact):
 
 
 class TextRead(Fact):
-    """The text is known; spans are in the stored result."""
+    """The text was read; its spans are in the stored result."""
 
     type: ClassVar[str] = "darkroom.image.text-read.v1"
 
@@ -54,7 +54,7 @@ class TextRead(Fact):
 
 
 class ObjectsDetected(Fact):
-    """The objects are known."""
+    """Objects were detected."""
 
     type: ClassVar[str] = "darkroom.image.objects-detected.v1"
 
@@ -63,7 +63,7 @@ class ObjectsDetected(Fact):
 
 
 class ImageEmbedded(Fact):
-    """The vector is known."""
+    """The vector was computed."""
 
     type: ClassVar[str] = "darkroom.image.embedded.v1"
 
@@ -80,7 +80,7 @@ class StageCompleted(Fact):
 
 
 class StageSkipped(Fact):
-    """A stage could not or need not do its work, and says why; the image goes on without it."""
+    """A stage was skipped, with the reason; the image continues without it."""
 
     type: ClassVar[str] = "darkroom.image.stage-skipped.v1"
 
@@ -89,17 +89,17 @@ class StageSkipped(Fact):
 
 
 class ImageRefused(Submission, Fact):
-    """The image itself is bad: final, nobody is paged."""
+    """The image was rejected because of its content: final, raises no alert."""
 
     type: ClassVar[str] = "darkroom.image.refused.v1"
 
     code: ErrorCode
-    message: str = Field(description="a sentence a person understands")
+    message: str = Field(description="a sentence for people")
     original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
 
 
 class StageFailed(Fact):
-    """A stage gave up and the event is in its dead letters, from which it can be replayed."""
+    """A stage failed; the event is in its dead letters and can be replayed."""
 
     type: ClassVar[str] = "darkroom.image.stage-failed.v1"
 
@@ -109,30 +109,30 @@ class StageFailed(Fact):
 
 
 class DeletionRequested(Event):
-    """The owner wants the image gone: a new generation that leaves nothing but a tombstone."""
+    """The owner deleted the image: a new generation that leaves only a tombstone."""
 
     type: ClassVar[str] = "darkroom.image.deletion-requested.v1"
     stage: ClassVar[str] = "gateway"
 
 
 class ImageAnnotated(Event):
-    """The owner says tags, category and metadata anew: all of them, as they now are.
+    """The owner changed tags, category or metadata; the event has all of them, as they now are.
 
-    Of two, the one of the higher revision stands; of equal revisions, the later. It is said of the image, not of one
-    run of it: it holds in later generations too, until the image is deleted.
+    The highest revision wins; of equal revisions, the later event. It applies to the image, not to one run: later
+    generations keep it, until the image is deleted.
     """
 
     type: ClassVar[str] = "darkroom.image.annotated.v1"
     stage: ClassVar[str] = "gateway"
 
-    revision: int = Field(ge=1, description="how often the owner has changed them, this time included")
+    revision: int = Field(ge=1, description="number of changes by the owner, including this one")
     tags: tuple[Tag, ...] = Field(default=(), max_length=MAX_TAGS)
     category: Category | None = None
-    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned as it is")
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata, returned unchanged")
 
     def identity(self) -> str:
-        said = self.model_dump(mode="json", include={"tags", "category", "context"})
-        return f"{self.revision} {parameters_hash(said)}"
+        annotations = self.model_dump(mode="json", include={"tags", "category", "context"})
+        return f"{self.revision} {parameters_hash(annotations)}"
 
 
 FACTS: tuple[type[Event], ...] = (

@@ -1,4 +1,4 @@
-"""History and lineage over HTTP: what happened to an image, and where each part of what is known of it comes from."""
+"""Bodies of history and lineage: the events of an image, and the origin of each of its results."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _IMAGE = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 class HistoryKind(StrEnum):
-    """What an entry of a history is of."""
+    """The kind of a history entry."""
 
     ACCEPTED = "accepted"  # an upload, a fetch, or an event of another service
-    STAGE = "stage"  # what a stage said
-    ANNOTATED = "annotated"  # its owner said tags, category or metadata anew
-    RERUN = "rerun-requested"  # a stage, or all of it, was asked to run again
-    ENDED = "ended"  # how it stands, if it has ended
+    STAGE = "stage"  # a fact of a stage
+    ANNOTATED = "annotated"  # the owner changed tags, category or metadata
+    RERUN = "rerun-requested"  # of one stage, or of all
+    ENDED = "ended"  # the final state
 
 
 class HistoryItem(Value):
-    """One thing that happened. Which fields are there depends on `kind`. Times are RFC 3339, UTC."""
+    """One entry. Its fields depend on `kind`. Times are RFC 3339, UTC."""
 
     at: str = Field(description="when it happened", examples=["2026-01-01T12:00:00.000Z"])
-    recorded_at: str | None = Field(default=None, description="when the log took the event")
+    recorded_at: str | None = Field(default=None, description="when the event was appended to the log")
     kind: HistoryKind
-    via: str | None = Field(default=None, description="of what was accepted: upload, fetch or event")
+    via: str | None = Field(default=None, description="how it was submitted: upload, fetch or event")
     lane: Lane | None = None
     job_id: str = Field(examples=[f"{_IMAGE}.1"])
     event: str | None = Field(default=None, description="the event's type", examples=["darkroom.image.resized.v1"])
@@ -37,52 +37,52 @@ class HistoryItem(Value):
     reason: str | None = Field(default=None, description="an error code of docs/errors.md")
     attempts: int | None = None
     duration_ms: int | None = None
-    reused: bool | None = Field(default=None, description="the result was already there; nothing was computed")
+    reused: bool | None = Field(default=None, description="an existing result was reused; nothing was computed")
     version: str | None = Field(default=None, description="of the stage")
-    run: int | None = Field(default=None, description="which rerun: when it was asked for, unix milliseconds")
-    worker: str | None = Field(default=None, description="the process that said it", examples=["node-3/4711"])
+    run: int | None = Field(default=None, description="the rerun: its request time in unix milliseconds")
+    worker: str | None = Field(default=None, description="the process that emitted the event", examples=["node-3/4711"])
     trace_id: str | None = None
     position: str | None = Field(default=None, description="topic/partition/offset", examples=["image.facts/2/1041"])
 
 
 class ImageHistory(Value):
-    """Everything that happened to an image, oldest first."""
+    """The history of an image, oldest first."""
 
     image_id: str
     items: tuple[HistoryItem, ...]
-    cut: bool = Field(description="there were more: the oldest reruns and repetitions were forgotten")
+    cut: bool = Field(description="entries were removed: the oldest reruns and repetitions")
 
 
 class LineageState(StrEnum):
-    """Whether it is known where something comes from."""
+    """Whether the origin is known."""
 
     KNOWN = "known"
-    NOT_MADE = "not-made"  # the stage has not run, or made nothing
-    MISSING = "missing"  # what the stage stored is not there any more
-    UNREADABLE = "unreadable"  # it is there, and cannot be read
+    NOT_MADE = "not-made"  # the stage has not run, or has no result
+    MISSING = "missing"  # the stored result was removed
+    UNREADABLE = "unreadable"  # the stored result cannot be parsed
 
 
 class Origin(Value):
-    """Where the work of one stage comes from."""
+    """The origin of one stage's result."""
 
     state: LineageState
-    detail: str | None = Field(default=None, description="why it is not known")
+    detail: str | None = Field(default=None, description="why it is unknown")
     stage_state: StageState
-    reused: bool = Field(default=False, description="computed for equal bytes before, and adopted")
-    input_sha256: str | None = Field(default=None, description="of the bytes it was computed from")
+    reused: bool = Field(default=False, description="computed earlier from equal bytes")
+    input_sha256: str | None = Field(default=None, description="of the input bytes")
     stage_version: str | None = None
     code_version: str | None = None
-    models: tuple[ModelRef, ...] = Field(default=(), description="the weights that answered")
+    models: tuple[ModelRef, ...] = Field(default=(), description="the weights it was computed with")
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     parameters_hash: str | None = None
     computed_at: str | None = Field(default=None, description="RFC 3339, UTC")
     duration_ms: int | None = None
-    event_id: str | None = Field(default=None, description="ce_id of the event that asked for it")
+    event_id: str | None = Field(default=None, description="ce_id of the event that caused it")
     trace_id: str | None = None
 
 
 class LineageKind(StrEnum):
-    """What a part of an image is."""
+    """The kind of a result."""
 
     MASTER = "master"
     VARIANT = "variant"
@@ -93,7 +93,7 @@ class LineageKind(StrEnum):
 
 
 class LineageItem(Value):
-    """One part of what is known of an image, and the stage it comes from."""
+    """One result of an image, and its stage."""
 
     kind: LineageKind
     name: str = Field(description="the variant's name, the object's label, the analysis' stage", examples=["thumbnail"])
@@ -103,7 +103,7 @@ class LineageItem(Value):
 
 
 class ImageLineage(Value):
-    """Where everything that is known of an image comes from."""
+    """The origin of every result of an image."""
 
     image_id: str
     original_sha256: str | None = None

@@ -1,4 +1,4 @@
-"""What is said over HTTP of images as they are kept: listed, described, annotated."""
+"""Bodies of listing, describing and annotating images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.values import ImageState, Value
 
 MAX_PAGE = 500  # images of one page
 PAGE = 50  # images of a page that asks for no number
-MAX_NAMED = 20  # tags, or labels, one listing may ask for
+MAX_NAMED = 20  # tags, or labels, in one listing's filter
 
 ListedState = Literal["processing", "completed", "rejected", "failed"]
 
@@ -21,13 +21,13 @@ class ImageItem(Value):
     """One image of a listing."""
 
     image_id: str
-    job_id: str = Field(description="of its newest run")
+    job_id: str = Field(description="of its latest run")
     state: ImageState
-    urls: dict[str, str] = Field(default_factory=dict, description="by size, as far as they are there")
+    urls: dict[str, str] = Field(default_factory=dict, description="by size, of the existing renditions")
     filename: str | None = None
     bucket: str = "default"
-    labels: tuple[str, ...] = Field((), description="what is on it")
-    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    labels: tuple[str, ...] = Field((), description="detected objects")
+    tags: tuple[str, ...] = Field((), description="set by the owner", examples=[["beach", "summer"]])
     category: str | None = Field(None, examples=["holiday"])
     context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata")
     error: JobError | None = None
@@ -40,23 +40,25 @@ class ImagePage(Value):
 
     items: tuple[ImageItem, ...]
     next_cursor: str | None = Field(
-        None, description="gives the next page, with the same filters; absent on the last", examples=["AZmhssPUfl-K"]
+        None,
+        description="cursor of the next page, with the same filters; absent on the last",
+        examples=["AZmhssPUfl-K"],
     )
 
 
 class ImageDetails(ImageItem, ImageMetadata):
-    """Everything known of an image but where its text and objects are; those are in its job's result."""
+    """Everything known of an image except the positions of text and objects, which are in its job's result."""
 
     text: str | None = None
     analysis: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict, description="results of stages without a field of their own, by stage", examples=[{}]
     )
     stages: dict[str, StageView] = Field(default_factory=dict)
-    revision: int = Field(0, description="how often tags, category and context were changed")
+    revision: int = Field(0, description="number of changes of tags, category and context")
 
 
 class AnnotationPatch(BaseModel):
-    """What to change of an image: a JSON Merge Patch (RFC 7396). What is absent stays; null takes away."""
+    """A JSON Merge Patch (RFC 7396) of an image: absent members stay, null removes."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -64,14 +66,14 @@ class AnnotationPatch(BaseModel):
         json_schema_extra={"examples": [{"tags": ["beach"], "category": None, "context": {"album": "2026"}}]},
     )
 
-    tags: tuple[Tag, ...] | None = Field(None, max_length=MAX_TAGS, description="all of them; null: none")
+    tags: tuple[Tag, ...] | None = Field(None, max_length=MAX_TAGS, description="replaces all tags; null: none")
     category: Category | None = None
     context: dict[str, JsonValue] | None = Field(
-        None, description="merged into the client's metadata key by key, at every depth; null: none at all"
+        None, description="merged into the client's metadata key by key, at every depth; null: removes all"
     )
 
 
-MAX_BATCH = 50  # images one batch request may name
+MAX_BATCH = 50  # images per batch request
 
 
 class ImageView(Value):
@@ -96,7 +98,7 @@ class ImageSizes(Value):
 
 
 class BatchError(Value):
-    """Why one image of a batch is not in the answer."""
+    """Why one image of a batch is missing in the response."""
 
     image_id: str
     code: str
@@ -104,7 +106,7 @@ class BatchError(Value):
 
 
 class ImageBatch(Value):
-    """Several images in one size, in the order asked, without those that have an error."""
+    """Several images in one size, in the requested order, without those that have an error."""
 
     images: tuple[ImageView, ...]
     errors: tuple[BatchError, ...] = ()

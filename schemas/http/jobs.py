@@ -1,4 +1,4 @@
-"""What is said over HTTP: the bodies of requests and responses, shared by the gateway and its Python client."""
+"""Bodies of jobs and their results, shared by the gateway and its Python client."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from schemas.values import Box, ImageState, Lane, StageState, Value
 
 
 class StageView(Value):
-    """Where one stage of one image stands."""
+    """The state of one stage of one image."""
 
     state: StageState
     attempts: int | None = None
     duration_ms: int | None = None
     version: str | None = None
-    reused: bool | None = Field(None, description="the result was already there; nothing was computed")
+    reused: bool | None = Field(None, description="an existing result was reused; nothing was computed")
     reason: str | None = Field(None, description="a stable code, when skipped, rejected or failed")
     message: str | None = None
 
 
 class JobError(Value):
-    """Why an image was refused or could not be processed."""
+    """Why an image was rejected or failed."""
 
     code: str
     message: str
 
 
 class JobStatus(Value):
-    """Where a job stands."""
+    """The state of a job."""
 
     job_id: str
     image_id: str
     status: ImageState
     stages: dict[str, StageView]
-    urls: dict[str, str] = Field(default_factory=dict, description="by size, as far as they are there")
+    urls: dict[str, str] = Field(default_factory=dict, description="by size, of the existing renditions")
     created_at: str | None = None
     completed_at: str | None = None
     error: JobError | None = None
-    lane: Lane | None = Field(None, description="where it waits, until the first agent has reported of it")
+    lane: Lane | None = Field(None, description="the lane it waits in, until an agent has reported")
 
 
 class Dimensions(Value):
@@ -48,7 +48,7 @@ class Dimensions(Value):
 
 
 class VariantView(Value):
-    """What is known of one size of an image."""
+    """One size of an image."""
 
     width: int = Field(description="pixels")
     height: int = Field(description="pixels")
@@ -58,7 +58,7 @@ class VariantView(Value):
 
 
 class ImageMetadata(Value):
-    """What is known of an image beside what it shows."""
+    """Properties of an image."""
 
     dominant_color: str | None = None
     palette: tuple[str, ...] = ()
@@ -70,10 +70,10 @@ class ImageMetadata(Value):
     filename: str | None = None
     bucket: str = "default"
     source_url: str | None = None
-    tags: tuple[str, ...] = Field((), description="what its owner calls it", examples=[["beach", "summer"]])
+    tags: tuple[str, ...] = Field((), description="set by the owner", examples=[["beach", "summer"]])
     category: str | None = Field(None, examples=["holiday"])
     variants: dict[str, VariantView] = Field(default_factory=dict)
-    context: dict[str, JsonValue] = Field(default_factory=dict, description="what the client sent as metadata")
+    context: dict[str, JsonValue] = Field(default_factory=dict, description="the client's metadata")
 
 
 class SpanView(Value):
@@ -110,8 +110,8 @@ class JobResult(Value):
     status: ImageState
     urls: dict[str, str] = Field(default_factory=dict)
     metadata: ImageMetadata = Field(default_factory=ImageMetadata)
-    text: TextView | None = Field(None, description="absent when no text stage was done")
-    objects: tuple[ObjectView, ...] | None = Field(None, description="absent when no detection was done")
+    text: TextView | None = Field(None, description="absent if the text was not read")
+    objects: tuple[ObjectView, ...] | None = Field(None, description="absent if no detection was done")
     analysis: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict, description="results of stages without a field of their own, by stage", examples=[{}]
     )

@@ -1,4 +1,4 @@
-"""What a stage computes: the body of the stored result, and of the fact that announces it."""
+"""Results of stages: the body of the stored result."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from schemas.values import DetectedObject, ModelRef, ObjectRef, Rendition, TextS
 
 
 class StageResult(Value):
-    """A computed result. Subclasses that wrote objects name them, so that the runtime can rehome them."""
+    """A computed result. Subclasses that stored objects list them, so that the runtime can copy them."""
 
     def objects(self) -> Mapping[str, ObjectRef]:
         """Return the objects the stage wrote for this result, by file name within the image's folder."""
         return {}
 
     def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
-        """Return the same result pointing at other copies of its objects."""
+        """Return the same result with references to other copies of its objects."""
         return self
 
     def models(self) -> tuple[ModelRef, ...]:
-        """Return the weights that answered."""
+        """Return the weights that computed it."""
         return ()
 
 
 class FetchedOriginal(StageResult):
-    """Bytes brought from a URL."""
+    """Bytes fetched from a URL."""
 
     original: ObjectRef
     final_url: str
@@ -42,14 +42,14 @@ class Colour(Value):
 
 
 class CaptureDetails(Value):
-    """Private: kept only when the sanitizer is told to."""
+    """Private: stored only if the sanitizer's settings say so."""
 
     captured_at: str | None = None
     camera: str | None = None
 
 
 class SanitizedImage(StageResult):
-    """A safe, upright, metadata-free sRGB image, and what is known of it."""
+    """A safe, upright, metadata-free sRGB image and its properties."""
 
     master: ObjectRef
     width: int = Field(gt=0, description="pixels, upright")
