@@ -47,6 +47,7 @@ def _logs() -> None:
     configure_logs(TelemetrySettings(log_level="WARNING"), process="tests")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the hook of pytest-xdist that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file on one worker of pytest-xdist: they share module fixtures: processes, Kafka, models.
 
