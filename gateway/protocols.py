@@ -1,4 +1,4 @@
-"""What the gateway needs from the outside, said as small protocols; the composition root plugs the real ones in."""
+"""Protocols of what the gateway needs from other packages; the composition root passes the implementations."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from streams.topics import Topic
 
 
 class EventSink(Protocol):
-    """Whoever delivers events (streams.kafka.producer.EventProducer)."""
+    """Delivers events to Kafka (streams.kafka.producer.EventProducer)."""
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
-        """Return when the log holds the event safely; with `bulk`, in the bulk lane, for the topic when there is room.
+        """Return once Kafka has confirmed the event. With `bulk` it goes to the bulk lane, which feeds the topic later.
 
-        Raises streams.errors.DependencyUnavailable if it does not.
+        Raises streams.errors.DependencyUnavailable.
         """
 
 
 class Readiness(Protocol):
-    """Whoever knows whether an upload would be carried to its end."""
+    """Checks whether an upload would be processed to its end."""
 
     async def check(self) -> dict[str, PartHealth]:
-        """Return, by part, how it does, with a sentence about it that may be shown to anybody."""
+        """Return the health of each part, with a sentence that may be public."""
 
 
 class Reconciling(Protocol):
-    """Whoever looks over all images for what is overdue (darkroom.processes.reconciler.Maintenance)."""
+    """Checks all images for overdue work (darkroom.processes.reconciler.Maintenance)."""
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
-        """Look at everything once, now; a dry run changes nothing. Raises streams.errors.DependencyUnavailable."""
+        """Run one pass over all images; a dry run changes nothing. Raises streams.errors.DependencyUnavailable."""
 
 
 class TextEncoder(Protocol):
-    """CLIP, for queries: text and images into the space of the stored vectors (512 floats, L2-normalised)."""
+    """CLIP for queries: encodes text and images as vectors like the stored ones (512 floats, L2-normalised)."""
 
     def available(self) -> tuple[bool, str]:
-        """Return whether it can encode now, and if not, why, in words that may be shown to anybody."""
+        """Return whether it can encode now, and if not, the reason, which may be public."""
 
     async def encode_text(self, text: str) -> list[float]:
         """Return the vector of a text."""
@@ -49,12 +49,12 @@ class TextEncoder(Protocol):
         """Return the vector of an encoded image, which is untrusted. Raises ValueError if it cannot be decoded."""
 
 
-class ModelAway(Exception):
-    """The model is not there. The message, fit for clients, says why."""
+class ModelUnavailable(Exception):
+    """The model is unavailable. The message says why, and may be public."""
 
 
 class Undecodable(ValueError):
-    """An image cannot be decoded, or not within its limits. The message is fit for clients."""
+    """An image cannot be decoded, or not within the limits. The message may be public."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -66,13 +66,13 @@ P = TypeVar("P")
 
 
 class FeatureEncoder(Protocol[P]):
-    """CLIP's image tower, for many images at once (512 floats each, L2-normalised)."""
+    """CLIP's image encoder, in batches (512 floats each, L2-normalised)."""
 
     async def model(self) -> ModelRef:
-        """Return which weights answer, loading them at the first call. Raises ModelAway."""
+        """Return the weights in use, loaded at the first call. Raises ModelUnavailable."""
 
     async def prepare(self, data: bytes) -> P:
-        """Return an untrusted encoded image as the model's input. Raises Undecodable, DependencyUnavailable."""
+        """Return an untrusted encoded image as the model's input. Raises Undecodable and DependencyUnavailable."""
 
     async def encode(self, prepared: Sequence[P]) -> Sequence[list[float] | Exception]:
-        """Return one vector per image that `prepare` made, in order."""
+        """Return one vector or error per prepared image, in order."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from pydantic import JsonValue
 
-from gateway.protocols import ModelAway, Undecodable
+from gateway.protocols import ModelUnavailable, Undecodable
 from schemas.values import ErrorCode, ModelRef
 from streams.errors import DependencyUnavailable
 from streams.sandbox.pool import (
@@ -90,13 +90,13 @@ class ImageTower:
         self._loading: asyncio.Task[ClipEncoder] | None = None
 
     async def encoder(self) -> ClipEncoder:
-        """Return the encoder. Raises ModelAway. Cancelling a caller does not cancel the loading."""
+        """Return the encoder. Raises ModelUnavailable. Cancelling a caller does not cancel the loading."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._loaded())
         return await asyncio.shield(self._loading)
 
     async def encode(self, prepared: Sequence[Floats]) -> list[list[float]]:
-        """Return the vectors of prepared images. Raises ModelAway."""
+        """Return the vectors of prepared images. Raises ModelUnavailable."""
         encoder = await self.encoder()
         return await asyncio.get_running_loop().run_in_executor(self._threads, _encoded, encoder, prepared)
 
@@ -111,7 +111,7 @@ class ImageTower:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._load)
         except Exception as error:
             log.warning("CLIP image encoder unavailable", reason=repr(error))
-            raise ModelAway(_reason(error)) from error
+            raise ModelUnavailable(_reason(error)) from error
 
     def _load(self) -> ClipEncoder:
         # Imported on first use: a query process without weights never imports torch.
@@ -152,7 +152,7 @@ class QueryEncoder:
         prepared = await self._decoder.prepare(data)
         try:
             return (await self._tower.encode([prepared]))[0]
-        except ModelAway as error:
+        except ModelUnavailable as error:
             raise DependencyUnavailable(str(error)) from error
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """API keys: `dk_<id>_<secret>`. Of the secret, 256 random bits, only the SHA-256 is stored, in `keys/{id}.json`.
 
-A hash made slow on purpose would protect a secret that can be guessed; this one cannot.
+A slow hash is not needed: 256 random bits cannot be guessed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing
 
 KEYS = "keys/"
 PREFIX = "dk_"
-MAX_KEYS = 10_000  # every process knows all of them by heart
+MAX_KEYS = 10_000  # every process caches all of them
 KEY_BYTES = 1 << 16
 ID_PATTERN = r"^[0-9a-f]{16}$"
 _KEY = re.compile(r"dk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _PARALLEL = 16  # reads of the store at once
 _JSON = "application/json"
-APART_S = 0.5  # between two looks at the store, however many unknown keys are tried
-_STALE_S = 60.0  # a store that is away does not keep a revoked key alive for longer
-_NOBODY = "0" * 64  # compared with where there is no such key: no answer comes sooner
+APART_S = 0.5  # minimum between two listings of the store, however many unknown keys are sent
+_STALE_S = 60.0  # longest time a revoked key stays valid while the store is unavailable
+_NO_SECRET = "0" * 64  # compared with for an unknown id, so that the response takes as long
 
 log = structlog.get_logger(__name__)
 
 
 class ApiKey(Value):
-    """A key as it is stored."""
+    """A stored key."""
 
     id: str = Field(pattern=ID_PATTERN)
     owner: str = Field(pattern=OWNER_PATTERN)
@@ -53,7 +53,7 @@ class ApiKey(Value):
 
     @property
     def state(self) -> KeyState:
-        """Whether it opens anything now."""
+        """Whether the key is valid now."""
         if self.revoked_at is not None:
             return KeyState.REVOKED
         expired = self.expires_at is not None and self.expires_at <= datetime.now(UTC)
@@ -61,7 +61,7 @@ class ApiKey(Value):
 
 
 class KeyRefused(Exception):
-    """The key opens nothing. `expired` is told only to who has its secret."""
+    """Invalid API key. `expired` is set only if the secret is right."""
 
     def __init__(self, *, expired: bool = False) -> None:
         super().__init__("expired" if expired else "invalid")
@@ -69,27 +69,27 @@ class KeyRefused(Exception):
 
 
 class TooManyKeys(Exception):
-    """There are as many keys as there may be."""
+    """The number of keys has reached its maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The keys in the object store. Calls raise DependencyUnavailable."""
+    """The keys in the object store. Methods raise DependencyUnavailable."""
 
     files: FileStore
 
-    async def create(self, asked: NewKey) -> tuple[ApiKey, str]:
-        """Store a new key; return it and the only copy of its secret form. Raises TooManyKeys."""
+    async def create(self, request: NewKey) -> tuple[ApiKey, str]:
+        """Store a new key; return it and its secret form, which is not stored. Raises TooManyKeys."""
         if len([info async for info in self.files.list(KEYS)]) >= MAX_KEYS:
             raise TooManyKeys(f"there are {MAX_KEYS} keys already")
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         created = datetime.now(UTC).replace(microsecond=0)
-        key = ApiKey(id=key_id, secret_sha256=_hash(secret), created_at=created, **asked.model_dump())
+        key = ApiKey(id=key_id, secret_sha256=_hash(secret), created_at=created, **request.model_dump())
         await self._put(key)
         return key, f"{PREFIX}{key_id}_{secret}"
 
     async def revoke(self, key_id: str) -> ApiKey | None:
-        """Make a key open nothing any more, for good; return it, None if there is none. Again changes nothing."""
+        """Revoke a key; return it, None if there is none. Idempotent."""
         if not re.fullmatch(ID_PATTERN, key_id):
             return None
         key = await self.get(key_id)
@@ -99,36 +99,36 @@ class ApiKeys:
         return key
 
     async def get(self, key_id: str) -> ApiKey | None:
-        """Return a key, None if there is none that can be read: what cannot be read opens nothing."""
+        """Return a key, None if it is missing or unreadable."""
         try:
             return ApiKey.model_validate_json(await self.files.get(f"{KEYS}{key_id}.json", limit=KEY_BYTES))
         except ObjectMissing:
             return None
         except (ValidationError, ValueError) as error:
-            log.warning("an API key's object is unreadable", key_id=key_id, error=type(error).__name__)
+            log.warning("unreadable API key object", key_id=key_id, error=type(error).__name__)
             return None
 
     async def all(self, known: Mapping[str, tuple[str, ApiKey]] | None = None) -> dict[str, tuple[str, ApiKey]]:
-        """Return every key by id with its object's ETag; what is `known` by that ETag already is not read again."""
+        """Return every key by id with its object's ETag; keys `known` by the same ETag are not read again."""
         known = known or {}
-        gate = asyncio.Semaphore(_PARALLEL)
+        slots = asyncio.Semaphore(_PARALLEL)
 
         async def read(info: ObjectInfo) -> tuple[str, ApiKey] | None:
             key_id = info.key.removeprefix(KEYS).removesuffix(".json")
             if key_id in known and known[key_id][0] == info.etag:
                 return known[key_id]
-            async with gate:
+            async with slots:
                 key = await self.get(key_id)
             return (info.etag, key) if key is not None and key.id == key_id else None
 
         listed = [info async for info in self.files.list(KEYS)]
         if len(listed) > MAX_KEYS:
-            log.error("there are more API keys than can be known; the last ones open nothing", keys=len(listed))
+            log.error("more API keys than the maximum; the excess is ignored", keys=len(listed))
         found = await asyncio.gather(*map(read, listed[:MAX_KEYS]))
         return {pair[1].id: pair for pair in found if pair is not None}
 
     async def any(self) -> bool:
-        """Say whether a key was ever made: then this is no system that is open to whoever comes."""
+        """Return whether a key was ever created, also a revoked one."""
         async for _ in self.files.list(KEYS):
             return True
         return False
@@ -138,9 +138,9 @@ class ApiKeys:
 
 
 class KnownKeys:
-    """What a gateway knows of the keys: all of them, read again when a few seconds old.
+    """A gateway's cache of all keys, reloaded every few seconds.
 
-    So a revoked key soon opens nothing, and whoever tries keys that were never made costs no look at the store each.
+    So a revoked key is soon rejected, and unknown keys do not cost a store request each.
     """
 
     def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float, apart_s: float = APART_S) -> None:
@@ -153,17 +153,17 @@ class KnownKeys:
             apart_s=apart_s,
             stale_s=_STALE_S,
             timeout_s=timeout_s,
-            patient=True,  # a key that was made a moment ago is one
+            patient=True,  # a new key is valid at once
         )
 
     async def identify(self, given: str) -> Identity:
-        """Return whose key this is. Raises KeyRefused and DependencyUnavailable."""
+        """Return the identity of a key. Raises KeyRefused and DependencyUnavailable."""
         parts = _KEY.fullmatch(given)
         if parts is None:
             raise KeyRefused
         key = await self._table.find(parts[1])
-        right = hmac.compare_digest(_hash(parts[2]), key.secret_sha256 if key else _NOBODY)
-        if key is None or not right or key.state is KeyState.REVOKED:
+        matches = hmac.compare_digest(_hash(parts[2]), key.secret_sha256 if key else _NO_SECRET)
+        if key is None or not matches or key.state is KeyState.REVOKED:
             raise KeyRefused
         if key.state is KeyState.EXPIRED:
             raise KeyRefused(expired=True)

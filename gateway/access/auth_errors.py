@@ -1,4 +1,4 @@
-"""Refusals of callers (RFC 6750 section 3): what is wrong is said no more precisely than it helps an honest one."""
+"""Authentication and authorization errors (RFC 6750 section 3), no more precise than an honest caller needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REALM = 'Bearer realm="darkroom"'
 
 
 class TokenRefused(Exception):
-    """The token opens nothing. `expired` is told only of one that was truly signed."""
+    """Invalid token. `expired` is set only for tokens with a valid signature."""
 
     def __init__(self, *, expired: bool = False) -> None:
         super().__init__("expired" if expired else "invalid")
@@ -23,16 +23,16 @@ class TokenRefused(Exception):
 
 
 def missing() -> Problem:
-    """Return the refusal of who sent no credentials where some are needed."""
+    """Return the error of a request without the credentials it needs."""
     return Problem(
         ProblemCode.UNAUTHORIZED,
-        "Send a token as `Authorization: Bearer …`, or an API key so or as `X-API-Key`.",
+        "Send a token or an API key as `Authorization: Bearer …`, or an API key as `X-API-Key`.",
         headers={"WWW-Authenticate": _REALM},
     )
 
 
 def invalid(*, expired: bool = False) -> Problem:
-    """Return the refusal of credentials that open nothing. That they have expired is told to who truly had them."""
+    """Return the error of invalid credentials. Only genuine ones are reported as expired."""
     why = "have expired" if expired else "are not valid"
     return Problem(
         ProblemCode.UNAUTHORIZED,
@@ -42,36 +42,36 @@ def invalid(*, expired: bool = False) -> Problem:
 
 
 def ambiguous() -> Problem:
-    """Return the refusal of who sent credentials in more than one way."""
+    """Return the error of a request with more than one set of credentials."""
     return Problem(
         ProblemCode.UNAUTHORIZED,
-        "Send credentials once, and in one way.",
+        "Send credentials once, in one header.",
         headers={"WWW-Authenticate": f'{_REALM}, error="invalid_request"'},
     )
 
 
 def insufficient(scope: Scope) -> Problem:
-    """Return the refusal of who may do other things."""
+    """Return the error of a caller without the required scope."""
     return Problem(
         ProblemCode.FORBIDDEN,
-        f"This needs the scope `{scope}`.",
+        f"The scope `{scope}` is required.",
         headers={"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope}"'},
     )
 
 
 def foreign() -> Problem:
-    """Return the refusal of what may be a page of another site, in a browser of this machine."""
+    """Return the error of a request that may come from a page of another site, in a browser of this machine."""
     return Problem(
         ProblemCode.FORBIDDEN,
-        "Without credentials the gateway answers only programs of this machine that call it by its address.",
+        "Without credentials the gateway accepts only requests from programs of this machine to a loopback address.",
     )
 
 
-def noted(request: Request, problem: Problem, why: str, by: str | None = None) -> Problem:
-    """Count and log a refusal, without what was sent; return it."""
+def recorded(request: Request, problem: Problem, why: str, by: str | None = None) -> Problem:
+    """Count and log an error, without the credentials; return it."""
     AUTHENTICATIONS.labels(why).inc()
     log.warning(
-        "a caller is refused",
+        "authentication refused",
         why=why,
         method=request.method,
         route=request.scope["route"].path,

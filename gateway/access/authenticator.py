@@ -1,7 +1,8 @@
-"""Who may: by JWT, by API key, by the operators' token; and, on a gateway only this machine can reach, anybody here.
+"""The authenticator of the gateways: JWTs, API keys, the admin token, or anonymous access on a loopback address.
 
-Open is a gateway that listens on a loopback address, when nobody has set up anything to tell callers apart. It then
-answers programs of this machine, not pages of other sites in its browsers. What is sent along is checked even so.
+A gateway is open (anonymous access) if it listens on a loopback address and no credentials are configured. It then
+answers programs of this machine, but not pages of other sites in its browsers. Credentials that are sent are checked
+all the same.
 """
 
 from __future__ import annotations
@@ -31,31 +32,31 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 OPERATOR = Identity(DEFAULT_OWNER, frozenset({Scope.ADMIN}), "admin-token")
-"""Whoever has the token of DARKROOM_GATEWAY__ADMIN_TOKEN: makes keys for others, and sees nobody's images."""
+"""The identity of DARKROOM_GATEWAY__ADMIN_TOKEN: may manage the system, and read no images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class CredentialAuthenticator:
     """The Authenticator of every gateway process."""
 
     keys: KnownKeys
-    tokens: Tokens | None = None  # None: no JWT is taken
+    tokens: Tokens | None = None  # None: JWTs are rejected
     admin_token: str | None = None
-    anonymous: Identity | None = None  # whoever sends nothing; None: is refused
+    anonymous: Identity | None = None  # of requests without credentials; None: they are rejected
 
     async def identify(self, request: Request) -> Identity:
         """See gateway.access.dependencies.Authenticator."""
         given = _credentials(request)
         if given is None:
-            return self._nobody(request)
+            return self._without_credentials(request)
         try:
-            identity = await self._known(given)
+            identity = await self._by_credentials(given)
         except (auth_errors.TokenRefused, KeyRefused) as error:
-            raise auth_errors.noted(request, auth_errors.invalid(expired=error.expired), str(error)) from None
+            raise auth_errors.recorded(request, auth_errors.invalid(expired=error.expired), str(error)) from None
         AUTHENTICATIONS.labels("accepted").inc()
         return identity
 
-    async def _known(self, given: str) -> Identity:
+    async def _by_credentials(self, given: str) -> Identity:
         if self.admin_token is not None and hmac.compare_digest(given.encode(), self.admin_token.encode()):
             return OPERATOR
         if given.startswith(PREFIX):
@@ -64,19 +65,19 @@ class Door:
             raise auth_errors.TokenRefused
         return await self.tokens.identify(given)
 
-    def _nobody(self, request: Request) -> Identity:
+    def _without_credentials(self, request: Request) -> Identity:
         if self.anonymous is None:
-            raise auth_errors.noted(request, auth_errors.missing(), "missing")
+            raise auth_errors.recorded(request, auth_errors.missing(), "missing")
         if is_foreign(request):
-            raise auth_errors.noted(request, auth_errors.foreign(), "foreign")
+            raise auth_errors.recorded(request, auth_errors.foreign(), "foreign")
         AUTHENTICATIONS.labels("anonymous").inc()
         return self.anonymous
 
 
-async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: FileStore) -> Door:
-    """Return the door of a gateway, and say in the log whom it lets in. Raises NotReady, and DependencyUnavailable.
+async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: FileStore) -> CredentialAuthenticator:
+    """Return the authenticator of a gateway and log what it accepts. Raises NotReady and DependencyUnavailable.
 
-    Nobody may start a gateway that others can reach without a way to tell callers apart.
+    A gateway that other machines can reach does not start without configured credentials.
     """
     stored = ApiKeys(files)
     try:
@@ -86,17 +87,19 @@ async def open_authenticator(own: GatewaySettings, auth: AuthSettings, files: Fi
     try:
         any_key = await bounded(stored.any(), own.storage_timeout_s)
     except TimeoutError as error:
-        raise DependencyUnavailable("the object store did not say in time whether there are API keys") from error
+        raise DependencyUnavailable("the object store did not list the API keys in time") from error
     is_open = is_loopback(own.host) and not (auth.required or tokens or any_key)
     ways = [name for name, there in (("JWT", tokens), ("API key", any_key), ("admin token", own.admin_token)) if there]
     if not is_open and not ways:
-        where = f"Others can reach {own.host}" if not is_loopback(own.host) else "DARKROOM_AUTH__REQUIRED is set"
+        where = (
+            f"{own.host} is not a loopback address" if not is_loopback(own.host) else "DARKROOM_AUTH__REQUIRED is set"
+        )
         raise NotReady(
-            f"{where}, and there is nothing to tell callers by: make an API key (`darkroom keys create`), or set "
+            f"{where}, and no credentials are configured: create an API key (`darkroom keys create`), or set "
             "DARKROOM_AUTH__KEYS, DARKROOM_AUTH__JWKS_URL or DARKROOM_GATEWAY__ADMIN_TOKEN; or listen on 127.0.0.1"
         )
     _announce(own, ways, is_open=is_open)
-    return Door(
+    return CredentialAuthenticator(
         keys=KnownKeys(stored, fresh_s=auth.key_fresh_s, timeout_s=own.storage_timeout_s),
         tokens=tokens,
         admin_token=own.admin_token.get_secret_value() if own.admin_token else None,
@@ -112,21 +115,20 @@ def _open_tokens(auth: AuthSettings) -> Tokens:
 
 
 def _anonymous(own: GatewaySettings) -> Identity:
-    """Return what anybody of this machine may: everything, unless the operators have a token of their own."""
-    kept = {Scope.ADMIN} if own.admin_token is not None else set()
-    return Identity(ANONYMOUS.owner, ANONYMOUS.scopes - kept, ANONYMOUS.name)
+    """Return the anonymous identity: every scope, without `admin` if an admin token is set."""
+    withheld = {Scope.ADMIN} if own.admin_token is not None else set()
+    return Identity(ANONYMOUS.owner, ANONYMOUS.scopes - withheld, ANONYMOUS.name)
 
 
 def _announce(own: GatewaySettings, ways: list[str], *, is_open: bool) -> None:
     if is_open:
         log.warning(
-            "the gateway is open: every program of this machine may use it without credentials; "
-            "DARKROOM_AUTH__REQUIRED closes it",
+            "the gateway accepts requests of this machine without credentials; DARKROOM_AUTH__REQUIRED disables that",
             host=own.host,
             admin="with its token only" if own.admin_token else "open too",
         )
     else:
-        log.info("the gateway asks for credentials", host=own.host, taken=ways)
+        log.info("the gateway requires credentials", host=own.host, taken=ways)
 
 
 def _credentials(request: Request) -> str | None:
@@ -134,7 +136,7 @@ def _credentials(request: Request) -> str | None:
     headers = request.headers
     given = [*headers.getlist("authorization"), *headers.getlist("x-api-key")]
     if len(given) > 1:
-        raise auth_errors.noted(request, auth_errors.ambiguous(), "ambiguous")
+        raise auth_errors.recorded(request, auth_errors.ambiguous(), "ambiguous")
     if not given:
         return None
     if "x-api-key" in headers:

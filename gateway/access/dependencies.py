@@ -1,4 +1,4 @@
-"""The guard at the door: every request is identified, and let in only with the scope its endpoint asks for."""
+"""FastAPI dependencies of every route: the caller's identity, with the scope that the route requires."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import structlog
 from fastapi import Depends, Request
 
 from gateway.access import auth_errors
-from gateway.access.identity import ANONYMOUS, NOBODY, Identity, Scope
+from gateway.access.identity import ANONYMOUS, UNIDENTIFIED, Identity, Scope
 from gateway.access.permissions import permission_of, undeclared
 from schemas.values import Owner
 
@@ -17,14 +17,14 @@ _SAFE = frozenset({"GET", "HEAD"})
 
 
 class Authenticator(Protocol):
-    """Whoever knows callers by what they send along."""
+    """Identifies callers by the credentials of their requests."""
 
     async def identify(self, request: Request) -> Identity:
         """Return the caller. Raises Problem (401) for missing or invalid credentials, and DependencyUnavailable."""
 
 
 class AnonymousAuthenticator:
-    """Accepts every request as anonymous: for apps that only their own machine can reach, such as tests."""
+    """Accepts every request as anonymous: for apps without a socket, as in tests."""
 
     anonymous = ANONYMOUS
 
@@ -45,16 +45,16 @@ async def identified(request: Request) -> Identity:
     request.state.permission_checked = True
     scope = permission.scope
     if scope is None:
-        return NOBODY
+        return UNIDENTIFIED
     authenticator: Authenticator = request.app.state.authenticator
     identity = await authenticator.identify(request)
     if scope not in identity.scopes:
         if identity.name == ANONYMOUS.name:
-            raise auth_errors.noted(request, auth_errors.missing(), "missing")
-        raise auth_errors.noted(request, auth_errors.insufficient(scope), "insufficient-scope", by=identity.name)
+            raise auth_errors.recorded(request, auth_errors.missing(), "missing")
+        raise auth_errors.recorded(request, auth_errors.insufficient(scope), "insufficient-scope", by=identity.name)
     if scope is Scope.ADMIN and request.method not in _SAFE:
         log.info(
-            "an operator acts",
+            "operator request",
             method=request.method,
             path=request.url.path[:300],
             by=identity.name,
@@ -64,13 +64,13 @@ async def identified(request: Request) -> Identity:
 
 
 Who = Annotated[Identity, Depends(identified)]
-"""Who asks."""
+"""The caller's identity."""
 
 
 async def owner_of(identity: Who) -> Owner:
-    """Return whose images a request may see. A plain function would be called in a thread."""
+    """Return the owner whose images a request may see. A plain function would run in a thread."""
     return identity.owner
 
 
 Caller = Annotated[Owner, Depends(owner_of)]
-"""Whose request it is."""
+"""The caller's owner."""

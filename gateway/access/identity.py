@@ -1,4 +1,4 @@
-"""Who asks: the owner whose images they may see, and what they may do."""
+"""The identity of a caller: the owner whose images they may see, and their scopes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from schemas.http.keys import Scope
 from schemas.values import DEFAULT_OWNER, Owner
 
-__all__ = ("ANONYMOUS", "NOBODY", "Identity", "Scope")
+__all__ = ("ANONYMOUS", "UNIDENTIFIED", "Identity", "Scope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,11 @@ class Identity:
     owner: Owner
     scopes: frozenset[Scope]
     name: str  # for logs and limits: `anonymous`, `key:<id>`, `token:<subject>`; never a secret
-    limits: Mapping[str, str] = field(default_factory=dict)  # of an API key, in place of the owner's: kind -> "50/hour"
+    limits: Mapping[str, str] = field(default_factory=dict)  # of an API key, instead of the owner's: kind -> "50/hour"
 
 
 ANONYMOUS = Identity(DEFAULT_OWNER, frozenset(Scope), "anonymous")
-"""Everybody, where no credentials are asked for."""
+"""The caller of a gateway that requires no credentials."""
 
-NOBODY = Identity(DEFAULT_OWNER, frozenset(), ANONYMOUS.name)
-"""Whoever asks for what is public: they were not looked at, and may nothing else."""
+UNIDENTIFIED = Identity(DEFAULT_OWNER, frozenset(), ANONYMOUS.name)
+"""The caller of a public route: credentials are not checked, so there are no scopes."""

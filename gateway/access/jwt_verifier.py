@@ -1,7 +1,7 @@
-"""JWTs as bearer tokens (RFC 7519), checked as RFC 8725 says.
+"""JWTs as bearer tokens (RFC 7519), verified as RFC 8725 requires.
 
-A key is for one algorithm. The token's header only names the key, by its `kid`; nothing else in it is followed: no
-key it brings along (`jwk`, `x5c`), no address it names (`jku`, `x5u`), and its `alg` must be the key's.
+A key has one algorithm. Of a token's header only `kid` selects the key, and `alg` must be the key's algorithm; keys
+and addresses in the header (`jwk`, `x5c`, `jku`, `x5u`) are ignored.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ MAX_TOKEN = 8192  # characters
 MAX_JWKS_BYTES = 1 << 18
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048
-_OF_KIND = {("RSA", None): Algorithm.RS256, ("OKP", "Ed25519"): Algorithm.EDDSA}  # a set never publishes a secret
+_OF_KIND = {("RSA", None): Algorithm.RS256, ("OKP", "Ed25519"): Algorithm.EDDSA}  # a JWK set contains public keys only
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key, and the one algorithm it is for."""
+    """A key and its algorithm."""
 
     algorithm: Algorithm
     value: Any
 
 
 class Tokens:
-    """Knows whoever brings a token signed by one of our keys."""
+    """Identifies callers by tokens signed with a configured or published key."""
 
     def __init__(self, settings: AuthSettings) -> None:
-        """Raises ValueError for a key that cannot be used, naming it."""
+        """Raises ValueError for an unusable key, with its kid."""
         self._settings = settings
         self._keys = {key.kid: _read_key(key) for key in settings.keys}
         self._published = published_keys(settings, settings.jwks_url) if settings.jwks_url else None
@@ -88,10 +88,10 @@ class Tokens:
 
 
 def published_keys(settings: AuthSettings, url: str) -> TtlCache[Key]:
-    """Return the keys at a URL, fetched when they are needed."""
+    """Return the cached keys of a JWK set, fetched on first use."""
 
     async def read() -> dict[str, Key]:
-        return await _fetched(url, settings.jwks_timeout_s)
+        return await _fetch(url, settings.jwks_timeout_s)
 
     return TtlCache(
         "the JWK set",
@@ -116,40 +116,40 @@ def _kid(token: str) -> str:
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[Scope]:
-    """Return those scopes a token carries that are ours: `scope` as OAuth writes it (RFC 9068), or a list."""
+    """Return the known scopes of a token: `scope` separated by spaces (RFC 9068), or the list `scopes`."""
     text, listed = claims.get("scope", ""), claims.get("scopes", [])
     named = [*(text.split() if isinstance(text, str) else ()), *(listed if isinstance(listed, list) else ())]
     return frozenset(scope for scope in Scope if scope.value in named)
 
 
-def _read_key(given: TokenKey) -> Key:
+def _read_key(setting: TokenKey) -> Key:
     try:
-        text = given.file.read_text() if given.file is not None else ""
+        text = setting.file.read_text() if setting.file is not None else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the key of kid {given.kid} cannot be read from {given.file}: {error}") from None
-    if given.key is not None:
-        text = given.key.get_secret_value()
+        raise ValueError(f"the key of kid {setting.kid} cannot be read from {setting.file}: {error}") from None
+    if setting.key is not None:
+        text = setting.key.get_secret_value()
     try:
-        value = get_default_algorithms()[given.algorithm].prepare_key(text.strip())
+        value = get_default_algorithms()[setting.algorithm].prepare_key(text.strip())
     except (jwt.PyJWTError, ValueError, TypeError):
-        raise ValueError(f"the key of kid {given.kid} is none for {given.algorithm}") from None
-    return _sound(Key(given.algorithm, value), given.kid)
+        raise ValueError(f"the key of kid {setting.kid} is not a key for {setting.algorithm}") from None
+    return _checked(Key(setting.algorithm, value), setting.kid)
 
 
-def _sound(key: Key, kid: str) -> Key:
-    """Return the key, or raise ValueError if it is weak, or not of its algorithm's kind."""
+def _checked(key: Key, kid: str) -> Key:
+    """Return the key. Raises ValueError if it is too short, or of another type than its algorithm needs."""
     if key.algorithm is Algorithm.HS256 and len(key.value) < MIN_SECRET_BYTES:
-        raise ValueError(f"the secret of kid {kid} has less than {MIN_SECRET_BYTES} bytes")
+        raise ValueError(f"the secret of kid {kid} has fewer than {MIN_SECRET_BYTES} bytes")
     kind = {Algorithm.RS256: RSAPublicKey, Algorithm.EDDSA: Ed25519PublicKey}.get(key.algorithm)
     if kind is not None and not isinstance(key.value, kind):
         raise ValueError(f"the key of kid {kid} must be a public key for {key.algorithm}")
     if isinstance(key.value, RSAPublicKey) and key.value.key_size < MIN_RSA_BITS:
-        raise ValueError(f"the key of kid {kid} has less than {MIN_RSA_BITS} bits")
+        raise ValueError(f"the key of kid {kid} has fewer than {MIN_RSA_BITS} bits")
     return key
 
 
 class _Jwk(BaseModel):
-    """What is looked at in a published key before it is read (RFC 7517)."""
+    """The fields of a published key that are checked before it is loaded (RFC 7517)."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -166,12 +166,12 @@ class _JwkSet(BaseModel):
     keys: list[dict[str, Any]]
 
 
-async def _fetched(url: str, timeout_s: float) -> dict[str, Key]:
+async def _fetch(url: str, timeout_s: float) -> dict[str, Key]:
     """Return the usable keys of a JWK set by kid. Raises DependencyUnavailable."""
     try:
-        here = is_loopback(httpx.URL(url).host)  # and then never through a proxy
+        local = is_loopback(httpx.URL(url).host)  # never through a proxy
         async with (
-            httpx.AsyncClient(timeout=timeout_s, trust_env=not here) as client,
+            httpx.AsyncClient(timeout=timeout_s, trust_env=not local) as client,
             client.stream("GET", url) as answer,
         ):
             answer.raise_for_status()
@@ -180,21 +180,21 @@ async def _fetched(url: str, timeout_s: float) -> dict[str, Key]:
                 body += chunk
                 if len(body) > MAX_JWKS_BYTES:
                     raise DependencyUnavailable(f"the JWK set has more than {MAX_JWKS_BYTES} bytes")
-        given = _JwkSet.model_validate_json(bytes(body)).keys
+        published = _JwkSet.model_validate_json(bytes(body)).keys
     except (httpx.HTTPError, ValidationError) as error:
         raise DependencyUnavailable(f"the JWK set cannot be read: {type(error).__name__}") from error
     found: dict[str, Key] = {}
-    for jwk in given:
+    for jwk in published:
         try:
-            shown = _Jwk.model_validate(jwk)
-            found.setdefault(shown.kid, _published_key(shown, jwk))
+            header = _Jwk.model_validate(jwk)
+            found.setdefault(header.kid, _published_key(header, jwk))
         except (ValueError, TypeError, jwt.PyJWTError) as error:
-            log.warning("a published key is left out", kid=str(jwk.get("kid"))[:80], error=type(error).__name__)
+            log.warning("published key ignored", kid=str(jwk.get("kid"))[:80], error=type(error).__name__)
     return found
 
 
-def _published_key(shown: _Jwk, jwk: dict[str, Any]) -> Key:
-    algorithm = _OF_KIND.get((shown.kty, shown.crv))
-    if algorithm is None or shown.alg not in (None, algorithm.value) or shown.use not in (None, "sig"):
-        raise ValueError("not a key for tokens of ours")
-    return _sound(Key(algorithm, get_default_algorithms()[algorithm].from_jwk(jwk)), shown.kid)
+def _published_key(header: _Jwk, jwk: dict[str, Any]) -> Key:
+    algorithm = _OF_KIND.get((header.kty, header.crv))
+    if algorithm is None or header.alg not in (None, algorithm.value) or header.use not in (None, "sig"):
+        raise ValueError("unsupported key type, algorithm or use")
+    return _checked(Key(algorithm, get_default_algorithms()[algorithm].from_jwk(jwk)), header.kid)

@@ -1,6 +1,6 @@
-"""A table kept from elsewhere: read anew as a whole when it is old, and soon when it lacks what is asked for.
+"""A cached table: reloaded as a whole after its TTL, and earlier for a name it lacks.
 
-However many unknown names are asked for, the source is read once in so many seconds, and no more.
+Reloads are at least `apart_s` apart, however many unknown names are looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class TtlCache(Generic[T]):
-    """A table by name. `read` returns all of it, and may raise DependencyUnavailable or TimeoutError."""
+    """A table by name. `read` loads all of it, and may raise DependencyUnavailable or TimeoutError."""
 
     def __init__(
         self,
@@ -35,29 +35,29 @@ class TtlCache(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what, self._read = what, read
-        self._fresh_s = fresh_s  # so old, it is read again
-        self._apart_s = apart_s  # between two reads, whoever asks
-        self._stale_s = stale_s  # so old, it is not believed any more if the source does not answer
+        self._fresh_s = fresh_s  # age at which it is reloaded
+        self._apart_s = apart_s  # minimum time between two reads
+        self._stale_s = stale_s  # age at which it is no longer used if the source does not answer
         self._timeout_s = timeout_s
-        self._patient = patient  # who asks for what is not there waits for the next read, instead of being told no
+        self._patient = patient  # a lookup of an unknown name waits for the next read
         self._clock = clock
         self._table: dict[str, T] = {}
         self._read_at = self._tried_at = float("-inf")
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def find(self, name: str) -> T | None:
-        """Return what has that name. Raises DependencyUnavailable when the source has not answered for too long."""
+        """Return the entry of a name, None without. Raises DependencyUnavailable once the table is too old to use."""
         old = self._clock() - self._read_at >= self._fresh_s
         if old or name not in self._table:
-            await self._renew(patient=self._patient and not old)
+            await self._reload(patient=self._patient and not old)
         if self._clock() - self._read_at > self._stale_s:
             raise DependencyUnavailable(f"{self._what} cannot be read")
         return self._table.get(name)
 
-    async def _renew(self, *, patient: bool) -> None:
+    async def _reload(self, *, patient: bool) -> None:
         asked = self._clock()
-        async with self._turn:
-            # Who waited for somebody else's read has what they asked for.
+        async with self._lock:
+            # A read by another caller has finished meanwhile.
             if self._tried_at >= asked:
                 return
             if (early_s := self._tried_at + self._apart_s - self._clock()) > 0:
@@ -69,4 +69,4 @@ class TtlCache(Generic[T]):
                 self._table = await bounded(self._read(), self._timeout_s)
                 self._read_at = began
             except (DependencyUnavailable, TimeoutError) as error:
-                log.warning("a table of keys could not be read", table=self._what, error=str(error) or repr(error))
+                log.warning("keys could not be reloaded", table=self._what, error=str(error) or repr(error))

@@ -1,4 +1,4 @@
-"""What an app is made of: opened, plugged in and closed by whoever composes the process."""
+"""The components of an app. The composition root (darkroom.processes) opens and closes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what the ingest process does not load
 
 @dataclass(frozen=True, kw_only=True)
 class IngestComponents:
-    """What takes images in."""
+    """The components of the ingest app."""
 
     files: FileStore
     events: EventSink
@@ -29,16 +29,16 @@ class IngestComponents:
     authenticator: Authenticator = field(default_factory=AnonymousAuthenticator)
     limits: Limits = field(default_factory=Limits.none)
     quotas: Quotas = field(default_factory=Quotas)
-    live: LogFeed | None = None  # None: no live progress
+    live: LogFeed | None = None  # None: no live events
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryComponents(IngestComponents):
-    """What also tells of them."""
+    """The components of the query app, and of the embedded app."""
 
     read_model: ReadModel
     encoder: TextEncoder | None = None  # None: no search by meaning
-    features: Batching[Any] | None = None  # None: no vectors alone
-    reconciling: Reconciling | None = None  # None: this process cannot
+    features: Batching[Any] | None = None  # None: no feature extraction
+    reconciling: Reconciling | None = None  # None: not in this process
     letters: DeadLetterListing | None = None  # None: this process cannot
     numbers: StatisticsCache | None = None  # None: this process does not count

@@ -1,4 +1,4 @@
-"""The embedded gateway: ingest, query and the docs on one address."""
+"""The embedded app: ingest and query on one address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.operations.health import health_routes
 from gateway.settings import GatewaySettings
 from schemas.http.health import Landing
 
-_WAYS_IN = {
+_ENTRY_POINTS = {
     "upload": "POST /api/v1/images/upload",
     "upload in pieces (tus)": "POST /api/v1/uploads",
     "upload straight to the store": "POST /api/v1/uploads/direct",
@@ -30,7 +30,7 @@ _WAYS_IN = {
 
 def embedded_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return ingest and query in one app."""
-    about = "An image goes in and comes out safe, resized, read and searchable."
+    about = "Images are uploaded, sanitized, resized, read by OCR and indexed for search."
     routers = [
         _landing_routes(settings),
         ingest_routes(settings, components),
@@ -43,12 +43,16 @@ def embedded_app(settings: GatewaySettings, components: QueryComponents) -> Fast
 def _landing_routes(settings: GatewaySettings) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/", summary="Where everything is", dependencies=[public()])
+    @router.get("/", summary="Entry points of the API", dependencies=[public()])
     async def landing(request: Request) -> Landing:
-        """Name the system and its ways in."""
+        """The system, its version and its main endpoints."""
         base = base_url(request, settings)
         return Landing(
-            name="darkroom", version=version(), docs=f"{base}/docs", openapi=f"{base}/openapi.json", ways_in=_WAYS_IN
+            name="darkroom",
+            version=version(),
+            docs=f"{base}/docs",
+            openapi=f"{base}/openapi.json",
+            ways_in=_ENTRY_POINTS,
         )
 
     return router

@@ -1,4 +1,4 @@
-"""The edge of every app: correlation ids, metrics, safe headers, and an answer to our own bugs."""
+"""Building of apps: the dependencies, middleware, error handlers and routes that every app has."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from gateway.settings import GatewaySettings
 
 API_VERSION = "1.0.0"  # of the API, not of the software: the document changes when the API does
 _TAGS = [
-    {"name": "ingest", "description": "Images in: by upload or by URL."},
-    {"name": "query", "description": "Images out: status, results, sizes, bytes, deletion."},
-    {"name": "search", "description": "By meaning, by text, by what is on them, by likeness."},
-    {"name": "features", "description": "The CLIP vectors of images, and nothing else: nothing is kept."},
-    {"name": "operation", "description": "How the system does."},
-    {"name": "admin", "description": "For operators: run stages again, pause agents."},
+    {"name": "ingest", "description": "Submit images, by upload or by URL."},
+    {"name": "query", "description": "Status, results, sizes, bytes and deletion of images."},
+    {"name": "search", "description": "Search by meaning, text, labels or a similar image."},
+    {"name": "features", "description": "CLIP vectors of images; nothing is stored."},
+    {"name": "operation", "description": "Health, statistics and metrics."},
+    {"name": "admin", "description": "For operators: reprocessing, agents, dead letters, API keys."},
 ]
 
 
 class GatewayApp(FastAPI):
-    """FastAPI whose OpenAPI document tells the truth about errors."""
+    """FastAPI with a completed OpenAPI document: errors, headers, examples, security."""
 
     def openapi(self) -> dict[str, object]:
         """Return the OpenAPI document."""
         if not self.openapi_schema:
-            document, self.openapi_schema = super().openapi(), None  # there for others when it is whole
+            document, self.openapi_schema = super().openapi(), None  # cached once it is complete
             anonymous = getattr(self.state.authenticator, "anonymous", None)
             permissions = permissions_of(self)
             self.openapi_schema = secure(complete(document, permissions), permissions, anonymous=anonymous)
@@ -72,7 +72,7 @@ def new_app(
     )
     app.state.authenticator = components.authenticator
     app.state.limits = components.limits
-    app.state.parameters = {}  # what each operation reads, noted by gateway.apps.unknown_parameters
+    app.state.parameters = {}  # of each operation; filled by gateway.apps.unknown_parameters
     app.state.origins = frozenset(settings.cors_origins)
     _serve_document(app)
     _serve_docs(app)
@@ -94,17 +94,17 @@ def new_app(
 
 
 def _serve_document(app: FastAPI) -> None:
-    """Serve the document at /openapi.json. To make it takes a second, in which others are answered."""
-    making = asyncio.Lock()
+    """Serve the document at /openapi.json. It is generated in a thread, which takes a second."""
+    generating = asyncio.Lock()
 
     @app.get("/openapi.json", summary="The API as OpenAPI 3.1", include_in_schema=False, dependencies=[public()])
     async def document() -> JSONResponse:
-        async with making:
+        async with generating:
             return JSONResponse(await asyncio.to_thread(app.openapi))
 
 
 def _serve_docs(app: FastAPI) -> None:
-    """Serve the API's page at /docs with scripts of our own: it works without the internet, and tells nobody of it."""
+    """Serve Swagger UI at /docs with bundled scripts: it works offline and sends no requests to other hosts."""
     folder = files("fastapi_offline") / "static"
     app.mount("/docs-assets", StaticFiles(directory=str(folder)), name="docs-assets")
 
@@ -124,7 +124,7 @@ def _metrics_routes() -> APIRouter:
 
     @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus", dependencies=[public()])
     def metrics() -> Response:
-        """Every metric of this process."""
+        """All metrics of this process."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -1,4 +1,4 @@
-"""Ingest: images come in. Needs Kafka and the object store, nothing else."""
+"""The ingest app: accepts images. Needs Kafka and the object store only."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def ingest_routes(settings: GatewaySettings, components: IngestComponents) -> AP
 
 
 def ingest_app(settings: GatewaySettings, components: IngestComponents) -> FastAPI:
-    """Return the ingest app, for a deployment of its own."""
+    """Return the ingest app, for a separate process."""
     routers = [ingest_routes(settings, components), health_routes(components.readiness, components.limits)]
-    return new_app("ingest", "Darkroom ingest", "Images in: by upload or by URL.", settings, components, routers)
+    return new_app(
+        "ingest", "Darkroom ingest", "Accepts images, uploaded or fetched from a URL.", settings, components, routers
+    )

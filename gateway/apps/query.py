@@ -1,4 +1,4 @@
-"""Query: what became of an image. Needs the read model and the object store; Kafka only to delete."""
+"""The query app: status, results, search. Needs the read model and the object store; Kafka for deletions."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIR
 
 
 def query_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
-    """Return the query app, for a deployment of its own."""
+    """Return the query app, for a separate process."""
     routers = [
         query_routes(settings, components),
         health_routes(components.readiness, components.limits, components.encoder),
     ]
     return new_app(
-        "query", "Darkroom query", "Images out: status, results, sizes, search.", settings, components, routers
+        "query", "Darkroom query", "Status, results, sizes and search of images.", settings, components, routers
     )

@@ -1,4 +1,4 @@
-"""Query parameters that nobody reads are refused by name: a misspelt filter must not look like one that was obeyed."""
+"""Unknown query parameters are refused by name: a misspelt filter must not seem to work."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from gateway.access.permissions import is_public
 from gateway.http.problems import Problem
 from schemas.http.problems import ProblemCode, ProblemItem
 
-_SHOWN = 20  # unknown parameters a refusal names
-_LENGTH = 100  # characters of a name that are said back
+_SHOWN = 20  # unknown parameters that an error lists
+_LENGTH = 100  # characters of a name in an error
 
 
 async def known_parameters(request: Request) -> None:
-    """Refuse a query parameter that this operation does not have. Raises Problem.
+    """Raise Problem for a query parameter that the operation does not have.
 
-    Not where everybody may ask: probes and caches add what they like.
+    Public endpoints accept any: probes and caches add their own.
     """
     if not request.query_params or is_public(request.scope["route"]):
         return
     known = _known(request, request.scope["route"].path, request.method)
     unknown = sorted(set(request.query_params) - known)[:_SHOWN]
     if unknown:
-        detail = f"not one of: {', '.join(sorted(known))}" if known else "this takes no parameters"
+        detail = f"not one of: {', '.join(sorted(known))}" if known else "unknown: there are no parameters"
         raise Problem(
             ProblemCode.UNKNOWN_FIELD,
             f"`{unknown[0][:_LENGTH]}` is {detail}.",
@@ -34,9 +34,9 @@ async def known_parameters(request: Request) -> None:
 
 
 def _known(request: Request, path: str, method: str) -> frozenset[str]:
-    """Return the parameters an operation reads: those its functions declare, and those it reads by hand and describes.
+    """Return the parameters of an operation: declared by its functions, or described in `openapi_extra`.
 
-    Not from the document: to make it takes a second, in which nobody is answered.
+    Not taken from the OpenAPI document: generating it blocks the event loop for a second.
     """
     known: dict[tuple[str, str], frozenset[str]] = request.app.state.parameters
     if (method, path) not in known:

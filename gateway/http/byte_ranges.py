@@ -1,4 +1,4 @@
-"""Byte ranges (RFC 9110 section 14): one range of an entity, else the whole of it."""
+"""Byte ranges (RFC 9110 section 14): a single range, else the whole representation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.ASCII | re.IG
 
 
 class OutOfRange(ValueError):
-    """No byte of the entity is in the range that was asked for."""
+    """The requested range contains no byte of the representation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """From the first byte to the last, both included, of `size` bytes."""
+    """The bytes from `first` to `last`, both included, of `size` bytes."""
 
     first: int
     last: int
@@ -22,24 +22,24 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """How many bytes are in it."""
+        """The number of bytes."""
         return self.last - self.first + 1
 
     def __str__(self) -> str:
-        """Return it as Content-Range has it."""
+        """Return the value of Content-Range."""
         return f"bytes {self.first}-{self.last}/{self.size}"
 
 
 def read_range(header: str | None, size: int) -> ByteRange | None:
-    """Return the range a Range header asks for, None for the whole. Raises OutOfRange.
+    """Return the range of a Range header, None for the whole. Raises OutOfRange.
 
-    Another unit, several ranges and what cannot be read are ignored, as section 14.2 lets a server do.
+    Other units, several ranges and invalid headers are ignored, as section 14.2 allows.
     """
     found = _RANGE.fullmatch(header or "")
     if found is None or found.group(1, 2) == ("", ""):
         return None
     first, last = found.groups()
-    if not first:  # the last so many bytes
+    if not first:  # suffix range
         if not int(last) or not size:
             raise OutOfRange
         return ByteRange(max(0, size - int(last)), size - 1, size)

@@ -1,6 +1,6 @@
-"""CORS: pages of which other origins may call the API from a browser. None, unless settings name them.
+"""CORS: the other origins whose pages may call the API from a browser, by default none.
 
-Credentials of the browser's own, such as cookies, are never asked for: callers send an API key or a token themselves.
+Cookies are not used: callers send an API key or a token in a header.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-MAX_AGE_S = 600  # a browser need not ask again for so long
+MAX_AGE_S = 600  # for which a browser may cache a preflight
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")
 SENT = (
@@ -20,7 +20,7 @@ SENT = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Defer-Length", "Upload-Checksum"),
     *("Upload-Complete", "Upload-Draft-Interop-Version"),
 )
-"""Headers that a page may send, beside those every page may."""
+"""Headers that a page may send, in addition to the CORS-safelisted ones."""
 
 SHOWN = (
     *("Location", "Link", "Retry-After", "ETag", "Content-Range", "Content-Disposition", "Accept-Ranges"),
@@ -31,14 +31,11 @@ SHOWN = (
     *("Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Defer-Length", "Upload-Expires"),
     *("Upload-Complete", "Upload-Limit", "Upload-Draft-Interop-Version"),
 )
-"""Headers of answers that a page may read."""
-
-
-"""`https://app.example.org`, or `*` for every page there is."""
+"""Response headers that a page may read."""
 
 
 def allow_origins(app: FastAPI, origins: Collection[str]) -> None:
-    """Let pages of these origins call an app, and read every answer of it: call this last, it must be outermost."""
+    """Allow pages of these origins to call an app. Call this last: the middleware must be the outermost."""
     if origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,7 +1,7 @@
-"""Cursors: where a listing goes on. Opaque to clients, and good for the listing that gave it alone.
+"""Cursors: the position of the next page of a listing. Opaque to clients, and valid for that listing only.
 
-A cursor holds the last image of a page and a digest of what was listed, so that one that was cut, changed or taken to
-another listing is refused. It holds nothing secret: whoever makes one up sees no more than their own images.
+A cursor contains the last image of a page and a digest of the listing's filters, so that a truncated or changed
+cursor, or one of another listing, is refused. It is not secret: a forged one still lists only the caller's own images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _DIGEST_BYTES = 12
 
 
 def cursor_after(image_id: str, listing: Mapping[str, object]) -> str:
-    """Return the cursor that goes on behind an image."""
+    """Return the cursor of the page after an image."""
     place = uuid.UUID(image_id).bytes
     return base64.urlsafe_b64encode(place + _digest(place, listing)).decode().rstrip("=")
 
 
 def place_of(cursor: str, listing: Mapping[str, object]) -> str:
-    """Return the id of the image a listing goes on behind. Raises ValueError for what is no cursor of it."""
+    """Return the id of the image that the page follows. Raises ValueError: invalid, or of another listing."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -39,5 +39,5 @@ def place_of(cursor: str, listing: Mapping[str, object]) -> str:
 
 
 def _digest(place: bytes, listing: Mapping[str, object]) -> bytes:
-    said = json.dumps(listing, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(place + said.encode()).digest()[:_DIGEST_BYTES]
+    text = json.dumps(listing, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(place + text.encode()).digest()[:_DIGEST_BYTES]

@@ -1,4 +1,4 @@
-"""Digests: what arrived is what was sent. Content-Digest and Repr-Digest of RFC 9530, of a body or a form's part."""
+"""Digest checks of bodies and form parts: Content-Digest and Repr-Digest (RFC 9530)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gateway.http.problems import Problem
 from schemas.http.problems import ProblemCode
 
 ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
-"""By their names in RFC 9530: how hashlib calls those that are checked here."""
+"""Checked algorithms: name in RFC 9530 -> name in hashlib."""
 
 WANTED = {"Want-Content-Digest": "sha-256=10, sha-512=5"}
-DIGEST_FIELDS = ("content-digest", "repr-digest")  # no content coding is taken: the two say the same
+DIGEST_FIELDS = ("content-digest", "repr-digest")  # equal here, since content codings are not accepted
 
 DIGEST_PARAMETER: dict[str, Any] = {
     "name": "Content-Digest",
@@ -33,36 +33,36 @@ DIGEST_PARAMETER: dict[str, Any] = {
 
 
 class DigestCheck:
-    """Digests that were promised, computed as the bytes arrive."""
+    """The declared digests of a body, computed as the bytes arrive."""
 
     def __init__(self, fields: Iterable[str] = ()) -> None:
-        """Take the values of digest fields. Raises Problem: one cannot be read, or has only unknown algorithms."""
-        self._promised = [found for text in fields for found in _read(text)]
-        self._found = {name: hashlib.new(ALGORITHMS[name]) for name, _ in self._promised}
+        """Parse the values of digest fields. Raises Problem: unreadable, or only unknown algorithms."""
+        self._declared = [found for text in fields for found in _read(text)]
+        self._computed = {name: hashlib.new(ALGORITHMS[name]) for name, _ in self._declared}
 
     def __bool__(self) -> bool:
-        """Say whether anything was promised."""
-        return bool(self._promised)
+        """Return whether any digest was declared."""
+        return bool(self._declared)
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes."""
-        for digest in self._found.values():
+        """Add the next bytes."""
+        for digest in self._computed.values():
             digest.update(data)
 
     def check(self, what: str) -> None:
-        """Raises Problem when the bytes are not what was promised."""
-        for name, promised in self._promised:
-            if self._found[name].digest() != promised:
-                raise mismatch(f"The {name} of {what} is not what its digest says.")
+        """Raise Problem if the bytes do not match a declared digest."""
+        for name, declared in self._declared:
+            if self._computed[name].digest() != declared:
+                raise mismatch(f"The {name} of {what} does not match its digest.")
 
 
-def promised_of(request: Request) -> DigestCheck:
-    """Return the check of a whole body. Raises Problem: see DigestCheck."""
+def declared_digests(request: Request) -> DigestCheck:
+    """Return the check of a body against its headers. Raises Problem: see DigestCheck."""
     return DigestCheck(value for name in DIGEST_FIELDS for value in request.headers.getlist(name))
 
 
 def mismatch(detail: str) -> Problem:
-    """Return the refusal of bytes that are not those that were promised."""
+    """Return the error of bytes that do not match their digest."""
     return Problem(ProblemCode.DIGEST_MISMATCH, f"{detail} Send it again.", headers=WANTED)
 
 
@@ -70,17 +70,17 @@ def _read(text: str) -> list[tuple[str, bytes]]:
     try:
         given = http_sf.parse(text.encode("latin-1"), tltype="dictionary")
     except ValueError:
-        raise _unreadable("It is no dictionary of byte sequences, such as sha-256=:…:.") from None
+        raise _unreadable("Send a dictionary of byte sequences, for example sha-256=:…:.") from None
     known = []
     for name, item in given.items() if isinstance(given, dict) else ():
         value = item[0] if isinstance(item, tuple) else None
         if name not in ALGORITHMS:
             continue
         if not isinstance(value, bytes) or len(value) != hashlib.new(ALGORITHMS[name]).digest_size:
-            raise _unreadable(f"{name} is not a digest of that algorithm.")
+            raise _unreadable(f"The value of {name} has the wrong length or type.")
         known.append((name, value))
     if not known:
-        raise _unreadable(f"None of its algorithms is one of: {', '.join(ALGORITHMS)}.")
+        raise _unreadable(f"Supported algorithms: {', '.join(ALGORITHMS)}.")
     return known
 
 

@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110 section 13): what the client has already is not sent again."""
+"""Conditional requests (RFC 9110 section 13): 304 for a response that the client has already."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import BaseModel
 _DIGITS = 32  # of the sha256 of a body, in its entity tag
 
 TAGGED: dict[str, Any] = {
-    "description": "of what is answered; for If-None-Match",
+    "description": "of the response; for If-None-Match",
     "schema": {"type": "string"},
     "example": '"5f2b51ca2fdc5baa31ec02e002f69aec"',
 }
-"""The ETag of an answer, for its documentation."""
+"""OpenAPI description of the ETag header."""
 
 CONDITIONAL: dict[str, Any] = {
     "parameters": [
@@ -24,17 +24,17 @@ CONDITIONAL: dict[str, Any] = {
             "name": "If-None-Match",
             "in": "header",
             "required": False,
-            "description": "304 if one of these is still the entity tag",
+            "description": "304 if the entity tag is one of these",
             "schema": {"type": "string"},
             "example": '"5f2b51ca2fdc5baa31ec02e002f69aec"',
         }
     ]
 }
-"""What a request for such an answer may ask, for its documentation."""
+"""OpenAPI description of the request headers."""
 
 
 def answered(request: Request, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a body with its entity tag; 304 without it, if the client names that tag."""
+    """Return a response with an entity tag; 304 without a body, if If-None-Match has that tag."""
     content = body.model_dump_json(exclude_none=True).encode()
     found = {"ETag": tag_of(content), "Cache-Control": "private, no-cache", **(headers or {})}
     if names(request.headers.get("if-none-match"), found["ETag"]):
@@ -48,12 +48,12 @@ def tag_of(content: bytes) -> str:
 
 
 def names(header: str | None, etag: str) -> bool:
-    """Say whether an If-None-Match names the entity (section 13.1.2, weak comparison)."""
+    """Return whether an If-None-Match has the entity tag (section 13.1.2, weak comparison)."""
     given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return "*" in given or etag in given
 
 
 def matches(header: str, etag: str) -> bool:
-    """Say whether an If-Match names the entity (section 13.1.1, strong comparison)."""
+    """Return whether an If-Match has the entity tag (section 13.1.1, strong comparison)."""
     given = [tag.strip() for tag in header.split(",")]
     return "*" in given or etag in given

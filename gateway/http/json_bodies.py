@@ -1,4 +1,4 @@
-"""JSON bodies, read under a limit: the framework would take whatever is sent into memory."""
+"""JSON bodies read with a size limit: FastAPI itself would read a body of any size into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from gateway.http.digests import promised_of
+from gateway.http.digests import declared_digests
 from gateway.http.problems import Problem, invalid_fields
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode
@@ -25,10 +25,10 @@ _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 async def read_json(
     request: Request, kind: type[M], settings: GatewaySettings, *, media_types: Sequence[str] = (JSON,)
 ) -> M:
-    """Return the body as a model. Raises Problem: not JSON, too large, too slow, or not as the model says."""
+    """Return the body as a model. Raises Problem: not JSON, too large, too slow, or invalid."""
     if media_type(request) not in media_types:
         raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"Send {' or '.join(media_types)}.", headers=_CLOSE)
-    raw, check = bytearray(), promised_of(request)
+    raw, check = bytearray(), declared_digests(request)
     try:
         async with asyncio.timeout(settings.upload_idle_s):
             async for chunk in request.stream():
@@ -37,9 +37,15 @@ async def read_json(
                     detail = f"The JSON may have {settings.max_json_bytes} bytes at most."
                     raise Problem(ProblemCode.FILE_TOO_LARGE, detail, headers=_CLOSE)
     except TimeoutError:
-        raise Problem(ProblemCode.UPLOAD_TOO_SLOW, "The body did not come in time.", headers=_CLOSE) from None
+        raise Problem(
+            ProblemCode.UPLOAD_TOO_SLOW,
+            f"The body was not complete within {settings.upload_idle_s:g} s.",
+            headers=_CLOSE,
+        ) from None
     except ClientDisconnect:
-        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the body did.", headers=_CLOSE) from None
+        raise Problem(
+            ProblemCode.BAD_REQUEST, "The connection closed before the body was complete.", headers=_CLOSE
+        ) from None
     check.update(raw)
     check.check("the body")
     try:
@@ -49,7 +55,7 @@ async def read_json(
 
 
 def _read(kind: type[M], raw: bytes) -> M:
-    """Return a model of JSON, strictly: no text where a number must be. 1.0 is a whole number, as JSON Schema says."""
+    """Return a model of JSON, without type coercion; 1.0 is an integer, as in JSON Schema."""
     try:
         return kind.model_validate_json(raw, strict=True)
     except ValidationError as error:
@@ -60,19 +66,19 @@ def _read(kind: type[M], raw: bytes) -> M:
 
 
 def media_type(request: Request) -> str:
-    """Return the media type a request says its body has, without parameters."""
+    """Return the media type of a request's body, without parameters."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def described(kind: type[BaseModel], *, media_types: Sequence[str] = (JSON,)) -> dict[str, Any]:
-    """Return the OpenAPI description of a JSON body that is read here."""
+    """Return the OpenAPI description of a JSON body that `read_json` reads."""
     schema = kind.model_json_schema()
     whole = _inlined(schema, schema.pop("$defs", {}))
     return {"requestBody": {"required": True, "content": {name: {"schema": whole} for name in media_types}}}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    # A reference in a route's own schema would be looked for at the root of the whole document.
+    # References in a route's own schema would be resolved against the whole document.
     if isinstance(schema, list):
         return [_inlined(inside, definitions) for inside in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""Methods, the same for every resource: HEAD where there is GET, OPTIONS, and 405 with all that there are.
+"""Methods of every resource: HEAD for each GET, OPTIONS, and 405 with all allowed methods.
 
-The framework would look at one route at a time: it names only the methods of the first that fits, and takes a fixed
-path (`/images/batch`) for an id of the pattern beside it when only the pattern has the method.
+FastAPI looks at one route at a time: its 405 has only the methods of the first matching route, and it matches a fixed
+path (`/images/batch`) as an id of the pattern beside it when only the pattern has the method.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from schemas.http.problems import ProblemCode
 
 @dataclass(slots=True)
 class Resources:
-    """Which methods each resource of an app has. Made when first asked: by then every route is there."""
+    """The methods of each resource of an app. Built at the first request, when every route is registered."""
 
     fixed: dict[str, set[str]] = field(default_factory=dict)
     patterns: dict[str, tuple[re.Pattern[str], set[str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, app: FastAPI) -> Resources:
-        """Return those of an app."""
+        """Return the resources of an app."""
         found = cls()
         for context in iter_route_contexts(app.routes):
             if isinstance(context.original_route, Mount):
@@ -41,7 +41,7 @@ class Resources:
         return found
 
     def methods(self, path: str) -> set[str] | None:
-        """Return the methods of the resource at a path, None if there is none. Fixed paths come before patterns."""
+        """Return the methods of the resource at a path, None without one. Fixed paths take precedence."""
         if path in self.fixed:
             return self.fixed[path]
         return next((methods for pattern, methods in self.patterns.values() if pattern.match(path)), None)
@@ -62,16 +62,16 @@ class Methods:
             return
         if self._resources is None:
             self._resources = Resources.of(self._whole)
-        methods, asked = self._resources.methods(scope["path"]), scope["method"]
-        if methods is None or asked in methods:
+        methods, method = self._resources.methods(scope["path"]), scope["method"]
+        if methods is None or method in methods:
             await self._app(scope, receive, send)
-        elif asked == "HEAD" and "GET" in methods:
+        elif method == "HEAD" and "GET" in methods:
             await self._head(scope, receive, send)
         else:
-            await _refusal(scope, methods)(scope, receive, send)
+            await _without_route(scope, methods)(scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as GET does, without the body. A body in pieces is not made: it may have no end."""
+        """Respond as to GET, without the body. A stream is ended at its first chunk: it may be endless."""
 
         async def without_body(message: Message) -> None:
             if message["type"] != "http.response.body":
@@ -79,21 +79,21 @@ class Methods:
                 return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             if message.get("more_body"):
-                raise _Enough
+                raise _HeadersSent
 
         try:
-            # Ranges are of GET alone (RFC 9110 section 14.2).
+            # Range applies to GET only (RFC 9110 section 14.2).
             headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
             await self._app({**scope, "method": "GET", "headers": headers}, receive, without_body)
-        except (_Enough, ClientDisconnect):  # what streams takes the one for the other
+        except (_HeadersSent, ClientDisconnect):  # Starlette converts an OSError from `send`
             return
 
 
-class _Enough(OSError):
-    """Nobody reads the rest: ASGI's word for it is an OSError from `send`."""
+class _HeadersSent(OSError):
+    """Ends the response after its headers, like a closed connection: an OSError from `send` (ASGI)."""
 
 
-def _refusal(scope: Scope, methods: set[str]) -> Response:
+def _without_route(scope: Scope, methods: set[str]) -> Response:
     allowed = methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
     headers = {"Allow": ", ".join(sorted(allowed))}
     if scope["method"] == "OPTIONS":

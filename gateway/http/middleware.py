@@ -20,7 +20,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Edge:
-    """ASGI middleware around an app; streams pass through untouched."""
+    """ASGI middleware around an app; does not buffer responses."""
 
     def __init__(self, app: ASGIApp, *, name: str) -> None:
         self._app = app
@@ -32,8 +32,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = headers.get("x-correlation-id", "")
-        correlation_id = asked if _CORRELATION_ID.match(asked) else str(uuid.uuid4())
+        sent = headers.get("x-correlation-id", "")
+        correlation_id = sent if _CORRELATION_ID.match(sent) else str(uuid.uuid4())
         state = scope.setdefault("state", {})
         state["correlation_id"] = correlation_id
         state["traceparent"] = child_of(headers.get("traceparent"))
@@ -45,7 +45,7 @@ class Edge:
                 status = message["status"]
                 found = MutableHeaders(scope=message)
                 if found.get("content-type", "").startswith("text/event-stream"):
-                    answered = time.perf_counter()  # a stream has answered when it begins
+                    answered = time.perf_counter()  # a stream counts until it begins
                 found["X-Correlation-ID"] = correlation_id
                 found.setdefault("X-Content-Type-Options", "nosniff")
                 found.setdefault("Cache-Control", "no-store")
@@ -58,10 +58,10 @@ class Edge:
             except Exception as error:
                 answer = bug(Request(scope), error)
                 if status:
-                    raise  # too late to answer: the server cuts the connection, which the client notices
+                    raise  # the response has begun: the server closes the connection, which the client notices
                 await answer(scope, receive, send_on)
             finally:
-                # The route's template, never the path: no ids in labels.
+                # The route's template: a path would put ids into labels.
                 route = getattr(scope.get("route"), "path", "unmatched")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 HTTP_REQUESTS.labels(self._name, route, method, str(status or 499)).inc()

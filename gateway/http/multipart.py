@@ -1,4 +1,4 @@
-"""Multipart forms, taken apart as they arrive: text fields are kept, files go to disk (gateway.http.spooling)."""
+"""Multipart forms parsed as a stream: text fields stay in memory, files go to disk (gateway.http.spooling)."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from schemas.http.problems import ProblemCode, ProblemItem
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-_OVERHEAD = 64 * 1024  # bytes a form may have beside each of its files: metadata, part headers, boundaries
+_OVERHEAD = 64 * 1024  # bytes allowed beside each file: metadata, part headers, boundaries
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a form may have."""
+    """The limits of a form."""
 
     allowed: frozenset[str]  # text fields
     max_bytes: int  # of one file
     max_field_bytes: int
     names: frozenset[str] = frozenset({"file"})  # of the fields that are files
     max_files: int = 1
-    max_total_bytes: int | None = None  # of all files together, if there may be several
-    max_archive_bytes: int = 0  # of a zip archive in the place of a file; 0: none is taken
+    max_total_bytes: int | None = None  # of all files together; None: max_bytes
+    max_archive_bytes: int = 0  # of a zip archive instead of a file; 0: not accepted
 
     @property
     def total(self) -> int:
-        """The bytes of all files together."""
+        """The maximum bytes of all files together."""
         return self.max_total_bytes or self.max_bytes
 
     @property
     def strict(self) -> bool:
-        """Whether what is wrong with the file is wrong with the request: there can only be one."""
+        """Whether an invalid file makes the request invalid: there can be only one."""
         return self.max_files == 1
 
     @property
     def body(self) -> int:
-        """The bytes of the whole body."""
+        """The maximum bytes of the whole body."""
         return self.total + self.max_files * _OVERHEAD
 
 
@@ -59,20 +59,20 @@ class _Part:
 
 
 class FormReader:
-    """Takes the parser's callbacks. They run on the loop and only gather; `settle` writes and hashes in a thread."""
+    """Receives the parser's callbacks, which only buffer on the loop; `settle` writes and hashes in a thread."""
 
     def __init__(self, folder: Path, rules: Rules) -> None:
         self._folder = folder
         self._rules = rules
         self.fields: dict[str, str] = {}
         self._files: list[Arriving] = []
-        self._settled = 0  # files that are written and closed
+        self._settled = 0  # files written and closed
         self._part = _Part()
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         self._ended = False
 
     def callbacks(self) -> MultipartCallbacks:
-        """Return what MultipartParser calls."""
+        """Return the callbacks for MultipartParser."""
         return {
             "on_part_begin": self._begin_part,
             "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
@@ -85,22 +85,22 @@ class FormReader:
         }
 
     async def settle(self, *, last: bool = False) -> None:
-        """Write what was gathered, when it is worth it or the form has ended."""
+        """Write the buffers, if they are large enough or a file or the form has ended."""
         pending = self._files[self._settled :]
         ended = sum(file.ended for file in pending)
-        if last or ended > 1 or sum(file.gathered for file in pending) >= BUFFER:
+        if last or ended > 1 or sum(file.buffered for file in pending) >= BUFFER:
             await asyncio.to_thread(self._write, pending)
             self._settled += ended
 
     def close(self) -> None:
-        """Let all files go."""
+        """Close all files."""
         for file in self._files[self._settled :]:
             file.close()
 
     def finished(self) -> tuple[Arriving, ...]:
-        """Return the files of the whole form. Raises Problem when there is none, or the form is not whole."""
+        """Return the files of a complete form. Raises Problem: incomplete, or without a file."""
         if not self._ended:
-            raise Problem(ProblemCode.BAD_REQUEST, "The form ends before its last boundary.")
+            raise Problem(ProblemCode.BAD_REQUEST, "The form ends before its closing boundary.")
         if not self._files:
             raise Problem(ProblemCode.MISSING_FILE, "Send the image as the form field `file`, with a file name.")
         return tuple(self._files)
@@ -140,7 +140,7 @@ class FormReader:
             item = ProblemItem(field=shown, detail=f"not one of: {known}")
             raise Problem(ProblemCode.UNKNOWN_FIELD, f"`{shown}` is not one of: {known}.", (item,), headers=CLOSE)
         elif part.name in self.fields:
-            raise Problem(ProblemCode.BAD_REQUEST, f"The field `{part.name}` comes twice.", headers=CLOSE)
+            raise Problem(ProblemCode.BAD_REQUEST, f"The field `{part.name}` is repeated.", headers=CLOSE)
 
     def _begin_file(self, part: _Part) -> None:
         rules = self._rules
@@ -156,7 +156,7 @@ class FormReader:
             part.filename,
             max_bytes=rules.max_bytes,
             strict=rules.strict,
-            promised=DigestCheck(part.digests),
+            declared=DigestCheck(part.digests),
             max_archive_bytes=rules.max_archive_bytes,
         )
         self._files.append(part.file)

@@ -1,7 +1,7 @@
-"""Uploads: reads a body as a stream, a multipart form or one file, and spools it to disk (gateway.http.spooling).
+"""Request bodies read as a stream: a multipart form or one file, spooled to disk (gateway.http.spooling).
 
-What is too large is cut off at the byte that is one too many, also when the client did not say how much it would
-send. The files are gone when the request is over.
+A body over the limit is cut off at the first byte too many, also without a Content-Length. The files are removed when
+the request ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from gateway.http.digests import DigestCheck, promised_of
+from gateway.http.digests import DigestCheck, declared_digests
 from gateway.http.multipart import FormReader, Rules
 from gateway.http.problems import Problem
 from gateway.http.spooling import BUFFER, CLOSE, Arriving, SpooledFile, room, spool_folder, too_large
@@ -25,7 +25,7 @@ from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode
 
 SHA256_FIELD = "sha256"
-"""The form field that says what the file must be, where it is allowed."""
+"""The form field with the expected SHA-256 of the file, where it is allowed."""
 
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 
@@ -40,7 +40,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A multipart form with one file or more, each of which may have something wrong with it."""
+    """A multipart form with one file or more, each of which may be invalid."""
 
     files: tuple[Arriving, ...]
     fields: dict[str, str]
@@ -50,18 +50,18 @@ class Files:
 async def receive_form(
     request: Request, settings: GatewaySettings, *, allowed: frozenset[str], max_bytes: int
 ) -> AsyncIterator[Form]:
-    """Receive a form of one `file` and the allowed text fields. Raises Problem; the file is gone on exit."""
+    """Receive a form of one `file` and the allowed text fields; the file is removed on exit. Raises Problem."""
     rules = Rules(allowed, max_bytes, max(settings.max_metadata_bytes, 64))
     async with receive_files(request, settings, rules) as found:
-        yield Form(found.files[0].ready(_promised(found.fields)), found.fields)
+        yield Form(found.files[0].ready(_declared_sha256(found.fields)), found.fields)
 
 
 @asynccontextmanager
 async def receive_files(request: Request, settings: GatewaySettings, rules: Rules) -> AsyncIterator[Files]:
-    """Receive a form by its rules. Raises Problem; the files are gone on exit."""
+    """Receive a form by its rules; the files are removed on exit. Raises Problem."""
     boundary = _boundary(request)
-    _refuse_by_length(request, rules.body, rules.total)
-    check = promised_of(request)
+    _check_length(request, rules.body, rules.total)
+    check = declared_digests(request)
     with spool_folder(settings) as folder:
         reader = FormReader(folder, rules)
         try:
@@ -71,12 +71,14 @@ async def receive_files(request: Request, settings: GatewaySettings, rules: Rule
                 parser.write(chunk)
                 await reader.settle()
 
-            await _read_body(request, settings, take, check, longest=rules.body, told=rules.total)
+            await _read_body(request, settings, take, check, longest=rules.body, limit=rules.total)
             with room(settings):
                 parser.finalize()
                 await reader.settle(last=True)
         except FormParserError:
-            raise Problem(ProblemCode.BAD_REQUEST, "The body is not a whole multipart form.", headers=CLOSE) from None
+            raise Problem(
+                ProblemCode.BAD_REQUEST, "The body is not a complete multipart form.", headers=CLOSE
+            ) from None
         finally:
             reader.close()
         files = reader.finished()
@@ -86,7 +88,7 @@ async def receive_files(request: Request, settings: GatewaySettings, rules: Rule
 
 @asynccontextmanager
 async def receive_archive(request: Request, settings: GatewaySettings, *, max_bytes: int) -> AsyncIterator[Arriving]:
-    """Receive a body that is a zip archive. Raises Problem; it is gone on exit."""
+    """Receive a body that is a zip archive; it is removed on exit. Raises Problem."""
     async with receive_file(request, settings, max_bytes=max_bytes, max_archive_bytes=max_bytes) as file:
         yield file
 
@@ -95,9 +97,9 @@ async def receive_archive(request: Request, settings: GatewaySettings, *, max_by
 async def receive_file(
     request: Request, settings: GatewaySettings, *, max_bytes: int, max_archive_bytes: int = 0
 ) -> AsyncIterator[Arriving]:
-    """Receive a body that is an image, or an archive if that may have bytes at all. Raises Problem; gone on exit."""
-    _refuse_by_length(request, max_bytes, max_bytes)
-    check = promised_of(request)
+    """Receive a body that is an image, or an archive if `max_archive_bytes` is set; removed on exit. Raises Problem."""
+    _check_length(request, max_bytes, max_bytes)
+    check = declared_digests(request)
     with spool_folder(settings) as folder:
         with room(settings):
             file = Arriving(
@@ -106,11 +108,11 @@ async def receive_file(
 
         async def take(chunk: bytes) -> None:
             file.take(chunk)
-            if file.gathered >= BUFFER:
+            if file.buffered >= BUFFER:
                 await asyncio.to_thread(file.write)
 
         try:
-            await _read_body(request, settings, take, check, longest=max_bytes, told=max_bytes)
+            await _read_body(request, settings, take, check, longest=max_bytes, limit=max_bytes)
             with room(settings):
                 await asyncio.to_thread(file.write)
         finally:
@@ -120,7 +122,7 @@ async def receive_file(
 
 
 def media_boundary(request: Request) -> tuple[bytes, bytes | None]:
-    """Return the media type of a body and the boundary it names."""
+    """Return the media type and the boundary of a body."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     return kind, options.get(b"boundary")
 
@@ -130,22 +132,22 @@ def _boundary(request: Request) -> bytes:
     if kind != b"multipart/form-data":
         raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.", headers=CLOSE)
     if not boundary:
-        raise Problem(ProblemCode.BAD_REQUEST, "The Content-Type header names no boundary.", headers=CLOSE)
+        raise Problem(ProblemCode.BAD_REQUEST, "The Content-Type header has no boundary.", headers=CLOSE)
     return boundary
 
 
-def _refuse_by_length(request: Request, longest: int, told: int) -> None:
+def _check_length(request: Request, longest: int, limit: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > longest:
-        raise too_large(told)
+        raise too_large(limit)
 
 
-def _promised(fields: dict[str, str]) -> str | None:
+def _declared_sha256(fields: dict[str, str]) -> str | None:
     text = fields.get(SHA256_FIELD)
     if text is None:
         return None
     if not _SHA256.match(text):
-        raise Problem(ProblemCode.INVALID_DIGEST, "The field `sha256` has 64 hexadecimal digits.")
+        raise Problem(ProblemCode.INVALID_DIGEST, "The field `sha256` must have 64 hexadecimal digits.")
     return text.lower()
 
 
@@ -156,7 +158,7 @@ async def _read_body(
     check: DigestCheck,
     *,
     longest: int,
-    told: int,
+    limit: int,  # that an error names
 ) -> None:
     body = aiter(request.stream())
     received = 0
@@ -168,15 +170,17 @@ async def _read_body(
                         chunk = await anext(body)
                 except StopAsyncIteration:
                     break
-                received += len(chunk)  # also counts what surrounds the parts
+                received += len(chunk)  # with boundaries and part headers
                 if received > longest:
-                    raise too_large(told)
+                    raise too_large(limit)
                 if check:
                     await asyncio.to_thread(check.update, chunk)
                 with room(settings):
                     await take(chunk)
     except TimeoutError:
-        detail = f"No byte for {settings.upload_idle_s:g} s, or not whole after {settings.upload_total_s:g} s."
+        detail = f"No data for {settings.upload_idle_s:g} s, or incomplete after {settings.upload_total_s:g} s."
         raise Problem(ProblemCode.UPLOAD_TOO_SLOW, detail, headers=CLOSE) from None
     except ClientDisconnect:
-        raise Problem(ProblemCode.BAD_REQUEST, "The connection ended before the upload did.", headers=CLOSE) from None
+        raise Problem(
+            ProblemCode.BAD_REQUEST, "The connection closed before the upload was complete.", headers=CLOSE
+        ) from None

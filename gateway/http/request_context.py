@@ -19,10 +19,10 @@ def version() -> str:
 
 
 def base_url(request: Request, settings: GatewaySettings) -> str:
-    """Return what the URLs in answers begin with, without a slash at the end."""
+    """Return the base of URLs in responses, without a trailing slash."""
     return (settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def traceparent_of(request: Request) -> str:
-    """Return the trace this request belongs to."""
+    """Return the traceparent of a request."""
     return str(request.state.traceparent)

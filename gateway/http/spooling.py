@@ -1,6 +1,6 @@
-"""Spooling: a file that arrives goes to disk while it is hashed and counted; its first bytes say what it is.
+"""Spooling: an uploaded file is written to disk, hashed and counted as it arrives; its first bytes give its format.
 
-At no time is more than a write buffer of it in memory.
+Never more than a write buffer of it is in memory.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from schemas.http.problems import ProblemCode
 
 _log = logging.getLogger(__name__)
 
-BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
-ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")  # how a zip archive begins, the second an empty one
+BUFFER = 1 << 20  # bytes buffered before one write and hash in a thread
+ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of a zip archive, the second of an empty one
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledFile:
-    """One uploaded file, whole, on disk until the request ends."""
+    """One complete uploaded file, on disk until the request ends."""
 
     path: Path
     size: int  # bytes
@@ -38,14 +38,14 @@ class SpooledFile:
 
     @property
     def content_type(self) -> str:
-        """The media type by the file's own bytes."""
+        """The media type by the first bytes of the file."""
         return MEDIA_TYPES[self.format]
 
 
 class Arriving:
-    """A file on its way to disk. `take` gathers, on the loop; `write` writes and hashes, in a thread.
+    """A file being written to disk. `take` buffers, on the loop; `write` writes and hashes, in a thread.
 
-    What is wrong with it is said by `ready`. With `strict` it is said at once, for nothing else is in the request.
+    `ready` raises the problem of an invalid file. With `strict`, when the request is only this file, `take` raises it.
     """
 
     def __init__(
@@ -55,43 +55,43 @@ class Arriving:
         *,
         max_bytes: int,
         strict: bool,
-        promised: DigestCheck | None = None,
+        declared: DigestCheck | None = None,
         max_archive_bytes: int = 0,
     ) -> None:
-        """Take bytes for a path. Raises OSError. A zip archive is taken if it may have bytes at all."""
+        """Open the file at a path. Raises OSError. Zip archives are accepted if `max_archive_bytes` is set."""
         self.path, self.filename = path, filename
         self.size = 0
         self.ended = False
         self._max_bytes, self._strict, self._max_archive_bytes = max_bytes, strict, max_archive_bytes
-        self._promised = promised or DigestCheck()
+        self._declared = declared or DigestCheck()
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
-        self._gathered = bytearray()
+        self._buffer = bytearray()
         self._head = b""
         self._problem: Problem | None = None
 
     @property
-    def gathered(self) -> int:
-        """How many bytes wait to be written."""
-        return len(self._gathered)
+    def buffered(self) -> int:
+        """The number of buffered bytes."""
+        return len(self._buffer)
 
     @property
     def refused(self) -> bool:
-        """Whether something is wrong with it already, so that its bytes are of no use."""
+        """Whether the file is already known to be invalid."""
         return self._problem is not None
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is an archive, as far as its first bytes say."""
+        """Whether it is an archive, by its first bytes."""
         return bool(self._max_archive_bytes) and self._head.startswith(ARCHIVES)
 
     @property
     def sha256(self) -> str:
-        """Of all that was written."""
+        """The SHA-256 of the written bytes."""
         return self._hash.hexdigest()
 
     def take(self, data: bytes | memoryview) -> None:
-        """Gather bytes. Raises Problem if strict and they are too many, or the file is no image."""
+        """Buffer bytes. Raises Problem if strict and the file is too large or not an image."""
         if self._problem is not None:
             return
         self.size += len(data)
@@ -104,61 +104,61 @@ class Arriving:
             self._refuse(too_large(most))
         if self._problem is not None:
             return
-        self._gathered.extend(data)
+        self._buffer.extend(data)
 
     def write(self) -> None:
-        """Write and hash what was gathered. Raises OSError."""
-        data, self._gathered = self._gathered, bytearray()
+        """Write and hash the buffer. Raises OSError."""
+        data, self._buffer = self._buffer, bytearray()
         self._hash.update(data)
-        self._promised.update(data)
+        self._declared.update(data)
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
 
     def close(self) -> None:
-        """Let the file go; whatever is wrong with it, its bytes are gone."""
+        """Close the file; remove it if it is invalid."""
         self._file.close()
         if self._problem is not None:
-            self._gathered.clear()
+            self._buffer.clear()
             self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises Problem when the file, all of it written, is empty, too large, no image, or not what was promised."""
+        """Raise Problem if the written file is empty, too large, not an image, or does not match its digest."""
         if self._problem is None and self.size < SNIFF_BYTES:
             self._check_format()
         if not self.size:
-            raise Problem(ProblemCode.EMPTY_FILE, "The file has no bytes.")
+            raise Problem(ProblemCode.EMPTY_FILE, "The file is empty.")
         if self._problem is not None:
             raise self._problem
-        self._promised.check("the file")
+        self._declared.check("the file")
 
     def ready(self, sha256: str | None = None) -> SpooledFile:
-        """Return the image, all of it written. Raises Problem: see `check`, or it is not that of this SHA-256."""
+        """Return the written image. Raises Problem: see `check`, or another SHA-256 than this."""
         self.check()
         if sha256 is not None and sha256 != self.sha256:
-            raise mismatch("The SHA-256 of the file is not what the field `sha256` says.")
+            raise mismatch("The SHA-256 of the file does not match the field `sha256`.")
         return SpooledFile(self.path, self.size, self.sha256, sniff(self._head) or "", self.filename)
 
     def _check_format(self) -> None:
         if self.size and not self.is_archive and sniff(self._head) is None:
-            detail = f"By its first bytes the file is none of: {', '.join(MEDIA_TYPES)}."
+            detail = f"The first bytes of the file match none of: {', '.join(MEDIA_TYPES)}."
             self._refuse(Problem(ProblemCode.UNSUPPORTED_FORMAT, detail, headers=CLOSE if self._strict else {}))
 
     def _refuse(self, problem: Problem) -> None:
         if self._strict:
             raise problem
         self._problem = problem
-        self._gathered.clear()
+        self._buffer.clear()
 
 
 def too_large(max_bytes: int) -> Problem:
-    """Return the refusal of a file that is too large."""
+    """Return the error of a file that is too large."""
     return Problem(ProblemCode.FILE_TOO_LARGE, f"A file may have {max_bytes} bytes at most.", headers=CLOSE)
 
 
 @contextlib.contextmanager
 def spool_folder(settings: GatewaySettings) -> Iterator[Path]:
-    """Yield a folder for what arrives; it is gone on exit. Raises Problem when there is no room for it."""
+    """Yield a temporary folder for uploads, removed on exit. Raises Problem if the disk is full."""
     with contextlib.ExitStack() as stack:
         with room(settings):
             folder = tempfile.TemporaryDirectory(prefix="darkroom-upload-", dir=settings.spool_dir)
@@ -168,16 +168,16 @@ def spool_folder(settings: GatewaySettings) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def room(settings: GatewaySettings) -> Iterator[None]:
-    """Turn an OSError of the gateway's own disk into a Problem (503)."""
+    """Raise Problem (503) for an OSError of the gateway's disk."""
     try:
         yield
     except OSError as error:
-        _log.error("uploads cannot wait on disk", extra={"error": repr(error)})
-        raise unavailable("The gateway's own disk", retry_after_s=settings.retry_after_s) from error
+        _log.error("uploads cannot be spooled to disk", extra={"error": repr(error)})
+        raise unavailable("The gateway's disk", retry_after_s=settings.retry_after_s) from error
 
 
 def clean_filename(name: str) -> str | None:
-    """Return the last part of a client's file name without control characters: shown to people, never opened."""
+    """Return the last part of a client's file name, without control characters; for display, never opened."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     with contextlib.suppress(ValueError):
         last = last.encode("utf-8", "ignore").decode()

@@ -1,4 +1,4 @@
-"""Times in requests: RFC 3339, with the offset it asks for."""
+"""Times in requests: RFC 3339 with an offset."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:)(\d\d)(\.\d{1,12})?([Z
 
 
 def read_time(text: str | None, field: str) -> datetime | None:
-    """Return a time in UTC, None for none. Raises Problem. A leap second is the second before it."""
+    """Return a time in UTC, None for None. A leap second becomes the second before it. Raises Problem."""
     if text is None:
         return None
     found = _RFC_3339.fullmatch(text)
     if found is None:
-        raise _refused(field)
+        raise _invalid(field)
     day, minutes, seconds, fraction, offset = found.groups("")
     try:
-        said = datetime.fromisoformat(
+        parsed = datetime.fromisoformat(
             f"{day}T{minutes}{'59' if seconds == '60' else seconds}{fraction[:7]}{offset.upper()}"
         )
-        return said.astimezone(UTC)
+        return parsed.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _refused(field) from None
+        raise _invalid(field) from None
 
 
-def _refused(field: str) -> Problem:
-    detail = "Give a time as RFC 3339 has it, with an offset: 2026-01-31T12:00:00Z (in a URL a + is written %2B)."
+def _invalid(field: str) -> Problem:
+    detail = "Send an RFC 3339 time with an offset, for example 2026-01-31T12:00:00Z (in a URL, + is written %2B)."
     return Problem(ProblemCode.INVALID_FIELD, f"{field}: {detail}", (ProblemItem(field=field, detail=detail),))

@@ -1,7 +1,8 @@
-"""The API's document, completed: what every operation has in common is said once here, never on each route.
+"""Completion of the OpenAPI document: adds what all operations have in common.
 
-FastAPI writes what it sees in the routes. Added are names that stay, the refusals that can happen anywhere, the headers
-of answers, examples, and that errors are `application/problem+json`. `gateway.http.problems.documented` says the rest.
+FastAPI generates the document from the routes. Added are stable operation ids, errors that any operation can return, as
+`application/problem+json`, response headers and examples. The errors of single routes come from
+`gateway.http.problems.documented`.
 """
 
 from __future__ import annotations
@@ -20,59 +21,59 @@ from schemas.values import ID_PATTERN, SHA256_PATTERN
 Operation = dict[str, Any]
 
 _METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
-_UNREADABLE = (ProblemCode.BAD_REQUEST, ProblemCode.UNSUPPORTED_MEDIA_TYPE, ProblemCode.FILE_TOO_LARGE)
+_BODY_ERRORS = (ProblemCode.BAD_REQUEST, ProblemCode.UNSUPPORTED_MEDIA_TYPE, ProblemCode.FILE_TOO_LARGE)
 _HEADERS: dict[str, dict[str, Any]] = {
     "X-Correlation-ID": {
-        "description": "the id of this exchange: the one that was sent, or a new one; it is in our logs",
+        "description": "the id of this request: the one that was sent, or a new one; it is in the server's logs",
         "schema": {"type": "string"},
         "example": "upload-42",
     },
     "Retry-After": {
-        "description": "seconds to wait before asking again",
+        "description": "seconds to wait before retrying",
         "schema": {"type": "integer", "minimum": 0},
         "example": 5,
     },
     "Location": {
-        "description": "where to look next",
+        "description": "the URL of the created resource",
         "schema": {"type": "string", "format": "uri-reference"},
         "example": "https://images.example.org/api/v1/images/jobs/0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b.1",
     },
     "ETag": {
-        "description": "names this state of the resource, for If-None-Match and If-Match",
+        "description": "version of the resource, for If-None-Match and If-Match",
         "schema": {"type": "string"},
     },
-    "Cache-Control": {"description": "how long the answer may be kept (RFC 9111)", "schema": {"type": "string"}},
-    "Accept-Ranges": {"description": "`bytes`: parts can be asked for (RFC 9110)", "schema": {"type": "string"}},
-    "Last-Modified": {"description": "when the bytes were made", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "how long the response may be cached (RFC 9111)", "schema": {"type": "string"}},
+    "Accept-Ranges": {"description": "`bytes`: ranges are supported (RFC 9110)", "schema": {"type": "string"}},
+    "Last-Modified": {"description": "when the bytes were written", "schema": {"type": "string"}},
     "WWW-Authenticate": {
-        "description": "which credentials are asked for (RFC 6750)",
+        "description": "the credentials that are required (RFC 6750)",
         "schema": {"type": "string"},
         "example": 'Bearer realm="darkroom"',
     },
 }
 _LIMITS = {
     "RateLimit-Policy": {
-        "description": "the limits that hold for the caller (draft-ietf-httpapi-ratelimit-headers)",
+        "description": "the limits of the caller (draft-ietf-httpapi-ratelimit-headers)",
         "schema": {"type": "string"},
         "example": '"uploads";q=50;w=3600',
     },
     "RateLimit": {
-        "description": "what is left of them, and seconds until there is more",
+        "description": "what remains of them, and seconds until more is available",
         "schema": {"type": "string"},
         "example": '"uploads";r=49;t=3600',
     },
     "X-RateLimit-Limit": {
-        "description": "requests of the limit that is nearest",
+        "description": "the limit that is nearest to being exceeded",
         "schema": {"type": "integer", "minimum": 0},
         "example": 50,
     },
     "X-RateLimit-Remaining": {
-        "description": "what is left of it",
+        "description": "what remains of it",
         "schema": {"type": "integer", "minimum": 0},
         "example": 49,
     },
     "X-RateLimit-Reset": {
-        "description": "seconds until there is more",
+        "description": "seconds until more is available",
         "schema": {"type": "integer", "minimum": 0},
         "example": 3600,
     },
@@ -81,8 +82,8 @@ _CORRELATION = {
     "name": "X-Correlation-ID",
     "in": "header",
     "required": False,
-    "description": "an id of yours for this exchange: 1 to 128 letters, digits, dots, dashes or underscores. It is "
-    "answered, stands in every error, and is in our logs; another is replaced.",
+    "description": "an id of yours for this request: 1 to 128 letters, digits, dots, dashes or underscores. It is in "
+    "the response, in every error and in the server's logs; an invalid one is replaced.",
     "schema": {"type": "string"},
     "example": "upload-42",
 }
@@ -105,13 +106,13 @@ def complete(document: dict[str, Any], permissions: Permissions) -> dict[str, An
     components["headers"] = {**_HEADERS, **_LIMITS, **components.get("headers", {})}
     components["parameters"] = {"CorrelationId": _CORRELATION, **components.get("parameters", {})}
     for item in document.get("paths", {}).values():
-        item.pop("options", None)  # every resource answers it
+        item.pop("options", None)  # every resource supports it
     for method, path, operation in operations(document):
         operation["operationId"] = _name(method, path)
         _describe_form(operation)
         _describe_ids(path, operation)
         protected = permissions.get((method.upper(), path)) is not None
-        _add_refusals(operation, protected=protected)
+        _add_errors(operation, protected=protected)
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/CorrelationId"})
         for status, response in operation["responses"].items():
             _name_headers(status, response, limited=protected)
@@ -123,7 +124,7 @@ def complete(document: dict[str, Any], permissions: Permissions) -> dict[str, An
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]]:
-    """Walk method, path and operation of a document."""
+    """Yield method, path and operation of a document."""
     for path, item in document.get("paths", {}).items():
         for method, operation in item.items():
             if method in _METHODS:
@@ -137,13 +138,13 @@ def _problem_schemas() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _name(method: str, path: str) -> str:
-    """Return an operation's id: of method and path, so that it changes only when they do."""
+    """Return an operation's id, made of method and path, so that it changes only with them."""
     named = re.sub(r"\{(\w+)(:\w+)?\}", r"by_\1", path.removeprefix("/api/v1"))
     return "_".join([method, *re.findall(r"\w+", named.replace("-", "_"))]) if named != "/" else f"{method}_root"
 
 
 def _describe_form(operation: Operation) -> None:
-    """Say of a form what holds for every form: it has no other fields, and a file is an image by its bytes."""
+    """Add what all forms have in common: no other fields, and the media types of files."""
     content = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data")
     if content is None or "properties" not in content["schema"]:
         return
@@ -154,7 +155,7 @@ def _describe_form(operation: Operation) -> None:
 
 
 def _describe_ids(path: str, operation: Operation) -> None:
-    """Say how the ids in a path look. Others are not refused for it: there is nothing of that id."""
+    """Add the pattern of ids in a path. Others get 404, not a validation error."""
     if not path.startswith("/api/v1/images/"):
         return
     for parameter in operation.get("parameters", ()):
@@ -164,17 +165,17 @@ def _describe_ids(path: str, operation: Operation) -> None:
             parameter.setdefault("example", example)
 
 
-def _add_refusals(operation: Operation, *, protected: bool) -> None:
-    """Add the refusals that no route needs to name: they happen before it, or anywhere."""
+def _add_errors(operation: Operation, *, protected: bool) -> None:
+    """Add the errors that any route can return, so that routes need not list them."""
     responses: dict[str, Any] = operation.setdefault("responses", {})
-    if "422" in responses and "HTTPValidationError" in str(responses["422"]):  # the framework's own words
+    if "422" in responses and "HTTPValidationError" in str(responses["422"]):  # FastAPI's default
         del responses["422"]
-        _refuse(responses, ProblemCode.INVALID_FIELD)
-    _refuse(responses, ProblemCode.INTERNAL_ERROR)
-    _refuse(responses, ProblemCode.HEADERS_TOO_LARGE)
+        _add_error(responses, ProblemCode.INVALID_FIELD)
+    _add_error(responses, ProblemCode.INTERNAL_ERROR)
+    _add_error(responses, ProblemCode.HEADERS_TOO_LARGE)
     if "requestBody" in operation:
-        for code in (*_UNREADABLE, ProblemCode.INVALID_FIELD):
-            _refuse(responses, code)
+        for code in (*_BODY_ERRORS, ProblemCode.INVALID_FIELD):
+            _add_error(responses, code)
     if protected:
         for code in (
             ProblemCode.UNAUTHORIZED,
@@ -184,10 +185,10 @@ def _add_refusals(operation: Operation, *, protected: bool) -> None:
             ProblemCode.OVERLOADED,
             ProblemCode.DEPENDENCY_UNAVAILABLE,
         ):
-            _refuse(responses, code)
+            _add_error(responses, code)
 
 
-def _refuse(responses: dict[str, Any], code: ProblemCode) -> None:
+def _add_error(responses: dict[str, Any], code: ProblemCode) -> None:
     ((status, wanted),) = documented(code).items()
     found = responses.setdefault(str(status), wanted)
     content = found.setdefault("content", {}).setdefault(MEDIA_TYPE, {"schema": PROBLEM_SCHEMA, "examples": {}})
@@ -212,7 +213,7 @@ def _name_headers(status: str, response: dict[str, Any], *, limited: bool) -> No
 
 
 def _describe_body(response: dict[str, Any]) -> None:
-    """Drop what is not so: JSON of no shape where there is no body, a schema of a stream, which has none as a whole."""
+    """Remove what is wrong: an empty JSON schema of a response without a body, and the schema of a stream."""
     content = response.get("content", {})
     content.get("text/event-stream", {}).pop("schema", None)
     if content.get("application/json", {}).get("schema", ...) == {}:
@@ -230,7 +231,7 @@ def _add_examples(operation: Operation, schemas: dict[str, Any]) -> None:
 
 
 def _share_examples(operation: Operation, shared: dict[str, Any]) -> None:
-    """Keep each refusal's example once: most operations can be refused in the same dozen ways."""
+    """Move the examples of errors into the components: most operations share the same dozen."""
     for response in operation["responses"].values():
         examples = response.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
         for code, example in examples.items():
@@ -239,7 +240,7 @@ def _share_examples(operation: Operation, shared: dict[str, Any]) -> None:
 
 
 def _name_bodies(operation: Operation, schemas: dict[str, Any]) -> None:
-    """Give bodies that are read here, not by the framework, their names too: generated clients call models by them."""
+    """Name the schemas of bodies that FastAPI does not read: generated clients name their models by them."""
     for content in operation.get("requestBody", {}).get("content", {}).values():
         name = content.get("schema", {}).get("title")
         if name is not None and schemas.setdefault(name, content["schema"]) == content["schema"]:

@@ -1,6 +1,6 @@
-"""Examples for the API's document: made of a schema, from the words its fields have in this project.
+"""Examples for the OpenAPI document, generated from a schema with the values that its fields have in this project.
 
-An example that a route or a field gives itself always comes first; a test holds every one to its schema.
+Examples of a route or a field take precedence. A test validates each against its schema.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ IMAGE_ID = "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 JOB_ID = f"{IMAGE_ID}.1"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 GIF = "GIF89a\x01\x00\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-"""A whole image of one pixel whose bytes are all ASCII, so that JSON can carry it."""
+"""A valid image of one pixel whose bytes are all ASCII, so that it fits in JSON."""
 _BASE = "https://images.example.org"
 _JOB_URL = f"{_BASE}/api/v1/images/jobs/{JOB_ID}"
 
-# Field -> what stands there in an example.
-_WORDS: dict[str, Any] = {
+# Field -> its value in examples.
+_VALUES: dict[str, Any] = {
     "image_id": IMAGE_ID,
     "job_id": JOB_ID,
     "sha256": SHA256,
@@ -69,31 +69,31 @@ _FORMATS = {
     "uri": _BASE,
     "email": "somebody@example.org",
 }
-_KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
-_DEEPEST = 12  # of schemas that hold themselves
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+_MAX_DEPTH = 12  # recursive schemas end here
 
 
 def example_of(schema: Mapping[str, Any], components: Mapping[str, Any], field: str = "", depth: int = 0) -> Any:
-    """Return an example for a JSON Schema, the same each time."""
+    """Return an example for a JSON Schema. Deterministic."""
     if "$ref" in schema:
         schema = components.get(str(schema["$ref"]).rsplit("/", 1)[-1], {})
-    for given in ("examples", "example", "const"):
-        if schema.get(given) not in (None, []):
-            return schema[given][0] if given == "examples" else schema[given]
+    for name in ("examples", "example", "const"):
+        if schema.get(name) not in (None, []):
+            return schema[name][0] if name == "examples" else schema[name]
     if schema.get("enum"):
         return schema["enum"][0]
-    if field in _WORDS and _fits(_WORDS[field], schema):
-        return _WORDS[field]
+    if field in _VALUES and _fits(_VALUES[field], schema):
+        return _VALUES[field]
     for union in ("anyOf", "oneOf", "allOf"):
         if union in schema:
             chosen: Mapping[str, Any] = next((part for part in schema[union] if part.get("type") != "null"), {})
             return example_of(chosen, components, field, depth)
     if schema.get("default") is not None:
         return schema["default"]
-    return _made(schema, components, field, depth)
+    return _generated(schema, components, field, depth)
 
 
-def _made(schema: Mapping[str, Any], components: Mapping[str, Any], field: str, depth: int) -> Any:
+def _generated(schema: Mapping[str, Any], components: Mapping[str, Any], field: str, depth: int) -> Any:
     kind = schema.get("type")
     if kind == "object" or "properties" in schema:
         return _object(schema, components, depth)
@@ -109,7 +109,7 @@ def _made(schema: Mapping[str, Any], components: Mapping[str, Any], field: str, 
 
 
 def _object(schema: Mapping[str, Any], components: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return {}
     required = set(schema.get("required", ()))
     found = {
@@ -125,7 +125,7 @@ def _object(schema: Mapping[str, Any], components: Mapping[str, Any], depth: int
 
 
 def _array(schema: Mapping[str, Any], components: Mapping[str, Any], field: str, depth: int) -> list[Any]:
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return []
     if "prefixItems" in schema:
         return [example_of(part, components, field, depth + 1) for part in schema["prefixItems"]]
@@ -145,7 +145,7 @@ def _text(schema: Mapping[str, Any], field: str) -> str:
 
 
 def _is_empty(schema: Mapping[str, Any]) -> bool:
-    """Say whether an answer usually is without the field: what is only there when something went wrong."""
+    """Return whether a field is usually absent: errors."""
     return schema.get("default", ...) is None and any(
         str(part.get("$ref", "")).endswith("Error") for part in schema.get("anyOf", ())
     )
@@ -153,7 +153,5 @@ def _is_empty(schema: Mapping[str, Any]) -> bool:
 
 def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
     kinds = {str(schema.get("type", ""))} | {str(part.get("type", "")) for part in schema.get("anyOf", ())}
-    actual = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}[
-        type(value)
-    ]
+    actual = _TYPES[type(value)]
     return actual in kinds or (actual == "integer" and "number" in kinds)

@@ -1,4 +1,4 @@
-"""The security of the API's document: what may be sent, and which scope each operation asks for."""
+"""Security in the OpenAPI document: the credentials that are accepted, and the scope of each operation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SCHEMES = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "A JWT of an issuer this system trusts, an API key (`dk_…`), or the operators' token.",
+        "description": "A JWT of a trusted issuer, an API key (`dk_…`), or the admin token.",
     },
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key (`dk_…`)."},
 }
@@ -22,8 +22,8 @@ _METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch"
 def secure(document: dict[str, Any], permissions: Permissions, *, anonymous: Identity | None = None) -> dict[str, Any]:
     """Add to every operation the scope it requires; return the document.
 
-    OpenAPI 3.1 lets a requirement name scopes whatever the scheme. A gateway that is open to its own machine takes
-    requests without credentials too: the document it serves says so, the one in docs/ does not.
+    OpenAPI 3.1 allows scopes in a requirement of any scheme. A gateway with anonymous access adds an empty requirement,
+    which the document in docs/ does not have.
     """
     document.setdefault("components", {})["securitySchemes"] = _SCHEMES
     for path, item in document.get("paths", {}).items():
@@ -33,8 +33,8 @@ def secure(document: dict[str, Any], permissions: Permissions, *, anonymous: Ide
                 if scope is None:
                     operation["security"] = []
                     continue
-                asked: list[dict[str, list[str]]] = [{name: [scope.value]} for name in _SCHEMES]
+                required: list[dict[str, list[str]]] = [{name: [scope.value]} for name in _SCHEMES]
                 if anonymous is not None and scope in anonymous.scopes:
-                    asked.append({})
-                operation["security"] = asked
+                    required.append({})
+                operation["security"] = required
     return document

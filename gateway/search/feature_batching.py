@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from pydantic import Field
 
-from gateway.protocols import FeatureEncoder, ModelAway, Undecodable
+from gateway.protocols import FeatureEncoder, ModelUnavailable, Undecodable
 from schemas.values import ModelRef
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.timeouts import bounded
@@ -59,11 +59,11 @@ class Batching(Generic[P]):
         )
 
     async def model(self) -> ModelRef:
-        """Return the model's weights; load them first if necessary. Raises ModelAway."""
+        """Return the model's weights; load them first if necessary. Raises ModelUnavailable."""
         try:
             return await bounded(self._encoder.model(), self.settings.timeout_s)
         except TimeoutError:
-            raise ModelAway("the model is still loading") from None
+            raise ModelUnavailable("the model is still loading") from None
 
     def check_room(self) -> None:
         """Raise Busy, before a body is read, if no image can be accepted."""

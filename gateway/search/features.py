@@ -27,7 +27,7 @@ from gateway.http.request_bodies import receive_file, receive_files, receive_for
 from gateway.http.spooling import Arriving
 from gateway.images.lookup import Lookup
 from gateway.limits.rate_limits import FEATURES, Limits
-from gateway.protocols import ModelAway, Undecodable
+from gateway.protocols import ModelUnavailable, Undecodable
 from gateway.search.feature_batching import Batching, Busy
 from gateway.settings import GatewaySettings
 from schemas.http.features import FeatureBatch, FeatureError, FeatureItem, FeatureModel, Features, FeaturesOf
@@ -170,7 +170,7 @@ class FeatureExtraction:
         try:
             self.batching.check_room()
             return self.batching, await self.batching.model()
-        except ModelAway as error:
+        except ModelUnavailable as error:
             raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Vectors are unavailable: {error}.", headers=retry) from None
         except Busy:
             raise self._overloaded() from None

@@ -22,7 +22,7 @@ from gateway.upload_sessions.leases import Lease, busy
 from schemas.http.problems import ProblemCode
 
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
-_BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
+_BUFFER = 1 << 20  # bytes buffered before one write and hash in a thread
 
 
 class Hash(Protocol):
@@ -61,7 +61,7 @@ class Body:
     digest: Hash | None = None
     problem: Problem | None = None
     received: int = 0  # bytes
-    _gathered: bytearray = field(default_factory=bytearray)
+    _buffered: bytearray = field(default_factory=bytearray)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Receive the pieces, as files in the spool folder. Raises Problem when the disk is full."""
@@ -80,13 +80,13 @@ class Body:
         size, whole = 0, self.settings.piece_bytes
         while size < whole:
             wanted = min(_BUFFER, whole - size)
-            while len(self._gathered) < wanted:
+            while len(self._buffered) < wanted:
                 chunk = await self._next(body, ends)
                 if chunk is None:
                     break
-                self._gathered += chunk
-            data = self._gathered[:wanted]
-            del self._gathered[:wanted]
+                self._buffered += chunk
+            data = self._buffered[:wanted]
+            del self._buffered[:wanted]
             await asyncio.to_thread(self._write, file, data)
             size += len(data)
             if len(data) < wanted:
@@ -116,7 +116,7 @@ class Body:
                 return chunk
             detail = f"The body is larger than the {self.most} bytes that the file still lacks."
             self.problem = Problem(ProblemCode.FILE_TOO_LARGE, detail, headers=CLOSE)
-            self._gathered.clear()
+            self._buffered.clear()
         return None
 
     def _too_slow(self) -> Problem:

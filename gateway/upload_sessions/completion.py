@@ -26,7 +26,7 @@ from streams.errors import DependencyUnavailable
 from streams.object_store.keys import finishing_prefix
 from streams.object_store.tombstones import Tombstones
 
-_BUFFER = 1 << 20  # bytes gathered before one write and hash in a thread
+_BUFFER = 1 << 20  # bytes buffered before one write and hash in a thread
 _FINAL = frozenset({ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.DIGEST_MISMATCH, ProblemCode.FILE_TOO_LARGE})
 """Problems that a retry cannot solve; they end the upload."""
 
@@ -78,7 +78,7 @@ class Completion:
             try:
                 async for chunk in content:
                     arriving.take(chunk)
-                    if arriving.gathered >= _BUFFER:
+                    if arriving.buffered >= _BUFFER:
                         await asyncio.to_thread(arriving.write)
                 await asyncio.to_thread(arriving.write)
             finally:

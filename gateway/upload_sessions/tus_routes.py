@@ -114,7 +114,7 @@ def tus_route_class(retry_after_s: int) -> type[APIRoute]:
                     problem.headers = {**problem.headers, **VERSION_HEADER}
                     raise
                 except (DependencyUnavailable, TimeoutError) as error:
-                    translated = unavailable("A part of the system", retry_after_s=retry_after_s)
+                    translated = unavailable("A dependency", retry_after_s=retry_after_s)
                     translated.headers = {**translated.headers, **VERSION_HEADER}
                     raise translated from error
                 response.headers.update(VERSION_HEADER)

@@ -176,7 +176,7 @@ class Batches:
         known = BatchItem(index=index, filename=_printable(item.name), status=202)
         try:
             if run.aborted:
-                raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s)
+                raise unavailable("A dependency", retry_after_s=self.settings.retry_after_s)
             with room(self.settings):
                 file = await asyncio.to_thread(item.ready)
             known = known.model_copy(update={"sha256": file.sha256})

@@ -177,7 +177,7 @@ class Submission:
                 return None  # a retry: the known image is this one
             found = await self.duplicates.newest(owner, file.sha256, usable=True)
         except (DependencyUnavailable, TimeoutError) as error:
-            raise unavailable("A part of the system", retry_after_s=self.settings.retry_after_s) from error
+            raise unavailable("A dependency", retry_after_s=self.settings.retry_after_s) from error
         if found is None:
             return None
         return found.image_id, found.job_id, found.lane, found.state or ImageState.PROCESSING

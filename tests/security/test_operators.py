@@ -136,9 +136,9 @@ async def test_what_operators_do_and_who_is_refused_is_in_the_log(office: Office
         await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
         await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}x"})
         await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": ""})
-    acts = [entry for entry in logs if entry["event"] == "an operator acts"]
+    acts = [entry for entry in logs if entry["event"] == "operator request"]
     assert [(entry["method"], entry["path"], entry["by"]) for entry in acts] == [("POST", KEYS, "admin-token")]
-    refusals = [entry for entry in logs if entry["event"] == "a caller is refused"]
+    refusals = [entry for entry in logs if entry["event"] == "authentication refused"]
     assert [(entry["why"], entry["by"]) for entry in refusals] == [
         ("insufficient-scope", f"key:{key.split('_')[1]}"), ("invalid", None), ("invalid", None)
     ]  # fmt: skip

@@ -48,7 +48,7 @@ def test_a_gateway_others_can_reach_needs_keys(kafka: LocalKafka, tmp_path: Path
             code = deployment.children.pop(name).wait_blocking(PATIENCE_S)
             log = deployment.log_file(name).read_text()
             assert code == 2, log
-            assert "nothing to tell callers by" in log
+            assert "no credentials are configured" in log
             assert "darkroom keys create" in log
 
         key = asyncio.run(_made(deployment, "anna"))
@@ -63,5 +63,5 @@ def test_a_gateway_others_can_reach_needs_keys(kafka: LocalKafka, tmp_path: Path
         until(lambda: _status(deployment, key) == 401, "the revoked key being refused")
         assert _status(deployment, another) == 202
         log = deployment.log_file("gateway#2").read_text()
-        assert "asks for credentials" in log
+        assert "requires credentials" in log
         assert not [secret for secret in (key, another) if secret.split("_", 2)[2] in log]

@@ -1,4 +1,4 @@
-"""What each endpoint asks of its caller: one table, complete, and obeyed."""
+"""Permissions: each route declares one, and the gateway enforces it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from tests.support.permissions import PERMISSIONS, PUBLIC
 
 
 class Bearer:
-    """An authenticator that believes whoever names their scopes."""
+    """An authenticator that takes the scopes from the Authorization header."""
 
     async def identify(self, request: Request) -> Identity:
         named = request.headers.get("authorization", "").split()
         return Identity(DEFAULT_OWNER, frozenset(map(Scope, named)), "tester")
 
 
-class Looks:
-    """Has nothing to reconcile."""
+class NoReconciling:
+    """Fails if a request reaches it."""
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
-        raise AssertionError("nobody may get here")
+        raise AssertionError("the request should be refused")
 
 
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
-    """The parts of an app, real ones in folders."""
+    """The components of an app, real ones in folders."""
     async with (
         open_files(FilesSettings(directory=tmp_path / "objects")) as files,
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
@@ -55,7 +55,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
             readiness=StubReadiness(),
             read_model=read_model,
             authenticator=Bearer(),
-            reconciling=Looks(),
+            reconciling=NoReconciling(),
         )
 
 
@@ -117,7 +117,7 @@ async def test_a_declared_route_answers_403_in_an_app_without_the_checks() -> No
 
 @pytest.mark.parametrize(("method", "path"), [row for row, scope in PERMISSIONS.items() if scope is not None])
 async def test_without_its_scope_an_endpoint_answers_403(parts: QueryComponents, method: str, path: str) -> None:
-    """Whoever has every scope but the one an endpoint asks for is refused before anything is looked up."""
+    """A caller with every other scope is refused before anything is looked up."""
     others = " ".join(scope for scope in Scope if scope is not PERMISSIONS[method, path])
     async with client_of(embedded_app(settings(), parts)) as client:
         answer = await client.request(method, path, headers={"Authorization": others})
@@ -128,10 +128,10 @@ async def test_without_its_scope_an_endpoint_answers_403(parts: QueryComponents,
         assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
 
 
-def test_no_body_is_read_before_its_sender_is_known(parts: QueryComponents) -> None:
-    """No endpoint leaves its body to the framework, which reads all of it before anybody asks who sends it."""
+def test_no_body_is_read_before_the_caller_is_identified(parts: QueryComponents) -> None:
+    """No route has a body parameter: FastAPI would read the body before its dependencies run."""
     app = embedded_app(settings(), parts)
     routes = [context.original_route for context in iter_route_contexts(app.routes)]
-    ours = [route for route in routes if isinstance(route, APIRoute)]
-    assert [route.path for route in ours if route.body_field is not None] == []
-    assert len(ours) > len(PERMISSIONS) / 2
+    found = [route for route in routes if isinstance(route, APIRoute)]
+    assert [route.path for route in found if route.body_field is not None] == []
+    assert len(found) > len(PERMISSIONS) / 2

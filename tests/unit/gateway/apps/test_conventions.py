@@ -1,4 +1,4 @@
-"""What holds for every resource of the API: its methods, its one address, the parameters it knows, what errors say."""
+"""Conventions of every resource of the API: methods, a single URL, known parameters, errors without internals."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ INTERNAL = re.compile(
 
 
 class Secretive:
-    """A read model that fails, and says in its error what nobody outside may read."""
+    """A read model that fails with an error that must not be public."""
 
     def __getattr__(self, name: str) -> Any:
         raise DependencyUnavailable("no qdrant at 10.0.0.9:6333, see /srv/internal/settings.py")
 
 
 class Mistaken:
-    """A read model with a bug of ours in it."""
+    """A read model with a bug."""
 
     def __getattr__(self, name: str) -> Any:
         raise KeyError("/srv/internal/settings.py")
@@ -59,7 +59,7 @@ async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
 
 @pytest.fixture
 async def client(files: FaultyFiles, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """The embedded gateway on real parts in folders."""
+    """The embedded gateway on real components in folders."""
     async with open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model:
         parts = QueryComponents(
             files=files, events=Sink(), readiness=StubReadiness(), read_model=read_model, encoder=Encoder()
@@ -69,7 +69,7 @@ async def client(files: FaultyFiles, tmp_path: Path) -> AsyncIterator[httpx.Asyn
 
 
 async def test_head_is_get_without_its_body(client: httpx.AsyncClient) -> None:
-    """HEAD answers the status and headers of GET, and no body, for what is there and for what is not."""
+    """HEAD responds with the status and headers of GET, without a body, for found and missing resources."""
     for path, status in (("/", 200), ("/api/v1/health", 200), (f"/api/v1/images/{new_image_id()}", 404)):
         got, head = await client.get(path), await client.head(path)
         assert (got.status_code, head.status_code, head.content) == (status, status, b"")
@@ -78,7 +78,7 @@ async def test_head_is_get_without_its_body(client: httpx.AsyncClient) -> None:
 
 
 async def test_options_and_405_name_every_method(client: httpx.AsyncClient) -> None:
-    """All methods of a resource are named, whatever route has them; a fixed path is no id of the pattern beside it."""
+    """Allow has all methods of a resource, from all its routes; a fixed path is not an id of a pattern."""
     image = f"/api/v1/images/{new_image_id()}"
     options = await client.options(image)
     assert (options.status_code, options.content) == (204, b"")
@@ -89,15 +89,15 @@ async def test_options_and_405_name_every_method(client: httpx.AsyncClient) -> N
     refused(await client.delete("/api/v1/images/upload"), 405, "method-not-allowed")
 
 
-async def test_a_resource_has_one_address(client: httpx.AsyncClient) -> None:
-    """With a slash too many it is another, which is not there: nobody is sent elsewhere by a Host header."""
+async def test_a_resource_has_one_url(client: httpx.AsyncClient) -> None:
+    """A trailing slash is another resource, which does not exist: there are no redirects to a Host header."""
     answer = await client.get("/api/v1/health/", headers={"Host": "evil.example"})
     refused(answer, 404, "not-found")
     assert "location" not in answer.headers
 
 
 async def test_unknown_parameters_are_named(client: httpx.AsyncClient) -> None:
-    """A query parameter that nobody reads is refused by name, with those that there are; probes may send any."""
+    """An unknown query parameter is refused by name, with the known ones; probes may send any."""
     answer = await client.get("/api/v1/search", params={"q": "cat", "limt": "3", "Q": "x"})
     problem = refused(answer, 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["Q", "limt"]
@@ -106,7 +106,7 @@ async def test_unknown_parameters_are_named(client: httpx.AsyncClient) -> None:
 
 
 async def test_unknown_fields_are_named(client: httpx.AsyncClient) -> None:
-    """A field of a form or of JSON that nobody reads is refused by name."""
+    """An unknown field of a form or of JSON is refused by name."""
     form = await client.post(UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"buket": "x"})
     json = await client.post("/api/v1/images/fetch", json={"url": "https://example.org/a.jpg", "buket": "x"})
     for answer in (form, json):
@@ -114,7 +114,7 @@ async def test_unknown_fields_are_named(client: httpx.AsyncClient) -> None:
 
 
 async def test_numbers_in_json_are_numbers(client: httpx.AsyncClient) -> None:
-    """Text is no number, but 3.0 is a whole one, as JSON Schema says."""
+    """Text is not accepted as a number, but 3.0 is an integer, as in JSON Schema."""
     asked = {"image_id": new_image_id()}
     path = "/api/v1/search/image"
     refused(await client.post(path, json={**asked, "limit": "3"}), 422, "invalid-field")
@@ -124,7 +124,7 @@ async def test_numbers_in_json_are_numbers(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("read_model", [Secretive(), Mistaken()], ids=["away", "bug"])
 async def test_errors_tell_nothing_internal(files: FaultyFiles, read_model: Any) -> None:
-    """Whatever any endpoint is asked while everything behind it fails, it names no path, address or error of ours."""
+    """While every dependency fails, no error of any endpoint has an internal path, address or exception."""
     files.unavailable = isinstance(read_model, Secretive)
     stub: Any = StubComponent()
     parts = QueryComponents(

@@ -38,7 +38,7 @@ class Gateway:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway in its own process, gone with the module's last test."""
+    """A gateway in its own process, stopped after the module's last test."""
     command = [sys.executable, "-m", "tests.support.gateway_server", str(tmp_path_factory.mktemp("gateway"))]
     root = Path(__file__).resolve().parents[4]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as process:
@@ -49,7 +49,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             process.kill()
 
 
-def test_uploads_are_never_whole_in_memory(gateway: Gateway, tmp_path: Path) -> None:
+def test_uploads_are_streamed_to_disk(gateway: Gateway, tmp_path: Path) -> None:
     """Three uploads of 40 MB at once raise the gateway's resident memory by less than one of them."""
     path = tmp_path / "large.jpg"
     path.write_bytes(JPEG + bytes(range(256)) * (40 * MEBIBYTE // 256))
@@ -66,25 +66,25 @@ def test_uploads_are_never_whole_in_memory(gateway: Gateway, tmp_path: Path) -> 
     assert grown < 30 * MEBIBYTE, f"grew by {grown / MEBIBYTE:.1f} MiB"
 
 
-def test_an_upload_without_a_length_is_cut_off_over_a_socket(gateway: Gateway) -> None:
-    """A chunked upload over the limit is answered 413 while it is still being sent, or the connection is cut."""
+def test_an_upload_without_a_length_is_cut_off_at_the_limit(gateway: Gateway) -> None:
+    """A chunked upload over the limit gets 413 while it is still being sent, or the connection is closed."""
 
     def endless() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + JPEG
         for _ in range(200):
             yield bytes(MEBIBYTE)
-        pytest.fail("two hundred megabytes were taken")
+        pytest.fail("two hundred megabytes were accepted")
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
     try:
         answer = httpx.post(gateway.url + UPLOAD, content=endless(), headers=headers, timeout=60)
     except httpx.TransportError:
-        return  # the server had answered and closed; the client was still sending
+        return  # the server responded and closed while the client was still sending
     assert answer.status_code == 413
 
 
 def test_the_client_carries_metadata_and_reads_status(gateway: Gateway, tmp_path: Path) -> None:
-    """What is submitted by path or bytes can be asked after; a job that does not end is not waited for without end."""
+    """Images are submitted by path, bytes or URL, and have a status; `wait` ends after its timeout."""
     path = tmp_path / "cat.jpg"
     path.write_bytes(JPEG)
     with Darkroom(gateway.url) as darkroom:
@@ -104,7 +104,7 @@ def test_the_client_carries_metadata_and_reads_status(gateway: Gateway, tmp_path
 
 
 async def test_both_clients_send_into_the_lane_asked_for(gateway: Gateway) -> None:
-    """Uploads and fetches are interactive unless sent as bulk, and the answer and the status say which."""
+    """Uploads and fetches are interactive unless sent as bulk; the response and the status have the lane."""
     with Darkroom(gateway.url) as darkroom:
         assert darkroom.submit(JPEG).lane is Lane.INTERACTIVE
         job = darkroom.submit(JPEG, lane=Lane.BULK)
@@ -126,12 +126,12 @@ async def test_both_clients_send_into_the_lane_asked_for(gateway: Gateway) -> No
     ],
 )
 def test_a_folder_of_many_is_a_bulk_import(count: int, bulk: bool | None, lane: Lane) -> None:
-    """On the command line more than twenty images wait in the bulk lane, unless somebody says otherwise."""
+    """On the command line more than twenty images go into the bulk lane, unless an option overrides it."""
     assert lane_of(count, bulk) is lane
 
 
-def test_a_refusal_names_its_code(gateway: Gateway, tmp_path: Path) -> None:
-    """What the server refuses is raised with its stable code and sentence."""
+def test_an_error_has_its_code(gateway: Gateway, tmp_path: Path) -> None:
+    """Errors of the server are raised with their stable code."""
     with Darkroom(gateway.url) as darkroom:
         for call, code in (
             (lambda: darkroom.submit(b"no image at all"), "unsupported-format"),
@@ -147,20 +147,20 @@ def test_a_refusal_names_its_code(gateway: Gateway, tmp_path: Path) -> None:
             darkroom.submit(tmp_path / "nothing.jpg")
 
 
-def test_a_server_that_is_not_there_is_unreachable() -> None:
-    """A refused connection is told as such, with the address."""
+def test_a_refused_connection_is_unreachable() -> None:
+    """A refused connection raises Unreachable with the address."""
     with Darkroom("http://127.0.0.1:9") as darkroom, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
         darkroom.health()
 
 
-async def test_what_is_refused_for_the_moment_is_tried_again_with_its_file() -> None:
-    """After a 503 the same file is sent again, whole; after the last try the refusal is raised."""
+async def test_a_503_is_retried_with_its_file() -> None:
+    """After a 503 the whole file is sent again; after the last try Refused is raised."""
     bodies: list[int] = []
 
     async def serve(request: httpx.Request) -> httpx.Response:
         bodies.append(len(await request.aread()))
         if len(bodies) < 2:
-            return httpx.Response(503, headers={"retry-after": "0"}, text="away")
+            return httpx.Response(503, headers={"retry-after": "0"}, text="unavailable")
         accepted = {"job_id": "j.1", "image_id": "j", "status_url": "s", "result_url": "r"}
         return httpx.Response(202, json=accepted)
 
@@ -172,26 +172,26 @@ async def test_what_is_refused_for_the_moment_is_tried_again_with_its_file() -> 
     async with AsyncDarkroom("http://d", tries=1, transport=httpx.MockTransport(serve)) as darkroom:
         with pytest.raises(Refused) as refused:
             await darkroom.submit(JPEG)
-    assert (refused.value.status, refused.value.problem.detail) == (503, "away")
+    assert (refused.value.status, refused.value.problem.detail) == (503, "unavailable")
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "3000"}, {}])
-async def test_a_limit_that_lasts_is_told_at_once(headers: dict[str, str]) -> None:
-    """A 429 that asks for longer than anybody would wait, or names no time, is raised without trying again."""
-    asked: list[str] = []
+async def test_a_long_rate_limit_is_raised_at_once(headers: dict[str, str]) -> None:
+    """A 429 with a long Retry-After, or without one, is raised without a retry."""
+    requests: list[str] = []
 
     async def serve(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.path)
+        requests.append(request.url.path)
         return httpx.Response(429, headers=headers, text="full")
 
     async with AsyncDarkroom("http://d", transport=httpx.MockTransport(serve)) as darkroom:
         with pytest.raises(Refused) as refused:
             await darkroom.submit(JPEG)
-    assert (refused.value.status, len(asked)) == (429, 1)
+    assert (refused.value.status, len(requests)) == (429, 1)
 
 
 async def test_both_clients_describe_and_list(gateway: Gateway) -> None:
-    """What is known of an image is read and changed; a listing takes its filters, and a wrong one is refused."""
+    """Details of an image are read and changed; a listing has filters, and a wrong one is refused."""
     with Darkroom(gateway.url) as darkroom:
         image_id = darkroom.submit(JPEG, metadata={"a": 1, "b": 2}).image_id
         assert darkroom.details(image_id).context == {"a": 1, "b": 2}
@@ -207,25 +207,25 @@ async def test_both_clients_describe_and_list(gateway: Gateway) -> None:
 
 
 class _Store(BaseHTTPRequestHandler):
-    """An object store that gives one object, and remembers what it was told."""
+    """An object store with one object, which records the request headers."""
 
-    told: ClassVar[list[dict[str, str]]] = []
+    requests: ClassVar[list[dict[str, str]]] = []
 
     def do_GET(self) -> None:
-        self.told.append({name.lower(): value for name, value in self.headers.items()})
+        self.requests.append({name.lower(): value for name, value in self.headers.items()})
         self.send_response(200 if self.path == "/there" else 403)
         self.send_header("Content-Length", "5")
         self.end_headers()
         self.wfile.write(b"bytes")
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Disable logging."""
 
 
 @pytest.fixture
 def store() -> Iterator[str]:
     """Return the address of an object store."""
-    _Store.told.clear()
+    _Store.requests.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Store) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -233,7 +233,7 @@ def store() -> Iterator[str]:
 
 
 async def test_a_link_to_the_store_is_followed_without_credentials(store: str) -> None:
-    """Where the server links to its object store the bytes come from there, and no key of ours goes there."""
+    """A redirect to the object store is followed without the client's credentials."""
     link = f"{store}/there"
 
     def serve(request: httpx.Request) -> httpx.Response:
@@ -250,5 +250,5 @@ async def test_a_link_to_the_store_is_followed_without_credentials(store: str) -
         link = "http://127.0.0.1:9/"
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1"):
             await client.download("i")
-    assert len(_Store.told) == 3
-    assert not any(headers.keys() & {"x-api-key", "authorization"} for headers in _Store.told)
+    assert len(_Store.requests) == 3
+    assert not any(headers.keys() & {"x-api-key", "authorization"} for headers in _Store.requests)

@@ -1,4 +1,4 @@
-"""The Python client sends again what broke, under the same Idempotency-Key, and nothing else."""
+"""Retries of the Python client: submissions, with the same Idempotency-Key, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from schemas.http.problems import ProblemBody
 from schemas.http.submissions import Submitted
 from tests.support.gateway_components import BASE, JPEG
 
-TAKEN = Submitted(job_id="i.1", image_id="i", status_url=f"{BASE}/s", result_url=f"{BASE}/r")
+ACCEPTED = Submitted(job_id="i.1", image_id="i", status_url=f"{BASE}/s", result_url=f"{BASE}/r")
 
 
 @dataclass
 class Server:
-    """Answers from a list, in order; records the requests."""
+    """Responds from a list, in order; records the requests."""
 
     answers: Iterator[httpx.Response | Exception]
     requests: list[httpx.Request] = field(default_factory=list)
@@ -42,8 +42,8 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "LONGEST_PAUSE_S", 0.0)
 
 
-def taken() -> httpx.Response:
-    return httpx.Response(202, content=TAKEN.model_dump_json())
+def accepted() -> httpx.Response:
+    return httpx.Response(202, content=ACCEPTED.model_dump_json())
 
 
 def problem(status: int, code: str) -> httpx.Response:
@@ -61,30 +61,30 @@ def blocking(server: Server, work: Callable[[Darkroom], Submitted]) -> Submitted
 BROKEN = (httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.ReadTimeout("late"))
 
 
-def test_a_submission_whose_connection_broke_is_sent_again_with_its_key() -> None:
-    """Three tries of one submission carry one key, and the file each time; another submission has another key."""
-    server = Server(iter([BROKEN[0], BROKEN[1], taken(), taken()]))
-    assert blocking(server, lambda darkroom: darkroom.submit(JPEG)) == TAKEN
+def test_a_submission_is_retried_with_its_key_after_a_broken_connection() -> None:
+    """Three tries of one submission have one key, and the file each time; another submission has another key."""
+    server = Server(iter([BROKEN[0], BROKEN[1], accepted(), accepted()]))
+    assert blocking(server, lambda darkroom: darkroom.submit(JPEG)) == ACCEPTED
     blocking(server, lambda darkroom: darkroom.submit(JPEG))
     assert len(set(server.keys[:3])) == 1
     assert server.keys[0] != server.keys[3]
     assert all(JPEG in request.read() for request in server.requests)
 
 
-def test_both_clients_do_the_same() -> None:
-    """The asyncio client sends again what broke or is still at work, under one key."""
-    server = Server(iter([BROKEN[2], problem(409, "idempotency-key-in-use"), taken()]))
+def test_both_clients_retry() -> None:
+    """The asyncio client retries a broken connection and a 409 in-use with one key."""
+    server = Server(iter([BROKEN[2], problem(409, "idempotency-key-in-use"), accepted()]))
 
     async def submit() -> Submitted:
         async with AsyncDarkroom(BASE, transport=httpx.MockTransport(server)) as darkroom:
             return await darkroom.submit("https://example.org/cat.jpg", idempotency_key="mine")
 
-    assert asyncio.run(submit()) == TAKEN
+    assert asyncio.run(submit()) == ACCEPTED
     assert server.keys == ['"mine"'] * 3
 
 
-def test_after_the_last_try_the_client_gives_up() -> None:
-    """A server that never answers is unreachable after so many tries, and one at work for ever refuses."""
+def test_the_last_try_raises() -> None:
+    """After three tries the client raises Unreachable for broken connections, and Refused for a 409 in-use."""
     server = Server(iter(BROKEN))
     with pytest.raises(Unreachable):
         blocking(server, lambda darkroom: darkroom.submit(JPEG))
@@ -96,25 +96,25 @@ def test_after_the_last_try_the_client_gives_up() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(422, "idempotency-key-reused"), (409, "not-finished"), (400, "x")])
-def test_a_refusal_that_stays_is_not_asked_for_again(status: int, code: str) -> None:
-    """What would be refused again is refused at once."""
+def test_a_permanent_error_is_not_retried(status: int, code: str) -> None:
+    """An error that a retry would not change is raised at once."""
     server = Server(iter([problem(status, code)]))
     with pytest.raises(Refused, match=code):
         blocking(server, lambda darkroom: darkroom.submit(JPEG))
     assert len(server.requests) == 1
 
 
-def test_what_carries_no_key_is_not_sent_again() -> None:
-    """A deletion whose connection broke is not tried again behind the caller's back."""
+def test_a_request_without_a_key_is_not_retried() -> None:
+    """A deletion is not retried after a broken connection."""
     server = Server(iter([BROKEN[0]]))
     with Darkroom(BASE, transport=httpx.MockTransport(server)) as darkroom, pytest.raises(Unreachable):
         darkroom.delete("i")
     assert server.keys == [None]
 
 
-def test_reuse_is_asked_for_of_uploads_only() -> None:
-    """on_duplicate goes with the form; for a URL it cannot be known, and is refused before anything is sent."""
-    server = Server(iter([taken(), taken()]))
+def test_on_duplicate_is_for_uploads_only() -> None:
+    """on_duplicate is a form field; with a URL it is refused before anything is sent."""
+    server = Server(iter([accepted(), accepted()]))
     blocking(server, lambda darkroom: darkroom.submit(JPEG, on_duplicate="reuse"))
     blocking(server, lambda darkroom: darkroom.submit(JPEG))
     bodies = [request.read() for request in server.requests]
@@ -124,9 +124,9 @@ def test_reuse_is_asked_for_of_uploads_only() -> None:
 
 
 @pytest.mark.parametrize("key", ["é", "a\nb", "\x00"])
-def test_a_key_that_cannot_be_sent_is_refused_here(key: str) -> None:
-    """Letters a header cannot carry are refused before anything is sent; quotes and backslashes are carried."""
-    server = Server(iter([taken()]))
+def test_an_invalid_key_is_refused_by_the_client(key: str) -> None:
+    """Characters that a header cannot have are refused before anything is sent; quotes and backslashes are escaped."""
+    server = Server(iter([accepted()]))
     with pytest.raises(ValueError, match="ASCII"):
         blocking(server, lambda darkroom: darkroom.submit(JPEG, idempotency_key=key))
     assert not server.requests

@@ -1,4 +1,4 @@
-"""The API's document: valid, complete, and true of every operation."""
+"""The OpenAPI document: valid, complete, and accurate for every operation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.permissions import PERMISSIONS
 UNLISTED = frozenset(
     {
         ("GET", "/openapi.json"),
-        ("GET", "/docs"),  # a page for people, of the document itself
-        ("POST", "/api/v1/uploads/{upload_id}"),  # other methods, in disguise
+        ("GET", "/docs"),  # the page of the document
+        ("POST", "/api/v1/uploads/{upload_id}"),  # X-HTTP-Method-Override
     }
 )
 WITHOUT_BODY = frozenset({"204", "304"})
@@ -31,18 +31,18 @@ WITHOUT_BODY = frozenset({"204", "304"})
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    """The document as it is committed."""
+    """The committed document."""
     return openapi()
 
 
 def named(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Walk the operations with a name for messages."""
+    """Yield the operations with a name for messages."""
     for method, path, operation in operations(document):
         yield f"{method.upper()} {path}", operation
 
 
 def followed(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """Return what a reference leads to, or the value itself."""
+    """Return the target of a reference, or the value itself."""
     if "$ref" not in value:
         return value
     found: Any = document
@@ -59,20 +59,20 @@ def examples(document: dict[str, Any], content: dict[str, Any]) -> list[Any]:
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
-    """It is OpenAPI 3.1 by the specification's own schema."""
+    """It is OpenAPI 3.1 by the schema of the specification."""
     assert document["openapi"].startswith("3.1.")
     validate(document)
 
 
 def test_every_endpoint_is_in_it(document: dict[str, Any]) -> None:
-    """Each row of the table of permissions is an operation, and each operation has a row; OPTIONS is everywhere."""
+    """The operations are the expected endpoints, without OPTIONS, which every resource supports."""
     found = {(method.upper(), path) for method, path, _ in operations(document)}
     wanted = {row for row in PERMISSIONS if row[0] != "OPTIONS"} - UNLISTED
     assert found == wanted
 
 
 def test_operations_have_names_words_and_tags(document: dict[str, Any]) -> None:
-    """Each has an id of its own, a summary, a description, and a tag that the document explains."""
+    """Each has a unique id, a summary, a description, and a tag with a description."""
     explained = {tag["name"] for tag in document["tags"]}
     ids = [operation["operationId"] for _, operation in named(document)]
     assert len(ids) == len(set(ids))
@@ -82,8 +82,8 @@ def test_operations_have_names_words_and_tags(document: dict[str, Any]) -> None:
         assert operation["tags"] and set(operation["tags"]) <= explained, name
 
 
-def test_operations_say_who_may(document: dict[str, Any]) -> None:
-    """What an operation asks of its caller is what the table of permissions says, and can be refused."""
+def test_operations_have_their_scope(document: dict[str, Any]) -> None:
+    """The security of an operation is its scope; a protected one documents the errors of callers without it."""
     schemes = set(document["components"]["securitySchemes"])
     for method, path, operation in operations(document):
         scope = PERMISSIONS[method.upper(), path]
@@ -94,7 +94,7 @@ def test_operations_say_who_may(document: dict[str, Any]) -> None:
 
 
 def test_bodies_have_examples_that_fit(document: dict[str, Any]) -> None:
-    """Each request and each answer has an example at least, and every one is as its schema says."""
+    """Each request and response has at least one example, and every example is valid."""
     whole = {"components": document["components"]}
     for name, operation in named(document):
         bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
@@ -110,7 +110,7 @@ def test_bodies_have_examples_that_fit(document: dict[str, Any]) -> None:
 
 
 def test_refusals_are_problems(document: dict[str, Any]) -> None:
-    """Each refusal is problem+json with an example per code, whose status is that of the answer."""
+    """Each error is problem+json with an example per code, with the status of the response."""
     for name, operation in named(document):
         for status, response in operation["responses"].items():
             if status[0] not in "45" or name == "GET /health/ready":
@@ -124,7 +124,7 @@ def test_refusals_are_problems(document: dict[str, Any]) -> None:
 
 
 def test_answers_name_their_headers(document: dict[str, Any]) -> None:
-    """Each answer says that it has a correlation id, and whoever has to wait is told that it says how long."""
+    """Each response has X-Correlation-ID, and 429 and 503 have Retry-After."""
     for name, operation in named(document):
         for status, response in operation["responses"].items():
             headers = {key.lower(): followed(document, value) for key, value in response["headers"].items()}
@@ -135,7 +135,7 @@ def test_answers_name_their_headers(document: dict[str, Any]) -> None:
 
 
 def test_parameters_are_described(document: dict[str, Any]) -> None:
-    """Each parameter has a schema and words or an example; each id in a path is one of the operation's."""
+    """Each parameter has a schema; the path parameters are those of the path."""
     for method, path, operation in operations(document):
         found = [followed(document, parameter) for parameter in operation["parameters"]]
         in_path = {parameter["name"] for parameter in found if parameter["in"] == "path"}
@@ -147,21 +147,21 @@ def test_parameters_are_described(document: dict[str, Any]) -> None:
 
 
 def test_words_of_images_and_of_requests_agree() -> None:
-    """A code that both lists have is one reason, written once: the lists are closed, and each code has its page."""
+    """A code in both lists has one meaning; the lists are closed, and each code is a valid anchor."""
     shared = {code.value for code in ProblemCode} & {code.value for code in ErrorCode}
     assert {"unsupported-format", "empty-file", "file-too-large", "corrupt-image", "gone", "superseded"} <= shared
     assert set(TITLES) == set(ProblemCode)
     assert all(re.fullmatch(r"[a-z]+(-[a-z0-9]+)*", code) for code in (*ProblemCode, *ErrorCode))
 
 
-def test_dead_letters_are_asked_for_by_the_agents_there_are() -> None:
-    """The document names the agents that leave dead letters."""
-    said = LetterFilter.model_json_schema()["properties"]["agent"]["enum"]
-    assert said == [*GIVES_UP, None]
+def test_dead_letters_are_filtered_by_existing_agents() -> None:
+    """The filter `agent` has the agents that write dead letters."""
+    agents = LetterFilter.model_json_schema()["properties"]["agent"]["enum"]
+    assert agents == [*GIVES_UP, None]
 
 
 def test_the_document_names_nothing_of_the_machine_it_was_made_on(document: dict[str, Any]) -> None:
-    """No version of the software, no path, no address of a host."""
+    """It has no version of the software, no path and no host."""
     assert document["info"]["version"] == "1.0.0"
     assert "servers" not in document
     assert not re.search(r"/(?:home|root|tmp|srv)/|localhost|127\.0\.0\.1", str(document))

@@ -23,7 +23,7 @@ from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
-from gateway.protocols import ModelAway, Undecodable
+from gateway.protocols import ModelUnavailable, Undecodable
 from gateway.search.feature_batching import Batching, Busy, FeatureSettings, open_batching
 from schemas.values import ErrorCode, ModelRef
 from streams.object_store.factory import open_files
@@ -49,7 +49,7 @@ class StubEncoder:
 
     async def model(self) -> ModelRef:
         if self.unavailable:
-            raise ModelAway(self.unavailable)
+            raise ModelUnavailable(self.unavailable)
         return MODEL
 
     async def prepare(self, data: bytes) -> int:
@@ -373,7 +373,7 @@ async def test_missing_weights_are_named(tmp_path: Path) -> None:
         open_batching(encoder, FeatureSettings()) as batching,
     ):
         assert isinstance(batching, Batching)
-        with pytest.raises(ModelAway, match=r"ViT-B-32\.pt") as refusal:
+        with pytest.raises(ModelUnavailable, match=r"ViT-B-32\.pt") as refusal:
             await batching.model()
     assert str(tmp_path) not in str(refusal.value)
 
