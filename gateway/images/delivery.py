@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
@@ -138,12 +139,28 @@ class Delivery:
         headers = {**content.headers, "Content-Length": str(part.length if part is not None else content.size)}
         if part is not None:
             headers["Content-Range"] = str(part)
-        return StreamingResponse(
+        return _Stream(
             _all_chunks(first, chunks, timeout_s),
+            chunks,
             status_code=200 if part is None else 206,
             media_type=content.content_type,
             headers=headers,
         )
+
+
+class _Stream(StreamingResponse):
+    """A streamed object; its file or connection is closed also if the client disconnects or sends HEAD."""
+
+    def __init__(self, content: AsyncIterator[bytes], source: AsyncIterator[bytes], **arguments: Any) -> None:
+        super().__init__(content, **arguments)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if isinstance(self._source, AsyncGenerator):
+                await self._source.aclose()
 
 
 @dataclass(frozen=True, slots=True)
