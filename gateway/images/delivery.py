@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette import types
 
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
@@ -155,7 +155,7 @@ class _Stream(StreamingResponse):
         super().__init__(content, **arguments)
         self._source = source
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
