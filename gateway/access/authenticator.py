@@ -123,7 +123,7 @@ def _anonymous(own: GatewaySettings) -> Identity:
 def _announce(own: GatewaySettings, ways: list[str], *, is_open: bool) -> None:
     if is_open:
         log.warning(
-            "the gateway accepts requests of this machine without credentials; DARKROOM_AUTH__REQUIRED disables that",
+            "the gateway is open to this machine without credentials; DARKROOM_AUTH__REQUIRED closes it",
             host=own.host,
             admin="with its token only" if own.admin_token else "open too",
         )

@@ -1,4 +1,4 @@
-"""What the security tests share."""
+"""Fixtures of the security tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.security.jwks import Jwks, serving_keys
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
-    """Return an object store of its own, in a folder."""
+    """Return an object store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
         yield files
 
 
 @pytest.fixture
 def jwks() -> Iterator[Jwks]:
-    """Return a server of published keys of its own."""
+    """Return a server of published keys."""
     with serving_keys() as found:
         yield found

@@ -1,4 +1,4 @@
-"""A real HTTP server of published keys."""
+"""An HTTP server of published keys."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 
 @dataclass
 class Jwks:
-    """A real HTTP server of a JWK set."""
+    """The JWK set of a server, and how often it was fetched."""
 
     keys: list[dict[str, Any]] = field(default_factory=list)
     raw: bytes | None = None
     status: int = 200
-    asked: int = 0
+    fetches: int = 0
     url: str = ""
 
     def body(self) -> bytes:
-        """Return what it answers."""
+        """Return the response body."""
         return json.dumps({"keys": self.keys}).encode() if self.raw is None else self.raw
 
 
 @contextmanager
 def serving_keys() -> Iterator[Jwks]:
-    """Serve a JWK set on a port of its own."""
+    """Serve a JWK set on a free port."""
     known = Jwks()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known.asked += 1
+            known.fetches += 1
             body = known.body()
             self.send_response(known.status)
             self.send_header("Content-Length", str(len(body)))

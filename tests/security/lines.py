@@ -1,4 +1,4 @@
-"""One connection to a gateway, byte by byte: what no HTTP library would send."""
+"""Raw TCP connections to a gateway, for requests that no HTTP library sends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-PATIENCE_S = 60.0  # for whatever must happen in the end
-PAUSE_S = 0.02  # between two bytes of who sends slowly
+PATIENCE_S = 60.0  # timeout of every wait
+PAUSE_S = 0.02  # between two bytes of a slow client
 
 
 @dataclass
 class Line:
-    """One connection, byte by byte. Reads all the while, as honest clients do."""
+    """One connection, which reads all the time, as ordinary clients do."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -32,7 +32,7 @@ class Line:
         self.news.set()
 
     async def send(self, data: bytes) -> bool:
-        """Send; say whether the other side listens still, and has not answered."""
+        """Send; return whether the connection is open and no response has begun."""
         try:
             self.writer.write(data)
             await self.writer.drain()
@@ -42,7 +42,7 @@ class Line:
         return not self.ended and not self.received
 
     async def drip(self, data: Iterator[bytes], pause_s: float = PAUSE_S) -> None:
-        """Send bit after bit until the other side answers or ends the connection."""
+        """Send piece by piece until a response or the end of the connection."""
         async with asyncio.timeout(PATIENCE_S):
             for some in data:
                 if not await self.send(some):
@@ -50,7 +50,7 @@ class Line:
                 await asyncio.sleep(pause_s)
 
     async def rest(self) -> bytes:
-        """Return all that came when the other side has ended the connection, as it must."""
+        """Wait for the end of the connection; return the received bytes."""
         async with asyncio.timeout(PATIENCE_S):
             while not self.ended:
                 self.news.clear()
@@ -59,7 +59,7 @@ class Line:
         return bytes(self.received)
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Take one answer, of which the connection need not be the last."""
+        """Return the next response."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 head, end, body = bytes(self.received).partition(b"\r\n\r\n")
@@ -75,7 +75,7 @@ class Line:
 
 
 async def connected(port: int) -> Line:
-    """Connect to a gateway of this machine."""
+    """Connect to a local gateway."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     line = Line(reader, writer)
     line.reading = asyncio.create_task(line.read())

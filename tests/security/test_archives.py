@@ -1,4 +1,4 @@
-"""Hostile archives and files that are two things at once: refused, or made safe, and never served as what they hide."""
+"""Hostile archives and polyglot files: refused or sanitized, and never served as what they hide."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def client(files: FaultyFiles, sink: Sink, tmp_path: Path) -> AsyncIterato
 
 
 def archive(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """Return an honest archive."""
+    """Return a valid archive."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as made:
         for name, data in members:
@@ -88,7 +88,7 @@ def changed(data: bytes, member: int, *, local: dict[int, bytes] | None = None, 
 
 
 def overlapping(count: int) -> bytes:
-    """Return an archive in which every member is the same packed bytes, as in Fifield's bomb."""
+    """Return an archive in which all members share the same packed bytes, as in Fifield's bomb."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     plain = JPEG + bytes(900_000)
     kernel = packer.compress(plain) + packer.flush()
@@ -107,19 +107,19 @@ def overlapping(count: int) -> bytes:
 
 
 def bomb() -> bytes:
-    """Return an archive whose one member says truly that it is large, and is tiny."""
+    """Return an archive with one member that is truly large and packed tiny."""
     return archive(("cat.jpg", JPEG + bytes(1_900_000)))
 
 
-def liar() -> bytes:
-    """Return an archive whose member says that it is small, and is large."""
+def false_sizes() -> bytes:
+    """Return an archive whose member is larger than its header declares."""
     data = archive(("cat.jpg", JPEG + bytes(1_500_000)), ("dog.jpg", JPEG))
     small = struct.pack("<L", 1000)
     return changed(data, 0, central={24: small}, local={22: small})
 
 
 def nested() -> bytes:
-    """Return archives in archives in an archive, as 42.zip has them."""
+    """Return an archive of archives of archives, like 42.zip."""
     data = archive(("0.jpg", bytes(1_000_000)))
     for level in range(4):
         data = archive(*((f"lib {level}{number}.zip", data) for number in range(16)))
@@ -131,14 +131,14 @@ def many() -> bytes:
     return archive(*((f"{number}.jpg", b"") for number in range(3000)))
 
 
-def heavy() -> bytes:
-    """Return an archive each of whose members is allowed, and all together are not."""
+def large_together() -> bytes:
+    """Return an archive whose members are allowed one by one, but not together."""
     noise = os.urandom(90_000)
     return archive(*((f"{number}.jpg", JPEG + noise + bytes(900_000)) for number in range(20)))
 
 
-def wide_table() -> bytes:
-    """Return an archive whose table of contents alone would fill the memory."""
+def large_directory() -> bytes:
+    """Return an archive whose central directory alone would fill the memory."""
     return archive(*(_extra(number) for number in range(100)))
 
 
@@ -149,7 +149,7 @@ def _extra(number: int) -> tuple[zipfile.ZipInfo, bytes]:
 
 
 def moved_end(data: bytes, **fields: int) -> bytes:
-    """Return an archive whose end says something else."""
+    """Return an archive with a changed end record."""
     names = ("disk", "first", "here", "entries", "size", "offset", "comment")
     head = dict(zip(names, struct.unpack_from("<4H2LH", data, len(data) - 18), strict=True)) | fields
     return data[:-18] + struct.pack("<4H2LH", *head.values())
@@ -159,8 +159,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "tightly packed": (bomb, 422, "invalid-archive"),
     "overlapping members": (lambda: overlapping(50), 422, "invalid-archive"),
     "very many members": (many, 413, "too-many-files"),
-    "too much together": (heavy, 413, "file-too-large"),
-    "a huge table of contents": (wide_table, 422, "invalid-archive"),
+    "too much together": (large_together, 413, "file-too-large"),
+    "a huge table of contents": (large_directory, 422, "invalid-archive"),
     "archives in archives": (nested, 415, "unsupported-format"),
     "something before it": (lambda: SCRIPT + archive(("a.jpg", JPEG)), 415, "unsupported-format"),
     "a GIF before it": (lambda: b"GIF89a" + bytes(100) + archive(("a.jpg", JPEG)), 422, "invalid-archive"),
@@ -187,7 +187,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_is_refused(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, name: str) -> None:
-    """Archives that are too much, or not laid out as they say, are refused whole, and nothing of them is kept."""
+    """Archives that are too large, or not laid out as declared, are refused as a whole, and nothing is stored."""
     make, status, code = BOMBS[name]
     data = make()
     refused(await client.post(BATCH, content=data, headers=ZIP), status, code)
@@ -196,8 +196,8 @@ async def test_a_bomb_is_refused(client: httpx.AsyncClient, files: FaultyFiles, 
 
 
 async def test_a_member_that_is_larger_than_it_says_is_refused(client: httpx.AsyncClient, sink: Sink) -> None:
-    """A member whose sizes are false is refused when it is read; the others are taken."""
-    answer = await client.post(BATCH, content=liar(), headers=ZIP)
+    """A member with false sizes is refused when it is read; the others are accepted."""
+    answer = await client.post(BATCH, content=false_sizes(), headers=ZIP)
     assert answer.status_code == 207, answer.text
     items = BatchSubmitted.model_validate_json(answer.content).items
     assert [item.status for item in items] == [422, 202]
@@ -243,8 +243,8 @@ def _mixed(method: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-async def test_a_bad_member_is_refused_alone(client: httpx.AsyncClient, sink: Sink, name: str) -> None:
-    """Links, devices, encrypted, damaged and oddly packed members are refused for themselves, the good one is taken."""
+async def test_an_invalid_member_is_refused_by_itself(client: httpx.AsyncClient, sink: Sink, name: str) -> None:
+    """Links, devices, encrypted, damaged and oddly packed members are refused one by one; the valid one is accepted."""
     answer = await client.post(BATCH, content=MEMBERS[name](), headers=ZIP)
     assert answer.status_code == 207, answer.text
     items = BatchSubmitted.model_validate_json(answer.content).items
@@ -273,10 +273,10 @@ async def test_a_bad_member_is_refused_alone(client: httpx.AsyncClient, sink: Si
         "CON",
     ],
 )
-async def test_no_name_in_an_archive_leads_anywhere(
+async def test_no_member_name_becomes_a_path(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, tmp_path: Path, name: str
 ) -> None:
-    """Whatever a member is called, its bytes lie under their own hash only, and its name is the last part, for show."""
+    """With any member name, the bytes are stored under their hash only; the name is its last part, for display."""
     before = {path for path in tmp_path.rglob("*") if "files" not in path.parts[len(tmp_path.parts) :]}
     answer = await client.post(BATCH, content=archive((name, JPEG)), headers=ZIP)
     assert answer.status_code == 202, answer.text
@@ -313,10 +313,8 @@ POLYGLOTS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", POLYGLOTS)
-async def test_a_file_that_is_two_things_leaves_only_its_pixels(
-    client: httpx.AsyncClient, sink: Sink, name: str
-) -> None:
-    """A polyglot is taken as the image it is, whatever type it claims, and its master has none of the other thing."""
+async def test_a_polyglot_becomes_its_pixels(client: httpx.AsyncClient, sink: Sink, name: str) -> None:
+    """A polyglot is accepted as the image it is, with any declared type; its master contains only the pixels."""
     data = POLYGLOTS[name]()
     answer = await client.post(UPLOAD, files={"file": ("evil.html", data, "text/html")})
     assert answer.status_code == 202, answer.text
@@ -340,10 +338,10 @@ async def test_a_file_that_is_two_things_leaves_only_its_pixels(
     ],
     ids=["SVG with a script", "SVG with an entity", "HTML before a JPEG", "a zip as an image", "PDF before a JPEG"],
 )
-async def test_what_begins_as_something_else_is_no_image(
+async def test_an_image_after_other_bytes_is_refused(
     client: httpx.AsyncClient, files: FaultyFiles, data: bytes
 ) -> None:
-    """SVG, and whatever has its image only further on, is refused alone and in an archive, and the sanitizer agrees."""
+    """SVG, and an image after other bytes, are refused alone and in an archive, and by the sanitizer too."""
     refused(await client.post(UPLOAD, files={"file": ("cat.jpg", data, "image/jpeg")}), 415, "unsupported-format")
     inside = archive(("cat.jpg", data), method=zipfile.ZIP_STORED)
     refused(await client.post(BATCH, content=inside, headers=ZIP), 415, "unsupported-format")

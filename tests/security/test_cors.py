@@ -1,4 +1,4 @@
-"""Pages of other origins: none may call the API, unless settings name them."""
+"""CORS: pages of other origins may call the API only if the settings list them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ THEIRS = "https://evil.example.org"
 
 @asynccontextmanager
 async def page(folder: Path, origin: str, *allowed: str) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
-    """Be a page of an origin, calling an open gateway of this machine that allows one upload."""
+    """Return a client like a page of an origin, of an open gateway that allows one upload."""
     own = GatewaySettings(cors_origins=allowed)
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
         open_limits(RateLimitSettings(uploads="1/hour")) as limits,
     ):
-        door = await open_authenticator(own, AuthSettings(), files)
+        authenticator = await open_authenticator(own, AuthSettings(), files)
         parts = IngestComponents(
-            files=files, events=Sink(), readiness=StubReadiness(), authenticator=door, limits=limits
+            files=files, events=Sink(), readiness=StubReadiness(), authenticator=authenticator, limits=limits
         )
         app = ingest_app(own, parts)
 
@@ -53,12 +53,12 @@ async def page(folder: Path, origin: str, *allowed: str) -> AsyncIterator[tuple[
 
 
 def asked(method: str, *headers: str) -> dict[str, str]:
-    """Return what a browser asks before it sends such a request."""
+    """Return the headers of a browser's preflight."""
     return {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": ", ".join(headers)}
 
 
 async def test_cors_is_off(tmp_path: Path) -> None:
-    """With nothing set no answer lets a page of another origin read it, and no preflight allows it to ask."""
+    """By default no response and no preflight has CORS headers."""
     async with page(tmp_path, THEIRS) as (client, _):
         preflight = await client.options(UPLOAD, headers=asked("POST", "Authorization"))
         health = await client.get("/health/live")
@@ -68,8 +68,8 @@ async def test_cors_is_off(tmp_path: Path) -> None:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-async def test_a_named_origin_may_call_and_read(tmp_path: Path) -> None:
-    """A page of a named origin may send what clients send, and read our headers, without the browser's credentials."""
+async def test_a_listed_origin_may_call_and_read(tmp_path: Path) -> None:
+    """A page of a listed origin may send the headers of clients and read the gateway's, without cookies."""
     async with page(tmp_path, OURS, OURS) as (client, _):
         sent = ("Authorization", "Idempotency-Key", "Tus-Resumable", "Upload-Offset", "Content-Type", "If-None-Match")
         for method in ("POST", "PATCH", "DELETE", "HEAD", "QUERY"):
@@ -86,8 +86,8 @@ async def test_a_named_origin_may_call_and_read(tmp_path: Path) -> None:
     assert ours | {"Upload-Offset", "Tus-Resumable"} <= shown == set(SHOWN)
 
 
-async def test_refusals_and_our_own_bugs_can_be_read_too(tmp_path: Path) -> None:
-    """A named origin's page reads why it was refused: over the limit, not found, and when something is wrong here."""
+async def test_errors_have_cors_headers(tmp_path: Path) -> None:
+    """A page of a listed origin can read errors: 429, 404 and 500."""
     async with page(tmp_path, OURS, OURS) as (client, _):
         await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)})
         answers = [
@@ -101,8 +101,8 @@ async def test_refusals_and_our_own_bugs_can_be_read_too(tmp_path: Path) -> None
         assert "x-correlation-id" in answer.headers
 
 
-async def test_other_origins_are_not_let_in_with_it(tmp_path: Path) -> None:
-    """Naming one origin lets no other in: not by a name that begins or ends like it, nor by another scheme."""
+async def test_similar_origins_are_refused(tmp_path: Path) -> None:
+    """Origins that begin or end like a listed one, or differ in scheme or port, are refused."""
     others = (THEIRS, OURS + ".evil.org", OURS.replace("https", "http"), OURS + ":8443", "null")
     for number, origin in enumerate(others):
         async with page(tmp_path / str(number), origin, OURS) as (client, _):
@@ -114,7 +114,7 @@ async def test_other_origins_are_not_let_in_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://a.example/path", "app.example.org", "https://*.example.org", "", "null"])
-def test_what_is_no_origin_is_refused_at_start(origin: str) -> None:
-    """A setting that no browser's Origin could ever equal is an error at start, not a page that silently cannot."""
+def test_an_invalid_origin_is_refused_at_start(origin: str) -> None:
+    """A setting that cannot equal the Origin of a browser is an error at startup."""
     with pytest.raises(ValidationError):
         settings(cors_origins=(origin,))

@@ -1,4 +1,4 @@
-"""API keys at the door: made, shown once, used, limited, revoked."""
+"""API keys: creation, authentication, scopes, limits, expiry and revocation."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from gateway.limits.settings import parse_limits
 from schemas.http.keys import KeyState, LimitKind, NewKey
 from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore
-from tests.security.door import house, made
+from tests.security.authenticated_gateway import authenticated_gateway, created_key
 from tests.support.gateway_components import refused
 
 
-def knowing(store: FileStore) -> KnownKeys:
-    """Return what a gateway knows of keys, looked up anew for each question."""
+def cache_of(store: FileStore) -> KnownKeys:
+    """Return a gateway's cache of keys, reloaded for each lookup."""
     return KnownKeys(ApiKeys(store), fresh_s=1e-9, timeout_s=10, apart_s=0)
 
 
-async def test_a_key_opens_its_owners_images(store: FileStore) -> None:
-    """A key is taken as a bearer token and as X-API-Key, and opens its owner's images."""
-    key = await made(store)
-    async with house(store) as gateway:
-        assert await gateway.let_in(key) == "anna"
-        assert (await gateway.knock(X_API_Key=key)).status_code == 202
+async def test_a_key_gives_access_to_its_owners_images(store: FileStore) -> None:
+    """A key is accepted as a bearer token and as X-API-Key, and gives access to its owner's images."""
+    key = await created_key(store)
+    async with authenticated_gateway(store) as gateway:
+        assert await gateway.assert_accepted(key) == "anna"
+        assert (await gateway.submit(X_API_Key=key)).status_code == 202
 
 
-async def test_nothing_stored_is_a_key(store: FileStore) -> None:
-    """What is stored of a key holds neither the key nor its secret, and opens nothing."""
-    key = await made(store)
+async def test_a_stored_key_is_not_a_key(store: FileStore) -> None:
+    """A stored key contains neither the key nor its secret, and is not accepted as one."""
+    key = await created_key(store)
     secret = key.split("_", 2)[2]
     (stored,) = [info.key async for info in store.list("keys/")]
     text = (await store.get(stored)).decode()
     assert secret not in text
     digest = hashlib.sha256(secret.encode()).hexdigest()
     assert digest in text
-    async with house(store) as gateway:
-        await gateway.kept_out(key.replace(secret, digest))
-        await gateway.kept_out(digest)
+    async with authenticated_gateway(store) as gateway:
+        await gateway.assert_rejected(key.replace(secret, digest))
+        await gateway.assert_rejected(digest)
 
 
-def mutilated(key: str) -> list[str]:
-    """Return what looks like a key and is none."""
+def invalid_variants(key: str) -> list[str]:
+    """Return invalid keys that look like a key."""
     _, key_id, secret = key.split("_", 2)
     flipped = ("A" if secret[0] != "A" else "B") + secret[1:]
     return [
@@ -62,38 +62,41 @@ def mutilated(key: str) -> list[str]:
     ]  # fmt: skip
 
 
-async def test_what_is_not_quite_a_key_opens_nothing(store: FileStore) -> None:
-    """A wrong secret, another id, and whatever else is not the very key, are refused in the same words."""
-    key = await made(store)
-    async with house(store) as gateway:
-        for wrong in mutilated(key):
+async def test_invalid_keys_are_refused(store: FileStore) -> None:
+    """A wrong secret, another id and every other variation of a key get the same 401."""
+    key = await created_key(store)
+    async with authenticated_gateway(store) as gateway:
+        for wrong in invalid_variants(key):
             for header in ({"Authorization": f"Bearer {wrong}".encode()}, {"X_API_Key": wrong.encode()}):
-                answer = await gateway.knock(**header)  # type: ignore[arg-type]
+                answer = await gateway.submit(**header)  # type: ignore[arg-type]
                 assert refused(answer, 401, "unauthorized").detail == "The credentials are not valid."
         assert not gateway.sink.sent
-        assert await gateway.let_in(key) == "anna"
+        assert await gateway.assert_accepted(key) == "anna"
 
 
-async def test_one_owners_key_has_not_anothers_secret(store: FileStore) -> None:
-    """The secret of one key opens nothing under another key's id."""
-    (_, anna, _), (_, _, bert) = (await made(store)).split("_", 2), (await made(store, "bert")).split("_", 2)
-    async with house(store) as gateway:
-        await gateway.kept_out(f"dk_{anna}_{bert}")
+async def test_the_secret_of_another_key_is_refused(store: FileStore) -> None:
+    """The secret of one key is refused with the id of another."""
+    (_, anna, _), (_, _, bert) = (
+        (await created_key(store)).split("_", 2),
+        (await created_key(store, "bert")).split("_", 2),
+    )
+    async with authenticated_gateway(store) as gateway:
+        await gateway.assert_rejected(f"dk_{anna}_{bert}")
 
 
-async def test_an_expired_key_says_so_to_its_bearer(store: FileStore) -> None:
-    """An expired key opens nothing; that it expired is told only to who has its secret."""
-    key = await made(store, expires_at=datetime.now(UTC) - timedelta(seconds=1))
-    later = await made(store, expires_at=datetime.now(UTC) + timedelta(hours=1))
-    async with house(store) as gateway:
-        await gateway.kept_out(key, expired=True)
-        await gateway.kept_out(mutilated(key)[0])
-        assert await gateway.let_in(later) == "anna"
+async def test_an_expired_key_is_reported_to_its_holder(store: FileStore) -> None:
+    """An expired key is refused; that it has expired is disclosed only to the holder of its secret."""
+    key = await created_key(store, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    later = await created_key(store, expires_at=datetime.now(UTC) + timedelta(hours=1))
+    async with authenticated_gateway(store) as gateway:
+        await gateway.assert_rejected(key, expired=True)
+        await gateway.assert_rejected(invalid_variants(key)[0])
+        assert await gateway.assert_accepted(later) == "anna"
 
 
-async def test_a_revoked_key_opens_nothing(store: FileStore) -> None:
-    """A key that is revoked is refused by gateways that knew it, and stays so however often that is asked."""
-    keys, known = ApiKeys(store), knowing(store)
+async def test_a_revoked_key_is_refused(store: FileStore) -> None:
+    """A revoked key is refused by gateways that had cached it; revoking it again changes nothing."""
+    keys, known = ApiKeys(store), cache_of(store)
     key, secret = await keys.create(NewKey(owner="anna"))
     assert (await known.identify(secret)).owner == "anna"
     first = await keys.revoke(key.id)
@@ -105,15 +108,15 @@ async def test_a_revoked_key_opens_nothing(store: FileStore) -> None:
     assert not refusal.value.expired
 
 
-async def test_a_new_key_is_taken_at_once(store: FileStore) -> None:
-    """A key that is made while a gateway runs is taken the first time it is sent."""
+async def test_a_new_key_is_accepted_at_once(store: FileStore) -> None:
+    """A key that is created while a gateway runs is accepted at its first use."""
     known = KnownKeys(ApiKeys(store), fresh_s=60, timeout_s=10)
     for owner in ("anna", "bert"):
-        assert (await known.identify(await made(store, owner))).owner == owner
+        assert (await known.identify(await created_key(store, owner))).owner == owner
 
 
-async def test_unknown_keys_do_not_hammer_the_store() -> None:
-    """However many names that are not there are asked for at once, the source is read once."""
+async def test_unknown_keys_cost_one_read_of_the_store() -> None:
+    """Concurrent lookups of many unknown names read the source once."""
     reads = 0
 
     async def read() -> dict[str, int]:
@@ -127,8 +130,8 @@ async def test_unknown_keys_do_not_hammer_the_store() -> None:
     assert reads == 1
 
 
-async def test_a_store_that_is_away_keeps_no_revoked_key_alive_for_long() -> None:
-    """What was known is believed for a while without the source; then nothing is, and that is said."""
+async def test_cached_keys_expire_while_the_store_is_unavailable() -> None:
+    """Cached keys are used for a while without the source; then lookups raise DependencyUnavailable."""
     now, away = 0.0, False
 
     async def read() -> dict[str, int]:
@@ -148,41 +151,41 @@ async def test_a_store_that_is_away_keeps_no_revoked_key_alive_for_long() -> Non
     assert await table.find("there") == 1
 
 
-async def test_an_unreadable_key_opens_nothing(store: FileStore) -> None:
-    """An object among the keys that is none is left out, and spoils no other."""
-    key = await made(store)
+async def test_an_unreadable_key_is_refused(store: FileStore) -> None:
+    """An unreadable object among the keys is ignored; the other keys stay valid."""
+    key = await created_key(store)
     text = await store.get(f"keys/{key.split('_')[1]}.json")
     await store.put("keys/0123456789abcdef.json", text, content_type="application/json")  # of another id than its name
     await store.put("keys/fedcba9876543210.json", b"{", content_type="application/json")
-    known = knowing(store)
+    known = cache_of(store)
     assert (await known.identify(key)).owner == "anna"
     for key_id in ("0123456789abcdef", "fedcba9876543210"):
         with pytest.raises(KeyRefused):
             await known.identify(f"dk_{key_id}_{key.split('_', 2)[2]}")
 
 
-async def test_keys_are_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more keys can be made than every gateway can know."""
+async def test_the_number_of_keys_is_limited(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of keys is limited to what every gateway can cache."""
     monkeypatch.setattr("gateway.access.api_keys.MAX_KEYS", 2)
-    await made(store)
-    await made(store)
+    await created_key(store)
+    await created_key(store)
     with pytest.raises(TooManyKeys):
-        await made(store)
+        await created_key(store)
 
 
-async def test_a_key_carries_scopes_and_limits(store: FileStore) -> None:
-    """A key may do what its scopes say, and has its own limits where it was given some."""
-    key = await made(store, scopes={Scope.READ}, limits={"uploads": "50/hour"})
-    identity = await knowing(store).identify(key)
+async def test_a_key_has_scopes_and_limits(store: FileStore) -> None:
+    """A key has the scopes and the limits it was created with."""
+    key = await created_key(store, scopes={Scope.READ}, limits={"uploads": "50/hour"})
+    identity = await cache_of(store).identify(key)
     assert identity.scopes == {Scope.READ}
     assert identity.limits == {"uploads": "50/hour"}
     assert identity.name == f"key:{key.split('_')[1]}"
-    async with house(store) as gateway:
+    async with authenticated_gateway(store) as gateway:
         refused(await gateway.bearer(key), 403, "forbidden")
 
 
-def test_limits_of_keys_are_those_there_are() -> None:
-    """A key can have a limit of every kind there is, and of no other; each rate it can have can be read."""
+def test_limits_of_keys_have_every_kind() -> None:
+    """A key can have a limit of every kind, and of no other; every valid rate can be parsed."""
     assert set(get_args(LimitKind)) == set(rate_limits.KINDS)
     for rate in ("50/hour", "10/minute; 50/hour", "none"):
         NewKey(owner="anna", limits={"uploads": rate})
@@ -193,7 +196,7 @@ def test_limits_of_keys_are_those_there_are() -> None:
 
 
 def test_keys_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command makes, lists and revokes keys in the store itself, and shows a secret once."""
+    """The command creates, lists and revokes keys in the store itself, and shows a secret once."""
     monkeypatch.setenv("DARKROOM_FILES__DIRECTORY", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     run = CliRunner()

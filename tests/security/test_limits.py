@@ -1,4 +1,4 @@
-"""How much an owner may do: within a moving window, across gateways, told in headers, honestly."""
+"""Rate limits: sliding windows, shared across gateways, reported in headers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BERT = Identity(Owner("bert"), frozenset(Scope), "token:bert")
 
 @dataclass
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that moves only by calls."""
 
     now: float = 1_800_000_000.0
 
@@ -68,7 +68,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(params=["memory", "redis"])
 async def opened(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
-    """Opens limits that are counted in this process, and such as are counted in Redis."""
+    """Open limits counted in this process, and limits counted in Redis."""
     url = SecretStr(request.getfixturevalue("redis").url) if request.param == "redis" else None
     async with AsyncExitStack() as stack:
 
@@ -78,20 +78,20 @@ async def opened(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
         yield open_with
 
 
-def asking() -> Request:
-    """Return a request that nothing was taken for yet."""
+def new_request() -> Request:
+    """Return a request that has used nothing yet."""
     return Request({"type": "http"})
 
 
 async def take(limits: Limits, identity: Identity = ANNA, *, cost: int = 1, kind: str = "uploads") -> Request:
-    """Take, for a request of its own."""
-    request = asking()
+    """Count a use for a new request."""
+    request = new_request()
     await limits.take(request, identity, kind, cost=cost)
     return request
 
 
 async def refusal(limits: Limits, identity: Identity = ANNA, *, cost: int = 1) -> int | None:
-    """Return the Retry-After of a take that must be refused."""
+    """Return the Retry-After of a use that must be refused."""
     with pytest.raises(Problem) as found:
         await take(limits, identity, cost=cost)
     assert (found.value.code, found.value.status) == (ProblemCode.RATE_LIMITED, 429)
@@ -99,8 +99,8 @@ async def refusal(limits: Limits, identity: Identity = ANNA, *, cost: int = 1) -
     return None if after is None else int(after)
 
 
-async def test_the_window_moves(opened: Open, clock: Clock) -> None:
-    """What was taken leaves the window one by one, an hour after each: no clock's full hour lets twice as many in."""
+async def test_the_window_slides(opened: Open, clock: Clock) -> None:
+    """Uses leave the window one by one, each an hour later: no full hour of the clock allows twice the limit."""
     limits = await opened(uploads="5/hour")
     await take(limits, cost=3)
     clock.now += 1800
@@ -115,7 +115,7 @@ async def test_the_window_moves(opened: Open, clock: Clock) -> None:
 
 
 async def test_retry_after_is_when_there_is_room(opened: Open, clock: Clock) -> None:
-    """After exactly the seconds that Retry-After named, as much fits as was refused; a second before, it does not."""
+    """After exactly Retry-After seconds the refused use fits; a second earlier it does not."""
     limits = await opened(uploads="5/hour")
     await take(limits, cost=1)
     clock.now += 600
@@ -131,7 +131,7 @@ async def test_retry_after_is_when_there_is_room(opened: Open, clock: Clock) -> 
 
 
 async def test_all_or_none(opened: Open, clock: Clock) -> None:
-    """Of uses that do not fit whole none is counted, and such as can never fit name no time to come back."""
+    """Uses that do not fit as a whole are not counted; those that never fit have no Retry-After."""
     limits = await opened(uploads="5/hour")
     await take(limits, cost=3)
     assert await refusal(limits, cost=3) is not None
@@ -140,7 +140,7 @@ async def test_all_or_none(opened: Open, clock: Clock) -> None:
     clock.now += 1
 
 
-async def test_of_two_limits_both_hold_or_nothing_is_taken(opened: Open, clock: Clock) -> None:
+async def test_a_use_counts_for_all_limits_or_none(opened: Open, clock: Clock) -> None:
     """With a limit per minute and one per hour, a use that the second refuses is not counted by the first."""
     limits = await opened(uploads="3/minute; 4/hour")
     await take(limits, cost=3)
@@ -152,8 +152,8 @@ async def test_of_two_limits_both_hold_or_nothing_is_taken(opened: Open, clock: 
     assert [known.remaining for known in await limits.statuses(ANNA)] == [2, 0]
 
 
-async def test_owners_do_not_share_and_keys_with_limits_of_their_own_neither(opened: Open) -> None:
-    """Limits are counted by owner; a key that has its own is counted by itself, and not against its owner."""
+async def test_limits_are_counted_by_owner_or_by_key_with_own_limits(opened: Open) -> None:
+    """Limits are counted by owner; a key with limits of its own is counted by itself, not for its owner."""
     limits = await opened(uploads="1/hour")
     keys = [Identity(Owner("anna"), frozenset(Scope), f"key:{n}", {"uploads": f"{n}/hour"}) for n in (2, 3)]
     await take(limits, ANNA)
@@ -167,8 +167,8 @@ async def test_owners_do_not_share_and_keys_with_limits_of_their_own_neither(ope
     assert await refusal(limits, plain), "a key without limits is its owner's"
 
 
-async def test_what_is_given_back_can_be_taken_again(opened: Open) -> None:
-    """What a request took and gives back is there for the next, and giving back twice gives nothing more."""
+async def test_returned_uses_are_available_again(opened: Open) -> None:
+    """Returned uses are available to the next request; returning them twice adds nothing."""
     limits = await opened(uploads="4/hour")
     await take(limits)
     request = await take(limits, cost=3)
@@ -179,8 +179,8 @@ async def test_what_is_given_back_can_be_taken_again(opened: Open) -> None:
     assert await refusal(limits)
 
 
-async def test_where_somebody_stands_is_said_in_structured_fields(opened: Open, clock: Clock) -> None:
-    """RateLimit-Policy and RateLimit are structured fields of the draft; the three older headers say the same."""
+async def test_headers_are_structured_fields(opened: Open, clock: Clock) -> None:
+    """RateLimit-Policy and RateLimit are structured fields of the draft; the three older headers agree."""
     limits = await opened(uploads="50/hour")
     await take(limits, cost=7)
     clock.now += 60
@@ -192,15 +192,15 @@ async def test_where_somebody_stands_is_said_in_structured_fields(opened: Open, 
 
 
 @pytest.mark.parametrize("text", ["", "many", "0/hour", "50", "-1/hour", "50/fortnight"])
-def test_limits_that_say_nothing_are_refused_at_start(text: str) -> None:
-    """A limit that cannot be read, or allows nothing, is an error of the settings and not of some later request."""
+def test_invalid_limits_are_refused_at_start(text: str) -> None:
+    """A limit that cannot be parsed, or allows nothing, is an error of the settings."""
     with pytest.raises(ValidationError):
         RateLimitSettings(uploads=text)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", "memory://"])
-def test_a_shared_count_that_is_no_redis_is_refused_at_start(url: str) -> None:
-    """What is not the address of a Redis is an error of the settings; what is said of it tells no password."""
+def test_an_invalid_redis_url_is_refused_at_start(url: str) -> None:
+    """An invalid Redis URL is an error of the settings, which does not contain the password."""
     with pytest.raises(ValidationError) as found:
         RateLimitSettings(redis_url=SecretStr(url))
     assert url not in str(found.value)
@@ -208,7 +208,7 @@ def test_a_shared_count_that_is_no_redis_is_refused_at_start(url: str) -> None:
 
 @dataclass
 class Named:
-    """An authenticator that believes whoever says who they are."""
+    """An authenticator that takes the owner from a header."""
 
     known: dict[str, Identity] = field(default_factory=lambda: {"anna": ANNA, "bert": BERT})
 
@@ -217,8 +217,8 @@ class Named:
 
 
 @dataclass
-class House:
-    """A gateway under limits, and who asks it."""
+class Gateway:
+    """A gateway with limits, and a client of it."""
 
     client: httpx.AsyncClient
     files: FaultyFiles
@@ -229,7 +229,7 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+async def gateway(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Gateway]:
     changes = getattr(request, "param", {})
     sink = Sink()
     async with (
@@ -241,69 +241,67 @@ async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
             files=frail, events=sink, readiness=StubReadiness(), authenticator=Named(), limits=limits
         )
         async with client_of(ingest_app(settings(max_upload_bytes=100_000), parts)) as client:
-            yield House(client, frail, sink)
+            yield Gateway(client, frail, sink)
 
 
-async def test_fifty_uploads_an_hour_unless_somebody_says_otherwise(house: House) -> None:
-    """With nothing set, an owner's 51st upload within the hour is refused with 429 and leaves nothing behind."""
+async def test_the_default_is_fifty_uploads_an_hour(gateway: Gateway) -> None:
+    """By default an owner's 51st upload within the hour is refused with 429 and stores nothing."""
     for number in range(50):
-        answer = await house.upload(JPEG + bytes([number]))
+        answer = await gateway.upload(JPEG + bytes([number]))
         assert answer.status_code == 202, answer.text
         assert answer.headers["x-ratelimit-remaining"] == str(49 - number)
         assert answer.headers["ratelimit-policy"] == '"uploads";q=50;w=3600'
-    answer = await house.upload()
+    answer = await gateway.upload()
     problem = refused(answer, 429, "rate-limited")
     assert "50 uploads in 1 hour" in problem.detail
     assert 0 < int(answer.headers["retry-after"]) <= 3601
     assert answer.headers["x-ratelimit-remaining"] == "0"
-    assert len(house.sink.sent) == len(await house.files.receipts()) == 50
-    assert (await house.upload(who="bert")).status_code == 202
+    assert len(gateway.sink.sent) == len(await gateway.files.receipts()) == 50
+    assert (await gateway.upload(who="bert")).status_code == 202
 
 
-@pytest.mark.parametrize("house", [{"uploads": "2/hour"}], indirect=True)
-async def test_fetches_count_as_uploads(house: House) -> None:
-    """An image that is to be fetched counts as one that is sent."""
+@pytest.mark.parametrize("gateway", [{"uploads": "2/hour"}], indirect=True)
+async def test_fetches_count_as_uploads(gateway: Gateway) -> None:
+    """A fetch counts as an upload."""
     url = {"url": "https://example.org/cat.jpg"}
-    fetch = await house.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
+    fetch = await gateway.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
     assert (fetch.status_code, fetch.headers["x-ratelimit-remaining"]) == (202, "1")
-    assert (await house.upload()).status_code == 202
-    fetch = await house.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
+    assert (await gateway.upload()).status_code == 202
+    fetch = await gateway.client.post("/api/v1/images/fetch", json=url, headers={"x-who": "anna"})
     refused(fetch, 429, "rate-limited")
 
 
-@pytest.mark.parametrize("house", [{"uploads": "2/hour"}], indirect=True)
-async def test_a_503_costs_nothing_and_a_refused_image_does(house: House) -> None:
-    """What was not accepted for our own reasons is given back; an image refused for what it is has been used."""
-    house.sink.unavailable = True
+@pytest.mark.parametrize("gateway", [{"uploads": "2/hour"}], indirect=True)
+async def test_a_503_returns_its_use_and_a_refused_image_does_not(gateway: Gateway) -> None:
+    """A 503 returns its use; a refused image does not."""
+    gateway.sink.unavailable = True
     for _ in range(3):
-        answer = await house.upload()
+        answer = await gateway.upload()
         refused(answer, 503, "dependency-unavailable")
         assert answer.headers["x-ratelimit-remaining"] == "2"
-    house.sink.unavailable = False
-    refused(await house.upload(b"no image"), 415, "unsupported-format")
-    assert (await house.upload()).status_code == 202
-    refused(await house.upload(), 429, "rate-limited")
+    gateway.sink.unavailable = False
+    refused(await gateway.upload(b"no image"), 415, "unsupported-format")
+    assert (await gateway.upload()).status_code == 202
+    refused(await gateway.upload(), 429, "rate-limited")
 
 
-@pytest.mark.parametrize("house", [{"requests": "3/minute"}], indirect=True)
-async def test_requests_are_limited_and_health_is_not(house: House) -> None:
-    """A limit of requests counts what asks for a scope, of any kind, and never a look at how the gateway does."""
+@pytest.mark.parametrize("gateway", [{"requests": "3/minute"}], indirect=True)
+async def test_requests_are_limited_and_health_is_not(gateway: Gateway) -> None:
+    """A limit of requests counts every endpoint that requires a scope, and no health checks."""
     for _ in range(5):
-        health = await house.client.get("/health/live")
+        health = await gateway.client.get("/health/live")
         assert (health.status_code, "ratelimit" in health.headers) == (200, False)
-    assert (await house.upload()).status_code == 202
-    assert (await house.upload()).status_code == 202
-    refused(await house.upload(b"no image"), 415, "unsupported-format")
-    answer = await house.upload()
+    assert (await gateway.upload()).status_code == 202
+    assert (await gateway.upload()).status_code == 202
+    refused(await gateway.upload(b"no image"), 415, "unsupported-format")
+    answer = await gateway.upload()
     assert '"requests"' in answer.headers["ratelimit"]
     refused(answer, 429, "rate-limited")
-    assert (await house.client.get("/health/live")).status_code == 200
+    assert (await gateway.client.get("/health/live")).status_code == 200
 
 
-async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
-    redis: LocalRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without Redis uploads go on under this gateway's own count, health tells, and the shared one comes back."""
+async def test_without_redis_each_gateway_counts_by_itself(redis: LocalRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Redis the gateway counts by itself and health reports it, until Redis is available again."""
     monkeypatch.setattr("gateway.limits.rate_limits._BREAKER", BreakerSettings(failures=3, open_s=0.2))
     limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
     async with open_limits(limits) as one, open_limits(limits) as other:
@@ -325,8 +323,8 @@ async def test_without_redis_each_gateway_counts_by_itself_and_says_so(
         assert [known.remaining for known in await one.statuses(ANNA)] == [2], "a new Redis knows of nothing"
 
 
-async def test_very_many_at_once_are_counted_one_by_one(redis: LocalRedis) -> None:
-    """Of 300 uses at once exactly as many fit as the limit says, and none is counted elsewhere for want of a line."""
+async def test_concurrent_uses_are_counted_exactly(redis: LocalRedis) -> None:
+    """Of 300 concurrent uses exactly the limit is accepted, and all are counted in Redis."""
     patient = RateLimitSettings(redis_url=SecretStr(redis.url), redis_timeout_s=60, uploads="100/hour")
     async with open_limits(patient) as limits:
         ends = await asyncio.gather(*(take(limits) for _ in range(300)), return_exceptions=True)
@@ -335,8 +333,8 @@ async def test_very_many_at_once_are_counted_one_by_one(redis: LocalRedis) -> No
         assert limits.available()[0]
 
 
-async def test_a_redis_that_hangs_stops_nobody(redis: LocalRedis) -> None:
-    """A Redis that takes calls and answers none delays a request by seconds at most, and counts as away."""
+async def test_a_hanging_redis_delays_requests_by_seconds(redis: LocalRedis) -> None:
+    """A Redis that accepts connections without responding delays a request by seconds, and counts as unavailable."""
     with suspended(redis):
         async with open_limits(
             RateLimitSettings(redis_url=SecretStr(redis.url), redis_timeout_s=0.2, uploads="5/hour")
@@ -348,8 +346,8 @@ async def test_a_redis_that_hangs_stops_nobody(redis: LocalRedis) -> None:
             assert not limits.available()[0]
 
 
-def test_two_gateways_count_together(kafka: LocalKafka, redis: LocalRedis, tmp_path: Path) -> None:
-    """Two gateway processes with one Redis together accept as many uploads as the limit says, sent at once to both."""
+def test_two_gateways_share_the_count(kafka: LocalKafka, redis: LocalRedis, tmp_path: Path) -> None:
+    """Two gateway processes with one Redis together accept as many concurrent uploads as the limit."""
     limited = {"DARKROOM_LIMITS__UPLOADS": "10/hour", "DARKROOM_LIMITS__REDIS_URL": redis.url}
     with deployed(kafka.bootstrap, tmp_path, agents=(), settings=limited) as deployment:
         urls = start_gateways(deployment, 2)

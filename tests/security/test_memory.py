@@ -1,4 +1,4 @@
-"""An upload of 1 GB through a real gateway: what it takes of the gateway's memory."""
+"""Memory of a real gateway during an upload of 1 GB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDARY = "the-end-of-a-part"
 
 
 class Watch:
-    """Samples the resident memory of one process until it is left."""
+    """Samples the resident memory of a process until it exits the context."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -49,7 +49,7 @@ class Watch:
 
 
 def form(size: int) -> Iterator[bytes]:
-    """Generate a form of one file of so many bytes, which begins as a JPEG does."""
+    """Generate a form of one file of this size, which begins like a JPEG."""
     yield (f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="large.jpg"\r\n\r\n'.encode() + JPEG)
     left, chunk = size - len(JPEG), bytes(MEBIBYTE)
     while left:
@@ -59,7 +59,7 @@ def form(size: int) -> Iterator[bytes]:
 
 
 def send(url: str, size: int) -> httpx.Response:
-    """Upload a file of so many bytes."""
+    """Upload a file of this size."""
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     return httpx.post(url + UPLOAD, content=form(size), headers=headers, timeout=240)
 
@@ -68,7 +68,7 @@ def send(url: str, size: int) -> httpx.Response:
 def test_an_upload_of_1_gb_takes_at_most_64_mib(
     store: str, kafka: LocalKafka, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Where a setting allows 1 GB, receiving and storing it raises the gateway's resident memory by 64 MiB at most."""
+    """An upload of 1 GB raises the gateway's resident memory by 64 MiB at most."""
     files = FilesSettings(directory=tmp_path / "objects")
     if store == "minio":
         minio: LocalMinio = request.getfixturevalue("minio")

@@ -1,4 +1,4 @@
-"""Names that clients choose: of files, buckets, ids, headers. None leaves the store, an answer's header, or a path."""
+"""Names that clients choose (files, buckets, ids, headers) never become a path or another response header."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NASTY_NAMES = (
 
 @dataclass
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
@@ -73,8 +73,8 @@ class Answer:
 
 
 @dataclass
-class House:
-    """The embedded gateway on a socket, all of it in one folder."""
+class Gateway:
+    """The embedded gateway on a socket, with all data in one folder."""
 
     folder: Path
     port: int
@@ -116,8 +116,8 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    folder = tmp_path / "house"
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    folder = tmp_path / "gateway"
     folder.mkdir()
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
@@ -127,18 +127,18 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             files=files, events=Sink(), read_model=read_model, encoder=Encoder(), readiness=StubReadiness()
         )
         async with serving(embedded_app(settings(spool_dir=folder), parts), "127.0.0.1", 0) as port:
-            yield House(folder, port, files, read_model)
-    assert [path.name for path in tmp_path.iterdir()] == ["house"], "something was written outside"
+            yield Gateway(folder, port, files, read_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway"], "something was written outside"
 
 
-async def test_a_file_name_is_shown_and_never_a_path(house: House) -> None:
-    """Whatever a file is called, its bytes go under their hash; the name is kept without folders and control signs."""
+async def test_a_file_name_never_becomes_a_path(gateway: Gateway) -> None:
+    """The bytes are stored under their hash; the name is stored without folders and control characters."""
     for name in NASTY_NAMES:
-        answer = await house.upload(name)
+        answer = await gateway.upload(name)
         if answer.status == 400:  # what it says is no form
             assert "\0" in name or "\x0b" in name or len(name) > 400, answer.body
             continue
-        receipt = await house.receipt(answer)
+        receipt = await gateway.receipt(answer)
         assert receipt.original is not None
         assert re.fullmatch(r"originals/default/[0-9a-f]{2}/[0-9a-f]{64}", receipt.original.key)
         kept = receipt.filename or ""
@@ -147,38 +147,38 @@ async def test_a_file_name_is_shown_and_never_a_path(house: House) -> None:
         assert len(kept) <= 255, name
 
 
-async def test_a_bucket_is_a_plain_word(house: House) -> None:
-    """A bucket that could be more than a word is refused, in a form and in JSON."""
+async def test_a_bucket_is_a_plain_word(gateway: Gateway) -> None:
+    """A bucket that is not a plain word is refused, in a form and in JSON."""
     for bucket in ("../x", "a/b", "..", ".hidden", "a\0b", "a b", f"a\r\n{INJECTED}", "x" * 65, "ä", "a\n"):
-        form = await house.upload("cat.jpg", bucket=bucket)
+        form = await gateway.upload("cat.jpg", bucket=bucket)
         assert form.status == 400, (bucket, form.body)
         body = json.dumps({"url": "http://x/", "bucket": bucket}).encode()
-        fetch = await house.ask("POST", "/api/v1/images/fetch", b"Content-Type: application/json", body=body)
+        fetch = await gateway.ask("POST", "/api/v1/images/fetch", b"Content-Type: application/json", body=body)
         assert fetch.status in (400, 422), (bucket, fetch.body)
 
 
-async def test_ids_in_paths_are_ids_or_nothing(house: House) -> None:
-    """In every path of the API, what is no id is refused as a problem: no file, no header, no 500 comes of it."""
+async def test_invalid_ids_in_paths_are_refused(gateway: Gateway) -> None:
+    """In every path of the API, an invalid id is refused with a problem: no file, no header, no 500."""
     patterns = [(method, path) for method, path in PERMISSIONS if "{" in path and method != "OPTIONS"]
     assert len(patterns) > 20
     for method, path in patterns:
         for nasty in NASTY_PATHS:
-            answer = await house.ask(method, re.sub(r"\{[a-z0-9_]+\}", nasty, path))
+            answer = await gateway.ask(method, re.sub(r"\{[a-z0-9_]+\}", nasty, path))
             said = (method, path, nasty, answer.status, answer.body)
             assert 400 <= answer.status < 500 or answer.status == 503, said
             assert not answer.body or answer.headers["content-type"] == "application/problem+json", said
 
 
-async def test_the_page_of_the_api_gives_away_no_other_files(house: House) -> None:
-    """The folder of the page's scripts gives away nothing beside them, however one asks."""
-    assert (await house.ask("GET", "/docs-assets/swagger-ui.css")).status == 200
+async def test_the_page_of_the_api_serves_no_other_files(gateway: Gateway) -> None:
+    """No path gives access to files outside the folder of the page's scripts."""
+    assert (await gateway.ask("GET", "/docs-assets/swagger-ui.css")).status == 200
     for nasty in NASTY_PATHS:
-        assert (await house.ask("GET", f"/docs-assets/{nasty}")).status in (400, 404), nasty
-        assert (await house.ask("GET", f"/docs-assets/../{nasty}")).status in (400, 404), nasty
+        assert (await gateway.ask("GET", f"/docs-assets/{nasty}")).status in (400, 404), nasty
+        assert (await gateway.ask("GET", f"/docs-assets/../{nasty}")).status in (400, 404), nasty
 
 
-async def test_a_correlation_id_is_ours_unless_it_is_plain(house: House) -> None:
-    """A correlation id that is no plain word is replaced by one of ours, in the header and in the body."""
+async def test_an_invalid_correlation_id_is_replaced(gateway: Gateway) -> None:
+    """A correlation id that is not a plain word is replaced, in the header and in the body."""
     for given in (
         b"a b",
         b"a\tb",
@@ -190,48 +190,48 @@ async def test_a_correlation_id_is_ours_unless_it_is_plain(house: House) -> None
         b"",
         b"{jndi:ldap://x}",
     ):
-        answer = await house.ask("GET", "/nowhere", b"X-Correlation-ID: " + given)
+        answer = await gateway.ask("GET", "/nowhere", b"X-Correlation-ID: " + given)
         told = answer.headers["x-correlation-id"]
         assert re.fullmatch(r"[0-9a-f-]{36}", told)
         assert json.loads(answer.body)["correlation_id"] == told
-        plain = await house.ask("GET", "/nowhere", b"X-Correlation-ID: Order-4711.b_2")
+        plain = await gateway.ask("GET", "/nowhere", b"X-Correlation-ID: Order-4711.b_2")
         assert plain.headers["x-correlation-id"] == "Order-4711.b_2"
 
 
-async def test_a_header_with_a_line_break_is_no_header(house: House) -> None:
-    """A line break inside of a header ends the request with 400, or begins a header that nobody reads."""
+async def test_a_line_break_in_a_header_injects_nothing(gateway: Gateway) -> None:
+    """A line break inside a header ends the request with 400, or starts a header that is ignored."""
     for sign in (b"\r", b"\n", b"\0", b"\r\n"):
-        answer = await house.ask("GET", "/health/live", b"X-Correlation-ID: a" + sign + INJECTED.encode())
+        answer = await gateway.ask("GET", "/health/live", b"X-Correlation-ID: a" + sign + INJECTED.encode())
         assert answer.status == 400 or (sign in (b"\r\n", b"\n") and answer.status == 200)
 
 
-async def test_a_host_is_a_host_or_the_request_is_refused(house: House) -> None:
-    """A Host that is none is not taken apart into an error of ours, and no header comes of it."""
+async def test_an_invalid_host_injects_nothing(gateway: Gateway) -> None:
+    """An invalid Host causes no 500 and no injected header."""
     for host in (b"[", b"x:99999999", b"a b", b"evil.example\\@x", b"", b"x/..//y", b"%0d%0a", b"[::1"):
         for target in ("/", "/api/v1/images", "/openapi.json"):
-            answer = await house.ask("GET", target, host=host)
+            answer = await gateway.ask("GET", target, host=host)
             assert answer.status in (200, 400), answer.body
 
 
-async def test_metadata_comes_back_in_json_and_nowhere_else(house: House) -> None:
-    """Line breaks and markup in a client's metadata come back as they were, inside JSON, and make no header."""
+async def test_metadata_is_returned_in_json_only(gateway: Gateway) -> None:
+    """Line breaks and markup in a client's metadata are returned unchanged, inside JSON, and never in a header."""
     metadata = {"a": f"x\r\n{INJECTED}", "<b>": "</script><script>alert(1)</script>", "\x00": "\x1b[31m"}
-    receipt = await house.receipt(await house.upload("cat.jpg", metadata=json.dumps(metadata)))
+    receipt = await gateway.receipt(await gateway.upload("cat.jpg", metadata=json.dumps(metadata)))
     assert receipt.context == metadata
-    answer = await house.ask("GET", f"/api/v1/images/jobs/{receipt.job_id}")
+    answer = await gateway.ask("GET", f"/api/v1/images/jobs/{receipt.job_id}")
     assert (answer.status, answer.headers["x-content-type-options"]) == (200, "nosniff")
     assert answer.headers["content-type"] == "application/json"
 
 
-async def test_a_name_from_another_service_is_quoted_in_headers(house: House) -> None:
-    """A downloaded image's Content-Disposition carries any name, also one no gateway has cleaned, as one header."""
+async def test_an_uncleaned_file_name_is_quoted_in_headers(gateway: Gateway) -> None:
+    """Content-Disposition of a download is one header with any file name, also one that no gateway has cleaned."""
     for name in (*NASTY_NAMES, f"cat\r\n{INJECTED}", f"\n{INJECTED}\n", "<img src=x>.html", "a" * 5000):
-        receipt = await house.receipt(await house.upload("cat.jpg"))
-        ref = await house.files.put(image_key(receipt.image_id, 1, "medium.webp"), b"webp", content_type="image/webp")
+        receipt = await gateway.receipt(await gateway.upload("cat.jpg"))
+        ref = await gateway.files.put(image_key(receipt.image_id, 1, "medium.webp"), b"webp", content_type="image/webp")
         size = {"name": "medium", "object": ref, "width": 1, "height": 1, "aspect_ratio": 1, "format": "webp"}
         known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
-        await house.read_model.begin(ImageRecord.model_validate({**known, "renditions": (size,), "filename": name}))
-        answer = await house.ask("GET", f"/api/v1/images/{receipt.image_id}/direct?size=medium&download=true")
+        await gateway.read_model.begin(ImageRecord.model_validate({**known, "renditions": (size,), "filename": name}))
+        answer = await gateway.ask("GET", f"/api/v1/images/{receipt.image_id}/direct?size=medium&download=true")
         assert answer.status == 200, answer.body
         told = answer.headers["content-disposition"]
         assert told.isascii()
@@ -240,38 +240,38 @@ async def test_a_name_from_another_service_is_quoted_in_headers(house: House) ->
         assert answer.headers["content-type"] == "image/webp"
 
 
-async def test_what_is_asked_for_makes_no_header_of_a_listing(house: House) -> None:
-    """Filters and cursors that come back in a listing's Link header come back encoded."""
+async def test_filters_are_encoded_in_the_link_of_a_listing(gateway: Gateway) -> None:
+    """Filters and cursors are encoded in the Link header of a listing."""
     nasty = f"cat\r\n{INJECTED}"
     for number in range(3):
-        receipt = await house.receipt(await house.upload(f"{number}.jpg"))
+        receipt = await gateway.receipt(await gateway.upload(f"{number}.jpg"))
         known = {"image_id": receipt.image_id, "owner": receipt.owner, "generation": 1, "state": "completed"}
-        await house.read_model.begin(ImageRecord.model_validate({**known, "labels": (nasty,)}))
-    first = await house.ask("GET", f"/api/v1/images?page_size=1&label={quote(nasty)}")
+        await gateway.read_model.begin(ImageRecord.model_validate({**known, "labels": (nasty,)}))
+    first = await gateway.ask("GET", f"/api/v1/images?page_size=1&label={quote(nasty)}")
     assert first.status == 200, first.body
     assert len(json.loads(first.body)["items"]) == 1
     assert "%0D%0A" in first.headers["link"]
     for name in ("cursor", "tag", "category", "bucket", "label", "state", "since", "unknown"):
         query = f"{name}=%00{quote(nasty)}%3E%3Cscript%3E"
         for target in (f"/api/v1/images?{query}", f"/api/v1/search?q=x&{query}", f"/api/v1/images/batch?{query}"):
-            assert (await house.ask("GET", target)).status in (200, 400, 404, 422)
+            assert (await gateway.ask("GET", target)).status in (200, 400, 404, 422)
 
 
-async def test_what_tus_is_told_comes_back_as_it_came_or_not_at_all(house: House) -> None:
-    """A resumable upload's name with line breaks makes no header when the upload is looked at again."""
+async def test_upload_metadata_injects_no_header(gateway: Gateway) -> None:
+    """A resumable upload's name with line breaks never becomes a header of a later response."""
     name = base64.b64encode(f"../cat\r\n{INJECTED}".encode())
     tus = (b"Tus-Resumable: 1.0.0", b"Upload-Length: 300")
-    made = await house.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: filename " + name)
+    made = await gateway.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: filename " + name)
     assert made.status in (201, 400), made.body
     if made.status == 201:
         path = "/" + made.headers["location"].split("/", 3)[3]
-        assert (await house.ask("HEAD", path, b"Tus-Resumable: 1.0.0")).status in (200, 204)
+        assert (await gateway.ask("HEAD", path, b"Tus-Resumable: 1.0.0")).status in (200, 204)
     for broken in (b"filename not-base64!", b"a" * 20_000, "nä me".encode(), b"filename " + name + b"," * 5000):
-        answer = await house.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: " + broken)
+        answer = await gateway.ask("POST", "/api/v1/uploads", *tus, b"Upload-Metadata: " + broken)
         assert answer.status in (201, 400, 413, 422, 431), answer.body
 
 
-async def test_a_trace_that_is_none_is_replaced(house: House) -> None:
-    """A traceparent that is none does not stop a request."""
+async def test_an_invalid_traceparent_is_replaced(gateway: Gateway) -> None:
+    """A request with an invalid traceparent is served."""
     for given in (b"00-zz-11-01", b"\xff\xfe", b"00-" + b"0" * 32 + b"-" + b"1" * 16 + b"-01", b"x" * 9000):
-        assert (await house.ask("GET", "/health/live", b"traceparent: " + given)).status == 200
+        assert (await gateway.ask("GET", "/health/live", b"traceparent: " + given)).status == 200

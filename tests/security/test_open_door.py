@@ -1,4 +1,4 @@
-"""Who gets in: what counts as credentials, and what happens where nothing is set up to tell callers by."""
+"""Authentication: what counts as credentials, and when a gateway is open or refuses to start."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ from gateway.access.api_keys import ApiKeys
 from gateway.client import AsyncDarkroom, Darkroom, Refused
 from streams.errors import NotReady
 from streams.object_store.protocol import FileStore
-from tests.security.door import ADMIN_TOKEN, HERE, house, made, secret_pair, token, trusting
+from tests.security.authenticated_gateway import (
+    ADMIN_TOKEN,
+    HERE,
+    authenticated_gateway,
+    created_key,
+    secret_pair,
+    token,
+    trusting,
+)
 from tests.support.gateway_components import refused
 
 SHARED = secret_pair("hs-1")
 
 
 async def test_credentials_are_sent_once(store: FileStore) -> None:
-    """Credentials sent in two ways at once are refused: nobody guesses which of them counts."""
-    key, other = await made(store), await made(store, "bert")
-    async with house(store) as gateway:
+    """Two sets of credentials in one request are refused."""
+    key, other = await created_key(store), await created_key(store, "bert")
+    async with authenticated_gateway(store) as gateway:
         for headers in (
             [("Authorization", f"Bearer {key}"), ("X-API-Key", other)],
             [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {other}")],
@@ -39,49 +47,49 @@ async def test_credentials_are_sent_once(store: FileStore) -> None:
 
 
 @pytest.mark.parametrize("header", ["Basic YW5uYTpzZWNyZXQ=", "Digest x", "Bearer", "Bearer ", "", "token"])
-async def test_what_is_sent_is_always_checked(store: FileStore, header: str) -> None:
-    """On an open gateway, credentials that are none are refused: who sends some means to be known by them."""
-    async with house(store) as gateway:
-        assert (await gateway.knock()).status_code == 202
-        refused(await gateway.knock(Authorization=header), 401, "unauthorized")
-        refused(await gateway.knock(X_API_Key=header), 401, "unauthorized")
-        refused(await gateway.knock(X_API_Key=ADMIN_TOKEN), 401, "unauthorized")
+async def test_credentials_are_always_checked(store: FileStore, header: str) -> None:
+    """On an open gateway, invalid credentials are refused, not treated as anonymous."""
+    async with authenticated_gateway(store) as gateway:
+        assert (await gateway.submit()).status_code == 202
+        refused(await gateway.submit(Authorization=header), 401, "unauthorized")
+        refused(await gateway.submit(X_API_Key=header), 401, "unauthorized")
+        refused(await gateway.submit(X_API_Key=ADMIN_TOKEN), 401, "unauthorized")
 
 
-async def test_who_sends_nothing_is_told_what_to_send(store: FileStore) -> None:
-    """Without credentials where some are needed the answer names the scheme, and no error (RFC 6750)."""
-    await made(store)
-    async with house(store) as gateway:
-        answer = await gateway.knock()
+async def test_missing_credentials_get_a_challenge(store: FileStore) -> None:
+    """Without credentials the 401 has the scheme, and no error code (RFC 6750)."""
+    await created_key(store)
+    async with authenticated_gateway(store) as gateway:
+        answer = await gateway.submit()
     refused(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"] == 'Bearer realm="darkroom"'
 
 
-async def test_the_operators_token_operates(store: FileStore) -> None:
-    """The operators' token opens the admin API, and nobody's images."""
-    async with house(store, admin_token=ADMIN_TOKEN, host="0.0.0.0") as gateway:
+async def test_the_admin_token_is_for_the_admin_api(store: FileStore) -> None:
+    """The admin token gives access to the admin API, and to no images."""
+    async with authenticated_gateway(store, admin_token=ADMIN_TOKEN, host="0.0.0.0") as gateway:
         answer = await gateway.bearer(ADMIN_TOKEN)
         refused(answer, 403, "forbidden")
         assert 'scope="images:write"' in answer.headers["www-authenticate"]
-        await gateway.kept_out(f"{ADMIN_TOKEN}x")
+        await gateway.assert_rejected(f"{ADMIN_TOKEN}x")
 
 
 HOSTS = ("0.0.0.0", "::", "192.0.2.7", "darkroom.example")
 
 
 @pytest.mark.parametrize("host", HOSTS)
-async def test_a_gateway_others_can_reach_does_not_start_unprotected(store: FileStore, host: str) -> None:
-    """Bound to any address but a loopback one, without anything to tell callers by, a gateway refuses to start."""
+async def test_an_unprotected_gateway_does_not_start_beyond_loopback(store: FileStore, host: str) -> None:
+    """On an address other than loopback, without configured credentials, a gateway refuses to start."""
     with pytest.raises(NotReady, match=re.escape(host)) as refusal:
-        async with house(store, host=host):
+        async with authenticated_gateway(store, host=host):
             pass
     for remedy in ("darkroom keys create", "DARKROOM_AUTH__KEYS", "DARKROOM_GATEWAY__ADMIN_TOKEN", "127.0.0.1"):
         assert remedy in str(refusal.value)
 
 
 @pytest.mark.parametrize("way", ["token key", "JWK set", "admin token", "API key"])
-async def test_each_way_to_tell_callers_lets_it_start_closed(store: FileStore, way: str) -> None:
-    """With any of them it starts on any address, and lets in nobody without credentials."""
+async def test_any_credentials_let_a_gateway_start_closed(store: FileStore, way: str) -> None:
+    """With any kind of credentials it starts on any address, and refuses requests without them."""
     auth: dict[str, Any] = {}
     own: dict[str, Any] = {"host": "0.0.0.0"}
     if way == "token key":
@@ -91,36 +99,39 @@ async def test_each_way_to_tell_callers_lets_it_start_closed(store: FileStore, w
     elif way == "admin token":
         own["admin_token"] = ADMIN_TOKEN
     else:
-        await made(store)
-    async with house(store, auth, **own) as gateway:
-        refused(await gateway.knock(), 401, "unauthorized")
+        await created_key(store)
+    async with authenticated_gateway(store, auth, **own) as gateway:
+        refused(await gateway.submit(), 401, "unauthorized")
 
 
 @pytest.mark.parametrize("way", ["token key", "API key", "revoked key"])
 async def test_keys_close_a_gateway_on_loopback_too(store: FileStore, way: str) -> None:
-    """Where keys are in use, this machine needs some too, also when the last one was revoked."""
+    """With API keys, a loopback address requires credentials too, also when the last key was revoked."""
     auth = trusting(SHARED) if way == "token key" else {}
     if way != "token key":
-        key = await made(store)
+        key = await created_key(store)
         if way == "revoked key":
             await ApiKeys(store).revoke(key.split("_")[1])
-    async with house(store, auth) as gateway:
-        refused(await gateway.knock(), 401, "unauthorized")
+    async with authenticated_gateway(store, auth) as gateway:
+        refused(await gateway.submit(), 401, "unauthorized")
 
 
-async def test_a_gateway_can_be_told_to_ask(store: FileStore) -> None:
-    """With the setting that requires credentials a loopback address is closed too, and needs a way to have some."""
+async def test_credentials_can_be_required_on_loopback(store: FileStore) -> None:
+    """DARKROOM_AUTH__REQUIRED requires credentials on a loopback address too, and some configured."""
     with pytest.raises(NotReady, match="DARKROOM_AUTH__REQUIRED"):
-        async with house(store, {"required": True}):
+        async with authenticated_gateway(store, {"required": True}):
             pass
-    async with house(store, {"required": True}, admin_token=ADMIN_TOKEN) as gateway:
-        refused(await gateway.knock(), 401, "unauthorized")
+    async with authenticated_gateway(store, {"required": True}, admin_token=ADMIN_TOKEN) as gateway:
+        refused(await gateway.submit(), 401, "unauthorized")
 
 
-async def test_an_open_gateway_says_so_at_its_start(store: FileStore) -> None:
-    """An open gateway writes into its log that it is, and a closed one what it takes; neither writes a secret."""
+async def test_the_start_logs_what_is_accepted(store: FileStore) -> None:
+    """An open gateway logs that it is open, a closed one what it accepts; neither logs a secret."""
     with capture_logs() as logs:
-        async with house(store), house(store, trusting(SHARED), admin_token=ADMIN_TOKEN):
+        async with (
+            authenticated_gateway(store),
+            authenticated_gateway(store, trusting(SHARED), admin_token=ADMIN_TOKEN),
+        ):
             pass
     assert [(entry["log_level"], "open" in entry["event"]) for entry in logs] == [("warning", True), ("info", False)]
     assert logs[1]["taken"] == ["JWT", "admin token"]
@@ -142,28 +153,28 @@ PAGES = {
 
 @pytest.mark.parametrize(("base", "headers"), PAGES.values(), ids=PAGES)
 async def test_a_web_page_cannot_use_an_open_gateway(store: FileStore, base: str, headers: dict[str, str]) -> None:
-    """A page of another site, in a browser of this machine, gets nothing in, whatever it does."""
-    async with house(store) as gateway:
+    """A page of another site, in a browser of this machine, is refused."""
+    async with authenticated_gateway(store) as gateway:
         gateway.client.base_url = httpx.URL(base)
         refused(
-            await gateway.knock(**{name.replace("-", "_"): value for name, value in headers.items()}), 403, "forbidden"
+            await gateway.submit(**{name.replace("-", "_"): value for name, value in headers.items()}), 403, "forbidden"
         )
         assert not gateway.sink.sent
 
 
 @pytest.mark.parametrize("base", [HERE, "http://localhost:8080", "http://[::1]:8080"])
 async def test_programs_and_pages_of_this_machine_use_an_open_gateway(store: FileStore, base: str) -> None:
-    """A program here, and the gateway's own page, need nothing."""
-    async with house(store) as gateway:
+    """A program of this machine, and the gateway's own page, need no credentials."""
+    async with authenticated_gateway(store) as gateway:
         gateway.client.base_url = httpx.URL(base)
         for headers in ({}, {"Origin": base, "Sec_Fetch_Site": "same-origin"}):
-            assert (await gateway.knock(**headers)).status_code == 202
+            assert (await gateway.submit(**headers)).status_code == 202
 
 
-async def test_the_client_says_who_it_is(store: FileStore) -> None:
+async def test_the_client_sends_credentials(store: FileStore) -> None:
     """The client sends a token or a key, and is refused without them."""
-    key = await made(store)
-    async with house(store, trusting(SHARED)) as gateway:
+    key = await created_key(store)
+    async with authenticated_gateway(store, trusting(SHARED)) as gateway:
         transport = gateway.client._transport
         credentials: tuple[dict[str, Any], ...] = ({"token": token(SHARED)}, {"token": key}, {"api_key": key})
         for who in credentials:
@@ -179,7 +190,7 @@ async def test_the_client_says_who_it_is(store: FileStore) -> None:
 def test_a_wrong_secret_is_named_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A setting that is secret, or holds secrets, is named when it is wrong, and what it is stays out of the log."""
+    """An invalid secret setting is named, and its value is not logged."""
     secret = "hunter2"
     key = {"kid": "a", "algorithm": "HS256", "key": secret}
     for name, value in (

@@ -1,4 +1,4 @@
-"""Operators and keys: made, listed and revoked over HTTP, and written down."""
+"""The admin API of keys: creation, listing and revocation over HTTP, logged."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from schemas.http.keys import KeyCreated, KeyList, KeyState, KeyView
 from streams.object_store.protocol import FileStore
 from streams.read_model.factory import open_read_model
 from streams.settings import QdrantSettings
-from tests.security.door import ADMIN_TOKEN, house, made
+from tests.security.authenticated_gateway import ADMIN_TOKEN, authenticated_gateway, created_key
 from tests.support.gateway_components import Encoder, FaultyFiles, Sink, StubReadiness, refused, settings
 
 KEYS = "/api/v1/admin/keys"
 
 
 @dataclass
-class Office:
-    """An embedded gateway whose operators have a token."""
+class AdminGateway:
+    """An embedded gateway with an admin token."""
 
     client: httpx.AsyncClient
     store: FileStore
@@ -40,17 +40,17 @@ class Office:
 
 
 @pytest.fixture
-async def office(store: FileStore, tmp_path: Path) -> AsyncIterator[Office]:
-    """Open the office, on an address that others can reach."""
+async def gateway(store: FileStore, tmp_path: Path) -> AsyncIterator[AdminGateway]:
+    """Open the gateway on an address other than loopback."""
     async with (
         open_read_model(QdrantSettings(path=tmp_path / "qdrant")) as read_model,
-        _office(store, read_model) as found,
+        _open_gateway(store, read_model) as found,
     ):
         yield found
 
 
 @asynccontextmanager
-async def _office(store: FileStore, read_model: Any) -> AsyncIterator[Office]:
+async def _open_gateway(store: FileStore, read_model: Any) -> AsyncIterator[AdminGateway]:
     own = settings(host="0.0.0.0", admin_token=ADMIN_TOKEN)
     asked: list[Identity] = []
     door = await open_authenticator(own, AuthSettings(), store)
@@ -71,30 +71,30 @@ async def _office(store: FileStore, read_model: Any) -> AsyncIterator[Office]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom.example", headers=headers) as client:
-        yield Office(client, store, asked)
+        yield AdminGateway(client, store, asked)
 
 
-async def test_operators_make_list_and_revoke_keys(office: Office) -> None:
-    """A key's secret is answered once; lists never have it; a revoked key is shown as that, and opens nothing."""
+async def test_operators_create_list_and_revoke_keys(gateway: AdminGateway) -> None:
+    """A key's secret is in one response only, and never in lists; a revoked key is listed as revoked, and refused."""
     asked = {"owner": "anna", "scopes": ["images:read"], "name": "reader", "limits": {"requests": "10/second"}}
-    answer = await office.client.post(KEYS, json=asked)
+    answer = await gateway.client.post(KEYS, json=asked)
     assert answer.status_code == 201, answer.text
     assert answer.headers["cache-control"] == "no-store"
     key = KeyCreated.model_validate_json(answer.content)
     assert (key.owner, key.scopes, key.name, key.state) == ("anna", (Scope.READ,), "reader", KeyState.ACTIVE)
-    listed = await office.client.get(KEYS)
+    listed = await gateway.client.get(KEYS)
     assert [found.id for found in KeyList.model_validate_json(listed.content).keys] == [key.id]
     secret = key.key.split("_", 2)[2]
     for text in (secret, hashlib.sha256(secret.encode()).hexdigest(), "sha256"):
         assert text not in listed.text
-    revoked = KeyView.model_validate_json((await office.client.delete(f"{KEYS}/{key.id}")).content)
+    revoked = KeyView.model_validate_json((await gateway.client.delete(f"{KEYS}/{key.id}")).content)
     assert revoked.state is KeyState.REVOKED
-    again = await office.client.delete(f"{KEYS}/{key.id}")
+    again = await gateway.client.delete(f"{KEYS}/{key.id}")
     assert KeyView.model_validate_json(again.content) == revoked
     for unknown in ("0" * 16, "x", f"{key.id}.json", "..%2Fjobs"):
-        refused(await office.client.delete(f"{KEYS}/{unknown}"), 404, "not-found")
-    async with house(office.store) as gateway:
-        await gateway.kept_out(key.key)
+        refused(await gateway.client.delete(f"{KEYS}/{unknown}"), 404, "not-found")
+    async with authenticated_gateway(gateway.store) as ingest:
+        await ingest.assert_rejected(key.key)
 
 
 @pytest.mark.parametrize(
@@ -110,32 +110,34 @@ async def test_operators_make_list_and_revoke_keys(office: Office) -> None:
         ({"owner": "anna", "limits": {"uploads": "lots"}}, "limits.uploads"),
     ],
 )
-async def test_a_wrong_wish_for_a_key_names_its_field(office: Office, asked: dict[str, Any], where: str) -> None:
-    """What is not understood is refused with its field, and no key comes of it."""
-    problem = refused(await office.client.post(KEYS, json=asked), 422, "invalid-field")
+async def test_an_invalid_request_for_a_key_is_refused_with_its_field(
+    gateway: AdminGateway, asked: dict[str, Any], where: str
+) -> None:
+    """An invalid request is refused with its field, and creates no key."""
+    problem = refused(await gateway.client.post(KEYS, json=asked), 422, "invalid-field")
     assert [item.field for item in problem.errors] == [where]
-    problem = refused(await office.client.post(KEYS, json={"owner": "anna", "secret": "x"}), 400, "unknown-field")
+    problem = refused(await gateway.client.post(KEYS, json={"owner": "anna", "secret": "x"}), 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["secret"]
-    assert not await ApiKeys(office.store).any()
+    assert not await ApiKeys(gateway.store).any()
 
 
-async def test_a_key_may_operate(office: Office) -> None:
-    """An API key with the scope of operators makes keys; one without does not."""
+async def test_a_key_may_have_the_scope_admin(gateway: AdminGateway) -> None:
+    """An API key with the scope `admin` creates keys; one without is refused."""
     for scope, status in ((Scope.ADMIN, 201), (Scope.WRITE, 403)):
-        key = await made(office.store, "anna", scopes={scope})
-        answer = await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
+        key = await created_key(gateway.store, "anna", scopes={scope})
+        answer = await gateway.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == status
 
 
-async def test_what_operators_do_and_who_is_refused_is_in_the_log(office: Office) -> None:
-    """Each act of an operator and each refusal leaves a line that says who and what, and holds no secret."""
-    key = await made(office.store, "anna", scopes={Scope.READ})
+async def test_operator_requests_and_refusals_are_logged(gateway: AdminGateway) -> None:
+    """Each operator request and each refusal is logged with its caller, and without secrets."""
+    key = await created_key(gateway.store, "anna", scopes={Scope.READ})
     with capture_logs() as logs:
-        await office.client.post(KEYS, json={"owner": "bert"})
-        await office.client.get(KEYS)
-        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
-        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}x"})
-        await office.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": ""})
+        await gateway.client.post(KEYS, json={"owner": "bert"})
+        await gateway.client.get(KEYS)
+        await gateway.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}"})
+        await gateway.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": f"Bearer {key}x"})
+        await gateway.client.post(KEYS, json={"owner": "bert"}, headers={"Authorization": ""})
     acts = [entry for entry in logs if entry["event"] == "operator request"]
     assert [(entry["method"], entry["path"], entry["by"]) for entry in acts] == [("POST", KEYS, "admin-token")]
     refusals = [entry for entry in logs if entry["event"] == "authentication refused"]
@@ -146,9 +148,9 @@ async def test_what_operators_do_and_who_is_refused_is_in_the_log(office: Office
     assert ADMIN_TOKEN not in str(logs)
 
 
-async def test_the_document_says_what_each_operation_asks_for(office: Office) -> None:
-    """The API's document has both ways to send credentials, and each operation's scope, or that it asks for none."""
-    document = (await office.client.get("/openapi.json")).json()
+async def test_the_document_has_the_scope_of_each_operation(gateway: AdminGateway) -> None:
+    """The OpenAPI document has both ways to send credentials, and the scope of each operation."""
+    document = (await gateway.client.get("/openapi.json")).json()
     schemes = document["components"]["securitySchemes"]
     assert schemes["bearer"]["scheme"] == "bearer"
     assert (schemes["apiKey"]["in"], schemes["apiKey"]["name"]) == ("header", "X-API-Key")

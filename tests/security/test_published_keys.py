@@ -1,4 +1,4 @@
-"""Keys that an issuer publishes: they rotate, are fetched no more often than they may, and never over a static one."""
+"""Keys of a JWK set: rotation, limited fetches, and precedence of keys in the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pytest
 from gateway.access.jwt_verifier import Tokens
 from gateway.access.settings import AuthSettings
 from streams.object_store.protocol import FileStore
-from tests.security.door import AUDIENCE, ISSUER, Pair, ed25519_pair, house, rsa_pair, secret_pair, token
+from tests.security.authenticated_gateway import (
+    AUDIENCE,
+    ISSUER,
+    Pair,
+    authenticated_gateway,
+    ed25519_pair,
+    rsa_pair,
+    secret_pair,
+    token,
+)
 from tests.security.jwks import Jwks
 from tests.support.gateway_components import refused
 
@@ -27,73 +36,73 @@ def published(jwks: Jwks, **more: Any) -> dict[str, Any]:
 
 
 async def test_published_keys_rotate(store: FileStore, jwks: Jwks) -> None:
-    """A new published key is taken as soon as a token names it, beside the old one until that is withdrawn."""
+    """A new published key is accepted at the first token that names it, beside the old one until that is withdrawn."""
     old, new = rsa_pair("old"), ed25519_pair("new")
     jwks.keys = [old.jwk()]
-    async with house(store, published(jwks)) as gateway:
-        assert await gateway.let_in(token(old)) == "anna"
-        assert await gateway.let_in(token(old)) == "anna"
-        assert jwks.asked == 1
+    async with authenticated_gateway(store, published(jwks)) as gateway:
+        assert await gateway.assert_accepted(token(old)) == "anna"
+        assert await gateway.assert_accepted(token(old)) == "anna"
+        assert jwks.fetches == 1
         jwks.keys = [old.jwk(), new.jwk()]
-        assert await gateway.let_in(token(new)) == await gateway.let_in(token(old)) == "anna"
-        assert jwks.asked == 2
+        assert await gateway.assert_accepted(token(new)) == await gateway.assert_accepted(token(old)) == "anna"
+        assert jwks.fetches == 2
         jwks.keys = [new.jwk()]
-        assert await gateway.let_in(token(new)) == "anna"
-    async with house(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
-        await gateway.kept_out(token(old))
-        assert await gateway.let_in(token(new)) == "anna"
+        assert await gateway.assert_accepted(token(new)) == "anna"
+    async with authenticated_gateway(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
+        await gateway.assert_rejected(token(old))
+        assert await gateway.assert_accepted(token(new)) == "anna"
 
 
-async def test_static_and_published_keys_stand_beside_each_other(store: FileStore, jwks: Jwks) -> None:
-    """A key in the settings is never replaced by one that is published under its name."""
+async def test_keys_of_the_settings_have_precedence(store: FileStore, jwks: Jwks) -> None:
+    """A key in the settings is never replaced by a published one of the same name."""
     jwks.keys = [OTHER_RSA.jwk(), ED.jwk()]
-    async with house(store, published(jwks, keys=[RSA.setting()])) as gateway:
-        await gateway.kept_out(token(OTHER_RSA))
-        assert await gateway.let_in(token(RSA)) == await gateway.let_in(token(ED)) == "anna"
+    async with authenticated_gateway(store, published(jwks, keys=[RSA.setting()])) as gateway:
+        await gateway.assert_rejected(token(OTHER_RSA))
+        assert await gateway.assert_accepted(token(RSA)) == await gateway.assert_accepted(token(ED)) == "anna"
 
 
-async def test_unknown_kids_do_not_hammer_the_issuer(store: FileStore, jwks: Jwks) -> None:
-    """However many tokens name keys that are not there, the set is fetched once in so many seconds."""
+async def test_unknown_kids_fetch_the_set_once_per_interval(store: FileStore, jwks: Jwks) -> None:
+    """Many tokens with unknown kids fetch the set once per interval."""
     jwks.keys = [RSA.jwk()]
-    async with house(store, published(jwks, jwks_apart_s=3600)) as gateway:
+    async with authenticated_gateway(store, published(jwks, jwks_apart_s=3600)) as gateway:
         for number in range(50):
-            await gateway.kept_out(token(rsa_like(f"unknown-{number}")))
-        assert await gateway.let_in(token(RSA)) == "anna"
-    assert jwks.asked == 1
+            await gateway.assert_rejected(token(unpublished_key(f"unknown-{number}")))
+        assert await gateway.assert_accepted(token(RSA)) == "anna"
+    assert jwks.fetches == 1
 
 
-def rsa_like(kid: str) -> Pair:
-    """Return a key that is not published, without the time it takes to make one."""
+def unpublished_key(kid: str) -> Pair:
+    """Return a key that is not published, without generating one."""
     return Pair(kid, "RS256", OTHER_RSA.private, OTHER_RSA.public)
 
 
-async def test_an_issuer_that_is_away_is_said(store: FileStore, jwks: Jwks) -> None:
-    """While the set cannot be read a token is answered 503, not refused; keys known already go on being good."""
+async def test_an_unavailable_issuer_is_a_503(store: FileStore, jwks: Jwks) -> None:
+    """While the set cannot be read, a token gets 503; cached keys stay valid."""
     jwks.keys, jwks.status = [RSA.jwk()], 500
-    async with house(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
+    async with authenticated_gateway(store, published(jwks, jwks_fresh_s=0.001)) as gateway:
         refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
         jwks.status = 200
-        assert await gateway.let_in(token(RSA)) == "anna"
+        assert await gateway.assert_accepted(token(RSA)) == "anna"
         jwks.status = 500
-        assert await gateway.let_in(token(RSA)) == "anna"
+        assert await gateway.assert_accepted(token(RSA)) == "anna"
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"[]", b"{}", b'{"keys": 7}', b"<html>", b'{"keys": [' + b" " * (1 << 19) + b"]}"]
 )
-async def test_what_is_no_key_set_is_none(store: FileStore, jwks: Jwks, raw: bytes) -> None:
-    """An answer that is no JWK set, or an endless one, counts as no answer."""
+async def test_an_invalid_key_set_counts_as_unavailable(store: FileStore, jwks: Jwks, raw: bytes) -> None:
+    """A response that is not a JWK set, or endless, counts as unavailable."""
     jwks.raw = raw
-    async with house(store, published(jwks)) as gateway:
+    async with authenticated_gateway(store, published(jwks)) as gateway:
         refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
 
 
-async def test_no_redirect_is_followed_to_keys(store: FileStore, jwks: Jwks) -> None:
-    """The set is where the settings say, or nowhere."""
+async def test_redirects_of_the_key_set_are_not_followed(store: FileStore, jwks: Jwks) -> None:
+    """Redirects of the set are not followed."""
     jwks.keys, jwks.status = [RSA.jwk()], 302
-    async with house(store, published(jwks)) as gateway:
+    async with authenticated_gateway(store, published(jwks)) as gateway:
         refused(await gateway.bearer(token(RSA)), 503, "dependency-unavailable")
-    assert jwks.asked == 1
+    assert jwks.fetches == 1
 
 
 SECRET_JWK = {
@@ -114,18 +123,18 @@ UNUSABLE: dict[str, tuple[Pair, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("pair", "jwk"), UNUSABLE.values(), ids=UNUSABLE)
-async def test_a_published_key_that_is_not_for_us_is_left_out(
+async def test_an_unsupported_published_key_is_ignored(
     store: FileStore, jwks: Jwks, pair: Pair, jwk: dict[str, Any]
 ) -> None:
-    """A key of a set that is no public key for a signature we take opens nothing, and spoils no other."""
+    """A key that is not a public key for a supported signature is ignored; the others stay valid."""
     jwks.keys = [jwk, ED.jwk()]
-    async with house(store, published(jwks)) as gateway:
-        await gateway.kept_out(token(pair))
-        assert await gateway.let_in(token(ED)) == "anna"
+    async with authenticated_gateway(store, published(jwks)) as gateway:
+        await gateway.assert_rejected(token(pair))
+        assert await gateway.assert_accepted(token(ED)) == "anna"
 
 
-async def test_a_published_key_needs_no_algorithm_of_its_own(jwks: Jwks) -> None:
-    """A key that is published without `alg`, as many issuers do, is for the one algorithm its kind has here."""
+async def test_a_published_key_needs_no_alg(jwks: Jwks) -> None:
+    """A key published without `alg` has the algorithm of its type."""
     jwks.keys = [{name: value for name, value in RSA.jwk().items() if name not in ("alg", "use")}]
     tokens = Tokens(AuthSettings.model_validate(published(jwks)))
     assert (await tokens.identify(token(RSA))).owner == "anna"

@@ -1,4 +1,4 @@
-"""How much an owner may keep: counted where it is kept, refused when there is no room, free again when deleted."""
+"""Quotas: counted in the store, refused when full, free again after deletions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ANNA, BERT = Owner("anna"), Owner("bert")
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that moves only by calls."""
 
     now = 1000.0
 
@@ -51,16 +51,16 @@ async def files(tmp_path: Path) -> AsyncIterator[FaultyFiles]:
         yield FaultyFiles(found)
 
 
-async def keep(files: FileStore, owner: Owner, data: bytes) -> tuple[str, str]:
-    """Do what accepting does: claim the original, store it. Return image id and hash."""
+async def store_original(files: FileStore, owner: Owner, data: bytes) -> tuple[str, str]:
+    """Store an original with its reference, as an upload does. Return image id and hash."""
     digest, image_id = hashlib.sha256(data).hexdigest(), new_image_id()
     await add_reference(files, owner, digest, image_id)
     await files.put(original_key(owner, digest), data, content_type="image/jpeg", sha256=digest)
     return image_id, digest
 
 
-async def let_in(quotas: Quotas, owner: Owner = ANNA, size: int = 10) -> bool:
-    """Say whether there is room."""
+async def has_room(quotas: Quotas, owner: Owner = ANNA, size: int = 10) -> bool:
+    """Return whether there is room."""
     try:
         async with quotas.room(owner, size=size):
             return True
@@ -69,13 +69,13 @@ async def let_in(quotas: Quotas, owner: Owner = ANNA, size: int = 10) -> bool:
         return False
 
 
-async def test_what_an_owner_has_is_counted_in_the_store(files: FaultyFiles) -> None:
-    """Images are claims on originals, bytes are counted once however many images share them, and masters not at all."""
+async def test_usage_is_counted_in_the_store(files: FaultyFiles) -> None:
+    """Images are counted by references to originals; shared bytes count once, and masters do not count."""
     assert await count(files, ANNA) == Usage(0, 0)
     for data in (b"a" * 10, b"a" * 10, b"b" * 7):
-        await keep(files, ANNA, data)
-    await keep(files, BERT, b"c" * 1000)
-    await keep(files, Owner("anna2"), b"d" * 1000)
+        await store_original(files, ANNA, data)
+    await store_original(files, BERT, b"c" * 1000)
+    await store_original(files, Owner("anna2"), b"d" * 1000)
     for number in range(20):
         master = hashlib.sha256(bytes([number])).hexdigest()
         await add_reference(files, ANNA, master, new_image_id())
@@ -84,56 +84,56 @@ async def test_what_an_owner_has_is_counted_in_the_store(files: FaultyFiles) -> 
 
 
 async def test_without_a_quota_nothing_is_counted(files: FaultyFiles) -> None:
-    """With no quota set the store is not asked."""
+    """Without a quota the store is not listed."""
     files.unavailable = True
-    assert await let_in(Quotas(QuotaSettings(), files))
+    assert await has_room(Quotas(QuotaSettings(), files))
 
 
-async def test_there_is_room_for_so_much_and_no_more(files: FaultyFiles) -> None:
-    """Own uploads are counted at once, without looking again, and an upload that failed is not."""
+async def test_uploads_beyond_the_quota_are_refused(files: FaultyFiles) -> None:
+    """Own uploads count at once, without another listing; failed uploads do not count."""
     clock = Clock()
     quotas = Quotas(QuotaSettings(images=3, bytes=25), files, clock=clock)
-    assert await let_in(quotas)
+    assert await has_room(quotas)
     with pytest.raises(ZeroDivisionError):
         async with quotas.room(ANNA, size=10):
             raise ZeroDivisionError
-    assert await let_in(quotas)
-    assert not await let_in(quotas)
-    assert await let_in(quotas, size=5)
-    assert not await let_in(quotas, size=0)
-    assert await let_in(quotas, BERT)
+    assert await has_room(quotas)
+    assert not await has_room(quotas)
+    assert await has_room(quotas, size=5)
+    assert not await has_room(quotas, size=0)
+    assert await has_room(quotas, BERT)
 
 
-async def test_what_is_under_way_takes_room(files: FaultyFiles) -> None:
-    """Uploads at the same time do not all fit into the room for one."""
+async def test_uploads_in_progress_count(files: FaultyFiles) -> None:
+    """Concurrent uploads do not all fit into the room for one."""
     quotas = Quotas(QuotaSettings(images=1), files)
     async with quotas.room(ANNA):
-        assert not await let_in(quotas)
-    assert not await let_in(quotas)
+        assert not await has_room(quotas)
+    assert not await has_room(quotas)
 
 
-async def test_what_was_deleted_makes_room(files: FaultyFiles) -> None:
-    """Who would be refused is counted anew first: with something deleted meanwhile, there is room."""
+async def test_deletions_make_room(files: FaultyFiles) -> None:
+    """Before a refusal the store is counted again: after a deletion there is room."""
     clock = Clock()
     quotas = Quotas(QuotaSettings(images=2, recount_s=3600), files, clock=clock)
-    image_id, digest = await keep(files, ANNA, b"a")
-    await keep(files, ANNA, b"b")
-    assert not await let_in(quotas)
+    image_id, digest = await store_original(files, ANNA, b"a")
+    await store_original(files, ANNA, b"b")
+    assert not await has_room(quotas)
     await withdraw(files, ANNA, digest, image_id)
     clock.now += RECOUNT_INTERVAL_S
-    assert await let_in(quotas)
-    assert not await let_in(quotas)
+    assert await has_room(quotas)
+    assert not await has_room(quotas)
 
 
-async def test_what_other_gateways_accept_is_seen_with_the_next_count(files: FaultyFiles) -> None:
-    """Another gateway's images are not known until the count is made anew, and then they are."""
+async def test_images_of_other_gateways_count_after_the_next_listing(files: FaultyFiles) -> None:
+    """Images of another gateway count after the next listing."""
     clock = Clock()
     one, other = (Quotas(QuotaSettings(images=3, recount_s=60), files, clock=clock) for _ in range(2))
     for quotas in (one, other):
         assert await quotas.usage(ANNA) == Usage(0, 0)
     for number in range(2):
         async with one.room(ANNA, size=1):
-            await keep(files, ANNA, bytes([number]))
+            await store_original(files, ANNA, bytes([number]))
     assert await one.usage(ANNA) == Usage(2, 2)
     assert await other.usage(ANNA) == Usage(0, 0)
     clock.now += 61
@@ -143,18 +143,18 @@ async def test_what_other_gateways_accept_is_seen_with_the_next_count(files: Fau
                 await asyncio.sleep(0.01)
 
 
-async def test_a_store_that_is_away_is_503_and_no_full_house(files: FaultyFiles) -> None:
-    """When what an owner has cannot be counted, that is no refusal for want of room; it is counted when it can be."""
+async def test_an_unavailable_store_is_a_503_and_not_a_full_quota(files: FaultyFiles) -> None:
+    """A store that cannot be listed is a 503, not a full quota; it is counted when it is available again."""
     quotas = Quotas(QuotaSettings(images=1), files)
     files.unavailable = True
     with pytest.raises(DependencyUnavailable):
-        await let_in(quotas)
+        await has_room(quotas)
     files.unavailable = False
-    assert await let_in(quotas)
+    assert await has_room(quotas)
 
 
 async def test_over_http(files: FaultyFiles) -> None:
-    """Beyond a quota an upload is 403 and leaves nothing behind; usage tells what is left, of quotas and limits."""
+    """Beyond a quota an upload gets 403 and stores nothing; usage reports quotas and limits."""
     quotas = Quotas(QuotaSettings(images=2, bytes=10_000), files)
     async with open_limits(RateLimitSettings(uploads="9/hour")) as limits:
         parts = IngestComponents(files=files, events=Sink(), readiness=StubReadiness(), limits=limits, quotas=quotas)
@@ -176,7 +176,7 @@ async def test_over_http(files: FaultyFiles) -> None:
 
 
 async def test_usage_without_quotas_counts_nothing(files: FaultyFiles) -> None:
-    """Without quotas usage tells of limits alone, and asks the store for nothing."""
+    """Without quotas usage reports limits only, and does not list the store."""
     parts = IngestComponents(files=files, events=Sink(), readiness=StubReadiness())
     async with client_of(ingest_app(settings(), parts)) as client:
         files.unavailable = True

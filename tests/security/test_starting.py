@@ -1,4 +1,4 @@
-"""Real gateway processes at their start: unprotected they do not start, and with a key they ask for it."""
+"""Startup of real gateway processes: none without protection, and keys are required."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _revoke(deployment: Deployment, key: str) -> None:
 
 
 def _status(deployment: Deployment, key: str | None) -> int:
-    """Return how the gateway answers a fetch with this key; 0 while it does not listen."""
+    """Return the status of a fetch with this key; 0 while the gateway does not listen."""
     headers = {"X-API-Key": key} if key else {}
     asked = {"url": "https://example.org/cat.jpg"}
     try:
@@ -39,8 +39,8 @@ def _status(deployment: Deployment, key: str | None) -> int:
         return 0
 
 
-def test_a_gateway_others_can_reach_needs_keys(kafka: LocalKafka, tmp_path: Path) -> None:
-    """Each gateway ends with exit code 2 and a sentence; once a key was made it starts, asks for it, and obeys."""
+def test_a_gateway_beyond_loopback_needs_keys(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Each gateway exits with code 2 and a message; once a key was created, it starts and requires it."""
     with deployed(kafka.bootstrap, tmp_path, agents=()) as deployment:
         for name in ("gateway", "query"):
             deployment.start(name, **OTHERS)

@@ -1,4 +1,4 @@
-"""Owners do not learn of each other: another's id is answered as one that never was, in words, headers and work."""
+"""Isolation of owners: another owner's id gets the response of an unknown id, in body, headers and work."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import StageRecord
 from streams.settings import FilesSettings, QdrantSettings
-from tests.security.door import HERE, secret_pair, token, trusting
+from tests.security.authenticated_gateway import HERE, secret_pair, token, trusting
 from tests.support.facts import Facts
 from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, refused, settings, unit_vector
 from tests.support.permissions import PERMISSIONS
 from tests.support.server_sent_events import MemoryFeed
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # one town for all of them
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one gateway for all tests
 
 IMAGES = "/api/v1/images"
 SHARED = secret_pair("hs-1")
@@ -46,7 +46,7 @@ TUS = {"Tus-Resumable": "1.0.0"}
 PIECE = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 ALL = f"{Scope.WRITE} {Scope.READ} {Scope.SEARCH}"
 
-# What a request needs beside the id, to get as far as looking for it.
+# What a request needs beside the id to be looked up.
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", f"{IMAGES}/{{image_id}}"): {"json": {"tags": ["mine"]}},
     ("HEAD", "/api/v1/uploads/{upload_id}"): {"headers": TUS},
@@ -66,7 +66,7 @@ OF_OWNERS = [
 
 
 class Counting:
-    """Passes calls on to a store or read model, and writes down which they were."""
+    """Forwards calls to a store or read model, and records them."""
 
     def __init__(self, inner: Any, calls: list[str]) -> None:
         self._inner, self._calls = inner, calls
@@ -83,8 +83,8 @@ class Counting:
         return passed_on
 
 
-class Quiet:
-    """A log in which nothing happened lately, and nobody waits."""
+class EmptyLog:
+    """A log without events or listeners."""
 
     behind = False
 
@@ -99,15 +99,15 @@ class Quiet:
 
 
 @dataclass
-class Town:
-    """A gateway of two owners; anna has one of everything, bert has nothing."""
+class Tenants:
+    """A gateway with two owners: anna has one of everything, bert has nothing."""
 
     files: FileStore
     read_model: ReadModel
     client: httpx.AsyncClient
     sink: Sink
     calls: list[str]
-    images: dict[str, str] = field(default_factory=dict)  # how it stands -> id
+    images: dict[str, str] = field(default_factory=dict)  # state -> id
     uploads: dict[str, str] = field(default_factory=dict)
 
     async def ask(self, owner: str, method: str, path: str, **needed: Any) -> httpx.Response:
@@ -177,15 +177,15 @@ class Town:
         return {info.key: info.etag for prefix in prefixes async for info in self.files.list(prefix)}
 
 
-def never(name: str) -> str:
-    """Return what a parameter can name and nobody ever had."""
+def unknown_value(name: str) -> str:
+    """Return a value of a path parameter that unknown_value existed."""
     unknown = {"job_id": job_id_of(new_image_id(), 1), "sha256": "0" * 64}
     return unknown.get(name, new_image_id())
 
 
 @asynccontextmanager
-async def built(folder: Path) -> AsyncIterator[Town]:
-    """Build a town, and settle anna in it."""
+async def opened(folder: Path) -> AsyncIterator[Tenants]:
+    """Open the gateway, and submit anna's images."""
     own, calls, sink = settings(), list[str](), Sink()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_files(FilesSettings(directory=folder / "objects")))
@@ -200,26 +200,26 @@ async def built(folder: Path) -> AsyncIterator[Town]:
             authenticator=door,
             live=MemoryFeed(),
             numbers=await stack.enter_async_context(
-                open_statistics_cache(StatisticsSettings(), store, read_model, Quiet(), Quiet())
+                open_statistics_cache(StatisticsSettings(), store, read_model, EmptyLog(), EmptyLog())
             ),
         )
         transport = httpx.ASGITransport(app=embedded_app(own, parts), raise_app_exceptions=False)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=HERE))
-        found = Town(store, read_model, client, sink, calls)
+        found = Tenants(store, read_model, client, sink, calls)
         await found.settle()
         yield found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
-    """Return a town for all: nothing that bert does changes what anna has."""
-    async with built(tmp_path_factory.mktemp("town")) as found:
+async def tenants(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tenants]:
+    """Return one gateway for all tests: nothing that bert does changes what anna has."""
+    async with opened(tmp_path_factory.mktemp("tenants")) as found:
         yield found
 
 
 @dataclass(frozen=True)
 class Answered:
-    """All that an answer and the work for it could tell."""
+    """Everything that a response, and the work for it, could disclose."""
 
     status: int
     body: str
@@ -227,84 +227,86 @@ class Answered:
     calls: tuple[str, ...]
 
 
-async def told(town: Town, method: str, path: str, known: str, **needed: Any) -> Answered:
-    """Return what bert is told, with what names the request itself taken out."""
-    town.calls.clear()
-    answer = await town.ask("bert", method, path, **needed)
+async def response_to_bert(tenants: Tenants, method: str, path: str, known: str, **needed: Any) -> Answered:
+    """Return bert's response, with the names from the request removed."""
+    tenants.calls.clear()
+    answer = await tenants.ask("bert", method, path, **needed)
     body = answer.text
     for word in (known, known.partition(".")[0], answer.headers["x-correlation-id"]):
         body = body.replace(word, "…")
     headers = {name: value for name, value in answer.headers.items() if name != "x-correlation-id"}
-    return Answered(answer.status_code, body, headers, tuple(sorted(town.calls)))
+    return Answered(answer.status_code, body, headers, tuple(sorted(tenants.calls)))
 
 
 @pytest.mark.parametrize(("method", "path"), OF_OWNERS, ids=lambda part: part.removeprefix("/api/v1"))
-async def test_anothers_id_is_answered_as_one_that_never_was(town: Town, method: str, path: str) -> None:
-    """Whatever anna has, and however it stands, bert is told and costs what he would be of nothing; nothing changes."""
+async def test_another_owners_id_is_unknown(tenants: Tenants, method: str, path: str) -> None:
+    """For every id of anna's, in every state, bert gets the response and the work of an unknown id."""
     (name,) = re.findall(r"\{(\w+)\}", path)
     needed = NEEDED.get((method, path), {})
-    unknown = never(name)
-    nothing = await told(town, method, path.replace(f"{{{name}}}", unknown), unknown, **needed)
+    unknown = unknown_value(name)
+    nothing = await response_to_bert(tenants, method, path.replace(f"{{{name}}}", unknown), unknown, **needed)
     assert nothing.status == 404
-    before, sent = await town.stored(), len(town.sink.sent)
-    for stands, known in town.of_anna(name).items():
-        assert await told(town, method, path.replace(f"{{{name}}}", known), known, **needed) == nothing, stands
-    assert (await town.stored(), len(town.sink.sent)) == (before, sent)
+    before, sent = await tenants.stored(), len(tenants.sink.sent)
+    for state, known in tenants.of_anna(name).items():
+        assert (
+            await response_to_bert(tenants, method, path.replace(f"{{{name}}}", known), known, **needed) == nothing
+        ), state
+    assert (await tenants.stored(), len(tenants.sink.sent)) == (before, sent)
 
 
-async def test_what_was_refused_is_there(tmp_path: Path) -> None:
-    """At each of these endpoints anna is answered otherwise: what bert was not told of exists."""
+async def test_the_owner_gets_another_response(tmp_path: Path) -> None:
+    """At each of these endpoints anna gets another response: what bert was denied exists."""
     kept = [row for row in OF_OWNERS if row[0] != "DELETE"]
     for number, rows in enumerate([kept, *([row] for row in OF_OWNERS if row not in kept)]):
-        async with built(tmp_path / str(number)) as town:
+        async with opened(tmp_path / str(number)) as tenants:
             for method, path in rows:
-                assert await is_there(town, method, path), (method, path)
+                assert await owner_sees_it(tenants, method, path), (method, path)
 
 
-async def is_there(town: Town, method: str, path: str) -> bool:
-    """Say whether anna is told of anything that she has."""
+async def owner_sees_it(tenants: Tenants, method: str, path: str) -> bool:
+    """Return whether anna gets anything of hers."""
     (name,) = re.findall(r"\{(\w+)\}", path)
-    for known in reversed(town.of_anna(name).values()):
-        answer = await town.ask("anna", method, path.replace(f"{{{name}}}", known), **NEEDED.get((method, path), {}))
+    for known in reversed(tenants.of_anna(name).values()):
+        answer = await tenants.ask("anna", method, path.replace(f"{{{name}}}", known), **NEEDED.get((method, path), {}))
         if answer.status_code not in (404, 405):
             return True
     return False
 
 
-async def test_what_is_no_id_is_no_error_of_ours(town: Town) -> None:
-    """Ids that could mean another place, or break a line, are those of nothing, at every endpoint."""
+async def test_malformed_ids_are_unknown(tenants: Tenants) -> None:
+    """Malformed ids get the response of unknown ids at every endpoint."""
     for method, path in OF_OWNERS:
         (name,) = re.findall(r"\{(\w+)\}", path)
-        known = next(iter(town.of_anna(name).values()))
+        known = next(iter(tenants.of_anna(name).values()))
         odd = [f"{known}%0A", f"%20{known}", f"{known}.1", "..%2F..%2Fetc%2Fpasswd", "%2e%2e", "%00", "%F0%9F%98%80"]
         for given in (*odd, "x" * 3000, "*", "*.1", "-1"):
             where = path.replace(f"{{{name}}}", given)
-            answer = await town.ask("anna", method, where, **NEEDED.get((method, path), {}))
+            answer = await tenants.ask("anna", method, where, **NEEDED.get((method, path), {}))
             assert answer.status_code in (400, 404, 405, 422), (method, where, answer.status_code, answer.text)
 
 
-async def test_a_batch_tells_nothing_of_anothers_images(town: Town) -> None:
-    """In a batch another's images stand among the errors exactly as those that never were."""
-    for known in town.images.values():
+async def test_a_batch_discloses_no_other_owners_images(tenants: Tenants) -> None:
+    """In a batch, another owner's images are the same errors as unknown ones."""
+    for known in tenants.images.values():
         unknown = new_image_id()
-        town.calls.clear()
-        nothing = await town.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": unknown})
-        cost = sorted(town.calls)
-        town.calls.clear()
-        answer = await town.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": known})
+        tenants.calls.clear()
+        nothing = await tenants.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": unknown})
+        cost = sorted(tenants.calls)
+        tenants.calls.clear()
+        answer = await tenants.ask("bert", "GET", f"{IMAGES}/batch", params={"image_ids": known})
         assert answer.text.replace(known, "") == nothing.text.replace(unknown, "")
-        assert sorted(town.calls) == cost
+        assert sorted(tenants.calls) == cost
         assert not answer.json()["images"]
 
 
-async def test_likeness_tells_nothing_of_anothers_images(town: Town) -> None:
-    """To search by another's image is to search by one that never was."""
+async def test_similarity_discloses_no_other_owners_images(tenants: Tenants) -> None:
+    """A search by another owner's image is a search by an unknown one."""
     unknown = new_image_id()
     path = "/api/v1/search/image"
-    nothing = await told(town, "POST", path, unknown, json={"image_id": unknown})
+    nothing = await response_to_bert(tenants, "POST", path, unknown, json={"image_id": unknown})
     assert nothing.status == 404
-    for known in town.images.values():
-        assert await told(town, "POST", path, known, json={"image_id": known}) == nothing
+    for known in tenants.images.values():
+        assert await response_to_bert(tenants, "POST", path, known, json={"image_id": known}) == nothing
 
 
 LISTS = {
@@ -317,53 +319,55 @@ LISTS = {
 
 
 @pytest.mark.parametrize(("method", "path", "needed"), LISTS.values(), ids=LISTS)
-async def test_lists_and_searches_show_ones_own(town: Town, method: str, path: str, needed: dict[str, Any]) -> None:
-    """What anna finds, bert does not: his lists and searches are as empty as if he were alone."""
+async def test_lists_and_searches_are_of_the_owner(
+    tenants: Tenants, method: str, path: str, needed: dict[str, Any]
+) -> None:
+    """Bert's lists and searches are empty, whatever anna has."""
     if path != "/api/v1/health/failed":
-        assert town.images["completed"] in (await town.ask("anna", method, path, **needed)).text
-    answer = await town.ask("bert", method, path, **needed)
+        assert tenants.images["completed"] in (await tenants.ask("anna", method, path, **needed)).text
+    answer = await tenants.ask("bert", method, path, **needed)
     assert answer.status_code == 200, answer.text
-    for text in (*town.images.values(), "anna", "hello w"):
+    for text in (*tenants.images.values(), "anna", "hello w"):
         assert text not in answer.text.lower()
 
 
-async def test_counts_are_ones_own(town: Town) -> None:
-    """Numbers of images say nothing of anybody else's."""
+async def test_counts_are_of_the_owner(tenants: Tenants) -> None:
+    """Counts of images are of the caller's owner only."""
     path = "/api/v1/health/stats"
-    counts = {owner: (await town.ask(owner, "GET", path)).json()["images"] for owner in ("anna", "bert", "carl")}
+    counts = {owner: (await tenants.ask(owner, "GET", path)).json()["images"] for owner in ("anna", "bert", "carl")}
     assert sum(counts["anna"].values()) > 0
     assert sum(counts["bert"].values()) == sum(counts["carl"].values()) == 0
 
 
 @pytest.mark.parametrize("path", ["/api/v1/health/stats", "/api/v1/health/failed"])
-async def test_only_operators_see_everybodys(town: Town, path: str) -> None:
-    """Who asks for what is everybody's without being an operator is refused."""
-    refused(await town.ask("bert", "GET", path, params={"everybody": "true"}), 403, "forbidden")
+async def test_only_operators_see_all_owners(tenants: Tenants, path: str) -> None:
+    """Results of all owners require the scope `admin`."""
+    refused(await tenants.ask("bert", "GET", path, params={"everybody": "true"}), 403, "forbidden")
 
 
-async def test_the_same_bytes_are_nobody_elses(town: Town) -> None:
-    """Bytes that anna has are new when bert sends them, also if he would rather have an image that is there."""
+async def test_the_same_bytes_of_another_owner_are_new(tenants: Tenants) -> None:
+    """Bytes that anna has are new when bert sends them, also with `on_duplicate=reuse`."""
     file = {"file": ("cat.jpg", JPEG + b"completed")}
-    answer = await town.ask("bert", "POST", UPLOAD, files=file, data={"on_duplicate": "reuse"})
+    answer = await tenants.ask("bert", "POST", UPLOAD, files=file, data={"on_duplicate": "reuse"})
     assert answer.status_code == 202, answer.text
-    assert answer.json()["image_id"] not in town.images.values()
+    assert answer.json()["image_id"] not in tenants.images.values()
 
 
-async def test_an_idempotency_key_is_its_owners(town: Town) -> None:
-    """A key that anna used for a try again is bert's to use for a request of his own."""
+async def test_idempotency_keys_are_by_owner(tenants: Tenants) -> None:
+    """An Idempotency-Key that anna used is available to bert."""
     again = {"headers": {"Idempotency-Key": '"the-same"'}, "files": {"file": ("cat.jpg", JPEG)}}
-    first, other = [await town.ask(owner, "POST", UPLOAD, **again) for owner in ("anna", "bert")]
+    first, other = [await tenants.ask(owner, "POST", UPLOAD, **again) for owner in ("anna", "bert")]
     assert (first.status_code, other.status_code) == (202, 202)
     assert first.json()["image_id"] != other.json()["image_id"]
 
 
-async def test_an_event_stream_tells_of_ones_own(town: Town) -> None:
-    """Nothing of anna's is told to a listener of bert's, in words or in number."""
+async def test_an_event_stream_is_of_the_owner(tenants: Tenants) -> None:
+    """Bert's event stream contains nothing about anna's images, not even a count."""
     feed = MemoryFeed()
     async with feed.subscribe("bert") as bert, feed.subscribe("anna") as anna:
-        for fact in Facts(town.images["accepted"], owner="anna").all():
+        for fact in Facts(tenants.images["accepted"], owner="anna").all():
             feed.append(fact)
         heard = await anna.next(20)
         assert heard is not None
-        assert heard.what.image_id == town.images["accepted"]
+        assert heard.what.image_id == tenants.images["accepted"]
         assert await bert.next(0.01) is None

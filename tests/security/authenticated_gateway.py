@@ -1,4 +1,4 @@
-"""A gateway with its real door, keys and tokens for it, and what several security tests ask."""
+"""An ingest gateway with its real authenticator; keys and tokens for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ADMIN_TOKEN = "correct horse battery"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key of an issuer: what signs, and what the gateway is given."""
+    """A key of an issuer: the private half signs, the gateway gets the public half."""
 
     kid: str
     algorithm: str
@@ -46,7 +46,7 @@ class Pair:
         return {"kid": self.kid, "algorithm": self.algorithm, "key": self.public}
 
     def jwk(self) -> dict[str, Any]:
-        """Return its public half as a JWK set has it."""
+        """Return its public half as a JWK."""
         maker = jwt.get_algorithm_by_name(self.algorithm)
         found: dict[str, Any] = maker.to_jwk(self.private.public_key(), as_dict=True)
         return {**found, "kid": self.kid, "alg": self.algorithm, "use": "sig"}
@@ -76,47 +76,55 @@ def pem(private: Any) -> str:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Return good claims with some changed; those that are None are left out."""
+    """Return valid claims with some changed; None removes one."""
     now = int(time.time())
-    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "app", "owner": "anna", "scope": SCOPES, "exp": now + 600, **changes}
-    return {name: value for name, value in good.items() if value is not None}
+    valid = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "app",
+        "owner": "anna",
+        "scope": SCOPES,
+        "exp": now + 600,
+        **changes,
+    }
+    return {name: value for name, value in valid.items() if value is not None}
 
 
 def token(pair: Pair, header: Mapping[str, Any] | None = None, **changes: Any) -> str:
-    """Return a token of good claims with some changed, signed by a key."""
+    """Return a token of valid claims with some changed, signed by a key."""
     return jwt.encode(claims(**changes), pair.private, pair.algorithm, {"kid": pair.kid, **(header or {})})
 
 
 def unsigned(header: Mapping[str, Any], body: Mapping[str, Any], signature: bytes = b"") -> str:
-    """Put a token together by hand, as no library would."""
+    """Return a token that no library would make, assembled from its parts."""
     parts = (json.dumps(header).encode(), json.dumps(body).encode(), signature)
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
 
 
 @dataclass(slots=True)
-class House:
-    """An ingest gateway behind its door."""
+class AuthenticatedGateway:
+    """An ingest gateway with authentication."""
 
     client: httpx.AsyncClient
     sink: Sink = field(default_factory=Sink)
 
-    async def knock(self, **headers: str) -> httpx.Response:
-        """Ask for something that changes something, with these headers."""
+    async def submit(self, **headers: str) -> httpx.Response:
+        """Submit a URL with these headers."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.client.post(FETCH, json={"url": "https://example.org/cat.jpg"}, headers=named)
 
     async def bearer(self, given: str) -> httpx.Response:
-        """Ask with a bearer token."""
-        return await self.knock(Authorization=f"Bearer {given}")
+        """Submit a URL with a bearer token."""
+        return await self.submit(Authorization=f"Bearer {given}")
 
-    async def let_in(self, given: str) -> str:
-        """Check that a bearer token opens the door; return whose images it opens."""
+    async def assert_accepted(self, given: str) -> str:
+        """Check that a bearer token is accepted; return its owner."""
         answer = await self.bearer(given)
         assert answer.status_code == 202, answer.text
         return str(self.sink.sent[-1][1].model_dump()["owner"])
 
-    async def kept_out(self, given: str, *, expired: bool = False) -> None:
-        """Check that a bearer token opens nothing, and that the answer says no more than it may."""
+    async def assert_rejected(self, given: str, *, expired: bool = False) -> None:
+        """Check that a bearer token is refused, without more details than allowed."""
         answer = await self.bearer(given)
         problem = refused(answer, 401, "unauthorized")
         assert problem.detail == ("The credentials have expired." if expired else "The credentials are not valid.")
@@ -125,15 +133,19 @@ class House:
 
 
 @asynccontextmanager
-async def house(files: FileStore, auth: Mapping[str, Any] | None = None, **own: object) -> AsyncIterator[House]:
-    """Open a gateway on a store, by its settings."""
+async def authenticated_gateway(
+    files: FileStore, auth: Mapping[str, Any] | None = None, **own: object
+) -> AsyncIterator[AuthenticatedGateway]:
+    """Open a gateway on a store, with these settings."""
     gateway = settings(**own)
-    door = await open_authenticator(gateway, AuthSettings.model_validate(auth or {}), files)
+    authenticator = await open_authenticator(gateway, AuthSettings.model_validate(auth or {}), files)
     sink = Sink()
-    app = ingest_app(gateway, IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=door))
+    app = ingest_app(
+        gateway, IngestComponents(files=files, events=sink, readiness=StubReadiness(), authenticator=authenticator)
+    )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
-        yield House(client, sink)
+        yield AuthenticatedGateway(client, sink)
 
 
 def trusting(*pairs: Pair, **more: Any) -> dict[str, Any]:
@@ -141,6 +153,6 @@ def trusting(*pairs: Pair, **more: Any) -> dict[str, Any]:
     return {"keys": [pair.setting() for pair in pairs], "issuer": ISSUER, "audience": AUDIENCE, **more}
 
 
-async def made(store: FileStore, owner: str = "anna", **more: Any) -> str:
-    """Make a key right in the store; return it."""
+async def created_key(store: FileStore, owner: str = "anna", **more: Any) -> str:
+    """Create a key in the store; return it."""
     return (await ApiKeys(store).create(NewKey(owner=owner, **more)))[1]
