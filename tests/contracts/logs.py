@@ -95,9 +95,21 @@ class OnKafka:
         self.environment = environment
 
     async def prepare(self) -> OnKafka:
-        """Create the topics."""
-        await self.admin.create_topics([UPLOADED, FETCHED, FACTS, *agent_topics("sanitizer")])
+        """Create the topics and wait until they are readable: metadata names leaders before they accept requests."""
+        created = [UPLOADED, FETCHED, FACTS, *agent_topics("sanitizer")]
+        await self.admin.create_topics(created)
+        async with asyncio.timeout(60):
+            for topic in created:
+                while not await self._readable(topic.name):
+                    await asyncio.sleep(0.1)
         return self
+
+    async def _readable(self, topic: str) -> bool:
+        try:
+            await self.records(topic)
+        except DependencyUnavailable:
+            return False
+        return True
 
     async def send(self, messages: Sequence[Outgoing]) -> None:
         async with open_producer(self.settings, source="test") as producer:
@@ -116,12 +128,11 @@ class OnKafka:
             **self.environment,
             **environment,
         }
-        log = (self.folder / f"worker-{len(self.workers)}.log").open("ab")
-        self.workers.append(
-            await asyncio.create_subprocess_exec(
+        with (self.folder / f"worker-{len(self.workers)}.log").open("ab") as log:
+            worker = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.contracts.scripted_worker", env=env, stderr=log, stdout=log
             )
-        )
+        self.workers.append(worker)
 
     async def kill(self) -> None:
         worker = self.workers.pop()
