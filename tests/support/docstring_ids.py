@@ -49,11 +49,12 @@ class SentenceReporter:
         if reporter is None:
             return
         file = report.nodeid.partition("::")[0]
+        test = report.nodeid.removesuffix(f"@{file}")  # the group, when pytest-xdist runs it
         if file != self._file:
             self._file = file
             reporter.write_line(f"\n{file}")
-        _, bracket, case = report.nodeid.partition("[")
-        sentence = dict(report.user_properties).get("sentence", report.nodeid)
+        _, bracket, case = test.partition("[")
+        sentence = dict(report.user_properties).get("sentence", test)
         duration = f"  ({report.duration:.1f} s)" if report.duration >= 1 else ""
         reporter.write_line(f"  {_MARKS[report.outcome]} {sentence}{' [' + case if bracket else ''}{duration}")
 
