@@ -55,8 +55,14 @@ class Line:
             while not self.ended:
                 self.news.clear()
                 await self.news.wait()
-        self.writer.close()
+        await self.close()
         return bytes(self.received)
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """Return the next response."""

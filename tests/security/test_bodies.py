@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -36,9 +36,12 @@ class SocketGateway:
     port: int
     files: FaultyFiles
     sink: Sink
+    lines: list[Line] = field(default_factory=list)
 
     async def connect(self) -> Line:
-        return await connected(self.port)
+        """Return a new connection, closed with the gateway."""
+        self.lines.append(await connected(self.port))
+        return self.lines[-1]
 
     async def check_unaffected(self) -> None:
         """Check that others are served, and that nothing but their image was accepted."""
@@ -59,7 +62,12 @@ async def opened(folder: Path, server: ServerSettings | None = None, **changes: 
         own = settings(max_upload_bytes=MAX_UPLOAD, spool_dir=folder, **changes)
         app = ingest_app(own, IngestComponents(files=frail, events=sink, readiness=StubReadiness()))
         async with serving(app, "127.0.0.1", 0, server or ServerSettings()) as port:
-            yield SocketGateway(port, frail, sink)
+            gateway = SocketGateway(port, frail, sink)
+            try:
+                yield gateway
+            finally:
+                for line in gateway.lines:
+                    await line.close()
     assert not list(folder.glob("darkroom-upload-*")), "something is left on disk"
 
 
