@@ -119,7 +119,10 @@ def minio_binary(say: Say = say_to_stderr) -> Path:
 
 def _go() -> str:
     needed = ".".join(map(str, GO_AT_LEAST))
-    requirement = f"Building MinIO needs Go {needed} or later. Install it from https://go.dev/dl"
+    requirement = (
+        f"Building MinIO needs Go {needed} or later. Install it from https://go.dev/dl "
+        "(Debian or Ubuntu: apt-get install golang-go, if recent enough)"
+    )
     program = shutil.which("go")
     if program is None:
         raise MissingTool(f"{requirement}; `go` is not on PATH.")
