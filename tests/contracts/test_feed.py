@@ -80,7 +80,7 @@ async def receive(
 
 @pytest.mark.parametrize("settings", [SMALL, LARGE], ids=["from the log", "from memory"])
 async def test_a_listener_that_reconnects_receives_every_event_once(kafka: LocalKafka, settings: LiveSettings) -> None:
-    """Two gateways, restarted in turns: each event is received exactly once."""
+    """Two gateways, restarted one after the other: each event is received exactly once."""
     own = await prepared(kafka.bootstrap)
     shuffler = random.Random(5)
     events = events_of("anna", 6) + events_of("ben", 3)

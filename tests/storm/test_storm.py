@@ -1,4 +1,4 @@
-"""The short fault suite: a dozen faults under a stream of uploads, and all guarantees hold."""
+"""The short fault suite: a dozen faults under a stream of uploads, and the audit of all guarantees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _say(line: str) -> None:
 def test_all_guarantees_hold_under_faults(
     images_dir: Path, models_dir: Path, models_cache: Path, tmp_path: Path
 ) -> None:
-    """With a dozen faults of brokers, MinIO and agents, each upload ends once and every guarantee holds."""
+    """With a dozen faults of brokers, MinIO and agents, each upload ends once and the audit finds no violation."""
     plan = Plan(
         seed=SEED,
         images=SHORT.images,

@@ -368,7 +368,7 @@ async def test_a_deletion_of_anothers_unindexed_image_does_nothing(tools: Tools)
 
 
 async def test_a_deletion_removes_no_foreign_key(tools: Tools) -> None:
-    """An original under a key outside the owner's is not removed, whoever sent the event."""
+    """An original under a key outside the owner's is not removed, regardless of the producer."""
     image = new_image_id()
     foreign = await put(tools.files, "somebody/elses")
     await index(Facts(image).sanitized(original=ref("a", foreign)), tools)
