@@ -68,7 +68,8 @@ def test_one_failed_child_rejects_no_image(number: signal.Signals, deployment: D
     deployment.publish(topics.UPLOADED, event)
     _when_busy(deployment, lambda child: child.send_signal(number))
     deployment.until_ended([event.image_id])
-    assert "sandbox child exited without a result; retrying in a new child" in deployment.log_file("sanitizer").read_text()
+    expected = "sandbox child exited without a result; retrying in a new child"
+    assert expected in deployment.log_file("sanitizer").read_text()
     assert deployment.result(event.image_id).stages["sanitizer"].attempts == 1
 
 
