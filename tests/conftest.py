@@ -51,8 +51,9 @@ def _logs() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file on one worker of pytest-xdist: they share module fixtures: processes, Kafka, models.
 
-    A group set on a test (`pytest.mark.xdist_group`) is kept.
+    The end-to-end tests share one system, and are one group. A group set on a test (`pytest.mark.xdist_group`) is kept.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+            file = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group("e2e" if file.startswith("tests/e2e/") else file))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "–"}
@@ -49,7 +51,8 @@ class SentenceReporter:
         if reporter is None:
             return
         file = report.nodeid.partition("::")[0]
-        test = report.nodeid.removesuffix(f"@{file}")  # the group, when pytest-xdist runs it
+        # Without the group, which pytest-xdist appends. A parameter may contain an @ too.
+        test = re.sub(r"@[\w./]+$", "", report.nodeid)
         if file != self._file:
             self._file = file
             reporter.write_line(f"\n{file}")
