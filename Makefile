@@ -24,7 +24,7 @@ ifneq ($(wildcard ../shared/data),)
 export DARKROOM_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup services demo up test test-unit fuzz check format bench e2e faults faults-short docs clean
+.PHONY: help setup services demo up test test-unit coverage fuzz check format bench e2e faults faults-short docs clean
 
 help: ## print this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,9 @@ test: setup services ## all tests, in parallel: on real Kafka, real MinIO, real 
 
 test-unit: setup ## the tests that start no service
 	$(RUN) pytest -n 2 --dist loadgroup tests/unit $(ARGS)
+
+coverage: setup services ## lines and branches that the unit and security tests cover, per module
+	$(RUN) pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered tests/unit tests/security $(ARGS)
 
 e2e: setup services ## only the tests of the whole pipeline, every agent its own process
 	$(RUN) pytest tests/e2e $(ARGS)

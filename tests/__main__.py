@@ -24,16 +24,10 @@ class Layer:
     options: tuple[str, ...] = ()
 
 
-COVERAGE = (
-    *(f"--cov={package}" for package in ("schemas", "streams", "agents", "gateway", "darkroom")),
-    "--cov-branch",
-    "--cov-report=",
-)
-
 # Unit and security tests compute: two workers are what two cores can do. The others mostly wait for Kafka, restarts and
 # timeouts; the longest files come first, so that none is left over at the end.
 LAYERS = (
-    Layer(("tests/unit", "tests/security"), 2, COVERAGE),
+    Layer(("tests/unit", "tests/security"), 2),
     Layer(("tests/storm", "tests/e2e", "tests/faults", "tests/contracts"), 4, ("--no-loadscope-reorder",)),
 )
 
@@ -54,8 +48,6 @@ def main(options: Sequence[str]) -> int:
         began = time.monotonic()
         code = run(layer, options)
         results.append((layer, code, time.monotonic() - began))
-    subprocess.run((sys.executable, "-m", "coverage", "report", "--format=total", "--precision=1"), check=False)
-    print("\n% of lines and branches covered by the unit and security tests, in this process alone\n")
     for layer, code, seconds in results:
         outcome = {0: "passed", NO_TESTS: "nothing selected"}.get(code, f"FAILED ({code})")
         print(f"{' '.join(layer.folders):48} {seconds / 60:5.1f} min  {outcome}")

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
+_open = Image.open  # on import ultralytics replaces Image.open by one with other errors
 Image.MAX_IMAGE_PIXELS = None  # the sanitizer measured the master; see max_pixels below
 
 WEBP_QUALITY = 85
@@ -32,7 +33,7 @@ def open_master(master: bytes, sides: Iterable[int], *, max_pixels: int = 100_00
 
     The master is a JPEG or PNG that the sanitizer wrote; ValueError if it is larger than max_pixels.
     """
-    image: Image.Image = Image.open(io.BytesIO(master), formats=_MASTER_FORMATS)
+    image: Image.Image = _open(io.BytesIO(master), formats=_MASTER_FORMATS)
     if image.width * image.height > max_pixels:
         raise ValueError(f"a master of {image.width} x {image.height} pixels")
     largest = fitted(image.size, max(sides))

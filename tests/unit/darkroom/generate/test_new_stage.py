@@ -77,10 +77,10 @@ asyncio.run(main())
 
 
 def code_blocks(section: str) -> list[str]:
-    """Return the Python blocks of a section of CONTRIBUTING.md."""
+    """Return the code blocks of a section of CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     body = text.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
-    return re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    return re.findall(r"```\w+\n(.*?)```", body, re.DOTALL)
 
 
 def run(folder: Path, *arguments: str) -> str:
