@@ -37,8 +37,14 @@ def models_dir(data_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an empty model cache for this session, so that models downloaded earlier are not used."""
-    return tmp_path_factory.mktemp("models")
+    """Return an initially empty model cache for the processes of this run, shared by all workers.
+
+    A conversion is written atomically, so that one serves every process, as in production.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -318,6 +318,7 @@ def deployed(
         "DARKROOM_GATEWAY__MOST_LATE_S": "60",  # a slow machine must not shed test requests
         "DARKROOM_WORKER__LOOP_LAG_S": "30",  # nor end a process that waits for a core
         "DARKROOM_MODELS__DOWNLOAD": "false",
+        "DARKROOM_MODELS__THREADS": "1",  # several agents and deployments share the cores
         "DARKROOM_MODELS__CACHE": str(folder / "models"),
         "DARKROOM_WORKER__SESSION_TIMEOUT_S": "6",
         "DARKROOM_WORKER__COMMIT_INTERVAL_S": "0.2",
