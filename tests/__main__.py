@@ -21,22 +21,23 @@ class Layer:
 
     folders: tuple[str, ...]
     workers: int
-    options: tuple[str, ...] = ()
 
 
-# Unit and security tests compute: two workers are what two cores can do. The others mostly wait for Kafka, restarts and
-# timeouts; the longest files come first, so that none is left over at the end.
+# Unit and security tests compute: two workers are what two cores can do. Contracts and faults mostly wait for Kafka,
+# restarts and timeouts. The others start the whole system, and judge it under load: each alone.
 LAYERS = (
     Layer(("tests/unit", "tests/security"), 2),
-    Layer(("tests/storm", "tests/e2e", "tests/faults", "tests/contracts"), 4, ("--no-loadscope-reorder",)),
+    Layer(("tests/contracts", "tests/faults"), 4),
+    Layer(("tests/e2e",), 1),
+    Layer(("tests/storm",), 1),
 )
 
 
 def run(layer: Layer, options: Sequence[str]) -> int:
     """Run one layer; return pytest's exit code."""
-    parallel = ("-n", str(layer.workers), "--dist", "loadgroup")
+    parallel = ("-n", str(layer.workers), "--dist", "loadgroup") if layer.workers > 1 else ()
     slowest = ("--durations=30", "--durations-min=1")
-    command = (sys.executable, "-m", "pytest", *parallel, *slowest, *layer.options, *options, *layer.folders)
+    command = (sys.executable, "-m", "pytest", *parallel, *slowest, *options, *layer.folders)
     return subprocess.run(command, check=False).returncode
 
 
@@ -50,8 +51,8 @@ def main(options: Sequence[str]) -> int:
         results.append((layer, code, time.monotonic() - began))
     for layer, code, seconds in results:
         outcome = {0: "passed", NO_TESTS: "nothing selected"}.get(code, f"FAILED ({code})")
-        print(f"{' '.join(layer.folders):48} {seconds / 60:5.1f} min  {outcome}")
-    print(f"{'all':48} {sum(seconds for _, _, seconds in results) / 60:5.1f} min", flush=True)
+        print(f"{' '.join(layer.folders):32} {seconds / 60:5.1f} min  {outcome}")
+    print(f"{'all':32} {sum(seconds for _, _, seconds in results) / 60:5.1f} min", flush=True)
     return int(any(code not in (0, NO_TESTS) for _, code, _ in results))
 
 
