@@ -81,14 +81,21 @@ class Announcement:
     result: ObjectRef  # where the result is stored
 
 
+def fact_fields(event: Event) -> dict[str, Any]:
+    """Return the fields that every fact about an event's image repeats from the event."""
+    return {
+        "image_id": event.image_id,
+        "owner": event.owner,
+        "generation": event.generation,
+        "run": event.run,
+        "profile": event.profile,
+    }
+
+
 def completed(event: Event, result: StageResult, known: Announcement) -> Emit:
     """Return the fact of a stage that has no fact type of its own: the result itself, as its model writes it."""
     fact = StageCompleted(
-        image_id=event.image_id,
-        owner=event.owner,
-        generation=event.generation,
-        run=event.run,
-        profile=event.profile,
+        **fact_fields(event),
         report=known.report,
         result=result.model_dump(mode="json"),
     )

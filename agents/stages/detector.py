@@ -23,7 +23,7 @@ from schemas.values import ModelRef
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
 
 
 class DetectorSettings(StageSettings):
@@ -129,11 +129,7 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
 
 def _announce(event: ImageSanitized, result: DetectedObjects, known: Announcement) -> Emit:
     fact = ObjectsDetected(
-        image_id=event.image_id,
-        owner=event.owner,
-        generation=event.generation,
-        run=event.run,
-        profile=event.profile,
+        **fact_fields(event),
         report=known.report,
         objects=result.objects_found,
         model=result.model,

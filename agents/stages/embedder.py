@@ -25,7 +25,7 @@ from schemas.values import ModelRef, Vector
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
 
 
 class EmbedderSettings(StageSettings):
@@ -112,11 +112,7 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
 
 def _announce(event: ImageSanitized, result: ImageEmbedding, known: Announcement) -> Emit:
     fact = ImageEmbedded(
-        image_id=event.image_id,
-        owner=event.owner,
-        generation=event.generation,
-        run=event.run,
-        profile=event.profile,
+        **fact_fields(event),
         report=known.report,
         vector=result.vector,
         model=result.model,

@@ -26,7 +26,7 @@ from schemas.stored.results import ReadText
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings
+from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
 from streams.telemetry.health_board import Condition
 
 
@@ -111,11 +111,7 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
 
 def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:
     fact = TextRead(
-        image_id=event.image_id,
-        owner=event.owner,
-        generation=event.generation,
-        run=event.run,
-        profile=event.profile,
+        **fact_fields(event),
         report=known.report,
         content=result.content[:TEXT_LIMIT],
         span_count=len(result.spans),

@@ -34,7 +34,7 @@ from streams.concurrency.weighted_semaphore import PixelBudget
 from streams.errors import Malformed, ObjectGone
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings
+from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings, fact_fields
 
 T = TypeVar("T")
 
@@ -120,11 +120,7 @@ def _parameters(_: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
 
 def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announcement) -> Emit:
     fact = ImageResized(
-        image_id=event.image_id,
-        owner=event.owner,
-        generation=event.generation,
-        run=event.run,
-        profile=event.profile,
+        **fact_fields(event),
         report=announcement.report,
         renditions=resized.renditions,
     )

@@ -5,7 +5,6 @@ Deterministic and the same on every machine: only the code is read.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 from agents.maintenance.janitor import JanitorSettings
 from agents.maintenance.reconciler import ReconcilerSettings
 from agents.pipeline import stage
+from darkroom.generate import files
 from darkroom.generate.asyncapi import asyncapi
 from darkroom.generate.openapi import openapi
 from darkroom.generate.permissions import COLUMNS, permission_rows
@@ -39,16 +39,16 @@ MADE = "<!-- Made by `python -m darkroom.generate.docs`; do not edit. -->\n\n"
 
 def reference() -> dict[str, str]:
     """Return every generated file: path below docs/ -> text."""
-    files = {f"events/{kind.type}.schema.json": _json(event_schema(kind)) for kind in event_types()}
-    files["asyncapi.json"] = _json(asyncapi(KafkaSettings()))
-    files["openapi.json"] = _json(openapi())
-    files["events.md"] = events_page()
-    files["settings.md"] = settings_page()
-    files["metrics.md"] = metrics_page()
-    files["errors.md"] = errors_page()
-    files["permissions.md"] = permissions_page()
-    files["stages.md"] = stages_page()
-    return files
+    pages = {f"events/{kind.type}.schema.json": _json(event_schema(kind)) for kind in event_types()}
+    pages["asyncapi.json"] = _json(asyncapi(KafkaSettings()))
+    pages["openapi.json"] = _json(openapi())
+    pages["events.md"] = events_page()
+    pages["settings.md"] = settings_page()
+    pages["metrics.md"] = metrics_page()
+    pages["errors.md"] = errors_page()
+    pages["permissions.md"] = permissions_page()
+    pages["stages.md"] = stages_page()
+    return pages
 
 
 def event_types() -> list[type[Event]]:
@@ -257,37 +257,24 @@ def _json(document: Mapping[str, JsonValue]) -> str:
 
 def drifted(root: Path) -> list[str]:
     """Return the files that are missing, differ, or belong to an event that no longer exists."""
-    wanted = reference()
-    wrong = [name for name, text in wanted.items() if not _is_current(root / name, text)]
-    left = (f"events/{path.name}" for path in (root / "events").glob("*.schema.json"))
-    return sorted([*wrong, *(name for name in left if name not in wanted)])
+    return files.outdated(root, reference(), _schemas(root))
 
 
-def _is_current(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
+def _schemas(root: Path) -> list[str]:
+    return [f"events/{path.name}" for path in (root / "events").glob("*.schema.json")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the reference, or check it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m darkroom.generate.docs", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and list outdated files")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the docs folder")
-    chosen = parser.parse_args(arguments)
-    wrong = drifted(chosen.root)
-    if chosen.check:
-        for name in wrong:
-            print(f"docs/{name} is outdated: run `python -m darkroom.generate.docs`", file=sys.stderr)
-        return 1 if wrong else 0
-    wanted = reference()
-    for name in wrong:
-        path = chosen.root / name
-        if name in wanted:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(wanted[name].encode())
-        else:
-            path.unlink()
-        print(f"docs/{name}")
-    return 0
+    return files.main(
+        arguments,
+        command="python -m darkroom.generate.docs",
+        description=__doc__,
+        root=ROOT,
+        prefix="docs/",
+        generate=lambda _root: reference(),
+        obsolete=_schemas,
+    )
 
 
 if __name__ == "__main__":

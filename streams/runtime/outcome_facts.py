@@ -7,7 +7,7 @@ from schemas.events.facts import ImageRefused, ImageSanitized, StageFailed, Stag
 from schemas.events.intake import ImageFetched, ImageUploaded, Submission
 from schemas.values import ErrorCode, ObjectRef, StageReport
 from streams import topics
-from streams.stage import Emit, Reject, Skip
+from streams.stage import Emit, Reject, Skip, fact_fields
 
 PUBLIC_FAILURE = {
     ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs stayed unavailable through all retries.",
@@ -20,16 +20,6 @@ PUBLIC_FAILURE = {
 }
 
 
-def _common(event: Event) -> dict[str, object]:
-    return {
-        "image_id": event.image_id,
-        "owner": event.owner,
-        "generation": event.generation,
-        "run": event.run,
-        "profile": event.profile,
-    }
-
-
 def _original(event: Event) -> ObjectRef | None:
     """Return the original an event names; deleting the image needs it, also when the image was rejected or failed."""
     return event.original if isinstance(event, ImageUploaded | ImageFetched | ImageSanitized) else None
@@ -38,7 +28,7 @@ def _original(event: Event) -> ObjectRef | None:
 def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
     """Return the fact that a stage was skipped, with the reason."""
     fact = StageSkipped.model_validate(
-        {**_common(event), "report": report, "reason": skip.code, "message": skip.message}
+        {**fact_fields(event), "report": report, "reason": skip.code, "message": skip.message}
     )
     return Emit(((topics.FACTS, fact),))
 
@@ -50,7 +40,7 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
         submission = event.submission_fields()
     fact = ImageRefused.model_validate(
         {
-            **_common(event),
+            **fact_fields(event),
             **submission,
             "report": report,
             "code": reject.code,
@@ -65,6 +55,6 @@ def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     """Return the fact that a stage failed, without internal details, which are in the dead letter."""
     message = PUBLIC_FAILURE.get(code, "This step failed because of an internal error; it can be replayed.")
     fact = StageFailed.model_validate(
-        {**_common(event), "report": report, "code": code, "message": message, "original": _original(event)}
+        {**fact_fields(event), "report": report, "code": code, "message": message, "original": _original(event)}
     )
     return Emit(((topics.FACTS, fact),))
