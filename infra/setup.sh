@@ -71,4 +71,4 @@ fi
 # The lock is tested most with 3.11; without it uv chooses or downloads a version that pyproject.toml allows.
 python=()
 if [[ ! -d .venv ]] && "$uv" python find --no-project 3.11 >/dev/null 2>&1; then python=(--python 3.11); fi
-"$uv" sync --frozen --all-extras --group dev "${python[@]}"
+"$uv" sync --frozen --all-extras --group dev --compile-bytecode "${python[@]}"
