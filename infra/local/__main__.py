@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from infra.local.kafka import LocalKafka
+from infra.local.kafka import LocalKafka, archive_classes
 from infra.local.minio import LocalMinio
 from infra.local.service import FolderInUse, LocalService, ServiceFailed
 from infra.local.supervisor import keep_running
@@ -81,6 +81,7 @@ def main() -> int:
     try:
         if given.command == "install":
             kafka_jars()
+            asyncio.run(archive_classes())
             if given.minio:
                 minio_binary()
         else:
