@@ -14,13 +14,18 @@ import sys
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def become(parent: int, command: list[str]) -> None:
-    """Replace this process by `command`; the kernel kills it when the parent thread ends."""
+def kill_with_parent() -> None:
+    """Have the kernel kill this process when its parent thread ends, where it can: on Linux."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+
+def become(parent: int, command: list[str]) -> None:
+    """Replace this process by `command`, which is killed with its parent."""
+    kill_with_parent()
     if os.getppid() != parent:  # the parent exited before prctl
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606  no shell is meant

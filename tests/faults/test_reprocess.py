@@ -10,13 +10,13 @@ import pytest
 
 from gateway.client import Refused
 from infra.local.kafka import LocalKafka
-from infra.local.process import Child
 from schemas.events.envelope import decode
 from schemas.events.facts import FACTS, ImageResized, ImageSanitized
 from schemas.http.jobs import JobStatus
 from schemas.values import ImageState
 from streams import topics
 from tests.support.deployment import Deployment, deployed, until
+from tests.support.forked_process import ForkedChild
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -94,8 +94,9 @@ def test_a_new_stage_version_recomputes_only_that_stage(deployment: Deployment, 
     """A new version of a stage recomputes the selected images; no other stage runs."""
     sanitized = len(facts(deployment, ImageSanitized))
     assert deployment.terminate("resizer") == 0
-    command = [sys.executable, "-m", "tests.faults.another_version", "resizer", VERSION]
-    deployment.children["resizer"] = Child(command, log_file=deployment.log_file("resizer"), env=deployment.environment)
+    module = ["tests.faults.another_version", "resizer", VERSION]
+    log_file = deployment.log_file("resizer")
+    deployment.children["resizer"] = ForkedChild(module, log_file=log_file, env=deployment.environment)
     chosen, other = completed[:-1], completed[-1]
     where = f"version.resizer<{VERSION} and id!={other}"
     assert f"{len(chosen)} of {len(chosen)} images" in reprocess(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from infra.local.kafka import LocalKafka
-from infra.local.process import Child
 from schemas.events.envelope import Outgoing
 from schemas.events.intake import ImageUploaded
 from schemas.values import new_image_id
@@ -30,11 +28,12 @@ from tests.storm.gathering import gather, outputs_of, sample_commits
 from tests.storm.pool import Content, make_pool
 from tests.storm.uploads import NUMBER, Sent
 from tests.support.deployment import KILLED, LIGHT, Deployment, deployed, until
+from tests.support.forked_process import ForkedChild
 
 AGENTS = ("sanitizer", "resizer", "indexer")
 PICTURES = 8
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(280)]
 
 
 @dataclass
@@ -48,12 +47,12 @@ class Bench:
     calm: dict[str, dict[str, str]] = field(default_factory=dict)
     commits: list[CommitSample] = field(default_factory=list)
 
-    def start(self, name: str) -> Child:
+    def start(self, name: str) -> ForkedChild:
         """Start a process, with the protection disabled if `off` names it."""
-        command = self.deployment.command(name)
+        module = self.deployment.module(name)
         if self.off:
-            command = [sys.executable, "-m", "tests.storm.sabotaged", self.off, *command[3:]]
-        child = Child(command, log_file=self.deployment.log_file(name), env=self.deployment.environment)
+            module = ["tests.storm.sabotaged", self.off, *module[1:]]
+        child = ForkedChild(module, log_file=self.deployment.log_file(name), env=self.deployment.environment)
         self.deployment.children[name] = child
         return child
 

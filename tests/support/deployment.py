@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,6 @@ from confluent_kafka import Producer
 
 from gateway.client import Darkroom, Refused, Unreachable
 from infra.local.ports import choose
-from infra.local.process import Child
 from schemas.events.envelope import Event, Outgoing, Record
 from schemas.events.intake import ImageUploaded
 from schemas.http.jobs import JobResult, JobStatus
@@ -33,8 +33,10 @@ from streams.object_store.keys import original_key
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import Topic, agent_topics
+from tests.support.forked_process import ForkedChild
 
 PATIENCE_S = 180.0  # upper bound of any wait, on a slow and busy machine
+POLL_S = 0.2  # a poll of Kafka or the gateway costs up to 50 ms of CPU, which the processes under test need
 KILLED = -signal.SIGKILL
 
 LIGHT = Profile(stages=("sanitizer", "resizer"))  # no stage with a model
@@ -46,10 +48,10 @@ def until(happened: Callable[[], bool], what: str, *, patience_s: float = PATIEN
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
-        time.sleep(0.1)
+        time.sleep(POLL_S)
 
 
-@dataclass(slots=True)
+@dataclass
 class Deployment:
     """A set of topics, an object store, and the processes on them. `deployed(…)` ends the processes."""
 
@@ -58,21 +60,35 @@ class Deployment:
     folder: Path
     environment: Mapping[str, str]
     port: int
-    children: dict[str, Child] = field(default_factory=dict)
+    children: dict[str, ForkedChild] = field(default_factory=dict)
     supervised: bool = False  # an exited process is restarted instead of failing the test
+
+    @cached_property
+    def admin(self) -> KafkaAdmin:
+        """An admin client of the broker."""
+        return KafkaAdmin(self.kafka)
+
+    @cached_property
+    def _polled(self) -> Darkroom:
+        """The client of all polls of this deployment: making one costs more than a request."""
+        return self.client()
 
     # Processes
 
     def command(self, name: str) -> list[str]:
-        """Return the command of a process: an agent, a second instance of it (`resizer#2`), or another process."""
+        """Return the command of a process; see `module`."""
+        return [sys.executable, "-m", *self.module(name)]
+
+    def module(self, name: str) -> list[str]:
+        """Return the module and arguments of a process: an agent, a second instance (`resizer#2`), or another."""
         process, _, _ = name.partition("#")
-        return [sys.executable, "-m", "darkroom", *(["agent"] if process in topics.AGENTS else []), process]
+        return ["darkroom", *(["agent"] if process in topics.AGENTS else []), process]
 
     def start(self, *names: str, strike: str = "", **more: str) -> None:
         """Start processes; `strike` is the point:passage at which each kills itself with SIGKILL."""
         environment = {**self.environment, **more, **({"DARKROOM_STRIKE": strike} if strike else {})}
         for name in names:
-            self.children[name] = Child(self.command(name), log_file=self.log_file(name), env=environment)
+            self.children[name] = ForkedChild(self.module(name), log_file=self.log_file(name), env=environment)
 
     def log_file(self, name: str) -> Path:
         """Return the log file of a process."""
@@ -92,12 +108,11 @@ class Deployment:
 
     def until_ready(self, *agents: str, members: int = 1) -> None:
         """Wait until the group of each agent has `members` members with open tools."""
-        admin = KafkaAdmin(self.kafka)
 
         def joined() -> bool:
             self.check_alive()
             try:
-                found = asyncio.run(admin.members(agents))
+                found = asyncio.run(self.admin.members(agents))
             except DependencyUnavailable:
                 return False
             return all(found.get(agent, 0) >= members for agent in agents)
@@ -113,10 +128,14 @@ class Deployment:
             assert not ended, f"{name} ended with {child.exit_code}: {self.log_file(name).read_text()[-3000:]}"
 
     def close(self) -> None:
-        """Kill all running processes."""
+        """Kill all running processes; fail if one of theirs outlives them."""
+        begun = [process for child in self.children.values() for process in _descendants(child.pid)]
         for child in self.children.values():
             child.kill()
         self.children.clear()
+        self._polled.close()
+        _, left = psutil.wait_procs(begun, timeout=10)
+        assert not left, f"left behind: {left}"
 
     # Events
 
@@ -148,7 +167,7 @@ class Deployment:
         """Return an agent's lag over its topics; -1 while the coordinator is unavailable."""
         consumed = [topic.name for topic in topics.PIPELINE if agent in topic.readers]
         try:
-            return asyncio.run(KafkaAdmin(self.kafka).lag(agent, [*consumed, topics.retry_topic(agent)]))
+            return asyncio.run(self.admin.lag(agent, [*consumed, topics.retry_topic(agent)]))
         except DependencyUnavailable:  # the coordinator of a new group may be loading
             return -1
 
@@ -234,11 +253,10 @@ class Deployment:
 
     def status(self, image_id: str) -> JobStatus | None:
         """Return the status of an image; None while the core does not know it or does not answer."""
-        with self.client() as client:
-            try:
-                return client.status(job_id_of(image_id, 1))
-            except (Refused, Unreachable):
-                return None
+        try:
+            return self._polled.status(job_id_of(image_id, 1))
+        except (Refused, Unreachable):
+            return None
 
     def state(self, image_id: str) -> ImageState | None:
         """Return the state of an image; None while it is unknown."""
@@ -247,8 +265,7 @@ class Deployment:
 
     def result(self, image_id: str) -> JobResult:
         """Return the result of an image that has ended."""
-        with self.client() as client:
-            return client.result(job_id_of(image_id, 1))
+        return self._polled.result(job_id_of(image_id, 1))
 
     def until_ended(self, image_ids: Sequence[str], state: ImageState = ImageState.COMPLETED) -> None:
         """Wait until each image has ended; fail if one ends in another state."""
@@ -332,15 +349,13 @@ def deployed(
         yield deployment
     finally:
         deployment.close()
-        left = [child for child in psutil.Process().children(recursive=True) if _is_of(child, folder)]
-        assert not left, f"left behind: {left}"
 
 
-def _is_of(process: psutil.Process, folder: Path) -> bool:
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
-        return process.environ().get("DARKROOM_QDRANT__PATH", "").startswith(str(folder))
-    except psutil.Error:
-        return False
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _files_environment(files: FilesSettings) -> dict[str, str]:

@@ -1,0 +1,19 @@
+"""Imports the processes of Darkroom, without models; the server of forked processes loads this module once."""
+
+from __future__ import annotations
+
+import gc
+import pkgutil
+from importlib import import_module
+
+import agents.stages
+import darkroom.commands
+import darkroom.processes
+import streams.read_model.qdrant_embedded
+import streams.read_model.qdrant_server  # noqa: F401  both load qdrant-client, when a process asks for it
+
+for package in (darkroom.processes, agents.stages, darkroom.commands):
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
+
+gc.freeze()  # a collection in a forked process must not copy the memory of what was imported here
