@@ -58,8 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file on one worker of pytest-xdist: they share module fixtures: processes, Kafka, models.
 
     The end-to-end tests share one system, and are one group. A group set on a test (`pytest.mark.xdist_group`) is kept.
+    Lengthy files come first: one that began last would end the run alone.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             file = item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group("e2e" if file.startswith("tests/e2e/") else file))
+    items.sort(key=lambda item: item.get_closest_marker("lengthy") is None)

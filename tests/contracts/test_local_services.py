@@ -25,6 +25,8 @@ from infra.local.process import Child, PidFile, started_at
 from infra.local.service import FolderInUse, ServiceFailed
 from infra.local.supervisor import Backoff, ChildState, Supervisor, keep_running
 
+pytestmark = pytest.mark.lengthy
+
 
 async def until_ended(pids: list[int]) -> None:
     """Wait until none of these processes runs, within the test's time limit."""

@@ -14,6 +14,8 @@ from schemas.values import new_image_id
 from tests.contracts.logs import InMemory, LogUnderTest, OnKafka
 from tests.support.stage_kit import message, uploaded
 
+pytestmark = pytest.mark.lengthy
+
 
 @pytest.fixture(params=["memory", "kafka"])
 def bootstrap(request: pytest.FixtureRequest) -> str | None:

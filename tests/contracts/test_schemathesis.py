@@ -19,6 +19,8 @@ import pytest
 from infra.local.kafka import LocalKafka
 from tests.support.deployment import Deployment, deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 4  # generated requests of each kind and operation; `make fuzz` sends many more
 SEED = 1  # equal requests in every build; `make fuzz` generates new ones

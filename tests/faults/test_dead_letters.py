@@ -17,6 +17,8 @@ from schemas.values import ImageState
 from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 LETTERS = "/api/v1/admin/dead-letters"
 AGENTS = ("sanitizer", "resizer", "indexer")
 

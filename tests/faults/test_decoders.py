@@ -17,6 +17,8 @@ from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
+pytestmark = pytest.mark.lengthy
+
 DECODING_RSS = 110_000_000  # bytes of a child with the pixels in memory; about 70 million when idle
 
 

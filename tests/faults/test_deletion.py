@@ -21,6 +21,8 @@ from streams import topics
 from streams.object_store.original_references import claim_prefix
 from tests.support.deployment import Deployment, deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 # A suspended worker must keep its group membership.
 LONG_TIMEOUTS = {
     "DARKROOM_WORKER__SESSION_TIMEOUT_S": "120",

@@ -16,6 +16,8 @@ from streams import topics
 from streams.settings import FilesSettings
 from tests.support.deployment import Deployment, deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from darkroom.local.demo import draw_turned
 from gateway.client import Darkroom
@@ -17,12 +18,15 @@ from schemas.values import ImageState
 from streams import topics
 from tests.support.deployment import PATIENCE_S, Deployment, deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 ROUNDS = 3
 
 
 def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: Path) -> None:
     """Both uploads are accepted and complete on one original; deleting one image leaves the other whole."""
-    with deployed(kafka.bootstrap, tmp_path) as deployment:
+    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR loads slowly and adds nothing here
+    with deployed(kafka.bootstrap, tmp_path, settings=quick) as deployment:
         ports = [choose(0), choose(0)]
         for number, port in enumerate(ports):
             deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port))

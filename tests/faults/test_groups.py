@@ -12,6 +12,8 @@ from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
+pytestmark = pytest.mark.lengthy
+
 JOINS = 4
 
 

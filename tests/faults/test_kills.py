@@ -10,6 +10,8 @@ from infra.local.kafka import LocalKafka
 from streams import topics
 from tests.support.deployment import deployed, until
 
+pytestmark = pytest.mark.lengthy
+
 AGENTS = ("sanitizer", "resizer", "indexer")
 
 

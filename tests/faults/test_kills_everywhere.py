@@ -18,7 +18,7 @@ from schemas.values import new_image_id
 from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
+pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(600)]  # the first test waits for the models
 
 AGENTS = ("fetcher", "ocr", "detector", "embedder")
 STORING = ("ocr", "detector")  # the fetcher stores no result, nor does the embedder without weights

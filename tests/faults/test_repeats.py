@@ -19,7 +19,7 @@ from streams import topics
 from streams.topics import AGENTS, MAX_MESSAGE_BYTES, Topic
 from tests.support.deployment import Deployment, deployed
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the models
+pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(600)]  # the first test waits for the models
 
 WORK = (topics.UPLOADED, topics.FETCH_REQUESTED, topics.FETCHED, topics.SANITIZED, topics.FACTS)
 
@@ -30,7 +30,8 @@ def deployment(
 ) -> Iterator[Deployment]:
     """Return all seven agents running."""
     folder = tmp_path_factory.mktemp("repeats")
-    settings = {"DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
+    quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR loads slowly and adds nothing here
+    settings = {**quick, "DARKROOM_MODELS__DIR": str(models_dir), "DARKROOM_MODELS__CACHE": str(models_cache)}
     with deployed(kafka.bootstrap, folder, settings=settings) as deployment:
         deployment.start("core", *(agent for agent in AGENTS if agent != "indexer"))
         deployment.until_ready(*AGENTS)

@@ -20,6 +20,8 @@ from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 from tests.support.tcp_proxy import Toxin
 from tests.support.toxic_proxy import ToxicStore, toxic
 
+pytestmark = pytest.mark.lengthy
+
 SERVICE_UNAVAILABLE = 503
 DEADLINE_S, DECODE_S, IN_PLACE_S = 3.0, 1.4, 0.5
 POLL_S = 8.0  # a buffer of one needs at least 7

@@ -12,6 +12,8 @@ from tests.storm import report
 from tests.storm.schedule import short_schedule
 from tests.storm.storm import SHORT, Plan, run_storm
 
+pytestmark = pytest.mark.lengthy
+
 SEED = 4
 
 

@@ -22,6 +22,8 @@ from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
 from tests.support.masters import missing_master, resources, store
 
+pytestmark = pytest.mark.lengthy
+
 TEXTS = ["a kitten", "a motel sign at night", "a boardwalk by the sea", "", "a " + "very " * 200 + "long text"]
 
 

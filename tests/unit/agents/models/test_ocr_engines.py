@@ -27,6 +27,8 @@ from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
 from tests.support.masters import missing_master, resources, store
 
+pytestmark = pytest.mark.lengthy
+
 COLUMN = (255, 580, 1260, 1030)  # the page's first ten lines that run over one column
 
 

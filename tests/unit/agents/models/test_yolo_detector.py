@@ -24,6 +24,8 @@ from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
 from tests.support.masters import missing_master, resources, store
 
+pytestmark = pytest.mark.lengthy
+
 
 @pytest.fixture(scope="module")
 def settings(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
