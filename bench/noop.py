@@ -28,6 +28,7 @@ from streams.kafka.admin import KafkaAdmin
 from streams.kafka.bounded_read import read_topic
 from streams.kafka.messages import outgoing
 from streams.kafka.producer import open_producer
+from streams.object_store.keys import original_key
 from streams.runtime.outcome_facts import skipped
 from streams.runtime.worker_process import run_stage
 from streams.settings import KafkaSettings, Settings
@@ -82,7 +83,7 @@ async def _rate(kafka: LocalKafka, role: str, folder: Path) -> float:
     """Return events per second of one fresh run."""
     settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=f"b{uuid.uuid4().hex[:8]}.")
     await KafkaAdmin(settings).create_topics([topics.UPLOADED, topics.FACTS, *topics.agent_topics("sanitizer")])
-    original = ObjectRef(bucket="darkroom", key="originals/x", sha256=SHA, size=1)
+    original = ObjectRef(bucket="darkroom", key=original_key("default", SHA), sha256=SHA, size=1)
     async with open_producer(settings, source="bench") as producer:
         for begin in range(0, EVENTS, 1000):
             events = [

@@ -111,6 +111,7 @@ class ErrorCode(StrEnum):
     # The event is refused (dead letter).
     MALFORMED_EVENT = "malformed-event"
     UNKNOWN_EVENT = "unknown-event"
+    REFERENCE_NOT_ALLOWED = "reference-not-allowed"
     # Processing failed (dead letter).
     DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
     SOURCE_UNAVAILABLE = "source-unavailable"
@@ -150,6 +151,8 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
     "The event is refused": {
         ErrorCode.MALFORMED_EVENT: "The message is not a valid event. Fix its producer, then replay.",
         ErrorCode.UNKNOWN_EVENT: "The event's type is unknown: a producer is newer than its readers.",
+        ErrorCode.REFERENCE_NOT_ALLOWED: "The event names an object outside its owner's originals and results and its "
+        "image's files. Fix its producer.",
     },
     "Processing failed": {
         ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was unavailable in all retries. Replay when it is available.",

@@ -16,6 +16,7 @@ from schemas.events.facts import Fact, StageCompleted
 from schemas.events.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
 from schemas.values import ErrorCode, ImageState, StageState
 from streams.errors import Malformed
+from streams.object_store.keys import image_prefix, is_below
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import DIMENSIONS, ImageRecord, StageRecord
@@ -115,6 +116,9 @@ def learn_completed(fact: StageCompleted, find_stage: FindStage) -> Learned:
         result = stage.once.result.model_validate(fact.result)
     except ValidationError as error:
         raise Malformed(f"result of {name}: {str(error)[:500]}") from error
+    prefix = image_prefix(fact.image_id)
+    if any(not is_below(prefix, ref.key) for ref in result.objects().values()):
+        raise Malformed(f"result of {name}: an object is not below {prefix}", code=ErrorCode.REFERENCE_NOT_ALLOWED)
     recorded = stage.record(result)
     public = tuple(key for key in stage.public if key in recorded)
     return Learned(name, StageState.DONE, analysis=recorded, public=public, lineage=stage.lineage)

@@ -33,6 +33,7 @@ from schemas.formats import MEDIA_TYPES
 from schemas.http.problems import ProblemCode
 from schemas.values import RENDITION_SIDES, Rendition
 from streams.concurrency.timeouts import bounded
+from streams.object_store.keys import image_prefix, is_below
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.read_model.records import ImageRecord
 
@@ -108,7 +109,12 @@ class Delivery:
         delivery (a server setting) the response is a redirect to a short-lived link.
         """
         record = await self.lookup.image(image_id, owner)
-        content = _Content.of(record, self.lookup.rendition(record, size), named=v, download=download)
+        rendition = self.lookup.rendition(record, size)
+        if not is_below(image_prefix(record.image_id), rendition.object.key):
+            # A record written before events were checked may name any object of the bucket.
+            log.warning("rendition is not a file of its image", extra={"image_id": image_id})
+            raise _no_bytes()
+        content = _Content.of(record, rendition, named=v, download=download)
         if _is_known(request, content):
             return Response(status_code=304, headers=content.headers)
         link = await self._link(content)
@@ -135,7 +141,7 @@ class Delivery:
             first = await bounded(anext(chunks, b""), timeout_s)
         except ObjectMissing:
             log.warning("rendition is missing", extra={"image_id": image_id, "key": content.key})
-            raise Problem(ProblemCode.NOT_FOUND, "The bytes of this size no longer exist.") from None
+            raise _no_bytes() from None
         headers = {**content.headers, "Content-Length": str(part.length if part is not None else content.size)}
         if part is not None:
             headers["Content-Range"] = str(part)
@@ -193,6 +199,10 @@ class _Content:
         if modified is not None:
             headers["Last-Modified"] = format_datetime(modified, usegmt=True)
         return cls(stored.key, stored.size, content_type, filename, download, modified, headers)
+
+
+def _no_bytes() -> Problem:
+    return Problem(ProblemCode.NOT_FOUND, "The bytes of this size no longer exist.")
 
 
 def disposition(filename: str, *, download: bool) -> str:

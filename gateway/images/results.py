@@ -21,6 +21,7 @@ from schemas.stored.results import ReadText
 from schemas.values import ImageState, Owner, StageState
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
+from streams.object_store.keys import is_below, results_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.object_store.results import StoredResult
 from streams.read_model.records import ImageRecord
@@ -100,6 +101,9 @@ class Results:
         if stage is None or stage.state is not StageState.DONE or stage.result is None:
             return None
         key = stage.result.key
+        if not is_below(results_prefix(record.owner), key):  # a record written before events were checked
+            log.warning("stored text is not a result of the owner", extra={"image_id": record.image_id})
+            return None
         try:
             raw = await bounded(self.files.get(key, limit=_MAX_RESULT_BYTES), self.settings.storage_timeout_s)
             return ReadText.model_validate(StoredResult.model_validate_json(raw).result)

@@ -35,6 +35,7 @@ from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.stored.results import ImageEmbedding
 from schemas.values import ModelRef, Owner, StageState
 from streams.concurrency.timeouts import bounded
+from streams.object_store.keys import is_below, results_prefix
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.object_store.results import StoredResult
 
@@ -211,6 +212,8 @@ class FeatureExtraction:
         record = await self.lookup.image(requested.image_id, owner)
         stage = record.stages.get("embedder")
         if stage is None or stage.state is not StageState.DONE or stage.result is None:
+            raise _no_vector()
+        if not is_below(results_prefix(owner), stage.result.key):  # a record written before events were checked
             raise _no_vector()
         try:
             raw = await bounded(

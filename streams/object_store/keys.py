@@ -6,9 +6,14 @@ KEY_BYTES = 1024  # S3's limit for a whole key
 SEGMENT_BYTES = 200  # below every file system's 255
 
 
+def originals_prefix(owner: str) -> str:
+    """Return the prefix of an owner's originals."""
+    return f"originals/{owner}/"
+
+
 def original_key(owner: str, sha256: str) -> str:
     """Return the key of an original: the bytes as received, private, once per owner."""
-    return f"originals/{owner}/{sha256[:2]}/{sha256}"
+    return f"{originals_prefix(owner)}{sha256[:2]}/{sha256}"
 
 
 def image_prefix(image_id: str) -> str:
@@ -24,9 +29,14 @@ def image_key(image_id: str, generation: int, name: str, *, run: int = 0) -> str
     return f"{image_prefix(image_id)}{generation}/{f'r{run}/' if run else ''}{name}"
 
 
+def results_prefix(owner: str) -> str:
+    """Return the prefix of an owner's computed results."""
+    return f"results/{owner}/"
+
+
 def result_key(owner: str, input_sha256: str, stage: str, version: str, parameters: str) -> str:
     """Return the key of a computed result, made of everything it depends on."""
-    return f"results/{owner}/{input_sha256}/{stage}/{version}/{parameters}.json"
+    return f"{results_prefix(owner)}{input_sha256}/{stage}/{version}/{parameters}.json"
 
 
 def receipt_key(job_id: str) -> str:
@@ -82,6 +92,14 @@ def check_key(key: str) -> str:
     if any(len(s.encode()) > SEGMENT_BYTES for s in segments) or any(c < " " or c in "\\\x7f" for c in key):
         raise ValueError(f"not an object key: {key[:80]!r}")
     return key
+
+
+def is_below(prefix: str, key: str) -> bool:
+    """Return whether a key, which another service may have chosen, is valid and begins with a prefix."""
+    try:
+        return check_key(key).startswith(prefix)
+    except ValueError:
+        return False
 
 
 def check_prefix(prefix: str) -> str:

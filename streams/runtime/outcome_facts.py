@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from schemas.events.envelope import Event
-from schemas.events.facts import ImageRefused, ImageSanitized, StageFailed, StageSkipped
-from schemas.events.intake import ImageFetched, ImageUploaded, Submission
-from schemas.values import ErrorCode, ObjectRef, StageReport
+from schemas.events.facts import ImageRefused, StageFailed, StageSkipped
+from schemas.events.intake import Submission
+from schemas.values import ErrorCode, StageReport
 from streams import topics
+from streams.runtime.object_references import original_of
 from streams.stage import Emit, Reject, Skip, fact_fields
 
 PUBLIC_FAILURE = {
@@ -17,12 +18,8 @@ PUBLIC_FAILURE = {
     ErrorCode.OBJECT_CHANGED: "The stored bytes differ from those the event names.",
     ErrorCode.GONE: "The stored bytes this step needs no longer exist.",
     ErrorCode.MALFORMED_EVENT: "The event for this step could not be decoded.",
+    ErrorCode.REFERENCE_NOT_ALLOWED: "The event for this step names an object that this image may not use.",
 }
-
-
-def _original(event: Event) -> ObjectRef | None:
-    """Return the original an event names; deleting the image needs it, also when the image was rejected or failed."""
-    return event.original if isinstance(event, ImageUploaded | ImageFetched | ImageSanitized) else None
 
 
 def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
@@ -45,7 +42,7 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
             "report": report,
             "code": reject.code,
             "message": reject.message,
-            "original": _original(event),
+            "original": original_of(event),
         }
     )
     return Emit(((topics.FACTS, fact),))
@@ -55,6 +52,6 @@ def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     """Return the fact that a stage failed, without internal details, which are in the dead letter."""
     message = PUBLIC_FAILURE.get(code, "This step failed because of an internal error; it can be replayed.")
     fact = StageFailed.model_validate(
-        {**fact_fields(event), "report": report, "code": code, "message": message, "original": _original(event)}
+        {**fact_fields(event), "report": report, "code": code, "message": message, "original": original_of(event)}
     )
     return Emit(((topics.FACTS, fact),))

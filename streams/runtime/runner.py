@@ -37,6 +37,7 @@ from streams.retries.retry_policy import (
 from streams.runtime import outcome_facts
 from streams.runtime.backpressure import DependencyGate
 from streams.runtime.execution import Answer, Services, Worked, perform, unless_deleted
+from streams.runtime.object_references import refused_reference
 from streams.runtime.poison_events import Verdict
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.telemetry import metrics
@@ -210,7 +211,7 @@ class Runner:
             event = decode(record, self._stage.accepts())
         except NotAnEvent:
             return self._dead_letter(record, None, failure)
-        report = StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
+        report = self._unworked()
         answer = await unless_deleted(self._stage, self._services, event, crash)
         if answer is not crash:
             return self._conclude(record, event, Worked(answer, report))
@@ -248,8 +249,15 @@ class Runner:
             return self._dead_letter(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
         if not self._concerns(event):
             return "ignored", []
+        if refusal := refused_reference(event):
+            answer = await unless_deleted(self._stage, self._services, event, refusal)
+            return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
         return self._conclude(record, event, worked)
+
+    def _unworked(self) -> StageReport:
+        """Return the report of an event that was refused without processing it."""
+        return StageReport(stage=self._stage.name, version=self._stage.version, attempts=1, duration_ms=0)
 
     def _concerns(self, event: Event) -> bool:
         name = self._stage.name

@@ -38,7 +38,7 @@ def deployment(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def _facts(image_id: str) -> list[Fact]:
-    return Facts(image_id, owner="default").all()
+    return Facts(image_id, owner="default", placed=True).all()
 
 
 def test_facts_in_reverse_order_give_the_same_record(deployment: Deployment) -> None:

@@ -22,7 +22,7 @@ def test_a_resumed_stream_misses_nothing_after_a_gateway_kill(kafka: LocalKafka,
         deployment.start("core")
         until(lambda: _ready(deployment), "the gateway being ready")
         images = [new_image_id() for _ in range(2)]
-        first, second = (Facts(image_id, owner=DEFAULT_OWNER).all() for image_id in images)
+        first, second = (Facts(image_id, owner=DEFAULT_OWNER, placed=True).all() for image_id in images)
         _, start = asyncio.run(_receive(deployment, "/api/v1/events", None, 0))
         deployment.publish(topics.FACTS, *first, second[0])
         received, last = asyncio.run(_receive(deployment, "/api/v1/events", start, 4))

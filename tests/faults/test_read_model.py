@@ -64,7 +64,7 @@ async def test_a_read_model_that_fails_one_call_in_five(tmp_path: Path) -> None:
         one_by_one = IndexerSettings(concurrency=1)  # for a deterministic order of calls
         on = bench(STAGE, files, log, settings=one_by_one, retry=retry, tools=Tools(toxic, files))  # type: ignore[arg-type]
         for image_id in images:
-            for fact in Facts(image_id).all():
+            for fact in Facts(image_id, placed=True).all():
                 log.append(message(fact, topics.FACTS.name))
         retries = topics.retry_topic("indexer")
         worker = MemoryWorker(log, "indexer", (topics.FACTS.name, retries), on.intake)

@@ -15,6 +15,7 @@ from schemas.events.facts import (
 )
 from schemas.stored.results import SanitizedImage
 from schemas.values import Box, DetectedObject, ErrorCode, ModelRef, ObjectRef, Profile, Rendition, StageReport, Vector
+from streams.object_store.keys import image_key, original_key, result_key
 
 MODEL = ModelRef(name="m", sha256="f" * 64, backend="torch")
 WHEN = "2026-01-01T00:00:00.000Z"
@@ -41,30 +42,48 @@ class Facts:
         generation: int = 1,
         run: int = 0,
         stages: tuple[str, ...] | None = None,
+        placed: bool = False,
     ) -> None:
+        """`placed`: objects have keys that the runtime accepts from this image and owner, else short ones."""
         profile = Profile() if stages is None else Profile(stages=stages)
         self._common = {
             "image_id": image_id, "owner": owner, "generation": generation, "run": run, "profile": profile,
             "occurred_at": WHEN,
         }  # fmt: skip
+        self._keys = {
+            "a": original_key(owner, "a" * 64),
+            "c": image_key(image_id, generation, "master.png", run=run),
+            "d": image_key(image_id, generation, "thumbnail.webp", run=run),
+            "e": result_key(owner, "c" * 64, "ocr", "1", "p"),
+        } if placed else {}  # fmt: skip
+
+    def _ref(self, letter: str) -> ObjectRef:
+        return ref(letter, self._keys.get(letter))
 
     def sanitized(self, *, source_url: str | None = None, original: ObjectRef | None = None) -> Fact:
         image = SanitizedImage(
-            master=ref("c"), width=30, height=20, source_format="jpeg", frames=1, perceptual_hash="0" * 16,
+            master=self._ref("c"), width=30, height=20, source_format="jpeg", frames=1, perceptual_hash="0" * 16,
             dominant_colour="#112233", thumbhash="AA==",
         )  # fmt: skip
         return ImageSanitized(
-            **self._common, report=report("sanitizer"), original=original or ref("a"), image=image, bucket="trip",
+            **self._common, report=report("sanitizer"), original=original or self._ref("a"), image=image, bucket="trip",
             filename="me.jpg", context={"note": "private"}, submitted_at=WHEN, source_url=source_url,
         )  # fmt: skip
 
     def resized(self) -> Fact:
-        thumbnail = Rendition(name="thumbnail", object=ref("d"), width=15, height=10, aspect_ratio=1.5, format="webp")
+        thumbnail = Rendition(
+            name="thumbnail", object=self._ref("d"), width=15, height=10, aspect_ratio=1.5, format="webp"
+        )
         return ImageResized(**self._common, report=report("resizer"), renditions=(thumbnail,))
 
     def text(self, content: str = "Hello world") -> Fact:
         return TextRead(
-            **self._common, report=report("ocr"), content=content, span_count=1, mean_confidence=0.9, result=ref("e")
+            **self._common,
+            report=report("ocr"),
+            content=content,
+            span_count=1,
+            mean_confidence=0.9,
+            result=self._ref("e"),
         )
 
     def detected(self, *labels: str) -> Fact:

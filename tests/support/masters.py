@@ -10,8 +10,8 @@ from PIL import Image
 
 from schemas.events.facts import ImageSanitized
 from schemas.stored.results import SanitizedImage
-from schemas.values import ObjectRef, StageReport, new_image_id
-from streams.object_store.keys import image_key
+from schemas.values import DEFAULT_OWNER, ObjectRef, StageReport, new_image_id
+from streams.object_store.keys import image_key, original_key
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, ModelsSettings, Settings
 from streams.stage import Resources
@@ -32,7 +32,8 @@ def event_of(master: ObjectRef, image_id: str, width: int, height: int) -> Image
         dominant_colour="#000000",
         thumbhash="",
     )
-    return ImageSanitized(image_id=image_id, report=REPORT, original=master, image=image)
+    original = master.model_copy(update={"key": original_key(DEFAULT_OWNER, master.sha256)})
+    return ImageSanitized(image_id=image_id, report=REPORT, original=original, image=image)
 
 
 async def store(files: FileStore, image: Image.Image | bytes) -> ImageSanitized:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ import pytest
 from pydantic import Field, JsonValue
 
 from agents.core.merge import HANDLERS
+from agents.indexing.record_facts import learn_completed
 from agents.stages.indexer import STAGE, IndexerSettings, Tools, index
 from gateway.images.views import analysis
 from schemas.events.facts import FACTS, Fact, StageCompleted
 from schemas.http.history import LineageKind
 from schemas.stored.results import StageResult
-from schemas.values import ErrorCode, ImageState, StageState, new_image_id
+from schemas.values import ErrorCode, ImageState, ObjectRef, StageState, new_image_id
 from streams import topics
 from streams.errors import Malformed
 from streams.object_store.factory import open_files
+from streams.object_store.keys import image_key
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Announcement, Once, Resources, Stage, StageSettings, completed
@@ -137,3 +139,27 @@ def test_a_stage_announces_its_result_by_default() -> None:
     assert isinstance(emitted, StageCompleted)
     assert emitted.result == {"score": 1.5, "secret": ""}
     assert (emitted.image_id, emitted.owner, emitted.producing_stage()) == (event.image_id, "anna", "sharpness")
+
+
+class Map(Score):
+    where: ObjectRef
+
+    def objects(self) -> Mapping[str, ObjectRef]:
+        return {"map.png": self.where}
+
+
+def test_an_object_outside_the_image_is_refused() -> None:
+    """A generic result may name files of its image only."""
+    image = new_image_id()
+    once: Once[Any, None, Map] = Once(
+        result=Map, input=lambda event: event.image.master, parameters=lambda _event, _tools: {}
+    )
+    table = {"map": stage("map", once=once)}
+    for key, allowed in ((image_key(image, 1, "map.png"), True), ("keys/abc.json", False)):
+        found = fact(image, "map", {"score": 1, "where": ref("a", key).model_dump(mode="json")})
+        if allowed:
+            assert learn_completed(found, table.__getitem__).state is StageState.DONE
+            continue
+        with pytest.raises(Malformed) as raised:
+            learn_completed(found, table.__getitem__)
+        assert raised.value.code is ErrorCode.REFERENCE_NOT_ALLOWED

@@ -147,6 +147,24 @@ async def test_bytes_that_are_no_event_become_dead_letters(files: FileStore, poi
     assert len(facts(log, StageSkipped)) == 1
 
 
+@pytest.mark.parametrize("key", ["keys/abc.json", "originals/anna/aa/x", "originals/default/../anna/aa/x", "images/x"])
+async def test_an_event_that_names_a_foreign_object_is_dead_lettered_and_fails_its_image(
+    files: FileStore, key: str
+) -> None:
+    """Only the owner's originals may be named: the stage never sees the event, and no fact repeats the reference."""
+    seen = Seen()
+    stage = echo_stage(seen)
+    forged = uploaded()
+    forged = forged.model_copy(update={"original": forged.original.model_copy(update={"key": key})})
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(forged), message(uploaded())])
+    (letter,) = log.records("sanitizer.dead")
+    assert (letter.value, letter.header("dlq.error.code")) == (forged.body(), "reference-not-allowed")
+    (fact,) = facts(log, StageFailed)
+    assert (fact.image_id, fact.code, fact.original) == (forged.image_id, ErrorCode.REFERENCE_NOT_ALLOWED, None)
+    assert key not in fact.message
+    assert len(facts(log, StageSkipped)) == 1
+
+
 async def test_invalid_retry_headers_are_ignored(files: FileStore) -> None:
     """Malformed values in the retry headers count as absent."""
     stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("unavailable")))
