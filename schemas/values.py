@@ -9,9 +9,9 @@ import threading
 import time
 import uuid
 from enum import StrEnum
-from typing import NewType, Self
+from typing import Annotated, NewType, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 ImageId = NewType("ImageId", str)
 JobId = NewType("JobId", str)
@@ -78,12 +78,16 @@ def split_job_id(job_id: str) -> tuple[ImageId, int]:
     return ImageId(image_id), int(generation)
 
 
+LowerCase = Annotated[str, BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)]
+"""Hexadecimal text: other producers may write it in upper case."""
+
+
 class ObjectRef(Value):
     """A claim check: location and hash of stored bytes."""
 
     bucket: str
     key: str
-    sha256: str = Field(pattern=SHA256_PATTERN)
+    sha256: LowerCase = Field(pattern=SHA256_PATTERN)
     size: int = Field(ge=0, description="bytes")
     content_type: str = "application/octet-stream"
 

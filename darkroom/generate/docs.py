@@ -96,6 +96,7 @@ def events_page() -> str:
         "# Events\n\n" + MADE,
         "CloudEvents 1.0 in Kafka binary mode: the attributes are headers (`ce_id`, `ce_type`, `ce_source`, "
         "`ce_subject`, `ce_time`, `ce_specversion`), the body is JSON. Events never contain image bytes. "
+        "Structured mode (`application/cloudevents+json`), upper-case ids and hashes and a byte order mark are read. "
         "Unknown fields are ignored; a change that would break a reader is a new `ce_type` version. "
         "As AsyncAPI: [asyncapi.json](asyncapi.json); as JSON Schema: [events/](events/).\n\n## Topics\n\n"
         f"Names without the prefix (`{KafkaSettings.model_fields['prefix'].default}` by default).\n\n",

@@ -1,5 +1,6 @@
 """The envelope: CloudEvents 1.0 in Kafka binary mode (ce_* headers, JSON body), to bytes and back.
 
+Also read: structured mode, upper-case ids and hashes (they become lower-case), and a byte order mark before the body.
 Spec: CloudEvents 1.0.2, Kafka protocol binding section 3.2.
 """
 
@@ -9,16 +10,17 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from schemas.values import DEFAULT_OWNER, ID_PATTERN, OWNER_PATTERN, Profile, Value, job_id_of
+from schemas.events.structured_mode import SPEC_VERSION, is_structured, unpack, without_bom
+from schemas.values import DEFAULT_OWNER, ID_PATTERN, OWNER_PATTERN, LowerCase, Profile, Value, job_id_of
 
 CONTENT_TYPE = "application/json"
-SPEC_VERSION = "1.0"
 # Namespace of all event ids: uuid5(NAMESPACE, "image|generation|stage|parameters").
 NAMESPACE = uuid.UUID("6d1b3d9e-6f2c-5d53-9a9b-1c5a3fd1e0aa")
 
@@ -44,7 +46,7 @@ class Event(Value):
     type: ClassVar[str]
     stage: ClassVar[str] = ""
 
-    image_id: str = Field(pattern=ID_PATTERN, description="UUIDv7 as text; the Kafka key")
+    image_id: LowerCase = Field(pattern=ID_PATTERN, description="UUIDv7 as text; the Kafka key")
     owner: str = Field(default=DEFAULT_OWNER, pattern=OWNER_PATTERN, description="the tenant")
     generation: int = Field(default=1, ge=1, description="fencing token: events of a lower generation are dropped")
     run: int = Field(
@@ -140,7 +142,7 @@ E = TypeVar("E", bound=Event)
 
 def decode(record: Record, accepted: Iterable[type[E]]) -> E:
     """Return the event of a record. Raises NotAnEvent for any other bytes."""
-    wanted = record.header("ce_type")
+    wanted, body = _content(record)
     if wanted is None:
         raise NotAnEvent("the message has no ce_type header")
     for kind in accepted:
@@ -148,12 +150,37 @@ def decode(record: Record, accepted: Iterable[type[E]]) -> E:
             break
     else:
         raise NotAnEvent(f"no reader here for events of type {wanted[:200]!r}", unknown=True)
-    if not record.value:
+    if not body:
         raise NotAnEvent("the message has no body")
     try:
-        event = kind.model_validate_json(record.value)
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise NotAnEvent(f"{place}: {first['msg']}") from error
-    return event
+        raise NotAnEvent(_sentence(error)) from error
+
+
+def subject_of(record: Record) -> str | None:
+    """Return the subject a record states, the image id of an event, lower-case; None without one."""
+    subject = record.header("ce_subject")
+    if subject is None and record.value and is_structured(record.header("content-type")):
+        with suppress(ValueError):
+            subject = unpack(record.value).subject
+    return subject.lower() if subject is not None else None
+
+
+def _content(record: Record) -> tuple[str | None, bytes | None]:
+    """Return the event type and the JSON body of a record. Raises NotAnEvent for an invalid structured event."""
+    if not record.value or not is_structured(record.header("content-type")):
+        return record.header("ce_type"), without_bom(record.value) if record.value else None
+    try:
+        found = unpack(record.value)
+    except ValidationError as error:
+        raise NotAnEvent(f"structured event: {_sentence(error)}") from error
+    except ValueError as error:
+        raise NotAnEvent(f"structured event: {error}") from error
+    return found.type, found.data
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{place}: {first['msg']}"

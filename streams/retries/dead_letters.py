@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from schemas.events.envelope import Outgoing, Record, now
+from schemas.events.envelope import Outgoing, Record, now, subject_of
 from schemas.values import ID_PATTERN, ErrorCode
 from streams.kafka.bounded_read import read_topic
 from streams.kafka.producer import Deliverer
@@ -32,11 +32,13 @@ REPLAY_LIMIT = 3  # replays of one event; further ones are refused
 _ID = re.compile(ID_PATTERN)
 REPLAY_LIMIT_REACHED = "replay-limit"
 ERASED = "erased"  # the action recorded for letters of deleted images
+_SUBJECT = "dlq.subject"
 _ADDED = ("dlq.", "retry.", "replay.")
 # Headers returned for a letter of a deleted image: origin and error code. No message, no stack, no file name.
 _WITHOUT_CONTENT = (
     "ce_subject", "ce_type", "dlq.agent", "dlq.attempt", "dlq.error.code", "dlq.first-failure.ts",
-    "dlq.last-failure.ts", "dlq.original.topic", "dlq.original.partition", "dlq.original.offset", "replay.count",
+    "dlq.last-failure.ts", "dlq.original.topic", "dlq.original.partition", "dlq.original.offset", "dlq.subject",
+    "replay.count",
 )  # fmt: skip
 
 
@@ -72,6 +74,9 @@ def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> O
         "dlq.error.stack": stack[-MAX_STACK:],
         "dlq.retriable": str(failure.retriable).lower(),
     }
+    subject = subject_of(record)
+    if subject is not None and record.header("ce_subject") is None:  # in structured mode it is in the body
+        added[_SUBJECT] = subject
     kept = tuple((n, v) for n, v in record.headers if not n.startswith(("dlq.", "retry.")))
     return Outgoing(dead_topic(agent), record.key, record.value, (*kept, *((n, v.encode()) for n, v in added.items())))
 
@@ -126,7 +131,7 @@ class DeadLetter:
     @property
     def image_id(self) -> str:
         """The image id, '' if unknown."""
-        return self.record.header("ce_subject") or ""
+        return (self.record.header("ce_subject") or self.record.header(_SUBJECT) or "").lower()
 
     @property
     def died_at(self) -> str:

@@ -199,7 +199,7 @@ async def _once(
         parameters=dict(parameters),
         parameters_hash=digest,
         duration_ms=tally.computed_ms,
-        event_id=record.header("ce_id") or "",
+        event_id=record.header("ce_id") or event.id,  # a structured event has no headers
         trace_id=trace_id(record.header("traceparent")),
         computed_at=now(),
     )

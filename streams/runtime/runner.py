@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now
+from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now, subject_of
 from schemas.values import ErrorCode, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.readers_writer_lock import ReadWriteLock
@@ -51,7 +51,7 @@ Finished = Callable[[], Awaitable[None]]
 
 def _lane(record: Record) -> bytes:
     """Return the ordering key of a record: its image (on some topics not the key), else its key, else its offset."""
-    subject = record.header("ce_subject")
+    subject = subject_of(record)
     if subject:
         return subject.encode()
     return record.key if record.key is not None else f"{record.topic}/{record.partition}/{record.offset}".encode()
@@ -163,7 +163,7 @@ class Runner:
         trace = trace_id(record.header("traceparent"))
         with (
             structlog.contextvars.bound_contextvars(
-                stage=self._stage.name, image=(record.header("ce_subject") or "")[:64], trace=trace
+                stage=self._stage.name, image=(subject_of(record) or "")[:64], trace=trace
             ),
             origin_scope(Origin(trace, *origin_of(record), record.timestamp_ms)),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from streams import topics
 from streams.errors import Malformed, ObjectGone, Retryable
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
+from streams.retries.dead_letters import DeadLetter
 from streams.settings import FilesSettings, RetrySettings
 from streams.stage import Reject, Skip, Stage, StageSettings
 from streams.testing.memory_log import MemoryLog, MemoryWorker
@@ -163,6 +165,25 @@ async def test_an_event_that_names_a_foreign_object_is_dead_lettered_and_fails_i
     assert (fact.image_id, fact.code, fact.original) == (forged.image_id, ErrorCode.REFERENCE_NOT_ALLOWED, None)
     assert key not in fact.message
     assert len(facts(log, StageSkipped)) == 1
+
+
+async def test_structured_events_are_processed_and_dead_lettered_byte_for_byte(files: FileStore) -> None:
+    """An event in structured mode is processed; an invalid one is stored as it came and found by its subject."""
+    event = uploaded()
+    attributes = {"specversion": "1.0", "id": "1", "source": "shop", "type": event.type, "subject": event.image_id}
+    header = (("content-type", b"application/cloudevents+json"),)
+    good, bad = (
+        Outgoing("image.uploaded", event.key(), json.dumps({**attributes, "data": data}).encode(), header)
+        for data in (json.loads(event.body()), {"image_id": event.image_id.upper()})
+    )
+    stage = echo_stage()
+    log = await run(bench(stage, files, MemoryLog()), stage, [good, bad])
+    (fact,) = facts(log, StageSkipped)
+    assert fact.image_id == event.image_id
+    (letter,) = log.records("sanitizer.dead")
+    assert (letter.key, letter.value, letter.header("content-type")) == (bad.key, bad.value, header[0][1].decode())
+    assert letter.header("ce_subject") is None
+    assert DeadLetter("sanitizer", letter, None).image_id == event.image_id
 
 
 async def test_invalid_retry_headers_are_ignored(files: FileStore) -> None:
