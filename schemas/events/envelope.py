@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import ClassVar, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
+from pydantic_core import from_json
 
 from schemas.events.structured_mode import SPEC_VERSION, is_structured, unpack, without_bom
 from schemas.values import DEFAULT_OWNER, ID_PATTERN, OWNER_PATTERN, LowerCase, Profile, Value, job_id_of
@@ -156,6 +157,24 @@ def decode(record: Record, accepted: Iterable[type[E]]) -> E:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise NotAnEvent(_sentence(error)) from error
+
+
+def target_of(record: Record) -> Event | None:
+    """Return the common fields of a record that is no valid event; None unless it names an image and its owner.
+
+    The body must be JSON: of a truncated one the owner is unknown, and the image would be recorded as another's.
+    """
+    try:
+        body = from_json(_content(record)[1] or b"")
+    except ValueError:  # NotAnEvent too
+        return None
+    if not isinstance(body, dict):
+        return None
+    known = {name: body[name] for name in ("image_id", "owner", "generation") if name in body}
+    for image_id in (body.get("image_id"), subject_of(record)):
+        with suppress(ValidationError):
+            return Event.model_validate(known | {"image_id": image_id})
+    return None
 
 
 def subject_of(record: Record) -> str | None:

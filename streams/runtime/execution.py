@@ -16,7 +16,7 @@ from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, Lineage, ObjectRef, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.circuit_breaker import Breakers
-from streams.errors import DISK_FULL, DependencyUnavailable, Retryable
+from streams.errors import DISK_FULL, DependencyUnavailable, Malformed, ObjectGone, Retryable
 from streams.kafka.producer import Deliverer
 from streams.object_store.keys import result_key
 from streams.object_store.original_references import add_reference
@@ -182,6 +182,7 @@ async def _once(
     key = result_key(event.owner, source.sha256, stage.name, stage.version, digest)
     found = await services.results.find(key, once.result, event)
     if found is not None:
+        await _check_input(services, source)
         metrics.RESULTS_REUSED.labels(stage.name).inc()
         tally.reused = True
         await _add_reference(once, services, event, found.value)
@@ -206,6 +207,16 @@ async def _once(
     await _add_reference(once, services, event, answer)
     ref = await services.results.save(key, answer, lineage)
     return once.announce(event, answer, Announcement(_report(stage, services, tally, ref), ref))
+
+
+async def _check_input(services: Services, source: ObjectRef) -> None:
+    """Raise ObjectGone or Malformed unless the input of a reused result is stored: who knows a hash has no result."""
+    stored = await services.results.files.stat(source.key)
+    if stored is None:
+        raise ObjectGone(f"the input {source.key} is missing")
+    if stored.sha256 not in (None, source.sha256):
+        message = f"the input {source.key} has other bytes than its event says"
+        raise Malformed(message, code=ErrorCode.OBJECT_CHANGED)
 
 
 async def _add_reference(once: Once[Any, Any, Any], services: Services, event: Event, value: StageResult) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now, subject_of
+from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode, now, subject_of, target_of
 from schemas.values import ErrorCode, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.readers_writer_lock import ReadWriteLock
@@ -246,7 +246,7 @@ class Runner:
         except NotAnEvent as error:
             # A topic carries only its declared types: another type is a producer's mistake, so it is not ignored.
             code = ErrorCode.UNKNOWN_EVENT if error.unknown else ErrorCode.MALFORMED_EVENT
-            return self._dead_letter(record, None, Failure(code, error, 1, retriable=False, first_failure=now()))
+            return await self._reject_malformed(record, code, error)
         if not self._concerns(event):
             return "ignored", []
         if refusal := refused_reference(event):
@@ -254,6 +254,14 @@ class Runner:
             return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
         return self._conclude(record, event, worked)
+
+    async def _reject_malformed(self, record: Record, code: ErrorCode, error: NotAnEvent) -> tuple[str, list[Outgoing]]:
+        """Dead-letter a record that is no event; its image, if the body names one, ends failed instead of never."""
+        failure = Failure(code, error, 1, retriable=False, first_failure=now())
+        target = target_of(record) if code is ErrorCode.MALFORMED_EVENT else None
+        if target is None or await unless_deleted(self._stage, self._services, target, error) is not error:
+            return self._dead_letter(record, None, failure)
+        return self._dead_letter(record, target, failure, Worked(error, self._unworked()))
 
     def _unworked(self) -> StageReport:
         """Return the report of an event that was refused without processing it."""

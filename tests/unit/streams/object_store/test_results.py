@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from schemas.events.facts import StageFailed
 from schemas.events.intake import ImageUploaded
 from schemas.stored.results import SanitizedImage
-from schemas.values import ObjectRef, StageReport
+from schemas.values import ErrorCode, ObjectRef, StageReport
 from streams import topics
 from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, image_prefix
@@ -29,6 +30,8 @@ from tests.support.stage_kit import bench, emitted, message, uploaded
 async def files(tmp_path: Path) -> AsyncIterator[FileStore]:
     """An object store in a folder."""
     async with open_files(FilesSettings(directory=tmp_path)) as store:
+        original = uploaded().original
+        await store.put(original.key, b"raw", content_type="image/jpeg", sha256=original.sha256)
         yield store
 
 
@@ -110,6 +113,27 @@ async def test_equal_bytes_of_another_image_are_adopted_not_analysed(files: File
     assert lab.computed == [first.image_id]
     await delete_prefix(files, image_prefix(first.image_id))
     assert await files.get(image_key(second.image_id, 1, "master.jpg")) == b"the master"
+
+
+@pytest.mark.parametrize(
+    ("stored", "code"), [(None, ErrorCode.GONE), (b"other bytes", ErrorCode.OBJECT_CHANGED)], ids=["absent", "other"]
+)
+async def test_a_known_hash_is_no_substitute_for_the_bytes(
+    files: FileStore, stored: bytes | None, code: ErrorCode
+) -> None:
+    """An event with a known hash, but without the bytes at its key, gets no result: its image fails."""
+    lab, first, second = Lab(files), uploaded(), uploaded()
+    await lab.run(first)
+    elsewhere = second.original.model_copy(update={"key": "originals/default/aa/elsewhere"})
+    if stored is not None:
+        await files.put(elsewhere.key, stored, content_type="image/jpeg")
+    log = MemoryLog()
+    await log.deliver([message(second.model_copy(update={"original": elsewhere}))])
+    worker = MemoryWorker(log, "sanitizer", ["image.uploaded"], bench(lab.stage, files, log).intake)
+    await worker.until_idle()
+    assert await worker.stop()
+    (fact,) = log.records("image.facts")
+    assert StageFailed.model_validate_json(fact.value or b"").code is code
 
 
 async def test_each_image_references_its_master(files: FileStore) -> None:

@@ -127,6 +127,7 @@ async def test_a_bug_becomes_a_dead_letter_byte_for_byte_and_a_failed_fact(files
     assert len(facts(log, StageSkipped)) == 1
 
 
+IMAGE = "0198c0de-7a11-7abc-8def-0123456789ab"
 UPLOADED = ("ce_type", b"darkroom.image.uploaded.v1")
 
 
@@ -184,6 +185,48 @@ async def test_structured_events_are_processed_and_dead_lettered_byte_for_byte(f
     assert (letter.key, letter.value, letter.header("content-type")) == (bad.key, bad.value, header[0][1].decode())
     assert letter.header("ce_subject") is None
     assert DeadLetter("sanitizer", letter, None).image_id == event.image_id
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"image_id": IMAGE, "owner": "anna", "generation": 2}, ()),
+        ({"image_id": IMAGE.upper(), "owner": "anna", "generation": 2, "original": "a.jpg"}, ()),
+        ({"owner": "anna", "generation": 2}, (("ce_subject", IMAGE.encode()),)),
+        ({"image_id": 7, "owner": "anna", "generation": 2}, (("ce_subject", IMAGE.encode()),)),
+    ],
+)
+async def test_a_malformed_event_fails_the_image_it_names(
+    files: FileStore, body: dict[str, object], headers: tuple[tuple[str, bytes], ...]
+) -> None:
+    """The image's owner sees why nothing happens; the event is a dead letter byte for byte."""
+    poison = Outgoing("image.uploaded", b"k", json.dumps(body).encode(), (UPLOADED, *headers))
+    stage = echo_stage()
+    log = await run(bench(stage, files, MemoryLog()), stage, [poison])
+    (letter,) = log.records("sanitizer.dead")
+    assert letter.value == poison.value
+    (fact,) = facts(log, StageFailed)
+    assert (fact.image_id, fact.owner, fact.generation) == (IMAGE, "anna", 2)
+    assert (fact.code, fact.report.stage) == (ErrorCode.MALFORMED_EVENT, "sanitizer")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'{{"image_id": "{IMAGE}", "owner": "an',  # truncated: its owner is unknown
+        f'{{"image_id": "{IMAGE}", "owner": "no owner/"}}',
+        f'{{"image_id": "{IMAGE}", "generation": 0}}',
+        '{"image_id": "x"}',
+        "[]",
+    ],
+)
+async def test_a_malformed_event_without_image_or_owner_fails_none(files: FileStore, value: str) -> None:
+    """An image is never recorded under an owner that the event does not name."""
+    stage = echo_stage()
+    poison = Outgoing("image.uploaded", IMAGE.encode(), value.encode(), (UPLOADED,))
+    log = await run(bench(stage, files, MemoryLog()), stage, [poison])
+    assert len(log.records("sanitizer.dead")) == 1
+    assert facts(log, StageFailed) == []
 
 
 async def test_invalid_retry_headers_are_ignored(files: FileStore) -> None:
