@@ -122,6 +122,7 @@ class ErrorCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline-exceeded"
     OBJECT_CHANGED = "object-changed"
     WORKER_CRASHED = "worker-crashed"
+    ENGINE_FAILED = "engine-failed"
     INTERNAL_ERROR = "internal-error"
     # A stage was skipped (not a failure).
     MODEL_UNAVAILABLE = "model-unavailable"
@@ -162,6 +163,7 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
         ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was unavailable in all retries. Replay when it is available.",
         ErrorCode.SOURCE_UNAVAILABLE: "The source of a fetch was unavailable in every try. Replay later.",
         ErrorCode.WORKER_CRASHED: "The worker crashed twice on the event, the second time processing it alone.",
+        ErrorCode.ENGINE_FAILED: "The stage's model or codec raised an error on this image. The dead letter names it.",
         ErrorCode.DEADLINE_EXCEEDED: "The stage exceeded its `deadline_s`. Raise it or scale the stage, then replay.",
         ErrorCode.OBJECT_CHANGED: "The stored bytes differ from the event's hash: another process wrote to the store.",
         ErrorCode.INTERNAL_ERROR: "A bug in Darkroom. The dead letter has the stack trace; replay after the fix.",

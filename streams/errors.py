@@ -8,6 +8,7 @@
     ├── Malformed                       not an event of Darkroom: dead-letter at once
     ├── ObjectGone                      the object was deleted meanwhile: drop the event, count it
     ├── NotReady                        invalid settings, missing topic or required model: do not start
+    ├── EngineFailed                    a model or codec raised on this input: dead-letter at once
     ├── WorkerCrashed                   the event crashed its worker twice: dead-letter without processing
     └── Undeliverable                   an output could not be delivered: exit, restart, Kafka redelivers
 
@@ -18,6 +19,8 @@ A bad image is not an error but an outcome: `streams.stage.Reject`.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from schemas.values import ErrorCode
 
@@ -69,6 +72,23 @@ class NotReady(DarkroomError):
 
 class Undeliverable(DarkroomError):
     """An output could not be delivered to Kafka; continuing would lose it."""
+
+
+class EngineFailed(DarkroomError):
+    """A model or codec raised an error on this input; the cause has its traceback."""
+
+
+@contextmanager
+def engine_errors(engine: str) -> Iterator[None]:
+    """Raise EngineFailed for what a model or codec raises; classified errors, a full disk and memory pass unchanged."""
+    try:
+        yield
+    except (DarkroomError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        raise EngineFailed(f"{engine}: {type(error).__name__}: {error}") from error
 
 
 class WorkerCrashed(DarkroomError):

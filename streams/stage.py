@@ -178,6 +178,10 @@ class Stage(Generic[I, T, R]):
     process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
     process_batch: ProcessBatch[I, T, R] | None = None
     once: Once[I, T, R] | None = None
+    # Processes an input of the stage's own with its tools, and raises if the stage is broken: what tells a broken
+    # stage from bad input when the dead letters of fewer than three owners reach the limit. Without it they never
+    # pause the stage.
+    probe: Callable[[T], Awaitable[None]] | None = None
     # What the indexer stores under `analysis.<name>` of the record, which of those keys clients see, and their kind
     # in the lineage. For stages announced by `completed`; other facts have handlers of their own.
     record: Callable[[R], Mapping[str, JsonValue]] | None = None

@@ -15,6 +15,7 @@ PUBLIC_FAILURE = {
     ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image in any attempt.",
     ErrorCode.DEADLINE_EXCEEDED: "This step exceeded its deadline.",
     ErrorCode.WORKER_CRASHED: "This step crashed its worker twice.",
+    ErrorCode.ENGINE_FAILED: "The model or codec of this step cannot process this image.",
     ErrorCode.OBJECT_CHANGED: "The stored bytes differ from those the event names.",
     ErrorCode.GONE: "The stored bytes this step needs no longer exist.",
     ErrorCode.MALFORMED_EVENT: "The event for this step could not be decoded.",
