@@ -1,5 +1,7 @@
 """Loads a stage's model when the stage opens, not on import: warmed up and checked on a golden image, or unavailable.
 
+While a model is unavailable its stage skips, and loading is tried again in the background.
+
 It also opens the masters that the analysis stages read: the sanitizer re-encoded them, so Pillow may decode them in
 this process.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +20,7 @@ from PIL import Image
 
 from agents.models.weights import Unavailable
 from schemas.values import ErrorCode
+from streams.concurrency.backoff import Backoff
 from streams.errors import NotReady
 from streams.stage import Resources, Skip
 from streams.telemetry import metrics
@@ -24,19 +28,51 @@ from streams.telemetry.health_board import Condition
 
 M = TypeVar("M")
 _open = Image.open  # on import ultralytics replaces Image.open by one with other errors
+RETRY_S, MAX_RETRY_S = 10.0, 600.0  # after a failed load: the first pause, doubled up to the second
+SKIPPED = "The model of this stage is unavailable; the image completes without it."
 _MASTERS = ("PNG", "JPEG", "WEBP")  # the only decoders allowed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded(Generic[M]):
-    """A model that passed its golden image, or None and the reason the stage skips."""
+    """A model that passed its golden image, or None and the reason the stage skips until a later load succeeds."""
 
     model: M | None
     reason: str = ""
 
     def skips(self, count: int) -> Sequence[Skip]:
-        """Return one Skip per event, with the reason."""
-        return [Skip(ErrorCode.MODEL_UNAVAILABLE, self.reason, reported=True)] * count
+        """Return one Skip per event. Its text is public; the reason, with settings and URLs, is for health and log."""
+        return [Skip(ErrorCode.MODEL_UNAVAILABLE, SKIPPED, reported=True)] * count
+
+
+@asynccontextmanager
+async def loading(
+    stage: str,
+    name: str,
+    build: Callable[[], M],
+    resources: Resources,
+    *,
+    required: bool,
+    describe: Callable[[M], str] = lambda _: "",
+    lacks: Callable[[M], str] = lambda _: "",
+) -> AsyncIterator[Loaded[M]]:
+    """Build a model in a thread (`build` loads, warms up and checks it); while it is unavailable, build it again.
+
+    Each result goes to health, metric and log; `lacks` returns what a model works without, if anything. Raises
+    NotReady when the model is required and unavailable, when the settings do not fit it, or when it fails its golden
+    image.
+    """
+
+    async def attempt() -> Loaded[M]:
+        return await load(stage, name, build, resources, required=required, describe=describe, lacks=lacks)
+
+    loaded = await attempt()
+    retrying = asyncio.create_task(_retry(loaded, stage, attempt, resources), name=f"{stage}-model")
+    try:
+        yield loaded
+    finally:
+        retrying.cancel()
+        await asyncio.gather(retrying, return_exceptions=True)
 
 
 async def load(
@@ -47,12 +83,9 @@ async def load(
     *,
     required: bool,
     describe: Callable[[M], str] = lambda _: "",
+    lacks: Callable[[M], str] = lambda _: "",
 ) -> Loaded[M]:
-    """Build a model in a thread (`build` loads, warms up and checks it); report the result in health, metric and log.
-
-    Raises NotReady when the model is required and unavailable, when the settings do not fit it, or when it fails its
-    golden image.
-    """
+    """Build a model once; see `loading`."""
     gauge = metrics.MODEL_AVAILABLE.labels(stage, name)
     log = structlog.get_logger().bind(stage=stage, model=name)
     try:
@@ -71,9 +104,27 @@ async def load(
         resources.health.say(stage, Condition.UNREADY, str(error))
         raise NotReady(f"{stage}: {error}") from error
     gauge.set(1)
-    resources.health.say(stage, Condition.OK, describe(model) or name)
+    missing = lacks(model)
+    resources.health.say(stage, Condition.DEGRADED if missing else Condition.OK, missing or describe(model) or name)
     log.info("model ready", found=describe(model))
     return Loaded(model)
+
+
+async def _retry(
+    loaded: Loaded[M], stage: str, attempt: Callable[[], Awaitable[Loaded[M]]], resources: Resources
+) -> None:
+    """Repeat a failed load with growing pauses until it succeeds; the stage then stops skipping."""
+    backoff = Backoff(RETRY_S, MAX_RETRY_S)
+    while loaded.model is None:
+        await asyncio.sleep(backoff.failed())
+        try:
+            again = await attempt()
+        except Exception as error:  # at the start this ends the process; now the stage keeps skipping
+            loaded.reason = str(error) if isinstance(error, NotReady) else f"{stage}: the model cannot be loaded"
+            resources.health.say(stage, Condition.DEGRADED, loaded.reason)
+            structlog.get_logger().warning("model load failed again", stage=stage, error=repr(error))
+        else:
+            loaded.model, loaded.reason = again.model, again.reason
 
 
 def open_master(data: bytes) -> Image.Image:
