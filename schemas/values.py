@@ -116,6 +116,7 @@ class ErrorCode(StrEnum):
     MALFORMED_EVENT = "malformed-event"
     UNKNOWN_EVENT = "unknown-event"
     REFERENCE_NOT_ALLOWED = "reference-not-allowed"
+    PARAMETERS_NOT_ALLOWED = "parameters-not-allowed"
     # Processing failed (dead letter).
     DEPENDENCY_UNAVAILABLE = "dependency-unavailable"
     SOURCE_UNAVAILABLE = "source-unavailable"
@@ -157,7 +158,9 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
         ErrorCode.MALFORMED_EVENT: "The message is not a valid event. Fix its producer, then replay.",
         ErrorCode.UNKNOWN_EVENT: "The event's type is unknown: a producer is newer than its readers.",
         ErrorCode.REFERENCE_NOT_ALLOWED: "The event names an object outside its owner's originals and results and its "
-        "image's files. Fix its producer.",
+        "image's files, or another bucket. Fix its producer.",
+        ErrorCode.PARAMETERS_NOT_ALLOWED: "The profile's parameters name an unknown stage or parameter, or a value the "
+        "stage does not allow. The image is rejected; submit it again with others.",
     },
     "Processing failed": {
         ErrorCode.DEPENDENCY_UNAVAILABLE: "A service was unavailable in all retries. Replay when it is available.",

@@ -53,6 +53,9 @@ class FilesSettings(Group):
     secure: bool = Field(False, description="TLS to the endpoint")
     region: str = Field("us-east-1", description="S3 region")
     bucket: str = Field("darkroom", description="the bucket, or the folder's name under the directory")
+    other_buckets: tuple[str, ...] = Field(
+        (), description="further names that events may use for the bucket, such as its name before a migration"
+    )
     directory: Path = Field(Path(".darkroom/objects"), description="root of the embedded object store")
     timeout_s: float = Field(30.0, gt=0, description="seconds one object call may take")
     pool_size: int = Field(16, ge=1, description="parallel connections to the endpoint")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.events.envelope import Event
 from schemas.events.facts import StageCompleted
@@ -40,6 +40,17 @@ class StageSettings(Group):
     def in_flight(self) -> int:
         """The most events taken and not finished: enough that a batch can fill."""
         return max(self.concurrency, self.batch_size)
+
+
+class StageParameters(BaseModel):
+    """What a profile may ask of one stage. Subclasses declare the parameters; others are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, event: Event, stage: str) -> Self:
+        """Return what an event asks of a stage; the runtime has refused invalid ones before."""
+        return cls.model_validate(event.profile.parameters.get(stage, {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,7 @@ class Stage(Generic[I, T, R]):
     process: Callable[[I, T], Awaitable[R | Outcome]] | None = None
     process_batch: ProcessBatch[I, T, R] | None = None
     once: Once[I, T, R] | None = None
+    parameters: type[StageParameters] | None = None  # what an image's profile may ask of this stage
     # Processes an input of the stage's own with its tools, and raises if the stage is broken: what tells a broken
     # stage from bad input when the dead letters of fewer than three owners reach the limit. Without it they never
     # pause the stage.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, JsonValue
 
-from agents.core.detect import as_objects
+from agents.core.detect import Detection, as_objects
 from agents.models.loading import Loaded, load, open_master
 from agents.models.yolo_detector import MODEL, Letterboxed, YoloDetector, find_yolo
 from schemas.events.facts import ImageSanitized, ObjectsDetected
@@ -23,7 +23,18 @@ from schemas.values import ModelRef
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
+from streams.stage import (
+    Announcement,
+    Deployment,
+    Emit,
+    Once,
+    Resources,
+    Skip,
+    Stage,
+    StageParameters,
+    StageSettings,
+    fact_fields,
+)
 
 
 class DetectorSettings(StageSettings):
@@ -43,6 +54,18 @@ class DetectorSettings(StageSettings):
     exact: bool = Field(False, description="float32 also where bfloat16 is faster (OpenVINO; half the speed)")
     required: bool = Field(False, description="refuse to start without the model, instead of skipping")
     decoders: int = Field(2, ge=1, description="masters decoded at once")
+
+
+class DetectorParameters(StageParameters):
+    """What a profile may ask: fewer objects than the settings report."""
+
+    confidence: float = Field(0, ge=0, le=1, description="report only objects the model is at least this sure of")
+    classes: tuple[str, ...] = Field((), max_length=100, description="report only these labels; empty = all")
+
+    def among(self, found: Sequence[Detection]) -> list[Detection]:
+        """Return the detections to report."""
+        sure = (one for one in found if one.confidence >= self.confidence)
+        return [one for one in sure if not self.classes or one.label in self.classes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +132,10 @@ async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[Det
     found = iter(await loop.run_in_executor(tools.threads, detector.detect, good))
     model = ModelRef(name=detector.weights.name, sha256=detector.weights.sha256, backend=detector.backend)
     answers: list[DetectedObjects | Skip | Exception] = []
-    for one in prepared:
+    for event, one in zip(events, prepared, strict=True):
         if isinstance(one, Letterboxed):
-            objects = as_objects(next(found), width=one.width, height=one.height)
+            reported = DetectorParameters.of(event, "detector").among(next(found))
+            objects = as_objects(reported, width=one.width, height=one.height)
             answers.append(DetectedObjects(objects_found=objects, model=model))
         elif isinstance(one, Exception):
             answers.append(one)
@@ -124,7 +148,9 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     detector = tools.detector.model
     if detector is None:
         return {"weights": None}
-    return {"weights": detector.weights.sha256, "backend": detector.backend, **tools.thresholds}
+    asked = event.profile.parameters.get("detector")
+    named = {"weights": detector.weights.sha256, "backend": detector.backend, **tools.thresholds}
+    return {**named, "asked": asked} if asked else named
 
 
 def _announce(event: ImageSanitized, result: DetectedObjects, known: Announcement) -> Emit:
@@ -143,6 +169,7 @@ STAGE: Stage[ImageSanitized, Tools, DetectedObjects] = Stage(
     consumes=(topics.SANITIZED,),
     emits=(topics.FACTS,),
     settings=DetectorSettings,
+    parameters=DetectorParameters,
     open=open_tools,
     process_batch=detect,
     once=Once(

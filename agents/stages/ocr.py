@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
@@ -26,7 +26,18 @@ from schemas.stored.results import ReadText
 from streams import topics
 from streams.errors import ObjectGone
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
+from streams.stage import (
+    Announcement,
+    Deployment,
+    Emit,
+    Once,
+    Resources,
+    Skip,
+    Stage,
+    StageParameters,
+    StageSettings,
+    fact_fields,
+)
 from streams.telemetry.health_board import Condition
 
 
@@ -44,6 +55,12 @@ class OcrSettings(StageSettings):
     page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image")
     readers: int = Field(2, ge=1, description="images read at once")
     required: bool = Field(False, description="refuse to start without an engine of the policy, instead of skipping")
+
+
+class OcrParameters(StageParameters):
+    """What a profile may ask."""
+
+    min_confidence: float | None = Field(None, ge=0, le=1, description="in place of the setting of this name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +109,11 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     except ObjectMissing as error:
         raise ObjectGone(event.image.master.key) from error
 
+    asked = replace(reading, rules=replace(reading.rules, min_confidence=_min_confidence(event, tools)))
+
     def work() -> ReadText:
         image: Image.Image = open_master(data)
-        spans = reading.read(image)
+        spans = asked.read(image)
         content = "\n".join(span.text for span in spans)
         return ReadText(content=content, spans=tuple(spans), policy=tools.settings.policy, engines=reading.engines)
 
@@ -106,7 +125,13 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     chosen = tools.settings.model_dump(
         mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
     )
+    chosen["min_confidence"] = _min_confidence(event, tools)
     return {**chosen, "engines": [e.model_dump() for e in reading.engines] if reading is not None else []}
+
+
+def _min_confidence(event: ImageSanitized, tools: Tools) -> float:
+    asked = OcrParameters.of(event, "ocr").min_confidence
+    return tools.settings.min_confidence if asked is None else asked
 
 
 def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:
@@ -127,6 +152,7 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     consumes=(topics.SANITIZED,),
     emits=(topics.FACTS,),
     settings=OcrSettings,
+    parameters=OcrParameters,
     open=open_tools,
     process=read_text,
     once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -34,9 +34,12 @@ from streams.concurrency.weighted_semaphore import PixelBudget
 from streams.errors import Malformed, ObjectGone
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.stage import Announcement, Emit, Once, Resources, Stage, StageSettings, fact_fields
+from streams.stage import Announcement, Emit, Once, Resources, Stage, StageParameters, StageSettings, fact_fields
 
 T = TypeVar("T")
+
+MAX_SIDE = 10_000  # pixels a profile may ask for; no master is larger by default
+MAX_RENDITIONS = 8  # that a profile may ask for
 
 
 class ResizerSettings(StageSettings):
@@ -53,6 +56,14 @@ class ResizerSettings(StageSettings):
     )
 
 
+class ResizerParameters(StageParameters):
+    """What a profile may ask: its own renditions, in place of the configured ones."""
+
+    sides: dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    ] = Field(default_factory=dict, max_length=MAX_RENDITIONS, description="as the setting of this name")
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """The object store, the thread pool, the pixel budget and the renditions."""
@@ -61,6 +72,10 @@ class Tools:
     threads: ThreadPoolExecutor
     budget: PixelBudget
     sides: Mapping[str, int]
+
+    def sides_of(self, event: ImageSanitized) -> Mapping[str, int]:
+        """Return the renditions to create for an image."""
+        return ResizerParameters.of(event, "resizer").sides or self.sides
 
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Run a function in the pool."""
@@ -77,16 +92,17 @@ async def open_tools(settings: ResizerSettings, resources: Resources) -> AsyncIt
 async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
     """Store one rendition per side; equal masters give equal bytes under equal keys."""
     full = (event.image.width, event.image.height)
-    sizes = {name: fitted(full, side) for name, side in sorted(tools.sides.items(), key=lambda item: item[1])}
+    sides = tools.sides_of(event)
+    sizes = {name: fitted(full, side) for name, side in sorted(sides.items(), key=lambda item: item[1])}
     async with tools.budget.reserve(full[0] * full[1]):
-        bodies = await _render(event.image.master, set(sizes.values()), tools)
+        bodies = await _render(event.image.master, set(sizes.values()), tuple(sides.values()), tools)
     stored = (_store(event, name, size, bodies[size], tools.files) for name, size in sizes.items())
     return ResizedImage(renditions=tuple(await asyncio.gather(*stored)))
 
 
-async def _render(master: ObjectRef, sizes: set[Size], tools: Tools) -> dict[Size, bytes]:
+async def _render(master: ObjectRef, sizes: set[Size], sides: tuple[int, ...], tools: Tools) -> dict[Size, bytes]:
     """Decode once, render every size; the largest first, as its encoding takes longest."""
-    image = await tools.work(open_master, await _read(master, tools), tuple(tools.sides.values()))
+    image = await tools.work(open_master, await _read(master, tools), sides)
     wanted = sorted(sizes, reverse=True)
     return dict(zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True))
 
@@ -113,9 +129,9 @@ async def _read(master: ObjectRef, tools: Tools) -> bytes:
     return data
 
 
-def _parameters(_: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     encoding: dict[str, JsonValue] = {"quality": WEBP_QUALITY, "effort": [WEBP_EFFORT, WEBP_EFFORT_LARGE, LARGE_PIXELS]}
-    return {"sides": dict(tools.sides), "webp": encoding}
+    return {"sides": dict(tools.sides_of(event)), "webp": encoding}
 
 
 def _announce(event: ImageSanitized, resized: ResizedImage, announcement: Announcement) -> Emit:
@@ -133,6 +149,7 @@ STAGE: Stage[ImageSanitized, Tools, ResizedImage] = Stage(
     consumes=(topics.SANITIZED,),
     emits=(topics.FACTS,),
     settings=ResizerSettings,
+    parameters=ResizerParameters,
     open=open_tools,
     process=resize_image,
     once=Once(ResizedImage, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),

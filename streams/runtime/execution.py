@@ -58,6 +58,12 @@ class Services:
     markers: PoisonEventTracker | None = None
     breakers: Breakers | None = None  # events wait while one of them is open
     deletion_check: DeletionCheck = field(default_factory=NoDeletionCheck)
+    other_buckets: tuple[str, ...] = ()  # further names of the store's bucket, which events may use
+
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        """The names by which events may refer to the object store."""
+        return (self.results.files.bucket, *self.other_buckets)
 
 
 @dataclass(frozen=True, slots=True)

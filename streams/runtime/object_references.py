@@ -6,7 +6,7 @@ before any stage reads, copies or records what it names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from schemas.events.envelope import Event
 from schemas.events.facts import Fact, ImageRefused, ImageResized, ImageSanitized, StageFailed, TextRead
@@ -16,13 +16,22 @@ from streams.errors import Malformed
 from streams.object_store.keys import image_prefix, is_below, originals_prefix, results_prefix
 
 
-def refused_reference(event: Event) -> Malformed | None:
-    """Return the error of the first object an event may not name, None if it may name all of them."""
+def refused_reference(event: Event, buckets: Collection[str]) -> Malformed | None:
+    """Return the error of the first object an event may not name, None if it may name all of them.
+
+    `buckets` are the names the object store is known by.
+    """
     for ref, prefix in _named(event):
+        if ref.bucket not in buckets:
+            known = ", ".join(sorted(buckets))
+            return _refusal(f"the event may name only objects in the bucket {known}, not in {ref.bucket[:64]!r}")
         if not is_below(prefix, ref.key):
-            message = f"the event may name only objects below {prefix}, not {ref.key[:200]!r}"
-            return Malformed(message, code=ErrorCode.REFERENCE_NOT_ALLOWED)
+            return _refusal(f"the event may name only objects below {prefix}, not {ref.key[:200]!r}")
     return None
+
+
+def _refusal(message: str) -> Malformed:
+    return Malformed(message, code=ErrorCode.REFERENCE_NOT_ALLOWED)
 
 
 def original_of(event: Event) -> ObjectRef | None:

@@ -39,6 +39,7 @@ from streams.runtime.backpressure import DependencyGate
 from streams.runtime.execution import Answer, Services, Worked, perform, unless_deleted
 from streams.runtime.object_references import refused_reference
 from streams.runtime.poison_events import Verdict
+from streams.runtime.profile_parameters import refused_parameters
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.telemetry import metrics
 from streams.telemetry.tracing import Origin, child_of, origin_scope, trace_id
@@ -249,7 +250,7 @@ class Runner:
             return await self._reject_malformed(record, code, error)
         if not self._concerns(event):
             return "ignored", []
-        if refusal := refused_reference(event):
+        if refusal := refused_reference(event, self._services.buckets) or refused_parameters(self._stage, event):
             answer = await unless_deleted(self._stage, self._services, event, refusal)
             return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)

@@ -140,6 +140,7 @@ async def running_stage(
             markers=markers,
             breakers=breakers,
             deletion_check=TombstoneCheck(files),
+            other_buckets=settings.files.other_buckets,
         )
         runner = Runner(stage, tools, stage_settings, services)
         stack.push_async_callback(runner.close)

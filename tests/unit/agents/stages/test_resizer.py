@@ -14,7 +14,7 @@ from agents.stages.resizer import STAGE, ResizerSettings, resize_image
 from agents.stages.sanitizer import SanitizerSettings
 from schemas.events.facts import ImageResized, ImageSanitized
 from schemas.stored.results import SanitizedImage
-from schemas.values import ErrorCode, ObjectRef
+from schemas.values import ErrorCode, ObjectRef, Profile
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
 from streams.errors import Malformed, ObjectGone
@@ -52,6 +52,21 @@ async def test_four_renditions_are_stored_beside_the_master(images_dir: Path, tm
         assert made.object.key.endswith(f"{event.image_id}/1/{made.name}.webp")
         assert (made.object.sha256, made.object.size) == (hashlib.sha256(body).hexdigest(), len(body))
         assert (made.aspect_ratio, made.format, made.object.content_type) == (1.5, "webp", "image/webp")
+
+
+async def test_a_profile_chooses_its_renditions(images_dir: Path, tmp_path: Path) -> None:
+    """An image has the sizes its profile asks for, and its result is not that of the configured sizes."""
+    assert STAGE.once is not None
+    async with opened(STAGE, tmp_path) as (files, tools):
+        plain = await _arrived(files, tmp_path, (images_dir / "exif" / "Landscape_6.jpg").read_bytes())
+        profile = Profile(parameters={"resizer": {"sides": {"tiny": 30, "large": 90}}})
+        event = plain.model_copy(update={"profile": profile})
+        resized = await resize_image(event, tools)
+        assert STAGE.once.parameters(event, tools) != STAGE.once.parameters(plain, tools)
+    assert [(made.name, made.width, made.height) for made in resized.renditions] == [
+        ("tiny", 30, 20),
+        ("large", 90, 60),
+    ]
 
 
 async def test_alpha_is_kept(images_dir: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from streams.runtime.object_references import original_of, refused_reference
 
 GOLDEN = sorted((Path(__file__).parents[3] / "data" / "events").glob("v*/*.json"))
 KINDS = {kind.type: kind for kind in event_types()}
+BUCKETS = ("darkroom",)
 IMAGE, OTHER = "0198c0de-7a11-7abc-8def-0123456789ab", "0198c0de-7a11-7abc-8def-0123456789ac"
 
 
@@ -37,7 +38,7 @@ def test_published_events_name_only_what_they_may(path: Path) -> None:
     """No golden event of any type is refused."""
     found = json.loads(path.read_text())
     event = KINDS[found["headers"]["ce_type"]].model_validate(found["body"])
-    assert refused_reference(event) is None
+    assert refused_reference(event, BUCKETS) is None
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_every_reference_is_bound_to_its_image_and_owner(
     kind: type[Event], path: tuple[str | int, ...], allowed: str
 ) -> None:
     """A key elsewhere in the bucket, of another owner or image, or that leaves its prefix again, is refused."""
-    assert refused_reference(forged(kind, path, f"{allowed}x/y")) is None
+    assert refused_reference(forged(kind, path, f"{allowed}x/y"), BUCKETS) is None
     outside = (
         "keys/abc.json", "jobs/x.json", "originals/ben/aa/x", "originals/acme2/aa/x", "results/ben/x.json",
         image_key(OTHER, 1, "master.png"), f"{allowed}../../ben/x", allowed.rstrip("/"), "",
     )  # fmt: skip
     for key in outside:
-        error = refused_reference(forged(kind, path, key))
+        error = refused_reference(forged(kind, path, key), BUCKETS)
         assert error is not None, key
         assert error.code is ErrorCode.REFERENCE_NOT_ALLOWED
 
@@ -74,3 +75,13 @@ def test_a_forged_original_is_not_repeated_in_facts() -> None:
     """The fact of a refused event names no original: it would be refused itself, and its image never end."""
     assert original_of(forged(ImageUploaded, ("original",), "keys/abc.json")) is None
     assert original_of(forged(ImageUploaded, ("original",), "originals/acme/aa/x")) is not None
+
+
+def test_an_object_in_another_bucket_is_refused() -> None:
+    """Only the configured bucket is read, so an event that names another one is refused, unless it is a known name."""
+    event = forged(ImageUploaded, ("original",), "originals/acme/aa/x")
+    error = refused_reference(event, ("images",))
+    assert error is not None
+    assert error.code is ErrorCode.REFERENCE_NOT_ALLOWED
+    assert "bucket images, not in 'darkroom'" in str(error)
+    assert refused_reference(event, ("images", "darkroom")) is None

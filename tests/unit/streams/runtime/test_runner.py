@@ -229,6 +229,28 @@ async def test_a_malformed_event_without_image_or_owner_fails_none(files: FileSt
     assert facts(log, StageFailed) == []
 
 
+async def test_a_parameter_nobody_takes_rejects_the_image(files: FileStore) -> None:
+    """The image's owner reads what is wrong; the stage does not see the event, and operators get no dead letter."""
+    seen = Seen()
+    stage = echo_stage(seen)
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(uploaded(profile=Profile(parameters={"x": {}})))])
+    (fact,) = facts(log, ImageRefused)
+    assert fact.code is ErrorCode.PARAMETERS_NOT_ALLOWED
+    assert "'x'" in fact.message
+    assert seen.images == []
+    assert log.records("sanitizer.dead") == []
+
+
+async def test_an_event_of_another_bucket_is_dead_lettered(files: FileStore) -> None:
+    """The bucket of a reference is part of it: the object of that key in the configured bucket is not used instead."""
+    stage = echo_stage()
+    event = uploaded()
+    event = event.model_copy(update={"original": event.original.model_copy(update={"bucket": "elsewhere"})})
+    log = await run(bench(stage, files, MemoryLog()), stage, [message(event)])
+    (letter,) = log.records("sanitizer.dead")
+    assert letter.header("dlq.error.code") == "reference-not-allowed"
+
+
 async def test_invalid_retry_headers_are_ignored(files: FileStore) -> None:
     """Malformed values in the retry headers count as absent."""
     stage = echo_stage(act=lambda _e: (_ for _ in ()).throw(Retryable("unavailable")))
