@@ -96,7 +96,11 @@ def _learn_refusal(fact: ImageRefused) -> Learned:
 
 
 def _learn_failure(fact: StageFailed) -> Learned:
-    return Learned(fact.report.stage, StageState.FAILED, _original(fact), code=fact.code, message=fact.message)
+    stage = fact.report.stage
+    # Failed later, the submission is recorded already; facts of older writers and of malformed events state none.
+    submitted = _submitted(fact) if stage in (SANITIZER, FETCHER) and fact.submitted_at is not None else {}
+    keys = {**submitted, **_original(fact)}
+    return Learned(stage, StageState.FAILED, keys, code=fact.code, message=fact.message)
 
 
 HANDLERS: Mapping[type[Fact], Callable[[Any], Learned]] = {

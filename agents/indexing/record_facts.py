@@ -10,10 +10,11 @@ from pydantic import JsonValue, ValidationError
 
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
 from agents.indexing.fact_history import entry_of, keep_short
+from agents.indexing.outcome_event import outcome_of
 from agents.indexing.record_annotations import begun
 from schemas.events.envelope import now
 from schemas.events.facts import Fact, StageCompleted
-from schemas.events.outcomes import ImageCompleted, ImageFailed, ImageRejected, Outcome
+from schemas.events.outcomes import Outcome
 from schemas.values import ErrorCode, ImageState, StageState
 from streams.errors import Malformed
 from streams.object_store.keys import image_prefix, is_below
@@ -67,7 +68,7 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     states = {name: stage.state for name, stage in known.stages.items()}
     state = decide(known.required, states)
     if state is known.state:
-        return _outcome(fact, known) if known.finished_by == fact.id else None
+        return outcome_of(known, fact.profile) if known.finished_by == fact.id else None
     ended = state is not ImageState.PROCESSING
     blamed = to_blame(state, known.required, states)
     blame = known.stages[blamed] if blamed else None
@@ -86,7 +87,7 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     if known.state is ImageState.PROCESSING:
         # A later generation began long after the image was accepted.
         _count(state, known.submitted_at if known.generation == 1 else None, finished)
-    return _outcome(fact, ImageRecord.model_validate({**known.model_dump(), **changes}))
+    return outcome_of(ImageRecord.model_validate({**known.model_dump(), **changes}), fact.profile)
 
 
 def _learned(fact: Fact, find_stage: FindStage) -> Learned:
@@ -150,20 +151,6 @@ def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, Stage
         lineage=learned.lineage,
     )
     return found
-
-
-def _outcome(fact: Fact, known: ImageRecord) -> Outcome:
-    fields = {
-        "image_id": known.image_id,
-        "owner": known.owner,
-        "generation": known.generation,
-        "profile": fact.profile,
-        "stages": {name: stage.state for name, stage in known.stages.items()},
-    }
-    kind = {ImageState.REJECTED: ImageRejected, ImageState.FAILED: ImageFailed}.get(known.state)
-    if kind is None:
-        return ImageCompleted.model_validate(fields)
-    return kind.model_validate({**fields, "code": known.error_code, "message": known.error_message or ""})
 
 
 def _count(state: ImageState, submitted_at: str | None, finished_at: str) -> None:

@@ -98,7 +98,7 @@ class ImageRefused(Submission, Fact):
     original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
 
 
-class StageFailed(Fact):
+class StageFailed(Submission, Fact):
     """A stage failed; the event is in its dead letters and can be replayed."""
 
     type: ClassVar[str] = "darkroom.image.stage-failed.v1"

@@ -9,7 +9,9 @@ from schemas.values import ErrorCode, StageReport
 from streams import topics
 from streams.runtime.object_references import original_of
 from streams.stage import Emit, Reject, Skip, fact_fields
+from streams.topics import MAX_MESSAGE_BYTES
 
+_HEADER_BYTES = 4096  # more than the headers of a fact have
 PUBLIC_FAILURE = {
     ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs stayed unavailable through all retries.",
     ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image in any attempt.",
@@ -33,13 +35,10 @@ def skipped(event: Event, skip: Skip, report: StageReport) -> Emit:
 
 def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
     """Return the fact that the image was rejected, with the reason and any submission fields of the event."""
-    submission: dict[str, object] = {}
-    if isinstance(event, Submission):
-        submission = event.submission_fields()
     fact = ImageRefused.model_validate(
         {
             **fact_fields(event),
-            **submission,
+            **_submission(event),
             "report": report,
             "code": reject.code,
             "message": reject.message,
@@ -52,7 +51,18 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
 def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     """Return the fact that a stage failed, without internal details, which are in the dead letter."""
     message = PUBLIC_FAILURE.get(code, "This step failed because of an internal error; it can be replayed.")
-    fact = StageFailed.model_validate(
-        {**fact_fields(event), "report": report, "code": code, "message": message, "original": original_of(event)}
-    )
+    fields = {
+        **fact_fields(event),
+        "report": report,
+        "code": code,
+        "message": message,
+        "original": original_of(event),
+    }
+    fact = StageFailed.model_validate(fields | _submission(event))
+    if len(fact.body()) > MAX_MESSAGE_BYTES - _HEADER_BYTES:  # its metadata must not keep an image from ending
+        fact = StageFailed.model_validate(fields)
     return Emit(((topics.FACTS, fact),))
+
+
+def _submission(event: Event) -> dict[str, object]:
+    return event.submission_fields() if isinstance(event, Submission) else {}

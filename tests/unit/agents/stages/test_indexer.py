@@ -278,6 +278,20 @@ async def test_an_invalid_vector_is_malformed(tools: Tools, bad: list[float]) ->
     assert await record_of(image, tools) == before
 
 
+async def test_an_image_that_failed_first_keeps_its_submission(tools: Tools) -> None:
+    """An image whose first stage failed has no other fact that states what its producer sent."""
+    image = new_image_id()
+    sent = {"bucket": "trip", "context": {"order": 7}, "submitted_at": "2026-01-01T00:00:00.000Z"}
+    (outcome,) = await outcomes_of(Facts(image).failed("sanitizer").model_copy(update=sent), tools)
+    assert isinstance(outcome, ImageFailed)
+    assert (outcome.bucket, outcome.context) == ("trip", {"order": 7})
+    later = Facts(new_image_id(), stages=("sanitizer", "ocr"))
+    assert await outcomes_of(later.sanitized(), tools) == []
+    (outcome,) = await outcomes_of(later.failed("ocr"), tools)
+    assert isinstance(outcome, ImageFailed)
+    assert (outcome.bucket, outcome.filename) == ("trip", "me.jpg")
+
+
 async def put(files: FileStore, key: str) -> str:
     await files.put(key, b"x", content_type="x/y")
     return key

@@ -1,7 +1,8 @@
 """Published events stay readable, and encoding round-trips.
 
 `tests/data/events/v1` contains two events of each published type, written once and never changed: one with all fields,
-one (`.smallest`) with only the required ones. A new type or version gets new files.
+one (`.smallest`) with only the required ones. A new type or version gets new files; so do fields added later
+(`.contents`).
 """
 
 from __future__ import annotations

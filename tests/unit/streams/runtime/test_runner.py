@@ -112,7 +112,7 @@ async def test_a_bug_becomes_a_dead_letter_byte_for_byte_and_a_failed_fact(files
             raise ZeroDivisionError("a bug")
 
     stage = echo_stage(act=act)
-    poison = message(uploaded(generation=7), x_custom="kept")
+    poison = message(uploaded(generation=7, bucket="cats", context={"order": 7}), x_custom="kept")
     log = await run(bench(stage, files, MemoryLog()), stage, [poison, message(uploaded())])
     (letter,) = log.records("sanitizer.dead")
     assert (letter.key, letter.value) == (poison.key, poison.value)
@@ -123,6 +123,7 @@ async def test_a_bug_becomes_a_dead_letter_byte_for_byte_and_a_failed_fact(files
     assert "ZeroDivisionError" in (letter.header("dlq.error.stack") or "")
     (fact,) = facts(log, StageFailed)
     assert fact.code is ErrorCode.INTERNAL_ERROR
+    assert (fact.bucket, fact.context) == ("cats", {"order": 7})
     assert "ZeroDivisionError" not in fact.message
     assert len(facts(log, StageSkipped)) == 1
 
