@@ -8,11 +8,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
 from gateway.access.permissions import is_public
-from gateway.http.problems import Problem
-from schemas.http.problems import ProblemCode, ProblemItem
-
-_SHOWN = 20  # unknown parameters that an error lists
-_LENGTH = 100  # characters of a name in an error
+from gateway.http.problems import unknown_fields
 
 
 async def known_parameters(request: Request) -> None:
@@ -23,14 +19,8 @@ async def known_parameters(request: Request) -> None:
     if not request.query_params or is_public(request.scope["route"]):
         return
     known = _known(request, request.scope["route"].path, request.method)
-    unknown = sorted(set(request.query_params) - known)[:_SHOWN]
-    if unknown:
-        detail = f"not one of: {', '.join(sorted(known))}" if known else "unknown: there are no parameters"
-        raise Problem(
-            ProblemCode.UNKNOWN_FIELD,
-            f"`{unknown[0][:_LENGTH]}` is {detail}.",
-            tuple(ProblemItem(field=name[:_LENGTH], detail=detail) for name in unknown),
-        )
+    if unknown := sorted(set(request.query_params) - known):
+        raise unknown_fields("parameter", unknown, known)
 
 
 def _known(request: Request, path: str, method: str) -> frozenset[str]:

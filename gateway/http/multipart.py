@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.multipart import parse_options_header
 
 from gateway.http.digests import DIGEST_FIELDS, DigestCheck
-from gateway.http.problems import Problem
+from gateway.http.problems import Problem, unknown_fields
 from gateway.http.spooling import BUFFER, CLOSE, Arriving, clean_filename
-from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.http.problems import ProblemCode
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+# The first alternative consumes quoted strings, so that a file's name cannot contain a parameter.
+_EXTENDED_FILENAME = re.compile(rb'"(?:[^"\\]|\\.?)*(?:"|$)|;[ \t]*filename\*[ \t]*=[ \t]*"?([^\s;"]*)', re.I | re.S)
+_CHARSETS = {b"utf-8": "utf-8", b"iso-8859-1": "latin-1"}  # those of RFC 8187 and its predecessor
 _OVERHEAD = 64 * 1024  # bytes allowed beside each file: metadata, part headers, boundaries
 
 
@@ -124,8 +129,11 @@ class FormReader:
         _, options = parse_options_header(value)
         if b"name" in options:
             self._part.name = options[b"name"].decode("utf-8", "replace")
-        if b"filename" in options:
-            self._part.filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
+        filename = _extended_filename(value)
+        if not filename and b"filename" in options:
+            filename = options[b"filename"].decode("utf-8", "replace")
+        if filename is not None:
+            self._part.filename = clean_filename(filename)
             self._part.is_file = True
 
     def _begin_data(self) -> None:
@@ -135,10 +143,7 @@ class FormReader:
         if part.name in rules.names:
             self._begin_file(part)
         elif part.name not in rules.allowed:
-            shown = part.name[:80]
-            known = ", ".join(sorted({*rules.names, *rules.allowed}))
-            item = ProblemItem(field=shown, detail=f"not one of: {known}")
-            raise Problem(ProblemCode.UNKNOWN_FIELD, f"`{shown}` is not one of: {known}.", (item,), headers=CLOSE)
+            raise unknown_fields("field", [part.name], {*rules.names, *rules.allowed}, headers=CLOSE)
         elif part.name in self.fields:
             raise Problem(ProblemCode.BAD_REQUEST, f"The field `{part.name}` is repeated.", headers=CLOSE)
 
@@ -183,3 +188,16 @@ class FormReader:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _extended_filename(disposition: bytes) -> str | None:
+    """Return `filename*` of a Content-Disposition (RFC 8187), None without it; "" if it cannot be decoded.
+
+    RFC 7578 forbids it in forms, so the parser skips it; some clients send it, with or without `filename`.
+    """
+    for found in _EXTENDED_FILENAME.finditer(disposition):
+        if found[1] is not None:
+            charset, _, rest = found[1].partition(b"'")
+            codec = _CHARSETS.get(charset.lower())
+            return unquote_to_bytes(rest.partition(b"'")[2]).decode(codec, "replace") if codec else ""
+    return None

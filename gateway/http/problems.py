@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -73,6 +74,8 @@ TITLES: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.MODEL_UNAVAILABLE: (503, "The model is unavailable"),
     ProblemCode.OVERLOADED: (503, "The server is overloaded"),
 }
+_SHOWN_FIELDS = 20  # unknown names that an error lists
+_SHOWN_LETTERS = 100  # of an unknown name in an error
 _BY_STATUS = {
     400: ProblemCode.BAD_REQUEST,
     404: ProblemCode.NOT_FOUND,
@@ -112,6 +115,19 @@ def invalid_fields(errors: Sequence[Any]) -> Problem:
     detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
     unknown = bool(errors) and all(found["type"] == "extra_forbidden" for found in errors)
     return Problem(ProblemCode.UNKNOWN_FIELD if unknown else ProblemCode.INVALID_FIELD, detail, items)
+
+
+def unknown_fields(
+    kind: str, names: Sequence[str], known: Iterable[str], *, headers: Mapping[str, str] = MappingProxyType({})
+) -> Problem:
+    """Return the error of fields or parameters (`kind`) with unknown names: the first twenty, and the known names."""
+    allowed = ", ".join(sorted(known))
+    rule = f"Allowed: {allowed}." if allowed else f"No {kind}s are allowed here."
+    items = tuple(
+        ProblemItem(field=name[:_SHOWN_LETTERS], detail=f"Unknown {kind}. {rule}") for name in names[:_SHOWN_FIELDS]
+    )
+    detail = f"Unknown {kind} `{items[0].field}`. {rule}"
+    return Problem(ProblemCode.UNKNOWN_FIELD, detail, items, headers=headers)
 
 
 def respond(request: Request, problem: Problem, *, status: int | None = None) -> JSONResponse:

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from gateway.http.digests import DigestCheck, declared_digests
 from gateway.http.multipart import FormReader, Rules
 from gateway.http.problems import Problem
-from gateway.http.spooling import BUFFER, CLOSE, Arriving, SpooledFile, room, spool_folder, too_large
+from gateway.http.spooling import BUFFER, CLOSE, Arriving, SpooledFile, clean_filename, room, spool_folder, too_large
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode
 
@@ -30,9 +30,15 @@ SHA256_FIELD = "sha256"
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 
 
+FILENAME_FIELD = "filename"
+"""The query parameter with the name of a file that is the whole body."""
+
+_BYTES = b"application/octet-stream"
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A multipart form with exactly one file."""
+    """One file and the text fields sent with it."""
 
     file: SpooledFile
     fields: dict[str, str]
@@ -54,6 +60,28 @@ async def receive_form(
     rules = Rules(allowed, max_bytes, max(settings.max_metadata_bytes, 64))
     async with receive_files(request, settings, rules) as found:
         yield Form(found.files[0].ready(_declared_sha256(found.fields)), found.fields)
+
+
+@asynccontextmanager
+async def receive_image(
+    request: Request, settings: GatewaySettings, *, allowed: frozenset[str], max_bytes: int
+) -> AsyncIterator[Form]:
+    """Receive a form (see `receive_form`), or a body that is the file itself, with its fields in the query.
+
+    Fields of a form take precedence over those in the query. The file is removed on exit. Raises Problem.
+    """
+    fields = _query_fields(request)
+    kind, _ = media_boundary(request)
+    if kind == b"multipart/form-data":
+        async with receive_form(request, settings, allowed=allowed, max_bytes=max_bytes) as form:
+            yield Form(form.file, fields | form.fields)
+    elif kind.startswith(b"image/") or kind == _BYTES:
+        name = clean_filename(fields.get(FILENAME_FIELD, ""))
+        async with receive_file(request, settings, max_bytes=max_bytes, filename=name) as file:
+            yield Form(file.ready(_declared_sha256(fields)), fields)
+    else:
+        detail = "Send the file as multipart/form-data, or its bytes as image/* or application/octet-stream."
+        raise Problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail, headers=CLOSE)
 
 
 @asynccontextmanager
@@ -95,7 +123,12 @@ async def receive_archive(request: Request, settings: GatewaySettings, *, max_by
 
 @asynccontextmanager
 async def receive_file(
-    request: Request, settings: GatewaySettings, *, max_bytes: int, max_archive_bytes: int = 0
+    request: Request,
+    settings: GatewaySettings,
+    *,
+    max_bytes: int,
+    max_archive_bytes: int = 0,
+    filename: str | None = None,
 ) -> AsyncIterator[Arriving]:
     """Receive a body that is an image, or an archive if `max_archive_bytes` is set; removed on exit. Raises Problem."""
     _check_length(request, max_bytes, max_bytes)
@@ -103,7 +136,7 @@ async def receive_file(
     with spool_folder(settings) as folder:
         with room(settings):
             file = Arriving(
-                folder / "body", None, max_bytes=max_bytes, strict=True, max_archive_bytes=max_archive_bytes
+                folder / "body", filename, max_bytes=max_bytes, strict=True, max_archive_bytes=max_archive_bytes
             )
 
         async def take(chunk: bytes) -> None:
@@ -140,6 +173,16 @@ def _check_length(request: Request, longest: int, limit: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > longest:
         raise too_large(limit)
+
+
+def _query_fields(request: Request) -> dict[str, str]:
+    """Return the parameters of the query. Raises Problem for a repeated one."""
+    fields: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name in fields:
+            raise Problem(ProblemCode.BAD_REQUEST, f"The parameter `{name[:80]}` is repeated.", headers=CLOSE)
+        fields[name] = value
+    return fields
 
 
 def _declared_sha256(fields: dict[str, str]) -> str | None:

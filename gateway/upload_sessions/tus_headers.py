@@ -26,8 +26,7 @@ _ALGORITHMS: Mapping[str, Callable[[], Hash]] = {
     "sha256": hashlib.sha256,
 }
 ALGORITHMS = ",".join(_ALGORITHMS)
-# Names that common tus clients send; all but the file's name are ignored.
-_CLIENT_FIELDS = frozenset({"filename", "name", "filetype", "type", "contentType", "relativePath"})
+_READ = FIELDS | {"filename", "name"}  # names in Upload-Metadata; clients send the file's as either
 _MAX_DIGITS = 18
 
 
@@ -120,26 +119,28 @@ def read_checksum(request: Request) -> Checksum | None:
 
 
 def read_metadata_header(request: Request, most: int) -> dict[str, str]:
-    """Return Upload-Metadata as names and text values. Raises Problem for non-text, repeated and unknown names."""
+    """Return Upload-Metadata as names and text values. Raises Problem for repeated names, and known ones without text.
+
+    Other names are ignored, whatever their value: clients send what they have, such as `mtime` or `relativePath`.
+    """
     text = request.headers.get("upload-metadata", "").strip()
     if len(text) > 2 * most:  # room for Base64 (4/3) and the names
         detail = f"The metadata is larger than the limit of {most} bytes."
         raise Problem(ProblemCode.INVALID_METADATA, detail, headers=CLOSE)
     found: dict[str, str] = {}
+    seen: set[str] = set()
     for pair in filter(None, text.split(",")) if text else ():
         name, _, value = pair.strip().partition(" ")
-        if not name or name in found:
+        if not name or name in seen:
             detail = "Each name may appear once, followed by a space and its value in Base64."
             raise _invalid_header("Upload-Metadata", detail)
+        seen.add(name)
+        if name not in _READ:
+            continue
         try:
             found[name] = base64.b64decode(value.strip(), validate=True).decode()
         except ValueError:
             raise _invalid_header("Upload-Metadata", f"The value of `{name[:80]}` is not UTF-8 in Base64.") from None
-    if unknown := sorted(found.keys() - FIELDS - _CLIENT_FIELDS):
-        known = ", ".join(sorted({"filename", *FIELDS}))
-        items = tuple(ProblemItem(field=name[:80], detail=f"not one of: {known}") for name in unknown[:20])
-        detail = f"`{items[0].field}` in Upload-Metadata is not one of: {known}."
-        raise Problem(ProblemCode.UNKNOWN_FIELD, detail, items, headers=CLOSE)
     return found
 
 

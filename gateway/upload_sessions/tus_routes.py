@@ -54,7 +54,7 @@ _CREATION: dict[str, Any] = {
         _header("Upload-Defer-Length", "1: Upload-Length follows in a later request", "1"),
         _header(
             "Upload-Metadata",
-            "filename and the form fields of an upload, each with its value in Base64",
+            "filename and the form fields of an upload, each with its value in Base64; other names are ignored",
             "filename Y2F0LmpwZw==,tags Y2F0",
         ),
         _CHECKSUM,
@@ -167,7 +167,6 @@ def tus_routes(tus: Tus) -> APIRouter:
             ProblemCode.INVALID_METADATA,
             ProblemCode.INVALID_BUCKET,
             ProblemCode.INVALID_FIELD,
-            ProblemCode.UNKNOWN_FIELD,
             ProblemCode.TOO_MANY_UPLOADS,
             ProblemCode.RATE_LIMITED,
             ProblemCode.QUOTA_EXCEEDED,

@@ -13,23 +13,42 @@ from gateway.access.permissions import requires
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import documented
-from gateway.http.request_bodies import SHA256_FIELD, receive_form
+from gateway.http.request_bodies import FILENAME_FIELD, SHA256_FIELD, receive_image
 from gateway.images.results import PREFER_PARAMETER
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.uploads.idempotency import KEY_PARAMETER, Answer, read_key
 from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
-from gateway.uploads.submission_fields import FIELD_SCHEMAS, FIELDS, Details, read_details, read_url
+from gateway.uploads.submission_fields import (
+    FIELD_SCHEMAS,
+    FIELDS,
+    Details,
+    query_parameters,
+    read_details,
+    read_url,
+)
 from schemas.http.jobs import JobResult
 from schemas.http.problems import ProblemCode
 from schemas.http.submissions import FetchImage, Submitted
 from schemas.values import Owner
 
 _FIELDS = FIELDS | {SHA256_FIELD}
+_BYTES = {"type": "string", "format": "binary"}
+_SHA256_SCHEMA = {
+    "type": "string",
+    "pattern": "^[0-9a-fA-F]{64}$",
+    "description": "SHA-256 of the file; a file with another one is rejected",
+}
+_FILENAME_SCHEMA = {"type": "string", "description": "the file's name"}
 _HEADERS = [KEY_PARAMETER, PREFER_PARAMETER, DIGEST_PARAMETER]
 _UPLOAD_FORM = {
-    "parameters": _HEADERS,
+    "parameters": [
+        *_HEADERS,
+        *query_parameters(
+            "for a file as the request body", {FILENAME_FIELD: _FILENAME_SCHEMA, SHA256_FIELD: _SHA256_SCHEMA}
+        ),
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -40,15 +59,13 @@ _UPLOAD_FORM = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         **FIELD_SCHEMAS,
-                        SHA256_FIELD: {
-                            "type": "string",
-                            "pattern": "^[0-9a-fA-F]{64}$",
-                            "description": "SHA-256 of the file; a file with another one is rejected",
-                        },
+                        SHA256_FIELD: _SHA256_SCHEMA,
                     },
                 },
                 "encoding": {"metadata": {"contentType": "application/json"}},
-            }
+            },
+            "image/*": {"schema": _BYTES},
+            "application/octet-stream": {"schema": _BYTES},
         },
     },
 }
@@ -112,7 +129,7 @@ class Ingest:
         read_key(request)  # rejects an invalid key before the body is read
         await self.limits.take(request, identity, UPLOADS)
         owner, limit = identity.owner, self.settings.max_upload_bytes
-        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
+        async with receive_image(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
             details = read_details(form.fields, max_metadata_bytes=self.settings.max_metadata_bytes)
             answer = await self.submission.upload(request, owner, form.file, details)
         return await self._respond(request, owner, answer)

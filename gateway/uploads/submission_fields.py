@@ -72,6 +72,23 @@ FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
 """OpenAPI schemas of the fields. An empty field counts as absent: browsers send every field of a form."""
 
 
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
+
+
+def query_parameters(use: str, others: Mapping[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Return the OpenAPI description of the fields, and others, as query parameters; `use` is when they are sent."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"{use}: {schema.get('description', 'as in a form')}",
+            "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
+        }
+        for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT, **(others or {})}.items()
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """The submission fields of one image."""

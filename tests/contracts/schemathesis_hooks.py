@@ -41,6 +41,8 @@ def register() -> None:
     for name in ("jpeg", "png", "bmp", "tiff", "webp", "gif"):
         files = st.builds(image, st.just(name), side, side, st.tuples(shade, shade, shade))
         schemathesis.openapi.media_type(f"image/{name}", files)
+    jpegs = st.builds(image, st.just("jpeg"), side, side, st.tuples(shade, shade, shade))
+    schemathesis.openapi.media_type("application/octet-stream", jpegs)
     schemathesis.openapi.media_type("application/offset+octet-stream", st.binary(max_size=100))
 
 

@@ -191,6 +191,127 @@ async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
     assert "bucket, category, file, lane, metadata, on_duplicate, sha256, tags" in problem.detail
 
 
+@pytest.mark.parametrize(
+    ("disposition", "filename"),
+    [
+        ("filename*=UTF-8''caf%C3%A9.jpg", "café.jpg"),
+        ("filename=\"cafe.jpg\"; filename*=utf-8'fr'caf%c3%a9.jpg", "café.jpg"),
+        ("filename*=ISO-8859-1''caf%E9.jpg", "café.jpg"),
+        ("FILENAME* = \"UTF-8''a%20b.jpg\"", "a b.jpg"),
+        ("filename*=UTF-8''..%2F..%2Fetc%2Fcat.jpg", "cat.jpg"),
+        ('filename*=cat.jpg; filename="plain.jpg"', "plain.jpg"),
+        ("filename*=cat.jpg", None),
+        ("filename*=zip''%FF", None),
+        ("filename=\"a; filename*=UTF-8''b.jpg\"", "a; filename*=UTF-8''b.jpg"),
+    ],
+)
+async def test_a_part_with_an_extended_file_name_is_a_file(
+    client: httpx.AsyncClient, sink: Sink, disposition: str, filename: str | None
+) -> None:
+    """`filename*` (RFC 8187) makes a part a file, and gives its name if it can be decoded."""
+    opening = f'--x\r\nContent-Disposition: form-data; name="file"; {disposition}\r\n\r\n'.encode()
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await client.post(UPLOAD, content=opening + JPEG + b"\r\n--x--\r\n", headers=headers)
+    assert answer.status_code == 202, answer.text
+    event = sink.sent[0][1]
+    assert isinstance(event, ImageUploaded)
+    assert event.filename == filename
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "image/x-unknown; a=b", "application/octet-stream"])
+async def test_a_file_may_be_the_body(client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, kind: str) -> None:
+    """The raw bytes are accepted as a body, with all fields in the query."""
+    fields = {
+        "filename": "x/café.jpg", "bucket": "pets", "metadata": '{"n": 1}', "tags": "cat,sofa", "category": "animals",
+        "lane": "bulk", "sha256": hashlib.sha256(JPEG).hexdigest().upper(),
+    }  # fmt: skip
+    answer = await client.post(UPLOAD, content=JPEG, params=fields, headers={"content-type": kind})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["lane"] == "bulk"
+    event = sink.sent[0][1]
+    assert isinstance(event, ImageUploaded)
+    assert (event.filename, event.bucket, event.context) == ("café.jpg", "pets", {"n": 1})
+    assert (event.tags, event.category) == (("cat", "sofa"), "animals")
+    assert (await files.objects())[event.original.key] == (JPEG, "image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "headers", "status", "code"),
+    [
+        (b"", "", {}, 400, "empty-file"),
+        (b"not an image", "", {}, 415, "unsupported-format"),
+        (JPEG + bytes(200_000), "", {}, 413, "file-too-large"),
+        (JPEG, "colour=red", {}, 400, "unknown-field"),
+        (JPEG, "file=a.jpg", {}, 400, "unknown-field"),
+        (JPEG, "tags=a&tags=b", {}, 400, "bad-request"),
+        (JPEG, "bucket=../x", {}, 400, "invalid-bucket"),
+        (JPEG, "metadata=[]", {}, 400, "invalid-metadata"),
+        (JPEG, "lane=fast", {}, 422, "invalid-field"),
+        (JPEG, "sha256=" + "0" * 64, {}, 400, "digest-mismatch"),
+        (JPEG, "sha256=x", {}, 400, "invalid-digest"),
+        (JPEG, "", {"content-digest": f"sha-256=:{'A' * 43}=:"}, 400, "digest-mismatch"),
+        (JPEG, "", {"idempotency-key": '"' + "k" * 300 + '"'}, 400, "invalid-idempotency-key"),
+        (JPEG, "", {"content-type": "text/plain"}, 415, "unsupported-media-type"),
+        (JPEG, "", {"content-type": ""}, 415, "unsupported-media-type"),
+    ],
+)
+async def test_an_invalid_body_is_rejected(
+    client: httpx.AsyncClient,
+    files: FaultyFiles,
+    sink: Sink,
+    content: bytes,
+    query: str,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    """A raw body has the limits and checks of a form, and stores nothing when it is rejected."""
+    sent = {"content-type": "image/jpeg", **headers}
+    refused(await client.post(f"{UPLOAD}?{query}", content=content, headers=sent), status, code)
+    assert not await files.objects()
+    assert not sink.sent
+
+
+async def test_a_raw_body_is_read_up_to_the_limit(client: httpx.AsyncClient, files: FaultyFiles) -> None:
+    """A raw body of unknown length is read up to the limit and no further."""
+    taken = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield JPEG
+        for _ in range(10_000):
+            taken += 10_000
+            yield bytes(10_000)
+
+    refused(await client.post(UPLOAD, content=body(), headers={"content-type": "image/png"}), 413, "file-too-large")
+    assert taken <= 220_000
+    assert not await files.objects()
+
+
+async def test_a_raw_body_is_accepted_once_per_key(client: httpx.AsyncClient, sink: Sink) -> None:
+    """With an Idempotency-Key the first answer is returned again, also to a form of the same file and fields."""
+    headers = {"idempotency-key": '"one"', "content-type": "image/jpeg"}
+    first = await client.post(f"{UPLOAD}?filename=a.jpg&bucket=pets", content=JPEG, headers=headers)
+    again = await client.post(f"{UPLOAD}?bucket=pets&filename=a.jpg", content=JPEG, headers=headers)
+    form = await client.post(
+        UPLOAD, files={"file": ("a.jpg", JPEG)}, data={"bucket": "pets"}, headers={"idempotency-key": '"one"'}
+    )
+    assert first.status_code == again.status_code == form.status_code == 202
+    assert first.json()["job_id"] == again.json()["job_id"] == form.json()["job_id"]
+    assert len(sink.sent) == 1
+    other = await client.post(f"{UPLOAD}?filename=b.jpg", content=JPEG, headers=headers)
+    refused(other, 422, "idempotency-key-reused")
+
+
+async def test_fields_of_a_form_may_be_in_the_query(client: httpx.AsyncClient, sink: Sink) -> None:
+    """Fields of a form take precedence over those in the query, as in a batch."""
+    answer = await client.post(f"{UPLOAD}?bucket=a&category=animals", files={"file": ("a", JPEG)}, data={"bucket": "b"})
+    assert answer.status_code == 202, answer.text
+    event = sink.sent[0][1]
+    assert isinstance(event, ImageUploaded)
+    assert (event.bucket, event.category) == ("b", "animals")
+
+
 async def test_a_content_length_above_the_limit_is_rejected_unread(client: httpx.AsyncClient) -> None:
     """A Content-Length above the limit is rejected with 413 before the body is read."""
 
