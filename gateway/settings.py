@@ -36,6 +36,12 @@ class GatewaySettings(Group):
     spool_dir: Path | None = Field(
         None, description="folder for uploads in progress; empty = the system's temporary folder"
     )
+    max_spool_bytes: int = Field(
+        700_000_000,
+        ge=1,
+        description="maximum bytes on disk of all uploads in progress together; more get 503. Less than the space of "
+        "spool_dir, which is a container's /tmp, and of its memory limit if that is a tmpfs",
+    )
     upload_idle_s: float = Field(30.0, gt=0, description="seconds an upload may receive no data")
     upload_total_s: float = Field(600.0, gt=0, description="seconds one upload may take")
     max_unfinished_uploads: int = Field(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway.http.digests import DigestCheck, mismatch
 from gateway.http.problems import Problem, unavailable
+from gateway.http.spool_space import SPACE
 from gateway.settings import GatewaySettings
 from schemas.formats import MEDIA_TYPES, SNIFF_BYTES, sniff
 from schemas.http.problems import ProblemCode
@@ -107,8 +108,9 @@ class Arriving:
         self._buffer.extend(data)
 
     def write(self) -> None:
-        """Write and hash the buffer. Raises OSError."""
+        """Write and hash the buffer. Raises OSError, and Problem if uploads in progress have no more space."""
         data, self._buffer = self._buffer, bytearray()
+        SPACE.grow(self.path, len(data))
         self._hash.update(data)
         self._declared.update(data)
         view = memoryview(data)
@@ -120,7 +122,7 @@ class Arriving:
         self._file.close()
         if self._problem is not None:
             self._buffer.clear()
-            self.path.unlink(missing_ok=True)
+            SPACE.remove(self.path)
 
     def check(self) -> None:
         """Raise Problem if the written file is empty, too large, not an image, or does not match its digest."""
@@ -162,8 +164,12 @@ def spool_folder(settings: GatewaySettings) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with room(settings):
             folder = tempfile.TemporaryDirectory(prefix="darkroom-upload-", dir=settings.spool_dir)
-            name = stack.enter_context(folder)
-        yield Path(name)
+            path = Path(stack.enter_context(folder))
+        SPACE.open(path, settings)
+        try:
+            yield path
+        finally:
+            SPACE.close(path)
 
 
 @contextlib.contextmanager

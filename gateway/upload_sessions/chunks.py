@@ -16,6 +16,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from gateway.http.problems import Problem
+from gateway.http.spool_space import SPACE
 from gateway.http.spooling import room
 from gateway.settings import GatewaySettings
 from gateway.upload_sessions.leases import Lease, busy
@@ -69,13 +70,13 @@ class Body:
         for number in count():
             path = self.folder / f"{number:06d}"
             with room(self.settings), path.open("wb", buffering=0) as file:
-                size = await self._fill(file, body, ends)
+                size = await self._fill(path, file, body, ends)
             if size:
                 yield Piece(path, size)
             if size < self.settings.piece_bytes:
                 return
 
-    async def _fill(self, file: IO[bytes], body: AsyncIterator[bytes], ends: float) -> int:
+    async def _fill(self, path: Path, file: IO[bytes], body: AsyncIterator[bytes], ends: float) -> int:
         """Receive one piece; return its size, which is less than `piece_bytes` at the end of the body."""
         size, whole = 0, self.settings.piece_bytes
         while size < whole:
@@ -87,13 +88,14 @@ class Body:
                 self._buffered += chunk
             data = self._buffered[:wanted]
             del self._buffered[:wanted]
-            await asyncio.to_thread(self._write, file, data)
+            await asyncio.to_thread(self._write, path, file, data)
             size += len(data)
             if len(data) < wanted:
                 break
         return size
 
-    def _write(self, file: IO[bytes], data: bytearray) -> None:
+    def _write(self, path: Path, file: IO[bytes], data: bytearray) -> None:
+        SPACE.grow(path, len(data))
         if self.digest is not None:
             self.digest.update(data)
         view = memoryview(data)

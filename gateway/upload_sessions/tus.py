@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from gateway.access.dependencies import Caller, Who
 from gateway.http.problems import Problem
 from gateway.http.request_context import base_url
+from gateway.http.spool_space import SPACE
 from gateway.http.spooling import clean_filename, spool_folder
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
@@ -227,7 +228,7 @@ class Tus:
                 problem.headers = CLOSE
                 raise
         await self.uploads.add(record, offset, piece.path)
-        piece.path.unlink()
+        SPACE.remove(piece.path)
         return offset + piece.size
 
     async def _finish(self, request: Request, record: UploadRecord) -> dict[str, str]:

@@ -19,13 +19,14 @@ from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.problems import TITLES, Problem, documented, unavailable
+from gateway.http.spool_space import SPACE
 from gateway.http.spooling import room
 from gateway.limits.rate_limits import UPLOADS, Limits
 from gateway.settings import GatewaySettings
 from gateway.uploads.batch_contents import ITEMS, ZIP_TYPES, Batch, Item, details_of, receive_batch
 from gateway.uploads.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work, read_key
 from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
-from gateway.uploads.submission_fields import FIELD_SCHEMAS, Details
+from gateway.uploads.submission_fields import FIELD_SCHEMAS, Details, query_parameters
 from schemas.http.batches import BatchItem, BatchRefusal, BatchSubmitted
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.values import ImageId, Owner
@@ -55,21 +56,11 @@ _FORM = {
         },
     },
 }
-_JSON_TEXT = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
 _DESCRIPTION: dict[str, Any] = {
     "parameters": [
         KEY_PARAMETER,
         DIGEST_PARAMETER,
-        *(
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "description": f"for an archive as the request body: {schema.get('description', 'as in a form')}",
-                "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
-            }
-            for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT}.items()
-        ),
+        *query_parameters("for an archive as the request body"),
     ],
     "requestBody": {
         "required": True,
@@ -183,7 +174,7 @@ class Batches:
             try:
                 answer = await self.submission.accept(run.request, run.owner, file, details, image_id, again=run.again)
             finally:
-                file.path.unlink(missing_ok=True)
+                SPACE.remove(file.path)
         except Problem as problem:
             run.aborted = run.aborted or problem.code is ProblemCode.DEPENDENCY_UNAVAILABLE
             refusal = BatchRefusal(code=problem.code, title=TITLES[problem.code][1], detail=problem.detail)
