@@ -19,8 +19,11 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from gateway.access.identity import Identity
 from gateway.access.ttl_cache import TtlCache
+from gateway.access.unknown_keys import UnknownKeys
 from schemas.http.keys import KeyState, NewKey, Scope
 from schemas.values import OWNER_PATTERN, SHA256_PATTERN, Owner, Value
+from streams.concurrency.timeouts import bounded
+from streams.errors import DependencyUnavailable
 from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing
 
 KEYS = "keys/"
@@ -138,22 +141,28 @@ class ApiKeys:
 
 
 class KnownKeys:
-    """A gateway's cache of all keys, reloaded every few seconds.
+    """A gateway's cache of all keys, reloaded every few seconds, so that a revoked key is soon rejected.
 
-    So a revoked key is soon rejected, and unknown keys do not cost a store request each.
+    Known keys are checked in memory. What the cache does not match is looked up in the store, within the bounds of
+    `unknown_keys`: a new key is valid at its first use, or while many unknown ones are sent within two seconds.
     """
 
-    def __init__(self, keys: ApiKeys, *, fresh_s: float, timeout_s: float, apart_s: float = APART_S) -> None:
+    def __init__(
+        self,
+        keys: ApiKeys,
+        *,
+        fresh_s: float,
+        timeout_s: float,
+        apart_s: float = APART_S,
+        unknown: UnknownKeys | None = None,
+    ) -> None:
         self._keys = keys
+        self._timeout_s = timeout_s
+        self._apart_s = apart_s
+        self._unknown = unknown or UnknownKeys()
         self._seen: dict[str, tuple[str, ApiKey]] = {}
         self._table = TtlCache(
-            "the API keys",
-            self._read,
-            fresh_s=fresh_s,
-            apart_s=apart_s,
-            stale_s=_STALE_S,
-            timeout_s=timeout_s,
-            patient=True,  # a new key is valid at once
+            "the API keys", self._read, fresh_s=fresh_s, apart_s=apart_s, stale_s=_STALE_S, timeout_s=timeout_s
         )
 
     async def identify(self, given: str) -> Identity:
@@ -161,17 +170,41 @@ class KnownKeys:
         parts = _KEY.fullmatch(given)
         if parts is None:
             raise KeyRefused
-        key = await self._table.find(parts[1])
-        matches = hmac.compare_digest(_hash(parts[2]), key.secret_sha256 if key else _NO_SECRET)
-        if key is None or not matches or key.state is KeyState.REVOKED:
+        key_id, digest = parts[1], _hash(parts[2])
+        key = _matching(await self._table.current(key_id), digest) or await self._looked_up(key_id, digest)
+        if key is None or key.state is KeyState.REVOKED:
             raise KeyRefused
         if key.state is KeyState.EXPIRED:
             raise KeyRefused(expired=True)
-        return Identity(Owner(key.owner), key.scopes, f"key:{key.id}", key.limits)
+        return Identity(Owner(key.owner), key.scopes, f"key:{key.id}", key.limits, key.expires_at)
+
+    async def _looked_up(self, key_id: str, digest: str) -> ApiKey | None:
+        """Return a key that the cache lacks, as after its creation; None without, also for a wrong secret."""
+        if self._unknown.was_refused(key_id, digest):
+            return None
+        with self._unknown.place() as admitted:
+            if not admitted:
+                return _matching(await self._table.current(key_id, fresh_s=self._apart_s), digest)
+            try:
+                found = await bounded(self._keys.get(key_id), self._timeout_s)
+            except TimeoutError as error:
+                raise DependencyUnavailable("an API key cannot be read in time") from error
+        key = _matching(found if found is not None and found.id == key_id else None, digest)
+        if key is None:
+            self._unknown.refuse(key_id, digest)
+        else:
+            self._table.add(key_id, key)
+        return key
 
     async def _read(self) -> dict[str, ApiKey]:
         self._seen = await self._keys.all(self._seen)
         return {key_id: key for key_id, (_, key) in self._seen.items()}
+
+
+def _matching(key: ApiKey | None, digest: str) -> ApiKey | None:
+    """Return the key if the digest is that of its secret. Takes as long without a key."""
+    matches = hmac.compare_digest(digest, key.secret_sha256 if key is not None else _NO_SECRET)
+    return key if matches else None
 
 
 def _hash(secret: str) -> str:

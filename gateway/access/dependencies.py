@@ -10,7 +10,12 @@ from fastapi import Depends, Request
 from gateway.access import auth_errors
 from gateway.access.identity import ANONYMOUS, UNIDENTIFIED, Identity, Scope
 from gateway.access.permissions import permission_of, undeclared
+from gateway.access.refusal_pacing import RefusalPacing
+from gateway.http.load_shedding import uncounted
+from gateway.http.problems import Problem
+from schemas.http.problems import ProblemCode
 from schemas.values import Owner
+from streams.errors import DependencyUnavailable
 
 log = structlog.get_logger(__name__)
 _SAFE = frozenset({"GET", "HEAD"})
@@ -33,6 +38,19 @@ class AnonymousAuthenticator:
         return ANONYMOUS
 
 
+async def _identity(request: Request) -> Identity:
+    """Return the caller. While credentials are checked or refused, the request holds no place of the reads."""
+    authenticator: Authenticator = request.app.state.authenticator
+    with uncounted(request.scope):
+        try:
+            return await authenticator.identify(request)
+        except Problem as problem:
+            if problem.code is ProblemCode.UNAUTHORIZED:
+                pacing: RefusalPacing = request.app.state.refusal_pacing
+                await pacing.wait()
+            raise
+
+
 async def identified(request: Request) -> Identity:
     """Return the caller, if they have the scope that the route declares. Raises Problem (401, 403).
 
@@ -46,8 +64,7 @@ async def identified(request: Request) -> Identity:
     scope = permission.scope
     if scope is None:
         return UNIDENTIFIED
-    authenticator: Authenticator = request.app.state.authenticator
-    identity = await authenticator.identify(request)
+    identity = await _identity(request)
     if scope not in identity.scopes:
         if identity.name == ANONYMOUS.name:
             raise auth_errors.recorded(request, auth_errors.missing(), "missing")
@@ -70,6 +87,18 @@ Who = Annotated[Identity, Depends(identified)]
 async def owner_of(identity: Who) -> Owner:
     """Return the owner whose images a request may see. A plain function would run in a thread."""
     return identity.owner
+
+
+async def is_operator(request: Request) -> bool:
+    """Return whether the caller of a public route has the scope `admin`. No credentials are no error."""
+    authenticator: Authenticator = request.app.state.authenticator
+    sent = "authorization" in request.headers or "x-api-key" in request.headers
+    if not sent and getattr(authenticator, "anonymous", None) is None:
+        return False
+    try:
+        return (await _identity(request)).is_operator
+    except (Problem, DependencyUnavailable, TimeoutError):
+        return False
 
 
 Caller = Annotated[Owner, Depends(owner_of)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from schemas.http.keys import Scope
 from schemas.values import DEFAULT_OWNER, Owner
@@ -19,6 +20,12 @@ class Identity:
     scopes: frozenset[Scope]
     name: str  # for logs and limits: `anonymous`, `key:<id>`, `token:<subject>`; never a secret
     limits: Mapping[str, str] = field(default_factory=dict)  # of an API key, instead of the owner's: kind -> "50/hour"
+    expires_at: datetime | None = None  # when the credentials expire: a stream opened with them ends then
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the caller may see details of the system: settings, paths, URLs."""
+        return Scope.ADMIN in self.scopes
 
 
 ANONYMOUS = Identity(DEFAULT_OWNER, frozenset(Scope), "anonymous")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -84,7 +85,7 @@ class Tokens:
         if not isinstance(owner, str) or not re.fullmatch(OWNER_PATTERN, owner):
             raise TokenRefused
         subject = str(claims.get("sub", owner))[:128]
-        return Identity(Owner(owner), _scopes(claims), f"token:{subject}")
+        return Identity(Owner(owner), _scopes(claims), f"token:{subject}", expires_at=_expiry(claims))
 
 
 def published_keys(settings: AuthSettings, url: str) -> TtlCache[Key]:
@@ -120,6 +121,14 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[Scope]:
     text, listed = claims.get("scope", ""), claims.get("scopes", [])
     named = [*(text.split() if isinstance(text, str) else ()), *(listed if isinstance(listed, list) else ())]
     return frozenset(scope for scope in Scope if scope.value in named)
+
+
+def _expiry(claims: Mapping[str, Any]) -> datetime:
+    """Return a verified token's `exp`; the latest time there is for one beyond it."""
+    try:
+        return datetime.fromtimestamp(int(claims["exp"]), UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _read_key(setting: TokenKey) -> Key:

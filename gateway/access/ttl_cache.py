@@ -1,4 +1,4 @@
-"""A cached table: reloaded as a whole after its TTL, and earlier for a name it lacks.
+"""A cached table: reloaded as a whole after its TTL, and with `find` earlier for a name it lacks.
 
 Reloads are at least `apart_s` apart, however many unknown names are looked up.
 """
@@ -31,7 +31,6 @@ class TtlCache(Generic[T]):
         apart_s: float,
         stale_s: float,
         timeout_s: float,
-        patient: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what, self._read = what, read
@@ -39,7 +38,6 @@ class TtlCache(Generic[T]):
         self._apart_s = apart_s  # minimum time between two reads
         self._stale_s = stale_s  # age at which it is no longer used if the source does not answer
         self._timeout_s = timeout_s
-        self._patient = patient  # a lookup of an unknown name waits for the next read
         self._clock = clock
         self._table: dict[str, T] = {}
         self._read_at = self._tried_at = float("-inf")
@@ -47,23 +45,33 @@ class TtlCache(Generic[T]):
 
     async def find(self, name: str) -> T | None:
         """Return the entry of a name, None without. Raises DependencyUnavailable once the table is too old to use."""
-        old = self._clock() - self._read_at >= self._fresh_s
-        if old or name not in self._table:
-            await self._reload(patient=self._patient and not old)
+        if name not in self._table and self._clock() - self._read_at < self._fresh_s:
+            await self._reload()
+        return await self.current(name)
+
+    async def current(self, name: str, *, fresh_s: float | None = None) -> T | None:
+        """Return the entry of a name in a table younger than `fresh_s`, without a read for the name itself.
+
+        Raises DependencyUnavailable once the table is too old to use.
+        """
+        if self._clock() - self._read_at >= (self._fresh_s if fresh_s is None else fresh_s):
+            await self._reload()
         if self._clock() - self._read_at > self._stale_s:
             raise DependencyUnavailable(f"{self._what} cannot be read")
         return self._table.get(name)
 
-    async def _reload(self, *, patient: bool) -> None:
+    def add(self, name: str, entry: T) -> None:
+        """Add an entry that was read by itself; the next reload replaces it."""
+        self._table[name] = entry
+
+    async def _reload(self) -> None:
         asked = self._clock()
         async with self._lock:
             # A read by another caller has finished meanwhile.
             if self._tried_at >= asked:
                 return
-            if (early_s := self._tried_at + self._apart_s - self._clock()) > 0:
-                if not patient:
-                    return
-                await asyncio.sleep(early_s)
+            if self._clock() - self._tried_at < self._apart_s:
+                return
             self._tried_at = began = self._clock()
             try:
                 self._table = await bounded(self._read(), self._timeout_s)

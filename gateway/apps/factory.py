@@ -14,7 +14,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access.dependencies import identified
 from gateway.access.permissions import permissions_of, public
+from gateway.access.refusal_pacing import RefusalPacing
 from gateway.apps.components import IngestComponents
+from gateway.apps.page_origins import own_pages
 from gateway.apps.unknown_parameters import known_parameters
 from gateway.http.cors import allow_origins
 from gateway.http.load_shedding import Overload
@@ -67,10 +69,11 @@ def new_app(
         openapi_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
-        dependencies=[Depends(identified), Depends(known_parameters), Depends(counted)],
+        dependencies=[Depends(identified), Depends(own_pages), Depends(known_parameters), Depends(counted)],
         redirect_slashes=False,  # one resource has one address
     )
     app.state.authenticator = components.authenticator
+    app.state.refusal_pacing = RefusalPacing()
     app.state.limits = components.limits
     app.state.parameters = {}  # of each operation; filled by gateway.apps.unknown_parameters
     app.state.origins = frozenset(settings.cors_origins)

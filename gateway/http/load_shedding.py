@@ -2,12 +2,15 @@
 
 Overload is detected by the number of reads in progress and by the delay of the event loop. Without shedding, every
 request would be late, and the watchdog would restart the process. Uploads and event streams have limits of their own; a
-read counts until its response begins.
+read counts until its response begins, and not while its credentials are checked: callers without valid ones take no
+place from those who have them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -21,6 +24,7 @@ _READS = frozenset({"GET", "HEAD"})
 _CLOSE = {"Connection": "close"}  # the body is not read
 _STREAMS = "/events"
 _EXEMPT = frozenset({"/health/live", "/metrics"})  # needed most under overload
+_PLACE = "darkroom.read_place"  # in the scope of a read: its place among the reads in progress
 
 
 @dataclass(slots=True)
@@ -51,6 +55,52 @@ class LoopDelay:
         self._schedule(loop)
 
 
+@dataclass(slots=True)
+class _Reads:
+    """The number of reads in progress."""
+
+    count: int = 0
+
+
+@dataclass(slots=True)
+class _Place:
+    """The place of one read: taken until its response begins."""
+
+    reads: _Reads
+    taken: bool = False
+    ended: bool = False
+
+    def take(self) -> None:
+        """Count the read, unless its response has begun."""
+        if not self.taken and not self.ended:
+            self.taken = True
+            self.reads.count += 1
+
+    def leave(self) -> None:
+        """Count the read no longer."""
+        self.reads.count -= self.taken
+        self.taken = False
+
+    def end(self) -> None:
+        """Count the read never again."""
+        self.leave()
+        self.ended = True
+
+
+@contextmanager
+def uncounted(scope: Scope) -> Iterator[None]:
+    """Count a request as no read in progress within the block, as while it waits for its credentials to be checked."""
+    place: _Place | None = scope.get(_PLACE)
+    if place is None:
+        yield
+        return
+    place.leave()
+    try:
+        yield
+    finally:
+        place.take()
+
+
 class Overload:
     """ASGI middleware: 503 while too many reads are in progress, or the event loop is too late."""
 
@@ -59,7 +109,7 @@ class Overload:
         self._most_questions = most_questions
         self._most_late_s = most_late_s
         self._retry_after_s = retry_after_s
-        self._reads = 0
+        self._reads = _Reads()
         self._delay = LoopDelay()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,26 +120,24 @@ class Overload:
             await self._refuse(scope, receive, send)
         elif scope["method"] not in _READS or scope["path"].endswith(_STREAMS):
             await self._app(scope, receive, send)
-        elif self._reads >= self._most_questions:
+        elif self._reads.count >= self._most_questions:
             await self._refuse(scope, receive, send)
         else:
             await self._read(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a read, which counts until its response begins."""
-        counted = True
-        self._reads += 1
+        place = scope[_PLACE] = _Place(self._reads)
+        place.take()
 
         async def begun(message: Message) -> None:
-            nonlocal counted
-            self._reads -= counted
-            counted = False
+            place.end()
             await send(message)
 
         try:
             await self._app(scope, receive, begun)
         finally:
-            self._reads -= counted
+            place.end()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = Problem(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
-from gateway.http.load_shedding import LoopDelay, Overload
+from gateway.http.load_shedding import LoopDelay, Overload, uncounted
 from tests.support.gateway_components import client_of, refused
 
 
@@ -92,3 +92,36 @@ async def test_reads_in_progress_are_limited() -> None:
         release.set()
         assert {answer.status_code for answer in await asyncio.gather(*waiting, *sending)} == {200}
         assert (await client.get("/wait")).status_code == 200
+
+
+async def test_a_read_is_not_counted_while_its_credentials_are_checked() -> None:
+    """Within `uncounted` a read leaves its place to others, and takes it again afterwards."""
+    whole, checked, release, waiting = FastAPI(), asyncio.Event(), asyncio.Event(), []
+    whole.add_middleware(Overload, most_questions=2, most_late_s=60.0, retry_after_s=7)
+
+    @whole.get("/checked")
+    async def check(request: Request) -> str:
+        with uncounted(request.scope):
+            waiting.append(1)
+            await checked.wait()
+        waiting.append(2)
+        await release.wait()
+        return "done"
+
+    @whole.get("/quick")
+    async def quick() -> str:
+        return "done"
+
+    async with client_of(whole) as client:
+        reads = [asyncio.create_task(client.get("/checked")) for _ in range(2)]
+        async with asyncio.timeout(30):
+            while waiting.count(1) < 2:
+                await asyncio.sleep(0.01)
+            assert (await client.get("/quick")).status_code == 200
+            checked.set()
+            while waiting.count(2) < 2:
+                await asyncio.sleep(0.01)
+        refused(await client.get("/quick"), 503, "overloaded")
+        release.set()
+        assert {answer.status_code for answer in await asyncio.gather(*reads)} == {200}
+        assert (await client.get("/quick")).status_code == 200
