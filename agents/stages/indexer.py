@@ -18,8 +18,9 @@ from pydantic import Field
 from agents.indexing.erase_image import Done, erase
 from agents.indexing.record_annotations import annotate
 from agents.indexing.record_facts import conclude, record
+from agents.indexing.record_retries import note_retry
 from schemas.events.envelope import Event
-from schemas.events.facts import DeletionRequested, Fact, ImageAnnotated
+from schemas.events.facts import DeletionRequested, Fact, ImageAnnotated, StageRetrying
 from schemas.events.outcomes import ImageDeleted
 from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, ImageState
@@ -67,6 +68,8 @@ async def index(event: Event, tools: Tools) -> Emit | Skip:
         return await _delete(event, tools)
     if isinstance(event, ImageAnnotated):
         return Emit(()) if await annotate(event, tools.read_model, Tombstones(tools.files)) else _SUPERSEDED
+    if isinstance(event, StageRetrying):
+        return Emit(()) if await note_retry(event, tools.read_model, Tombstones(tools.files)) else _SUPERSEDED
     if not isinstance(event, Fact):
         raise Malformed(f"{event.type} is no fact")
     known = await record(event, tools.read_model, Tombstones(tools.files), tools.find_stage)

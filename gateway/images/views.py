@@ -15,9 +15,11 @@ from schemas.http.jobs import (
     Dimensions,
     ImageMetadata,
     JobError,
+    JobPhase,
     JobResult,
     JobStatus,
     ObjectView,
+    Retry,
     SpanView,
     StageView,
     TextView,
@@ -28,7 +30,7 @@ from schemas.http.submissions import Submitted
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.stored.results import ReadText
 from schemas.values import ImageState, Rendition, StageState, job_id_of
-from streams.read_model.records import ImageRecord
+from streams.read_model.records import ImageRecord, StageRetry
 
 VERSION_DIGITS = 12  # of the sha256 in a rendition's URL: other bytes, another URL
 
@@ -41,6 +43,7 @@ def job_status(job: Job, base: str) -> JobStatus:
             job_id=job.job_id,
             image_id=job.image_id,
             status=job.state,
+            phase=JobPhase.PENDING,
             stages=_receipt_stages(receipt) if receipt else {},
             created_at=receipt.submitted_at if receipt else None,
             lane=receipt.lane if receipt else None,
@@ -49,6 +52,8 @@ def job_status(job: Job, base: str) -> JobStatus:
         job_id=job.job_id,
         image_id=job.image_id,
         status=job.state,
+        phase=_phase(job.state, record),
+        retry=_first_retry(record) if job.state is ImageState.PROCESSING else None,
         stages=stages(record),
         urls=urls(record, base),
         created_at=record.submitted_at,
@@ -81,6 +86,11 @@ def stages(record: ImageRecord) -> dict[str, StageView]:
     """Return every required or reported stage; unreported ones are pending."""
     required = () if record.deleted else record.required
     found = {name: StageView(state=StageState.PENDING) for name in required}
+    for name, retry in _retries(record).items():
+        found[name] = StageView(
+            state="retrying", attempts=retry.attempts, reason=retry.code, message=retry.message,
+            next_try_at=retry.next_try_at,
+        )  # fmt: skip
     for name, stage in record.stages.items():
         ran = stage.state in (StageState.DONE, StageState.FAILED, StageState.REJECTED)
         found[name] = StageView(
@@ -93,6 +103,26 @@ def stages(record: ImageRecord) -> dict[str, StageView]:
             message=stage.message,
         )
     return found
+
+
+def _retries(record: ImageRecord) -> dict[str, StageRetry]:
+    """Return the last tries of the stages that have not ended."""
+    if record.deleted:
+        return {}
+    return {name: retry for name, retry in record.retries.items() if name not in record.stages}
+
+
+def _first_retry(record: ImageRecord) -> Retry | None:
+    waiting = sorted(_retries(record).items(), key=lambda item: (item[1].next_try_at, item[0]))
+    return next((Retry(stage=name, **retry.model_dump()) for name, retry in waiting), None)
+
+
+def _phase(state: ImageState, record: ImageRecord) -> JobPhase:
+    if state is not ImageState.PROCESSING:
+        return JobPhase.ENDED
+    if _retries(record):
+        return JobPhase.RETRYING
+    return JobPhase.PROCESSING if record.stages else JobPhase.PENDING
 
 
 def analysis(record: ImageRecord) -> dict[str, dict[str, JsonValue]]:

@@ -108,6 +108,24 @@ class StageFailed(Submission, Fact):
     original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
 
 
+class StageRetrying(Submission):
+    """A stage could not do its work now and will try again. No fact: the stage's state stays open until one comes."""
+
+    type: ClassVar[str] = "darkroom.image.stage-retrying.v1"
+
+    report: StageReport
+    code: ErrorCode
+    message: str = Field(description="a sentence for people: why the last try failed")
+    next_try_at: str = Field(description="RFC 3339, UTC; the earliest time of the next try")
+    original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
+
+    def producing_stage(self) -> str:
+        return self.report.stage
+
+    def identity(self) -> str:
+        return str(self.report.attempts)
+
+
 class DeletionRequested(Event):
     """The owner deleted the image: a new generation that leaves only a tombstone."""
 
@@ -145,6 +163,7 @@ FACTS: tuple[type[Event], ...] = (
     StageSkipped,
     ImageRefused,
     StageFailed,
+    StageRetrying,
     DeletionRequested,
     ImageAnnotated,
 )

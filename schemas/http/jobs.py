@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Literal
+
 from pydantic import Field, JsonValue
 
 from schemas.values import Box, ImageState, Lane, StageState, Value
 
 
-class StageView(Value):
-    """The state of one stage of one image."""
+class JobPhase(StrEnum):
+    """How far a job is, in more detail than its status."""
 
-    state: StageState
+    PENDING = "pending"  # accepted; no agent has reported
+    PROCESSING = "processing"
+    RETRYING = "retrying"  # a stage failed for now and tries again; see `retry`
+    ENDED = "ended"  # the status says how
+
+
+class Retry(Value):
+    """The last try of a stage that will be tried again."""
+
+    stage: str = Field(examples=["sanitizer"])
+    attempts: int = Field(ge=1, description="tries so far")
+    code: str = Field(description="stable code of the last error", examples=["dependency-unavailable"])
+    message: str
+    next_try_at: str = Field(description="RFC 3339, UTC; the earliest time. Past: it is waiting or being tried")
+
+
+class StageView(Value):
+    """The state of one stage of one image. `retrying` follows `pending`, until the stage ends."""
+
+    state: StageState | Literal["retrying"]
     attempts: int | None = None
     duration_ms: int | None = None
     version: str | None = None
     reused: bool | None = Field(None, description="an existing result was reused; nothing was computed")
     reason: str | None = Field(None, description="a stable code, when skipped, rejected or failed")
     message: str | None = None
+    next_try_at: str | None = Field(None, description="RFC 3339, UTC; when retrying: the earliest time of the next try")
 
 
 class JobError(Value):
@@ -32,6 +55,8 @@ class JobStatus(Value):
     job_id: str
     image_id: str
     status: ImageState
+    phase: JobPhase | None = Field(None, description="absent from older servers")
+    retry: Retry | None = Field(None, description="of the stage that tries again first, while the phase is `retrying`")
     stages: dict[str, StageView]
     urls: dict[str, str] = Field(default_factory=dict, description="by size, of the existing renditions")
     created_at: str | None = None

@@ -16,6 +16,7 @@ class LiveEvent(StrEnum):
 
     SNAPSHOT = "snapshot"  # schemas.http.jobs.JobStatus: the job's current state; first event of a job's stream
     STAGE = "stage"  # StageChanged
+    RETRYING = "retrying"  # StageDelayed
     COMPLETED = "completed"  # ImageEnded, as the next three; last event of a job's stream
     REJECTED = "rejected"
     FAILED = "failed"
@@ -40,6 +41,19 @@ class StageChanged(Value):
     run: int | None = Field(default=None, description="rerun of this result: its request time, unix milliseconds")
     reason: ErrorCode | None = None
     message: str | None = None
+    at: str = Field(description="RFC 3339, UTC")
+
+
+class StageDelayed(Value):
+    """A stage could not do its work for one image now, and tries again."""
+
+    image_id: str = Field(examples=[_IMAGE])
+    job_id: str = Field(examples=[f"{_IMAGE}.1"])
+    stage: str = Field(examples=["resizer"])
+    attempts: int = Field(ge=1)
+    reason: ErrorCode
+    message: str
+    next_try_at: str = Field(description="RFC 3339, UTC; the earliest time of the next try")
     at: str = Field(description="RFC 3339, UTC")
 
 

@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from schemas.events.envelope import Outgoing, Record, now
+from schemas.events.facts import StageRetrying
 from schemas.events.outcomes import ImageDeleted
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable, Malformed
@@ -164,6 +165,8 @@ class Scheduler:
                 while len(self._deleted) > REMEMBERED:
                     self._deleted.popitem(last=False)
         elif topic == FACTS.name:
+            if record.header("ce_type") == StageRetrying.type:
+                return  # the stage has not ended
             self._admission.free(Slot(image_id, (record.header("ce_source") or "").removeprefix(_SOURCE)))
         elif record.header(LANE_TARGET_HEADER) is None:
             self._admission.interactive_seen(image_id)

@@ -16,18 +16,19 @@ from schemas.events.facts import (
     ObjectsDetected,
     StageCompleted,
     StageFailed,
+    StageRetrying,
     StageSkipped,
     TextRead,
 )
 from schemas.events.outcomes import ImageCompleted, ImageDeleted, ImageFailed, ImageRejected, Outcome
-from schemas.http.live import DeletionBegun, ImageEnded, ImageTouched, LiveEvent, StageChanged
+from schemas.http.live import DeletionBegun, ImageEnded, ImageTouched, LiveEvent, StageChanged, StageDelayed
 from schemas.values import ErrorCode, ImageState, StageState, Value
 from streams.topics import FACTS, OUTCOMES
 
 DoneFact = ImageSanitized | ImageResized | TextRead | ObjectsDetected | ImageEmbedded | StageCompleted
 StageFact = DoneFact | StageSkipped | ImageRefused | StageFailed
 Ended = ImageCompleted | ImageRejected | ImageFailed | ImageDeleted
-Published = StageFact | DeletionRequested | ImageAnnotated | Ended
+Published = StageFact | StageRetrying | DeletionRequested | ImageAnnotated | Ended
 
 TOPICS = (FACTS, OUTCOMES)
 PUBLISHED: tuple[type[Published], ...] = get_args(Published)
@@ -73,6 +74,8 @@ def _published(event: Published) -> tuple[LiveEvent, Value]:
     if isinstance(event, Ended):
         return LiveEvent(event.state), _ended(event)
     match event:
+        case StageRetrying():
+            return LiveEvent.RETRYING, _delayed(event)
         case DeletionRequested():
             begun = DeletionBegun(image_id=event.image_id, job_id=event.job_id, at=event.occurred_at)
             return LiveEvent.DELETING, begun
@@ -112,6 +115,19 @@ def _stage(fact: StageFact) -> StageChanged:
         reason=reason,
         message=message[:_MAX_MESSAGE] if message else None,
         at=fact.occurred_at,
+    )
+
+
+def _delayed(event: StageRetrying) -> StageDelayed:
+    return StageDelayed(
+        image_id=event.image_id,
+        job_id=event.job_id,
+        stage=event.report.stage,
+        attempts=event.report.attempts,
+        reason=event.code,
+        message=event.message[:_MAX_MESSAGE],
+        next_try_at=event.next_try_at,
+        at=event.occurred_at,
     )
 
 

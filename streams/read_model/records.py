@@ -33,6 +33,15 @@ class StageRecord(Value):
     lineage: LineageKind | None = None  # of what this stage records in `ImageRecord.analysis`
 
 
+class StageRetry(Value):
+    """The last try of a stage that has not ended: it will be tried again."""
+
+    attempts: int
+    code: str  # an ErrorCode
+    message: str
+    next_try_at: str  # RFC 3339
+
+
 class HistoryEntry(Value):
     """One fact as the indexer read it. Stored next to the record, not in it."""
 
@@ -66,6 +75,7 @@ class ImageRecord(Value):
     deleted: bool = False
     required: tuple[str, ...] = ()
     stages: dict[str, StageRecord] = Field(default_factory=dict)
+    retries: dict[str, StageRetry] = Field(default_factory=dict)  # of stages that had not ended then
     bucket: str = "default"
     filename: str | None = None
     source_url: str | None = None

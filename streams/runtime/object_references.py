@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from schemas.events.envelope import Event
-from schemas.events.facts import Fact, ImageRefused, ImageResized, ImageSanitized, StageFailed, TextRead
+from schemas.events.facts import (
+    Fact,
+    ImageRefused,
+    ImageResized,
+    ImageSanitized,
+    StageFailed,
+    StageRetrying,
+    TextRead,
+)
 from schemas.events.intake import ImageFetched, ImageUploaded
 from schemas.values import ErrorCode, ObjectRef
 from streams.errors import Malformed
 from streams.object_store.keys import image_prefix, is_below, originals_prefix, results_prefix
+
+_WITH_ORIGINAL = (ImageUploaded, ImageFetched, ImageSanitized, ImageRefused, StageFailed, StageRetrying)
 
 
 def refused_reference(event: Event, buckets: Collection[str]) -> Malformed | None:
@@ -43,7 +53,7 @@ def original_of(event: Event) -> ObjectRef | None:
 
 def _named(event: Event) -> Iterator[tuple[ObjectRef, str]]:
     """Yield each object an event names, with the prefix its key must begin with."""
-    if isinstance(event, ImageUploaded | ImageFetched | ImageSanitized | ImageRefused | StageFailed) and event.original:
+    if isinstance(event, _WITH_ORIGINAL) and event.original is not None:
         yield event.original, originals_prefix(event.owner)
     if isinstance(event, ImageSanitized):
         yield event.image.master, image_prefix(event.image_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.events.envelope import Event
-from schemas.events.facts import ImageRefused, StageFailed, StageSkipped
+from schemas.events.facts import ImageRefused, StageFailed, StageRetrying, StageSkipped
 from schemas.events.intake import Submission
 from schemas.values import ErrorCode, StageReport
 from streams import topics
@@ -22,6 +22,12 @@ PUBLIC_FAILURE = {
     ErrorCode.GONE: "The stored bytes this step needs no longer exist.",
     ErrorCode.MALFORMED_EVENT: "The event for this step could not be decoded.",
     ErrorCode.REFERENCE_NOT_ALLOWED: "The event for this step names an object that this image may not use.",
+}
+
+_PUBLIC_RETRY = {
+    ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs is unavailable; the step is tried again.",
+    ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image; it is tried again.",
+    ErrorCode.DEADLINE_EXCEEDED: "This step exceeded its deadline and is tried again.",
 }
 
 
@@ -51,17 +57,30 @@ def refused(event: Event, reject: Reject, report: StageReport) -> Emit:
 def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     """Return the fact that a stage failed, without internal details, which are in the dead letter."""
     message = PUBLIC_FAILURE.get(code, "This step failed because of an internal error; it can be replayed.")
-    fields = {
+    return Emit(((topics.FACTS, _fitting(StageFailed, event, _why(event, code, message, report))),))
+
+
+def retrying(event: Event, code: ErrorCode, report: StageReport, next_try_at: str) -> Emit:
+    """Return the event that a stage tries again later, at `next_try_at` (RFC 3339) or soon after."""
+    message = _PUBLIC_RETRY.get(code, "This step failed for now and is tried again.")
+    fields = {**_why(event, code, message, report), "next_try_at": next_try_at}
+    return Emit(((topics.FACTS, _fitting(StageRetrying, event, fields)),))
+
+
+def _why(event: Event, code: ErrorCode, message: str, report: StageReport) -> dict[str, object]:
+    return {
         **fact_fields(event),
         "report": report,
         "code": code,
         "message": message,
         "original": original_of(event),
     }
-    fact = StageFailed.model_validate(fields | _submission(event))
-    if len(fact.body()) > MAX_MESSAGE_BYTES - _HEADER_BYTES:  # its metadata must not keep an image from ending
-        fact = StageFailed.model_validate(fields)
-    return Emit(((topics.FACTS, fact),))
+
+
+def _fitting(kind: type[Event], event: Event, fields: dict[str, object]) -> Event:
+    """Return an event with the submission fields of another, unless they make it too large for a message."""
+    found = kind.model_validate(fields | _submission(event))
+    return found if len(found.body()) <= MAX_MESSAGE_BYTES - _HEADER_BYTES else kind.model_validate(fields)
 
 
 def _submission(event: Event) -> dict[str, object]:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -254,7 +255,10 @@ class Runner:
             answer = await unless_deleted(self._stage, self._services, event, refusal)
             return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
-        return self._conclude(record, event, worked)
+        kind, messages = self._conclude(record, event, worked)
+        if kind == "retried" and isinstance(worked.answer, Retryable):
+            messages += await self._retrying(record, event, worked.answer, worked.report, messages[0])
+        return kind, messages
 
     async def _reject_malformed(self, record: Record, code: ErrorCode, error: NotAnEvent) -> tuple[str, list[Outgoing]]:
         """Dead-letter a record that is no event; its image, if the body names one, ends failed instead of never."""
@@ -316,6 +320,19 @@ class Runner:
         if not self._stage.reports_failures:
             return []
         return self._messages(record, outcome_facts.failed(event, code, worked.report))
+
+    async def _retrying(
+        self, record: Record, event: Event, error: Retryable, report: StageReport, delayed: Outgoing
+    ) -> list[Outgoing]:
+        """Return the event that the image is tried again; none if the image is deleted, or may be."""
+        if not self._stage.reports_failures:
+            return []
+        known = Skip(ErrorCode.SUPERSEDED)
+        if await unless_deleted(self._stage, self._services, event, known) is not known:
+            return []
+        due_s = int(dict(delayed.headers)[DUE_HEADER]) / 1000
+        due = datetime.fromtimestamp(due_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self._messages(record, outcome_facts.retrying(event, error.code, report, due))
 
     def _delayed(self, record: Record, delay: Delay, worked: Worked) -> Outgoing:
         metrics.RETRIES.labels(self._stage.name, delay.tier).inc()

@@ -109,11 +109,16 @@ def test_the_sanitizer_is_never_optional() -> None:
     assert not Profile(stages=("ocr",)).requires("resizer")
 
 
-@pytest.mark.parametrize("sha256", ["", "A" * 64, "0" * 63, "0" * 64 + "\n", "g" * 64])
+@pytest.mark.parametrize("sha256", ["", "A" * 63, "0" * 63, "0" * 64 + "\n", "g" * 64])
 def test_an_object_reference_has_a_sha256(sha256: str) -> None:
     """An object reference without a valid sha256 is invalid."""
     with pytest.raises(ValidationError):
         ObjectRef(bucket="b", key="k", sha256=sha256, size=0)
+
+
+def test_a_sha256_in_upper_case_is_the_same() -> None:
+    """Hashes are compared and used in keys as text, so they have one spelling."""
+    assert ObjectRef(bucket="b", key="k", sha256="AB" * 32, size=0).sha256 == "ab" * 32
 
 
 def test_values_are_frozen() -> None:

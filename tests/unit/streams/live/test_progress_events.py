@@ -42,6 +42,6 @@ def test_every_fact_and_outcome_is_published(kind: type[Event]) -> None:
     elif issubclass(kind, Outcome):
         assert published.name.value == kind.type.split(".")[2]
     else:
-        assert published.name in (LiveEvent.DELETING, LiveEvent.ANNOTATED)
+        assert published.name in (LiveEvent.DELETING, LiveEvent.ANNOTATED, LiveEvent.RETRYING)
     assert published.ends is issubclass(kind, Outcome)
     assert published.deletes is (published.name in (LiveEvent.DELETING, LiveEvent.DELETED))

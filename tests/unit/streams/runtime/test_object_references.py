@@ -12,7 +12,7 @@ from schemas.events.envelope import Event
 from schemas.events.facts import ImageRefused, ImageResized, ImageSanitized, StageFailed, TextRead
 from schemas.events.intake import ImageFetched, ImageUploaded
 from schemas.values import ErrorCode
-from streams.object_store.keys import image_key, originals_prefix, results_prefix
+from streams.object_store.keys import image_key, image_prefix, originals_prefix, results_prefix
 from streams.runtime.object_references import original_of, refused_reference
 
 GOLDEN = sorted((Path(__file__).parents[3] / "data" / "events").glob("v*/*.json"))
@@ -37,7 +37,8 @@ def forged(kind: type[Event], path: tuple[str | int, ...], key: str) -> Event:
 def test_published_events_name_only_what_they_may(path: Path) -> None:
     """No golden event of any type is refused."""
     found = json.loads(path.read_text())
-    event = KINDS[found["headers"]["ce_type"]].model_validate(found["body"])
+    body = {"owner": "acme", **found["body"]}  # the smallest ones leave the owner out
+    event = KINDS[found["headers"]["ce_type"]].model_validate(body)
     assert refused_reference(event, BUCKETS) is None
 
 
@@ -49,8 +50,8 @@ def test_published_events_name_only_what_they_may(path: Path) -> None:
         (ImageSanitized, ("original",), originals_prefix("acme")),
         (ImageRefused, ("original",), originals_prefix("acme")),
         (StageFailed, ("original",), originals_prefix("acme")),
-        (ImageSanitized, ("image", "master"), image_key(IMAGE, 2, "")),
-        (ImageResized, ("renditions", 0, "object"), image_key(IMAGE, 2, "")),
+        (ImageSanitized, ("image", "master"), image_prefix(IMAGE)),
+        (ImageResized, ("renditions", 0, "object"), image_prefix(IMAGE)),
         (TextRead, ("result",), results_prefix("acme")),
         (TextRead, ("report", "result"), results_prefix("acme")),
         (ImageResized, ("report", "result"), results_prefix("acme")),

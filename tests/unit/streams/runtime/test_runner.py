@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.events.envelope import Event, Outgoing
-from schemas.events.facts import ImageRefused, StageFailed, StageSkipped
+from schemas.events.facts import ImageRefused, StageFailed, StageRetrying, StageSkipped
 from schemas.values import ErrorCode, Profile, new_image_id
 from streams import topics
 from streams.errors import Malformed, ObjectGone, Retryable
@@ -295,6 +296,25 @@ async def test_a_lasting_error_passes_the_delay_topics_and_is_dead_lettered(file
     assert letter.header("dlq.original.topic") == "image.uploaded"
     (fact,) = facts(log, StageFailed)
     assert fact.report.attempts == 12
+
+
+async def test_a_delayed_event_says_when_it_is_tried_again(files: FileStore) -> None:
+    """With each delay the image's owner learns the attempts, the reason, and the time at which the router is due."""
+
+    def act(_event: Event) -> None:
+        raise Retryable("host 10.0.0.7 refused", code=ErrorCode.SOURCE_UNAVAILABLE)
+
+    stage = echo_stage(act=act)
+    log = await run(
+        bench(stage, files, MemoryLog()), stage, [message(uploaded(bucket="cats", context={"order": 7}, generation=3))]
+    )
+    (delayed,) = log.records("sanitizer.delay.30s")
+    (event,) = facts(log, StageRetrying)
+    assert (event.report.stage, event.report.attempts, event.generation) == ("sanitizer", 3, 3)
+    assert (event.code, event.bucket, event.context) == (ErrorCode.SOURCE_UNAVAILABLE, "cats", {"order": 7})
+    assert "10.0.0.7" not in event.message
+    due = datetime.fromisoformat(event.next_try_at).timestamp()
+    assert int(delayed.header("retry.due-ms") or 0) == pytest.approx(due * 1000, abs=1)
 
 
 async def test_retry_after_selects_the_delay(files: FileStore) -> None:
