@@ -42,8 +42,14 @@ def to_upright_srgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the orientation in EXIF.
+
+    Pillow's getexif() takes one from XMP as well, which browsers ignore. It turns a TIFF when it loads the pixels.
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(_ORIENTATION, 1))
     except Exception:  # hostile EXIF raises any exception
         return 1
 
@@ -51,7 +57,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Return the colours (L, RGB, CMYK or LAB) and the alpha channel, if there is one."""
     mode = image.mode
-    if mode in {"L", "RGB"} and "transparency" in image.info:
+    if mode in {"1", "L", "RGB"} and "transparency" in image.info:
         image = image.convert("RGBA")
     elif mode in {"P", "PA"}:
         transparent = mode == "PA" or "transparency" in image.info or "A" in getattr(image.palette, "mode", "")

@@ -10,8 +10,9 @@ import warnings
 from dataclasses import dataclass
 
 import pillow_heif
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, GifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin
 
+from agents.core.formats import avif, bmp, gif, jpeg, png, tiff, tiff_samples
 from agents.core.frames import Frames, gif_frames, webp_frames
 from schemas.values import ErrorCode
 
@@ -20,6 +21,7 @@ pillow_heif.options.THUMBNAILS = False
 pillow_heif.options.AUX_IMAGES = False
 pillow_heif.options.DEPTH_IMAGES = False
 pillow_heif.register_heif_opener()
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 Image.preinit()
 Image.MAX_IMAGE_PIXELS = None  # the limits below are stricter, with a code of their own
 # Marks the imports as used: they register the openers that preinit omits.
@@ -74,7 +76,7 @@ def sniff(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":  # ISO base media file: major brand, version, compatible brands
-        end = min(int.from_bytes(data[:4], "big"), 512)
+        end = min(int.from_bytes(data[:4], "big"), 4096, len(data))
         brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
         if any(brand in _AVIF_BRANDS for brand in brands):
             return "avif"
@@ -98,11 +100,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about metadata that is dropped anyway
-            frames = _frames(data, found, limits)
-            image = _open(data, found)
-            _check(Frames(image.width, image.height, frames.count, frames.pixels, frames.lossless), limits)
-            # A second load() of a damaged image succeeds silently, so the result of the first one counts.
-            image.load()
+            image, frames = _decoded(data, found, limits)
     except (Refusal, MemoryError):
         raise
     except Exception as error:
@@ -118,6 +116,44 @@ def too_large(size: int, max_bytes: int) -> Refusal:
 
 def _open(data: bytes, found: str) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=(_PILLOW_NAMES[found],))
+
+
+def _decoded(data: bytes, found: str, limits: Limits) -> tuple[Image.Image, Frames]:
+    """Return the first frame's pixels and what the headers declare."""
+    header = bmp.read_header(data) if found == "bmp" else None
+    if header is not None:
+        frames = Frames(header.width, header.height, 1, header.width * header.height)
+        _check(frames, limits)
+        return bmp.decode(data, header), frames
+    layout = tiff.read_layout(data, limits.max_frames) if found == "tiff" else None
+    if layout is not None:
+        frames = Frames(layout.width, layout.height, layout.pages, layout.pixels)
+        _check(frames, limits)
+        return tiff_samples.decode(data, layout), frames
+    if found == "png":
+        data = png.essential_chunks(data)
+    elif found == "avif":
+        data = avif.with_known_brand(data)
+    frames = _frames(data, found, limits)
+    image = _open(data, found)
+    _check(Frames(image.width, image.height, frames.count, frames.pixels, frames.lossless), limits)
+    return _loaded(image, data, found), frames
+
+
+def _loaded(image: Image.Image, data: bytes, found: str) -> Image.Image:
+    """Return the image with its pixels. A second load() of a damaged image succeeds silently: the first one counts."""
+    frame = image.tile[0].extents if isinstance(image, GifImagePlugin.GifImageFile) else None
+    image.info.pop("xmp", None)  # a TIFF would be turned by the orientation in XMP, which browsers ignore
+    try:
+        image.load()
+    except OSError:
+        whole = jpeg.without_end(data) if found == "jpeg" else None
+        if whole is None:
+            raise
+        return whole
+    if found == "png":
+        png.apply_transparency(image, data)
+    return gif.on_canvas(image, frame) if frame is not None else image
 
 
 def _frames(data: bytes, found: str, limits: Limits) -> Frames:
