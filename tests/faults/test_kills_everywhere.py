@@ -46,6 +46,7 @@ def deployment(
         "DARKROOM_MODELS__DIR": str(models_dir),
         "DARKROOM_MODELS__CACHE": str(models_cache),
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
+        "DARKROOM_OCR__POLICY": "tesseract",  # EasyOCR loads slowly and adds nothing here
     }
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("everywhere"), settings=settings) as deployment:
         deployment.start("core", "sanitizer", "resizer")
