@@ -36,7 +36,7 @@ class Lease:
     def preempt(self) -> None:
         """Abort the current or next wait for data from the client."""
         self.preempted = True
-        if self._reading is not None:
+        if self._reading is not None and not self._reading.expired():
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
@@ -95,23 +95,38 @@ async def distributed_lease(
     """Acquire the lease of a prefix across all gateways. Raises Problem (423) while another gateway owns it.
 
     Each lease is a new object with the next number, created conditionally: when two gateways find the last lease
-    expired, only one creates the next.
+    expired, only one creates the next. If the lease expires within the block, because the store or this process stood
+    still, the block is cancelled, and DependencyUnavailable is raised: another gateway may own the prefix by then.
     """
-    key = await _acquire(files, prefix, clock)
-    renewal = asyncio.create_task(_renew(files, key, clock), name="lease-renewal")
+    key, expires_at = await _acquire(files, prefix, clock)
     try:
-        yield
+        async with asyncio.timeout(None) as owned:
+            renewal = asyncio.create_task(_renew(files, key, expires_at, clock), name="lease-renewal")
+
+            def expire(_ended: asyncio.Task[None]) -> None:
+                owned.reschedule(asyncio.get_running_loop().time())  # cancels the block
+
+            renewal.add_done_callback(expire)
+            try:
+                yield
+            finally:
+                renewal.remove_done_callback(expire)
+                renewal.cancel()
+                await asyncio.gather(renewal, return_exceptions=True)
+    except TimeoutError as error:
+        if owned.expired():
+            raise DependencyUnavailable(f"the lease {key} expired before its work was done") from error
+        raise
     finally:
-        renewal.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await renewal
-        try:
-            await asyncio.shield(_release(files, key))
-        except DependencyUnavailable as error:
-            log.warning("lease release failed; the lease expires", extra={"error": repr(error)})
+        if not owned.expired():
+            try:
+                await asyncio.shield(_release(files, key))
+            except DependencyUnavailable as error:
+                log.warning("lease release failed; the lease expires", extra={"error": repr(error)})
 
 
-async def _acquire(files: FileStore, prefix: str, clock: Callable[[], float]) -> str:
+async def _acquire(files: FileStore, prefix: str, clock: Callable[[], float]) -> tuple[str, float]:
+    """Create the next lease; return its key and when it expires. Raises Problem (423)."""
     last, number = "", 0
     async for found in files.list(prefix):
         last = found.key
@@ -121,16 +136,23 @@ async def _acquire(files: FileStore, prefix: str, clock: Callable[[], float]) ->
             if float(await files.get(last, limit=64)) > clock():
                 raise busy()
     key = f"{prefix}{number + 1:06d}"
-    if not await files.create(key, _expiry(clock() + LEASE_S), content_type="text/plain"):
+    expires_at = clock() + LEASE_S
+    if not await files.create(key, _expiry(expires_at), content_type="text/plain"):
         raise busy()
-    return key
+    return key, expires_at
 
 
-async def _renew(files: FileStore, key: str, clock: Callable[[], float]) -> None:
-    while True:
-        await asyncio.sleep(_RENEW_EVERY_S)
-        with contextlib.suppress(DependencyUnavailable):
-            await files.put(key, _expiry(clock() + LEASE_S), content_type="text/plain")
+async def _renew(files: FileStore, key: str, expires_at: float, clock: Callable[[], float]) -> None:
+    """Renew the lease until cancelled; return when it has expired."""
+    while (left := expires_at - clock()) > 0:
+        await asyncio.sleep(min(_RENEW_EVERY_S, left))
+        if (renewed_at := clock()) >= expires_at:
+            break
+        with contextlib.suppress(DependencyUnavailable, TimeoutError):
+            async with asyncio.timeout(expires_at - renewed_at):
+                await files.put(key, _expiry(renewed_at + LEASE_S), content_type="text/plain")
+            expires_at = renewed_at + LEASE_S
+    log.warning("lease expired; cancelling its work", extra={"lease": key})
 
 
 async def _release(files: FileStore, key: str) -> None:
