@@ -184,8 +184,7 @@ async def _once(
 ) -> Emit | Skip | Reject:
     source: ObjectRef = once.input(event)
     parameters: Mapping[str, JsonValue] = once.parameters(event, tools)
-    digest = parameters_hash(parameters)
-    key = result_key(event.owner, source.sha256, stage.name, stage.version, digest)
+    key = _key_of(stage, event, source, parameters)
     found = await services.results.find(key, once.result, event)
     if found is not None:
         await _check_input(services, source)
@@ -197,6 +196,9 @@ async def _once(
     if not isinstance(answer, StageResult):
         return answer
     await services.hook("after-object", record)
+    # A model that was unavailable before may have been loaded meanwhile: the result is named by what computed it.
+    parameters = once.parameters(event, tools)
+    key = _key_of(stage, event, source, parameters)
     lineage = Lineage(
         input_sha256=source.sha256,
         stage=stage.name,
@@ -204,7 +206,7 @@ async def _once(
         code_version=services.code_version,
         models=answer.models(),
         parameters=dict(parameters),
-        parameters_hash=digest,
+        parameters_hash=parameters_hash(parameters),
         duration_ms=tally.computed_ms,
         event_id=record.header("ce_id") or event.id,  # a structured event has no headers
         trace_id=trace_id(record.header("traceparent")),
@@ -213,6 +215,10 @@ async def _once(
     await _add_reference(once, services, event, answer)
     ref = await services.results.save(key, answer, lineage)
     return once.announce(event, answer, Announcement(_report(stage, services, tally, ref), ref))
+
+
+def _key_of(stage: Stage[Any, Any, Any], event: Event, source: ObjectRef, parameters: Mapping[str, JsonValue]) -> str:
+    return result_key(event.owner, source.sha256, stage.name, stage.version, parameters_hash(parameters))
 
 
 async def _check_input(services: Services, source: ObjectRef) -> None:

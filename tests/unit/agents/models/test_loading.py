@@ -1,0 +1,85 @@
+"""Loading of models: a failed load is repeated while the stage skips."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agents.models import loading as module
+from agents.models.loading import Loaded, loading
+from agents.models.weights import Unavailable
+from streams.settings import Settings
+from streams.stage import Resources
+from streams.telemetry.health_board import HealthBoard
+
+STAGE = "embedder"
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+
+
+def resources() -> Resources:
+    """Return resources of which only the health board is used."""
+    files: Any = None
+    return Resources(Settings(), files, HealthBoard())
+
+
+def failing(*errors: Exception) -> Callable[[], str]:
+    """Return a builder that raises these errors, one per call, and then returns a model."""
+    left = list(errors)
+
+    def build() -> str:
+        if left:
+            raise left.pop(0)
+        return "model"
+
+    return build
+
+
+async def until(loaded: Loaded[str], condition: Callable[[Loaded[str]], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition(loaded):
+            await asyncio.sleep(0.001)
+
+
+async def test_a_model_that_becomes_available_is_used_without_a_restart() -> None:
+    """Meanwhile the stage skips with the reason and health is degraded; afterwards it is ok."""
+    lent = resources()
+    build = failing(Unavailable("no network"), Unavailable("still no network"))
+    async with loading(STAGE, "clip", build, lent, required=False) as loaded:
+        assert (loaded.model, loaded.reason) == (None, "clip is unavailable: no network")
+        assert loaded.skips(1)[0].message == "clip is unavailable."
+        assert lent.health.degraded() == loaded.reason
+        await until(loaded, lambda one: one.model == "model")
+        assert lent.health.degraded() is None
+
+
+async def test_settings_places_and_urls_are_for_operators() -> None:
+    """Health has the whole reason; the skip, which clients see, names at most the missing file."""
+    lent = resources()
+    why = "no ViT-B-32.pt in models.dir; download from https://weights.example.org failed (DARKROOM_MODELS__DOWNLOAD)"
+    async with loading(STAGE, "clip", failing(Unavailable(why, file="ViT-B-32.pt")), lent, required=False) as loaded:
+        assert why in (lent.health.degraded() or "")
+        assert loaded.skips(1)[0].message == "clip is unavailable: ViT-B-32.pt is missing."
+
+
+async def test_a_load_that_fails_in_another_way_is_repeated_too() -> None:
+    """A damaged file and a wrong answer, which would end a starting process, keep a running stage skipping."""
+    lent = resources()
+    build = failing(Unavailable("no network"), OSError("damaged"), ValueError("wrong answer"))
+    async with loading(STAGE, "clip", build, lent, required=False) as loaded:
+        await until(loaded, lambda one: one.model == "model")
+    assert lent.health.snapshot()[STAGE]["state"] == "ok"
+
+
+async def test_what_a_model_works_without_is_reported() -> None:
+    """A model without one of its engines is used, and health is degraded."""
+    lent = resources()
+    async with loading(STAGE, "ocr", failing(), lent, required=False, lacks=lambda _: "no easyocr") as loaded:
+        assert loaded.model == "model"
+        assert lent.health.degraded() == "no easyocr"
