@@ -98,6 +98,7 @@ def check_url(url: str, policy: Policy) -> Target:
     if len(url) > URL_LIMIT or _UNPRINTABLE.search(url):
         raise UrlNotAllowed("the URL is too long, or contains spaces, control characters or backslashes")
     try:
+        url.encode()  # lone surrogates have no bytes
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
@@ -137,12 +138,22 @@ def _host(name: str, *, bracketed: bool) -> tuple[str, Address | None]:
     labels = name.split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise UrlNotAllowed("the URL names no valid host")
+    if name.startswith("xn--"):
+        _check_decodes(name)
     if _NUMERIC.fullmatch(labels[-1]):
         try:
             return name, IPv4Address(name)
         except ValueError as error:
             raise UrlNotAllowed("the host is an unusual spelling of an IPv4 address") from error
     return name, None
+
+
+def _check_decodes(name: str) -> None:
+    """Raise UrlNotAllowed for a host that httpx cannot decode: it decodes those that begin with an A-label."""
+    try:
+        idna.decode(name)
+    except UnicodeError as error:
+        raise UrlNotAllowed("the host is not an internationalised domain name") from error
 
 
 def embedded_ipv4(address: IPv6Address) -> tuple[IPv4Address, ...]:

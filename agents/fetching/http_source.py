@@ -38,6 +38,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 _REDIRECTS = (301, 302, 303, 307, 308)
 _RETRYABLE = (408, 425, 429)  # 4xx that are worth another try
 _NOT_FOUND = (404, 410)
+_UNREADABLE_LOCATION = "the source redirects to a URL that cannot be read"
+_BAD_LOCATION = "Invalid URL in location header"  # httpx's, which parses it also where it follows no redirects
 
 
 class SourceSettings(Group):
@@ -144,6 +146,8 @@ class HttpSource:
                 return await self._follow(url, spool)
         except (UrlNotAllowed, httpx.InvalidURL) as error:
             raise Refused(ErrorCode.URL_NOT_ALLOWED, str(error)) from error
+        except UnicodeError as error:  # a host or path that httpx, the resolver or TLS cannot encode
+            raise Refused(ErrorCode.URL_NOT_ALLOWED, "the URL cannot be read") from error
         except socket.gaierror as error:
             if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
                 raise Refused(ErrorCode.SOURCE_NOT_FOUND, "the URL's host does not exist") from error
@@ -153,6 +157,8 @@ class HttpSource:
         except httpx.TransportError as error:
             if _is_certificate_error(error):
                 raise Refused(ErrorCode.SOURCE_REFUSED, "the source's certificate is not valid") from error
+            if str(error).startswith(_BAD_LOCATION):
+                raise Refused(ErrorCode.URL_NOT_ALLOWED, _UNREADABLE_LOCATION) from error
             raise _unavailable(f"the connection to the source failed: {type(error).__name__}") from error
         except OSError as error:
             raise DependencyUnavailable(f"cannot write to the spool: {error.strerror or error}") from error
@@ -167,7 +173,7 @@ class HttpSource:
                 location = response.headers.get("location")
             if not location:
                 raise Refused(ErrorCode.SOURCE_REFUSED, "the source redirects without a Location header")
-            url = urljoin(target.url, location.strip().replace(" ", "%20"))
+            url = _redirected(target.url, location)
         raise Refused(ErrorCode.TOO_MANY_REDIRECTS, f"more than {self._settings.max_redirects} redirects")
 
     def _check_answer(self, response: httpx.Response) -> None:
@@ -234,9 +240,17 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         return float(value[:12])
     try:
         then = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, OverflowError, TypeError, IndexError):  # what the parser raises, by the text's fault
         return None
-    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
+
+
+def _redirected(url: str, location: str) -> str:
+    """Return the URL a Location header of a URL's answer names. Raises UrlNotAllowed."""
+    try:
+        return urljoin(url, location.strip().replace(" ", "%20"))
+    except ValueError as error:
+        raise UrlNotAllowed(_UNREADABLE_LOCATION) from error
 
 
 def _unavailable(message: str, after_s: float | None = None) -> Retryable:

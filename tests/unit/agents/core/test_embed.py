@@ -32,6 +32,16 @@ def test_preprocessing_equals_open_clips_for_any_shape(size: tuple[int, int], mo
     assert np.array_equal(prepare(image), theirs)
 
 
+@pytest.mark.parametrize("size", [(10_000, 1), (1, 9_999), (9_000, 4), (2, 4_001)])
+def test_a_thin_image_is_prepared_from_its_middle(size: tuple[int, int]) -> None:
+    """A side thousands of times the other takes no memory for what the centre crop drops, and gives the same input."""
+    pixels = np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    middle = [(side - part) // 2 for side, part in zip(size, np.minimum(size, 400), strict=True)]
+    box = (*middle, *(side - start for side, start in zip(size, middle, strict=True)))
+    image = Image.fromarray(pixels)
+    assert np.array_equal(prepare(image), prepare(image.crop(box)))
+
+
 def test_vectors_have_unit_length() -> None:
     """Rows of any length become float32 of length one, in the same direction."""
     unit = normalise(np.array([[3.0, 4.0], [0.1, 0.0]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -130,6 +131,8 @@ def test_one_forbidden_address_refuses_the_host() -> None:
         ("http://[2600:0:0::1]:8080/", "http://[2600::1]:8080/"),
         ("http://my_bucket.example.com/", "http://my_bucket.example.com/"),
         ("http://1.example/", "http://1.example/"),
+        ("http://XN--bcher-kva.example/", "http://xn--bcher-kva.example/"),
+        ("http://cdn.xn--a.example/", "http://cdn.xn--a.example/"),
     ],
 )
 def test_gives_a_url_its_normal_form(url: str, normal: str) -> None:
@@ -151,7 +154,8 @@ def test_gives_a_url_its_normal_form(url: str, normal: str) -> None:
         "http://①②⑦.⓪.⓪.①/", "http://[::1]/", "http://[::ffff:7f00:1]/", "http://[fe80::1%25eth0]/", "http://[::1/",
         "http://[1.2.3.4]/", "http://[v1.x]/", "http://[::1]x/", "http://-a.example/", "http://a..example/",
         "http://" + "a" * 64 + ".example/", "http://" + "a." * 127 + "a/", "http://example.com/" + "a" * 5000,
-        "http://256.256.256.256/", "http://xn--/",
+        "http://256.256.256.256/", "http://xn--/", "http://xn--a.example/", "http://XN--A.example/", "http://\ud800.example/",
+        "http://example.com/\udfff",
     ],
 )  # fmt: skip
 def test_refuses_ambiguous_urls(url: str) -> None:
@@ -178,3 +182,13 @@ def test_any_text_gives_a_url_or_a_refusal(text: str, start: str) -> None:
         return
     assert target.host.isascii()
     assert check_url(target.url, STRICT) == target
+
+
+@given(st.from_regex(r"(?:[a-z]{1,3}\.)?xn--[a-z0-9-]{0,12}\.example", fullmatch=True))
+def test_a_host_with_an_encoded_label_is_refused_or_readable_by_the_client(host: str) -> None:
+    """A host that passes can be read by the HTTP client, which decodes internationalised names."""
+    try:
+        target = check_url(f"http://{host}/", STRICT)
+    except UrlNotAllowed:
+        return
+    assert httpx.URL(target.url).host
