@@ -162,6 +162,24 @@ async def test_a_web_page_cannot_use_an_open_gateway(store: FileStore, base: str
         assert not gateway.sink.sent
 
 
+PUBLIC = ("/metrics", "/docs", "/openapi.json", "/api/v1/health", "/health/live", "/health/ready")
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+async def test_a_web_page_cannot_read_what_is_public_on_an_open_gateway(store: FileStore, path: str) -> None:
+    """Metrics, documentation and health of an open gateway are for this machine only, of a closed one for anyone."""
+    async with authenticated_gateway(store) as gateway:
+        for base, headers in PAGES.values():
+            answer = await gateway.client.get(base + path, headers={**headers, "Sec-Fetch-Mode": "cors"})
+            refused(answer, 403, "forbidden")
+        for base in (HERE, "http://localhost:8080"):
+            assert (await gateway.client.get(base + path)).status_code == 200
+        linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert (await gateway.client.get(HERE + path, headers=linked)).status_code == 200
+    async with authenticated_gateway(store, trusting(SHARED), host="0.0.0.0") as gateway:
+        assert (await gateway.client.get(f"http://images.example{path}")).status_code == 200
+
+
 @pytest.mark.parametrize("base", [HERE, "http://localhost:8080", "http://[::1]:8080"])
 async def test_programs_and_pages_of_this_machine_use_an_open_gateway(store: FileStore, base: str) -> None:
     """A program of this machine, and the gateway's own page, need no credentials."""
