@@ -5,23 +5,27 @@ a body that was already answered, or longer than `read_s` to read its answer. Th
 
 A client that is still sending when it is refused gets `head_s` or `_LINGER_BYTES` more bytes to read the answer:
 closing at once would reset the connection, and the answer could be lost.
+
+Requests whose length is ambiguous are refused (streams.process.request_framing).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import h11
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from schemas.http.problems import ProblemBody, ProblemCode
+from streams.process.request_framing import StrictConnection
 from streams.settings import Group
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,14 @@ log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 5
 _LINGER_BYTES = 8 << 20  # about what buffers on both sides contain
 _MEDIA_TYPE = "application/problem+json"
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text))
+
+
+Network = Annotated[str, AfterValidator(_network)]
+"""An IP address or a network in CIDR notation."""
 
 
 class ServerSettings(Group):
@@ -44,6 +56,11 @@ class ServerSettings(Group):
     max_connections: int = Field(4096, ge=1, description="concurrent connections; further requests are answered 503")
     max_head_bytes: int = Field(32_768, ge=4096, description="bytes of a request's line and headers")
     max_headers: int = Field(100, ge=20, description="headers of a request")
+    trusted_proxies: tuple[Network, ...] = Field(
+        (),
+        description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are read, as a JSON "
+        "list; those of other clients are ignored",
+    )
 
 
 class _Transport:
@@ -78,6 +95,7 @@ class BoundedProtocol(H11Protocol):
 
     settings = ServerSettings()
     transport: Any
+    conn: StrictConnection
 
     def __init__(
         self,
@@ -87,6 +105,7 @@ class BoundedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = StrictConnection(self.settings.max_head_bytes)
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -148,8 +167,8 @@ class BoundedProtocol(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 to bytes that are not an HTTP request, or whose head is too long."""
-        body = _problem(ProblemCode.BAD_REQUEST, 400, "The request cannot be read", msg)
+        """Answer 400 to bytes that are not an HTTP request, whose head is too long, or whose length is ambiguous."""
+        body = _problem(ProblemCode.BAD_REQUEST, 400, "The request cannot be read", self.conn.refusal or msg)
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.close()  # an answer is already in progress
             return
@@ -163,7 +182,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
     def _still_sends(self) -> bool:
-        return self.conn.their_state in {h11.SEND_BODY, h11.ERROR}
+        return self.conn.refusal is not None or self.conn.their_state in {h11.SEND_BODY, h11.ERROR}
 
     def _linger(self) -> None:
         self._linger_timer = self.loop.call_later(self.settings.head_s, self.transport.abort)

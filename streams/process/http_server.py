@@ -60,6 +60,9 @@ async def serving(app: ASGIApp, host: str, port: int, settings: ServerSettings |
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=settings.max_head_bytes,
         server_header=False,
+        # uvicorn's default trusts the headers of every client on 127.0.0.1.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]

@@ -260,13 +260,51 @@ async def test_an_incomplete_upload_stores_nothing(gateway: SocketGateway) -> No
     await gateway.check_unaffected()
 
 
-async def test_a_length_with_chunks_is_one_request(gateway: SocketGateway) -> None:
-    """Content-Length with chunked encoding is one request, ended by its last chunk, without a second one inside."""
+WHOLE = chunk(OPENING + JPEG + CLOSING) + b"0\r\n\r\n"
+HEALTH = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+AMBIGUOUS = {
+    "length, then chunks": head(b"Content-Length: 4", b"Transfer-Encoding: chunked") + WHOLE,
+    "chunks, then length": head(b"Transfer-Encoding: chunked", b"content-length: 400") + WHOLE,
+    "chunks in HTTP/1.0": head(b"Transfer-Encoding: chunked").replace(b"HTTP/1.1", b"HTTP/1.0") + WHOLE,
+    "two codings": head(b"Transfer-Encoding: chunked, identity") + WHOLE,
+    "a folded coding": head(b"Transfer-Encoding:\r\n chunked") + WHOLE,
+    "a folded header": head(b"X: a\r\n\tTransfer-Encoding: chunked", b"Content-Length: 4") + WHOLE,
+    "a fold after the request line": b"GET /health/live HTTP/1.1\r\n X: y\r\nHost: x\r\n\r\n",
+    "a bare line feed": head(b"X: a\nTransfer-Encoding: chunked") + WHOLE,
+    "a bare line feed after the request line": HEALTH.replace(b"1.1\r\n", b"1.1\n"),
+    "a bare line feed at the end": HEALTH[:-2] + b"\n",
+    "bare line feeds only": HEALTH.replace(b"\r\n", b"\n"),
+    "a bare carriage return": head(b"X: a\rTransfer-Encoding: chunked") + WHOLE,
+}
+
+
+@pytest.mark.parametrize("request_", AMBIGUOUS.values(), ids=AMBIGUOUS)
+@pytest.mark.parametrize("first", [b"", HEALTH], ids=["first", "second"])
+async def test_a_request_of_ambiguous_length_is_refused(first: bytes, request_: bytes, gateway: SocketGateway) -> None:
+    """What a proxy may read as another request gets 400 and ends its connection, also after a good one (RFC 9112)."""
     line = await gateway.connect()
-    body = chunk(OPENING + b"no image at all, by its first bytes" + CLOSING) + b"0\r\n\r\n"
-    await line.send(head(b"Content-Length: 4", b"Transfer-Encoding: chunked") + body)
-    status, _, _ = await line.answer()
-    assert status in (400, 415)
+    if first:
+        await line.send(first)
+        assert (await line.answer())[0] == 200
+    await line.send(request_ + HEALTH)
+    reply = await line.rest()
+    assert reply.startswith(b"HTTP/1.1 400"), reply
+    assert b"connection: close" in reply.lower()
+    assert reply.count(b"HTTP/1.1 ") == 1
+    assert code_of(reply.partition(b"\r\n\r\n")[2]) == "bad-request"
+    await gateway.check_unaffected()
+
+
+async def test_a_head_may_arrive_bytewise_with_the_next_one(gateway: SocketGateway) -> None:
+    """A head that arrives byte by byte is accepted, and so are two requests at once, and line feeds in a body."""
+    line = await gateway.connect()
+    for byte in bytewise(HEALTH):
+        await line.send(byte)
+    assert (await line.answer())[0] == 200
+    await line.send(HEALTH + HEALTH)
+    assert [(await line.answer())[0] for _ in range(2)] == [200, 200]
+    await line.send(head(b"Content-Length: 9", path="/api/v1/images/fetch", kind=b"text/plain") + b"\n \n\t\n\n\r\n\n")
+    assert (await line.answer())[0] == 415
     line.writer.close()
     await gateway.check_unaffected()
 

@@ -102,6 +102,9 @@ async def test_unknown_parameters_are_named(client: httpx.AsyncClient) -> None:
     problem = refused(answer, 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["Q", "limt"]
     assert "limit" in problem.detail
+    assert problem.detail.startswith("Unknown parameter `Q`. Allowed: ")
+    without = refused(await client.get("/api/v1/usage", params={"owner": "x"}), 400, "unknown-field")
+    assert without.detail == "Unknown parameter `owner`. No parameters are allowed here."
     assert (await client.get("/health/live", params={"nocache": "1"})).status_code == 200
 
 
