@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,6 +26,34 @@ class KafkaSettings(Group):
     replication: int = Field(1, ge=1, description="replication factor of created topics (3 in production)")
     min_insync: int = Field(1, ge=1, description="min.insync.replicas of created topics (2 in production)")
     request_timeout_s: float = Field(30.0, gt=0, description="seconds a produce or admin request may take")
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="TLS (ssl) and authentication (sasl) of every connection to the brokers"
+    )
+    ca_file: Path | None = Field(
+        None, description="PEM file of the CAs that sign the brokers' certificates; empty = those of the system"
+    )
+    client_cert_file: Path | None = Field(None, description="PEM file of the client's certificate and its chain (mTLS)")
+    client_key_file: Path | None = Field(None, description="PEM file of the private key of the client's certificate")
+    client_key_password: SecretStr | None = Field(None, description="password of the private key, if it is encrypted")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
+        None, description="how the brokers authenticate clients, with sasl_ssl and sasl_plaintext"
+    )
+    username: str | None = Field(None, description="user of PLAIN and SCRAM")
+    password: SecretStr | None = Field(None, description="password of PLAIN and SCRAM")
+    password_without_tls: bool = Field(
+        False, description="allow PLAIN and OAUTHBEARER, which send a secret, without TLS to another machine"
+    )
+    oauth_token_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s?#@]+(/[^\s#]*)?$",
+        description="token endpoint of OAUTHBEARER (OAuth 2.0 client credentials, RFC 6749 section 4.4)",
+    )
+    oauth_client_id: str | None = Field(None, description="client id at the token endpoint")
+    oauth_client_secret: SecretStr | None = Field(None, description="client secret at the token endpoint")
+    oauth_scope: str | None = Field(None, description="scope that is requested from the token endpoint")
+    oauth_ca_file: Path | None = Field(
+        None, description="PEM file of the CAs of the token endpoint; empty = those of the system"
+    )
 
     def topic(self, name: str) -> str:
         """Return a logical topic's name on the broker."""
@@ -132,6 +161,15 @@ class ModelsSettings(Group):
     threads: int = Field(0, ge=0, description="CPU threads one model may use; 0 = all cores")
 
 
+class SandboxSettings(Group):
+    """How the children that decode clients' images are confined."""
+
+    require: bool = Field(
+        False,
+        description="refuse to start where the system lacks a part of the confinement, such as Landlock or seccomp",
+    )
+
+
 class LaneSettings(Group):
     """How many images of the bulk lane are in the pipeline, next to interactive ones."""
 
@@ -173,5 +211,6 @@ class Settings(BaseSettings):
     limit: LimitSettings = LimitSettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelsSettings = ModelsSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     lanes: LaneSettings = LaneSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -10,31 +10,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from agents.core.golden_image import GOLDEN_PNG
 from schemas.events.facts import ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
 from schemas.http.history import LineageKind
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Malformed, ObjectGone, Retryable
+from streams.errors import EngineFailed, Malformed, NotReady, ObjectGone, Retryable
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
-from streams.sandbox.pool import (
-    Limits,
-    Sandbox,
+from streams.sandbox.child_process import Limits
+from streams.sandbox.errors import (
     SandboxCrashed,
+    SandboxFailed,
     SandboxMemory,
+    SandboxNotContained,
     SandboxRefused,
     SandboxTimeout,
     SandboxUnavailable,
 )
+from streams.sandbox.pool import Sandbox
 from streams.stage import Announcement, Deployment, Emit, Once, Outcome, Reject, Resources, Stage, StageSettings
+from streams.telemetry.health_board import Condition
 
 Arrival = ImageUploaded | ImageFetched
 
@@ -82,9 +86,17 @@ class Tools:
 
 @asynccontextmanager
 async def open_tools(settings: SanitizerSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Start the decoding children."""
+    """Start the decoding children. Raises NotReady if the system lacks a required part of their confinement."""
     limits = Limits(memory_mb=settings.decode_memory_mb, cpu_s=settings.decode_cpu_s, wall_s=settings.decode_wall_s)
-    async with Sandbox(_CHILD, workers=settings.concurrency, limits=limits) as sandbox:
+    require = resources.settings.sandbox.require
+    async with AsyncExitStack() as stack:
+        try:
+            sandbox = await stack.enter_async_context(
+                Sandbox(_CHILD, workers=settings.concurrency, limits=limits, require=require)
+            )
+        except SandboxNotContained as error:
+            raise NotReady(str(error)) from error
+        resources.health.say("sandbox", Condition.OK, sandbox.confinement())
         yield Tools(resources.files, sandbox, settings)
 
 
@@ -103,6 +115,8 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
         return Reject(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than the limit.")
     except SandboxCrashed:
         return Reject(ErrorCode.DECODER_CRASHED, "The image makes its decoder crash.")
+    except SandboxFailed as error:
+        raise EngineFailed(f"the decoder raised an error: {error}") from error
     except SandboxUnavailable as error:
         raise Retryable(str(error)) from error
     extension = str(facts["extension"])
@@ -123,6 +137,12 @@ async def _read(original: ObjectRef, tools: Tools) -> bytes:
             f"the original {original.key} has other bytes than its event says", code=ErrorCode.OBJECT_CHANGED
         )
     return data
+
+
+async def probe(tools: Tools) -> None:
+    """Decode an image of the stage's own and write to the object store; raise what fails."""
+    await tools.sandbox.run(tools.limits(), GOLDEN_PNG, tries=TRIES)
+    await tools.files.check()
 
 
 def _parameters(_: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
@@ -160,6 +180,8 @@ STAGE: Stage[Arrival, Tools, SanitizedImage] = Stage(
         announce=_announce,
         yields=lambda image: image.master,
     ),
+    probe=probe,
     lineage=LineageKind.MASTER,
-    deployment=Deployment(memory_limit="2Gi", lag_per_replica=150),
+    # Two children at their limit, and in this process an original and a master for each.
+    deployment=Deployment(memory_limit="5Gi", lag_per_replica=150),
 )

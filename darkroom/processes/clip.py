@@ -17,17 +17,19 @@ from pydantic import JsonValue
 
 from gateway.protocols import ModelUnavailable, Undecodable
 from schemas.values import ErrorCode, ModelRef
-from streams.errors import DependencyUnavailable
-from streams.sandbox.pool import (
-    Limits,
-    Sandbox,
+from streams.concurrency.backoff import Backoff
+from streams.errors import DependencyUnavailable, NotReady
+from streams.sandbox.child_process import Limits
+from streams.sandbox.errors import (
     SandboxError,
     SandboxFailed,
     SandboxMemory,
+    SandboxNotContained,
     SandboxRefused,
     SandboxTimeout,
     SandboxUnavailable,
 )
+from streams.sandbox.pool import Sandbox
 from streams.settings import ModelsSettings
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 CHILD = Limits(memory_mb=1024, cpu_s=10, wall_s=15)
+RETRY_S, MAX_RETRY_S = 5.0, 300.0  # after a failed load: the first pause, doubled up to the second
 TRIES = 2  # sandbox children per image, if the first exits without a result
 QUERY_IMAGE: dict[str, JsonValue] = {
     "max_bytes": 10_000_000,
@@ -50,12 +53,23 @@ T = TypeVar("T")
 class Decoder:
     """Decodes untrusted images in sandboxed child processes, started on first use."""
 
-    def __init__(self, *, workers: int, max_bytes: int) -> None:
-        self._sandbox = Sandbox("agents.core.sanitize:sanitize_in_child", workers=workers, limits=CHILD)
+    def __init__(self, *, workers: int, max_bytes: int, require_sandbox: bool = False) -> None:
+        self._sandbox = Sandbox(
+            "agents.core.sanitize:sanitize_in_child", workers=workers, limits=CHILD, require=require_sandbox
+        )
         self._limits = {**QUERY_IMAGE, "max_bytes": max_bytes}
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
         self._opening = asyncio.Lock()
         self._open = False
+
+    async def start(self) -> None:
+        """Start the children now. Raises NotReady if the system cannot confine them, and DependencyUnavailable."""
+        try:
+            await self._opened()
+        except SandboxNotContained as error:
+            raise NotReady(str(error)) from error
+        except SandboxUnavailable as error:
+            raise DependencyUnavailable(str(error)) from error
 
     async def prepare(self, data: bytes) -> Floats:
         """Return an image as CLIP's input. Raises Undecodable; DependencyUnavailable if no child can be started."""
@@ -81,17 +95,21 @@ class Decoder:
 
 
 class ImageTower:
-    """CLIP's image tower, loaded on first use, in its own thread."""
+    """CLIP's image tower, loaded on first use, in its own thread. A failed load is repeated by a later use."""
 
     def __init__(self, settings: ModelsSettings, weights: str | None = None) -> None:
         self._settings = settings
         self._weights = weights
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="image-tower")
         self._loading: asyncio.Task[ClipEncoder] | None = None
+        self._backoff = Backoff(RETRY_S, MAX_RETRY_S)
+        self._reason = ""  # of the last failure
 
     async def encoder(self) -> ClipEncoder:
         """Return the encoder. Raises ModelUnavailable. Cancelling a caller does not cancel the loading."""
         if self._loading is None:
+            if not self._backoff.is_due():
+                raise ModelUnavailable(self._reason)
             self._loading = asyncio.create_task(self._loaded())
         return await asyncio.shield(self._loading)
 
@@ -110,8 +128,10 @@ class ImageTower:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._load)
         except Exception as error:
-            log.warning("CLIP image encoder unavailable", reason=repr(error))
-            raise ModelUnavailable(_reason(error)) from error
+            self._loading, self._reason = None, _reason(error)
+            retry_in_s = self._backoff.failed()
+            log.warning("CLIP image encoder unavailable", reason=repr(error), retry_in_s=retry_in_s)
+            raise ModelUnavailable(self._reason) from error
 
     def _load(self) -> ClipEncoder:
         # Imported on first use: a query process without weights never imports torch.
@@ -123,10 +143,12 @@ class ImageTower:
 class QueryEncoder:
     """CLIP for queries, loaded in the background: until then search uses text and labels only."""
 
-    def __init__(self, settings: ModelsSettings, tower: ImageTower) -> None:
+    def __init__(self, settings: ModelsSettings, tower: ImageTower, *, require_sandbox: bool = False) -> None:
         self._settings = settings
         self._tower = tower
-        self._decoder = Decoder(workers=1, max_bytes=int(str(QUERY_IMAGE["max_bytes"])))
+        self._decoder = Decoder(
+            workers=1, max_bytes=int(str(QUERY_IMAGE["max_bytes"])), require_sandbox=require_sandbox
+        )
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="meaning")
         self._text: ClipTextEncoder | None = None
         self._reason = "the model is loading"
@@ -135,13 +157,20 @@ class QueryEncoder:
         """See gateway.protocols.TextEncoder."""
         return (True, "CLIP is loaded") if self._text is not None else (False, self._reason)
 
+    async def start_decoder(self) -> None:
+        """Start the children that decode images to search by, instead of on first use. Raises NotReady."""
+        await self._decoder.start()
+
     async def load(self) -> None:
-        """Load the text tower; on failure keep the reason for the health report."""
-        try:
-            self._text = await self._do(self._load_text)
-        except Exception as error:  # search continues without it, and health reports the reason
-            self._reason = _reason(error)
-            log.warning("search by meaning unavailable", reason=repr(error))
+        """Load the text tower; after a failure keep the reason for the health report, and try again after a pause."""
+        backoff = Backoff(RETRY_S, MAX_RETRY_S)
+        while self._text is None:
+            try:
+                self._text = await self._do(self._load_text)
+            except Exception as error:  # search continues without it, and health reports the reason
+                self._reason, retry_in_s = _reason(error), backoff.failed()
+                log.warning("search by meaning unavailable", reason=repr(error), retry_in_s=retry_in_s)
+                await asyncio.sleep(retry_in_s)
 
     async def encode_text(self, text: str) -> list[float]:
         """See gateway.protocols.TextEncoder."""
@@ -178,9 +207,9 @@ class QueryEncoder:
 class ClipFeatures:
     """CLIP for the feature API. See gateway.protocols.FeatureEncoder."""
 
-    def __init__(self, tower: ImageTower, *, decoders: int, max_bytes: int) -> None:
+    def __init__(self, tower: ImageTower, *, decoders: int, max_bytes: int, require_sandbox: bool = False) -> None:
         self._tower = tower
-        self._decoder = Decoder(workers=decoders, max_bytes=max_bytes)
+        self._decoder = Decoder(workers=decoders, max_bytes=max_bytes, require_sandbox=require_sandbox)
 
     async def model(self) -> ModelRef:
         """See gateway.protocols.FeatureEncoder."""
@@ -211,11 +240,15 @@ async def open_tower(settings: ModelsSettings, weights: str | None = None) -> As
 
 
 @asynccontextmanager
-async def open_encoder(settings: ModelsSettings, tower: ImageTower) -> AsyncIterator[QueryEncoder]:
-    """Open the query encoder; it loads in the background."""
-    encoder = QueryEncoder(settings, tower)
+async def open_encoder(
+    settings: ModelsSettings, tower: ImageTower, *, require_sandbox: bool = False
+) -> AsyncIterator[QueryEncoder]:
+    """Open the query encoder; it loads in the background. With `require_sandbox`, raises NotReady if it is missing."""
+    encoder = QueryEncoder(settings, tower, require_sandbox=require_sandbox)
     loading = asyncio.create_task(encoder.load())
     try:
+        if require_sandbox:
+            await encoder.start_decoder()
         yield encoder
     finally:
         loading.cancel()
@@ -223,9 +256,11 @@ async def open_encoder(settings: ModelsSettings, tower: ImageTower) -> AsyncIter
 
 
 @asynccontextmanager
-async def open_features(tower: ImageTower, *, decoders: int, max_bytes: int) -> AsyncIterator[ClipFeatures]:
+async def open_features(
+    tower: ImageTower, *, decoders: int, max_bytes: int, require_sandbox: bool = False
+) -> AsyncIterator[ClipFeatures]:
     """Open the encoder of the feature API."""
-    features = ClipFeatures(tower, decoders=decoders, max_bytes=max_bytes)
+    features = ClipFeatures(tower, decoders=decoders, max_bytes=max_bytes, require_sandbox=require_sandbox)
     try:
         yield features
     finally:

@@ -45,7 +45,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.retries.dead_letter_listing import DeadLetterListing
 from streams.retries.dead_letters import DeadLetterStore
-from streams.settings import Settings
+from streams.settings import SandboxSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,9 @@ async def _answer(
         events = await stack.enter_async_context(gateway_events(settings))
         read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
         tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
-        encoder = await stack.enter_async_context(open_encoder(settings.models, tower))
+        encoder = await stack.enter_async_context(
+            open_encoder(settings.models, tower, require_sandbox=settings.sandbox.require)
+        )
         maintenance = Maintenance.of(reconciling, settings.kafka, files=files, read_model=read_model, deliverer=events)
         own_parts = {RECONCILER: maintenance.part} if with_indexer else {}
         ready = readiness(
@@ -105,7 +107,7 @@ async def _answer(
             live=await stack.enter_async_context(open_feed(settings.kafka, environment.live)),
             read_model=read_model,
             encoder=encoder,
-            features=await _features(stack, tower, environment.features),
+            features=await _features(stack, tower, environment.features, settings.sandbox),
             reconciling=maintenance,
             letters=DeadLetterListing(settings.kafka, DeadLetterStore(settings.kafka, files, events)),
             numbers=await stack.enter_async_context(
@@ -124,9 +126,13 @@ async def _answer(
         await serve_until_signal(make(own, components), environment, components.live)
 
 
-async def _features(stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings) -> Batching[Any]:
+async def _features(
+    stack: AsyncExitStack, tower: ImageTower, own: FeatureSettings, sandbox: SandboxSettings
+) -> Batching[Any]:
     """Open the feature API's encoder. The model loads and children start on first use."""
-    encoder = await stack.enter_async_context(open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes))
+    encoder = await stack.enter_async_context(
+        open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes, require_sandbox=sandbox.require)
+    )
     return await stack.enter_async_context(open_batching(encoder, own))
 
 

@@ -1,11 +1,12 @@
-"""The child process of streams.sandbox.pool: limits its own resources, then runs one function on each task it receives.
+"""The child process of streams.sandbox.pool: confines itself, then runs one function on each task it receives.
 
-Started as `python -m streams.sandbox.child module:function LIMITS`; the socket to the parent is its standard input.
+Resources are limited before the function is imported; files, system calls and privileges after that, since imports
+read files. Started as `python -m streams.sandbox.child module:function LIMITS`; the socket to the parent is its
+standard input.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import math
@@ -19,20 +20,20 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from streams.sandbox import kernel
+from streams.sandbox.containment import contain
+
 if TYPE_CHECKING:  # pydantic would slow the start
     from pydantic import JsonValue
 
 Function = Callable[[dict[str, "JsonValue"], bytes], "tuple[dict[str, JsonValue], list[bytes]]"]
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 _MESSAGE_LIMIT = 4000  # characters of a traceback's tail
 
 
 def bound(limits: dict[str, int]) -> None:
-    """Limit this process's resources and privileges. Called before any untrusted byte is read."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    """Limit this process's resources, and its life to its parent's. Called before any untrusted byte is read."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     memory = limits["memory_mb"] << 20
     # RLIMIT_DATA counts private writable memory (Linux >= 4.7); RLIMIT_AS would also count every mapped library.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
@@ -49,8 +50,9 @@ def frame_header(header: dict[str, JsonValue]) -> bytes:
 
 
 def serve(link: socket.socket, function: Function, cpu_s: int) -> None:
-    """Process tasks until the parent closes its socket."""
-    _send(link, {"status": "ready"})
+    """Process tasks until the parent closes its socket. The first frame names missing parts of the confinement."""
+    missing: list[JsonValue] = [*contain()]
+    _send(link, {"status": "ready", "missing": missing})
     while (task := _receive(link)) is not None:
         used = time.process_time()
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -99,7 +101,7 @@ def _exactly(link: socket.socket, size: int) -> bytes | None:
 
 
 def main() -> None:
-    """Limit this process, import the function, serve."""
+    """Limit this process, import the function, confine this process, serve."""
     name, limits = sys.argv[1], json.loads(sys.argv[2])
     link = socket.socket(fileno=os.dup(0))
     os.close(0)  # a decoder that reads standard input must not read from the socket

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,25 @@ from PIL import Image
 from pydantic import JsonValue, ValidationError
 
 from agents.stages import sanitizer
-from agents.stages.sanitizer import STAGE, SanitizerSettings, Tools, sanitize_image
+from agents.stages.sanitizer import STAGE, SanitizerSettings, Tools, probe, sanitize_image
 from schemas.events.facts import ImageSanitized
 from schemas.events.intake import ImageFetched
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
-from streams.errors import Malformed, ObjectGone, Retryable
-from streams.sandbox.pool import Limits, Sandbox
-from streams.stage import Announcement, Reject
+from streams.errors import EngineFailed, Malformed, NotReady, ObjectGone, Retryable
+from streams.object_store.factory import open_files
+from streams.sandbox.child_process import Limits
+from streams.sandbox.errors import SandboxFailed
+from streams.sandbox.pool import Sandbox
+from streams.settings import FilesSettings, Settings
+from streams.stage import Announcement, Reject, Resources
+from streams.telemetry.health_board import Condition, HealthBoard
 from tests.support.image_stages import REPORT, opened, uploaded
 from tests.unit.streams.sandbox import test_pool
 
 ONE = SanitizerSettings(concurrency=1)
+WITHOUT_LANDLOCK = "tests.unit.streams.sandbox.lacking:without_landlock"
 
 
 async def _rejected(tools: Tools, event: object) -> Reject:
@@ -142,9 +149,36 @@ def test_time_for_a_second_decode_is_required() -> None:
         SanitizerSettings(deadline_s=60, decode_wall_s=30)
 
 
+def test_children_at_their_memory_limit_fit_the_container() -> None:
+    """With the default settings the worst images are rejected by a child's limit, not by the container's."""
+    settings = SanitizerSettings()
+    worker = 300 << 20  # bytes of the process itself
+    largest = settings.concurrency * ((settings.decode_memory_mb << 20) + 2 * settings.max_bytes)
+    limit = STAGE.deployment.memory_limit
+    assert limit.endswith("Gi")
+    assert worker + largest <= int(limit.removesuffix("Gi")) << 30
+
+
 def misbehave(_: dict[str, JsonValue], data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
     """Decode as the image's bytes demand: an attacker-controlled decoder."""
     return test_pool.misbehave({"do": data.decode()}, b"")
+
+
+def fail(_arguments: dict[str, JsonValue], _data: bytes) -> tuple[dict[str, JsonValue], list[bytes]]:
+    """Decode nothing."""
+    raise KeyError("a codec's bug")
+
+
+async def test_a_decoder_s_own_error_fails_the_image(tmp_path: Path) -> None:
+    """An error the decoder does not expect fails the image with a code, and the stage's own image shows it as well."""
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        await probe(tools)
+        async with Sandbox(f"{__name__}:fail") as sandbox:
+            broken = replace(tools, sandbox=sandbox)
+            with pytest.raises(EngineFailed, match="a codec's bug"):
+                await sanitize_image(await uploaded(files, b"x"), broken)
+            with pytest.raises(SandboxFailed):
+                await probe(broken)
 
 
 async def test_a_decompression_bomb_hits_the_childs_memory_limit(tmp_path: Path) -> None:
@@ -229,3 +263,25 @@ def test_the_parent_loads_no_decoder() -> None:
     program = f"import sys, {sanitizer.__name__}; print({{'PIL', 'numpy', 'pillow_heif'}} & set(sys.modules))"
     root = str(Path(__file__).parents[4])
     assert subprocess.check_output((sys.executable, "-c", program), cwd=root, text=True).strip() == "set()"
+
+
+async def test_health_shows_how_the_children_are_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that the system lacks is in the worker's health, which stays ok: images are processed."""
+    monkeypatch.setattr(sanitizer, "_CHILD", WITHOUT_LANDLOCK)
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        board = HealthBoard()
+        async with STAGE.open(ONE, Resources(Settings(), files, board)):
+            assert board.snapshot()["sandbox"]["detail"] == "not confined by Landlock (Operation not supported)"
+        assert board.condition() is Condition.OK
+
+
+async def test_a_required_confinement_that_is_missing_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With DARKROOM_SANDBOX__REQUIRE the agent does not start, and the message names the part and the remedy."""
+    monkeypatch.setattr(sanitizer, "_CHILD", WITHOUT_LANDLOCK)
+    monkeypatch.setenv("DARKROOM_SANDBOX__REQUIRE", "true")
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        with pytest.raises(NotReady, match=r"Landlock .*DARKROOM_SANDBOX__REQUIRE=false"):
+            async with STAGE.open(ONE, Resources(Settings(), files, HealthBoard())):
+                pass
