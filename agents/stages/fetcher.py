@@ -77,6 +77,14 @@ async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
     return Emit(((topics.FETCHED, fetched),))
 
 
+async def probe(tools: Tools) -> None:
+    """Write a spool file and to the object store; raise what fails. Whether a source answers is the input's part."""
+    with tempfile.NamedTemporaryFile(prefix="darkroom-fetch-") as spool:
+        spool.write(b"probe")
+        spool.flush()
+    await tools.files.check()
+
+
 STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
     name="fetcher",
     version="1",
@@ -85,6 +93,7 @@ STAGE: Stage[FetchRequested, Tools, FetchedOriginal] = Stage(
     settings=FetcherSettings,
     open=open_tools,
     process=fetch_image,
+    probe=probe,
     in_profile=False,  # an accepted fetch is always required, whatever the profile
     deployment=Deployment(cpu="100m", memory="256Mi", memory_limit="512Mi"),
 )

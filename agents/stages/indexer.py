@@ -92,6 +92,12 @@ async def _delete(event: DeletionRequested, tools: Tools) -> Emit | Skip:
     return Emit(((topics.OUTCOMES, gone),))
 
 
+async def probe(tools: Tools) -> None:
+    """Ask the read model and write to the object store; raise what fails."""
+    await tools.read_model.check()
+    await tools.files.check()
+
+
 STAGE: Stage[Event, Tools, StageResult] = Stage(
     name="indexer",
     version="1",
@@ -100,6 +106,7 @@ STAGE: Stage[Event, Tools, StageResult] = Stage(
     settings=IndexerSettings,
     open=open_tools,
     process=index,
+    probe=probe,
     in_profile=False,
     reports_failures=False,
     deployment=Deployment(cpu="200m", memory="256Mi", memory_limit="512Mi", lag_per_replica=1000, read_model=True),

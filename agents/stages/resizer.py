@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, JsonValue
 
+from agents.core.golden_image import GOLDEN_PNG
 from agents.core.resize import (
     LARGE_PIXELS,
     WEBP_EFFORT,
@@ -31,7 +32,7 @@ from schemas.stored.results import ResizedImage
 from schemas.values import RENDITION_SIDES, ErrorCode, ObjectRef, Rendition
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
-from streams.errors import Malformed, ObjectGone
+from streams.errors import Malformed, ObjectGone, engine_errors
 from streams.object_store.keys import image_key
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Announcement, Emit, Once, Resources, Stage, StageParameters, StageSettings, fact_fields
@@ -102,9 +103,11 @@ async def resize_image(event: ImageSanitized, tools: Tools) -> ResizedImage:
 
 async def _render(master: ObjectRef, sizes: set[Size], sides: tuple[int, ...], tools: Tools) -> dict[Size, bytes]:
     """Decode once, render every size; the largest first, as its encoding takes longest."""
-    image = await tools.work(open_master, await _read(master, tools), sides)
-    wanted = sorted(sizes, reverse=True)
-    return dict(zip(wanted, await asyncio.gather(*(tools.work(render, image, size) for size in wanted)), strict=True))
+    data, wanted = await _read(master, tools), sorted(sizes, reverse=True)
+    with engine_errors("resizer"):
+        image = await tools.work(open_master, data, sides)
+        bodies = await asyncio.gather(*(tools.work(render, image, size) for size in wanted))
+    return dict(zip(wanted, bodies, strict=True))
 
 
 async def _store(event: ImageSanitized, name: str, size: Size, body: bytes, files: FileStore) -> Rendition:
@@ -127,6 +130,13 @@ async def _read(master: ObjectRef, tools: Tools) -> bytes:
     if (await tools.work(hashlib.sha256, data)).hexdigest() != master.sha256:
         raise Malformed(f"the master {master.key} has other bytes than its event says", code=ErrorCode.OBJECT_CHANGED)
     return data
+
+
+async def probe(tools: Tools) -> None:
+    """Render an image of the stage's own and write to the object store; raise what fails."""
+    image = await tools.work(open_master, GOLDEN_PNG, tuple(tools.sides.values()))
+    await tools.work(render, image, image.size)
+    await tools.files.check()
 
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
@@ -153,5 +163,6 @@ STAGE: Stage[ImageSanitized, Tools, ResizedImage] = Stage(
     open=open_tools,
     process=resize_image,
     once=Once(ResizedImage, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+    probe=probe,
     lineage=LineageKind.VARIANT,
 )

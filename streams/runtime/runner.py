@@ -23,7 +23,15 @@ from schemas.events.envelope import Event, NotAnEvent, Outgoing, Record, decode,
 from schemas.values import ErrorCode, StageReport
 from streams.concurrency.batcher import Batcher
 from streams.concurrency.readers_writer_lock import ReadWriteLock
-from streams.errors import DependencyUnavailable, Malformed, ObjectGone, Retryable, Undeliverable, WorkerCrashed
+from streams.errors import (
+    DependencyUnavailable,
+    EngineFailed,
+    Malformed,
+    ObjectGone,
+    Retryable,
+    Undeliverable,
+    WorkerCrashed,
+)
 from streams.kafka.messages import outgoing
 from streams.retries.dead_letters import Failure, dead_letter, origin_of
 from streams.retries.retry_policy import (
@@ -41,6 +49,7 @@ from streams.runtime.execution import Answer, Services, Worked, perform, unless_
 from streams.runtime.object_references import refused_reference
 from streams.runtime.poison_events import Verdict
 from streams.runtime.profile_parameters import refused_parameters
+from streams.runtime.self_check import SelfCheck
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
 from streams.telemetry import metrics
 from streams.telemetry.tracing import Origin, child_of, origin_scope, trace_id
@@ -87,6 +96,7 @@ class Runner:
         self._open: dict[int, _Job] = {}
         self._draining = False
         self._gate = DependencyGate(services.breakers)
+        self._check = SelfCheck(stage, tools, settings, services.limit, services.halt)
         self._lock = ReadWriteLock()
         self._batcher: Batcher[Event, Answer] | None = None
         if stage.process_batch is not None:
@@ -170,11 +180,10 @@ class Runner:
             origin_scope(Origin(trace, *origin_of(record), record.timestamp_ms)),
         ):
             kind = await self._process(job)
-        if reason := self._services.limit.note(died=kind == "dead"):
-            self._services.halt(reason)
         metrics.EVENTS.labels(self._stage.name, kind).inc()
         metrics.STAGE_SECONDS.labels(self._stage.name).observe(time.monotonic() - job.taken_at)
         self._forget(job)
+        await self._check.note(record, died=kind == "dead")
 
     def _forget(self, job: _Job) -> None:
         self._open.pop(id(job), None)
@@ -304,6 +313,8 @@ class Runner:
                 code = error.code
             case Malformed():
                 code = error.code
+            case EngineFailed():
+                code = ErrorCode.ENGINE_FAILED
             case _:
                 code = ErrorCode.INTERNAL_ERROR
         first = record.header(FIRST_FAILURE_HEADER) or now()

@@ -25,7 +25,8 @@ async def test_a_broken_agent_is_paused_and_continues_when_resumed(kafka: LocalK
     """Most events stay in the topic; the pause has the reason; resuming loses no event."""
     log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
     try:
-        await log.send([message(uploaded(context={"act": "raise", "sleep_s": 0.05})) for _ in range(60)])
+        broken = {"act": "raise", "sleep_s": 0.05}
+        await log.send([message(uploaded(owner=f"owner-{n % 3}", context=broken)) for n in range(60)])
         await log.start()
         async with open_files(FilesSettings(directory=tmp_path)) as files:
             control = Control(files)
@@ -43,6 +44,24 @@ async def test_a_broken_agent_is_paused_and_continues_when_resumed(kafka: LocalK
         await log.stop()
         assert len(await log.records("sanitizer.dead")) == 60
         assert len(await log.records("image.facts")) == 61
+    finally:
+        await log.close()
+
+
+async def test_one_owner_s_events_never_pause_an_agent(kafka: LocalKafka, tmp_path: Path) -> None:
+    """All events of one owner become dead letters, far beyond the limit; the others' images are processed."""
+    log = await OnKafka(kafka.bootstrap, tmp_path, **QUICK).prepare()
+    try:
+        bad = [message(uploaded(owner="anna", context={"act": "raise"})) for _ in range(60)]
+        good = [message(uploaded(owner="ben")) for _ in range(20)]
+        await log.send([*bad[:30], *good[:10], *bad[30:], *good[10:]])
+        await log.start()
+        await log.until_idle()
+        async with open_files(FilesSettings(directory=tmp_path)) as files:
+            assert await Control(files).paused("sanitizer") is None
+        await log.stop()
+        assert len(await log.records("sanitizer.dead")) == 60
+        assert len(await log.records("image.facts")) == 80
     finally:
         await log.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 from schemas.events.envelope import Event, Outgoing
 from schemas.events.facts import StageSkipped
 from schemas.events.intake import ImageUploaded
-from schemas.values import ErrorCode, ObjectRef, StageReport, new_image_id
+from schemas.values import DEFAULT_OWNER, ErrorCode, ObjectRef, StageReport, new_image_id
 from streams import topics
 from streams.concurrency.circuit_breaker import Breakers
 from streams.kafka.messages import outgoing
@@ -33,7 +33,8 @@ SHA = "a" * 64
 
 def uploaded(image_id: str | None = None, **changes: Any) -> ImageUploaded:
     """Return an input event of the test stages."""
-    original = ObjectRef(bucket="darkroom", key="originals/default/aa/" + SHA, sha256=SHA, size=3)
+    owner = changes.get("owner", DEFAULT_OWNER)
+    original = ObjectRef(bucket="darkroom", key=f"originals/{owner}/aa/{SHA}", sha256=SHA, size=3)
     return ImageUploaded(image_id=image_id or new_image_id(), original=original, **changes)
 
 
@@ -75,7 +76,7 @@ async def _nothing(_settings: StageSettings, _resources: Resources) -> AsyncIter
 def echo_stage(
     seen: Seen | None = None, *, seconds: float = 0.0, act: Callable[[Event], Outcome | None] | None = None
 ) -> Stage[Any, Any, Any]:
-    """Return a stage that emits one fact per event, unless `act` raises or returns another outcome."""
+    """Return a stage that emits one fact per event, unless `act` raises or returns another outcome; its probe acts."""
     seen = seen or Seen()
 
     async def process(event: Event, _tools: None) -> Outcome:
@@ -89,6 +90,10 @@ def echo_stage(
         finally:
             seen.running -= 1
 
+    async def probe(_tools: None) -> None:
+        if act is not None:
+            act(uploaded())
+
     return Stage(
         name="sanitizer",
         version="1",
@@ -97,6 +102,7 @@ def echo_stage(
         settings=StageSettings,
         open=_nothing,
         process=process,
+        probe=probe,
     )
 
 

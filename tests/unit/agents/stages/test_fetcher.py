@@ -88,6 +88,9 @@ async def test_stores_what_it_fetched(web: WebSource, tmp_path: Path, files: Fil
     async with stage.open(FetcherSettings(allowed_networks=LOCAL), resources) as tools:
         outcomes = [await stage.process(event, tools) for _ in range(2)]
 
+        assert stage.probe is not None
+        await stage.probe(tools)
+
     assert isinstance(outcomes[0], Emit)
     [(topic, fetched)] = outcomes[0].events
     assert topic is topics.FETCHED
@@ -142,12 +145,23 @@ async def test_counts_redirects(web: WebSource, files: FileStore) -> None:
 @pytest.mark.parametrize(
     "location",
     ["http://127.0.0.2/x", "http://10.0.0.1/", "http://[::1]/", "file:///etc/passwd", "//169.254.169.254/latest", "http://a@127.0.0.1/",
-     "http://0x7f.1/", "http://[::ffff:127.0.0.2]/", "ftp://127.0.0.1/", "http://127.0.0.1:22/"],
+     "http://0x7f.1/", "http://[::ffff:127.0.0.2]/", "ftp://127.0.0.1/", "http://127.0.0.1:22/", "http://[", "//[", "http://[x]/",
+     "http://a\u2100b/", "http://xn--a.example/"],
 )  # fmt: skip
 async def test_checks_every_redirect(web: WebSource, files: FileStore, location: str) -> None:
     """A redirect to a forbidden URL is refused like a first URL."""
     web.answer("/a", b"", 302, location=location)
     assert await fetch(web.url("/a"), files) is ErrorCode.URL_NOT_ALLOWED
+
+
+async def test_refuses_a_url_that_the_client_cannot_read(files: FileStore) -> None:
+    """A host that no client can decode, or that a resolver cannot encode, is refused rather than an internal error."""
+
+    async def strict(host: str, port: int) -> Sequence[Address]:
+        raise UnicodeError("label empty or too long")
+
+    for host in ("xn--a.example", "a.xn--a.example"):
+        assert await fetch(f"http://{host}/a.png", files, strict) is ErrorCode.URL_NOT_ALLOWED
 
 
 async def test_checks_where_a_redirect_resolves_to(web: WebSource, files: FileStore) -> None:
@@ -276,7 +290,13 @@ def test_reads_retry_after_as_a_date(seconds: int) -> None:
     assert retry_after(format_datetime(now + timedelta(seconds=seconds), usegmt=True), now) == max(0, seconds)
 
 
-@given(st.text())
+@pytest.mark.parametrize("zone", ["+99999999999999", "-99999999999999", "+2400"])
+def test_a_retry_after_in_an_impossible_zone_counts_as_absent(zone: str) -> None:
+    """A zone beyond what a date can have is unreadable."""
+    assert retry_after(f"Fri, 31 Dec 2027 23:59:59 {zone}", datetime.now(UTC)) is None
+
+
+@given(st.text() | st.from_regex(r"Fri, [0-9]{1,9} Dec [0-9]{1,20} [0-9]{1,9}:59:[0-9]{1,9} [+-]?[0-9]{0,30}"))
 def test_survives_any_retry_after(value: str) -> None:
     """An unreadable Retry-After counts as absent."""
     found = retry_after(value, datetime.now(UTC))

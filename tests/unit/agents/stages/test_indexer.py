@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.stages.indexer import STAGE, IndexerSettings, Tools, index
+from agents.stages.indexer import STAGE, IndexerSettings, Tools, index, probe
 from schemas.events.envelope import Event
 from schemas.events.facts import DeletionRequested, Fact
 from schemas.events.outcomes import ImageCompleted, ImageDeleted, ImageFailed, ImageRejected
@@ -59,6 +59,11 @@ async def record_of(image_id: str, tools: Tools) -> ImageRecord:
 
 def timeless(record: ImageRecord) -> ImageRecord:
     return record.model_copy(update={"image_id": "", "updated_at": None, "finished_at": None, "finished_by": None})
+
+
+async def test_the_stage_checks_the_read_model_and_the_store(tools: Tools) -> None:
+    """The check passes while both work."""
+    await probe(tools)
 
 
 async def test_the_last_fact_completes_the_image(tools: Tools) -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agents.stages import resizer as agent
 from agents.stages import sanitizer
-from agents.stages.resizer import STAGE, ResizerSettings, resize_image
+from agents.stages.resizer import STAGE, ResizerSettings, probe, resize_image
 from agents.stages.sanitizer import SanitizerSettings
 from schemas.events.facts import ImageResized, ImageSanitized
 from schemas.stored.results import SanitizedImage
 from schemas.values import ErrorCode, ObjectRef, Profile
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
-from streams.errors import Malformed, ObjectGone
+from streams.errors import EngineFailed, Malformed, ObjectGone
 from streams.object_store.protocol import FileStore
 from streams.stage import Announcement
 from tests.support.image_stages import REPORT, opened, sanitized, uploaded
@@ -92,6 +93,24 @@ async def test_a_missing_and_a_changed_master_differ(images_dir: Path, tmp_path:
         await files.delete(event.image.master.key)
         with pytest.raises(ObjectGone):
             await resize_image(event, tools)
+
+
+async def test_a_codec_s_error_fails_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Pillow raises on a master fails that image with a code; the stage's own image passes while Pillow works."""
+
+    def broken(*_arguments: object) -> bytes:
+        raise RuntimeError("could not encode")
+
+    out = io.BytesIO()
+    Image.new("RGB", (30, 20), "teal").save(out, "PNG")
+    async with opened(STAGE, tmp_path) as (files, tools):
+        event = await _arrived(files, tmp_path, out.getvalue())
+        await probe(tools)
+        monkeypatch.setattr(agent, "render", broken)
+        with pytest.raises(EngineFailed, match="could not encode"):
+            await resize_image(event, tools)
+        with pytest.raises(RuntimeError):
+            await probe(tools)
 
 
 async def test_many_images_at_once_end_within_a_small_budget(images_dir: Path, tmp_path: Path) -> None:
