@@ -12,11 +12,12 @@ from sse_starlette import ServerSentEvent
 from gateway.http.problems import Problem
 from gateway.images.lookup import Job, Lookup
 from gateway.images.views import job_status
+from gateway.live.stream_access import StreamAccess
 from schemas.events.envelope import now
 from schemas.http.live import ImageEnded, JobSuperseded, LiveEvent, StageChanged, StreamNotice
 from schemas.values import ImageState, Owner, Value, job_id_of
 from streams.errors import DependencyUnavailable
-from streams.live.broadcast import Delivery, Lost, TooManyListeners, TooSlow
+from streams.live.broadcast import Delivery, Displaced, Lost, TooManyListeners, TooSlow
 from streams.live.catch_up import CatchUpIncomplete
 from streams.live.cursors import Positions
 from streams.live.log_follower import LogFeed, Subscription
@@ -27,6 +28,7 @@ END = "end"  # id of a job's last event: a client that sends it back has seen al
 
 _MISSED = "Some events since that id are no longer in the log. Fetch the current state again."
 _SLOW = "The client reads events more slowly than they occur. Reconnect with the last id."
+_DISPLACED = "All places are taken, and owners with fewer streams go first. Reconnect later with the last id."
 _LONG = "There are more missed events than one stream delivers. Reconnect with the last id."
 
 
@@ -37,13 +39,13 @@ class Heartbeat(ServerSentEvent):
         super().__init__(comment="alive", id=at, retry=retry)
 
 
-async def owner_events(feed: LogFeed, owner: Owner, since: Positions | None) -> AsyncIterator[ServerSentEvent]:
+async def owner_events(feed: LogFeed, access: StreamAccess, since: Positions | None) -> AsyncIterator[ServerSentEvent]:
     """Yield the events of all images of an owner, from a position or from now on."""
     yield Heartbeat(retry=feed.settings.retry_ms)
     while True:
         try:
-            async with feed.subscribe(owner, None, since) as subscription:
-                async for item in _deliveries(feed, subscription):
+            async with feed.subscribe(access.identity.owner, None, since) as subscription:
+                async for item in _deliveries(feed, subscription, access):
                     yield _event(item) if isinstance(item, Delivery) else item
         except Lost:
             since = None
@@ -61,9 +63,14 @@ class JobProgress:
 
     lookup: Lookup
     feed: LogFeed
-    owner: Owner
+    access: StreamAccess
     base: str
     job: Job
+
+    @property
+    def owner(self) -> Owner:
+        """The owner of the job."""
+        return self.access.identity.owner
 
     async def events(self, floor: Positions, resumed: Positions | None) -> AsyncIterator[ServerSentEvent]:
         """Yield the job's events until it ends: from the client's position, or after a snapshot.
@@ -82,7 +89,7 @@ class JobProgress:
                 async with self.feed.subscribe(
                     self.owner, self.job.image_id, floor if fresh else resumed
                 ) as subscription:
-                    async for item in _deliveries(self.feed, subscription):
+                    async for item in _deliveries(self.feed, subscription, self.access):
                         found = self._event_of(item, fresh=fresh) if isinstance(item, Delivery) else item
                         if found is not None:
                             yield found
@@ -159,21 +166,34 @@ class JobProgress:
         return _sse(LiveEvent(self.job.state.value), ended, END)
 
 
-async def _deliveries(feed: LogFeed, subscription: Subscription) -> AsyncIterator[Delivery | ServerSentEvent]:
-    """Yield deliveries, and heartbeats with the stream's position while there are none."""
+async def _deliveries(
+    feed: LogFeed, subscription: Subscription, access: StreamAccess
+) -> AsyncIterator[Delivery | ServerSentEvent]:
+    """Yield deliveries, and heartbeats with the stream's position while there are none.
+
+    Ends when the credentials expire. They are checked at each heartbeat, and as often on a busy stream: nothing is
+    delivered later than `heartbeat_s` after a check.
+    """
     loop = asyncio.get_running_loop()
-    until = loop.time() + feed.settings.max_stream_s
+    until = loop.time() + min(feed.settings.max_stream_s, access.left_s())
+    check_at = loop.time() + feed.settings.heartbeat_s
     if cursor := subscription.cursor():
         yield ServerSentEvent(id=cursor)
     try:
         while (left := until - loop.time()) > 0:
             delivery = await subscription.next(min(left, feed.settings.heartbeat_s))
+            if loop.time() >= check_at:
+                if not await access.is_valid():
+                    return
+                check_at = loop.time() + feed.settings.heartbeat_s
             if delivery is not None:
                 yield delivery
             elif feed.feed.closed:
                 return
             else:
                 yield Heartbeat(at=subscription.cursor())
+    except Displaced:
+        yield _notice(LiveEvent.CUT, _DISPLACED)
     except TooSlow:
         yield _notice(LiveEvent.CUT, _SLOW)
     except CatchUpIncomplete:

@@ -18,13 +18,14 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from gateway.access.dependencies import Caller
+from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Lookup
 from gateway.live.event_streams import END, JobProgress, owner_events
+from gateway.live.stream_access import StreamAccess
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.values import ImageState, Owner
@@ -116,14 +117,14 @@ class Live:
         self,
         job_id: str,
         request: Request,
-        owner: Caller,
+        identity: Who,
         last_event_id: LastEventId = None,
         last_event_id_query: LastEventIdQuery = None,
     ) -> Response:
         """Stream a `snapshot` (the job's status), then events up to `completed`, `rejected`, `failed` or `deleted`."""
-        feed = self._feed(owner)
+        feed = self._feed(identity.owner)
         since = feed.feed.floor  # before the lookup, so that no event after it is missed
-        job = await self.lookup.job(job_id, owner)
+        job = await self.lookup.job(job_id, identity.owner)
         last = last_event_id or last_event_id_query
         if last == END and job.state is not ImageState.PROCESSING:
             return Response(status_code=204)
@@ -132,21 +133,24 @@ class Live:
             await feed.check()
         if not since:  # the feed had not read anything yet
             since = feed.feed.floor
-        progress = JobProgress(self.lookup, feed, owner, base_url(request, self.settings), job)
+        access = StreamAccess.of(request, identity)
+        progress = JobProgress(self.lookup, feed, access, base_url(request, self.settings), job)
         return Stream(progress.events(since, resumed), send_timeout=feed.settings.send_timeout_s)
 
     async def of_owner(
         self,
-        owner: Caller,
+        request: Request,
+        identity: Who,
         last_event_id: LastEventId = None,
         last_event_id_query: LastEventIdQuery = None,
     ) -> Response:
-        """Stream events from now on or after `Last-Event-ID`. Ends at shutdown or after an hour: reconnect."""
-        feed = self._feed(owner)
+        """Stream events from now on or after `Last-Event-ID`. Ends with the credentials, after an hour at most."""
+        feed = self._feed(identity.owner)
         last = last_event_id or last_event_id_query
         resumed = _position(last) if last else None
         await feed.check()
-        return Stream(owner_events(feed, owner, resumed), send_timeout=feed.settings.send_timeout_s)
+        access = StreamAccess.of(request, identity)
+        return Stream(owner_events(feed, access, resumed), send_timeout=feed.settings.send_timeout_s)
 
     def _feed(self, owner: Owner) -> LogFeed:
         if self.feed is None:

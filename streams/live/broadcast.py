@@ -10,10 +10,13 @@ deletion itself is delivered.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, defaultdict, deque
+from bisect import bisect_left
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from operator import gt
 
 from schemas.events.envelope import Record
 from streams.live.cursors import Positions, cursor_of, latest
@@ -33,6 +36,10 @@ class TooSlow(Exception):
 
 class TooManyListeners(Exception):
     """The limit on listeners is reached."""
+
+
+class Displaced(Exception):
+    """The listener's place went to an owner with fewer listeners."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Listener:
         self._from_ring = 0
         self._too_slow = False
         self._lost = False
-        self._closed = False
+        self.closed = False
+        self._displaced = False
         self._changed = asyncio.Event()
 
     def concerns(self, delivery: Delivery) -> bool:
@@ -97,12 +105,23 @@ class Listener:
         self._lost = True
         self._changed.set()
 
+    def displace(self) -> None:
+        """End the listener with Displaced, and leave the feed."""
+        self._displaced = True
+        self.close()
+        self._changed.set()
+
+    def check(self) -> None:
+        """Raise Displaced once the listener has lost its place."""
+        if self._displaced:
+            raise Displaced
+
     def wake(self) -> None:
         """Wake a pending `next`."""
         self._changed.set()
 
     async def next(self, wait_s: float) -> Delivery | None:
-        """Return the next delivery; None after `wait_s`, or if the feed is closed. Raises TooSlow and Lost."""
+        """Return the next delivery; None after `wait_s`, or if the feed is closed. Raises TooSlow, Lost, Displaced."""
         if not self._waiting and not self._ended():
             self._changed.clear()
             try:
@@ -110,6 +129,7 @@ class Listener:
                     await self._changed.wait()
             except TimeoutError:
                 return None
+        self.check()
         if self._waiting:
             self._from_ring = max(0, self._from_ring - 1)
             return self._placed(self._waiting.popleft())
@@ -129,13 +149,13 @@ class Listener:
 
     def close(self) -> None:
         """Leave the feed."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._waiting.clear()
             self._feed.leave(self)
 
     def _ended(self) -> bool:
-        return self._too_slow or self._lost or self._feed.closed
+        return self._too_slow or self._lost or self._displaced or self._feed.closed
 
     def _placed(self, delivery: Delivery) -> Delivery:
         """Return the delivery with a cursor that never goes back behind an earlier one of this listener.
@@ -168,16 +188,18 @@ class Feed:
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._by_owner: dict[str, set[Listener]] = defaultdict(set)
         self._by_image: dict[str, set[Listener]] = defaultdict(set)
-        self._count: Counter[str] = Counter()  # by owner
-
-    @property
-    def listeners(self) -> int:
-        """Number of listeners."""
-        return self._count.total()
+        self._open: dict[str, dict[Listener, None]] = {}  # by owner, the oldest first
+        self.listeners = 0
 
     def has_room(self, owner: str) -> bool:
-        """Return whether the owner may add a listener."""
-        return self.listeners < self._most and self._count[owner] < self._most_of_owner
+        """Return whether the owner may add a listener.
+
+        While places are free, up to the limit per owner; then only in place of a listener of the owner with the most,
+        if that one keeps at least as many. So no owner has more than an equal share once the places are contended.
+        """
+        if self._of_owner(owner) >= self._most_of_owner:
+            return False
+        return self.listeners < self._most or self._of_owner(self._largest()) > self._of_owner(owner) + 1
 
     @property
     def floor(self) -> Positions:
@@ -224,14 +246,28 @@ class Feed:
         """Return a listener that receives nothing until it joins. Raises TooManyListeners."""
         if not self.has_room(owner):
             raise TooManyListeners
-        self._count[owner] += 1
+        if self.listeners >= self._most:
+            next(iter(self._open[self._largest()])).displace()
+        listener = Listener(self, owner, image_id, room=self._room)
+        self._open.setdefault(owner, {})[listener] = None
+        self.listeners += 1
         metrics.LIVE_LISTENERS.set(self.listeners)
-        return Listener(self, owner, image_id, room=self._room)
+        return listener
 
     def join(self, listener: Listener, since: Positions, known: Collection[str] = ()) -> None:
         """Start a listener at a position the ring covers; `known` are ids it has received already."""
-        listener.begin((one for one in self._ring if self.visible(one.what)), since, known)
+        if listener.closed:
+            return
+        listener.begin((one for one in self._later_than(since) if self.visible(one.what)), since, known)
         self._of(listener).add(listener)
+
+    def _later_than(self, since: Positions) -> list[Delivery]:
+        """Return the end of the ring that begins with the first delivery behind a position.
+
+        It is found by bisection, since the positions of the ring's deliveries only grow.
+        """
+        first = bisect_left(self._ring, True, key=lambda one: any(map(gt, one.after, since)))
+        return list(islice(reversed(self._ring), len(self._ring) - first))[::-1]
 
     def leave(self, listener: Listener) -> None:
         """Remove a listener."""
@@ -239,8 +275,10 @@ class Feed:
         for index, key in ((self._by_owner, listener.owner), (self._by_image, listener.image_id)):
             if key is not None and not index.get(key, True):
                 del index[key]
-        self._count[listener.owner] -= 1
-        self._count += Counter()  # drops owners without listeners
+        del self._open[listener.owner][listener]
+        if not self._open[listener.owner]:
+            del self._open[listener.owner]
+        self.listeners -= 1
         metrics.LIVE_LISTENERS.set(self.listeners)
 
     def close(self) -> None:
@@ -248,6 +286,13 @@ class Feed:
         self.closed = True
         for listener in self._all():
             listener.wake()
+
+    def _of_owner(self, owner: str) -> int:
+        return len(self._open.get(owner, ()))
+
+    def _largest(self) -> str:
+        """Return the owner with the most listeners."""
+        return max(self._open, key=self._of_owner, default="")
 
     def _publish(self, delivery: Delivery) -> None:
         self._ring.append(delivery)

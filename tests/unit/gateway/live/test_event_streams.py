@@ -299,6 +299,22 @@ async def test_listeners_are_limited(tmp_path: Path) -> None:
         assert not any(feed.feed._by_owner.values())
 
 
+async def test_an_owner_with_fewer_streams_takes_a_contended_place(tmp_path: Path) -> None:
+    """When all places are taken by one owner, another gets one: the oldest stream of the first ends with `cut`."""
+    feed = MemoryFeed(LiveSettings(max_listeners=2, max_of_owner=2, heartbeat_s=0.1))
+    async with built(tmp_path, feed) as server, AsyncExitStack() as stack:
+        sources = [await stack.enter_async_context(listening(server.client, "/api/v1/events")) for _ in range(2)]
+        for source in sources:
+            await source.until_positioned()
+        async with server.client.stream("GET", "/api/v1/events", headers={"X-Owner": "ben"}) as answer:
+            assert answer.status_code == 200
+            ended = await sources[0].rest()
+            assert [event.name for event in ended] == ["cut"]
+            assert "fewer streams" in ended[0].data["detail"]
+            assert sources[0].last_id, "it can resume"
+            refused(await server.client.get("/api/v1/events"), 503, "too-many-listeners")
+
+
 async def test_a_stalled_client_is_disconnected(tmp_path: Path) -> None:
     """A client that stops reading uses a bounded queue, and its stream ends."""
     feed = MemoryFeed(LiveSettings(queue=8, send_timeout_s=0.5, heartbeat_s=0.1))

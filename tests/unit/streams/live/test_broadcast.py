@@ -10,7 +10,7 @@ from schemas.events.facts import DeletionRequested
 from schemas.events.outcomes import ImageDeleted
 from schemas.http.live import LiveEvent
 from schemas.values import new_image_id
-from streams.live.broadcast import Listener, Lost, TooManyListeners, TooSlow
+from streams.live.broadcast import Displaced, Listener, Lost, TooManyListeners, TooSlow
 from streams.live.cursors import BadCursor, Positions, cursor_of, read_cursor
 from streams.live.log_follower import LiveSettings
 from tests.support.facts import Facts
@@ -182,6 +182,45 @@ async def test_listeners_are_limited() -> None:
     listen(feed, "carl")
     with pytest.raises(TooManyListeners):
         feed.feed.listener("anna")
+
+
+async def test_no_owner_has_more_than_an_equal_share_of_contended_places() -> None:
+    """One owner may take all places; when they are taken, owners with fewer listeners get theirs, the oldest first."""
+    feed = MemoryFeed(LiveSettings(max_listeners=6, max_of_owner=6))
+    mine = [listen(feed, "anna") for _ in range(6)]
+    with pytest.raises(TooManyListeners):
+        feed.feed.listener("anna")
+    others = [listen(feed, owner) for owner in ("ben", "ben", "carl", "carl")]
+    assert feed.feed.listeners == 6
+    for displaced in mine[:4]:
+        with pytest.raises(Displaced):
+            await displaced.next(1)
+        displaced.close()
+    assert feed.feed.listeners == 6
+    for owner in ("anna", "ben", "carl"):  # two each
+        assert not feed.feed.has_room(owner)
+        with pytest.raises(TooManyListeners):
+            feed.feed.listener(owner)
+    assert feed.feed.has_room("dora")
+    feed.append(Facts(new_image_id(), owner="ben").resized())
+    assert await others[0].next(1) is not None
+    for listener in (*mine, *others):
+        listener.close()
+    assert feed.feed.listeners == 0
+    assert not any(feed.feed._by_owner.values())
+
+
+async def test_a_listener_that_lost_its_place_does_not_join() -> None:
+    """A listener that is displaced before it joins the feed never receives anything, and leaves nothing behind."""
+    feed = MemoryFeed(LiveSettings(max_listeners=2, max_of_owner=2))
+    late = feed.feed.listener("anna")
+    listen(feed, "anna")
+    listen(feed, "ben")
+    feed.feed.join(late, feed.feed.positions)
+    feed.append(Facts(new_image_id(), owner="anna").resized())
+    with pytest.raises(Displaced):
+        await late.next(1)
+    assert len(feed.feed._by_owner["anna"]) == 1
 
 
 async def test_a_failed_stage_has_its_reason() -> None:
