@@ -27,6 +27,7 @@ BENCHMARKS = (
     "memory",
     "live",
     "gateway_load",
+    "unknown_keys",
 )
 
 
