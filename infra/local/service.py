@@ -158,7 +158,8 @@ class LocalService:
             self._child.kill()
             what = f"did not answer within {self.start_timeout_s:g} s" if code is None else f"exited with {code}"
             with self.log_file.open("rb") as log:
-                log.seek(max(written, log.seek(0, os.SEEK_END) - _LOG_TAIL))
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(written if written <= end else 0, end - _LOG_TAIL))  # less if it was rotated
                 tail = log.read().decode(errors="replace")
             raise ServiceFailed(f"{self.name} {what}. {self.log_file} ends:\n{tail}")
 
