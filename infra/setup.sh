@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cache="${DARKROOM_CACHE:-$HOME/.cache/darkroom}"
 uv="${DARKROOM_UV:-uv}"
+uv_version=0.13.9 # the version of the images, infra/docker
 
 java_is_new_enough() {
   local java=java major
@@ -59,12 +60,12 @@ go_is_new_enough || [[ -x "$cache/bin/minio" ]] ||
   say_missing "Go 1.24 or later (builds MinIO; only for tests)" "https://go.dev/dl"
 
 if ! "$uv" --version >/dev/null 2>&1; then
-  echo "Installing uv into $cache/uv"
+  echo "Installing uv $uv_version into $cache/uv"
   python3 -m venv "$cache/uv" || {
     say_missing "uv" "https://docs.astral.sh/uv, or apt-get install python3-venv and run this again"
     exit 1
   }
-  "$cache/uv/bin/pip" install --quiet uv
+  "$cache/uv/bin/pip" install --quiet "uv==$uv_version"
   uv="$cache/uv/bin/uv"
 fi
 

@@ -56,6 +56,17 @@ def setting_exists(variable: str) -> bool:
     return True
 
 
+def test_setup_installs_the_uv_of_the_images() -> None:
+    """The script that installs uv pins its version, the one of both images."""
+    script = (ROOT / "infra" / "setup.sh").read_text()
+    (version,) = re.findall(r"^uv_version=(\d+\.\d+\.\d+)\b", script, re.M)
+    assert [
+        line.split()[-1] for line in script.splitlines() if "pip" in line and " install " in line and "uv" in line
+    ] == ['"uv==$uv_version"']
+    for name in ("slim", "ml"):
+        assert f"ghcr.io/astral-sh/uv:{version} AS uv" in (ROOT / f"infra/docker/{name}.Dockerfile").read_text()
+
+
 @pytest.mark.parametrize("check", [check for _, check, _ in validate.CHECKS], ids=lambda check: check.__name__)
 def test_every_file_is_valid(check: Any) -> None:
     """The compose file, the manifests, Prometheus' files and the dashboard are valid."""
@@ -143,6 +154,19 @@ def test_a_pod_outlives_its_drain() -> None:
         assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_s + 10
     for name in COMPONENTS:
         assert int(compose()["services"][name]["stop_grace_period"].removesuffix("s")) >= drain_s + 10
+
+
+def test_uploads_in_progress_fit_into_tmp() -> None:
+    """The default limit of spooled uploads is less than a gateway's /tmp, with room for others in memory."""
+    limit = GatewayEnvironment().gateway.max_spool_bytes
+    for name in ("ingest", "query"):
+        service = compose()["services"][name]
+        (size,) = [re.findall(r"size=(\d+)g", mount)[0] for mount in service["tmpfs"] if mount.startswith("/tmp:")]
+        assert limit < int(size) << 30
+        assert limit + (256 << 20) < int(service["mem_limit"].removesuffix("g")) << 30
+        volumes = of("Deployment")[name]["spec"]["template"]["spec"]["volumes"]
+        (space,) = [volume["emptyDir"]["sizeLimit"] for volume in volumes if volume["name"] == "tmp"]
+        assert limit < int(space.removesuffix("Gi")) << 30
 
 
 def test_pods_meet_the_restricted_standard() -> None:
