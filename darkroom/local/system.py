@@ -14,8 +14,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from darkroom.local.private_folder import private_folder
 from gateway.client import AsyncDarkroom, Unreachable
 from infra.local.kafka import LocalKafka
+from infra.local.log_rotation import keep_rotated
 from infra.local.minio import LocalMinio
 from infra.local.ports import choose
 from infra.local.service import LocalService
@@ -86,8 +88,9 @@ def _last_line(state: ChildState) -> str:
 @asynccontextmanager
 async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSystem]:
     """Start all services and processes; on exit stop them in reverse order."""
-    folder = plan.folder.resolve()
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    folder = await private_folder(plan.folder)
+    logs = folder / "logs"
+    await asyncio.to_thread(logs.mkdir, exist_ok=True)
     async with AsyncExitStack() as stack:
         environment = {**os.environ, **plan.environment}
         kafka = await _kafka(stack, environment, folder, say)
@@ -102,7 +105,7 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
         port = plan.port or choose(0)
         environment["DARKROOM_GATEWAY__PORT"] = str(port)
         say("Creating topics")
-        created = await KafkaAdmin(_kafka_settings(environment)).create_topics()
+        created = await KafkaAdmin(kafka_settings(environment)).create_topics()
         say(f"{len(created)} topics created" if created else "All topics exist")
 
         seen: dict[str, str] = {}
@@ -117,18 +120,21 @@ async def running_system(plan: SystemPlan, say: Say) -> AsyncIterator[RunningSys
             supervisor.start(
                 name,
                 [sys.executable, "-m", "darkroom", *command],
-                log_file=folder / "logs" / f"{name}.log",
+                log_file=logs / f"{name}.log",
                 env=environment,
                 tier=min(number, 1),  # the core stops last: it serves queries while the agents drain
             )
+        services = [service.log_file for service in (kafka, minio) if service]
+        rotating = asyncio.create_task(keep_rotated(lambda: [*logs.glob("*.log"), *services]))
+        stack.callback(rotating.cancel)
         yield RunningSystem(f"http://{plan.host}:{port}", environment, supervisor, kafka, minio, folder)
         say("Stopping")
 
 
-def _kafka_settings(environment: Mapping[str, str]) -> KafkaSettings:
-    known = {"BOOTSTRAP": "bootstrap", "PREFIX": "prefix", "PARTITIONS": "partitions", "REPLICATION": "replication"}
-    found = {field: environment.get(f"DARKROOM_KAFKA__{name}") for name, field in known.items()}
-    return KafkaSettings.model_validate({key: value for key, value in found.items() if value})
+def kafka_settings(environment: Mapping[str, str]) -> KafkaSettings:
+    """Return the Kafka settings of a process with these variables."""
+    found = {field: environment.get(f"DARKROOM_KAFKA__{field.upper()}") for field in KafkaSettings.model_fields}
+    return KafkaSettings.model_validate({field: value for field, value in found.items() if value})
 
 
 async def _kafka(stack: AsyncExitStack, environment: dict[str, str], folder: Path, say: Say) -> LocalKafka | None:

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from darkroom.local.private_folder import private_folder
 from darkroom.local.system import SystemPlan, running_system
+from infra.local.log_rotation import keep_rotated
 from infra.local.ports import is_free
 from infra.local.service import FolderInUse, ServiceFailed
 from infra.local.supervisor import Supervisor
@@ -57,10 +59,12 @@ async def _serve(plan: SystemPlan, signalled: asyncio.Task[None], is_up: asyncio
 
 async def stay_up_agents(names: tuple[str, ...]) -> int:
     """Run several agents as supervised processes, on the services of the settings."""
-    folder = Path(".darkroom/logs")
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    folder = await private_folder(Path(".darkroom")) / "logs"
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
+    rotating = asyncio.create_task(keep_rotated(lambda: folder.glob("*.log")))
     async with Supervisor(on_change=lambda state: say(f"{state.name}: {state.state}")) as supervisor:
         for name in names:
             supervisor.start(name, [sys.executable, "-m", "darkroom", "agent", name], log_file=folder / f"{name}.log")
         await until_signal()
+    rotating.cancel()
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,14 @@ def test_topics_match_the_table(system: RunningSystem) -> None:
     assert shown.returncode == 0, shown.stdout
     assert "darkroom.image.uploaded" in shown.stdout
     assert "All topics exist." in system.command("topics", "create").stdout
+
+
+def test_only_its_user_can_read_the_folder(system: RunningSystem) -> None:
+    """Events, objects, keys and logs of local mode have no permissions for others."""
+    assert list(system.folder.rglob("logs/core.log"))
+    for path in (system.folder, *system.folder.rglob("*")):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
 def test_there_are_no_dead_letters(system: RunningSystem) -> None:
