@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from pydantic import JsonValue
 
+from darkroom.commands.tables import AsJson, Column, Wide, show_list
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.object_store.factory import open_files
 from streams.operations.agent_pauses import Control
 from streams.settings import Settings
 from streams.topics import AGENTS, PIPELINE, retry_topic
+
+COLUMNS = (Column("agent"), Column("workers"), Column("lag"), Column("paused", below=True))
 
 app = typer.Typer(no_args_is_help=True, help="List, pause and resume agents.")
 
@@ -41,23 +43,26 @@ def _with_control(work: Callable[[Control, Settings], Awaitable[None]]) -> None:
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False, wide: Wide = False) -> None:
     """Show the workers and the lag of each agent, and why it is paused."""
+    rows: list[dict[str, JsonValue]] = []
 
     async def work(control: Control, settings: Settings) -> None:
         admin = KafkaAdmin(settings.kafka)
         members = await admin.members()
         paused = {mark.agent: mark for mark in await control.all()}
-        table = Table("agent", "workers", "lag", "paused")
         for agent in AGENTS:
             topics = [topic.name for topic in PIPELINE if agent in topic.readers]
             lag = await admin.lag(agent, [*topics, retry_topic(agent)])
             mark = paused.get(agent)
-            reason = f"{mark.reason} (by {mark.by}, {mark.at})" if mark else ""
-            table.add_row(agent, str(members.get(agent, 0)), str(lag), reason)
-        Console().print(table)
+            row: dict[str, JsonValue] = {"agent": agent, "workers": members.get(agent, 0), "lag": lag, "paused": None}
+            if mark is not None:
+                row["paused"] = f"{mark.reason} (by {mark.by}, {mark.at})"
+                row |= {"reason": mark.reason, "by": mark.by, "at": mark.at}
+            rows.append(row)
 
     _with_control(work)
+    show_list(COLUMNS, rows, as_json=as_json, wide=wide, empty="No agents.")
 
 
 @app.command()

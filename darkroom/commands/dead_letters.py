@@ -8,15 +8,27 @@ from contextlib import AsyncExitStack
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from pydantic import JsonValue
 
+from darkroom.commands.tables import MINUTE, AsJson, Column, Wide, show_list
 from streams.errors import DependencyUnavailable
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
 from streams.retries.dead_letters import DeadLetter, DeadLetterStore, Selection
+from streams.retries.retry_policy import number_header
 from streams.settings import Settings
 from streams.topics import GIVES_UP
+
+COLUMNS = (
+    Column("agent"),
+    Column("letter"),
+    Column("code"),
+    Column("failed_at", "failed at", length=MINUTE),
+    Column("attempts", "tries"),
+    Column("handled", below=True),
+    Column("image_id", "image", below=True),
+    Column("message", below=True),
+)
 
 app = typer.Typer(no_args_is_help=True, help="List, show, replay and discard dead letters.")
 
@@ -58,19 +70,34 @@ def list_(
     image: Image = None,
     since: Since = None,
     every: Annotated[bool, typer.Option("--all", help="Include replayed and discarded ones.")] = False,
+    as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """List dead letters, oldest first."""
-    table = Table("agent", "letter", "code", "image", "attempts", "failed at", "message", "handled")
+    rows: list[dict[str, JsonValue]] = []
 
     async def work(store: DeadLetterStore) -> None:
         for name in _agents(agent):
-            async for letter in store.letters(name, Selection(code, image, None, since), handled=every):
-                attempts = letter.record.header("dlq.attempt") or ""
-                about = (letter.message[:80], letter.handled or "")
-                table.add_row(name, letter.id, letter.code, letter.image_id, attempts, letter.died_at, *about)
+            letters = store.letters(name, Selection(code, image, None, since), handled=every)
+            rows.extend([row_of(letter) async for letter in letters])
 
     _with_store(work)
-    Console().print(table if table.row_count else "No dead letters.")
+    show_list(COLUMNS, rows, as_json=as_json, wide=wide, empty="No dead letters.")
+
+
+def row_of(letter: DeadLetter) -> dict[str, JsonValue]:
+    """Return a dead letter as a row of the list."""
+    return {
+        "agent": letter.agent,
+        "letter": letter.id,
+        "code": letter.code,
+        "image_id": letter.image_id or None,
+        "attempts": number_header(letter.record, "dlq.attempt"),
+        "replays": letter.replays,
+        "failed_at": letter.died_at,
+        "message": letter.message,
+        "handled": letter.handled,
+    }
 
 
 @app.command()

@@ -8,15 +8,26 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from rich.console import Console
-from rich.table import Column, Table
 
+from darkroom.commands.tables import MINUTE, AsJson, Column, Wide, show_list
 from gateway.access.api_keys import ApiKey, ApiKeys, TooManyKeys
 from schemas.http.keys import NewKey, Scope
 from streams.errors import DependencyUnavailable, NotReady
 from streams.object_store.factory import open_files
 from streams.settings import Settings
+
+COLUMNS = (
+    Column("id"),
+    Column("owner"),
+    Column("state"),
+    Column("expires_at", "expires", length=MINUTE),
+    Column("name", below=True),
+    Column("scopes", below=True),
+    Column("created_at", "created", below=True, length=MINUTE),
+    Column("limits", below=True),
+)
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 T = TypeVar("T")
@@ -61,13 +72,11 @@ def create(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False, wide: Wide = False) -> None:
     """List all keys, without secrets."""
-    table = Table(Column("id", no_wrap=True), "owner", "name", "scopes", "state", "created", "expires", "limits")
     found = _with_keys(lambda keys: keys.all())
-    for key in sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.id)):
-        table.add_row(*_cells(key))
-    Console().print(table if table.row_count else "No keys.")
+    known = sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.id))
+    show_list(COLUMNS, [_row(key) for key in known], as_json=as_json, wide=wide, empty="No keys.")
 
 
 @app.command()
@@ -79,7 +88,18 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id shown by `list`.")
     print(f"{key.id} of {key.owner} is revoked")
 
 
-def _cells(key: ApiKey) -> tuple[str, ...]:
-    scopes, limits = ", ".join(sorted(key.scopes)), ", ".join(f"{kind} {rate}" for kind, rate in key.limits.items())
-    expires = f"{key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "never"
-    return key.id, key.owner, key.name, scopes, key.state.value, f"{key.created_at:%Y-%m-%d %H:%M}", expires, limits
+def _row(key: ApiKey) -> dict[str, JsonValue]:
+    return {
+        "id": key.id,
+        "owner": key.owner,
+        "name": key.name,
+        "scopes": [*sorted(key.scopes)],
+        "state": key.state.value,
+        "created_at": _time(key.created_at),
+        "expires_at": _time(key.expires_at) if key.expires_at else None,
+        "limits": {**key.limits},
+    }
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -5,30 +5,47 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 
 from agents.models.weights import ModelState, ModelStatus, fetch, status
+from darkroom.commands.tables import AsJson, Column, Wide, show_list
 from streams.settings import Settings
+
+COLUMNS = (
+    Column("model"),
+    Column("stage"),
+    Column("state"),
+    Column("licence"),
+    Column("where", below=True),
+    Column("sha256", below=True),
+    Column("reason", below=True),
+)
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and download model weights.")
 
 
-def _show(found: list[ModelStatus]) -> None:
-    table = Table("model", "stage", "state", "where", "sha256", "licence", "reason")
-    for model in found:
-        where = str(model.where or "-")
-        table.add_row(
-            model.name, model.stage, model.state.value, where, (model.sha256 or "-")[:12], model.licence, model.reason
-        )
-    Console().print(table)
+def _show(found: list[ModelStatus], *, as_json: bool = False, wide: bool = False) -> None:
+    rows: list[dict[str, JsonValue]] = [
+        {
+            "model": model.name,
+            "stage": model.stage,
+            "state": model.state.value,
+            "licence": model.licence,
+            "where": str(model.where) if model.where else None,
+            "sha256": model.sha256,
+            "reason": model.reason,
+        }
+        for model in found
+    ]
+    show_list(COLUMNS, rows, as_json=as_json, wide=wide, empty="No models.")
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False, wide: Wide = False) -> None:
     """List the models of the manifest and their state."""
-    _show(status(Settings().models))
+    _show(status(Settings().models), as_json=as_json, wide=wide)
 
 
 @app.command()

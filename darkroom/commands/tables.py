@@ -1,12 +1,19 @@
-"""Terminal output of results: progress per stage, the results table, search results."""
+"""Terminal output: lists of operator commands as a table or JSON; progress per stage, results, search results."""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+import typer
+from pydantic import JsonValue
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.table import Table
 
 from schemas.http.jobs import JobResult, JobStatus
@@ -14,7 +21,79 @@ from schemas.http.search import SearchAnswer
 from schemas.values import REQUIRED_STAGES, StageState
 
 TEXT_SHOWN = 40
+MINUTE = len("2026-11-29T12:50")  # characters of a time up to the minute
 _ENDED = {StageState.DONE, StageState.SKIPPED, StageState.REJECTED, StageState.FAILED}
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list instead, for programs.")]
+Wide = Annotated[bool, typer.Option("--wide", help="One line for each row, also if it is wider than the terminal.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a list: its key in the rows, and its title."""
+
+    key: str
+    title: str = ""  # empty: the key
+    below: bool = False  # goes below the row if the terminal is too narrow for all columns
+    length: int | None = None  # characters shown, such as those of a time up to the minute
+
+    @property
+    def heading(self) -> str:
+        """The title, or the key."""
+        return self.title or self.key
+
+
+def show_list(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, JsonValue]], *, as_json: bool, wide: bool, empty: str
+) -> None:
+    """Print rows as a table, or with all their keys as JSON; `empty` is printed instead of a table without rows."""
+    if as_json:
+        print(json.dumps([dict(row) for row in rows], ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(table_lines(columns, rows, None if wide else Console().width)) if rows else empty)
+
+
+def table_lines(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, JsonValue]], width: int | None = None
+) -> list[str]:
+    """Return a table of at most `width` characters per line, as far as the columns beside each other allow.
+
+    If not all columns fit, those that are `below` follow each row, indented and wrapped, without empty values.
+    """
+    cells = [{column.key: _cell(row.get(column.key))[: column.length] for column in columns} for row in rows]
+    lines = _aligned(columns, cells)
+    if width is None or max(map(cell_len, lines)) <= width:
+        return lines
+    beside = [column for column in columns if not column.below]
+    heading, *lines = _aligned(beside, cells)
+    found = [heading]
+    for line, row in zip(lines, cells, strict=True):
+        found.append(line)
+        for column in columns:
+            if column.below and row[column.key]:
+                text = f"{column.heading}: {row[column.key]}"
+                found += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+    return found
+
+
+def _aligned(columns: Sequence[Column], cells: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the heading and the rows, each in one line."""
+    table = [[column.heading for column in columns], *([row[column.key] for column in columns] for row in cells)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(set_cell_size(text, width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table
+    ]
+
+
+def _cell(value: JsonValue) -> str:
+    """Return a value as printable text in one line: control characters could change the terminal."""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    text = "" if value is None else str(value)
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 @dataclass(frozen=True, slots=True)
