@@ -77,6 +77,12 @@ def check_gateway(settings: Settings, own: GatewaySettings) -> None:
             f"DARKROOM_GATEWAY__DELIVERY_TIMEOUT_S ({own.delivery_timeout_s:g}) must exceed Kafka's "
             f"confirmation timeout of {_confirm_s(settings):g} s"
         )
+    if own.max_spool_bytes < (largest := max(own.max_upload_bytes, own.max_batch_bytes)):
+        # Otherwise the largest uploads could never be received.
+        problems.append(
+            f"DARKROOM_GATEWAY__MAX_SPOOL_BYTES ({own.max_spool_bytes}) must be at least {largest}: "
+            "DARKROOM_GATEWAY__MAX_BATCH_BYTES and DARKROOM_GATEWAY__MAX_UPLOAD_BYTES"
+        )
     if own.upload_idle_s > own.upload_total_s:
         # Otherwise the idle timeout would never apply.
         problems.append(

@@ -103,10 +103,15 @@ def test_all_unsafe_settings_are_named_at_once() -> None:
         ({"upload_idle_s": 601.0}, "UPLOAD_IDLE_S"),
         ({"storage_timeout_s": 5.0}, "STORAGE_TIMEOUT_S"),
         ({"query_timeout_s": 1.0}, "QUERY_TIMEOUT_S"),
+        ({"max_spool_bytes": 499_999_999}, "MAX_SPOOL_BYTES"),
+        ({"max_upload_bytes": 700_000_001}, "MAX_SPOOL_BYTES"),
     ],
 )
-def test_a_gateway_rejects_inconsistent_timeouts(own: dict[str, float], named: str) -> None:
-    """A gateway rejects timeouts under which a refused upload could reach Kafka, or a hanging store go undetected."""
+def test_a_gateway_rejects_inconsistent_settings(own: dict[str, float], named: str) -> None:
+    """A gateway rejects timeouts under which a refused upload could reach Kafka, or a hanging store go undetected.
+
+    And a limit of spooled bytes that the largest upload exceeds.
+    """
     with pytest.raises(NotReady, match=f"DARKROOM_GATEWAY__{named}"):
         check_gateway(Settings(), GatewaySettings(**own))
 
