@@ -26,6 +26,10 @@ class ExpiredKeys:
     def __post_init__(self) -> None:
         self._scan = ObjectScan(self.files, IDEMPOTENCY)
 
+    def scans(self) -> dict[str, ObjectScan]:
+        """Return the scan by its prefix."""
+        return {IDEMPOTENCY: self._scan}
+
     async def remove(self, *, now: float, page_size: int, dry_run: bool) -> int:
         """Remove the expired requests of the next page (`now`: unix seconds); return their number."""
         expired = 0

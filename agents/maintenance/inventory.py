@@ -11,6 +11,7 @@ from pydantic import Field
 
 from agents.core.merge import SANITIZER
 from agents.maintenance.overdue import INDEXER, Waiting, accepted_at, lost, unfinished
+from agents.maintenance.stored_positions import StoredPositions
 from schemas.stored.erasures import Erasure
 from schemas.stored.receipts import Receipt
 from schemas.values import ImageState, earliest_id, job_id_of, made_at
@@ -24,7 +25,7 @@ from streams.settings import Group
 
 _AT_ONCE = 16
 _PAGE = 512
-CACHED = 200_000  # receipts
+CACHED = 200_000  # jobs; any other costs one read when it is visited
 
 _Job = tuple[str, int]  # image id and generation
 
@@ -73,15 +74,28 @@ class Found:
 
 @dataclass(slots=True)
 class Inventory:
-    """Scans for images; its only state is its cursors and caches. Calls raise DependencyUnavailable."""
+    """Scans for images; its only state is its positions, which are stored, and caches. Raises DependencyUnavailable."""
 
     files: FileStore
     read_model: ReadModel
     settings: InventorySettings
+    _positions: StoredPositions = field(init=False)
     _receipt: str | None = None
     _completed: str | None = None
-    _settled: set[_Job] = field(default_factory=set)
+    _settled: dict[_Job, None] = field(default_factory=dict)  # jobs the scan of records covers
     _unfinished_jobs: dict[_Job, tuple[Waiting, ...]] = field(default_factory=dict)  # jobs without a record
+
+    def __post_init__(self) -> None:
+        self._positions = StoredPositions(self.files, "reconciler")
+
+    async def resume(self) -> None:
+        """Continue from the stored positions; without effect after the first call."""
+        if (stored := await self._positions.load()) is not None:
+            self._receipt, self._completed = stored.get("receipts"), stored.get("completed")
+
+    async def store_positions(self) -> None:
+        """Store where the next pass continues."""
+        await self._positions.store({"receipts": self._receipt, "completed": self._completed})
 
     async def unfinished(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """Return the images that have not ended: accepted without a fact, processing, or awaiting deletion."""
@@ -117,7 +131,8 @@ class Inventory:
 
     async def _accepted(self, now: float, *, everything: bool) -> AsyncIterator[Found]:
         """List the receipts (one per job) by age of the image, from where the previous listing ended."""
-        start = RECEIPTS + earliest_id(now - self.settings.window_s)
+        earliest = earliest_id(now - self.settings.window_s)
+        start = RECEIPTS + earliest
         after = start if everything or self._receipt is None else max(start, self._receipt)
         most = None if everything else self.settings.receipts_per_pass
         newest: dict[str, int] = {}
@@ -131,7 +146,8 @@ class Inventory:
                 break
         if not everything:
             self._receipt = last if listed == most else None
-        self._trim_caches()
+        _forget_older(self._settled, earliest)
+        _forget_older(self._unfinished_jobs, earliest)
         async for found in _each(_aiter(newest.items()), self._examine_job):
             if found is not None:
                 yield found
@@ -142,21 +158,17 @@ class Inventory:
             return None
         record = await self.read_model.get(image_id)
         if record is not None and record.generation >= generation:  # the scan of records covers it
-            self._settled.add(job)
+            _cache(self._settled, job, None)
             self._unfinished_jobs.pop(job, None)
             return None
-        if job not in self._unfinished_jobs:
+        waiting = self._unfinished_jobs.get(job)
+        if waiting is None:
             receipt = await read_receipt(self.files, job_id_of(image_id, generation))
             if receipt is None:
                 return None
-            self._unfinished_jobs[job] = unfinished(record, receipt)
-        return Found(image_id, None, None, waiting=self._unfinished_jobs[job], job=generation)
-
-    def _trim_caches(self) -> None:
-        """Bound the caches; a dropped entry costs one read."""
-        for known in (self._settled, self._unfinished_jobs):
-            if len(known) > CACHED:
-                known.clear()
+            waiting = unfinished(record, receipt)
+            _cache(self._unfinished_jobs, job, waiting)
+        return Found(image_id, None, None, waiting=waiting, job=generation)
 
     async def _damage(self, record: ImageRecord) -> Found:
         prefix = image_prefix(record.image_id)
@@ -182,6 +194,22 @@ class Inventory:
         self._completed = page[-1].image_id if len(page) == limit else None
         for record in page:
             yield record
+
+
+def _cache(known: dict[_Job, A], job: _Job, value: A) -> None:
+    """Cache a value while there is room.
+
+    The listing visits all jobs in turn: replacing the oldest entry would evict each one before its next visit.
+    """
+    if len(known) < CACHED:
+        known[job] = value
+
+
+def _forget_older(known: dict[_Job, A], earliest: str) -> None:
+    """Make room in a full cache: drop the jobs of images that left the window."""
+    if len(known) >= CACHED:
+        for job in [job for job in known if job[0] < earliest]:
+            del known[job]
 
 
 async def _each(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]]) -> AsyncIterator[B]:

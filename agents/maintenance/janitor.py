@@ -2,7 +2,8 @@
 
 A worker that processes an image during its deletion may write until its last try ends. After that time, the horizon,
 the janitor searches once more, removes the tombstone from the read model and finishes the erasure. It also scans all
-objects, one page per sweep, for those of outdated generations and runs and those without an image.
+objects, one page per sweep, for those of outdated generations and runs and those without an image. The positions of
+its scans are stored, so that a restart does not begin again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agents.indexing.erase_image import belongings, receipts_of, remove
 from agents.maintenance.expired_idempotency_keys import ExpiredKeys
 from agents.maintenance.object_scan import ObjectScan
 from agents.maintenance.orphaned_references import Abandoned
+from agents.maintenance.stored_positions import StoredPositions
 from agents.maintenance.unfinished_uploads import Unfinished
 from schemas.stored.erasures import Erasure, Removed
 from schemas.stored.receipts import ReceiptKind
@@ -99,7 +101,7 @@ class _Relevance:
 
 
 class Janitor:
-    """Sweeps the object store; its only state is the scans' cursors. Calls raise DependencyUnavailable."""
+    """Sweeps the object store; its only state is the scans' positions. Calls raise DependencyUnavailable."""
 
     def __init__(
         self,
@@ -120,10 +122,14 @@ class Janitor:
         self._unfinished = Unfinished(files)
         self._expired_keys = ExpiredKeys(files)
         self._objects = ObjectScan(files, _ROOT)
+        self._positions = StoredPositions(files, "janitor")
 
     async def sweep(self, *, dry_run: bool = False) -> SweepReport:
         """Finish the erasures that are due and examine the next page of objects. A dry run only counts."""
         report = SweepReport(dry_run)
+        for name, position in (await self._positions.load() or {}).items():
+            if (scan := self._scans().get(name)) is not None:
+                scan.position = position
         due = await self._due(report)
         letters: Mapping[str, int] = {}
         if due and not dry_run and self._letters is not None:
@@ -145,7 +151,13 @@ class Janitor:
                 page_size=self._settings.objects_per_sweep,
                 dry_run=dry_run,
             )
+        if not dry_run:
+            await self._positions.store({name: scan.position for name, scan in self._scans().items()})
         return report
+
+    def _scans(self) -> dict[str, ObjectScan]:
+        parts = (self._abandoned, self._expired_keys, self._unfinished)
+        return {_ROOT: self._objects} | {name: scan for part in parts for name, scan in part.scans().items()}
 
     async def _due(self, report: SweepReport) -> list[Erasure]:
         before, due = self._clock() - self._settings.horizon_s, list[Erasure]()

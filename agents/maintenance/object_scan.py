@@ -9,17 +9,17 @@ from streams.object_store.protocol import FileStore, ObjectInfo
 
 @dataclass(slots=True)
 class ObjectScan:
-    """Pages through the objects under a prefix and starts over at their end; its only state is the cursor."""
+    """Pages through the objects under a prefix and starts over at their end; its only state is the position."""
 
     files: FileStore
     prefix: str
-    _after: str | None = None
+    position: str | None = None  # the last key of the previous page; None at the beginning
     _next: str | None = None
 
     async def page(self, size: int) -> list[ObjectInfo]:
         """Return the current page, the same one until `advance`. Raises DependencyUnavailable."""
         page: list[ObjectInfo] = []
-        async for info in self.files.list(self.prefix, after=self._after):
+        async for info in self.files.list(self.prefix, after=self.position):
             page.append(info)
             if len(page) == size:
                 break
@@ -28,4 +28,4 @@ class ObjectScan:
 
     def advance(self) -> None:
         """Move to the next page: the returned one is processed."""
-        self._after = self._next
+        self.position = self._next

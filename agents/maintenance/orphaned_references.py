@@ -38,6 +38,10 @@ class Abandoned:
         self._references, self._late = ObjectScan(self.files, CLAIMS), ObjectScan(self.files, CLAIMS)
         self._originals = ObjectScan(self.files, ORIGINALS)
 
+    def scans(self) -> dict[str, ObjectScan]:
+        """Return the scans by name."""
+        return {"references": self._references, "originals": self._originals, "late-references": self._late}
+
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove the orphans of the next page that are older than `older_than` (unix seconds); return their number.
 

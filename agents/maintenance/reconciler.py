@@ -98,8 +98,11 @@ class Reconciler:
         """
         async with self._lock:
             began, run = time.monotonic(), _Pass(dry_run, self._clock())
+            await self._inventory.resume()
             await self._collect(run, everything=everything)
             await self._resend(run)
+            if not dry_run:
+                await self._inventory.store_positions()
             report = await self._report(run, time.monotonic() - began, everything=everything)
         if not dry_run:
             _expose(report)

@@ -40,6 +40,10 @@ class Unfinished:
     def __post_init__(self) -> None:
         self._scans = {root: ObjectScan(self.files, root) for root in reversed(UNFINISHED)}
 
+    def scans(self) -> dict[str, ObjectScan]:
+        """Return the scans by prefix."""
+        return self._scans
+
     async def remove(self, *, older_than: float, page_size: int, dry_run: bool) -> int:
         """Remove objects of the next page whose upload ended before `older_than` (unix seconds); return their number.
 
