@@ -1,8 +1,8 @@
 """The object store in a folder: the embedded default, for any number of processes on one machine.
 
-`data/` contains the objects by key, `meta/` their headers as in S3, `tmp/` writes in progress. Objects are written by
-rename, so that a reader sees either the old or the new object, and never changed in place, so that a copy is a hard
-link. One file lock covers the renames and removals of a store.
+`data/` contains the objects by key, `meta/` their headers as in S3, `tmp/` writes in progress, `index/` the index of
+receipts. Objects are written by rename, so that a reader sees either the old or the new object, and never changed in
+place, so that a copy is a hard link. One file lock covers the renames and removals of a store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import BinaryIO, TypeVar
 
 from schemas.values import ObjectRef
 from streams.errors import AccessDenied, DependencyUnavailable, NotReady
+from streams.object_store.directory_index import NameIndex
 from streams.object_store.keys import check_key, check_prefix
 from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing, PostForm, open_source
 from streams.settings import FilesSettings
@@ -52,15 +53,19 @@ class DirectoryFiles:
         root = settings.directory / settings.bucket
         self._data, self._meta, self._tmp = root / "data", root / "meta", root / "tmp"
         self._lock = root / "lock"
+        self._index = NameIndex(self._data, root / "index")
+        self._closed = False
         self._timeout_s = settings.timeout_s
         self._pool = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="files")
 
     async def open(self) -> None:
         """Create the folders and remove files of crashed writers. NotReady if folders cannot be created."""
         await self._call("", self._prepare)
+        self._pool.submit(self._index.rebuild, lambda: self._closed)  # until it is done, listings read the folder
 
     def close(self) -> None:
         """Close the threads."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def put(self, key: str, data: bytes | Path, *, content_type: str, sha256: str | None = None) -> ObjectRef:
@@ -108,6 +113,10 @@ class DirectoryFiles:
         except ObjectMissing:
             return None
 
+    async def existing(self, keys: Collection[str]) -> set[str]:
+        paths = {key: self._path(key) for key in keys}
+        return await self._call("", lambda: {key for key, path in paths.items() if path.is_file()})
+
     async def copy(self, source: str, target: str) -> None:
         check_key(target)
         await self._call(source, lambda: self._copy(check_key(source), target))
@@ -119,7 +128,7 @@ class DirectoryFiles:
     async def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
         check_prefix(prefix)
         folder = self._data / prefix.rpartition("/")[0]
-        walk = self._walk(folder, prefix, (after or "").encode())
+        walk = self._found(folder, prefix, (after or "").encode())
 
         def page() -> list[ObjectInfo]:
             return [found for _, found in zip(range(PAGE), walk, strict=False)]
@@ -221,6 +230,7 @@ class DirectoryFiles:
                 try:
                     _make_folder(target.parent)
                     sidecar.parent.mkdir(parents=True, exist_ok=True)
+                    self._index.add(key)
                     new_sidecar.replace(sidecar)
                     temp.replace(target)
                 except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
@@ -280,6 +290,18 @@ class DirectoryFiles:
                         folder.rmdir()
                     except OSError:
                         break
+            self._index.remove(key)
+
+    def _found(self, folder: Path, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
+        keys = self._index.find(prefix)
+        if keys is None:
+            yield from self._walk(folder, prefix, after)
+            return
+        for key in keys:
+            if key.encode() > after:
+                with suppress(FileNotFoundError):
+                    known = (self._data / key).stat()
+                    yield ObjectInfo(key, known.st_size, "", _etag(known), known.st_mtime)
 
     def _walk(self, folder: Path, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
         try:

@@ -6,7 +6,7 @@ server, through the minio SDK) and `streams.object_store.directory` (a folder); 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -65,6 +65,9 @@ class FileStore(Protocol):
 
     async def stat(self, key: str) -> ObjectInfo | None:
         """Return an object's metadata, None if there is no object."""
+
+    async def existing(self, keys: Collection[str]) -> set[str]:
+        """Return those of the keys that have an object: one call for many keys, as each call has a fixed cost."""
 
     async def copy(self, source: str, target: str) -> None:
         """Copy within the bucket, on the server where the store supports it."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -159,6 +159,10 @@ class S3Files:
             modified=found.last_modified.timestamp() if found.last_modified else 0.0,
             sha256=(found.metadata or {}).get("x-amz-meta-sha256"),
         )
+
+    async def existing(self, keys: Collection[str]) -> set[str]:
+        found = await asyncio.gather(*map(self.stat, keys))
+        return {one.key for one in found if one is not None}
 
     async def copy(self, source: str, target: str) -> None:
         check_key(target)

@@ -6,7 +6,7 @@ reads, since they free space.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class BreakingFiles:
     async def stat(self, key: str) -> ObjectInfo | None:
         with self._reads.passing():
             return await self._inner.stat(key)
+
+    async def existing(self, keys: Collection[str]) -> set[str]:
+        with self._reads.passing():
+            return await self._inner.existing(keys)
 
     async def copy(self, source: str, target: str) -> None:
         with self._writes.passing():

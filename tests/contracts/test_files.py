@@ -102,6 +102,17 @@ async def test_stat_knows_type_size_and_hash(files: FileStore) -> None:
     assert await files.stat("a") is None
 
 
+async def test_existing_keys_are_found_in_one_call(files: FileStore) -> None:
+    """Of many keys, those with an object are returned; a folder is no object, and invalid keys are refused."""
+    written = {f"e/{number}" for number in range(0, 40, 2)}
+    for key in written:
+        await files.put(key, b"", content_type="x/y")
+    assert await files.existing({"e", "e/none/x", *(f"e/{number}" for number in range(40))}) == written
+    assert await files.existing(()) == set()
+    with pytest.raises(ValueError, match="object key"):
+        await files.existing({"e/0", "../x"})
+
+
 async def test_an_empty_object_is_an_object(files: FileStore) -> None:
     """Zero bytes can be written, read and streamed."""
     await files.put("empty", b"", content_type="text/plain")
