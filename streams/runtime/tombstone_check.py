@@ -3,17 +3,21 @@
 The runtime checks before processing and again before it delivers the outputs. The indexer first makes a deletion
 certain and then lists the objects to remove: objects a stage wrote before its second check are in that list, later
 ones are removed here.
+
+Each check reads the store anew, so that a certain deletion is never missed. The checks that events begin in the same
+step of the event loop share one call, because a call costs more than what it reads.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from schemas.events.envelope import Event
 from schemas.events.facts import DeletionRequested, ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Tombstones, objects_of
+from streams.object_store.tombstones import Tombstones, erasure_key, objects_of
 from streams.stage import Emit, Outcome
 from streams.telemetry import metrics
 
@@ -36,14 +40,18 @@ class NoDeletionCheck:
 
 
 class TombstoneCheck:
-    """Reads the tombstones in the object store: one small read per check."""
+    """Looks for the tombstones in the object store."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
         self._tombstones = Tombstones(files)
+        self._asked: dict[str, list[asyncio.Future[bool]]] = {}  # by key, for the next call
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
         if isinstance(event, DeletionRequested):
+            return False
+        if not await self._exists(erasure_key(event.image_id)):
             return False
         erasure = await self._tombstones.get(event.image_id)
         if erasure is None or not erasure.covers(event.owner, event.generation):
@@ -56,6 +64,32 @@ class TombstoneCheck:
             events = [event, *(one for _, one in answer.events)] if isinstance(answer, Emit) else [event]
             await self._tombstones.note(event.image_id, {sha256 for one in events for sha256 in hashes_in(one)})
         return True
+
+    async def _exists(self, key: str) -> bool:
+        if not self._asked:
+            call = asyncio.create_task(self._look(), name="tombstones")  # begins once the others have asked
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, []).append(answer)
+        return await answer
+
+    async def _look(self) -> None:
+        asked, self._asked = self._asked, {}
+        answers = [(key, answer) for key, waiting in asked.items() for answer in waiting]
+        try:
+            existing = await self._files.existing(asked.keys())
+        except Exception as error:
+            for _, answer in answers:
+                if not answer.done():  # done: its check was cancelled
+                    answer.set_exception(error)
+        else:
+            for key, answer in answers:
+                if not answer.done():
+                    answer.set_result(key in existing)
+        finally:
+            for _, answer in answers:
+                answer.cancel()  # without effect, unless this call itself was cancelled
 
 
 def hashes_in(event: Event) -> set[str]:

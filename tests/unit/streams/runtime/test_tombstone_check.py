@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,70 @@ def test_the_hashes_of_an_event_are_those_of_original_and_master() -> None:
     assert hashes_in(uploaded()) == {SHA}
     assert hashes_in(sanitized) == {sanitized.original.sha256, sanitized.image.master.sha256}
     assert hashes_in(Facts(new_image_id()).text()) == set()
+
+
+class Counted:
+    """A store that counts the calls that look for tombstones; `fails` makes them fail."""
+
+    def __init__(self, files: FileStore) -> None:
+        self._files = files
+        self.calls: list[int] = []
+        self.fails = False
+        self.waits: asyncio.Event | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    async def existing(self, keys: Collection[str]) -> set[str]:
+        self.calls.append(len(keys))
+        found = await self._files.existing(keys)
+        if self.waits is not None:
+            await self.waits.wait()
+        if self.fails:
+            raise DependencyUnavailable("the store is unavailable")
+        return found
+
+
+async def test_concurrent_checks_share_a_call(files: FileStore) -> None:
+    """Checks that begin together cost one call, and each gets its own answer."""
+    counted: Any = Counted(files)
+    events = [uploaded() for _ in range(20)]
+    await delete(files, events[7])
+    check = TombstoneCheck(counted)
+    answers = await asyncio.gather(*(check.drops(event) for event in [*events, events[7]]))
+    assert answers == [event is events[7] for event in [*events, events[7]]]
+    assert counted.calls == [20]
+
+
+async def test_a_check_never_shares_a_call_that_began_before_it(files: FileStore) -> None:
+    """A deletion that is certain when a check begins is found, even while an earlier check of the image waits."""
+    counted: Any = Counted(files)
+    counted.waits = asyncio.Event()
+    event, check = uploaded(), TombstoneCheck(counted)
+    early = asyncio.create_task(check.drops(event))
+    async with asyncio.timeout(60):
+        while not counted.calls:
+            await asyncio.sleep(0.001)
+    await delete(files, event)
+    late = asyncio.create_task(check.drops(event))
+    async with asyncio.timeout(60):
+        while len(counted.calls) < 2:
+            await asyncio.sleep(0.001)
+    counted.waits.set()
+    assert await late
+    await early
+
+
+async def test_a_failed_or_cancelled_call_affects_only_its_checks(files: FileStore) -> None:
+    """All checks of a failed call raise; a cancelled check leaves the others; later ones ask again."""
+    counted: Any = Counted(files)
+    check = TombstoneCheck(counted)
+    counted.fails = True
+    found = await asyncio.gather(*(check.drops(uploaded()) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [DependencyUnavailable] * 3
+    counted.fails = False
+    one, other = (asyncio.create_task(check.drops(uploaded())) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    assert not await other
+    assert not await check.drops(uploaded())
