@@ -135,3 +135,33 @@ async def test_the_exclusive_lock_excludes_all_others() -> None:
         await asyncio.gather(*(enter(f"{'alone' if n % 5 == 0 else 'with'}{n}", alone=n % 5 == 0) for n in range(30)))
     assert all(len(group) == 1 for group in overlaps if any(name.startswith("alone") for name in group))
     assert max(map(len, overlaps)) > 1
+
+
+def test_markers_are_slots_of_one_file(tmp_path: Path) -> None:
+    """No file is created per event, slots are used again, and what is in a slot no event set is no suspect."""
+    markers = PoisonEventTracker(tmp_path)
+    files = sorted(tmp_path.iterdir())
+    for offset in range(50):
+        markers.begin(record(10**9 + offset))
+    for offset in range(50):
+        markers.end(record(10**9 + offset))
+    size = files[0].stat().st_size
+    for offset in range(40):
+        markers.begin(record(offset))
+    assert sorted(tmp_path.iterdir()) == files
+    assert files[0].stat().st_size == size
+    successor = PoisonEventTracker(tmp_path)
+    assert successor.suspects() == 40
+    assert {successor.verdict(record(offset)) for offset in range(40)} == {Verdict.ISOLATED}
+
+
+def test_markers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """A file per event, with its number of crashes: the events are suspects or poison, and the files are removed."""
+    for offset, crashes in ((1, ""), (2, "1")):
+        (tmp_path / f"image.uploaded_0_{offset}.at-work").write_text(crashes)
+    markers = PoisonEventTracker(tmp_path)
+    assert [markers.verdict(record(n)) for n in (1, 2, 3)] == [Verdict.ISOLATED, Verdict.POISON, Verdict.NORMAL]
+    markers.begin(record(1))
+    markers.end(record(1))
+    markers.clear()
+    assert PoisonEventTracker(tmp_path).suspects() == 0
