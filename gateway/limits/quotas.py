@@ -6,6 +6,9 @@ memory; it is cached, and this gateway adds the uploads it accepts itself. Uploa
 at the next count: together, gateways may exceed a quota by what they accept until then. Before an upload is refused,
 usage is counted again, since images may have been deleted.
 
+A count of many objects takes minutes, for which no request waits: its sum is kept in the object store, so that a
+restarted gateway begins with the last one. The very first count of an owner admits by what it has counted so far.
+
 Owners without a quota are not counted.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -22,15 +26,19 @@ from dataclasses import dataclass, field
 from gateway.http.problems import Problem
 from gateway.limits.settings import QuotaSettings
 from schemas.http.problems import ProblemCode
-from schemas.values import Owner
+from schemas.values import Owner, Value
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
-from streams.object_store.protocol import FileStore, ObjectInfo
+from streams.object_store.protocol import FileStore, ObjectInfo, ObjectMissing
+
+log = logging.getLogger(__name__)
 
 MAX_OWNERS = 10_000  # cached counts; beyond it the least recently used is dropped
-COUNT_TIMEOUT_S = 30.0  # for a count that a request waits for
+COUNT_WAIT_S = 2.0  # a request waits so long for a count, which goes on in the background
+KEEP_ABOVE_S = 1.0  # the sum of a count that took longer is kept
 MIN_AGE_FACTOR = 20  # a count is cached for at least this multiple of the time it took
 RECOUNT_INTERVAL_S = 2.0  # between two counts of an owner over the quota
+_PROGRESS_EVERY = 500  # originals
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +52,33 @@ class Usage:
         return Usage(self.images + more.images, self.bytes + more.bytes)
 
 
+class KeptUsage(Value):
+    """The sum of an owner's last long count, `usage/{owner}.json`."""
+
+    images: int
+    bytes: int
+    took_s: float  # seconds of the count
+
+
 @dataclass(slots=True)
 class _Account:
     """The cached usage of one owner."""
 
     counted: Usage | None = None
+    so_far: Usage = Usage()  # of the first count, while it runs
     began: float = float("-inf")  # start of the last count
     took_s: float = 0.0
     since: list[tuple[float, Usage]] = field(default_factory=list)  # accepted by this gateway since the count
     pending: Usage = Usage()  # admitted, not accepted yet
     counting: asyncio.Task[None] | None = None
 
+    def progressed(self, so_far: Usage) -> None:
+        """Take the sums of the running count."""
+        self.so_far = so_far
+
     def usage(self) -> Usage:
         """Return the owner's usage as known to this gateway."""
-        return sum((usage for _, usage in self.since), (self.counted or Usage()) + self.pending)
+        return sum((usage for _, usage in self.since), (self.counted or self.so_far) + self.pending)
 
 
 class Quotas:
@@ -84,7 +105,7 @@ class Quotas:
     async def room(self, owner: Owner, *, size: int = 0) -> AsyncIterator[None]:
         """Reserve room for one image of `size` bytes; count it when the block succeeds.
 
-        Raises Problem (403) beyond the quota, DependencyUnavailable or TimeoutError when usage cannot be counted.
+        Raises Problem (403) beyond the quota, DependencyUnavailable when the store cannot be listed.
         """
         if not self.any:
             yield
@@ -111,9 +132,10 @@ class Quotas:
             raise self._refusal(account)
         return account
 
-    async def usage(self, owner: Owner) -> Usage:
-        """Return an owner's usage. Raises DependencyUnavailable or TimeoutError."""
-        return (await self._counted(owner)).usage()
+    async def usage(self, owner: Owner) -> Usage | None:
+        """Return an owner's usage, None while the first count is not complete. Raises DependencyUnavailable."""
+        account = await self._counted(owner)
+        return account.usage() if account.counted is not None else None
 
     def _fits(self, account: _Account, requested: Usage) -> bool:
         total, most = account.usage() + requested, self.settings
@@ -135,7 +157,7 @@ class Quotas:
             self._evict()
         old = self._clock() - account.began > max(self.settings.recount_s, MIN_AGE_FACTOR * account.took_s)
         if account.counted is None:
-            await self._count(owner, account)
+            await self._first_count(owner, account)
         elif old and account.counting is None:
             self._begin(owner, account)  # in the background; this request uses the cached count
         return account
@@ -149,11 +171,23 @@ class Quotas:
         with contextlib.suppress(StopIteration):
             del self._accounts[next(idle)]
 
+    async def _first_count(self, owner: Owner, account: _Account) -> None:
+        """Begin with the kept sum and count in the background; without one wait for the count, but not long."""
+        if account.counting is None and (kept := await self._kept(owner)) is not None and account.counted is None:
+            account.counted, account.took_s = Usage(kept.images, kept.bytes), kept.took_s
+        if account.counted is None:
+            await self._count(owner, account)
+        elif account.counting is None:
+            self._begin(owner, account)
+
     async def _count(self, owner: Owner, account: _Account) -> None:
         if account.counting is None:
             self._begin(owner, account)
         assert account.counting is not None  # noqa: S101 - just begun
-        await bounded(asyncio.shield(account.counting), COUNT_TIMEOUT_S)
+        try:
+            await bounded(asyncio.shield(account.counting), COUNT_WAIT_S)
+        except TimeoutError:
+            log.warning("counting usage takes long; the quota applies to what is known", extra={"owner": owner})
 
     def _begin(self, owner: Owner, account: _Account) -> None:
         account.counting = asyncio.create_task(self._walk(owner, account), name=f"count {owner}")
@@ -168,14 +202,33 @@ class Quotas:
         if self._files is None:
             raise DependencyUnavailable("no object store to count usage in")
         began = self._clock()
-        account.counted = await count(self._files, owner)
+        account.counted = await count(self._files, owner, account.progressed)
         account.since = [(at, usage) for at, usage in account.since if at >= began]
         account.began, account.took_s = began, self._clock() - began
+        if account.took_s >= KEEP_ABOVE_S:
+            with contextlib.suppress(DependencyUnavailable):  # only the next start would begin with it
+                await self._keep(owner, account.counted, account.took_s)
+
+    async def _kept(self, owner: Owner) -> KeptUsage | None:
+        if self._files is None:
+            return None
+        try:
+            return KeptUsage.model_validate_json(await self._files.get(_usage_key(owner), limit=1024))
+        except (ObjectMissing, ValueError):  # a ValidationError is a ValueError
+            return None
+
+    async def _keep(self, owner: Owner, usage: Usage, took_s: float) -> None:
+        assert self._files is not None  # noqa: S101 - it has just been listed
+        kept = KeptUsage(images=usage.images, bytes=usage.bytes, took_s=took_s)
+        await self._files.put(_usage_key(owner), kept.model_dump_json().encode(), content_type="application/json")
 
 
-async def count(files: FileStore, owner: Owner) -> Usage:
-    """Count an owner's images (references to originals) and bytes of originals. Raises DependencyUnavailable."""
-    images = size = 0
+async def count(files: FileStore, owner: Owner, progress: Callable[[Usage], None] = lambda _: None) -> Usage:
+    """Count an owner's images (references to originals) and bytes of originals. Raises DependencyUnavailable.
+
+    `progress` receives the sums so far from time to time.
+    """
+    images = size = seen = 0
     originals = files.list(f"originals/{owner}/")
     claims = files.list(f"claims/{owner}/")
     claim = await anext(claims, None)
@@ -186,8 +239,15 @@ async def count(files: FileStore, owner: Owner) -> Usage:
         while claim is not None and (of := _claimed(claim)) <= sha256:
             images += of == sha256
             claim = await anext(claims, None)
+        seen += 1
+        if seen % _PROGRESS_EVERY == 0:
+            progress(Usage(images, size))
     return Usage(images, size)
 
 
 def _claimed(claim: ObjectInfo) -> str:
     return claim.key.split("/")[2]
+
+
+def _usage_key(owner: Owner) -> str:
+    return f"usage/{owner}.json"

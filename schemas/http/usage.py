@@ -10,7 +10,7 @@ from schemas.values import Value
 class Amount(Value):
     """Usage and quota of one resource."""
 
-    used: int | None = Field(description="null: not counted, since there is no quota", examples=[120])
+    used: int | None = Field(description="null: not counted, since there is no quota, or not yet", examples=[120])
     allowed: int | None = Field(description="null: unlimited", examples=[1000])
 
 
