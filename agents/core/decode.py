@@ -21,7 +21,7 @@ pillow_heif.options.THUMBNAILS = False
 pillow_heif.options.AUX_IMAGES = False
 pillow_heif.options.DEPTH_IMAGES = False
 pillow_heif.register_heif_opener()
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as for HEIF: a child has one core and starts no others
 Image.preinit()
 Image.MAX_IMAGE_PIXELS = None  # the limits below are stricter, with a code of their own
 # Marks the imports as used: they register the openers that preinit omits.

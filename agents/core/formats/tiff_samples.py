@@ -18,6 +18,7 @@ from agents.core.frames import webp_frames
 
 _BAND = 64  # rows converted at a time
 _HORIZONTAL, _FLOATING = 2, 3  # predictors
+_SIGNED = 2  # kind of samples
 _MODES = {0: "L", 1: "L", 2: "RGB", 5: "CMYK", 8: "LAB"}
 _WHITE_IS_ZERO, _LAB = 0, 8
 
@@ -113,19 +114,23 @@ def _samples(rows: Bytes, layout: Layout) -> Samples:
 
 def _unpacked(segmented: Bytes, layout: Layout, per_row: int) -> Samples:
     """Return samples of any number of bits, packed from the most significant bit on."""
-    bits = np.unpackbits(segmented, axis=-1, count=per_row * layout.bits)
-    grouped = bits.reshape(*segmented.shape[:2], per_row, layout.bits)
-    values = np.zeros(grouped.shape[:-1], np.int64)
-    for place in range(layout.bits):
-        values = values << 1 | grouped[..., place]
-    if layout.kind == 2:
-        values -= (values >> layout.bits - 1) << layout.bits
-    return values
+    first = np.arange(per_row) * layout.bits
+    count, kind = (3, np.uint32) if layout.bits <= 16 else (5, np.uint64)  # bytes that a sample may lie in
+    padded = np.pad(segmented, ((0, 0), (0, 0), (0, count)))
+    window = np.zeros((*segmented.shape[:2], per_row), kind)
+    for place in range(count):
+        window = window << kind(8) | padded.take((first >> 3) + place, axis=-1)
+    values: Samples = window >> (8 * count - (first & 7) - layout.bits).astype(kind) & kind((1 << layout.bits) - 1)
+    if layout.kind != _SIGNED:
+        return values
+    sign = 1 << layout.bits - 1
+    signed: Samples = (values.astype(np.int64) ^ sign) - sign
+    return signed
 
 
 def _full_scale(layout: Layout) -> tuple[float, float]:
     most = float((1 << layout.bits) - 1)
-    return (-(most + 1) / 2, (most - 1) / 2) if layout.kind == 2 else (0.0, most)
+    return (-(most + 1) / 2, (most - 1) / 2) if layout.kind == _SIGNED else (0.0, most)
 
 
 def _range(raw: list[Bytes], layout: Layout, colours: int) -> tuple[float, float]:
@@ -139,8 +144,16 @@ def _range(raw: list[Bytes], layout: Layout, colours: int) -> tuple[float, float
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
-def _finite(values: Samples) -> npt.NDArray[np.float64]:
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+def _finite(values: Samples) -> npt.NDArray[np.floating]:
+    """Return the values as floats, precise enough for 8 bits; 0 for what is no number."""
+    wide: npt.NDArray[np.floating] = values.astype(np.float64 if _is_wide(values) else np.float32)
+    if values.dtype.kind == "f":
+        np.nan_to_num(wide, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return wide
+
+
+def _is_wide(values: Samples) -> bool:
+    return values.dtype.itemsize > 4 or (values.dtype.kind == "f" and values.dtype.itemsize > 2)
 
 
 def _eight_bits(samples: Samples, layout: Layout, low: float, high: float) -> Bytes:
@@ -155,7 +168,8 @@ def _eight_bits(samples: Samples, layout: Layout, low: float, high: float) -> By
 
 def _scaled(samples: Samples, low: float, high: float) -> Bytes:
     factor = 255.0 / (high - low) if high > low else 0.0
-    return np.floor((_finite(samples) - low) * factor + 0.5).clip(0, 255).astype(np.uint8)
+    scaled: Bytes = ((_finite(samples) - low) * factor + 0.5).clip(0, 255).astype(np.uint8)
+    return scaled
 
 
 def _unmultiplied(shown: Bytes, opacity: Bytes) -> Bytes:

@@ -197,6 +197,16 @@ def test_depths_between_8_and_16_bits(
     assert _off(_decoded(data), 255 - wanted if photometric == WHITE_IS_ZERO else wanted) <= 1
 
 
+@pytest.mark.parametrize("bits", [12, 16, 20, 32])
+def test_signed_samples_are_shown_from_their_lowest_value_on(bits: int) -> None:
+    """The lowest value is black, the highest white."""
+    most = (1 << bits) - 1
+    samples = np.round(_ramp(3) * most).astype(np.int64)
+    stored = (samples - (1 << bits - 1)) & most
+    data = _file(stored.astype("u2" if bits <= 16 else "u4"), bits, RGB, kind=2, separate=True)
+    assert _off(_decoded(data), np.round(samples * 255 / most)) <= 1
+
+
 @pytest.mark.parametrize("predictor", [1, 2])
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("tiled", [False, True])
