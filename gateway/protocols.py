@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
     """CLIP for queries: encodes text and images as vectors like the stored ones (512 floats, L2-normalised)."""
 
     def available(self) -> tuple[bool, str]:
-        """Return whether it can encode now, and if not, the reason, which may be public."""
+        """Return whether it can encode now, and if not, the reason, with settings and URLs: for operators only."""
 
     async def encode_text(self, text: str) -> list[float]:
         """Return the vector of a text."""
@@ -50,7 +50,7 @@ class TextEncoder(Protocol):
 
 
 class ModelUnavailable(Exception):
-    """The model is unavailable. The message says why, and may be public."""
+    """The model is unavailable. The message says why, with settings and URLs: for operators only."""
 
 
 class Undecodable(ValueError):
@@ -60,6 +60,11 @@ class Undecodable(ValueError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def model_reason(reason: str, *, operator: bool) -> str:
+    """Return why a model is unavailable: the reason for operators, a plain clause for all other callers."""
+    return reason if operator else "the model is not loaded"
 
 
 P = TypeVar("P")

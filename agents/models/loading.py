@@ -29,7 +29,6 @@ from streams.telemetry.health_board import Condition
 M = TypeVar("M")
 _open = Image.open  # on import ultralytics replaces Image.open by one with other errors
 RETRY_S, MAX_RETRY_S = 10.0, 600.0  # after a failed load: the first pause, doubled up to the second
-SKIPPED = "The model of this stage is unavailable; the image completes without it."
 _MASTERS = ("PNG", "JPEG", "WEBP")  # the only decoders allowed
 
 
@@ -38,11 +37,12 @@ class Loaded(Generic[M]):
     """A model that passed its golden image, or None and the reason the stage skips until a later load succeeds."""
 
     model: M | None
-    reason: str = ""
+    reason: str = ""  # for operators: health and log
+    public: str = ""  # for clients: without settings, places and URLs
 
     def skips(self, count: int) -> Sequence[Skip]:
-        """Return one Skip per event. Its text is public; the reason, with settings and URLs, is for health and log."""
-        return [Skip(ErrorCode.MODEL_UNAVAILABLE, SKIPPED, reported=True)] * count
+        """Return one Skip per event, with the public reason."""
+        return [Skip(ErrorCode.MODEL_UNAVAILABLE, self.public, reported=True)] * count
 
 
 @asynccontextmanager
@@ -98,7 +98,8 @@ async def load(
             raise NotReady(f"{stage} requires its model. {reason}") from error
         resources.health.say(stage, Condition.DEGRADED, reason)
         log.warning("model unavailable; stage skips", reason=str(error))
-        return Loaded(None, reason)
+        file = error.file if isinstance(error, Unavailable) else ""
+        return Loaded(None, reason, f"{name} is unavailable{f': no usable {file}' if file else ''}.")
     except ValueError as error:  # WrongAnswer, Collapsed, or a setting that the model does not support
         gauge.set(0)
         resources.health.say(stage, Condition.UNREADY, str(error))
@@ -124,7 +125,7 @@ async def _retry(
             resources.health.say(stage, Condition.DEGRADED, loaded.reason)
             structlog.get_logger().warning("model load failed again", stage=stage, error=repr(error))
         else:
-            loaded.model, loaded.reason = again.model, again.reason
+            loaded.model, loaded.reason, loaded.public = again.model, again.reason, again.public
 
 
 def open_master(data: bytes) -> Image.Image:

@@ -34,7 +34,11 @@ OWN_DETECTORS = ("*yolo*.pt", "*yolo*.onnx")
 
 
 class Unavailable(Exception):
-    """No weights are available; the message, fit for clients, lists the searched places and the failures."""
+    """No weights are available. The message, for operators, lists the searched places and the failures."""
+
+    def __init__(self, message: str, *, file: str = "") -> None:
+        super().__init__(message)
+        self.file = file  # name of the file that is missing or wrong, fit for clients; empty for other causes
 
 
 class Mismatch(Unavailable):
@@ -132,11 +136,11 @@ def find(
     for path in _own_files(settings, own_patterns):
         return Weights(path.stem, path, sha256_of(path), own=True)
     if not settings.download:
-        raise type(found)(f"{found}; downloads are off (DARKROOM_MODELS__DOWNLOAD)")
+        raise type(found)(f"{found}; downloads are off (DARKROOM_MODELS__DOWNLOAD)", file=model.file)
     try:
         return _download(model, settings.cache, progress)
     except Unavailable as error:
-        raise type(found)(f"{found}; {error}") from error
+        raise type(found)(f"{found}; {error}", file=model.file) from error
 
 
 def status(settings: ModelsSettings) -> list[ModelStatus]:
@@ -214,8 +218,8 @@ def _search(model: Model, settings: ModelsSettings) -> Weights | Unavailable:
                 return Weights(model.name, path, digest)
             wrong.append(f"{model.file} in {place} has sha256 {digest[:12]}…, not {model.sha256[:12]}…")
     if wrong:
-        return Mismatch("; ".join(wrong))
-    return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(searched))}")
+        return Mismatch("; ".join(wrong), file=model.file)
+    return Unavailable(f"no {model.file} in {', '.join(dict.fromkeys(searched))}", file=model.file)
 
 
 def _own_files(settings: ModelsSettings, patterns: Sequence[str]) -> Iterator[Path]:

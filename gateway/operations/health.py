@@ -8,12 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from gateway.access.dependencies import is_operator
 from gateway.access.permissions import public
 from gateway.http.request_context import version
 from gateway.limits.rate_limits import Limits
-from gateway.protocols import Readiness, TextEncoder
+from gateway.protocols import Readiness, TextEncoder, model_reason
 from schemas.http.health import Health, PartHealth
 from streams.concurrency.circuit_breaker import State
 from streams.object_store.protocol import FileStore
@@ -89,10 +90,10 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
     """Return the health routes. Optional parts can degrade the system but never make it unready."""
     router = APIRouter(tags=["operation"])
 
-    async def check() -> Health:
+    async def check(*, operator: bool = False) -> Health:
         found = await readiness.check()
         ready = all(part.ok for part in found.values())
-        found |= {name: _optional(*answer) for name, answer in _optional_parts(limits, encoder).items()}
+        found |= {name: _optional(*answer) for name, answer in _optional_parts(limits, encoder, operator).items()}
         healthy = all(part.ok and part.state != "degraded" for part in found.values())
         status = "ok" if healthy else "degraded" if ready else "unready"
         return Health(status=status, ready=ready, version=version(), parts=found)
@@ -121,18 +122,23 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         summary="Get the health of every part",
         response_model_exclude_none=True,
     )
-    async def health() -> Health:
-        """Return the health of every part, always with status 200: for people and dashboards."""
-        return await check()
+    async def health(request: Request) -> Health:
+        """Return the health of every part, always with status 200: for people and dashboards.
+
+        Callers with the scope `admin` also see why a model is unavailable.
+        """
+        return await check(operator=await is_operator(request))
 
     return router
 
 
-def _optional_parts(limits: Limits, encoder: TextEncoder | None) -> dict[str, tuple[bool, str]]:
+def _optional_parts(limits: Limits, encoder: TextEncoder | None, operator: bool) -> dict[str, tuple[bool, str]]:
     """Return the state of parts whose failure degrades the system but never makes it unready."""
     found = {"limits": limits.available()}
     if encoder is not None:
-        found["search-by-meaning"] = encoder.available()
+        available, detail = encoder.available()
+        shown = detail if available else model_reason(detail, operator=operator)
+        found["search-by-meaning"] = (available, shown)
     return found
 
 

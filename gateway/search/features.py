@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
 from gateway.access.dependencies import Who
-from gateway.access.identity import Scope
+from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.multipart import Rules
@@ -27,7 +27,7 @@ from gateway.http.request_bodies import receive_file, receive_files, receive_for
 from gateway.http.spooling import Arriving
 from gateway.images.lookup import Lookup
 from gateway.limits.rate_limits import FEATURES, Limits
-from gateway.protocols import ModelUnavailable, Undecodable
+from gateway.protocols import ModelUnavailable, Undecodable, model_reason
 from gateway.search.feature_batching import Batching, Busy
 from gateway.settings import GatewaySettings
 from schemas.http.features import FeatureBatch, FeatureError, FeatureItem, FeatureModel, Features, FeaturesOf
@@ -118,7 +118,7 @@ class FeatureExtraction:
         await _limits(request).take(request, identity, FEATURES)
         if media_type(request) == "application/json":
             return await self._stored(request, identity.owner)
-        batching, model = await self._ready()
+        batching, model = await self._ready(identity)
         async with self._received(request, batching.settings.max_bytes) as path:
             began = time.monotonic()
             (vector,) = await _while_connected(request, self._vectors(batching, [path]))
@@ -131,7 +131,7 @@ class FeatureExtraction:
     async def several(self, request: Request, identity: Who) -> FeatureBatch:
         """Send images as a form, each as `file` or `files`. Unusable images are listed in `errors` and do not affect
         the others; if all are unusable, the response is 422. Each image counts against the rate limit."""
-        batching, model = await self._ready()
+        batching, model = await self._ready(identity)
         own = batching.settings
         rules = Rules(
             frozenset(),
@@ -163,7 +163,7 @@ class FeatureExtraction:
             duration_ms=_elapsed_ms(began),
         )
 
-    async def _ready(self) -> tuple[Batching[Any], ModelRef]:
+    async def _ready(self, identity: Identity) -> tuple[Batching[Any], ModelRef]:
         """Return the encoder and its model, before the body is read. Raises Problem."""
         retry = {"Retry-After": str(self.settings.retry_after_s), **_CLOSE}
         if self.batching is None:
@@ -172,7 +172,8 @@ class FeatureExtraction:
             self.batching.check_room()
             return self.batching, await self.batching.model()
         except ModelUnavailable as error:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Vectors are unavailable: {error}.", headers=retry) from None
+            detail = f"Vectors are unavailable: {model_reason(str(error), operator=identity.is_operator)}."
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, detail, headers=retry) from None
         except Busy:
             raise self._overloaded() from None
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from gateway.access.dependencies import Caller
-from gateway.access.identity import Scope
+from gateway.access.dependencies import Who
+from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.problems import Problem, documented
@@ -23,7 +23,7 @@ from gateway.http.request_bodies import receive_form
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Lookup
 from gateway.images.views import search_item
-from gateway.protocols import TextEncoder
+from gateway.protocols import TextEncoder, model_reason
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.http.search import SearchAnswer, SearchItem, SearchLike
@@ -126,7 +126,7 @@ class Search:
     async def by_words(
         self,
         request: Request,
-        owner: Caller,
+        identity: Who,
         q: Annotated[str, Query(description="search text", min_length=1)],
         limit: Annotated[int | None, Query(ge=1, description="maximum number of results")] = None,
     ) -> SearchAnswer:
@@ -135,7 +135,8 @@ class Search:
         if not words or len(words) > self.settings.max_query_length:
             raise _invalid_field("q", f"must have 1 to {self.settings.max_query_length} characters")
         count = self._limit(limit)
-        vector, reason = await self._encode(words)
+        vector, reason = await self._encode(words, identity)
+        owner = identity.owner
         in_words = bounded(self.read_model.search_words(owner, words, limit=count), self.settings.query_timeout_s)
         if vector is None:
             lists = [await in_words]
@@ -144,11 +145,11 @@ class Search:
         items = await self._items(lists, count, words, request)
         return SearchAnswer(query=words, by_meaning=vector is not None, reason=reason, items=items)
 
-    async def by_image(self, request: Request, owner: Caller) -> SearchAnswer:
+    async def by_image(self, request: Request, identity: Who) -> SearchAnswer:
         """Find images similar to an uploaded file, or to a known image named in JSON."""
         if media_type(request) == "application/json":
-            return await self._similar_to_known(request, owner)
-        encoder = self._encoder()
+            return await self._similar_to_known(request, identity.owner)
+        encoder = self._encoder(identity)
         limit = self.settings.max_query_image_bytes
         async with receive_form(request, self.settings, allowed=frozenset({"limit"}), max_bytes=limit) as form:
             count = self._limit(_whole_number(form.fields.get("limit")))
@@ -157,7 +158,7 @@ class Search:
             vector = await bounded(encoder.encode_image(data), self.settings.encode_timeout_s)
         except ValueError:
             raise Problem(ProblemCode.CORRUPT_IMAGE, "The image cannot be decoded.") from None
-        items = await self._items([await self._near(owner, vector, count)], count, "", request)
+        items = await self._items([await self._near(identity.owner, vector, count)], count, "", request)
         return SearchAnswer(query="image", by_meaning=True, items=items)
 
     async def _similar_to_known(self, request: Request, owner: Owner) -> SearchAnswer:
@@ -171,24 +172,25 @@ class Search:
         items = await self._items([near], count, "", request)
         return SearchAnswer(query=f"image {record.image_id}", by_meaning=True, items=items)
 
-    async def _encode(self, words: str) -> tuple[list[float] | None, str | None]:
+    async def _encode(self, words: str, identity: Identity) -> tuple[list[float] | None, str | None]:
         if self.encoder is None:
             return None, _NO_ENCODER
         available, reason = self.encoder.available()
         if not available:
-            return None, reason
+            return None, model_reason(reason, operator=identity.is_operator)
         try:
             return await bounded(self.encoder.encode_text(words), self.settings.encode_timeout_s), None
         except (DependencyUnavailable, TimeoutError) as error:
             log.warning("CLIP encoder unavailable", extra={"error": repr(error)})
             return None, "the CLIP encoder is unavailable"
 
-    def _encoder(self) -> TextEncoder:
+    def _encoder(self, identity: Identity) -> TextEncoder:
         if self.encoder is None:
             raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {_NO_ENCODER}.")
         available, reason = self.encoder.available()
         if not available:
-            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {reason}.")
+            clause = model_reason(reason, operator=identity.is_operator)
+            raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {clause}.")
         return self.encoder
 
     async def _near(self, owner: Owner, vector: list[float], limit: int) -> list[Hit]:

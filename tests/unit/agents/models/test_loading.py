@@ -60,12 +60,12 @@ async def test_a_model_that_becomes_available_is_used_without_a_restart() -> Non
 
 
 async def test_settings_places_and_urls_are_for_operators() -> None:
-    """Health has the whole reason; the skip, which clients see, names at most the missing file."""
+    """Health has the whole reason; the skip, which clients see, names at most the file it lacks."""
     lent = resources()
     why = "no ViT-B-32.pt in models.dir; download from https://weights.example.org failed (DARKROOM_MODELS__DOWNLOAD)"
     async with loading(STAGE, "clip", failing(Unavailable(why, file="ViT-B-32.pt")), lent, required=False) as loaded:
         assert why in (lent.health.degraded() or "")
-        assert loaded.skips(1)[0].message == "clip is unavailable: ViT-B-32.pt is missing."
+        assert loaded.skips(1)[0].message == "clip is unavailable: no usable ViT-B-32.pt."
 
 
 async def test_a_load_that_fails_in_another_way_is_repeated_too() -> None:

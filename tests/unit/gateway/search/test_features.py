@@ -13,28 +13,52 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 from PIL import Image
 
 from agents.core.decode import Limits as DecodeLimits
 from agents.core.sanitize import sanitize
 from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
 from darkroom.processes.clip import open_features, open_tower
+from gateway.access.identity import ANONYMOUS, Identity, Scope
 from gateway.apps.components import QueryComponents
 from gateway.apps.query import query_app
 from gateway.limits.rate_limits import Limits
 from gateway.limits.settings import RateLimitSettings
 from gateway.protocols import ModelUnavailable, Undecodable
 from gateway.search.feature_batching import Batching, Busy, FeatureSettings, open_batching
-from schemas.values import ErrorCode, ModelRef
+from schemas.values import ErrorCode, ModelRef, Owner
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, ModelsSettings, QdrantSettings
-from tests.support.gateway_components import JPEG, Sink, StubReadiness, client_of, refused, settings, unit_vector
+from tests.support.gateway_components import (
+    JPEG,
+    Encoder,
+    Sink,
+    StubReadiness,
+    client_of,
+    refused,
+    settings,
+    unit_vector,
+)
 
 MODEL = ModelRef(name="drawn", sha256="c" * 64, backend="paper")
 PATH = "/api/v1/features"
 
 Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+REASON = "download of ViT-B-32.pt from https://weights.example.org failed; set DARKROOM_MODELS__DIR"
+
+
+@dataclass
+class As:
+    """An authenticator that takes every caller for the same one."""
+
+    caller: Identity
+
+    async def identify(self, request: Request) -> Identity:
+        return self.caller
 
 
 @dataclass
@@ -88,7 +112,7 @@ async def serve(paper: StubEncoder, tmp_path: Path) -> AsyncIterator[Serving]:
 
         @asynccontextmanager
         async def serving(
-            *, without: bool = False, limit: str = "none", **changes: Any
+            *, without: bool = False, limit: str = "none", caller: Identity = ANONYMOUS, **changes: Any
         ) -> AsyncIterator[httpx.AsyncClient]:
             async with open_batching(paper, FeatureSettings(**changes)) as batching:
                 features = None if without else batching
@@ -100,6 +124,8 @@ async def serve(paper: StubEncoder, tmp_path: Path) -> AsyncIterator[Serving]:
                     read_model=read_model,
                     features=features,
                     limits=Limits(RateLimitSettings(features=limit)),
+                    authenticator=As(caller),
+                    encoder=Encoder(reason=REASON),
                 )
                 async with client_of(query_app(settings(spool_dir=tmp_path), components)) as client:
                     yield client
@@ -316,6 +342,32 @@ async def test_without_weights_the_response_has_the_reason(serve: Serving, paper
         assert "no ViT-B-32.pt" in refused(await post(client, b"no image"), 503, "model-unavailable").detail
     async with serve(without=True) as client:
         refused(await post(client, jpeg(1)), 503, "model-unavailable")
+
+
+@pytest.mark.parametrize("operator", [True, False])
+async def test_only_operators_see_why_a_model_is_unavailable(
+    serve: Serving, paper: StubEncoder, operator: bool
+) -> None:
+    """Settings and URLs are shown to callers with the scope `admin`; others get a plain sentence, in every response."""
+    paper.unavailable = REASON
+    scopes = frozenset(Scope) if operator else frozenset(Scope) - {Scope.ADMIN}
+    async with serve(caller=Identity(Owner("anna"), scopes, "key:1")) as client:
+        key = {"X-API-Key": "dk_"}
+        answers = [
+            refused(await post(client, b"no image"), 503, "model-unavailable").detail,
+            refused(
+                await client.post("/api/v1/search/image", files={"file": ("a.jpg", jpeg(1))}), 503, "model-unavailable"
+            ).detail,
+            (await client.get("/api/v1/search", params={"q": "cat"})).json()["reason"],
+            (await client.get("/api/v1/health", headers=key)).json()["parts"]["search-by-meaning"]["detail"],
+        ]
+        ready = (await client.get("/health/ready", headers=key)).json()["parts"]["search-by-meaning"]
+        anonymous = (await client.get("/api/v1/health")).json()["parts"]["search-by-meaning"]
+    for detail in answers:
+        assert (REASON in detail) == operator
+        assert operator or "model is not loaded" in detail
+    for part in (ready, anonymous):
+        assert (part["ok"], part["detail"]) == (False, "the model is not loaded")
 
 
 async def until_waiting(client: httpx.AsyncClient, count: int) -> None:
