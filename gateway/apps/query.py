@@ -38,7 +38,10 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIR
     deletion = Deletion(settings, files, Publishing(settings, files, components.events))
     router.include_router(Images(settings, files, lookup, deletion).routes())
     router.include_router(Delivery(settings, files, lookup).routes())
-    router.include_router(Annotations(settings, components.events, read_model, lookup, Revisions(files)).routes())
+    revisions = Revisions(files)
+    router.include_router(
+        Annotations(settings, components.events, read_model, lookup, revisions, components.limits).routes()
+    )
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Live(settings, lookup, components.live).routes())
     router.include_router(History(settings, files, read_model, lookup).routes())

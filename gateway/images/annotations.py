@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import JsonValue
 
-from gateway.access.dependencies import Caller
+from gateway.access.dependencies import Caller, Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
@@ -24,6 +24,7 @@ from gateway.images.lookup import Lookup
 from gateway.images.revisions import Revisions
 from gateway.images.user_metadata import check_metadata
 from gateway.images.views import image_details
+from gateway.limits.rate_limits import CHANGES, Limits
 from gateway.protocols import EventSink
 from gateway.settings import GatewaySettings
 from schemas.events.facts import ImageAnnotated
@@ -58,6 +59,7 @@ class Annotations:
     read_model: ReadModel
     lookup: Lookup
     revisions: Revisions
+    limits: Limits
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -95,6 +97,7 @@ class Annotations:
                     ProblemCode.INVALID_FIELD,
                     ProblemCode.UNKNOWN_FIELD,
                     ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                    ProblemCode.RATE_LIMITED,
                     ProblemCode.OVERLOADED,
                 ),
             },
@@ -106,14 +109,15 @@ class Annotations:
         record = await self.lookup.accepted(image_id, owner)
         return answered(request, image_details(record, base_url(request, self.settings)))
 
-    async def change(self, image_id: str, request: Request, owner: Caller, if_match: IfMatch = None) -> Response:
+    async def change(self, image_id: str, request: Request, identity: Who, if_match: IfMatch = None) -> Response:
         """Apply a JSON Merge Patch (RFC 7396): absent fields stay, null removes. 200 when the change is visible in
         every response, 202 when it is durable and visible soon. `If-Match` prevents lost updates.
         """
         patch = await read_json(request, AnnotationPatch, self.settings, media_types=_MEDIA_TYPES)
         if patch.context is not None:
             check_metadata(patch.context, max_bytes=self.settings.max_json_bytes)  # bounds the depth before merging
-        base = base_url(request, self.settings)
+        await self.limits.take(request, identity, CHANGES)
+        owner, base = identity.owner, base_url(request, self.settings)
         wanted, annotation = await self._reserve(image_id, owner, patch, if_match, base)
         if annotation is not None:
             await self._publish(annotation, traceparent_of(request))

@@ -26,7 +26,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.dependencies import Who
-from gateway.access.identity import Identity
+from gateway.access.identity import ANONYMOUS, Identity
 from gateway.access.permissions import is_public
 from gateway.http.problems import Problem
 from gateway.limits.settings import UNLIMITED, RateLimitSettings, parse_limits
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 UPLOADS = "uploads"
 REQUESTS = "requests"
 FEATURES = "features"
-KINDS = (UPLOADS, REQUESTS, FEATURES)
+CHANGES = "changes"
+KINDS = (UPLOADS, REQUESTS, FEATURES, CHANGES)
 
 _BREAKER = BreakerSettings(failures=3, open_s=5.0)  # of Redis
 
@@ -81,7 +82,14 @@ class Limits:
     """Counts uses per caller, and rejects uses beyond a limit."""
 
     def __init__(self, settings: RateLimitSettings, shared: Counter | None = None) -> None:
-        self._defaults = {UPLOADS: settings.uploads, REQUESTS: settings.requests, FEATURES: settings.features}
+        self._defaults = {
+            UPLOADS: settings.uploads,
+            REQUESTS: settings.requests,
+            FEATURES: settings.features,
+            CHANGES: settings.changes,
+        }
+        # An anonymous caller is a program of this machine: its own photos need no limit, unless one is set.
+        self._anonymous = self._defaults | ({} if "uploads" in settings.model_fields_set else {UPLOADS: UNLIMITED})
         self._timeout_s = settings.redis_timeout_s
         self._local = memory_counter()
         self._shared = shared
@@ -90,7 +98,7 @@ class Limits:
     @classmethod
     def none(cls) -> Limits:
         """Return limits that apply only to API keys with their own."""
-        return cls(RateLimitSettings(uploads=UNLIMITED))
+        return cls(RateLimitSettings(uploads=UNLIMITED, changes=UNLIMITED))
 
     async def take(self, request: Request, identity: Identity, kind: str, *, cost: int = 1) -> None:
         """Count `cost` uses of a kind, all or none, and note the status for the response headers.
@@ -129,7 +137,8 @@ class Limits:
     def _limits(self, identity: Identity, kind: str) -> list[Limit]:
         own = identity.limits.get(kind)
         identifiers = (kind, "key", identity.name) if own is not None else (kind, "owner", identity.owner)
-        items = parse_limits(self._defaults[kind] if own is None else own)
+        defaults = self._anonymous if identity.name == ANONYMOUS.name else self._defaults
+        items = parse_limits(defaults[kind] if own is None else own)
         named = [f"{kind}-{item.get_expiry()}s" if len(items) > 1 else kind for item in items]
         return [Limit(kind, policy, item, identifiers) for policy, item in zip(named, items, strict=True)]
 

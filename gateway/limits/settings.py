@@ -41,7 +41,12 @@ def _redis(url: SecretStr) -> SecretStr:
 class RateLimitSettings(Group):
     """Rate limits per owner, and where they are counted."""
 
-    uploads: Limit = Field("50/hour", description="images per owner, by upload or URL; `none` = unlimited")
+    uploads: Limit = Field(
+        "50/hour",
+        description="images per owner, by upload or URL; `none` = unlimited, as is, unless this is set, a gateway on a "
+        "loopback address for callers without credentials",
+    )
+    changes: Limit = Field("600/hour", description="changes of images' tags, category and metadata per owner")
     requests: Limit = Field("none", description="API requests per owner, of any kind")
     features: Limit = Field("none", description="images per owner for feature extraction")
     redis_url: Annotated[SecretStr, AfterValidator(_redis)] | None = Field(

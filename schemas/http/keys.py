@@ -28,7 +28,7 @@ class KeyState(StrEnum):
     REVOKED = "revoked"
 
 
-LimitKind = Literal["uploads", "requests", "features"]
+LimitKind = Literal["uploads", "requests", "features", "changes"]
 _ONE_RATE = r"[1-9][0-9]{0,8}/(second|minute|hour|day)"
 Rate = Annotated[str, Field(pattern=f"^(none|{_ONE_RATE}(; ?{_ONE_RATE}){{0,3}})$", examples=["50/hour"])]
 KeyName = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -17,7 +17,7 @@ import pytest
 from fastapi import Request
 from pydantic import SecretStr, ValidationError
 
-from gateway.access.identity import Identity, Scope
+from gateway.access.identity import ANONYMOUS, Identity, Scope
 from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from gateway.http.problems import Problem
@@ -73,7 +73,9 @@ async def opened(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
         async def open_with(**changes: str) -> Limits:
-            return await stack.enter_async_context(open_limits(RateLimitSettings(redis_url=url, **changes)))
+            return await stack.enter_async_context(
+                open_limits(RateLimitSettings.model_validate({"redis_url": url, "changes": "none", **changes}))
+            )
 
         yield open_with
 
@@ -260,6 +262,38 @@ async def test_the_default_is_fifty_uploads_an_hour(gateway: Gateway) -> None:
     assert (await gateway.upload(who="bert")).status_code == 202
 
 
+@dataclass
+class OpenDoor:
+    """An authenticator of a gateway without keys, which knows callers with a key all the same."""
+
+    async def identify(self, request: Request) -> Identity:
+        return ANNA if "x-who" in request.headers else ANONYMOUS
+
+
+@pytest.mark.parametrize(("changes", "most"), [({}, None), ({"uploads": "50/hour"}, 50), ({"uploads": "2/hour"}, 2)])
+async def test_uploads_without_credentials_are_limited_only_by_a_setting(
+    tmp_path: Path, changes: dict[str, str], most: int | None
+) -> None:
+    """An anonymous caller has no default limit of uploads; a setting applies, even one equal to the default."""
+    async with (
+        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
+        open_limits(RateLimitSettings(**changes)) as limits,
+    ):
+        parts = IngestComponents(
+            files=files, events=Sink(), readiness=StubReadiness(), authenticator=OpenDoor(), limits=limits
+        )
+        async with client_of(ingest_app(settings(), parts)) as client:
+            answers = [
+                await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG + bytes([number]))})
+                for number in range(60 if most is None else most + 1)
+            ]
+            accepted = sum(answer.status_code == 202 for answer in answers)
+            assert accepted == (60 if most is None else most)
+            keyed = await client.post(UPLOAD, files={"file": ("cat.jpg", JPEG)}, headers={"x-who": "anna"})
+    expected = "50" if most is None else str(most)
+    assert keyed.headers["x-ratelimit-limit"] == expected, "with credentials the default stays"
+
+
 @pytest.mark.parametrize("gateway", [{"uploads": "2/hour"}], indirect=True)
 async def test_fetches_count_as_uploads(gateway: Gateway) -> None:
     """A fetch counts as an upload."""
@@ -303,7 +337,7 @@ async def test_requests_are_limited_and_health_is_not(gateway: Gateway) -> None:
 async def test_without_redis_each_gateway_counts_by_itself(redis: LocalRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Redis the gateway counts by itself and health reports it, until Redis is available again."""
     monkeypatch.setattr("gateway.limits.rate_limits._BREAKER", BreakerSettings(failures=3, open_s=0.2))
-    limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour")
+    limits = RateLimitSettings(redis_url=SecretStr(redis.url), uploads="2/hour", changes="none")
     async with open_limits(limits) as one, open_limits(limits) as other:
         await take(one)
         await take(other)

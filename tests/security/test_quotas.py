@@ -156,7 +156,7 @@ async def test_an_unavailable_store_is_a_503_and_not_a_full_quota(files: FaultyF
 async def test_over_http(files: FaultyFiles) -> None:
     """Beyond a quota an upload gets 403 and stores nothing; usage reports quotas and limits."""
     quotas = Quotas(QuotaSettings(images=2, bytes=10_000), files)
-    async with open_limits(RateLimitSettings(uploads="9/hour")) as limits:
+    async with open_limits(RateLimitSettings(uploads="9/hour", changes="none")) as limits:
         parts = IngestComponents(files=files, events=Sink(), readiness=StubReadiness(), limits=limits, quotas=quotas)
         async with client_of(ingest_app(settings(), parts)) as client:
             for number in range(2):

@@ -13,12 +13,16 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from agents.stages.indexer import Tools, index
+from gateway.access.identity import ANONYMOUS
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.images.annotations import MERGE_PATCH, merge_patch
 from gateway.images.revisions import Revisions
+from gateway.limits.rate_limits import CHANGES, open_limits
+from gateway.limits.settings import RateLimitSettings
 from schemas.events.envelope import Event
 from schemas.events.facts import DeletionRequested, ImageAnnotated
 from schemas.values import DEFAULT_OWNER, new_image_id
@@ -404,3 +408,25 @@ async def test_the_number_of_a_removed_revision_cannot_be_reserved(server: Serve
 def test_patches_merge_as_the_standard_says(target: Any, patch: Any, merged: Any) -> None:
     """The cases of RFC 7396, appendix A."""
     assert merge_patch(target, patch) == merged
+
+
+async def test_changes_are_limited_per_owner(server: Server) -> None:
+    """By default an owner may change 600 images an hour; reads do not count, and uploads have a limit of their own."""
+    image_id = await server.image()
+    async with open_limits(RateLimitSettings()) as limits:
+        components = QueryComponents(
+            files=server.files,
+            events=server.log,
+            read_model=server.read_model,
+            readiness=StubReadiness(),
+            limits=limits,
+        )
+        async with client_of(embedded_app(settings(annotation_wait_s=60), components)) as server.client:
+            answer = await server.patch(image_id, {"category": "trip"})
+            assert (answer.status_code, answer.headers["ratelimit-policy"]) == (200, '"changes";q=600;w=3600')
+            assert "ratelimit" not in (await server.details(image_id)).headers
+            spent = Request({"type": "http"})
+            await limits.take(spent, ANONYMOUS, CHANGES, cost=599)
+            answer = await server.patch(image_id, {"category": "home"})
+            assert "600 changes in 1 hour" in refused(answer, 429, "rate-limited").detail
+            assert (await server.details(image_id)).json()["category"] == "trip"
