@@ -167,7 +167,7 @@ def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement)
 
 STAGE: Stage[Arrival, Tools, SanitizedImage] = Stage(
     name="sanitizer",
-    version="1",
+    version="2",
     consumes=(topics.UPLOADED, topics.FETCHED),
     emits=(topics.SANITIZED, topics.FACTS),
     settings=SanitizerSettings,

@@ -87,7 +87,7 @@ def test_the_result_has_every_documented_field(system: RunningSystem, bus: JobRe
     assert {"x", "y", "width", "height"} <= set(body["objects"][0]["box"])
     assert set(body["stages"]) == {"sanitizer", "resizer", "ocr", "detector", "embedder"}
     sanitizer = body["stages"]["sanitizer"]
-    assert (sanitizer["state"], sanitizer["attempts"], sanitizer["version"]) == ("done", 1, "1")
+    assert (sanitizer["state"], sanitizer["attempts"], sanitizer["version"]) == ("done", 1, "2")
     assert sanitizer["duration_ms"] >= 0
     assert body["stages"]["embedder"]["reason"] == "model-unavailable"
     assert body["created_at"] <= body["completed_at"]
