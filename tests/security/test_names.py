@@ -185,7 +185,6 @@ async def test_an_invalid_correlation_id_is_replaced(gateway: Gateway) -> None:
         "ü".encode(),
         b"x" * 129,
         b'"><script>',
-        b"a\r\n X-Injected: yes",
         b"a,b",
         b"",
         b"{jndi:ldap://x}",
@@ -199,10 +198,10 @@ async def test_an_invalid_correlation_id_is_replaced(gateway: Gateway) -> None:
 
 
 async def test_a_line_break_in_a_header_injects_nothing(gateway: Gateway) -> None:
-    """A line break inside a header ends the request with 400, or starts a header that is ignored."""
-    for sign in (b"\r", b"\n", b"\0", b"\r\n"):
+    """A line break inside a header ends the request with 400, unless it starts a header, which is ignored."""
+    for sign in (b"\r", b"\n", b"\0", b"\r\n", b"\r\n ", b"\n\t"):
         answer = await gateway.ask("GET", "/health/live", b"X-Correlation-ID: a" + sign + INJECTED.encode())
-        assert answer.status == 400 or (sign in (b"\r\n", b"\n") and answer.status == 200)
+        assert answer.status == (200 if sign == b"\r\n" else 400), sign
 
 
 async def test_an_invalid_host_injects_nothing(gateway: Gateway) -> None:
