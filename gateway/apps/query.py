@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, FastAPI
 
 from gateway.apps.components import QueryComponents
@@ -17,6 +19,7 @@ from gateway.images.lookup import Lookup
 from gateway.images.publishing import Publishing
 from gateway.images.revisions import Revisions
 from gateway.images.routes import Images
+from gateway.limits.rate_limits import CHANGES
 from gateway.live.routes import Live
 from gateway.operations.admin_routes import Admin
 from gateway.operations.api_key_routes import AdminKeys
@@ -38,9 +41,10 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIR
     deletion = Deletion(settings, files, Publishing(settings, files, components.events))
     router.include_router(Images(settings, files, lookup, deletion).routes())
     router.include_router(Delivery(settings, files, lookup).routes())
+    count_change = partial(components.limits.take, kind=CHANGES)
     revisions = Revisions(files)
     router.include_router(
-        Annotations(settings, components.events, read_model, lookup, revisions, components.limits).routes()
+        Annotations(settings, components.events, read_model, lookup, revisions, count_change).routes()
     )
     router.include_router(ErasureCheck(files, lookup).routes())
     router.include_router(Live(settings, lookup, components.live).routes())

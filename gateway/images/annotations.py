@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import JsonValue
 
 from gateway.access.dependencies import Caller, Who
-from gateway.access.identity import Scope
+from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
 from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.http.json_bodies import JSON, described, read_json
@@ -24,7 +25,6 @@ from gateway.images.lookup import Lookup
 from gateway.images.revisions import Revisions
 from gateway.images.user_metadata import check_metadata
 from gateway.images.views import image_details
-from gateway.limits.rate_limits import CHANGES, Limits
 from gateway.protocols import EventSink
 from gateway.settings import GatewaySettings
 from schemas.events.facts import ImageAnnotated
@@ -59,7 +59,7 @@ class Annotations:
     read_model: ReadModel
     lookup: Lookup
     revisions: Revisions
-    limits: Limits
+    count_change: Callable[[Request, Identity], Awaitable[None]]  # raises Problem (429) beyond the owner's limit
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -116,7 +116,7 @@ class Annotations:
         patch = await read_json(request, AnnotationPatch, self.settings, media_types=_MEDIA_TYPES)
         if patch.context is not None:
             check_metadata(patch.context, max_bytes=self.settings.max_json_bytes)  # bounds the depth before merging
-        await self.limits.take(request, identity, CHANGES)
+        await self.count_change(request, identity)
         owner, base = identity.owner, base_url(request, self.settings)
         wanted, annotation = await self._reserve(image_id, owner, patch, if_match, base)
         if annotation is not None:
