@@ -73,7 +73,12 @@ class EasyocrReader:
             raise Unavailable(f"EasyOCR does not load its weights: {type(error).__name__}") from error
 
     def find(self, image: Image.Image) -> list[Polygon]:
-        """Return text boxes, from the small copy or, if their text is small, from the larger one."""
+        """Return text boxes, from the small copy or, if their text is small, from the larger one.
+
+        An image so thin that the small copy has no rows or columns has none.
+        """
+        if min(image.size) * self._probe_side < max(image.size):
+            return []
         pixels = np.asarray(image.convert("RGB"))
         with self._lock:
             found = self._detect(pixels, self._probe_side)
@@ -86,7 +91,8 @@ class EasyocrReader:
             return found
 
     def read_at(self, image: Image.Image, boxes: Sequence[Polygon]) -> list[TextSpan]:
-        """Return the text at boxes of `find`; illegible boxes give nothing."""
+        """Return the text at boxes of `find`; illegible boxes, and those without pixels, give nothing."""
+        boxes = [box for box in boxes if _has_pixels(box, *image.size)]  # EasyOCR raises on an empty crop
         if not boxes:
             return []
         grey = np.asarray(image.convert("L"))
@@ -110,7 +116,8 @@ class EasyocrReader:
             for left, right, top, bottom in straight[0]
         ]  # fmt: skip
         quads = [tuple((float(x), float(y)) for x, y in box) for box in slanted[0]]
-        return [*boxes, *quads]
+        height, width = pixels.shape[:2]
+        return [box for box in (*boxes, *quads) if _has_pixels(box, width, height)]  # CRAFT's input is padded
 
 
 def _device(backend: str) -> str:
@@ -124,6 +131,17 @@ def _device(backend: str) -> str:
 def _is_straight(box: Polygon) -> bool:
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = box
     return ay == by and bx == cx and cy == dy and dx == ax
+
+
+def _has_pixels(box: Polygon, width: int, height: int) -> bool:
+    """Return whether a box covers at least one pixel of the image in each direction, also along its own sides."""
+    frame = frame_of(box)
+    across = min(int(frame.right), width) - max(int(frame.left), 0)
+    down = min(int(frame.bottom), height) - max(int(frame.top), 0)
+    a, b, c, d = box
+    along = max(math.dist(a, b), math.dist(c, d))
+    aside = max(math.dist(a, d), math.dist(b, c))
+    return min(across, down, along, aside) >= 1
 
 
 def _straight(box: Polygon) -> list[int]:

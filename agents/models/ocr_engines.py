@@ -53,6 +53,12 @@ class Reading:
         spans = [span for span in self._read(image) if span.confidence >= self.rules.min_confidence]
         return scaled(spans, factor)
 
+    def check(self) -> None:
+        """Let each engine read a drawn word. Raises WrongAnswer."""
+        for engine, reader in (("tesseract", self.tesseract), ("easyocr", self.easyocr)):
+            if reader is not None:
+                _check_golden(engine, reader)
+
     def _read(self, image: Image.Image) -> list[TextSpan]:
         if self.tesseract is not None and self.easyocr is not None:
             if self.rules.policy == "hybrid":

@@ -7,6 +7,7 @@ boxes never depend on the batch. On a CPU images run one by one: batches were sl
 from __future__ import annotations
 
 import ast
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -91,8 +92,16 @@ class YoloDetector:
     def prepare(self, image: Image.Image) -> Letterboxed:
         """Return the letterboxed image."""
         # Scaling and padding are the same for all channels, so RGB input gives the same as flipped BGR input.
-        pixels = self._letterbox(image=np.asarray(image.convert("RGB")))
+        pixels = self._letterbox(image=np.asarray(self._thick(image).convert("RGB")))
         return Letterboxed(pixels, image.width, image.height)
+
+    def _thick(self, image: Image.Image) -> Image.Image:
+        """Return an image whose sides all have a pixel when scaled for the model: OpenCV raises on an empty one."""
+        shape = self._letterbox.new_shape
+        side = shape if isinstance(shape, int) else min(shape)
+        least = math.ceil(max(image.size) / side)
+        size = (max(image.width, least), max(image.height, least))
+        return image if size == image.size else image.resize(size)
 
     def raw(self, prepared: Letterboxed) -> npt.NDArray[np.float32]:
         """Return the model's raw output for one image, before thresholds."""

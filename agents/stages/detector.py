@@ -21,7 +21,7 @@ from schemas.http.history import LineageKind
 from schemas.stored.results import DetectedObjects
 from schemas.values import ModelRef
 from streams import topics
-from streams.errors import ObjectGone
+from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import (
     Announcement,
@@ -117,8 +117,13 @@ async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools)
         data = await tools.files.get(event.image.master.key)
     except ObjectMissing as error:
         raise ObjectGone(event.image.master.key) from error
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(tools.threads, lambda: detector.prepare(open_master(data)))
+
+    def prepare() -> Letterboxed:
+        image = open_master(data)
+        with engine_errors("detector"):
+            return detector.prepare(image)
+
+    return await asyncio.get_running_loop().run_in_executor(tools.threads, prepare)
 
 
 async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[DetectedObjects | Skip | Exception]:
@@ -129,7 +134,8 @@ async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[Det
     prepared = await asyncio.gather(*(_prepared(event, detector, tools) for event in events), return_exceptions=True)
     good = [one for one in prepared if isinstance(one, Letterboxed)]
     loop = asyncio.get_running_loop()
-    found = iter(await loop.run_in_executor(tools.threads, detector.detect, good))
+    with engine_errors("detector"):
+        found = iter(await loop.run_in_executor(tools.threads, detector.detect, good))
     model = ModelRef(name=detector.weights.name, sha256=detector.weights.sha256, backend=detector.backend)
     answers: list[DetectedObjects | Skip | Exception] = []
     for event, one in zip(events, prepared, strict=True):
@@ -142,6 +148,13 @@ async def detect(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[Det
         else:
             raise one
     return answers
+
+
+async def probe(tools: Tools) -> None:
+    """Let the detector find what it must find in known images, and write to the object store; raise what fails."""
+    if tools.detector.model is not None:
+        await asyncio.get_running_loop().run_in_executor(tools.threads, tools.detector.model.check)
+    await tools.files.check()
 
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
@@ -172,6 +185,7 @@ STAGE: Stage[ImageSanitized, Tools, DetectedObjects] = Stage(
     parameters=DetectorParameters,
     open=open_tools,
     process_batch=detect,
+    probe=probe,
     once=Once(
         result=DetectedObjects, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
     ),

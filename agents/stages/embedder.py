@@ -23,7 +23,7 @@ from schemas.http.history import LineageKind
 from schemas.stored.results import ImageEmbedding
 from schemas.values import ModelRef, Vector
 from streams import topics
-from streams.errors import ObjectGone
+from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
 
@@ -52,10 +52,15 @@ class Tools:
 def _build(settings: EmbedderSettings, resources: Resources) -> ClipEncoder:
     models = resources.settings.models
     encoder = ClipEncoder(find_clip(models, settings.weights), models, architecture=settings.architecture)
-    golden = (Image.linear_gradient("L"), Image.effect_mandelbrot((256, 256), (-3, -2.5, 2, 2.5), 100))
-    check_distinct(encoder.encode_images(golden))
+    _check(encoder)
     encoder.encode(np.zeros((settings.batch_size, 3, 224, 224), np.float32))  # the largest batch, to warm up
     return encoder
+
+
+def _check(encoder: ClipEncoder) -> None:
+    """Raise Collapsed unless two drawn images get distinct vectors."""
+    golden = (Image.linear_gradient("L"), Image.effect_mandelbrot((256, 256), (-3, -2.5, 2, 2.5), 100))
+    check_distinct(encoder.encode_images(golden))
 
 
 @asynccontextmanager
@@ -78,8 +83,13 @@ async def _prepared(event: ImageSanitized, tools: Tools) -> Floats:
         data = await tools.files.get(event.image.master.key)
     except ObjectMissing as error:
         raise ObjectGone(event.image.master.key) from error
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(tools.threads, lambda: prepare(open_master(data)))
+
+    def work() -> Floats:
+        image = open_master(data)
+        with engine_errors("embedder"):
+            return prepare(image)
+
+    return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
 
 
 async def embed(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[ImageEmbedding | Skip | Exception]:
@@ -90,7 +100,8 @@ async def embed(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[Imag
     prepared = await asyncio.gather(*(_prepared(event, tools) for event in events), return_exceptions=True)
     good = [one for one in prepared if not isinstance(one, BaseException)]
     loop = asyncio.get_running_loop()
-    vectors = iter(await loop.run_in_executor(tools.threads, encoder.encode, np.stack(good)) if good else ())
+    with engine_errors("embedder"):
+        vectors = iter(await loop.run_in_executor(tools.threads, encoder.encode, np.stack(good)) if good else ())
     model = ModelRef(name=encoder.weights.name, sha256=encoder.weights.sha256, backend=encoder.backend)
     answers: list[ImageEmbedding | Skip | Exception] = []
     for one in prepared:
@@ -101,6 +112,13 @@ async def embed(events: Sequence[ImageSanitized], tools: Tools) -> Sequence[Imag
         else:
             answers.append(ImageEmbedding(vector=Vector.of(next(vectors).tolist()), model=model))
     return answers
+
+
+async def probe(tools: Tools) -> None:
+    """Let the encoder tell two drawn images apart, and write to the object store; raise what fails."""
+    if tools.encoder.model is not None:
+        await asyncio.get_running_loop().run_in_executor(tools.threads, _check, tools.encoder.model)
+    await tools.files.check()
 
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
@@ -128,6 +146,7 @@ STAGE: Stage[ImageSanitized, Tools, ImageEmbedding] = Stage(
     settings=EmbedderSettings,
     open=open_tools,
     process_batch=embed,
+    probe=probe,
     once=Once(
         result=ImageEmbedding, input=lambda event: event.image.master, parameters=_parameters, announce=_announce
     ),

@@ -24,7 +24,7 @@ from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
 from schemas.http.history import LineageKind
 from schemas.stored.results import ReadText
 from streams import topics
-from streams.errors import ObjectGone
+from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import (
     Announcement,
@@ -113,7 +113,8 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
 
     def work() -> ReadText:
         image: Image.Image = open_master(data)
-        spans = asked.read(image)
+        with engine_errors("ocr"):
+            spans = asked.read(image)
         content = "\n".join(span.text for span in spans)
         return ReadText(content=content, spans=tuple(spans), policy=tools.settings.policy, engines=reading.engines)
 
@@ -122,6 +123,13 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     reading = tools.reading.model
+async def probe(tools: Tools) -> None:
+    """Let each engine read a drawn word, and write to the object store; raise what fails."""
+    if tools.reading.model is not None:
+        await asyncio.get_running_loop().run_in_executor(tools.threads, tools.reading.model.check)
+    await tools.files.check()
+
+
     chosen = tools.settings.model_dump(
         mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
     )
@@ -157,5 +165,6 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     process=read_text,
     once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
     lineage=LineageKind.TEXT,
+    probe=probe,
     deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=30, models=True),
 )

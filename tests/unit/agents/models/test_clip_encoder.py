@@ -116,6 +116,8 @@ async def test_the_agent_embeds_and_one_bad_image_fails_on_its_own(
         async with agent.STAGE.open(agent.EmbedderSettings(weights="random.pt"), lent) as tools:
             first, last = await store(files, photos[0]), await store(files, photos[6])
             answers = await agent.embed([first, await store(files, b"no image"), missing_master(), last], tools)
+            assert agent.STAGE.probe is not None
+            await agent.STAGE.probe(tools)
             assert isinstance(answers[1], OSError)
             assert isinstance(answers[2], ObjectGone)
             for answer, row in ((answers[0], 0), (answers[3], 6)):

@@ -10,7 +10,7 @@ import pytesseract
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from agents.core.read_text import frame_of
+from agents.core.read_text import Polygon, frame_of
 from agents.models import ocr_engines
 from agents.models.easyocr_reader import EasyocrReader, _in_bands, find_easyocr
 from agents.models.ocr_engines import Reading, Rules, open_engines
@@ -20,7 +20,7 @@ from agents.stages import ocr as agent
 from schemas.events.facts import TEXT_LIMIT, TextRead
 from schemas.stored.results import ReadText
 from schemas.values import ErrorCode, StageReport, TextSpan
-from streams.errors import NotReady, Retryable
+from streams.errors import EngineFailed, NotReady, Retryable
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
@@ -248,6 +248,8 @@ async def test_the_agent_reads_and_announces(
             assert isinstance(result, ReadText)
             assert "The quick brown dog jumped" in result.content
             assert result.engines[0].name.startswith("tesseract 5")
+            assert agent.STAGE.probe is not None
+            await agent.STAGE.probe(tools)
             with pytest.raises(OSError, match="cannot identify"):
                 await agent.read_text(await store(files, b"no image"), tools)
             assert agent.STAGE.once is not None
@@ -258,6 +260,54 @@ async def test_the_agent_reads_and_announces(
             assert (len(fact.content), fact.span_count) == (TEXT_LIMIT, 8)
             assert agent.STAGE.once.parameters(event, tools)["policy"] == "tesseract"
         assert lent.health.condition() is Condition.OK
+
+
+async def test_an_engine_s_error_fails_the_image(
+    settings: ModelsSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an engine raises on an image fails that image with a code, and the agent's own check names the engine."""
+
+    def broken(_self: TesseractReader, _image: Image.Image) -> list[TextSpan]:
+        raise ValueError("could not convert string to float")
+
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        lent = resources(files, settings, tmp_path)
+        async with agent.STAGE.open(agent.OcrSettings(policy="tesseract"), lent) as tools:
+            monkeypatch.setattr(TesseractReader, "read", broken)
+            with pytest.raises(EngineFailed, match="could not convert"):
+                await agent.read_text(await store(files, Image.new("RGB", (40, 40), "white")), tools)
+            with pytest.raises(ValueError, match="could not convert"):
+                await agent.probe(tools)
+
+
+THIN = [(1, 1), (3, 3), (2000, 8), (8, 2000), (2000, 1), (1, 2000), (4000, 20), (20, 4000), (700, 9), (9000, 30)]
+
+
+@pytest.mark.parametrize("size", THIN)
+@pytest.mark.parametrize("policy", ["easyocr", "hybrid"])
+def test_an_image_of_a_few_pixels_has_no_text_and_no_error(
+    tesseract: TesseractReader, easyocr: EasyocrReader, size: tuple[int, int], policy: str
+) -> None:
+    """Neither engine fails on images a few pixels high or wide, empty or full of edges."""
+    edges = np.indices((size[1], size[0])).sum(axis=0) // 3 % 2 * 255
+    for image in (Image.new("RGB", size, "white"), Image.fromarray(edges.astype(np.uint8)).convert("RGB")):
+        spans = Reading(Rules(policy), tesseract if policy == "hybrid" else None, easyocr, ()).read(image)
+        assert all(span.confidence >= 0.3 for span in spans)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [((0, 0), (0, 0), (0, 0), (0, 0)), ((5, 5), (60, 5), (60, 5), (5, 5)), ((-9, -9), (-2, -9), (-2, -2), (-9, -2)),
+     ((300, 10), (340, 10), (340, 30), (300, 30)), ((10, 10), (60, 11), (60, 12), (10, 11)),
+     ((0, 0), (200, 0.5), (200, 1), (0, 0.5))],
+)  # fmt: skip
+def test_boxes_without_pixels_have_no_text(easyocr: EasyocrReader, box: Polygon) -> None:
+    """Boxes that are empty or outside of the image are skipped; the others are read."""
+    word = Image.new("RGB", (200, 60), "white")
+    ImageDraw.Draw(word).text((20, 10), "WORD", fill="black", font=ImageFont.load_default(36))
+    whole = ((0.0, 0.0), (200.0, 0.0), (200.0, 60.0), (0.0, 60.0))
+    spans = easyocr.read_at(word, [box, whole])
+    assert "WORD" in {span.text for span in spans}
 
 
 async def test_without_any_engine_the_agent_skips_or_refuses_to_start(tmp_path: Path) -> None:

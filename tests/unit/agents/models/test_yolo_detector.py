@@ -161,6 +161,14 @@ def test_a_file_that_is_no_model_is_unavailable(settings: ModelsSettings, tmp_pa
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (1, 2000), (10_000, 7), (9, 10_000), (641, 1)])
+def test_a_thin_image_is_no_error(settings: ModelsSettings, size: tuple[int, int]) -> None:
+    """An image whose short side scales to less than a pixel gives boxes within it, if any."""
+    detector = YoloDetector(find_yolo(settings), settings)
+    (found,) = detector.detect([detector.prepare(Image.new("RGB", size, "white"))])
+    assert all(0 <= one.left <= one.right <= size[0] for one in found)
+
+
 async def test_the_agent_finds_objects_and_one_bad_image_fails_on_its_own(
     settings: ModelsSettings, photos: dict[str, Image.Image], tmp_path: Path
 ) -> None:
@@ -170,6 +178,8 @@ async def test_the_agent_finds_objects_and_one_bad_image_fails_on_its_own(
         async with agent.STAGE.open(agent.DetectorSettings(), lent) as tools:
             bus = await store(files, photos["bus.jpg"])
             answers = await agent.detect([await store(files, b"no image"), bus, missing_master()], tools)
+            assert agent.STAGE.probe is not None
+            await agent.STAGE.probe(tools)
             assert isinstance(answers[0], OSError)
             assert isinstance(answers[2], ObjectGone)
             result = answers[1]
