@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from streams.errors import NotReady
 from streams.topics import AGENTS
 
 app = typer.Typer(
@@ -139,10 +140,12 @@ def reconciler() -> None:
 
 
 def main() -> None:
-    """Run the command line; a broken pipe (`| head`) is not an error."""
+    """Run the command line. Invalid settings end a command with a sentence; a broken pipe (`| head`) is no error."""
     if sys.argv[1:2] == [] or sys.argv[1] not in PROCESSES:
         _add_tools()
     try:
         app()
+    except NotReady as error:
+        raise SystemExit(str(error)) from error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

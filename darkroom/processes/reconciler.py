@@ -17,6 +17,8 @@ from darkroom.processes.launch import explain, guarded, read_settings
 from schemas.http.reconciliation import ReconcileReport, Standing
 from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DependencyUnavailable
+from streams.kafka.access_check import check_access
+from streams.kafka.access_rules import rules_of
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import Deliverer, open_producer
 from streams.object_store.factory import open_files
@@ -151,6 +153,7 @@ async def _reconcile(settings: Settings, environment: ReconcilingEnvironment) ->
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving_health(health, settings.worker))
         check_safe(settings)
+        await check_access(settings.kafka, rules_of(RECONCILER))
         await KafkaAdmin(settings.kafka).check_topics(topic for topic in all_topics() if RECONCILER in topic.writers)
         breakers = Breakers(settings.breaker, health)
         files = await stack.enter_async_context(open_files(settings.files, breakers))

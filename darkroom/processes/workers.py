@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from agents import pipeline
 from darkroom.processes.launch import explain, guarded, read_settings
+from streams.kafka.access_check import check_access
+from streams.kafka.access_rules import rules_of
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.lanes.bulk_scheduler import Scheduler
@@ -51,6 +53,7 @@ async def _router(settings: Settings) -> None:
         await stack.enter_async_context(serving_health(health, settings.worker))
         check_safe(settings)
         moved = [t for agent in AGENTS for t in agent_topics(agent) if "router" in (*t.readers, *t.writers)]
+        await check_access(settings.kafka, rules_of("router"))
         await KafkaAdmin(settings.kafka).check_topics([*moved, *PIPELINE, SCHEDULER_DEAD])
         producer = await stack.enter_async_context(open_producer(settings.kafka, source="darkroom/router"))
         await stack.enter_async_context(Watchdog(WatchdogSettings("router", settings.worker.loop_lag_s)))

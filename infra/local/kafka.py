@@ -13,6 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -21,6 +22,9 @@ from infra.local import ports, tools
 from infra.local.process import Child
 from infra.local.service import LocalService, ServiceFailed, listens
 from infra.local.tools import Say, say_to_stderr
+
+if TYPE_CHECKING:
+    from infra.local.kafka_security import Secured  # imports `cryptography`, which agents do not install
 
 _FORMAT_TIMEOUT_S = 60.0
 _METADATA_TIMEOUT_S = 5.0
@@ -51,7 +55,8 @@ class LocalKafka(LocalService):
     """One Kafka node in `folder`; `bootstrap` is its address once started.
 
     If `port` is in use, a free one is chosen (0: any). Topics are never created automatically. `settings` override or
-    add broker settings. For a cluster, pass every node the same `cluster_id` and the `Node`s of all, with free ports.
+    add broker settings. `secured` adds listeners that authenticate. For a cluster, pass every node the same
+    `cluster_id` and the `Node`s of all, with free ports.
     """
 
     name = "kafka"
@@ -67,10 +72,13 @@ class LocalKafka(LocalService):
         cluster: tuple[Node, ...] = (),
         cluster_id: str | None = None,
         java_options: Sequence[str] = (),
+        secured: Secured | None = None,
         say: Say = say_to_stderr,
     ) -> None:
         super().__init__(folder, say=say)
         self._java_options = tuple(java_options)
+        self._secured = secured
+        self._secured_ports = (0, 0)
         self._usual_port = port
         self._heap = heap
         self._settings = dict(settings or {})
@@ -86,6 +94,16 @@ class LocalKafka(LocalService):
     def bootstrap(self) -> str:
         """`host:port` of this node."""
         return f"{ports.HOST}:{self._me.broker_port}"
+
+    @property
+    def sasl_bootstrap(self) -> str:
+        """`host:port` of the listener with SASL_SSL of a secured node."""
+        return f"{ports.HOST}:{self._secured_ports[0]}"
+
+    @property
+    def mtls_bootstrap(self) -> str:
+        """`host:port` of the listener with mTLS of a secured node."""
+        return f"{ports.HOST}:{self._secured_ports[1]}"
 
     @property
     def _me(self) -> Node:
@@ -110,9 +128,14 @@ class LocalKafka(LocalService):
             broker = ports.choose(self._usual_port)
             controller = ports.choose(self._usual_port + 1 if self._usual_port else 0, taken={broker})
             self._nodes = (Node(self._node_id, broker, controller),)
+            if self._secured is not None:
+                sasl = ports.choose(0, taken={broker, controller})
+                self._secured_ports = (sasl, ports.choose(0, taken={broker, controller, sasl}))
 
     async def _prepare(self) -> None:
         (self.folder / "log4j2.properties").write_text(_LOG4J)
+        if self._secured is not None:
+            self._secured.prepare()
         _write_properties(self._config, self._properties(self._data))
         if not self._data.exists():
             await self._format()
@@ -123,6 +146,7 @@ class LocalKafka(LocalService):
         _write_properties(config, self._properties(self._unformatted))
         cluster_id = self._cluster_id or urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         arguments = ["format", f"--cluster-id={cluster_id}", "--config", str(config)]
+        arguments += self._secured.format_arguments() if self._secured is not None else []
         child = Child(
             self._run_java("128m", "kafka.tools.StorageTool", *arguments), log_file=self.log_file, cwd=self.folder
         )
@@ -194,8 +218,16 @@ class LocalKafka(LocalService):
             "num.network.threads": "2",
             "num.io.threads": "4",
             "controlled.shutdown.enable": "true",
+            **self._security_properties(),
             **self._settings,
         }
+
+    def _security_properties(self) -> dict[str, str]:
+        if self._secured is None:
+            return {}
+        return self._secured.properties(
+            ports.HOST, self._me.broker_port, self._me.controller_port, *self._secured_ports
+        )
 
 
 def _class_archive() -> Path:

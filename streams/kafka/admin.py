@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from dataclasses import dataclass
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
+from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streams.errors import DependencyUnavailable, NotReady
+from streams.kafka.access_errors import explained, refused, unauthorized
+from streams.kafka.security import aiokafka_arguments, confluent_configuration
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
 
@@ -49,8 +53,14 @@ class KafkaAdmin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
+        self._events: deque[ConfluentError] = deque(maxlen=8)  # why connections failed, which calls do not report
         self._client = AdminClient(
-            {"bootstrap.servers": settings.bootstrap, "socket.timeout.ms": 10_000, "log_level": 0}
+            {
+                **confluent_configuration(settings),
+                "socket.timeout.ms": 10_000,
+                "log_level": 0,
+                "error_cb": self._events.append,
+            }
         )
 
     async def create_topics(self, topics: Iterable[Topic] | None = None) -> list[str]:
@@ -72,11 +82,13 @@ class KafkaAdmin:
 
     async def members(self, agents: Iterable[str] = AGENTS) -> dict[str, int]:
         """Return each group's number of members with partitions, by agent."""
-        async with self._groups() as client:
+        async with self.groups() as client:
             groups = [self._settings.group(agent) for agent in agents]
             found: dict[str, int] = {}
             for response in await client.describe_consumer_groups(groups):
-                for _error, name, _state, _type, _protocol, members in (group[:6] for group in response.groups):
+                for code, name, _state, _type, _protocol, members in (group[:6] for group in response.groups):
+                    if code == GroupAuthorizationFailedError.errno:
+                        raise GroupAuthorizationFailedError(name)
                     found[self._settings.logical(name)] = sum(1 for member in members if _has_partitions(member[4]))
             return found
 
@@ -108,8 +120,11 @@ class KafkaAdmin:
         """Return the uncommitted offsets of a group by partition: begin, and end (exclusive)."""
         names = [self._settings.topic(name) for name in topics]
         group = self._settings.group(agent)
-        async with self._groups() as client:
+        async with self.groups() as client:
             described = await client.describe_topics(names)
+            for topic in described:
+                if topic["error_code"] == TopicAuthorizationFailedError.errno:
+                    raise TopicAuthorizationFailedError(topic["topic"])
             places = [
                 TopicPartition(topic["topic"], partition["partition"])
                 for topic in described
@@ -123,28 +138,38 @@ class KafkaAdmin:
         return {place: (min(max(at[place], begins[place]), end), end) for place, end in ends.items()}
 
     @asynccontextmanager
-    async def _groups(self) -> AsyncIterator[AIOKafkaAdminClient]:
-        client = AIOKafkaAdminClient(bootstrap_servers=self._settings.bootstrap, request_timeout_ms=10_000)
+    async def groups(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        """Open a client for requests about groups. Raises DependencyUnavailable, also from its body."""
+        client = AIOKafkaAdminClient(**aiokafka_arguments(self._settings), request_timeout_ms=10_000)
         try:
             async with asyncio.timeout(ANSWER_S):
                 await client.start()
                 yield client
         except (KafkaError, TimeoutError) as error:
-            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+            raise await explained(self._settings, error) from error
         finally:
             await client.close()
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.bootstrap, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(**aiokafka_arguments(self._settings), enable_auto_commit=False)
         try:
             async with asyncio.timeout(ANSWER_S):
                 await consumer.start()
                 yield consumer
         except (KafkaError, TimeoutError) as error:
-            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error!r}") from error
+            raise await explained(self._settings, error) from error
         finally:
             await consumer.stop()
+
+    def _unavailable(self, error: KafkaException | TimeoutError) -> DependencyUnavailable:
+        """Return the error of a failed call of the confluent-kafka client."""
+        self._client.poll(0)  # passes what happened meanwhile to `error_cb`
+        happened = list(self._events)
+        self._events.clear()
+        return refused(self._settings, error, happened) or DependencyUnavailable(
+            f"Kafka at {self._settings.bootstrap} does not answer: {error}"
+        )
 
     def _create(self, topics: tuple[Topic, ...]) -> list[str]:
         created: list[str] = []
@@ -168,10 +193,12 @@ class KafkaAdmin:
                     created.append(name)
                 except KafkaException as error:
                     if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                        if error.args[0].name().endswith("AUTHORIZATION_FAILED"):
+                            raise unauthorized(self._settings, f"cannot create topic {name}") from error
                         raise DependencyUnavailable(f"cannot create topic {name}: {error}") from error
             self._wait_for_leaders({topic.topic for topic in wanted})
         except (KafkaException, TimeoutError) as error:
-            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
+            raise self._unavailable(error) from error
         return created
 
     def _wait_for_leaders(self, names: set[str]) -> None:
@@ -199,7 +226,7 @@ class KafkaAdmin:
                 for resource, future in (self._client.describe_configs(resources) if resources else {}).items()
             }
         except (KafkaException, TimeoutError) as error:
-            raise DependencyUnavailable(f"Kafka at {self._settings.bootstrap} does not answer: {error}") from error
+            raise self._unavailable(error) from error
         states = []
         for topic, name in names.items():
             if name not in found:

@@ -15,6 +15,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.events.envelope import Record
 from streams.errors import DependencyUnavailable
+from streams.kafka.access_errors import refused
+from streams.kafka.security import confluent_configuration
 from streams.settings import KafkaSettings
 
 ANSWER_S = 10.0  # for one request to the broker, and between two records
@@ -49,6 +51,8 @@ class BoundedReader:
         known = self._consumer.list_topics(name, timeout=ANSWER_S).topics.get(name)
         if known is None:  # a broker that has just restarted may not know its topics yet
             raise DependencyUnavailable(f"the broker does not know {name}")
+        if known.error is not None and known.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise KafkaException(known.error)
         for number in sorted(known.partitions):
             if number >= first:
                 place = TopicPartition(name, number)
@@ -99,9 +103,11 @@ class BoundedReader:
 @contextmanager
 def open_reader(kafka: KafkaSettings, *, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BoundedReader]:
     """Open a reader that prefetches at most `buffer_bytes`. Raises DependencyUnavailable, also from its body."""
+    happened: list[KafkaError] = []
     consumer = Consumer(
         {
-            "bootstrap.servers": kafka.bootstrap,
+            **confluent_configuration(kafka),
+            "error_cb": happened.append,
             "group.id": kafka.group("reader"),
             "enable.auto.commit": False,
             "enable.partition.eof": True,
@@ -112,7 +118,8 @@ def open_reader(kafka: KafkaSettings, *, buffer_bytes: int = _BUFFER_BYTES) -> I
     try:
         yield BoundedReader(consumer, kafka)
     except KafkaException as error:
-        raise DependencyUnavailable(f"cannot read the log: {error}") from error
+        consumer.poll(0)  # passes what happened meanwhile to `error_cb`
+        raise refused(kafka, error, happened) or DependencyUnavailable(f"cannot read the log: {error}") from error
     finally:
         consumer.close()
 

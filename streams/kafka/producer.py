@@ -12,7 +12,9 @@ from aiokafka.errors import KafkaError
 
 from schemas.events.envelope import Event, Outgoing
 from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
+from streams.kafka.access_errors import explained, undelivered
 from streams.kafka.messages import in_bulk, outgoing
+from streams.kafka.security import aiokafka_arguments
 from streams.settings import KafkaSettings
 from streams.telemetry.tracing import child_of
 from streams.topics import Topic
@@ -43,7 +45,7 @@ class EventProducer:
         async with self._connecting:
             if self._producer is None:
                 producer = AIOKafkaProducer(
-                    bootstrap_servers=self._settings.bootstrap,
+                    **aiokafka_arguments(self._settings),
                     client_id=self._source.rsplit("/", 1)[-1] or "darkroom",
                     enable_idempotence=True,
                     acks="all",
@@ -57,9 +59,7 @@ class EventProducer:
                         await producer.start()
                 except (KafkaError, TimeoutError) as error:
                     await producer.stop()
-                    raise DependencyUnavailable(
-                        f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
-                    ) from error
+                    raise await explained(self._settings, error) from error
                 self._producer = producer
             return self._producer
 
@@ -83,7 +83,8 @@ class EventProducer:
         except (KafkaError, TimeoutError) as error:
             await self._abandon(producer)
             kind = DependencyUnavailable if producer is None else DeliveryUnconfirmed
-            raise kind(f"Kafka did not confirm {len(messages)} message(s): {error!r}") from error
+            reason = undelivered(self._settings, error, (self._settings.topic(message.topic) for message in messages))
+            raise kind(f"Kafka did not confirm {len(messages)} message(s): {reason}") from error
 
     async def send(self, topic: Topic, event: Event, *, traceparent: str | None = None, bulk: bool = False) -> None:
         """Deliver one event, with `bulk` into the bulk lane. Raises DependencyUnavailable if it was not confirmed."""

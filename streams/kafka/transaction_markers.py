@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streams.errors import DependencyUnavailable
+from streams.kafka.access_errors import explained
+from streams.kafka.security import aiokafka_arguments
 from streams.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -22,9 +23,7 @@ async def trailing_markers(kafka: KafkaSettings, places: Mapping[TopicPartition,
 
     Reads the log itself, so the result does not depend on any other consumer. Raises DependencyUnavailable.
     """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=kafka.bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
-    )
+    consumer = AIOKafkaConsumer(**aiokafka_arguments(kafka), enable_auto_commit=False, auto_offset_reset="earliest")
     try:
         await consumer.start()
         ends = await consumer.end_offsets(list(places))
@@ -33,7 +32,7 @@ async def trailing_markers(kafka: KafkaSettings, places: Mapping[TopicPartition,
             consumer.seek(place, offset)
         return await _read(consumer, {place: end for place, end in ends.items() if end > places[place]})
     except KafkaError as error:
-        raise DependencyUnavailable(f"Kafka at {kafka.bootstrap} does not answer: {error!r}") from error
+        raise await explained(kafka, error) from error
     finally:
         await consumer.stop()
 

@@ -27,6 +27,7 @@ from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable, Malformed
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import Deliverer
+from streams.kafka.security import aiokafka_arguments
 from streams.lanes.admission_control import Admission, Slot
 from streams.lanes.bulk_lane import BulkEvent, read_bulk
 from streams.lanes.fair_queue import FairQueue
@@ -109,14 +110,14 @@ class Scheduler:
         watched = (UPLOADED, FETCH_REQUESTED, FACTS, OUTCOMES)
         return AIOKafkaConsumer(
             *(self._settings.topic(topic.name) for topic in watched),
-            bootstrap_servers=self._settings.bootstrap,
+            **aiokafka_arguments(self._settings),
             enable_auto_commit=False,
             auto_offset_reset="latest",
         )
 
     def _bulk_consumer(self) -> Any:
         return AIOKafkaConsumer(
-            bootstrap_servers=self._settings.bootstrap,
+            **aiokafka_arguments(self._settings),
             group_id=self._settings.group(SCHEDULER),
             enable_auto_commit=False,
             auto_offset_reset="earliest",

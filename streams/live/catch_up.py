@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 from schemas.events.envelope import Record
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
+from streams.kafka.security import aiokafka_arguments
 from streams.live.broadcast import Delivery, Feed, Listener, Lost
 from streams.live.cursors import Positions, cursor_of
 from streams.live.progress_events import ProgressEvent, progress_event_of
@@ -35,7 +36,7 @@ class CatchUpIncomplete(Exception):
 def plain_reader(kafka: KafkaSettings) -> Any:
     """Return a consumer without group and offset reset; the caller assigns and seeks."""
     return AIOKafkaConsumer(
-        bootstrap_servers=kafka.bootstrap,
+        **aiokafka_arguments(kafka),
         enable_auto_commit=False,
         auto_offset_reset="none",
         isolation_level="read_committed",

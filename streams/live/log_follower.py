@@ -21,6 +21,7 @@ from pydantic import Field
 
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
+from streams.kafka.security import aiokafka_arguments
 from streams.live.broadcast import Delivery, Feed, Listener, Lost
 from streams.live.catch_up import LOOK_BACK, MAX_BATCH, CatchUp, as_record, plain_reader
 from streams.live.cursors import Positions
@@ -195,7 +196,7 @@ class LogFeed:
 
     async def _described(self) -> tuple[tuple[int, ...], list[TopicPartition]]:
         """Return the number of partitions per topic, and all partitions in the order of positions."""
-        client = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap, request_timeout_ms=10_000)
+        client = AIOKafkaAdminClient(**aiokafka_arguments(self._kafka), request_timeout_ms=10_000)
         names = [self._kafka.topic(topic.name) for topic in TOPICS]
         try:
             await self._in_time(client.start())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.errors import NotReady
+from streams.kafka.security import security_problems
 from streams.settings import Settings
 from streams.stage import StageSettings
 from streams.topics import DELAY_TIERS
@@ -21,6 +22,7 @@ def check_safe(settings: Settings, agent: str = "", own: StageSettings | None = 
 
 def _kafka(settings: Settings) -> Iterator[str]:
     kafka = settings.kafka
+    yield from security_problems(kafka)
     if kafka.min_insync > kafka.replication:
         # No write could ever be confirmed.
         yield (

@@ -25,6 +25,7 @@ from schemas.events.envelope import Outgoing, Record
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
 from streams.kafka.producer import Deliverer
+from streams.kafka.security import aiokafka_arguments
 from streams.retries.retry_policy import DUE_HEADER
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, DELAY_TIERS, delay_topic, retry_topic
@@ -124,7 +125,7 @@ class Router:
         """Route until cancelled. Raises DependencyUnavailable if Kafka does not answer; the supervisor restarts it."""
         consumer = AIOKafkaConsumer(
             *self._delays,
-            bootstrap_servers=self._settings.bootstrap,
+            **aiokafka_arguments(self._settings),
             group_id=self._settings.group("router"),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
