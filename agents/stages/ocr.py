@@ -121,8 +121,6 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
 
 
-def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
-    reading = tools.reading.model
 async def probe(tools: Tools) -> None:
     """Let each engine read a drawn word, and write to the object store; raise what fails."""
     if tools.reading.model is not None:
@@ -130,6 +128,8 @@ async def probe(tools: Tools) -> None:
     await tools.files.check()
 
 
+def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
+    reading = tools.reading.model
     chosen = tools.settings.model_dump(
         mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
     )
@@ -163,8 +163,8 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     parameters=OcrParameters,
     open=open_tools,
     process=read_text,
+    probe=probe,
     once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
     lineage=LineageKind.TEXT,
-    probe=probe,
     deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=30, models=True),
 )

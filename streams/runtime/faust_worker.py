@@ -113,6 +113,7 @@ class FaustWorker:
         worker: WorkerSettings,
         health: HealthBoard,
         before_commit: Callable[[Record], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_faust()
         self._subscription = subscription
@@ -122,7 +123,9 @@ class FaustWorker:
         self._health = health
         self._before_commit = before_commit
         self._parked = asyncio.Event()
-        self._last_event = time.monotonic()
+        self._clock = clock
+        self._last_event = clock()
+        self._lagging_since: float | None = None  # first check that found lag, after the last progress
         self._marker_task: asyncio.Task[None] | None = None
         self.app = self._build()
 
@@ -157,26 +160,37 @@ class FaustWorker:
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Return the uncommitted events per partition this worker owns, and set the metric."""
+        found = self._uncommitted()
+        for (topic, partition), events in found.items():
+            metrics.LAG.labels(self._subscription.stage, topic, str(partition)).set(events)
+        return found
+
+    def stuck(self) -> str | None:
+        """Return a problem for the watchdog: lag for `stuck_fetch_s`, in which no event was fetched or in flight.
+
+        Measured from the first call that found lag, since the last event may be older than the lag: an idle topic.
+        """
+        lag = 0
+        if not self._intake.runner.in_flight() and not self.app.rebalancing:
+            with contextlib.suppress(Exception):  # the consumer is starting or stopping; the loop check covers a hang
+                lag = sum(self._uncommitted().values())
+        since = self._lagging_since
+        if lag == 0 or since is None or since < self._last_event:
+            self._lagging_since = self._clock() if lag else None
+            return None
+        stuck_s = self._clock() - since
+        if stuck_s < self._worker.stuck_fetch_s:
+            return None
+        return f"lag of {lag} events, but none fetched for {stuck_s:.0f} s"
+
+    def _uncommitted(self) -> dict[tuple[str, int], int]:
         consumer = self.app.consumer
         found: dict[tuple[str, int], int] = {}
         for place in consumer.assignment():
             end = consumer.highwater(place)
             if end is not None:
                 found[self._kafka.logical(place.topic), place.partition] = max(0, end - self._finished(place))
-        for (topic, partition), events in found.items():
-            metrics.LAG.labels(self._subscription.stage, topic, str(partition)).set(events)
         return found
-
-    def stuck(self) -> str | None:
-        """Return a problem for the watchdog: lag, but nothing in flight and no event fetched for `stuck_fetch_s`."""
-        quiet = time.monotonic() - self._last_event
-        if quiet < self._worker.stuck_fetch_s or self._intake.runner.in_flight() or self.app.rebalancing:
-            return None
-        try:
-            lag = sum(self.lag().values())
-        except Exception:  # the consumer is starting or stopping; the loop check covers a hang there
-            return None
-        return f"lag of {lag} events, but none fetched for {quiet:.0f} s" if lag > 0 else None
 
     def _finished(self, place: Any) -> int:
         """Return a partition's committed offset, or its read offset before the first commit."""
@@ -191,7 +205,7 @@ class FaustWorker:
         """
         while True:
             await asyncio.sleep(MARKERS_INTERVAL_S)
-            quiet = time.monotonic() - self._last_event > MARKERS_INTERVAL_S
+            quiet = self._clock() - self._last_event > MARKERS_INTERVAL_S
             if not quiet or self._intake.runner.in_flight() or self.app.rebalancing:
                 continue
             try:
@@ -261,7 +275,7 @@ class FaustWorker:
 
     async def _loop(self, stream: Any) -> None:
         async for event in stream.noack().events():
-            self._last_event = time.monotonic()
+            self._last_event = self._clock()
             if not await self._take(stream, event):
                 # Closing: leave the event unacked and fetch no other.
                 await self._parked.wait()
@@ -289,7 +303,7 @@ class FaustWorker:
         return taken or not self._intake.closed
 
     async def _assigned(self, _app: Any, assigned: Any, **_kwargs: Any) -> None:
-        self._last_event = time.monotonic()
+        self._last_event = self._clock()
         self._health.say("kafka", Condition.OK, f"{len(assigned)} partitions")
         log.info("partitions assigned", stage=self._subscription.stage, partitions=len(assigned))
 
