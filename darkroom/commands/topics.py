@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from darkroom.commands.acls import acls
 from streams.errors import DependencyUnavailable
 from streams.kafka.admin import KafkaAdmin
 from streams.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Create and check the topics on the broker.")
+app = typer.Typer(no_args_is_help=True, help="Create and check the topics on the broker; print ACLs.")
+app.command()(acls)
 
 
 @app.command()

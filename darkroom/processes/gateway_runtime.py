@@ -15,6 +15,8 @@ from gateway.search.feature_batching import FeatureSettings
 from gateway.settings import GatewaySettings
 from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DependencyUnavailable, NotReady
+from streams.kafka.access_check import check_access
+from streams.kafka.access_rules import rules_of
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import EventProducer, open_producer
 from streams.live.log_follower import LiveSettings, LogFeed
@@ -107,6 +109,7 @@ async def open_checked_files(
     check_safe(settings)
     check_gateway(settings, own)
     try:
+        await check_access(settings.kafka, rules_of("gateway"))
         await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
     except DependencyUnavailable as error:
         log.warning("Kafka unavailable; uploads are answered 503", error=str(error))

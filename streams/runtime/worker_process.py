@@ -22,6 +22,8 @@ import structlog
 
 from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DISK_FULL, DependencyUnavailable, NotReady
+from streams.kafka.access_check import check_access
+from streams.kafka.access_rules import rules_of
 from streams.kafka.admin import KafkaAdmin
 from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
@@ -114,6 +116,7 @@ async def running_stage(
     subscription = Subscription.of(stage.name, stage.consumes, stage_settings, settings.retry, settings.breaker)
     hook = fault_injection_hook()
     needed = dict.fromkeys((*stage.consumes, *stage.emits, FACTS, *agent_topics(stage.name)))
+    await check_access(settings.kafka, rules_of(stage.name))
     await KafkaAdmin(settings.kafka).check_topics(needed)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_producer(settings.kafka, source=f"darkroom/{stage.name}"))
