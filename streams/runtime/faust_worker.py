@@ -21,11 +21,13 @@ from typing import Any
 import faust
 import structlog
 from aiokafka import TopicPartition
+from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from faust.contrib.asgi import bind_to_running_loop
 from faust.types import TP
 
 from schemas.events.envelope import Record
 from streams.errors import DependencyUnavailable, NotReady
+from streams.kafka.security import aiokafka_arguments
 from streams.kafka.transaction_markers import trailing_markers
 from streams.runtime.record_intake import Intake
 from streams.settings import BreakerSettings, KafkaSettings, RetrySettings, WorkerSettings
@@ -99,6 +101,25 @@ def poll_interval_s(subscription: Subscription, settings: WorkerSettings) -> flo
             f"Lower DARKROOM_{subscription.stage.upper()}__BUFFER or DARKROOM_{subscription.stage.upper()}__DEADLINE_S."
         )
     return max(settings.max_poll_interval_s, needed)
+
+
+def broker_credentials(kafka: KafkaSettings) -> Any:
+    """Return Faust's form of the security settings of its consumer and producer; None for plaintext. Raises NotReady.
+
+    Faust chooses TLS by the presence of a context.
+    """
+    arguments = aiokafka_arguments(kafka)
+    context = arguments.get("ssl_context")
+    if "sasl_oauth_token_provider" in arguments:
+        return OAuthCredentials(oauth_cb=arguments["sasl_oauth_token_provider"], ssl_context=context)
+    if "sasl_mechanism" in arguments:
+        return SASLCredentials(
+            username=arguments["sasl_plain_username"],
+            password=arguments["sasl_plain_password"],
+            mechanism=arguments["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return None if context is None else SSLCredentials(context)
 
 
 class FaustWorker:
@@ -236,6 +257,7 @@ class FaustWorker:
         app = faust.App(
             group,
             broker=[f"kafka://{address.strip()}" for address in kafka.bootstrap.split(",")],
+            broker_credentials=broker_credentials(kafka),
             autodiscover=False,
             web_enabled=False,
             store="memory://",
