@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from pydantic import Field, ValidationError
 
@@ -39,6 +41,7 @@ _JSON = "application/json"
 _RECORD_BYTES = 1 << 20  # read limit, far above the size of any record
 _MAX_PIECES = 10_000  # per upload: each piece is an object, even one of a few bytes
 _CONCURRENT_WRITES = 4  # pieces in memory at once, of all requests
+_CACHED = 10_000  # uploads whose received pieces are known without a full listing
 _ID = re.compile(ID_PATTERN)
 
 V = TypeVar("V", bound=Value)
@@ -99,6 +102,18 @@ def in_seconds(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class _Received:
+    """The contiguous pieces of an upload, from the first byte."""
+
+    pieces: int = 0
+    last: int = 0  # offset of the last piece
+    end: int = 0  # bytes
+
+    def plus(self, size: int) -> _Received:
+        return _Received(self.pieces + 1, self.end, self.end + size)
+
+
+@dataclass(frozen=True, slots=True)
 class Uploads:
     """Resumable and direct uploads in the object store. Methods raise DependencyUnavailable or TimeoutError."""
 
@@ -106,6 +121,8 @@ class Uploads:
     files: FileStore
     quotas: Quotas = field(default_factory=Quotas)
     _writes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_WRITES))
+    _beginning: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # by owner
+    _known: OrderedDict[str, _Received] = field(default_factory=OrderedDict)  # by upload id
 
     def new(self, owner: Owner, kind: UploadKind, **fields: Any) -> UploadRecord:
         """Return the record of a new upload. Writes nothing."""
@@ -119,15 +136,34 @@ class Uploads:
         )
 
     async def begin(self, record: UploadRecord) -> None:
-        """Store the record of a new upload. Raises Problem: too many unfinished uploads, or quota exceeded."""
+        """Store the record of a new upload. Raises Problem: too many unfinished uploads, or quota exceeded.
+
+        An owner's uploads begin one after the other in this process. Another gateway may begin some at the same time:
+        so they are counted again with the record, which is removed if there is no room for it.
+        """
         await self.quotas.check(record.owner, size=record.size or 0)
-        open_now, most = 0, self.settings.max_unfinished_uploads
-        async for _ in self.files.list(uploads_prefix(record.owner)):
-            open_now += 1
-            if open_now >= most:
-                detail = f"The limit of {most} unfinished uploads is reached. Complete or delete one first."
-                raise Problem(ProblemCode.TOO_MANY_UPLOADS, detail, headers={"Retry-After": "60"})
-        await self.save(record)
+        most = self.settings.max_unfinished_uploads
+        async with self._beginning.setdefault(record.owner, asyncio.Lock()):
+            if await self._count_to(record.owner, most) == most:
+                raise self._too_many()
+            await self.save(record)
+            if await self._count_to(record.owner, most + 1) > most:
+                await self.files.delete(upload_key(record.owner, record.upload_id))
+                raise self._too_many()
+
+    async def _count_to(self, owner: Owner, most: int) -> int:
+        """Return the number of an owner's unfinished uploads, `most` if there are more."""
+        count = 0
+        async for _ in self.files.list(uploads_prefix(owner)):
+            count += 1
+            if count == most:
+                break
+        return count
+
+    def _too_many(self) -> Problem:
+        most = self.settings.max_unfinished_uploads
+        detail = f"The limit of {most} unfinished uploads is reached. Complete or delete one first."
+        return Problem(ProblemCode.TOO_MANY_UPLOADS, detail, headers={"Retry-After": "60"})
 
     async def save(self, record: UploadRecord) -> None:
         """Store the record of an upload."""
@@ -147,17 +183,22 @@ class Uploads:
 
     async def offset(self, record: UploadRecord) -> int:
         """Return the number of contiguous bytes received, from the first one."""
-        return max([end async for end in self._ends(record)], default=0)
+        return (await self._received(record)).end
 
     async def add(self, record: UploadRecord, offset: int, piece: Path) -> None:
         """Store a piece. Raises Problem when a different one exists at this offset, or there are too many."""
-        if len([end async for end in self._ends(record)]) >= _MAX_PIECES:
+        received = self._known.get(record.upload_id)
+        if received is None or received.end != offset:
+            received = await self._received(record)
+        if received.pieces >= _MAX_PIECES:
             detail = f"The limit of {_MAX_PIECES} parts per upload is reached. Create a new upload with larger parts."
             raise Problem(ProblemCode.BAD_REQUEST, detail)
         key = f"{pieces_prefix(record.owner, record.upload_id)}{offset:020d}"
         async with self._writes:
             data = await asyncio.to_thread(piece.read_bytes)
             if await self.files.create(key, data, content_type="application/octet-stream"):
+                if received.end == offset:
+                    self._remember(record.upload_id, received.plus(len(data)))
                 return
             if await self.files.get(key) == data:
                 return  # an earlier attempt whose response was lost, or another request with the same bytes
@@ -193,6 +234,7 @@ class Uploads:
     async def remove(self, record: UploadRecord) -> None:
         """Remove the pieces and the record of an upload."""
         owner, upload_id = record.owner, record.upload_id
+        self._known.pop(upload_id, None)
         await delete_prefix(self.files, pieces_prefix(owner, upload_id))
         await self.files.delete(staged_key(owner, upload_id))
         # The record goes after the bytes: a failed removal can be repeated by the upload's id.
@@ -203,14 +245,37 @@ class Uploads:
         """Remove the result of an upload."""
         await self.files.delete(ended_upload_key(ended.owner, ended.upload_id))
 
-    async def _ends(self, record: UploadRecord) -> AsyncIterator[int]:
-        """Yield the end offset of each piece, up to the first gap."""
-        prefix, end = pieces_prefix(record.owner, record.upload_id), 0
-        async for found in self.files.list(prefix):
-            if found.key != f"{prefix}{end:020d}":
-                return
-            end += found.size
-            yield end
+    async def _received(self, record: UploadRecord) -> _Received:
+        """Return the pieces received, up to the first gap.
+
+        The listing starts at the last piece known to this gateway: pieces are never overwritten, and only removed
+        together. Without it, a listing for each part would make an upload of many parts quadratic.
+        """
+        known = self._known.get(record.upload_id)
+        found = await self._listed(record, known) if known is not None else None
+        received = found or await self._listed(record, None) or _Received()
+        self._remember(record.upload_id, received)
+        return received
+
+    async def _listed(self, record: UploadRecord, known: _Received | None) -> _Received | None:
+        """List the pieces, from the last known one; None without any, or if the last known one is missing."""
+        prefix = pieces_prefix(record.owner, record.upload_id)
+        received = _Received() if known is None else _Received(known.pieces - 1, known.last, known.last)
+        after = f"{prefix}{received.end - 1:020d}" if received.end else None
+        first = True
+        async for found in self.files.list(prefix, after=after):
+            if found.key != f"{prefix}{received.end:020d}":
+                break
+            received, first = received.plus(found.size), False
+        return None if first else received
+
+    def _remember(self, upload_id: str, received: _Received) -> None:
+        if not received.pieces:
+            return
+        self._known[upload_id] = received
+        self._known.move_to_end(upload_id)
+        if len(self._known) > _CACHED:
+            self._known.popitem(last=False)
 
     async def _write(self, key: str, value: Value) -> None:
         await self.files.put(key, value.model_dump_json().encode(), content_type=_JSON)
