@@ -1,7 +1,7 @@
 """JPEG without an end marker: accepted if every scan line is in the file.
 
 JPEG: ITU-T T.81, sections B.1 (markers), F.1.2 (sequential) and G.1 (progressive). libjpeg fills what is missing
-without a report, so the entropy-coded data is continued in two ways: if both give the same pixels, nothing is missing.
+without a report, so the entropy-coded data is continued in several ways: if the pixels are the same, none is missing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2}  # Huffman: baseline, extended, progressive
 _MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # none of stuffing (FF00), restart markers (FFD0 to FFD7), fill
 _BAND = 256  # rows compared at a time
+# Two may agree by chance, where both leave the range of a pixel.
+_FILLINGS = (b"\x55" * 64, b"\xaa" * 64, bytes((place * 73 + 151) % 255 for place in range(64)))
 
 
 def without_end(data: bytes) -> Image.Image | None:
@@ -70,15 +72,16 @@ def _announced(scan: bytes) -> set[tuple[int, int]]:
 
 def _complete(data: bytes, scan: int) -> Image.Image | None:
     """Return the image if its pixels do not depend on what follows the data."""
-    first, second = (_loaded(data + _continued(data, scan, filling)) for filling in (bytes(64), _UNLIKE_ZEROS))
-    for top in range(0, first.height, _BAND):
-        box = (0, top, first.width, min(top + _BAND, first.height))
-        if first.crop(box).tobytes() != second.crop(box).tobytes():
+    first = _loaded(data + _continued(data, scan, _FILLINGS[0]))
+    for filling in _FILLINGS[1:]:
+        if not _same(first, _loaded(data + _continued(data, scan, filling))):
             return None
     return first
 
 
-_UNLIKE_ZEROS = bytes((place * 73 + 151) % 255 for place in range(64))
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    boxes = ((0, top, one.width, min(top + _BAND, one.height)) for top in range(0, one.height, _BAND))
+    return all(one.crop(box).tobytes() == other.crop(box).tobytes() for box in boxes)
 
 
 def _continued(data: bytes, scan: int, filling: bytes) -> bytes:

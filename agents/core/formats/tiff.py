@@ -17,6 +17,11 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_ROWS, _STRIP_SIZES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_SIZES, _EXTRA, _FORMAT, _ICC = 322, 323, 324, 325, 338, 339, 34675
 
+_NEEDED = {*range(_WIDTH, _PHOTOMETRIC + 1), _FILL_ORDER, _STRIPS, *range(_SAMPLES, _STRIP_SIZES + 1), _PLANAR}
+_NEEDED |= {_PREDICTOR, 320, *range(_TILE_WIDTH, _TILE_SIZES + 1), _EXTRA, _FORMAT}  # 320: the colour map
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BIG = {b"+\0", b"\0+"}  # BigTIFF, in either byte order
+
 NO_COMPRESSION, WEBP = 1, 50001
 _BYTEWISE = {NO_COMPRESSION, 5, 8, 32773, 32946, 34925, 50000}  # LZW, deflate, PackBits, deflate, LZMA, Zstandard
 _RGB, _CMYK, _LAB = 2, 5, 8
@@ -72,14 +77,18 @@ class Layout:
 
 
 def read_layout(data: bytes, max_pages: int) -> Layout | None:
-    """Return the layout of a TIFF that Pillow does not read as it should, None of any other or of a damaged one."""
+    """Return the layout of a TIFF that Pillow does not read as it should, None of any other.
+
+    Also None if it is damaged. Raises EOFError if the first page's directory is cut.
+    """
     try:
+        _require_directory(data)
         directories = _directories(data, max_pages)
         layout = _layout(next(directories))
         if layout is None or not _is_readable(layout) or not _is_unusual(layout):
             return None
         others = [int(one[_WIDTH]) * int(one[_HEIGHT]) for one in directories]
-    except MemoryError:
+    except (EOFError, MemoryError):
         raise
     except Exception:  # whatever is wrong with it, Pillow's reader reports it
         return None
@@ -105,9 +114,33 @@ def planes(data: bytes, layout: Layout) -> Iterator[Image.Image]:
         yield _bytewise(data, layout, layout.segments[first : first + count])
 
 
+def _require_directory(data: bytes) -> None:
+    """Raise EOFError if the file ends before the first directory or a value in it that the pixels depend on.
+
+    Pillow would go on with defaults.
+    """
+    order = "<" if data[:1] == b"I" else ">"
+    is_big = data[2:4] in _BIG
+    place, count, entry = ("Q", "Q", 20) if is_big else ("I", "H", 12)
+    (at,) = struct.unpack_from(order + place, data, 8 if is_big else 4)
+    first = at + struct.calcsize(order + count)
+    if first > len(data):
+        raise EOFError("truncated")
+    (entries,) = struct.unpack_from(order + count, data, at)
+    if first + entries * entry > len(data):
+        raise EOFError("truncated")
+    for at in range(first, first + entries * entry, entry):
+        tag, kind, values = struct.unpack_from(order + "HH" + place, data, at)
+        size = _TYPE_SIZES.get(kind, 0) * values
+        if tag in _NEEDED and size > struct.calcsize(place):
+            (start,) = struct.unpack_from(order + place, data, at + entry - struct.calcsize(order + place))
+            if start + size > len(data):
+                raise EOFError("truncated")
+
+
 def _directories(data: bytes, most: int) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
     file = io.BytesIO(data)
-    header = file.read(16 if data[2:4] in {b"+\0", b"\0+"} else 8)
+    header = file.read(16 if data[2:4] in _BIG else 8)
     directory = TiffImagePlugin.ImageFileDirectory_v2(header)
     seen: set[int] = set()
     while directory.next and directory.next not in seen and len(seen) <= most:

@@ -73,6 +73,23 @@ def test_a_progressive_jpeg_without_its_last_scan_is_refused() -> None:
             decode(data[:cut], Limits())
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_jpeg_that_lacks_a_few_bytes_is_refused_or_has_the_same_pixels(encoding: str) -> None:
+    """However few are missing, no pixel is made up."""
+    blocks = Image.fromarray(np.random.default_rng(3).integers(0, 256, (3, 4, 3), np.uint8)).resize((32, 24), 0)
+    data = _jpeg(blocks, **ENCODINGS[encoding])
+    whole = decode(data, Limits()).image.tobytes()
+    accepted = 0
+    for cut in range(3, 40):
+        try:
+            found = decode(data[:-cut], Limits()).image.tobytes()
+        except Refusal:
+            continue
+        assert found == whole, cut
+        accepted += 1
+    assert accepted < 10
+
+
 def test_a_flat_image_whose_data_ends_with_zeros_is_accepted() -> None:
     """Zero bits may be an image's last lines; fewer of them than it needs are not enough."""
     flat = Image.new("L", (512, 512), 255)

@@ -305,6 +305,26 @@ def test_missing_segments_are_refused(compression: str) -> None:
         assert caught.value.code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
 
 
+@pytest.mark.parametrize("kind", [1, 3])
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_a_cut_directory_is_refused(kind: int, big_endian: bool) -> None:
+    """Nowhere is a missing field replaced by its default."""
+    samples = _ramp(3).astype("f4") if kind == 3 else np.round(_ramp(3) * 255).astype(np.uint8)
+    data = _file(samples, 32 if kind == 3 else 8, RGB, kind=kind, big_endian=big_endian)
+    for cut in range(1, 300, 3):
+        with pytest.raises(Refusal) as caught:
+            decode(data[:-cut], Limits())
+        assert caught.value.code == ErrorCode.TRUNCATED_IMAGE
+
+
+def test_a_cut_field_that_the_pixels_do_not_need_is_ignored() -> None:
+    """Metadata that points beyond the file is common."""
+    samples = _ramp(3).astype("f4")
+    fields: Fields = {BITS: (32,) * 3, COMPRESSION: (1,), PHOTOMETRIC: (RGB,), SAMPLES: (3,), FORMAT: (3,) * 3}
+    data = _tiff({**fields, STRIP_ROWS: (HEIGHT,), 65000: (1, 2, 3)}, [samples.tobytes()])
+    assert _off(_decoded(data[:-5]), np.round(samples * 255)) <= 1
+
+
 def _declaring(width: int, height: int) -> bytes:
     fields: Fields = {WIDTH_TAG: (width,), HEIGHT_TAG: (height,), BITS: (64,) * 4, SAMPLES: (4,), FORMAT: (3,) * 4}
     fields |= {COMPRESSION: (8,), PHOTOMETRIC: (RGB,), EXTRA: (2,), STRIP_ROWS: (height,)}
