@@ -125,6 +125,29 @@ def test_an_event_with_a_wrong_object_reference_fails_its_image(deployment: Depl
     assert "gone" in codes[gone.image_id]
 
 
+def test_an_event_that_cannot_be_processed_fails_the_image_it_names(deployment: Deployment) -> None:
+    """A forged reference, a known hash without its bytes, and a body without an original: each ends its image."""
+    done = deployment.uploaded(draw_turned() + b"known")
+    deployment.publish(topics.UPLOADED, done)
+    deployment.until_ended([done.image_id])
+    forged, unheld = (
+        ImageUploaded(image_id=new_image_id(), original=done.original.model_copy(update={"key": key}))
+        for key in ("keys/0123456789abcdef.json", "originals/default/00/absent")
+    )
+    malformed = new_image_id()
+    body, headers = b'{"image_id": "%s"}' % malformed.upper().encode(), (("ce_type", ImageUploaded.type.encode()),)
+    deployment.publish(topics.UPLOADED, forged, unheld)
+    deployment.produce([Outgoing(topics.UPLOADED.name, malformed.encode(), body, headers)])
+    expected = {
+        forged.image_id: "reference-not-allowed", unheld.image_id: "gone", malformed: "malformed-event",
+    }  # fmt: skip
+    deployment.until_ended(list(expected), ImageState.FAILED)
+    for image_id, code in expected.items():
+        error = deployment.result(image_id).error
+        assert error is not None
+        assert error.code == code
+
+
 def _lasting(result: JobResult) -> JobResult:
     """Return a result without the fields of a single run: attempts, duration, reuse."""
     stages = {
