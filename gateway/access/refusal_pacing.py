@@ -10,9 +10,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-BURST = 100  # refusals answered at once after a quiet second
-RATE = 100.0  # refusals a second after the burst
-LONGEST_S = 2.0  # the longest wait of a refusal
+BURST = 50  # refusals answered at once after a quiet second
+RATE = 50.0  # refusals a second after the burst
+LONGEST_S = 4.0  # the longest wait of a refusal
 
 
 class RefusalPacing:
