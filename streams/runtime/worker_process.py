@@ -11,6 +11,7 @@ import hashlib
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from streams.kafka.producer import open_producer
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.object_store.results import ResultStore
-from streams.operations.agent_pauses import Control
+from streams.operations.agent_pauses import DEGRADED_RENEWAL_S, Control
 from streams.process.exit_codes import (
     EXIT_NOT_DRAINED,
     EXIT_NOT_READY,
@@ -333,16 +334,20 @@ async def _waited_while_paused(
 async def _publish_degraded(
     agent: str, control: Control, health: HealthBoard, settings: WorkerSettings, breakers: Breakers | None
 ) -> None:
-    """Store what this agent runs without, for the other processes; open breakers, which are temporary, excluded."""
+    """Keep in the store what this replica runs without, for the other processes; open breakers excluded."""
     temporary = breakers.names() if breakers is not None else frozenset()
+    stored: str | None = ""  # unknown: a mark may be left of a process of the same name
+    renew_at = 0.0
     while True:
-        try:
-            await control.set_degraded(agent, health.degraded(without=temporary))
-        except DependencyUnavailable as error:
-            log.warning("cannot store whether the agent is degraded", stage=agent, error=str(error))
-            await asyncio.sleep(settings.control_interval_s)
-        else:
-            return
+        reason = health.degraded(without=temporary)
+        if reason != stored or (reason is not None and time.monotonic() >= renew_at):
+            try:
+                await control.set_degraded(agent, reason, by=worker_name())
+            except DependencyUnavailable as error:
+                log.warning("cannot store whether the agent is degraded", stage=agent, error=str(error))
+            else:
+                stored, renew_at = reason, time.monotonic() + DEGRADED_RENEWAL_S
+        await asyncio.sleep(settings.control_interval_s)
 
 
 async def _until_paused(agent: str, control: Control, settings: WorkerSettings) -> None:
