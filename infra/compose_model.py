@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Size = Annotated[str, Field(pattern=r"^\d+[kmg]$")]
 Duration = Annotated[str, Field(pattern=r"^(\d+(ms|s|m|h))+$")]
 Port = Annotated[str, Field(pattern=r"^127\.0\.0\.1:(\d+|\$\{\w+:-\d+\}):\d+$")]  # loopback only
 Mount = Annotated[str, Field(pattern=r"^(\$\{\w+:-[^}]+\}|[\w./-]+):/[\w./-]*(:ro)?$")]
+
+
+_SECRET = re.compile(r"(PASSWORD|SECRET|SECRET_KEY|TOKEN)$")
+_REQUIRED = re.compile(r"\$\{\w+:\?[^}]+\}")
+
+
+def _without_known_secrets(environment: dict[str, str]) -> dict[str, str]:
+    for name, value in environment.items():
+        if _SECRET.search(name) and not _REQUIRED.fullmatch(value):
+            raise ValueError(f"{name} must come from a required variable, ${{VARIABLE:?…}}, without a default")
+    return environment
+
+
+Environment = Annotated[dict[str, str], AfterValidator(_without_known_secrets)]
+"""Variables of a container. No secret has a value that is known to others."""
 
 
 class _Part(BaseModel):
@@ -59,7 +75,7 @@ class Service(_Part):
     logging: Logging
     build: Build | None = None
     command: list[str] | None = None
-    environment: dict[str, str] = {}
+    environment: Environment = {}
     ports: list[Port] = []
     volumes: list[Mount] = []
     tmpfs: list[str] = []

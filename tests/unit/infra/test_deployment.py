@@ -84,10 +84,12 @@ def test_every_file_is_valid(check: Any) -> None:
         ("grafana/grafana:12.2.0", "grafana/grafana:latest", "image"),
         ('"127.0.0.1:${DARKROOM_GRAFANA_PORT:-3000}:3000"', '"3000:3000"', "ports"),
         ("kafka:/var/lib", "kafca:/var/lib", "kafca"),
+        ("${DARKROOM_FILES__SECRET_KEY:?", "${DARKROOM_FILES__SECRET_KEY:-", "MINIO_ROOT_PASSWORD must come from"),
+        ("${DARKROOM_GATEWAY__ADMIN_TOKEN:?", "${DARKROOM_GATEWAY__ADMIN_TOKEN:-", "ADMIN_TOKEN must come from"),
     ],
 )
 def test_mistakes_in_the_compose_file_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
-    """A misspelt key, a dangling name, a floating version or an open port is a problem that names it."""
+    """A misspelt key, a dangling name, a floating version, an open port or a default secret is a named problem."""
     infra = tmp_path / "infra"
     shutil.copytree(ROOT / "infra", infra, ignore=shutil.ignore_patterns("__pycache__"))
     text = (infra / "compose.yaml").read_text()
