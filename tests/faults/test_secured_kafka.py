@@ -11,24 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from gateway.client import Darkroom, Refused, Unreachable
 from infra.local.kafka import LocalKafka
 from infra.local.kafka_security import Secured
 from schemas.values import ImageState, Lane
 from streams import topics
 from streams.kafka.access_rules import rules_of
-from tests.support.deployment import deployed
+from tests.support.deployment import deployed, until
 from tests.support.secured_kafka import grant, sasl_fields, variables
 
 pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(600)]  # it waits for the models
 
 ROLES = {"core": "core-embedded", "router": "router", **{agent: agent for agent in topics.AGENTS if agent != "indexer"}}
 DONE_S = 240.0
+EXIT_NOT_READY = 2
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Secured:
     """Return certificates, and a user for each process."""
-    return Secured(tmp_path_factory.mktemp("certificates"), {name: f"password-of-{name}" for name in ROLES})
+    return Secured(
+        tmp_path_factory.mktemp("certificates"), {name: f"password-of-{name}" for name in (*ROLES, "gateway")}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,27 @@ def test_images_pass_every_process_from_upload_to_result(
         assert not [letter for agent in topics.GIVES_UP for letter in deployment.records(topics.dead_topic(agent))]
         logs = {process: deployment.log_file(process).read_text() for process in ROLES}
         assert not [process for process, text in logs.items() if secured.users[process] in text]
+
+
+def test_a_process_without_its_acls_exits(
+    broker: LocalKafka, secured: Secured, images: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Gateway and router name what is missing; with its own ACLs, the gateway publishes an upload."""
+    with deployed(broker.bootstrap, tmp_path) as deployment:
+        for process in ("gateway", "router"):
+            deployment.start(process, **variables(sasl_fields(broker, secured, process)))
+            assert deployment.children.pop(process).wait_blocking(DONE_S) == EXIT_NOT_READY
+            assert "grant the ACLs in docs/kafka-security.md" in deployment.log_file(process).read_text()
+        grant(broker, deployment.kafka, "gateway", rules_of("gateway"))
+        deployment.start("gateway", **variables(sasl_fields(broker, secured, "gateway")))
+        with deployment.client() as client:
+            until(lambda: _accepted(client, images["formats/cat.jpg"]), "an accepted upload")
+        assert len(deployment.records(topics.UPLOADED)) == 1
+
+
+def _accepted(client: Darkroom, data: bytes) -> bool:
+    try:
+        client.submit(data, idempotency_key="the-same-upload-again")
+    except (Refused, Unreachable):  # it is starting
+        return False
+    return True
