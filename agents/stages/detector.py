@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import Field, JsonValue
 
 from agents.core.detect import Detection, as_objects
-from agents.models.loading import Loaded, load, open_master
+from agents.models.loading import Loaded, loading, open_master
 from agents.models.yolo_detector import MODEL, Letterboxed, YoloDetector, find_yolo
 from schemas.events.facts import ImageSanitized, ObjectsDetected
 from schemas.http.history import LineageKind
@@ -97,19 +97,19 @@ def _build(settings: DetectorSettings, resources: Resources) -> YoloDetector:
 @asynccontextmanager
 async def open_tools(settings: DetectorSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the detector and check it on drawn images and, with COCO's classes, on a known photo."""
-    detector = await load(
-        "detector",
-        MODEL,
-        lambda: _build(settings, resources),
-        resources,
-        required=settings.required,
-        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
-    )
     thresholds = settings.model_dump(
         mode="json", include={"confidence", "iou", "classes", "image_size", "max_objects", "exact"}
     )
     with ThreadPoolExecutor(settings.decoders, thread_name_prefix="detector") as threads:
-        yield Tools(resources.files, detector, thresholds, threads)
+        async with loading(
+            "detector",
+            MODEL,
+            lambda: _build(settings, resources),
+            resources,
+            required=settings.required,
+            describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+        ) as detector:
+            yield Tools(resources.files, detector, thresholds, threads)
 
 
 async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools) -> Letterboxed:

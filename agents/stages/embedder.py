@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue
 
 from agents.core.embed import Floats, check_distinct, prepare
 from agents.models.clip_encoder import ARCHITECTURE, MODEL, ClipEncoder, find_clip
-from agents.models.loading import Loaded, load, open_master
+from agents.models.loading import Loaded, loading, open_master
 from schemas.events.facts import ImageEmbedded, ImageSanitized
 from schemas.http.history import LineageKind
 from schemas.stored.results import ImageEmbedding
@@ -66,16 +66,16 @@ def _check(encoder: ClipEncoder) -> None:
 @asynccontextmanager
 async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the encoder and check it on two drawn images."""
-    encoder = await load(
-        "embedder",
-        MODEL,
-        lambda: _build(settings, resources),
-        resources,
-        required=settings.required,
-        describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
-    )
     with ThreadPoolExecutor(settings.decoders, thread_name_prefix="embedder") as threads:
-        yield Tools(resources.files, encoder, threads)
+        async with loading(
+            "embedder",
+            MODEL,
+            lambda: _build(settings, resources),
+            resources,
+            required=settings.required,
+            describe=lambda found: f"{found.weights.name} {found.weights.sha256[:12]} ({found.backend})",
+        ) as encoder:
+            yield Tools(resources.files, encoder, threads)
 
 
 async def _prepared(event: ImageSanitized, tools: Tools) -> Floats:

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field, JsonValue
 
 from agents.core.read_text import mean_confidence
-from agents.models.loading import Loaded, load, open_master
+from agents.models.loading import Loaded, loading, open_master
 from agents.models.ocr_engines import Reading, Rules, open_engines
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
 from schemas.http.history import LineageKind
@@ -38,7 +38,6 @@ from streams.stage import (
     StageSettings,
     fact_fields,
 )
-from streams.telemetry.health_board import Condition
 
 
 class OcrSettings(StageSettings):
@@ -90,13 +89,16 @@ def _rules(settings: OcrSettings) -> Rules:
 async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the engines of the policy and check each on a drawn word."""
     models = resources.settings.models
-    reading = await load(
-        "ocr", settings.policy, lambda: open_engines(models, _rules(settings)), resources, required=settings.required
-    )
-    if reading.model is not None and reading.model.missing:
-        resources.health.say("ocr", Condition.DEGRADED, "; ".join(reading.model.missing))
     with ThreadPoolExecutor(settings.readers, thread_name_prefix="ocr") as threads:
-        yield Tools(resources.files, reading, settings, threads)
+        async with loading(
+            "ocr",
+            settings.policy,
+            lambda: open_engines(models, _rules(settings)),
+            resources,
+            required=settings.required,
+            lacks=lambda reading: "; ".join(reading.missing),
+        ) as reading:
+            yield Tools(resources.files, reading, settings, threads)
 
 
 async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from agents.models import loading as module
 from agents.models.loading import Loaded, loading
 from agents.models.weights import Unavailable
+from agents.stages import detector, embedder, ocr
 from streams.settings import Settings
 from streams.stage import Resources
 from streams.telemetry.health_board import HealthBoard
@@ -83,3 +85,27 @@ async def test_what_a_model_works_without_is_reported() -> None:
     async with loading(STAGE, "ocr", failing(), lent, required=False, lacks=lambda _: "no easyocr") as loaded:
         assert loaded.model == "model"
         assert lent.health.degraded() == "no easyocr"
+
+
+@pytest.mark.parametrize(
+    ("agent", "builder", "tool"),
+    [(detector, "_build", "detector"), (embedder, "_build", "encoder"), (ocr, "open_engines", "reading")],
+    ids=["detector", "embedder", "ocr"],
+)
+async def test_a_stage_stops_skipping_once_its_model_is_loaded(
+    agent: Any, builder: str, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The open stage gets the model, and is no longer degraded."""
+    build = failing(Unavailable("no network"))
+
+    def model(*_: object) -> Any:
+        build()
+        return SimpleNamespace(missing=(), backend="torch", weights=SimpleNamespace(name="x", sha256="0" * 64))
+
+    monkeypatch.setattr(agent, builder, model)
+    lent = resources()
+    async with agent.STAGE.open(agent.STAGE.settings(), lent) as tools:
+        loaded = getattr(tools, tool)
+        assert lent.health.degraded() == loaded.reason
+        await until(loaded, lambda one: one.model is not None)
+        assert lent.health.degraded() is None
