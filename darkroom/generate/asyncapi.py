@@ -10,7 +10,8 @@ from importlib.metadata import version
 
 from pydantic import JsonValue
 
-from schemas.events.envelope import CONTENT_TYPE, SPEC_VERSION, Event
+from schemas.events.envelope import CONTENT_TYPE, Event
+from schemas.events.structured_mode import SPEC_VERSION
 from schemas.values import ID_PATTERN
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, Topic, all_topics
