@@ -80,7 +80,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             yield House(files, read_model, client)
 
 
-@pytest.mark.parametrize("key", FOREIGN)
+@pytest.mark.parametrize("key", FOREIGN, ids=range(len(FOREIGN)))  # the keys differ between workers
 async def test_bytes_outside_the_image_are_not_served(house: House, key: str) -> None:
     """A size whose object is not a file of the image is 404, also with a content type browsers display."""
     image_id = await house.image(await house.files.put(key, SECRET, content_type="image/webp"))
