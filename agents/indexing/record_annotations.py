@@ -55,6 +55,7 @@ def _stub(event: Event, known: ImageRecord | None) -> ImageRecord:
             "owner": event.owner,
             "generation": event.generation,
             "required": required_stages(event.profile),
+            "parameters": event.profile.parameters,
             **_kept(known),
         }
     )

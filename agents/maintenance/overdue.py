@@ -131,7 +131,7 @@ def _arrival(agent: str, record: ImageRecord | None, receipt: Receipt | None) ->
         }
         return ImageFetched(**fields, url=receipt.url) if receipt.url else ImageUploaded(**fields)
     if record is not None and record.original is not None:
-        profile = receipt.profile if receipt is not None else Profile(stages=record.required)
+        profile = receipt.profile if receipt is not None else record.profile()
         fields = {**_common(record, profile), "original": record.original, "run": run}
         return ImageFetched(**fields, url=record.source_url) if record.source_url else ImageUploaded(**fields)
     return None

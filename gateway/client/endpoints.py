@@ -19,7 +19,7 @@ from schemas.http.health import Health
 from schemas.http.images import ImageBatch, ImageDetails, ImagePage, ImageSizes
 from schemas.http.jobs import JobResult, JobStatus
 from schemas.http.search import SearchAnswer
-from schemas.http.submissions import DeletionSubmitted, ErasureView, Submitted
+from schemas.http.submissions import DeletionSubmitted, ErasureView, ProfileRequest, Submitted
 from schemas.values import Lane
 
 P = ParamSpec("P")
@@ -92,12 +92,14 @@ class Endpoints:
         filename: str | None = None,
         lane: Lane = Lane.INTERACTIVE,
         on_duplicate: OnDuplicate = "new",
+        profile: ProfileRequest | None = None,
         idempotency_key: str | None = None,
     ) -> Request:
         """Upload an image, or submit a URL to fetch. Once this returns, the image is processed to its final state.
 
         The bulk lane yields to interactive images; the server moves very many interactive images a minute there too.
         With `on_duplicate="reuse"` the answer is the image that the same bytes were made into before, if there is one.
+        A `profile` chooses the stages that process the image, and their parameters.
         For a submission that is retried after a crash, pass the same `idempotency_key` again. Raises ValueError.
         """
         key = idempotency_key or str(uuid.uuid4())
@@ -106,9 +108,11 @@ class Endpoints:
             if on_duplicate == "reuse":
                 raise ValueError("The bytes of a URL are unknown before they are fetched: only uploads can be reused.")
             fetch = {"url": source, "bucket": bucket, "metadata": dict(metadata or {}), **lanes}
+            fetch |= {"profile": profile.model_dump(mode="json")} if profile is not None else {}
             return Request("POST", f"{API}/images/fetch", json=fetch, key=key)
         form = {"bucket": bucket, "metadata": json.dumps(dict(metadata or {})), **lanes}
         form |= {"on_duplicate": on_duplicate} if on_duplicate == "reuse" else {}
+        form |= {"profile": profile.model_dump_json()} if profile is not None else {}
         file = source if isinstance(source, bytes) else Path(source)
         name = filename or (file.name if isinstance(file, Path) else None)
         return Request("POST", f"{API}/images/upload", file=file, filename=name, form=form, key=key)

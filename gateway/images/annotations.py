@@ -30,7 +30,7 @@ from gateway.settings import GatewaySettings
 from schemas.events.facts import ImageAnnotated
 from schemas.http.images import AnnotationPatch, ImageDetails
 from schemas.http.problems import ProblemCode
-from schemas.values import Owner, Profile
+from schemas.values import Owner
 from streams import topics
 from streams.concurrency.timeouts import bounded
 from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
@@ -148,7 +148,7 @@ class Annotations:
                 image_id=image_id,
                 owner=owner,
                 generation=known.generation,
-                profile=Profile(stages=known.required),
+                profile=known.profile(),
                 revision=wanted.revision,
                 tags=wanted.tags,
                 category=wanted.category,

@@ -88,7 +88,7 @@ def stages(record: ImageRecord) -> dict[str, StageView]:
     found = {name: StageView(state=StageState.PENDING) for name in required}
     for name, retry in _retries(record).items():
         found[name] = StageView(
-            state="retrying", attempts=retry.attempts, reason=retry.code, message=retry.message,
+            state=StageState.PENDING, retrying=True, attempts=retry.attempts, reason=retry.code, message=retry.message,
             next_try_at=retry.next_try_at,
         )  # fmt: skip
     for name, stage in record.stages.items():

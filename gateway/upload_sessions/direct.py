@@ -203,6 +203,7 @@ class Direct:
             category=asked.category,
             lane=asked.lane,
             on_duplicate=OnDuplicate(asked.on_duplicate),
+            profile=asked.profile.as_profile(),
         )
 
     async def _find(self, owner: Owner, upload_id: str) -> UploadRecord | EndedUpload:

@@ -94,6 +94,8 @@ def details_of(batch: Batch, *, max_metadata_bytes: int) -> list[Details]:
             changes["context"] = check_metadata(changes.pop("metadata"), max_bytes=max_metadata_bytes)
         if "tags" in changes:
             changes["tags"] = tuple(dict.fromkeys(changes["tags"]))
+        if "profile" in changes:
+            changes["profile"] = changes["profile"].as_profile()
         found.append(replace(common, **changes))
     return found
 

@@ -26,7 +26,7 @@ from gateway.settings import GatewaySettings
 from gateway.uploads.batch_contents import ITEMS, ZIP_TYPES, Batch, Item, details_of, receive_batch
 from gateway.uploads.idempotency import KEY_PARAMETER, REPLAYED, Answer, Work, read_key
 from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
-from gateway.uploads.submission_fields import FIELD_SCHEMAS, Details, query_parameters
+from gateway.uploads.submission_fields import FIELD_SCHEMAS, JSON_FIELDS, Details, query_parameters
 from schemas.http.batches import BatchItem, BatchRefusal, BatchSubmitted
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.values import ImageId, Owner
@@ -67,7 +67,7 @@ _DESCRIPTION: dict[str, Any] = {
         "content": {
             "multipart/form-data": {
                 "schema": _FORM,
-                "encoding": {"metadata": _JSON, ITEMS: _JSON},
+                "encoding": dict.fromkeys((*JSON_FIELDS, ITEMS), _JSON),
             },
             ZIP_TYPES[0]: {"schema": _BINARY},
         },

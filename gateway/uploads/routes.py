@@ -23,6 +23,7 @@ from gateway.uploads.submission import FORM_REFUSALS, REFUSALS, Submission
 from gateway.uploads.submission_fields import (
     FIELD_SCHEMAS,
     FIELDS,
+    JSON_FIELDS,
     Details,
     query_parameters,
     read_details,
@@ -62,7 +63,7 @@ _UPLOAD_FORM = {
                         SHA256_FIELD: _SHA256_SCHEMA,
                     },
                 },
-                "encoding": {"metadata": {"contentType": "application/json"}},
+                "encoding": {name: {"contentType": "application/json"} for name in JSON_FIELDS},
             },
             "image/*": {"schema": _BYTES},
             "application/octet-stream": {"schema": _BYTES},
@@ -146,6 +147,7 @@ class Ingest:
             tags=tuple(dict.fromkeys(requested.tags)),
             category=requested.category,
             lane=requested.lane,
+            profile=requested.profile.as_profile(),
         )
         answer = await self.submission.fetch(request, owner, url, details)
         return await self._respond(request, owner, answer)

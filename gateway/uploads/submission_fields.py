@@ -12,14 +12,14 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
-from gateway.http.problems import Problem
+from gateway.http.problems import Problem, invalid_fields
 from gateway.images.user_metadata import read_category, read_metadata, read_tags
 from schemas.annotations import MAX_TAGS, MAX_WORD
 from schemas.http.problems import ProblemCode, ProblemItem
-from schemas.http.submissions import BUCKET_PATTERN, MAX_URL_LENGTH
-from schemas.values import Lane
+from schemas.http.submissions import BUCKET_PATTERN, MAX_URL_LENGTH, ProfileRequest
+from schemas.values import Lane, Profile
 
 C = TypeVar("C", bound=StrEnum)
 
@@ -34,8 +34,10 @@ class OnDuplicate(StrEnum):
     REUSE = "reuse"
 
 
-FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplicate"})
+FIELDS = frozenset({"bucket", "metadata", "tags", "category", "lane", "on_duplicate", "profile"})
 """The submission fields of a form, a query or a tus header."""
+JSON_FIELDS = ("metadata", "profile")
+"""Those whose text is a JSON object."""
 
 FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
     "bucket": {"type": "string", "default": "default", "pattern": f"^$|{BUCKET_PATTERN}", "examples": ["default"]},
@@ -68,6 +70,7 @@ FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
         "default": OnDuplicate.NEW,
         "description": "reuse: return your existing image of the same bytes, if there is one",
     },
+    "profile": ProfileRequest.model_json_schema(),
 }
 """OpenAPI schemas of the fields. An empty field counts as absent: browsers send every field of a form."""
 
@@ -85,7 +88,7 @@ def query_parameters(use: str, others: Mapping[str, dict[str, Any]] | None = Non
             "description": f"{use}: {schema.get('description', 'as in a form')}",
             "schema": {known: value for known, value in schema.items() if known not in ("description", "examples")},
         }
-        for name, schema in {**FIELD_SCHEMAS, "metadata": _JSON_TEXT, **(others or {})}.items()
+        for name, schema in {**FIELD_SCHEMAS, **dict.fromkeys(JSON_FIELDS, _JSON_TEXT), **(others or {})}.items()
     ]
 
 
@@ -99,15 +102,18 @@ class Details:
     category: str | None = None
     lane: Lane = Lane.INTERACTIVE
     on_duplicate: OnDuplicate = OnDuplicate.NEW
+    profile: Profile = field(default_factory=Profile)
 
     def as_fields(self) -> dict[str, Any]:
         """Return the fields that the image's event and receipt contain."""
-        return {"bucket": self.bucket, "context": self.context, "tags": self.tags, "category": self.category}
+        names = ("bucket", "context", "tags", "category", "profile")
+        return {name: getattr(self, name) for name in names}
 
     def non_default_fields(self) -> dict[str, Any]:
         """Return the fields that differ from their default, so that adding a field changes no fingerprint."""
         defaults = asdict(Details())
-        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        changed = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        return changed | ({"profile": self.profile.model_dump(mode="json")} if "profile" in changed else {})
 
 
 def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Details:
@@ -125,7 +131,18 @@ def read_details(fields: Mapping[str, str], *, max_metadata_bytes: int) -> Detai
         category=read_category(fields.get("category")),
         lane=_one_of(Lane, "lane", fields.get("lane") or Lane.INTERACTIVE),
         on_duplicate=_one_of(OnDuplicate, "on_duplicate", fields.get("on_duplicate") or OnDuplicate.NEW),
+        profile=_read_profile(fields.get("profile")),
     )
+
+
+def _read_profile(text: str | None) -> Profile:
+    if text is None or not text.strip():
+        return Profile()
+    try:
+        return ProfileRequest.model_validate_json(text, strict=True).as_profile()
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise invalid_fields([{**one, "loc": ("profile", *one["loc"])} for one in found]) from None
 
 
 def _one_of(kind: type[C], name: str, text: str) -> C:

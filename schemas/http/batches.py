@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.annotations import MAX_TAGS, Category, Tag
-from schemas.http.submissions import BUCKET_PATTERN, Submitted
+from schemas.http.submissions import BUCKET_PATTERN, ProfileRequest, Submitted
 from schemas.values import ImageState, Value
 
 
@@ -29,6 +29,7 @@ class BatchDetails(BaseModel):
     metadata: dict[str, JsonValue] | None = None
     tags: tuple[Tag, ...] | None = Field(None, max_length=MAX_TAGS)
     category: Category | None = None
+    profile: ProfileRequest | None = None
 
 
 class BatchRefusal(Value):

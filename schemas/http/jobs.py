@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import Field, JsonValue
 
@@ -30,14 +29,15 @@ class Retry(Value):
 
 
 class StageView(Value):
-    """The state of one stage of one image. `retrying` follows `pending`, until the stage ends."""
+    """The state of one stage of one image. While `pending`, `retrying` says that it failed for now."""
 
-    state: StageState | Literal["retrying"]
+    state: StageState
+    retrying: bool | None = Field(None, description="it tries again; attempts and reason are of its last try")
     attempts: int | None = None
     duration_ms: int | None = None
     version: str | None = None
     reused: bool | None = Field(None, description="an existing result was reused; nothing was computed")
-    reason: str | None = Field(None, description="a stable code, when skipped, rejected or failed")
+    reason: str | None = Field(None, description="a stable code, when skipped, rejected, failed or retrying")
     message: str | None = None
     next_try_at: str | None = Field(None, description="RFC 3339, UTC; when retrying: the earliest time of the next try")
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.formats import MEDIA_TYPES
 from schemas.http.jobs import JobError
-from schemas.http.submissions import BUCKET_PATTERN, Submitted
+from schemas.http.submissions import BUCKET_PATTERN, ProfileRequest, Submitted
 from schemas.values import SHA256_PATTERN, Lane, Value
 
 
@@ -54,6 +54,7 @@ class DirectUpload(BaseModel):
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS)
     category: Category | None = None
     lane: Lane = Field(Lane.INTERACTIVE, description="bulk: processed with spare capacity, after interactive images")
+    profile: ProfileRequest = Field(default_factory=ProfileRequest)
     on_duplicate: Literal["new", "reuse"] = Field(
         "new", description="reuse: if the same bytes were uploaded before, return that image"
     )

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+import json
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.stored.erasures import ErasureState, Removed
-from schemas.values import ImageState, Lane, Value
+from schemas.values import REQUIRED_STAGES, ImageState, Lane, Profile, Value
 
 BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_URL_LENGTH = 4096  # characters
+MAX_PARAMETERS_BYTES = 4096  # of the parameters of a profile, as JSON
 # Simplified patterns for clients; the parsers of both check more and return precise errors.
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _URL_PATTERN = rf"^https?://{_HOST}(?:\.{_HOST})*(?::[1-9][0-9]{{0,3}})?(?:[/?#][!-~]*)?$"
+
+
+_StageName = Annotated[str, Field(pattern=f"^(?:{'|'.join(REQUIRED_STAGES)})$")]
+
+
+class ProfileRequest(BaseModel):
+    """Which stages an image passes, and parameters of single stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stages: tuple[_StageName, ...] = Field(
+        REQUIRED_STAGES,
+        max_length=len(REQUIRED_STAGES),
+        description="the others do not run; `sanitizer` always does",
+        examples=[["resizer", "ocr"]],
+    )
+    parameters: dict[_StageName, dict[str, JsonValue]] = Field(
+        default_factory=dict,
+        description="by stage, at most 4 KB; the stage rejects the image if it does not know one (docs/stages.md)",
+        examples=[{"detector": {"confidence": 0.6}}],
+    )
+
+    @model_validator(mode="after")
+    def _is_portable(self) -> Self:
+        """Refuse what no event can carry: 1e999 and lone surrogates are parsed, but have no JSON representation."""
+        try:
+            size = len(json.dumps(self.parameters, ensure_ascii=False, allow_nan=False).encode())
+        except (ValueError, RecursionError):
+            raise ValueError("the parameters contain a number or character that JSON cannot represent") from None
+        if size > MAX_PARAMETERS_BYTES:
+            raise ValueError(f"the parameters are larger than the limit of {MAX_PARAMETERS_BYTES} bytes")
+        return self
+
+    def as_profile(self) -> Profile:
+        """Return the profile of the image's events: each stage once, in pipeline order."""
+        stages = tuple(name for name in REQUIRED_STAGES if name == "sanitizer" or name in self.stages)
+        return Profile(stages=stages, parameters=self.parameters)
 
 
 class FetchImage(BaseModel):
@@ -31,6 +72,7 @@ class FetchImage(BaseModel):
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS, examples=[["cat", "black and white"]])
     category: Category | None = Field(None, examples=["animals"])
     lane: Lane = Field(Lane.INTERACTIVE, description="bulk: processed with spare capacity, after interactive images")
+    profile: ProfileRequest = Field(default_factory=ProfileRequest)
 
 
 class Submitted(Value):

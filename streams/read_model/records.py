@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 
 from schemas.http.history import LineageKind
 from schemas.stored.results import CaptureDetails, Colour
-from schemas.values import DetectedObject, ImageState, ObjectRef, Rendition, StageState, Value
+from schemas.values import DetectedObject, ImageState, ObjectRef, Profile, Rendition, StageState, Value
 
 VECTOR = "clip"
 DIMENSIONS = 512
@@ -74,6 +74,7 @@ class ImageRecord(Value):
     state: ImageState = ImageState.PROCESSING
     deleted: bool = False
     required: tuple[str, ...] = ()
+    parameters: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)  # of the image's profile, by stage
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     retries: dict[str, StageRetry] = Field(default_factory=dict)  # of stages that had not ended then
     bucket: str = "default"
@@ -109,6 +110,10 @@ class ImageRecord(Value):
     updated_at: str | None = None
     finished_at: str | None = None
     finished_by: str | None = None  # ce_id of the fact that completed it: only that fact emits the outcome
+
+    def profile(self) -> Profile:
+        """Return the profile of the image's events."""
+        return Profile(stages=self.required, parameters=self.parameters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,9 @@ async def test_a_job_is_retrying_until_its_stages_end(tools: Tools) -> None:
     assert (found.retry.stage, found.retry.attempts, found.retry.next_try_at) == ("detector", 6, SOON)
     assert (found.retry.code, found.retry.message) == ("dependency-unavailable", "Unavailable.")
     view = found.stages["ocr"]
-    assert (view.state, view.attempts, view.reason, view.next_try_at) == (
-        "retrying",
+    assert (view.state, view.retrying, view.attempts, view.reason, view.next_try_at) == (
+        "pending",
+        True,
         3,
         "dependency-unavailable",
         LATER,
