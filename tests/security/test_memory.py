@@ -77,6 +77,7 @@ def test_an_upload_of_1_gb_takes_at_most_64_mib(
         )
     patient = {
         "DARKROOM_GATEWAY__MAX_UPLOAD_BYTES": str(GIGABYTE),
+        "DARKROOM_GATEWAY__MAX_SPOOL_BYTES": str(GIGABYTE),
         "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "180",
         "DARKROOM_FILES__TIMEOUT_S": "120",
     }

@@ -8,7 +8,7 @@ import pytest
 
 from agents import pipeline
 from schemas.events.envelope import Event
-from schemas.events.facts import FACTS, DeletionRequested, Fact, ImageAnnotated
+from schemas.events.facts import FACTS, DeletionRequested, Fact, ImageAnnotated, StageRetrying
 from schemas.events.outcomes import OUTCOMES
 from schemas.values import REQUIRED_STAGES
 from streams import topics
@@ -92,7 +92,7 @@ def test_the_indexer_reads_every_fact() -> None:
     """All facts are published on one topic, read by the indexer alone, which publishes all outcomes."""
     assert topics.FACTS.events == FACTS
     gateways = {DeletionRequested, ImageAnnotated}  # written by gateways for an owner, not by a stage
-    assert {kind for kind in FACTS if not issubclass(kind, Fact)} == gateways
+    assert {kind for kind in FACTS if not issubclass(kind, Fact)} == {*gateways, StageRetrying}
     assert topics.FACTS.readers == ("indexer",)
     assert (topics.OUTCOMES.events, topics.OUTCOMES.writers) == (OUTCOMES, ("indexer",))
 
