@@ -75,7 +75,7 @@ def create(
 def list_(as_json: AsJson = False, wide: Wide = False) -> None:
     """List all keys, without secrets."""
     found = _with_keys(lambda keys: keys.all())
-    known = sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.id))
+    known = sorted((key for _, key in found.values()), key=lambda key: (key.created_at, key.owner, key.id))
     show_list(COLUMNS, [_row(key) for key in known], as_json=as_json, wide=wide, empty="No keys.")
 
 
