@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from streams.kafka.admin import KafkaAdmin
 from streams.kafka.bounded_read import read_topic
 from streams.object_store.factory import open_files
 from streams.object_store.keys import original_key
-from streams.object_store.protocol import FileStore
+from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.settings import FilesSettings, KafkaSettings
 from streams.topics import Topic, agent_topics
 from tests.support.forked_process import ForkedChild
@@ -212,7 +212,8 @@ class Deployment:
 
         async def read(files: FileStore) -> None:
             async for info in files.list(f"images/{image_id[-2:]}/{image_id}/"):
-                found[info.key.rsplit("/", 1)[-1]] = hashlib.sha256(await files.get(info.key)).hexdigest()
+                with suppress(ObjectMissing):  # removed since it was listed
+                    found[info.key.rsplit("/", 1)[-1]] = hashlib.sha256(await files.get(info.key)).hexdigest()
 
         self._with_files(read)
         return found
