@@ -18,7 +18,7 @@ from client.api.query import (  # type: ignore[import-not-found]
     get_images_by_image_id_direct,
     get_images_jobs_by_job_id_result,
 )
-from client.models import PostImagesUploadBody, PostImagesUploadBodyMetadata  # type: ignore[import-not-found]
+from client.models import PostImagesUploadFilesBody, PostImagesUploadFilesBodyMetadata  # type: ignore[import-not-found]
 from client.types import File  # type: ignore[import-not-found]
 
 PATIENCE_S = 240.0
@@ -26,11 +26,11 @@ PATIENCE_S = 240.0
 
 def main(url: str, image: Path) -> None:
     """Upload an image, wait for its result, fetch one size; print both as JSON."""
-    metadata = PostImagesUploadBodyMetadata.from_dict({"album": "generated"})
+    metadata = PostImagesUploadFilesBodyMetadata.from_dict({"album": "generated"})
     file = File(payload=io.BytesIO(image.read_bytes()), file_name=image.name, mime_type="image/jpeg")
     with Client(base_url=url) as client:
         job = post_images_upload.sync(
-            client=client, body=PostImagesUploadBody(file=file, metadata=metadata, tags="a,b")
+            client=client, body=PostImagesUploadFilesBody(file=file, metadata=metadata, tags="a,b")
         )
         deadline = time.monotonic() + PATIENCE_S
         while True:
