@@ -72,9 +72,15 @@ def media_type(request: Request) -> str:
 
 def described(kind: type[BaseModel], *, media_types: Sequence[str] = (JSON,)) -> dict[str, Any]:
     """Return the OpenAPI description of a JSON body that `read_json` reads."""
-    schema = kind.model_json_schema()
-    whole = _inlined(schema, schema.pop("$defs", {}))
+    whole = whole_schema(kind)
     return {"requestBody": {"required": True, "content": {name: {"schema": whole} for name in media_types}}}
+
+
+def whole_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's JSON Schema without references: it can stand anywhere in the document."""
+    schema = kind.model_json_schema()
+    whole: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+    return whole
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import JsonValue, ValidationError
 
+from gateway.http.json_bodies import whole_schema
 from gateway.http.problems import Problem, invalid_fields
 from gateway.images.user_metadata import read_category, read_metadata, read_tags
 from schemas.annotations import MAX_TAGS, MAX_WORD
@@ -70,7 +71,7 @@ FIELD_SCHEMAS: dict[str, dict[str, Any]] = {
         "default": OnDuplicate.NEW,
         "description": "reuse: return your existing image of the same bytes, if there is one",
     },
-    "profile": ProfileRequest.model_json_schema(),
+    "profile": whole_schema(ProfileRequest),
 }
 """OpenAPI schemas of the fields. An empty field counts as absent: browsers send every field of a form."""
 

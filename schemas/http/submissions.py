@@ -37,6 +37,7 @@ class ProfileRequest(BaseModel):
         default_factory=dict,
         description="by stage, at most 4 KB; the stage rejects the image if it does not know one (docs/stages.md)",
         examples=[{"detector": {"confidence": 0.6}}],
+        json_schema_extra={"additionalProperties": False},
     )
 
     @model_validator(mode="after")

@@ -188,7 +188,7 @@ async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
     answer = await client.post(UPLOAD, files={"file": ("a", JPEG)}, data={"colour": "red"})
     problem = refused(answer, 400, "unknown-field")
     assert [item.field for item in problem.errors] == ["colour"]
-    assert "bucket, category, file, lane, metadata, on_duplicate, sha256, tags" in problem.detail
+    assert "bucket, category, file, lane, metadata, on_duplicate, profile, sha256, tags" in problem.detail
 
 
 @pytest.mark.parametrize(
