@@ -61,7 +61,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
         if isinstance(fields, dict):
             _remove_dependent(fields)
     if isinstance(case.query, dict):
-        case.query.pop("metadata", None)  # a JSON object as text
+        for name in ("metadata", "profile"):  # JSON objects as text
+            case.query.pop(name, None)
     if isinstance(case.body, dict) and isinstance(files := case.body.get("file"), list):
         # The document's example is text; files are bytes.
         case.body["file"] = cast("JsonValue", [item.encode() if type(item) is str else item for item in files])
