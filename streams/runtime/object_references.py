@@ -1,6 +1,6 @@
 """Object references of events: an event may name only objects of its own image and owner.
 
-Whoever may write to a topic may name any key, also an API key's or another owner's original. Such an event is refused
+A producer can name any key, also an API key's or another owner's original. Such an event is refused
 before any stage reads, copies or records what it names.
 """
 

@@ -4,7 +4,7 @@ The runtime checks before processing and again before it delivers the outputs. T
 certain and then lists the objects to remove: objects a stage wrote before its second check are in that list, later
 ones are removed here.
 
-Each check reads the store anew, so that a certain deletion is never missed. The checks that events begin in the same
+Each check reads the store again, so that a certain deletion is never missed. The checks that events begin in the same
 step of the event loop share one call, because a call costs more than what it reads.
 """
 

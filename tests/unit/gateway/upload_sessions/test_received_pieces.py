@@ -86,7 +86,7 @@ async def test_pieces_that_another_gateway_stored_are_found(files: Any, part: Pa
 
 
 async def test_pieces_that_were_removed_are_not_reported(files: Any, part: Path) -> None:
-    """A gateway that knew pieces of which a removal left none, or only a gap, lists them anew."""
+    """A gateway that knew pieces of which a removal left none, or only a gap, lists them again."""
     one, other = Uploads(settings(), files), Uploads(settings(), files)
     record = begun(one)
     for number in range(3):

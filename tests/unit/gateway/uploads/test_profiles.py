@@ -77,7 +77,7 @@ async def test_files_of_a_batch_have_their_own_profiles(client: httpx.AsyncClien
         '{"stages": ["sharpness"]}',
         '{"stages": "ocr"}',
         '{"stages": ["indexer"]}',
-        '{"parameters": {"nobody": {}}}',
+        '{"parameters": {"unknown": {}}}',
         '{"parameters": {"ocr": []}}',
         '{"parameters": {"ocr": {"min_confidence": 1e999}}}',
         json.dumps({"parameters": {"ocr": {"languages": "x" * 5000}}}),
