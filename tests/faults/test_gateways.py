@@ -5,18 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from darkroom.local.demo import draw_turned
 from gateway.client import Darkroom
 from infra.local.kafka import LocalKafka
-from infra.local.ports import choose
 from schemas.http.jobs import JobResult
 from schemas.http.submissions import Submitted
 from schemas.values import ImageState
 from streams import topics
 from tests.support.deployment import PATIENCE_S, Deployment, deployed, until
+from tests.support.gateway_processes import start_gateways
 
 pytestmark = pytest.mark.lengthy
 
@@ -27,13 +26,8 @@ def test_two_gateways_given_the_same_bytes_at_once(kafka: LocalKafka, tmp_path: 
     """Both uploads are accepted and complete on one original; deleting one image leaves the other whole."""
     quick = {"DARKROOM_OCR__POLICY": "tesseract"}  # EasyOCR loads slowly and adds nothing here
     with deployed(kafka.bootstrap, tmp_path, settings=quick) as deployment:
-        ports = [choose(0), choose(0)]
-        for number, port in enumerate(ports):
-            deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port))
         deployment.start("core", *(agent for agent in topics.AGENTS if agent not in {"fetcher", "indexer"}))
-        gateways = [f"http://127.0.0.1:{port}" for port in ports]
-        for gateway in gateways:
-            until(lambda at=gateway: _answers(deployment, at), f"{gateway} answering")  # type: ignore[misc]
+        gateways = start_gateways(deployment, 2)
         with ThreadPoolExecutor(2) as both:
             jobs = [
                 list(both.map(_submit, gateways, [draw_turned() + bytes([number])] * 2)) for number in range(ROUNDS)
@@ -65,11 +59,3 @@ def _submit(gateway: str, data: bytes) -> Submitted:
 def _end(deployment: Deployment, job: Submitted) -> JobResult:
     with deployment.client() as client:
         return client.wait(job.job_id, timeout_s=PATIENCE_S)
-
-
-def _answers(deployment: Deployment, gateway: str) -> bool:
-    deployment.check_alive()
-    try:
-        return httpx.get(f"{gateway}/health/live", timeout=5).is_success
-    except httpx.TransportError:
-        return False
