@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from gateway.http.digests import declared_digests
-from gateway.http.problems import Problem, invalid_fields
+from gateway.http.problems import Problem, invalid_model
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode
 
@@ -51,7 +51,7 @@ async def read_json(
     try:
         return _read(kind, bytes(raw))
     except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
+        raise invalid_model(error) from None
 
 
 def _read(kind: type[M], raw: bytes) -> M:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from schemas.http.problems import ProblemBody, ProblemCode, ProblemItem
@@ -115,6 +116,12 @@ def invalid_fields(errors: Sequence[Any]) -> Problem:
     detail = "; ".join(f"{item.field}: {item.detail}" for item in items)
     unknown = bool(errors) and all(found["type"] == "extra_forbidden" for found in errors)
     return Problem(ProblemCode.UNKNOWN_FIELD if unknown else ProblemCode.INVALID_FIELD, detail, items)
+
+
+def invalid_model(error: ValidationError, *within: str) -> Problem:
+    """Return the error of JSON that does not fit its model; `within` is the path of the field that contains it."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return invalid_fields([{**one, "loc": (*within, *one["loc"])} for one in found])
 
 
 def unknown_fields(

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.http.json_bodies import media_type
 from gateway.http.multipart import Rules
-from gateway.http.problems import Problem, invalid_fields
+from gateway.http.problems import Problem, invalid_model
 from gateway.http.request_bodies import receive_archive, receive_files
 from gateway.http.spooling import Arriving, SpooledFile, room
 from gateway.images.user_metadata import check_metadata
@@ -131,7 +131,7 @@ def _per_file(batch: Batch) -> list[BatchDetails | None]:
     try:
         per_file = _PER_FILE.validate_json(text)
     except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False, include_context=False)) from None
+        raise invalid_model(error) from None
     if isinstance(per_file, dict):
         unknown = sorted(set(per_file) - {item.name for item in batch.items if item.name is not None})
         if unknown:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue, ValidationError
 
 from gateway.http.json_bodies import whole_schema
-from gateway.http.problems import Problem, invalid_fields
+from gateway.http.problems import Problem, invalid_model
 from gateway.images.user_metadata import read_category, read_metadata, read_tags
 from schemas.annotations import MAX_TAGS, MAX_WORD
 from schemas.http.problems import ProblemCode, ProblemItem
@@ -142,8 +142,7 @@ def _read_profile(text: str | None) -> Profile:
     try:
         return ProfileRequest.model_validate_json(text, strict=True).as_profile()
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        raise invalid_fields([{**one, "loc": ("profile", *one["loc"])} for one in found]) from None
+        raise invalid_model(error, "profile") from None
 
 
 def _one_of(kind: type[C], name: str, text: str) -> C:
