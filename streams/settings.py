@@ -10,6 +10,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streams.topics import DELAY_TIERS
 
+CLIP_MODEL = "clip-vit-b-32"  # its weights in the manifest of models
+# OpenAI trained with QuickGELU; open_clip's plain ViT-B-32 uses the exact GELU, which gives slightly wrong vectors.
+CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
+
 
 class Group(BaseModel):
     """A group of settings; DARKROOM_KAFKA__BOOTSTRAP sets `kafka.bootstrap`."""
@@ -91,13 +95,78 @@ class FilesSettings(Group):
 
 
 class QdrantSettings(Group):
-    """Where the read model is stored: a server if a URL is given, else in this process."""
+    """Where the read model is stored: a server if a URL is given, else in this process.
 
-    url: str | None = Field(None, description="Qdrant server URL; empty = in process")
+    Where a parameter of the collection is empty, Darkroom does not set it: Qdrant's default applies, and what an
+    operator changed by other means stays.
+    """
+
+    url: str | None = Field(
+        None, description="Qdrant server URL, http or https, port 6333 unless it names one; empty = in process"
+    )
     api_key: SecretStr | None = Field(None, description="Qdrant API key")
+    api_key_without_tls: bool = Field(False, description="allow the API key without TLS to another machine")
+    ca_file: Path | None = Field(
+        None,
+        description="PEM file of the CAs that sign the server's certificate; empty = those of the system, with gRPC "
+        "those that gRPC brings",
+    )
+    client_cert_file: Path | None = Field(None, description="PEM file of the client's certificate and its chain (mTLS)")
+    client_key_file: Path | None = Field(
+        None, description="PEM file of the unencrypted private key of the client's certificate"
+    )
+    grpc: bool = Field(False, description="call the server by gRPC instead of REST, with the same TLS and API key")
+    grpc_port: int = Field(6334, ge=1, le=65535, description="gRPC port of the server")
     path: Path = Field(Path(".darkroom/qdrant"), description="folder of the in-process read model")
     collection: str = Field("images", description="collection name")
+    stemming: str = Field(
+        "",
+        description="language of the word stems that searches compare, such as english; empty = whole words; changed "
+        "later, the images are brought up to date in the background",
+    )
     timeout_s: float = Field(10.0, gt=0, description="seconds one call may take")
+    pool_size: int = Field(16, ge=1, description="parallel connections to the server")
+    shards: int | None = Field(
+        None, ge=1, description="shards of a created collection, which it keeps; empty = one per node of a cluster"
+    )
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        description="copies of each shard on the nodes of a cluster; raised later, it applies to new shards, unless "
+        "the cluster creates missing copies itself",
+    )
+    write_consistency: int | None = Field(
+        None, ge=1, description="copies that confirm a write before it is answered; at most the replicas"
+    )
+    vectors_on_disk: bool | None = Field(None, description="read vectors from disk instead of keeping them in memory")
+    payload_on_disk: bool | None = Field(
+        None, description="read records from disk instead of keeping them in memory; empty = a created collection does"
+    )
+    quantization: Literal["none", "int8"] | None = Field(
+        None, description="search copies of the vectors with one byte per dimension (int8), a quarter of the size"
+    )
+    quantized_in_memory: bool = Field(
+        True, description="keep the int8 copies in memory, also where vectors are on disk"
+    )
+    rescore: bool = Field(True, description="rank what int8 copies find by the original vectors")
+    oversampling: float = Field(
+        2.0, ge=1, description="images found by int8 copies for each one of the answer, before they are ranked"
+    )
+    hnsw_m: int | None = Field(
+        None, ge=0, description="links per vector of the HNSW index: more find better and need more memory; 0 = none"
+    )
+    hnsw_ef_construct: int | None = Field(
+        None, ge=4, description="candidates per vector while the HNSW index is built: more find better, built slower"
+    )
+    hnsw_ef: int | None = Field(
+        None, ge=1, description="candidates per search in the HNSW index: more find better, slower"
+    )
+    full_scan_kb: int | None = Field(
+        None, ge=0, description="kB of vectors up to which a search compares all instead of using the index (2 kB each)"
+    )
+    indexing_threshold_kb: int | None = Field(
+        None, ge=0, description="kB of vectors from which a segment gets an HNSW index; 0 = never"
+    )
 
 
 class RetrySettings(Group):
@@ -149,7 +218,7 @@ class WorkerSettings(Group):
 
 
 class ModelsSettings(Group):
-    """Where model weights are stored, and how models run."""
+    """Where model weights are stored, which CLIP all processes use, and how models run."""
 
     dir: Path | None = Field(None, description="an operator's own folder of weights, searched first")
     cache: Path = Field(
@@ -159,6 +228,18 @@ class ModelsSettings(Group):
     download: bool = Field(True, description="download missing weights from their official source, verified")
     backend: str = Field("auto", description="auto (OpenVINO on CPU, torch on CUDA), openvino or torch")
     threads: int = Field(0, ge=0, description="CPU threads one model may use; 0 = all cores")
+    clip_weights: str | None = Field(
+        None,
+        description="file in models.dir with the CLIP weights of the embedder, of search by meaning and of feature "
+        "extraction; empty = the manifest's",
+    )
+    clip_architecture: str = Field(
+        CLIP_ARCHITECTURE, description="open_clip's name of the architecture of the CLIP weights (512-d)"
+    )
+
+    def vector_space(self) -> str:
+        """Return the name of the space of CLIP's vectors: only vectors of equal names are comparable."""
+        return f"{self.clip_architecture} {self.clip_weights or CLIP_MODEL}"
 
 
 class SandboxSettings(Group):

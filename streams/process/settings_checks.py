@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import BaseModel
+
 from streams.errors import NotReady
-from streams.kafka.security import security_problems
-from streams.settings import Settings
+from streams.kafka import security as kafka_security
+from streams.read_model import security as qdrant_security
+from streams.settings import ModelsSettings, QdrantSettings, Settings
 from streams.stage import StageSettings
 from streams.topics import DELAY_TIERS
 
 
 def check_safe(settings: Settings, agent: str = "", own: StageSettings | None = None) -> None:
     """Raise NotReady, naming all problems, for settings under which events could be lost or retried endlessly."""
-    problems = [*_kafka(settings), *_worker(settings), *_waiting(settings)]
+    problems = [*_kafka(settings), *_qdrant(settings.qdrant), *_worker(settings), *_waiting(settings)]
     if own is not None:
         problems += _stage(settings, agent, own)
     if problems:
         raise NotReady("unsafe settings: " + "; ".join(problems))
 
 
+def check_one_clip(models: ModelsSettings, group: str, own: BaseModel) -> None:
+    """Raise NotReady if a former setting of one component names another CLIP than the one that all components use.
+
+    Vectors of different models are not comparable: images indexed with one are not found with the other.
+    """
+    problems = [
+        f"DARKROOM_{group}__{former.upper()} ({getattr(own, former)}) was replaced by "
+        f"DARKROOM_MODELS__{current.upper()} ({getattr(models, current) or 'empty'}), which the embedder, search and "
+        "feature extraction share: set that one instead"
+        for former, current in (("weights", "clip_weights"), ("architecture", "clip_architecture"))
+        if former in own.model_fields_set and getattr(own, former) not in (None, getattr(models, current))
+    ]
+    if problems:
+        raise NotReady("unsafe settings: " + "; ".join(problems))
+
+
 def _kafka(settings: Settings) -> Iterator[str]:
     kafka = settings.kafka
-    yield from security_problems(kafka)
+    yield from kafka_security.security_problems(kafka)
     if kafka.min_insync > kafka.replication:
         # No write could ever be confirmed.
         yield (
@@ -32,6 +51,16 @@ def _kafka(settings: Settings) -> Iterator[str]:
     if kafka.replication >= 3 and kafka.min_insync < 2:
         # A confirmed event could be on one broker only and be lost with it, although three copies are configured.
         yield f"DARKROOM_KAFKA__REPLICATION {kafka.replication} needs DARKROOM_KAFKA__MIN_INSYNC of 2 or more"
+
+
+def _qdrant(qdrant: QdrantSettings) -> Iterator[str]:
+    yield from qdrant_security.security_problems(qdrant)
+    if qdrant.replicas is not None and (qdrant.write_consistency or 1) > qdrant.replicas:
+        # No write could ever be confirmed by so many copies.
+        yield (
+            f"DARKROOM_QDRANT__WRITE_CONSISTENCY ({qdrant.write_consistency}) is more than DARKROOM_QDRANT__REPLICAS "
+            f"({qdrant.replicas})"
+        )
 
 
 def _worker(settings: Settings) -> Iterator[str]:

@@ -23,6 +23,7 @@ from schemas.values import ImageState
 from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model.embedded_index import Entry, matcher
 from streams.read_model.protocol import ReadModel
+from streams.read_model.qdrant_connection import translate_qdrant_errors
 from streams.read_model.qdrant_schema import (
     HISTORY,
     QUERY_WORDS,
@@ -35,7 +36,6 @@ from streams.read_model.qdrant_schema import (
     to_payload,
     to_record,
     tombstone,
-    translate_qdrant_errors,
     with_derived,
 )
 from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from schemas.events.envelope import now
 from schemas.values import ImageState
-from streams.errors import DependencyUnavailable, NotReady
+from streams.errors import NotReady
+from streams.read_model.qdrant_connection import ANSWERED_ERRORS, status_of
+from streams.read_model.qdrant_parameters import collection_parameters, vector_parameters
 from streams.read_model.records import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
 from streams.read_model.words import label_key, words_of
 from streams.settings import QdrantSettings
@@ -53,11 +52,11 @@ def prepare(client: QdrantClient, settings: QdrantSettings, *, indexes: bool) ->
     """Create the collection and its indexes if missing. NotReady if an existing collection does not fit."""
     name = settings.collection
     if not client.collection_exists(name):
-        vectors = {VECTOR: models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)}
+        vectors = {VECTOR: vector_parameters(settings, DIMENSIONS)}
         try:
-            client.create_collection(name, vectors_config=vectors, on_disk_payload=True)
-        except UnexpectedResponse as error:
-            if error.status_code != 409:  # created concurrently by another process
+            client.create_collection(name, vectors_config=vectors, **collection_parameters(settings))
+        except ANSWERED_ERRORS as error:
+            if status_of(error) != 409:  # created concurrently by another process
                 raise
     if not fits(client, name):
         raise NotReady(
@@ -76,21 +75,6 @@ def fits(client: QdrantClient, name: str) -> bool:
     vectors = client.get_collection(name).config.params.vectors
     found = vectors.get(VECTOR) if isinstance(vectors, dict) else None
     return found is not None and (found.size, found.distance) == (DIMENSIONS, models.Distance.COSINE)
-
-
-@contextmanager
-def translate_qdrant_errors() -> Iterator[None]:
-    """Translate the client's errors for an unavailable, busy or full Qdrant into DependencyUnavailable."""
-    try:
-        yield
-    except ResourceExhaustedResponse as error:
-        raise DependencyUnavailable(f"Qdrant is busy: {error}", after_s=float(error.retry_after_s)) from error
-    except UnexpectedResponse as error:
-        if (error.status_code or 500) in (400, 409, 422):
-            raise
-        raise DependencyUnavailable(f"Qdrant: {error.status_code} {error.reason_phrase}") from error
-    except (ResponseHandlingException, ApiException, OSError) as error:
-        raise DependencyUnavailable(f"Qdrant does not answer: {error}") from error
 
 
 def to_payload(record: ImageRecord) -> Payload:

@@ -1,4 +1,4 @@
-"""The read model on a Qdrant server (1.17 or later, for insert-only upserts and conditional vectors).
+"""The read model on a Qdrant server; see `qdrant_connection.MINIMUM_VERSION`.
 
 Every write is conditional on the server, so that concurrent indexers during a rebalance cannot undo each other's.
 """
@@ -15,12 +15,19 @@ from typing import TypeVar, cast
 
 from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import UnexpectedResponse
 
 from schemas.values import ID_PATTERN, ImageState
 from streams.errors import DependencyUnavailable
 from streams.read_model.protocol import ReadModel
+from streams.read_model.qdrant_connection import (
+    ANSWERED_ERRORS,
+    connect,
+    require_version,
+    status_of,
+    translate_qdrant_errors,
+)
 from streams.read_model.qdrant_paging import newest, oldest, page_filter
+from streams.read_model.qdrant_parameters import apply_parameters, search_params
 from streams.read_model.qdrant_schema import (
     HISTORY,
     LABEL_KEYS,
@@ -39,7 +46,6 @@ from streams.read_model.qdrant_schema import (
     to_payload,
     to_record,
     tombstone,
-    translate_qdrant_errors,
     with_derived,
 )
 from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
@@ -73,7 +79,7 @@ class ServerReadModel:
     async def open(self) -> None:
         """Create the collection and indexes if missing."""
         # Without an overall timeout: indexing a large collection takes long, and the client bounds each call.
-        await self._in_thread(lambda: prepare(self._qdrant, self._settings, indexes=True))
+        await self._in_thread(self._open)
 
     def close(self) -> None:
         """Close connections and threads."""
@@ -186,6 +192,7 @@ class ServerReadModel:
                 query=list(vector),
                 using=VECTOR,
                 query_filter=owned(owner),
+                search_params=search_params(self._settings),
                 limit=limit,
                 with_payload=RECORD,
             )
@@ -264,6 +271,12 @@ class ServerReadModel:
         if not await self._call(lambda: fits(self._qdrant, self._name)):
             raise DependencyUnavailable(f"Qdrant collection {self._name} no longer has the required vectors")
 
+    def _open(self) -> None:
+        require_version(self._qdrant)
+        prepare(self._qdrant, self._settings, indexes=True)
+        if self._settings.url:
+            apply_parameters(self._qdrant, self._name, self._settings)
+
     async def _in_thread(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
             with translate_qdrant_errors():
@@ -286,8 +299,8 @@ class ServerReadModel:
                 )
             except KeyError:  # a vector for a missing point, from the in-process client
                 return
-            except UnexpectedResponse as error:  # the same from a server
-                if error.status_code != 404 or not self._qdrant.collection_exists(self._name):
+            except ANSWERED_ERRORS as error:  # the same from a server
+                if status_of(error) != 404 or not self._qdrant.collection_exists(self._name):
                     raise
 
         await self._call(write)
@@ -338,11 +351,7 @@ def _label_keys(point: models.Record) -> list[str]:
 @asynccontextmanager
 async def open_server_read_model(settings: QdrantSettings) -> AsyncIterator[ReadModel]:
     """Open the collection on a server; DependencyUnavailable if it does not answer, NotReady if it does not fit."""
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    client = QdrantClient(
-        url=settings.url, api_key=key, timeout=max(1, round(settings.timeout_s)), check_compatibility=False
-    )
-    model = ServerReadModel(client, settings)
+    model = ServerReadModel(connect(settings), settings, threads=settings.pool_size)
     try:
         await model.open()
         yield model
