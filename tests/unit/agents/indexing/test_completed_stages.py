@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 
 from agents.core.merge import HANDLERS
 from agents.indexing.record_facts import learn_completed
-from agents.stages.indexer import STAGE, IndexerSettings, Tools, index
+from agents.stages.indexer import Tools, index
 from gateway.images.views import analysis
 from schemas.events.facts import FACTS, Fact, StageCompleted
 from schemas.http.history import LineageKind
@@ -20,13 +20,11 @@ from schemas.stored.results import StageResult
 from schemas.values import ErrorCode, ImageState, ObjectRef, StageState, new_image_id
 from streams import topics
 from streams.errors import Malformed
-from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key
 from streams.read_model.records import ImageRecord
-from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Announcement, Once, Resources, Stage, StageSettings, completed
-from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import Facts, ref, report
+from tests.support.indexer import indexer_tools
 
 
 class Score(StageResult):
@@ -62,11 +60,8 @@ PROFILE = ("sanitizer", "sharpness", "aesthetics")
 @pytest.fixture
 async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
     """Return the indexer's tools with a table of generic stages."""
-    settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
-    async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
-        resources = Resources(settings, files, HealthBoard(), find_stage=STAGES.__getitem__)
-        async with STAGE.open(IndexerSettings(), resources) as opened:
-            yield opened
+    async with indexer_tools(tmp_path, STAGES.__getitem__) as opened:
+        yield opened
 
 
 def fact(image_id: str, name: str, result: dict[str, JsonValue], run: int = 0) -> StageCompleted:

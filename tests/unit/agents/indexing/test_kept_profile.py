@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from agents.stages.indexer import STAGE, IndexerSettings, Tools, index
+from agents.stages.indexer import Tools, index
 from schemas.values import Profile, new_image_id
-from streams.object_store.factory import open_files
 from streams.operations.rerun_events import work_of
-from streams.settings import FilesSettings, QdrantSettings, Settings
-from streams.stage import Resources
-from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import Facts
 
 PARAMETERS = {"resizer": {"sides": {"small": 100}}, "detector": {"confidence": 0.6}}
-
-
-@pytest.fixture
-async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
-    settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
-    async with (
-        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        STAGE.open(IndexerSettings(), Resources(settings, files, HealthBoard())) as opened,
-    ):
-        yield opened
 
 
 async def test_the_event_of_a_rerun_has_the_parameters_of_the_submission(tools: Tools) -> None:

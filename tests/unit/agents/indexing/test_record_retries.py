@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from agents.stages.indexer import STAGE, IndexerSettings, Tools, index
+from agents.stages.indexer import Tools, index
 from gateway.images.lookup import Job
 from gateway.images.views import job_status
 from schemas.events.facts import StageRetrying
 from schemas.http.jobs import JobPhase, JobStatus
 from schemas.values import ErrorCode, ImageState, new_image_id
-from streams.object_store.factory import open_files
-from streams.settings import FilesSettings, QdrantSettings, Settings
-from streams.stage import Emit, Resources, Skip
-from streams.telemetry.health_board import HealthBoard
+from streams.stage import Emit, Skip
 from tests.support.facts import WHEN, Facts, report
 
 SOON, LATER = "2026-01-01T00:00:30.000Z", "2026-01-01T00:05:00.000Z"
 STAGES = ("sanitizer", "ocr", "detector")
-
-
-@pytest.fixture
-async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
-    """Return the indexer's tools on an empty read model."""
-    settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
-    async with (
-        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        STAGE.open(IndexerSettings(), Resources(settings, files, HealthBoard())) as opened,
-    ):
-        yield opened
 
 
 def retrying(image: str, stage: str, attempts: int, at: str, **changes: object) -> StageRetrying:

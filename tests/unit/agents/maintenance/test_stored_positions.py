@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from agents.maintenance import inventory
 from agents.maintenance.inventory import Inventory, InventorySettings
 from agents.maintenance.janitor import Janitor, JanitorSettings
 from agents.maintenance.stored_positions import StoredPositions
-from agents.stages.indexer import STAGE as INDEXER
-from agents.stages.indexer import IndexerSettings, Tools
+from agents.stages.indexer import Tools
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import made_at, new_image_id
-from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, receipt_key
 from streams.object_store.protocol import FileStore
-from streams.settings import FilesSettings, QdrantSettings, Settings
-from streams.stage import Resources
-from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import ref
-
-
-@pytest.fixture
-async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
-    """The indexer's tools: a file store in a folder and an in-process read model."""
-    settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
-    async with (
-        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        INDEXER.open(IndexerSettings(), Resources(settings, files, HealthBoard())) as opened,
-    ):
-        yield opened
 
 
 async def accepted(files: FileStore) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -16,26 +14,14 @@ from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ErrorCode, ImageState, StageState, new_image_id
 from streams import topics
 from streams.errors import DependencyUnavailable, Malformed
-from streams.object_store.factory import open_files
 from streams.object_store.keys import image_key, original_key, receipt_key, result_key
 from streams.object_store.protocol import FileStore
 from streams.read_model.records import ImageRecord
-from streams.settings import FilesSettings, QdrantSettings, Settings
+from streams.settings import Settings
 from streams.stage import Emit, Resources, Skip
 from streams.telemetry import metrics
 from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import Facts, ref
-
-
-@pytest.fixture
-async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
-    """Yield the indexer's tools, opened as the runtime opens them."""
-    settings = Settings(qdrant=QdrantSettings(path=tmp_path / "qdrant"))
-    async with (
-        open_files(FilesSettings(directory=tmp_path / "objects")) as files,
-        STAGE.open(IndexerSettings(), Resources(settings, files, HealthBoard())) as opened,
-    ):
-        yield opened
 
 
 async def outcomes_of(event: Event, tools: Tools) -> list[Event]:
