@@ -15,7 +15,7 @@ from agents.indexing.record_annotations import begun
 from schemas.events.envelope import now
 from schemas.events.facts import Fact, StageCompleted
 from schemas.events.outcomes import Outcome
-from schemas.values import ErrorCode, ImageState, StageState
+from schemas.values import ErrorCode, ImageState, Profile, StageState
 from streams.errors import Malformed
 from streams.object_store.keys import image_prefix, is_below
 from streams.object_store.tombstones import Tombstones
@@ -68,7 +68,7 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     states = {name: stage.state for name, stage in known.stages.items()}
     state = decide(known.required, states)
     if state is known.state:
-        return outcome_of(known, fact.profile) if known.finished_by == fact.id else None
+        return outcome_of(known, _profile_of(fact, known)) if known.finished_by == fact.id else None
     ended = state is not ImageState.PROCESSING
     blamed = to_blame(state, known.required, states)
     blame = known.stages[blamed] if blamed else None
@@ -87,7 +87,12 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     if known.state is ImageState.PROCESSING:
         # A later generation began long after the image was accepted.
         _count(state, known.submitted_at if known.generation == 1 else None, finished)
-    return outcome_of(ImageRecord.model_validate({**known.model_dump(), **changes}), fact.profile)
+    return outcome_of(ImageRecord.model_validate({**known.model_dump(), **changes}), _profile_of(fact, known))
+
+
+def _profile_of(fact: Fact, known: ImageRecord) -> Profile:
+    """Return the image's profile; that of a rerun's event may have other parameters and more stages."""
+    return known.profile() if fact.run else fact.profile
 
 
 def _learned(fact: Fact, find_stage: FindStage) -> Learned:

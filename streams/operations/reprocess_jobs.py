@@ -17,7 +17,7 @@ import structlog
 from pydantic import Field
 
 from schemas.events.envelope import Outgoing, now
-from schemas.values import Value
+from schemas.values import Profile, Value
 from streams.errors import DependencyUnavailable
 from streams.kafka.messages import in_bulk
 from streams.kafka.producer import Deliverer
@@ -25,11 +25,13 @@ from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.operations.image_filter import Selection, WrongFilter, moment, read_selection
 from streams.operations.rerun_events import (
     RERUNNABLE,
+    SANITIZER,
     AlreadyDone,
     Rerun,
     RerunSkipped,
     Restarts,
     SkipReason,
+    check_profile,
     rerun_analysis,
 )
 from streams.read_model.protocol import ReadModel
@@ -68,6 +70,7 @@ class ReprocessJob(Value):
     stage: str
     where: str = ""
     per_second: float = Field(default=PER_SECOND, gt=0)
+    profile: Profile | None = Field(default=None, description="parameters and further stages: rerun_events.profile_of")
     run: int = Field(gt=0, description="when it was requested, unix milliseconds; unique")
     state: JobState = JobState.RUNNING
     total: int | None = Field(default=None, description="images selected; None while they are counted")
@@ -94,15 +97,18 @@ class ReprocessJob(Value):
         return (submitted is None or requested is None or submitted <= requested) and selection.matches(record)
 
 
-def drafted(stage: str, where: str = "", per_second: float = PER_SECOND) -> ReprocessJob:
-    """Return a job that is not stored yet. Raises WrongFilter for the filter, ValueError for the stage."""
+def drafted(
+    stage: str, where: str = "", per_second: float = PER_SECOND, profile: Profile | None = None
+) -> ReprocessJob:
+    """Return a job that is not stored yet. Raises WrongFilter, WrongProfile, and ValueError for the stage."""
     if stage not in RERUNNABLE:
         raise ValueError(f"stage {stage[:40]!r} cannot be rerun; allowed: {', '.join(RERUNNABLE)}")
     read_selection(where)
+    check_profile(stage, profile)
     run, requested = time.time_ns() // 1_000_000, now()
     return ReprocessJob(
-        id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, run=run, started_at=requested,
-        updated_at=requested,
+        id=f"{stage}-{run}", stage=stage, where=where, per_second=per_second, profile=profile, run=run,
+        started_at=requested, updated_at=requested,
     )  # fmt: skip
 
 
@@ -280,7 +286,7 @@ class ReprocessRunner:
             await self.sleep(ahead)
 
     async def _emit(self, job: ReprocessJob, image_id: str) -> str | None:
-        """Emit the event that reruns the stage of one image; return the reason if it is skipped."""
+        """Emit the event that reruns one image, for each of its stages; return the reason if it is skipped."""
         record = await self.read_model.get(image_id)  # it may have changed since the scan
         if record is None:
             return SkipReason.DELETED.value
@@ -291,14 +297,15 @@ class ReprocessRunner:
         except RerunSkipped as skipped:
             return skipped.reason.value
         event = rerun.event
-        message = Outgoing(rerun.target, event.key(), event.body(), event.headers(source=_SOURCE))
-        await self.deliverer.deliver([in_bulk(message)])
+        headers = event.headers(source=_SOURCE)
+        messages = [Outgoing(target, event.key(), event.body(), headers) for target in rerun.targets]
+        await self.deliverer.deliver([in_bulk(message) for message in messages])
         return None
 
     async def _rerun(self, job: ReprocessJob, record: ImageRecord) -> Rerun:
-        if job.stage == "sanitizer":
-            return await Restarts(self.files).restart(record, job.started_at)
-        return rerun_analysis(record, job.stage, job.run)
+        if job.stage == SANITIZER:
+            return await Restarts(self.files).restart(record, job.started_at, job.profile)
+        return rerun_analysis(record, job.stage, job.run, job.profile)
 
     async def _save(self, job: ReprocessJob, **changes: object) -> ReprocessJob:
         saved = job.model_copy(update={**changes, "updated_at": now()})
