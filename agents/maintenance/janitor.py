@@ -20,6 +20,7 @@ import structlog
 from pydantic import Field
 
 from agents.indexing.erase_image import belongings, receipts_of, remove
+from agents.maintenance.ended_deletions import EndedDeletions
 from agents.maintenance.expired_idempotency_keys import ExpiredKeys
 from agents.maintenance.object_scan import ObjectScan
 from agents.maintenance.orphaned_references import Abandoned
@@ -78,6 +79,7 @@ class SweepReport:
     abandoned: int = 0  # references and originals of uploads that were never accepted, references of erased images
     expired_keys: int = 0  # of requests that may no longer be repeated
     unfinished: int = 0  # objects of resumable and direct uploads that have ended
+    ended_deletions: int = 0  # marks of deletions that are done or were never accepted
     looked_at: int = 0  # objects
 
 
@@ -121,6 +123,7 @@ class Janitor:
         self._abandoned = Abandoned(files, read_model)
         self._unfinished = Unfinished(files)
         self._expired_keys = ExpiredKeys(files)
+        self._ended_deletions = EndedDeletions(files, read_model)
         self._objects = ObjectScan(files, _ROOT)
         self._positions = StoredPositions(files, "janitor")
 
@@ -145,6 +148,9 @@ class Janitor:
         report.unfinished = await self._unfinished.remove(
             older_than=self._clock() - self._settings.horizon_s, page_size=pages, dry_run=dry_run
         )
+        report.ended_deletions = await self._ended_deletions.remove(
+            now=self._clock(), horizon_s=self._settings.horizon_s, page_size=pages, dry_run=dry_run
+        )
         if self._settings.remove_orphans:
             report.abandoned += await self._abandoned.remove(
                 older_than=self._clock() - self._settings.orphan_age_s,
@@ -156,7 +162,7 @@ class Janitor:
         return report
 
     def _scans(self) -> dict[str, ObjectScan]:
-        parts = (self._abandoned, self._expired_keys, self._unfinished)
+        parts = (self._abandoned, self._expired_keys, self._unfinished, self._ended_deletions)
         return {_ROOT: self._objects} | {name: scan for part in parts for name, scan in part.scans().items()}
 
     async def _due(self, report: SweepReport) -> list[Erasure]:

@@ -28,7 +28,7 @@ class Deletion:
     publishing: Publishing
 
     async def delete(self, image_id: str, generation: int, *, owner: Owner, traceparent: str | None = None) -> Receipt:
-        """Accept the deletion of an image now at `generation`. Its receipt hides the image at once.
+        """Accept the deletion of an image now at `generation`. Its receipt and mark hide the image at once.
 
         Idempotent: repeating gives the same generation and the same event id. Raises Problem (503), and then the
         image is unchanged.

@@ -1,7 +1,8 @@
 """Lookup of an owner's images and jobs: the read model's record or, until it exists, the receipt.
 
-An image is hidden as soon as its deletion is accepted: the deletion's receipt exists before the indexer processes the
-event.
+An image is hidden as soon as its deletion is accepted, whatever generations lie between the record's and the
+deletion's: tombstone, receipt and mark exist before the indexer processes the event. One image is looked up by all
+three; for a page of images the marks suffice, which cost one listing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from schemas.stored.erasures import Erasure
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.values import ID_PATTERN, ImageState, Owner, Rendition, job_id_of, split_job_id
 from streams.concurrency.timeouts import bounded
+from streams.object_store.keys import receipt_key
+from streams.object_store.pending_deletions import PendingDeletions
 from streams.object_store.protocol import FileStore
-from streams.object_store.tombstones import Tombstones
+from streams.object_store.receipts import generation_of, job_of, receipt_keys
+from streams.object_store.tombstones import Tombstones, erasure_key
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Hit, ImageRecord
 
@@ -57,46 +61,47 @@ class Lookup:
     async def image(self, image_id: str, owner: Owner) -> ImageRecord:
         """Return an image. Raises Problem: unknown (404), deleted (410), or not indexed yet (409)."""
         record = await self.known(image_id, owner)
+        await self._refuse_deleted(image_id, owner, record.generation)
         if isinstance(record, Receipt):
-            await self._refuse_deleted(image_id, record.generation)
             raise self.not_finished("The image is accepted but not processed yet.")
-        await self._refuse_deleted(image_id, record.generation)
         return record
 
     async def images(self, image_ids: Sequence[str], owner: Owner) -> list[ImageRecord | Problem]:
         """Return several images in order, or the problem of each that is not available."""
         wanted = [image_id for image_id in image_ids if _ID.fullmatch(image_id)]
         found = await bounded(self.read_model.find(owner, wanted), self.settings.query_timeout_s) if wanted else []
-        by_id = {record.image_id: record for record in found}
+        shown = {record.image_id: record for record in await self.shown(found)}
+        hidden = {record.image_id for record in found} - shown.keys()
         gate = asyncio.Semaphore(_PARALLEL)
 
         async def one(image_id: str) -> ImageRecord | Problem:
+            if image_id in shown:
+                return shown[image_id]
+            if image_id in hidden:
+                return _gone()
             async with gate:
                 try:
-                    if image_id not in by_id:
-                        return await self.image(image_id, owner)
-                    await self._refuse_deleted(image_id, by_id[image_id].generation)
+                    return await self.image(image_id, owner)
                 except Problem as problem:
                     return problem
-                return by_id[image_id]
 
         return list(await asyncio.gather(*(one(image_id) for image_id in image_ids)))
 
-    async def visible(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Return the hits whose image is not deleted."""
-        shown = {record.image_id for record in await self.shown([hit.record for hit in hits])}
-        return [hit for hit in hits if hit.record.image_id in shown]
+    async def visible(self, lists: Iterable[Sequence[Hit]]) -> list[list[Hit]]:
+        """Return lists of hits without those of deleted images."""
+        lists = list(lists)
+        shown = {record.image_id for record in await self.shown(hit.record for hits in lists for hit in hits)}
+        return [[hit for hit in hits if hit.record.image_id in shown] for hits in lists]
 
     async def shown(self, records: Iterable[ImageRecord]) -> list[ImageRecord]:
-        """Return the images without those whose deletion is accepted."""
-        gate = asyncio.Semaphore(_PARALLEL)
+        """Return the images without those whose deletion is accepted.
 
-        async def one(record: ImageRecord) -> ImageRecord | None:
-            async with gate:
-                deleted = await self._is_deleted(record.image_id, record.generation)
-                return None if deleted or record.deleted else record
-
-        return [record for record in await asyncio.gather(*map(one, records)) if record is not None]
+        Marks are read after records, and outlive them (KEPT_S).
+        """
+        records = [record for record in records if not record.deleted and record.state is not ImageState.DELETED]
+        images = [(record.owner, record.image_id) for record in records]
+        deleted = await bounded(PendingDeletions(self.files).of(images), self.settings.storage_timeout_s)
+        return [record for record in records if deleted.get(record.image_id, 0) < record.generation]
 
     async def job(self, job_id: str, owner: Owner) -> Job:
         """Return a job. Raises Problem: unknown (404), its image deleted, or superseded by a newer run (410)."""
@@ -110,17 +115,18 @@ class Lookup:
         if record is not None and record.generation > generation:
             if record.deleted:
                 raise _gone()
+            await self._refuse_deleted(image_id, owner, record.generation)
             newer = job_id_of(image_id, record.generation)
             raise Problem(ProblemCode.SUPERSEDED, f"The job is superseded by {newer}.")
         if record is not None and record.generation == generation:
             if not record.deleted:
-                await self._refuse_deleted(image_id, generation)
+                await self._refuse_deleted(image_id, owner, generation)
             return Job(job_id, image_id, record, None)
         receipt = await self._receipt(job_id)
         if receipt is None or receipt.owner != owner:
             raise _no_job()
         if receipt.kind is not ReceiptKind.DELETE:
-            await self._refuse_deleted(image_id, generation)
+            await self._refuse_deleted(image_id, owner, generation)
         return Job(job_id, image_id, None, receipt)
 
     async def known(self, image_id: str, owner: Owner) -> ImageRecord | Receipt:
@@ -140,7 +146,7 @@ class Lookup:
     async def accepted(self, image_id: str, owner: Owner) -> ImageRecord:
         """Return an image from the read model, else as submitted. Raises Problem: unknown (404) or deleted (410)."""
         found = await self.known(image_id, owner)
-        await self._refuse_deleted(image_id, found.generation)
+        await self._refuse_deleted(image_id, owner, found.generation)
         if isinstance(found, Receipt):
             return _as_accepted(found, ImageRecord(image_id=image_id, owner=owner, generation=found.generation))
         if found.submitted_at is not None or found.revision:
@@ -200,13 +206,29 @@ class Lookup:
     async def _receipt(self, job_id: str) -> Receipt | None:
         return await known_receipt(self.files, job_id, timeout_s=self.settings.storage_timeout_s)
 
-    async def _is_deleted(self, image_id: str, generation: int) -> bool:
-        receipt = await self._receipt(job_id_of(image_id, generation + 1))
-        return receipt is not None and receipt.kind is ReceiptKind.DELETE
-
-    async def _refuse_deleted(self, image_id: str, generation: int) -> None:
-        if await self._is_deleted(image_id, generation):
+    async def _refuse_deleted(self, image_id: str, owner: Owner, generation: int) -> None:
+        """Raise Problem (410) if the deletion of this generation, or of a later one, is accepted."""
+        # No accepted deletion is without its tombstone, nor any later generation without the next one's receipt.
+        traces = {erasure_key(image_id), receipt_key(job_id_of(image_id, generation + 1))}
+        timeout_s = self.settings.storage_timeout_s
+        if not await bounded(self.files.existing(traces), timeout_s):
+            return
+        if await bounded(self._is_deleted(image_id, owner, generation), timeout_s):
             raise _gone()
+
+    async def _is_deleted(self, image_id: str, owner: Owner, generation: int) -> bool:
+        erasure = await Tombstones(self.files).get(image_id)
+        if erasure is not None and erasure.covers(owner, generation):
+            return True
+        pending = await PendingDeletions(self.files).of([(owner, image_id)])
+        if pending.get(image_id, 0) >= generation:
+            return True
+        async for key in receipt_keys(self.files, image_id):
+            if generation_of(key) >= generation:
+                receipt = await self._receipt(job_of(key))
+                if receipt is not None and receipt.kind is ReceiptKind.DELETE and receipt.owner == owner:
+                    return True
+        return False
 
 
 def _as_accepted(receipt: Receipt, known: ImageRecord) -> ImageRecord:

@@ -1,5 +1,8 @@
 """Publishing: write a receipt, send the event it promises, await Kafka's confirmation; undo both if that fails.
 
+A deletion's receipt is followed by its mark, and removed after it: a mark means that the deletion was accepted, also if
+the gateway is killed between the two.
+
 If Kafka may have taken the event although it did not confirm it, the image gets a tombstone, so that no stage works on
 an image whose request was answered 503.
 """
@@ -21,6 +24,7 @@ from schemas.values import Lane, job_id_of
 from streams.concurrency.timeouts import bounded
 from streams.errors import DeliveryUnconfirmed, DependencyUnavailable
 from streams.object_store.keys import receipt_key
+from streams.object_store.pending_deletions import PendingDeletions
 from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import read_receipt
 from streams.object_store.tombstones import Tombstones
@@ -51,7 +55,7 @@ class Publishing:
             await self.send(receipt, topic, event, traceparent)
         except BaseException as error:
             if new:
-                await asyncio.shield(self._remove_receipt(receipt_key(receipt.job_id)))
+                await asyncio.shield(self._remove_receipt(receipt))
             if sending and receipt.kind is not ReceiptKind.DELETE and _may_be_in_log(error):
                 await asyncio.shield(self._write_tombstone(receipt))
             raise
@@ -74,6 +78,8 @@ class Publishing:
     async def _write(self, receipt: Receipt) -> None:
         body = receipt.model_dump_json().encode()
         await self.files.put(receipt_key(receipt.job_id), body, content_type="application/json")
+        if receipt.kind is ReceiptKind.DELETE:
+            await PendingDeletions(self.files).add(receipt.owner, receipt.image_id, receipt.generation)
 
     async def _write_tombstone(self, rejected: Receipt) -> None:
         """Delete an image that was answered 503, in case Kafka has its event.
@@ -98,9 +104,12 @@ class Publishing:
                 "could not write a tombstone for a rejected upload", extra={"image_id": image_id, "error": repr(error)}
             )
 
-    async def _remove_receipt(self, key: str) -> None:
+    async def _remove_receipt(self, receipt: Receipt) -> None:
+        key = receipt_key(receipt.job_id)
         try:
             async with asyncio.timeout(self.settings.storage_timeout_s):
+                if receipt.kind is ReceiptKind.DELETE:
+                    await PendingDeletions(self.files).remove(receipt.owner, receipt.image_id, receipt.generation)
                 await self.files.delete(key)
         except (DependencyUnavailable, TimeoutError) as error:
             log.warning("could not remove the receipt of a rejected request", extra={"key": key, "error": repr(error)})

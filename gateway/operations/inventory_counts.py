@@ -28,6 +28,7 @@ KINDS = {
     "receipts": "jobs/",
     "claims": "claims/",
     "erasures": "erasures/",
+    "pending-deletions": "deletions/",
     "dead-letter-marks": "dead-letters/",
 }
 """Kinds of objects and their key prefixes."""

@@ -197,7 +197,7 @@ class Search:
         return await bounded(self.read_model.search_vector(owner, vector, limit=limit), self.settings.query_timeout_s)
 
     async def _items(self, lists: list[list[Hit]], count: int, words: str, request: Request) -> tuple[SearchItem, ...]:
-        seen = [await self.lookup.visible(hits) for hits in lists]
+        seen = await self.lookup.visible(lists)
         base = base_url(request, self.settings)
         return tuple(
             search_item(

@@ -201,7 +201,7 @@ def test_a_deleted_image_is_erased(system: RunningSystem) -> None:
         system.client.result(result.job_id)
     assert refused.value.status in {404, 410}
     until(lambda: system.client.status(gone.job_id).status is ImageState.DELETED, "the deletion")
-    kept = ("erasures/", "erasing/")  # the receipt of the deletion, and the state of its cleanup
+    kept = ("erasures/", "erasing/", "deletions/")  # the receipt of the deletion, and the state of its cleanup
 
     def left() -> list[str]:
         return [

@@ -173,8 +173,8 @@ class Tenants:
 
     async def stored(self) -> dict[str, str]:
         """Return everything in the store, by its ETag."""
-        prefixes = ("originals/", "claims/", "jobs/", "images/", "results/", "erasures/", "uploads/", "idempotency/")
-        return {info.key: info.etag for prefix in prefixes async for info in self.files.list(prefix)}
+        kinds = ["originals", "claims", "jobs", "images", "results", "erasures", "deletions", "uploads", "idempotency"]
+        return {info.key: info.etag for kind in kinds async for info in self.files.list(f"{kind}/")}
 
 
 def unknown_value(name: str) -> str:

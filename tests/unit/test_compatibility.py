@@ -39,6 +39,7 @@ from schemas.values import ErrorCode
 from streams.object_store import keys
 from streams.object_store.directory import open_directory_files
 from streams.object_store.original_references import add_reference, claim_prefix
+from streams.object_store.pending_deletions import mark_key
 from streams.object_store.receipts import RECEIPTS
 from streams.object_store.tombstones import Tombstones, erasure_key
 from streams.operations.reprocess_jobs import PREFIX as REPROCESS
@@ -121,6 +122,7 @@ def object_keys() -> Items:
         "limits": [keys.KEY_BYTES, keys.SEGMENT_BYTES],
         "references to an original": claim_prefix(OWNER, HASH),
         "tombstone": erasure_key(IMAGE),
+        "pending deletion": mark_key(OWNER, IMAGE, 2),
         "API keys": KEYS,
         "idempotency keys": IDEMPOTENCY,
         "reprocess jobs": REPROCESS,
