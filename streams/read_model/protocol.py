@@ -1,8 +1,7 @@
 """The read model: one Qdrant collection of images, written by facts, read by queries.
 
-Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does. The adapters are
-`streams.read_model.qdrant_server` and `streams.read_model.qdrant_embedded` (in this process); one contract suite
-tests both against this protocol.
+Point id = image id; named vector `clip` (512, cosine). A point exists before its vector does. There is one
+implementation, on a server or on the same engine in this process; one contract suite tests both against this protocol.
 """
 
 from __future__ import annotations
@@ -70,21 +69,26 @@ class ReadModel(Protocol):
         limit: int,
         beyond: str | None = None,
         oldest_first: bool = False,
+        keys: Sequence[str] | None = None,
     ) -> list[ImageRecord]:
         """Return a page of the owner's images, or of all owners', newest first, starting beyond that id.
 
         Ordered by id, which starts with the time. Images that are deleted or being deleted are excluded. A page
-        shorter than the limit is the last.
+        shorter than the limit is the last. With `keys`, the records hold only those of their fields, besides id,
+        owner, generation, state and `deleted`.
         """
 
-    async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
-        """Return the nearest images by cosine, nearest first; the score is the cosine."""
+    async def search_vector(
+        self, owner: str, vector: Sequence[float], *, limit: int, min_score: float | None = None
+    ) -> list[Hit]:
+        """Return the nearest images by cosine, nearest first; the score is the cosine, of at least `min_score`."""
 
-    async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
-        """Return images whose text contains all the words, or that have a label among the words.
+    async def search_words(self, owner: str, query: str, *, limit: int) -> list[Hit]:
+        """Return images that contain all words and quoted phrases of a query, or that have a label it names.
 
-        Words are runs of letters and digits; case is ignored. The score is the share of the words that matched: 1.0 if
-        the text contains all, else the share that names labels. Best first, then newest.
+        Words are runs of letters and digits; case and accents are ignored. Searched are an image's text, labels (also
+        in the plural), filename, tags, category and context. The score is 1.0 if all was found, else the share of the
+        words that name labels. Best score first, then best BM25 score, then newest.
         """
 
     async def vector_of(self, image_id: str) -> list[float] | None:

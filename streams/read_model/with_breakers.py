@@ -76,17 +76,22 @@ class BreakingReadModel:
         limit: int,
         beyond: str | None = None,
         oldest_first: bool = False,
+        keys: Sequence[str] | None = None,
     ) -> list[ImageRecord]:
         with self._reads.passing():
-            return await self._inner.page(owner, wanted, limit=limit, beyond=beyond, oldest_first=oldest_first)
+            return await self._inner.page(
+                owner, wanted, limit=limit, beyond=beyond, oldest_first=oldest_first, keys=keys
+            )
 
-    async def search_vector(self, owner: str, vector: Sequence[float], *, limit: int) -> list[Hit]:
+    async def search_vector(
+        self, owner: str, vector: Sequence[float], *, limit: int, min_score: float | None = None
+    ) -> list[Hit]:
         with self._reads.passing():
-            return await self._inner.search_vector(owner, vector, limit=limit)
+            return await self._inner.search_vector(owner, vector, limit=limit, min_score=min_score)
 
-    async def search_words(self, owner: str, words: str, *, limit: int) -> list[Hit]:
+    async def search_words(self, owner: str, query: str, *, limit: int) -> list[Hit]:
         with self._reads.passing():
-            return await self._inner.search_words(owner, words, limit=limit)
+            return await self._inner.search_words(owner, query, limit=limit)
 
     async def vector_of(self, image_id: str) -> list[float] | None:
         with self._reads.passing():

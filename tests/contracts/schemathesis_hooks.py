@@ -74,6 +74,8 @@ def _remove_dependent(fields: dict[str, Any]) -> None:
         fields.pop(name, None)
     if not fields.get("agent"):
         fields.pop("letter_id", None)  # a letter id needs its agent
+    if "stage" in fields and isinstance(profile := fields.get("profile"), dict):
+        profile.pop("parameters", None)  # of a rerun: each stage has its own, which the document does not list
     if isinstance(fields.get("image_ids"), list):  # the service splits at commas, and accepts fifty
         fields["image_ids"] = [str(ids).split(",")[0] for ids in fields["image_ids"]]
 

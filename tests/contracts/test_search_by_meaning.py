@@ -90,9 +90,40 @@ async def test_a_class_name_ranks_the_right_photo_first(
 ) -> None:
     """The class name of a photo's content ranks the photo first."""
     client, names = searching
-    answer = await client.get("/api/v1/search", params={"q": words})
+    answer = await client.get("/api/v1/search", params={"q": words, "min_similarity": 0.2})
     assert answer.status_code == 200
     body = answer.json()
     assert body["by_meaning"] is True
     assert names[body["items"][0]["image_id"]] == photo
     assert "meaning" in body["items"][0]["matched"]
+
+
+@pytest.mark.parametrize(
+    ("words", "photos"),
+    [
+        ("kitten", {"456_123", "123_456"}),
+        ("street_sign", {"389_535"}),
+        ("surfboard", {"208_495"}),
+        ("coconut", {"321_421"}),
+        ("airplane", set()),
+        ("pizza", set()),
+        ("saxophone", set()),
+        ("zebra", set()),
+    ],
+)
+async def test_by_default_only_similar_photos_are_found(
+    searching: tuple[httpx.AsyncClient, dict[str, str]], words: str, photos: set[str]
+) -> None:
+    """The name of what a photo shows finds it and no other; the name of what no photo shows finds none."""
+    client, names = searching
+    answer = await client.get("/api/v1/search", params={"q": words})
+    assert {names[item["image_id"]] for item in answer.json()["items"]} == photos
+
+
+async def test_by_default_only_alike_photos_are_similar(searching: tuple[httpx.AsyncClient, dict[str, str]]) -> None:
+    """The photo of a cat finds that of another cat; the photo of a church finds none."""
+    client, names = searching
+    ids = {name: image_id for image_id, name in names.items()}
+    for name, found in (("123_456", ["456_123"]), ("524_316", [])):
+        answer = await client.post("/api/v1/search/image", json={"image_id": ids[name]})
+        assert [names[item["image_id"]] for item in answer.json()["items"]] == found

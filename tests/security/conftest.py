@@ -11,6 +11,9 @@ from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings
 from tests.security.jwks import Jwks, serving_keys
+from tests.support.reused_engine import reused_engine
+
+__all__ = ["jwks", "reused_engine", "store"]
 
 
 @pytest.fixture

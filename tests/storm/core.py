@@ -19,7 +19,7 @@ from typing import Any
 
 from darkroom.processes.gateways import run_gateway
 from streams.errors import DependencyUnavailable
-from streams.read_model import qdrant_embedded
+from streams.read_model import factory
 from streams.settings import QdrantSettings
 
 FILE_VARIABLE = "DARKROOM_STORM_READ_MODEL"
@@ -73,5 +73,5 @@ def _more_settings(file: Path) -> None:
 if __name__ == "__main__":
     _more_settings(Path(os.environ[SETTINGS_VARIABLE]))
     # Below the circuit breakers, like faults of a server.
-    qdrant_embedded.open_local_read_model = _with_faults(qdrant_embedded.open_local_read_model)  # type: ignore[assignment]
+    factory._open = _with_faults(factory._open)  # type: ignore[assignment]
     sys.exit(run_gateway("core"))

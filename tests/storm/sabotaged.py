@@ -11,14 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 from pydantic import JsonValue
+from qdrant_client import models
 
 from agents.indexing import record_facts
 from darkroom.main import main
 from schemas.events.envelope import Event, Outgoing
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import EventProducer
-from streams.read_model.qdrant_embedded import LocalReadModel
-from streams.read_model.qdrant_schema import to_payload
+from streams.read_model.qdrant.model import QdrantReadModel
 from streams.runtime import execution
 from streams.runtime.tombstone_check import TombstoneCheck
 from streams.stage import Outcome
@@ -46,20 +46,20 @@ def _disable_deletion_checks() -> None:
     async def drops(self: TombstoneCheck, event: Event, answer: Outcome | Exception | None = None) -> bool:
         return False
 
-    real = LocalReadModel.merge
+    real = QdrantReadModel.merge
 
     async def merge(
-        self: LocalReadModel, image_id: str, generation: int, patch: Mapping[str, JsonValue], **more: Any
+        self: QdrantReadModel, image_id: str, generation: int, patch: Mapping[str, JsonValue], **more: Any
     ) -> None:
         known = await self.get(image_id)
         if known is not None and known.generation != generation:
             # Last write wins, as in a read model without generations.
             stub = known.model_copy(update={"generation": generation, "deleted": False, "stages": {}})
-            await self._call(lambda: self._put(image_id, to_payload(stub), {}))
+            await self._replace(stub, models.Filter(must=[models.HasIdCondition(has_id=[image_id])]))
         await real(self, image_id, generation, patch, **more)
 
     TombstoneCheck.drops = drops  # type: ignore[method-assign]
-    LocalReadModel.merge = merge  # type: ignore[method-assign]
+    QdrantReadModel.merge = merge  # type: ignore[method-assign]
     record_facts._writable = lambda fact, known: True
 
 

@@ -9,8 +9,9 @@ from importlib import import_module
 import agents.stages
 import darkroom.commands
 import darkroom.processes
-import streams.read_model.qdrant_embedded
-import streams.read_model.qdrant_server  # noqa: F401  both load qdrant-client, when a process asks for it
+import streams.read_model.qdrant.edge_points
+import streams.read_model.qdrant.model
+import streams.read_model.qdrant.server_points  # noqa: F401  all load qdrant-client, when a process asks for it
 
 for package in (darkroom.processes, agents.stages, darkroom.commands):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

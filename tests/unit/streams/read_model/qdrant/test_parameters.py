@@ -13,8 +13,8 @@ from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_client.grpc import CollectionOperationResponse, GetCollectionInfoResponse
 from structlog.testing import capture_logs
 
-from streams.read_model.qdrant_connection import connect
-from streams.read_model.qdrant_parameters import (
+from streams.read_model.qdrant.connection import connect
+from streams.read_model.qdrant.parameters import (
     apply_parameters,
     collection_parameters,
     search_params,

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from qdrant_client import models
 
 from streams.errors import AccessDenied, DependencyUnavailable, NotReady
-from streams.read_model.qdrant_connection import (
+from streams.read_model.qdrant.connection import (
     ANSWERED_ERRORS,
     connect,
     require_version,

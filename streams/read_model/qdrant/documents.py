@@ -1,0 +1,164 @@
+"""How records are stored as points: payload, derived keys and vectors.
+
+Point id = image id. A point exists before its CLIP vector does. Derived keys hold nothing of their own: `Derivation`
+computes them from the record's keys, whenever those are written.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import JsonValue
+from qdrant_client import models
+
+from schemas.events.envelope import now
+from schemas.values import ImageState
+from streams.read_model.records import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
+from streams.read_model.words import Analyzer, bm25_weights, joined, label_forms, texts_in
+
+Payload = dict[str, JsonValue]
+Vectors = dict[str, list[float] | models.SparseVector]
+
+SCHEMA = 2  # of what is stored; raised with every change that existing points must be given
+COLLECTION_POINT = "00000000-0000-0000-0000-000000000000"  # describes the collection; no image has this id
+
+SEQUENCE = "sequence"  # milliseconds of the image id (UUIDv7), for newest first
+TOMBSTONE = "tombstone"  # 1 on tombstones and the collection's own point: Qdrant in process matches no booleans
+LABEL_KEYS = "label_keys"  # forms by which a detected object is found: lower case, singular and plural
+WORDS = "words"  # searchable key -> its tokens, separated by spaces
+HISTORY = "history"  # entries by name; not part of the record, and read only on request
+RECORD = models.PayloadSelectorExclude(exclude=[HISTORY, WORDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """A key of the record that word search covers."""
+
+    way: str  # in `Hit.matched`
+    average_tokens: float  # typical length of a document, for BM25
+    values: Callable[[Any], Sequence[str]]  # the key's texts
+
+
+def _one(value: Any) -> Sequence[str]:
+    return (str(value),)
+
+
+def _labels(value: Any) -> Sequence[str]:
+    return [form for label in value for form in label_forms(str(label))]
+
+
+SEARCHABLE: Mapping[str, Searchable] = {
+    "text": Searchable("text", 24, _one),
+    "labels": Searchable("label", 6, _labels),
+    "filename": Searchable("filename", 4, _one),
+    "tags": Searchable("tag", 4, lambda value: [str(tag) for tag in value]),
+    "category": Searchable("category", 2, _one),
+    "context": Searchable("context", 12, texts_in),
+}
+"""Key of the record -> how it is searched. A further key costs this line, and a higher SCHEMA."""
+
+INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams] = {
+    "owner": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
+    **dict.fromkeys(
+        ("state", "bucket", "tags", "category", LABEL_KEYS, "original.sha256", "master.sha256"),
+        models.PayloadSchemaType.KEYWORD,
+    ),
+    **dict.fromkeys((TOMBSTONE, "generation", SEQUENCE), models.PayloadSchemaType.INTEGER),
+    "submitted_at": models.PayloadSchemaType.DATETIME,
+    **{
+        f"{WORDS}.{key}": models.TextIndexParams(
+            type=models.TextIndexType.TEXT,
+            tokenizer=models.TokenizerType.WHITESPACE,
+            min_token_len=1,
+            lowercase=False,
+            phrase_matching=True,
+        )
+        for key in SEARCHABLE
+    },
+}
+"""Payload key -> the index that it needs."""
+
+SPARSE = {key: f"words-{key}" for key in SEARCHABLE}
+"""Searchable key -> the sparse vector that ranks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Computes the derived keys and sparse vectors of what is written."""
+
+    analyzer: Analyzer = field(default_factory=Analyzer)
+
+    def keys(self, patch: Mapping[str, JsonValue]) -> Payload:
+        """Return the derived keys at the top level of a patch."""
+        labels = patch.get("labels")
+        if not isinstance(labels, list | tuple):
+            return {LABEL_KEYS: None} if "labels" in patch else {}
+        return {LABEL_KEYS: list(dict.fromkeys(_labels(labels)))}
+
+    def words(self, patch: Mapping[str, JsonValue]) -> dict[str, str]:
+        """Return the searchable form of each searchable key in a patch; empty for none."""
+        return {
+            key: joined(self.analyzer.tokens(text) for text in searchable.values(patch[key]))
+            if patch[key] is not None
+            else ""
+            for key, searchable in SEARCHABLE.items()
+            if key in patch
+        }
+
+    def sparse(self, words: Mapping[str, str]) -> dict[str, models.SparseVector]:
+        """Return the sparse vectors of searchable forms, by name; empty ones for empty forms."""
+        return {SPARSE[key]: sparse_vector(words[key], SEARCHABLE[key].average_tokens) for key in words}
+
+    def point(self, record: ImageRecord, history: Mapping[str, HistoryEntry] | None = None) -> models.PointStruct:
+        """Return the whole point of a record without a CLIP vector."""
+        payload: Payload = record.model_dump(mode="json", exclude_none=True)
+        words = {key: form for key, form in self.words(payload).items() if form}
+        payload |= {**self.keys(payload), SEQUENCE: sequence(record.image_id), WORDS: dict(words)}
+        payload[HISTORY] = to_entries(history or {})
+        if record.deleted:
+            payload[TOMBSTONE] = 1
+        return models.PointStruct(id=record.image_id, payload=payload, vector=dict(self.sparse(words)))
+
+
+def sparse_vector(document: str, average_tokens: float) -> models.SparseVector:
+    """Return the sparse vector of a document in its searchable form."""
+    weights = bm25_weights(document, average_tokens)
+    return models.SparseVector(indices=list(weights), values=list(weights.values()))
+
+
+def to_entries(entries: Mapping[str, HistoryEntry]) -> Payload:
+    """Return the payload of history entries."""
+    return {name: entry.model_dump(mode="json", exclude_none=True) for name, entry in entries.items()}
+
+
+def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
+    """Return the history in a payload."""
+    entries = payload.get(HISTORY)
+    if not isinstance(entries, dict):
+        return {}
+    return {str(name): HistoryEntry.model_validate(entry) for name, entry in entries.items()}
+
+
+def tombstone(image_id: str, owner: str, generation: int) -> ImageRecord:
+    """Return a deleted image's record: no personal data but its owner."""
+    return ImageRecord(
+        image_id=image_id,
+        owner=owner,
+        generation=generation,
+        state=ImageState.DELETED,
+        deleted=True,
+        updated_at=now(),
+    )
+
+
+def sequence(image_id: str) -> int:
+    """Return the first 48 bits of an id: unix milliseconds in a UUIDv7."""
+    return uuid.UUID(image_id).int >> 80
+
+
+def vectors_of_collection() -> dict[str, models.VectorParams]:
+    """Return the dense vectors that the collection must have."""
+    return {VECTOR: models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)}

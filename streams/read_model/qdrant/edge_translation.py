@@ -1,0 +1,240 @@
+"""Translates qdrant-client's filters, queries and write operations into those of the engine in this process.
+
+Only what the read model uses is translated; anything else raises TypeError, never a filter that matches otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from streams.read_model.qdrant.points import IndexSchema, Selected, Write
+
+_UPDATE_MODES = {
+    models.UpdateMode.UPSERT: edge.UpdateMode.Upsert,
+    models.UpdateMode.INSERT_ONLY: edge.UpdateMode.InsertOnly,
+    models.UpdateMode.UPDATE_ONLY: edge.UpdateMode.UpdateOnly,
+}
+_SCHEMAS = {
+    models.PayloadSchemaType.KEYWORD: edge.PayloadSchemaType.Keyword,
+    models.PayloadSchemaType.INTEGER: edge.PayloadSchemaType.Integer,
+    models.PayloadSchemaType.DATETIME: edge.PayloadSchemaType.Datetime,
+}
+_TOKENIZERS = {
+    models.TokenizerType.WHITESPACE: edge.TokenizerType.Whitespace,
+    models.TokenizerType.WORD: edge.TokenizerType.Word,
+}
+_DIRECTIONS = {models.Direction.ASC: edge.Direction.Asc, models.Direction.DESC: edge.Direction.Desc}
+
+
+def to_filter(where: models.Filter) -> edge.Filter:
+    """Return the engine's filter."""
+    if where.min_should is not None:
+        raise TypeError("min_should is not translated")
+    return edge.Filter(
+        must=_conditions(where.must), should=_conditions(where.should), must_not=_conditions(where.must_not)
+    )
+
+
+def _conditions(found: Any) -> list[Any] | None:
+    if found is None:
+        return None
+    return [_condition(one) for one in (found if isinstance(found, list) else [found])]
+
+
+def _condition(condition: Any) -> Any:
+    match condition:
+        case models.Filter():
+            return to_filter(condition)
+        case models.HasIdCondition():
+            return edge.HasIdCondition({str(one) for one in condition.has_id})
+        case models.IsEmptyCondition():
+            return edge.IsEmptyCondition(condition.is_empty.key)
+        case models.FieldCondition(key=key, match=match_, range=None) if match_ is not None:
+            return edge.FieldCondition(key, match=_match(match_))
+        case models.FieldCondition(key=key, match=None, range=between) if between is not None:
+            return edge.FieldCondition(key, range=_range(between))
+    raise TypeError(f"condition {condition!r} is not translated")
+
+
+def _match(match_: Any) -> Any:
+    match match_:
+        case models.MatchValue(value=bool()):
+            raise TypeError("the engine in this process matches no booleans: use a number or a keyword")
+        case models.MatchValue(value=value):
+            return edge.MatchValue(value)
+        case models.MatchAny(any=values):
+            return edge.MatchAny([str(value) for value in values])
+        case models.MatchText(text=text):
+            return edge.MatchText(text)
+        case models.MatchPhrase(phrase=phrase):
+            return edge.MatchPhrase(phrase)
+    raise TypeError(f"match {match_!r} is not translated")
+
+
+def _range(between: models.Range | models.DatetimeRange) -> Any:
+    ends = {name: getattr(between, name) for name in ("gt", "gte", "lt", "lte")}
+    if isinstance(between, models.DatetimeRange):
+        return edge.RangeDateTime(**{name: _time(end) for name, end in ends.items()})
+    return edge.RangeFloat(**ends)
+
+
+def _time(end: datetime | date | None) -> str | None:
+    if end is None:
+        return None
+    moment = end if isinstance(end, datetime) else datetime(end.year, end.month, end.day)
+    return moment.isoformat() if moment.tzinfo is not None else f"{moment.isoformat()}Z"
+
+
+def to_payload_selector(selected: Selected) -> Any:
+    """Return the engine's selection of payload keys."""
+    if isinstance(selected, models.PayloadSelectorExclude):
+        return edge.PayloadSelector.Exclude(list(selected.exclude))
+    return selected if isinstance(selected, bool) else edge.PayloadSelector.Include(list(selected))
+
+
+def to_order(order_by: models.OrderBy | None) -> edge.OrderBy | None:
+    """Return the engine's order."""
+    if order_by is None:
+        return None
+    return edge.OrderBy(order_by.key, _DIRECTIONS[order_by.direction or models.Direction.ASC])
+
+
+def to_query(request: models.QueryRequest) -> edge.QueryRequest:
+    """Return the engine's query, without payload."""
+    prefetch = request.prefetch or []
+    return edge.QueryRequest(
+        limit=request.limit or 10,
+        query=_scoring(request.query, request.using),
+        prefetches=[_prefetch(one) for one in (prefetch if isinstance(prefetch, list) else [prefetch])],
+        filter=to_filter(request.filter) if request.filter is not None else None,
+        score_threshold=request.score_threshold,
+        with_payload=False,
+        with_vector=False,
+    )
+
+
+def _prefetch(prefetch: models.Prefetch) -> edge.Prefetch:
+    return edge.Prefetch(
+        limit=prefetch.limit or 10,
+        query=_scoring(prefetch.query, prefetch.using),
+        filter=to_filter(prefetch.filter) if prefetch.filter is not None else None,
+        score_threshold=prefetch.score_threshold,
+    )
+
+
+def _scoring(query: Any, using: str | None) -> Any:
+    match query:
+        case models.SparseVector() | list():
+            return edge.Query.Nearest(_vector(query), using=using)
+        case models.FormulaQuery(formula=models.SumExpression(sum=parts), defaults=defaults):
+            names = [part for part in parts if isinstance(part, str)]
+            if len(names) < len(parts):
+                raise TypeError("only a sum of scores is translated")
+            terms = [edge.Expression.Variable(name) for name in names]
+            return edge.Formula(edge.Expression.Sum(terms), defaults=dict(defaults or {}))
+    raise TypeError(f"query {query!r} is not translated")
+
+
+def to_index(schema: IndexSchema) -> Any:
+    """Return the engine's schema of an index."""
+    match schema:
+        case models.PayloadSchemaType():
+            return _SCHEMAS[schema]
+        case models.KeywordIndexParams():
+            return edge.KeywordIndexParams(is_tenant=schema.is_tenant)
+        case models.TextIndexParams():
+            return edge.TextIndexParams(
+                tokenizer=_TOKENIZERS[schema.tokenizer] if schema.tokenizer is not None else None,
+                min_token_len=schema.min_token_len,
+                lowercase=schema.lowercase,
+                phrase_matching=schema.phrase_matching,
+            )
+    raise TypeError(f"index {schema!r} is not translated")
+
+
+def to_operations(write: Write) -> list[edge.UpdateOperation]:
+    """Return the engine's operations of one write."""
+    translate = _WRITES.get(type(write))
+    if translate is None:
+        raise TypeError(f"operation {type(write).__name__} is not translated")
+    return translate(write)
+
+
+def _upsert(write: models.UpsertOperation) -> list[edge.UpdateOperation]:
+    if not isinstance(write.upsert, models.PointsList):
+        raise TypeError("only lists of points are translated")
+    points = [edge.Point(str(point.id), _vectors(point.vector), point.payload) for point in write.upsert.points]
+    condition = to_filter(write.upsert.update_filter) if write.upsert.update_filter is not None else None
+    mode = _UPDATE_MODES[write.upsert.update_mode or models.UpdateMode.UPSERT]
+    return [edge.UpdateOperation.upsert_points(points, condition=condition, update_mode=mode)]
+
+
+def _set_payload(write: models.SetPayloadOperation) -> list[edge.UpdateOperation]:
+    where = _required(write.set_payload.filter)
+    return [edge.UpdateOperation.set_payload_by_filter(where, write.set_payload.payload, key=write.set_payload.key)]
+
+
+def _overwrite_payload(write: models.OverwritePayloadOperation) -> list[edge.UpdateOperation]:
+    where = _required(write.overwrite_payload.filter)
+    return [edge.UpdateOperation.overwrite_payload_by_filter(where, write.overwrite_payload.payload)]
+
+
+def _update_vectors(write: models.UpdateVectorsOperation) -> list[edge.UpdateOperation]:
+    update = write.update_vectors
+    points = [edge.PointVectors(str(point.id), _vectors(point.vector)) for point in update.points]
+    condition = to_filter(update.update_filter) if update.update_filter is not None else None
+    return [edge.UpdateOperation.update_vectors(points, condition=condition)]
+
+
+def _delete_vectors(write: models.DeleteVectorsOperation) -> list[edge.UpdateOperation]:
+    where = _required(write.delete_vectors.filter)
+    return [edge.UpdateOperation.delete_vectors_by_filter(where, list(write.delete_vectors.vector))]
+
+
+def _delete(write: models.DeleteOperation) -> list[edge.UpdateOperation]:
+    if isinstance(write.delete, models.FilterSelector):
+        return [edge.UpdateOperation.delete_points_by_filter(to_filter(write.delete.filter))]
+    raise TypeError("only deletions by filter are translated")
+
+
+_WRITES: Mapping[type[Any], Callable[[Any], list[edge.UpdateOperation]]] = {
+    models.UpsertOperation: _upsert,
+    models.SetPayloadOperation: _set_payload,
+    models.OverwritePayloadOperation: _overwrite_payload,
+    models.UpdateVectorsOperation: _update_vectors,
+    models.DeleteVectorsOperation: _delete_vectors,
+    models.DeleteOperation: _delete,
+}
+
+
+def _required(where: models.Filter | None) -> edge.Filter:
+    if where is None:
+        raise TypeError("only writes by filter are translated")
+    return to_filter(where)
+
+
+def _vectors(vectors: Any) -> dict[str, Any]:
+    return {name: _vector(vector) for name, vector in vectors.items()}
+
+
+def _vector(vector: models.SparseVector | Sequence[float]) -> Any:
+    if isinstance(vector, models.SparseVector):
+        return edge.SparseVector(indices=vector.indices, values=vector.values)
+    return list(vector)
+
+
+def to_record(record: Any) -> models.Record:
+    """Return the client's record of an engine's."""
+    return models.Record.model_construct(
+        id=str(record.id), payload=record.payload, vector=record.vector, order_value=record.order_value
+    )
+
+
+def to_scored(point: Any) -> models.ScoredPoint:
+    """Return the client's scored point of an engine's."""
+    return models.ScoredPoint.model_construct(id=str(point.id), version=0, score=point.score, payload=None, vector=None)

@@ -1,0 +1,306 @@
+"""The read model on Qdrant: on a server or on its engine in this process, by the calls of `Points`.
+
+Every write is conditional in the engine, so that concurrent indexers during a rebalance cannot undo each other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar, cast
+
+from pydantic import JsonValue
+from qdrant_client import models
+
+from schemas.values import ID_PATTERN, ImageState
+from streams.errors import DependencyUnavailable
+from streams.read_model.qdrant import conditions
+from streams.read_model.qdrant.collection import Collection
+from streams.read_model.qdrant.conditions import equals, has_id, of_generation, present
+from streams.read_model.qdrant.documents import (
+    COLLECTION_POINT,
+    HISTORY,
+    LABEL_KEYS,
+    RECORD,
+    SEARCHABLE,
+    SPARSE,
+    TOMBSTONE,
+    WORDS,
+    Derivation,
+    to_entries,
+    to_history,
+    tombstone,
+)
+from streams.read_model.qdrant.paging import newest, oldest
+from streams.read_model.qdrant.points import Points, Selected, Write
+from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.words import QUERY_TOKENS, Term, contains, has_phrase, words_of
+
+MANDATORY = ("image_id", "owner", "generation", "state", "deleted")  # read with every selection of keys
+CARE_INTERVAL_S = 5.0
+
+R = TypeVar("R")
+
+
+class QdrantReadModel:
+    """A ReadModel on a collection. A call may take `longest_s` seconds, waiting for a thread included."""
+
+    def __init__(
+        self,
+        points: Points,
+        derivation: Derivation,
+        *,
+        threads: int,
+        longest_s: float,
+        search: models.SearchParams | None = None,
+    ) -> None:
+        self._points = points
+        self._derivation = derivation
+        self._search = search
+        self._longest_s = longest_s
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-model")
+        self._collection = Collection(points, derivation, self._unbounded)
+        self._upkeep: asyncio.Task[None] | None = None
+
+    async def open(self, fill: Callable[[], None] | None = None) -> None:
+        """Create the collection if it is missing, fill it, and begin to bring an existing one up to date."""
+        await self._collection.prepare()
+        if fill is not None:
+            await self._unbounded(fill)
+        self._upkeep = asyncio.create_task(self._keep_up())
+
+    async def close(self) -> None:
+        """Stop the upkeep, and release connections, files and threads."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.gather(self._upkeep, return_exceptions=True)
+        # Not bounded: what the engine holds in memory is written here.
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._points.close)
+
+    async def _keep_up(self) -> None:
+        await self._collection.bring_up_to_date()
+        while True:
+            await asyncio.sleep(CARE_INTERVAL_S)
+            await self._collection.care()
+
+    async def get(self, image_id: str) -> ImageRecord | None:
+        return (await self._records([image_id])).get(image_id)
+
+    async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
+        older = models.Filter(
+            must=[
+                has_id(record.image_id),
+                equals("owner", record.owner),
+                models.FieldCondition(key="generation", range=models.Range(lt=record.generation)),
+            ]
+        )
+        await self._replace(record, older, history)
+
+    async def _replace(
+        self, record: ImageRecord, where: models.Filter, history: Mapping[str, HistoryEntry] | None = None
+    ) -> None:
+        """Insert a record's point, or replace one that matches the filter, vectors included."""
+        point = self._derivation.point(record, history)
+        upsert = models.PointsList(points=[point], update_filter=where)
+        await self._write([models.UpsertOperation(upsert=upsert)])
+
+    async def merge(
+        self,
+        image_id: str,
+        generation: int,
+        patch: Mapping[str, JsonValue],
+        *,
+        stages: Mapping[str, StageRecord] | None = None,
+        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
+        history: Mapping[str, HistoryEntry] | None = None,
+        vector: Sequence[float] | None = None,
+    ) -> None:
+        where = of_generation(image_id, generation)
+        derived = self._derivation
+        words = derived.words(patch)
+        records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in (stages or {}).items()}
+        nested: dict[str | None, Mapping[str, JsonValue]] = {
+            None: {**patch, **derived.keys(patch)},
+            WORDS: dict(words),
+            "stages": records,
+            "analysis": {name: dict(keys) for name, keys in (analysis or {}).items()},
+            HISTORY: to_entries(history or {}),
+        }
+        operations: list[Write] = [_set(payload, where, key) for key, payload in nested.items() if payload]
+        if emptied := [SPARSE[key] for key, form in words.items() if not form]:
+            deletion = models.DeleteVectors(vector=emptied, filter=where)
+            operations.append(models.DeleteVectorsOperation(delete_vectors=deletion))
+        vectors: dict[str, object] = dict(derived.sparse({key: form for key, form in words.items() if form}))
+        if vector is not None:
+            vectors[VECTOR] = list(vector)
+        if vectors:  # last, since it alone fails for a missing point, after the others are applied
+            moved = models.PointVectors(id=image_id, vector=vectors)
+            update = models.UpdateVectors(points=[moved], update_filter=where)
+            operations.append(models.UpdateVectorsOperation(update_vectors=update))
+        if operations:
+            await self._write(operations)
+
+    async def history(self, image_id: str) -> dict[str, HistoryEntry]:
+        (payload,) = await self._payloads([image_id], [HISTORY]) or [{}]
+        return to_history(payload)
+
+    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
+        await self._write([_set({HISTORY: to_entries(entries)}, of_generation(image_id, generation))])
+
+    async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
+        alive = models.Filter(
+            must=[has_id(image_id), equals("owner", owner), conditions.at_most("generation", generation)],
+            must_not=[models.Filter(must=[equals("generation", generation), equals(TOMBSTONE, 1)])],
+        )
+        await self._replace(tombstone(image_id, owner, generation), alive)
+
+    async def find(self, owner: str, image_ids: Sequence[str]) -> list[ImageRecord]:
+        found = await self._records(list(dict.fromkeys(image_ids)))
+        records = (found[image_id] for image_id in image_ids if image_id in found)
+        return [record for record in records if record.owner == owner and not record.deleted]
+
+    async def page(
+        self,
+        owner: str | None,
+        wanted: Filters,
+        *,
+        limit: int,
+        beyond: str | None = None,
+        oldest_first: bool = False,
+        keys: Sequence[str] | None = None,
+    ) -> list[ImageRecord]:
+        where = conditions.listed(owner, wanted, self._derivation.analyzer)
+        payload: Selected = RECORD if keys is None else [*MANDATORY, *keys]
+
+        def read() -> list[models.Record]:
+            if oldest_first:
+                return oldest(self._points, where, after=beyond, limit=limit, payload=payload)
+            return newest(self._points, where, before=beyond, limit=limit, payload=payload)
+
+        return await self._call(lambda: [_record(point.payload) for point in read()])
+
+    async def search_vector(
+        self, owner: str, vector: Sequence[float], *, limit: int, min_score: float | None = None
+    ) -> list[Hit]:
+        request = conditions.by_vector(owner, vector, limit=limit, min_score=min_score, params=self._search)
+
+        def search() -> list[Hit]:
+            (near,) = self._points.query([request])
+            scores = {str(point.id): point.score for point in near}
+            found = {str(point.id): point for point in self._points.retrieve(list(scores), RECORD)} if scores else {}
+            hits = [Hit(_record(found[i].payload), scores[i], ("meaning",)) for i in scores if i in found]
+            return [hit for hit in hits if not hit.record.deleted]
+
+        return await self._call(search)
+
+    async def search_words(self, owner: str, query: str, *, limit: int) -> list[Hit]:
+        terms, words = self._derivation.analyzer.terms(query), words_of(query)[:QUERY_TOKENS]
+        if not terms:
+            return []
+        names = conditions.labels_in(words)
+        requests = [conditions.by_words(owner, terms)]
+        if not has_phrase(query):  # a phrase is required, so that a label alone does not do
+            requests.append(conditions.by_labels(owner, names, [token for term in terms for token in term]))
+
+        def search() -> list[Hit]:
+            whole, *labelled = self._points.query(requests)
+            scores = {str(point.id): (1.0, round(point.score, 3)) for point in whole}
+            named = (point for points in labelled for point in points if str(point.id) not in scores)
+            rest = {str(point.id): round(point.score, 3) for point in named}
+            for point in self._points.retrieve(list(rest), [LABEL_KEYS]) if rest else []:
+                found_names = names.intersection((point.payload or {}).get(LABEL_KEYS) or ())
+                scores[str(point.id)] = (conditions.share(words, found_names), rest[str(point.id)])
+            ranked = sorted(sorted(scores, reverse=True), key=lambda i: scores[i], reverse=True)[:limit]
+            found = self._points.retrieve(ranked, models.PayloadSelectorExclude(exclude=[HISTORY])) if ranked else []
+            payloads = {str(point.id): point.payload or {} for point in found}
+            hits = (
+                Hit(_record(payloads[i]), scores[i][0], _ways(payloads[i], terms, names))
+                for i in ranked
+                if i in payloads
+            )
+            return [hit for hit in hits if not hit.record.deleted]
+
+        return await self._call(search)
+
+    async def vector_of(self, image_id: str) -> list[float] | None:
+        def read() -> list[float] | None:
+            found = self._points.retrieve([image_id], False, [VECTOR])
+            vectors = found[0].vector if found else None
+            vector = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+            return cast("list[float]", vector) if vector else None
+
+        return await self._call(read)
+
+    async def uses_of(self, owner: str, sha256: str) -> int:
+        either = [equals("original.sha256", sha256), equals("master.sha256", sha256)]
+        going = [equals("state", ImageState.DELETED.value)]
+        same = models.Filter(must=[equals("owner", owner)], must_not=going, should=either)
+        return await self._call(lambda: self._points.count(same))
+
+    async def count(self, owner: str | None = None) -> dict[str, int]:
+        return await self._call(lambda: self._points.facet("state", present(owner=owner), len(ImageState)))
+
+    async def scan(
+        self, *, state: ImageState | None = None, after: str | None = None, limit: int = 256
+    ) -> list[ImageRecord]:
+        where = present() if state is None else models.Filter(must=[equals("state", state.value)])
+        page = partial(oldest, self._points, where, after=after, limit=limit, payload=RECORD)
+        return await self._call(lambda: [_record(point.payload) for point in page()])
+
+    async def purge(self, image_id: str, generation: int) -> None:
+        buried = [has_id(image_id), equals(TOMBSTONE, 1), conditions.at_most("generation", generation)]
+        selector = models.FilterSelector(filter=models.Filter(must=buried))
+        await self._write([models.DeleteOperation(delete=selector)])
+
+    async def check(self) -> None:
+        await self._call(self._collection.check)
+
+    async def _records(self, image_ids: Sequence[str]) -> dict[str, ImageRecord]:
+        records = map(_record, await self._payloads(image_ids, RECORD))
+        return {record.image_id: record for record in records}
+
+    async def _payloads(self, image_ids: Sequence[str], payload: Selected) -> list[Mapping[str, object]]:
+        # An invalid id fails the whole call.
+        ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id) and image_id != COLLECTION_POINT]
+        if not ids:
+            return []
+        return await self._call(lambda: [point.payload or {} for point in self._points.retrieve(ids, payload)])
+
+    async def _write(self, operations: Sequence[Write]) -> None:
+        await self._call(lambda: self._points.write(operations))
+
+    async def _unbounded(self, work: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def _call(self, work: Callable[[], R]) -> R:
+        try:
+            async with asyncio.timeout(self._longest_s):
+                return await self._unbounded(work)
+        except TimeoutError as error:
+            raise DependencyUnavailable(f"the read model did not answer within {self._longest_s:g} s") from error
+
+
+def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Write:
+    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
+
+
+def _record(payload: Mapping[str, object] | None) -> ImageRecord:
+    return ImageRecord.model_validate(payload)
+
+
+def _ways(payload: Mapping[str, object], terms: Iterable[Term], names: frozenset[str]) -> tuple[str, ...]:
+    """Return how an image matched a word search: the ways of the keys that contain one of the terms."""
+    words = payload.get(WORDS)
+    forms = words if isinstance(words, Mapping) else {}
+    labelled = not names.isdisjoint(cast("list[str]", payload.get(LABEL_KEYS) or []))
+    required = list(terms)
+    return tuple(
+        searchable.way
+        for key, searchable in SEARCHABLE.items()
+        if (searchable.way == "label" and labelled)
+        or (searchable.way != "label" and any(contains(str(forms.get(key, "")), term) for term in required))
+    )

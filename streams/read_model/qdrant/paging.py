@@ -1,0 +1,57 @@
+"""Pages of images ordered by id, which starts with the time.
+
+Qdrant scrolls by id in ascending order only, and can order by an indexed number: newest first uses the id's
+milliseconds, and images of the same millisecond are sorted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qdrant_client import models
+
+from streams.read_model.qdrant.conditions import between
+from streams.read_model.qdrant.documents import SEQUENCE, sequence
+from streams.read_model.qdrant.points import Points, Selected
+
+_SCROLL = 1000  # images of one millisecond read at once
+
+
+def oldest(
+    points: Points, where: models.Filter, *, after: str | None, limit: int, payload: Selected
+) -> list[models.Record]:
+    """Return a page, oldest first, starting after the id `after`."""
+    # A scroll includes the id at which it begins.
+    found, _ = points.scroll(where, limit=limit + 1, offset=after, payload=payload)
+    return [point for point in found if str(point.id) != after][:limit]
+
+
+def newest(
+    points: Points, where: models.Filter, *, before: str | None, limit: int, payload: Selected
+) -> list[models.Record]:
+    """Return a page, newest first, starting before the id `before`."""
+    found: dict[str, models.Record] = {}
+    earlier = where
+    if before is not None:
+        found = {
+            str(point.id): point for point in _at(points, where, sequence(before), payload) if str(point.id) < before
+        }
+        earlier = between(where, models.Range(lt=sequence(before)))
+    if len(found) < limit:
+        order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
+        page, _ = points.scroll(earlier, limit=limit + 1, order_by=order, payload=payload)
+        found |= {str(point.id): point for point in page}
+        if len(page) > limit:  # more may exist of the last millisecond, in undefined order
+            last = sequence(str(page[-1].id))
+            found |= {str(point.id): point for point in _at(points, where, last, payload)}
+    return [found[image_id] for image_id in sorted(found, reverse=True)[:limit]]
+
+
+def _at(points: Points, where: models.Filter, milliseconds: int, payload: Selected) -> Iterator[models.Record]:
+    then = between(where, models.Range(gte=milliseconds, lte=milliseconds))
+    offset: str | None = None
+    while True:
+        found, offset = points.scroll(then, limit=_SCROLL, offset=offset, payload=payload)
+        yield from found
+        if offset is None:
+            return
