@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from gateway.access.identity import Scope
@@ -125,23 +127,67 @@ def tus_route_class(retry_after_s: int) -> type[APIRoute]:
     return TusRoute
 
 
+_FOUND = (ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY)
+_RECEIVED = (
+    ProblemCode.BAD_REQUEST,
+    ProblemCode.INVALID_DIGEST,
+    ProblemCode.UPLOAD_TOO_SLOW,
+    ProblemCode.FILE_TOO_LARGE,
+    ProblemCode.UNSUPPORTED_FORMAT,
+    ProblemCode.CHECKSUM_MISMATCH,
+    ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+)
+_METADATA = (
+    ProblemCode.EMPTY_FILE,
+    ProblemCode.INVALID_METADATA,
+    ProblemCode.INVALID_BUCKET,
+    ProblemCode.INVALID_FIELD,
+)
+_LIMITS = (ProblemCode.TOO_MANY_UPLOADS, ProblemCode.RATE_LIMITED)
+_EVERY = (ProblemCode.UNSUPPORTED_TUS_VERSION, ProblemCode.DEPENDENCY_UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class _TusRoute:
+    """A request of the tus protocol: its answer, and the problems besides those of every one."""
+
+    method: str
+    path: str
+    endpoint: Callable[..., Coroutine[Any, Any, Response]]
+    summary: str
+    extra: dict[str, Any]
+    answer: tuple[int, str, *tuple[str, ...]]  # status, description, headers
+    problems: tuple[ProblemCode, ...]
+    response_class: type[Response] = JSONResponse
+
+
+def _protocol(tus: Tus) -> tuple[_TusRoute, ...]:
+    """Return the requests of the tus protocol on uploads."""
+    return (
+        _TusRoute(
+            "POST", _ROOT, tus.create, "Create a resumable upload", _CREATION,
+            (201, "the upload is created", *_ENDED),
+            (*_RECEIVED, *_METADATA, *_LIMITS, ProblemCode.QUOTA_EXCEEDED), Response,
+        ),
+        _TusRoute(
+            "HEAD", _ONE, tus.head, "Get the offset of a resumable upload", _PARAMETERS,
+            (200, "the upload's offset", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"),
+            (*_FOUND, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED),
+        ),
+        _TusRoute(
+            "PATCH", _ONE, tus.append, "Append bytes to a resumable upload", _PART,
+            (204, "the bytes are stored; with the last one the image is accepted", *_ENDED),
+            (*_FOUND, *_RECEIVED, ProblemCode.OFFSET_MISMATCH, ProblemCode.QUOTA_EXCEEDED),
+        ),
+        _TusRoute(
+            "DELETE", _ONE, tus.delete, "Abort a resumable upload", _PARAMETERS, (204, "the upload is removed"), _FOUND,
+        ),
+    )  # fmt: skip
+
+
 def tus_routes(tus: Tus) -> APIRouter:
     """Return the tus routes."""
     router = APIRouter(tags=["ingest"], route_class=tus_route_class(tus.settings.retry_after_s))
-    unavailable, version, media = (
-        ProblemCode.DEPENDENCY_UNAVAILABLE,
-        ProblemCode.UNSUPPORTED_TUS_VERSION,
-        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-    )
-    upload_problems = (ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY)
-    body_problems = (
-        ProblemCode.BAD_REQUEST,
-        ProblemCode.INVALID_DIGEST,
-        ProblemCode.UPLOAD_TOO_SLOW,
-        ProblemCode.FILE_TOO_LARGE,
-        ProblemCode.UNSUPPORTED_FORMAT,
-        ProblemCode.CHECKSUM_MISMATCH,
-    )
     for path in (_ROOT, _ONE):
         router.add_api_route(
             path,
@@ -151,73 +197,18 @@ def tus_routes(tus: Tus) -> APIRouter:
             dependencies=[public()],
             summary="Get the supported tus version and extensions",
         )
-    router.add_api_route(
-        _ROOT,
-        tus.create,
-        methods=["POST"],
-        status_code=201,
-        response_class=Response,
-        dependencies=[requires(Scope.WRITE)],
-        summary="Create a resumable upload",
-        openapi_extra=_CREATION,
-        responses=_response(201, "the upload is created", *_ENDED)
-        | documented(
-            *body_problems,
-            ProblemCode.EMPTY_FILE,
-            ProblemCode.INVALID_METADATA,
-            ProblemCode.INVALID_BUCKET,
-            ProblemCode.INVALID_FIELD,
-            ProblemCode.TOO_MANY_UPLOADS,
-            ProblemCode.RATE_LIMITED,
-            ProblemCode.QUOTA_EXCEEDED,
-            version,
-            media,
-            unavailable,
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        tus.head,
-        methods=["HEAD"],
-        dependencies=[requires(Scope.WRITE)],
-        summary="Get the offset of a resumable upload",
-        openapi_extra=_PARAMETERS,
-        responses=_response(
-            200, "the upload's offset", *_ENDED, "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"
+    for route in _protocol(tus):
+        router.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=[route.method],
+            status_code=route.answer[0],
+            response_class=route.response_class,
+            dependencies=[requires(Scope.WRITE)],
+            summary=route.summary,
+            openapi_extra=route.extra,
+            responses=_response(*route.answer) | documented(*route.problems, *_EVERY),
         )
-        | documented(
-            *upload_problems, ProblemCode.UNSUPPORTED_FORMAT, ProblemCode.QUOTA_EXCEEDED, version, unavailable
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        tus.append,
-        methods=["PATCH"],
-        status_code=204,
-        dependencies=[requires(Scope.WRITE)],
-        summary="Append bytes to a resumable upload",
-        openapi_extra=_PART,
-        responses=_response(204, "the bytes are stored; with the last one the image is accepted", *_ENDED)
-        | documented(
-            *upload_problems,
-            *body_problems,
-            ProblemCode.OFFSET_MISMATCH,
-            ProblemCode.QUOTA_EXCEEDED,
-            version,
-            media,
-            unavailable,
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        tus.delete,
-        methods=["DELETE"],
-        status_code=204,
-        dependencies=[requires(Scope.WRITE)],
-        summary="Abort a resumable upload",
-        openapi_extra=_PARAMETERS,
-        responses=_response(204, "the upload is removed") | documented(*upload_problems, version, unavailable),
-    )
     router.add_api_route(
         _ONE,
         tus.overridden,
@@ -233,7 +224,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         dependencies=[requires(Scope.WRITE)],
         summary="Get an upload's state and result",
         route_class_override=APIRoute,
-        responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, unavailable),
+        responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.DEPENDENCY_UNAVAILABLE),
     )
     return router
 
