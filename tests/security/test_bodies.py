@@ -276,6 +276,24 @@ AMBIGUOUS = {
     "bare line feeds only": HEALTH.replace(b"\r\n", b"\n"),
     "a bare carriage return": head(b"X: a\rTransfer-Encoding: chunked") + WHOLE,
 }
+FORM_DATA = OPENING + JPEG + CLOSING
+SIZE = b"%x" % len(FORM_DATA)
+AMBIGUOUS_CHUNKS = {
+    "a chunk size": SIZE + b"\n" + FORM_DATA + b"\r\n0\r\n\r\n",
+    "the end of a chunk": SIZE + b"\r\n" + FORM_DATA + b"\n0\r\n\r\n",
+    "a later chunk size": chunk(FORM_DATA[:9]) + b"%x\n" % len(FORM_DATA[9:]) + FORM_DATA[9:] + b"\r\n0\r\n\r\n",
+    "a chunk extension": SIZE + b";a=b\n" + FORM_DATA + b"\r\n0\r\n\r\n",
+    "inside a chunk extension": SIZE + b";a=b\nc\r\n" + FORM_DATA + b"\r\n0\r\n\r\n",
+    "a carriage return in a chunk extension": SIZE + b";a=b\rc\r\n" + FORM_DATA + b"\r\n0\r\n\r\n",
+    "the last chunk size": chunk(FORM_DATA) + b"0\n\r\n",
+    "the last chunk's extension": chunk(FORM_DATA) + b"0;a\n\r\n",
+    "the end without trailers": chunk(FORM_DATA) + b"0\r\n\n",
+    "a trailer field": chunk(FORM_DATA) + b"0\r\nX: y\n\r\n",
+    "a later trailer field": chunk(FORM_DATA) + b"0\r\nX: y\r\nX: z\n\r\n",
+    "the end of the trailers": chunk(FORM_DATA) + b"0\r\nX: y\r\n\n",
+    "a folded trailer field": chunk(FORM_DATA) + b"0\r\nX: y\r\n z\r\n\r\n",
+    "a carriage return in a trailer field": chunk(FORM_DATA) + b"0\r\nX: y\rz\r\n\r\n",
+}
 
 
 @pytest.mark.parametrize("request_", AMBIGUOUS.values(), ids=AMBIGUOUS)
@@ -293,6 +311,37 @@ async def test_a_request_of_ambiguous_length_is_refused(first: bytes, request_: 
     assert reply.count(b"HTTP/1.1 ") == 1
     assert code_of(reply.partition(b"\r\n\r\n")[2]) == "bad-request"
     await gateway.check_unaffected()
+
+
+@pytest.mark.parametrize("body", AMBIGUOUS_CHUNKS.values(), ids=AMBIGUOUS_CHUNKS)
+@pytest.mark.parametrize("pieces", [1, 2, 0], ids=["with the head", "after the head", "bytewise"])
+async def test_a_chunked_body_with_other_line_ends_is_refused(pieces: int, body: bytes, gateway: SocketGateway) -> None:
+    """Nothing of it is accepted, and what follows is not read as a request (RFC 9112, 2.2 and 7.1)."""
+    line = await gateway.connect()
+    opening = head(b"Transfer-Encoding: chunked")
+    for piece in [opening + body] if pieces == 1 else [opening, body] if pieces else [opening, *bytewise(body)]:
+        await line.send(piece)
+    await line.send(HEALTH)
+    reply = await line.rest()
+    assert reply.startswith(b"HTTP/1.1 400"), reply
+    assert b"connection: close" in reply.lower()
+    assert reply.count(b"HTTP/1.1 ") == 1
+    assert code_of(reply.partition(b"\r\n\r\n")[2]) == "bad-request"
+    await gateway.check_unaffected()
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 7, 1 << 20])
+async def test_extensions_and_trailers_of_a_chunked_body_are_accepted(
+    bytes_at_once: int, gateway: SocketGateway
+) -> None:
+    """Lines that end with CR LF are accepted, whatever the chunks contain, and the connection stays usable."""
+    line = await gateway.connect()
+    sizes = FORM_DATA[:20], FORM_DATA[20:21], FORM_DATA[21:]
+    chunks = b"".join(b"%x;a=b \r\n%s\r\n" % (len(data), data) for data in sizes)
+    request = head(b"Transfer-Encoding: chunked") + chunks + b"000;last\r\nX: y\r\nY: \r\n\r\n" + HEALTH
+    for at in range(0, len(request), bytes_at_once):
+        await line.send(request[at : at + bytes_at_once])
+    assert [(await line.answer())[0] for _ in range(2)] == [202, 200]
 
 
 async def test_a_head_may_arrive_bytewise_with_the_next_one(gateway: SocketGateway) -> None:
