@@ -18,7 +18,7 @@ from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
 from gateway.http.timestamps import read_time
 from gateway.images.lookup import Lookup
-from gateway.images.views import image_item
+from gateway.images.views import ITEM_KEYS, image_item
 from gateway.settings import GatewaySettings
 from schemas.annotations import MAX_WORD, Category, Tag
 from schemas.http.images import MAX_NAMED, MAX_PAGE, PAGE, ImagePage, ListedState
@@ -125,7 +125,9 @@ class Listing:
     async def _page(
         self, owner: Owner, wanted: Filters, order: Order, place: str | None, *, limit: int
     ) -> list[ImageRecord]:
-        page = self.read_model.page(owner, wanted, limit=limit, beyond=place, oldest_first=order == "oldest")
+        page = self.read_model.page(
+            owner, wanted, limit=limit, beyond=place, oldest_first=order == "oldest", keys=ITEM_KEYS
+        )
         return await bounded(page, self.settings.query_timeout_s)
 
     def _words(self, text: str | None) -> str | None:

@@ -153,6 +153,22 @@ def image_view(record: ImageRecord, rendition: Rendition, base: str) -> ImageVie
         sha256=rendition.object.sha256,
     )
 
+ITEM_KEYS = (
+    "renditions",
+    "filename",
+    "bucket",
+    "labels",
+    "tags",
+    "category",
+    "context",
+    "error_code",
+    "error_message",
+    "submitted_at",
+    "finished_at",
+)
+"""Keys of the record that `image_item` reads, besides those that every record has."""
+
+
 
 def image_item(record: ImageRecord, base: str) -> ImageItem:
     """Return one image of a listing."""

@@ -77,7 +77,7 @@ class Failures:
         """List the caller's failed images, newest first; with the scope `admin` all owners', with dead letter links."""
         owner = owner_filter(identity, everybody)
         listing = {"failed": owner or "", "everybody": owner is None}
-        page = self.read_model.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing))
+        page = self.read_model.page(owner, _FAILED, limit=limit + 1, beyond=_place(cursor, listing), keys=FAILED_KEYS)
         records = await bounded(page, self.settings.query_timeout_s)
         following = cursor_after(records[limit - 1].image_id, listing) if len(records) > limit else None
         base = base_url(request, self.settings)
@@ -86,11 +86,16 @@ class Failures:
             response.headers["Link"] = f'<{base}{PATH}?{urlencode([*query, ("cursor", following)])}>; rel="next"'
         visible = await self.lookup.shown(records[:limit])
         operator = Scope.ADMIN in identity.scopes
-        images = tuple(_failed(record, base, with_owner=owner is None, operator=operator) for record in visible)
+        images = tuple(failed_image(record, base, with_owner=owner is None, operator=operator) for record in visible)
         return FailedPage(images=images, next_cursor=following)
 
 
-def _failed(record: ImageRecord, base: str, *, with_owner: bool, operator: bool) -> FailedImage:
+FAILED_KEYS = ("stages", "error_code", "error_message", "submitted_at", "finished_at")
+"""Keys of the record that `failed_image` reads, besides those that every record has."""
+
+
+def failed_image(record: ImageRecord, base: str, *, with_owner: bool, operator: bool) -> FailedImage:
+    """Return one image of the list; `operator`: with a link to its dead letters."""
     failed = {
         name: stage.reason or ErrorCode.INTERNAL_ERROR.value
         for name, stage in record.stages.items()
