@@ -143,19 +143,20 @@ class Endpoints:
 
     @endpoint(SearchAnswer)
     @staticmethod
-    def search(query: str, *, limit: int | None = None) -> Request:
-        """Find images by meaning, text and labels."""
-        return Request("GET", f"{API}/search", {"q": query} | ({"limit": limit} if limit else {}))
+    def search(query: str, *, limit: int | None = None, min_similarity: float | None = None) -> Request:
+        """Find images by meaning, of at least that cosine to the query, and by words; `"exact phrases"` in quotes."""
+        return Request("GET", f"{API}/search", {"q": query} | _search_options(limit, min_similarity))
 
     @endpoint(SearchAnswer)
     @staticmethod
-    def search_like(image: Source, *, limit: int | None = None) -> Request:
-        """Find images similar to one: an image id, a path, or bytes."""
-        path = f"{API}/search/image"
+    def search_like(image: Source, *, limit: int | None = None, min_similarity: float | None = None) -> Request:
+        """Find images similar to one, of at least that cosine to it: an image id, a path, or bytes."""
+        path, options = f"{API}/search/image", _search_options(limit, min_similarity)
         if isinstance(image, str) and not Path(image).is_file():
-            return Request("POST", path, json={"image_id": image} | ({"limit": limit} if limit else {}))
+            return Request("POST", path, json={"image_id": image} | options)
         file = image if isinstance(image, bytes) else Path(image)
-        return Request("POST", path, file=file, filename="query", form={"limit": str(limit)} if limit else {})
+        form = {name: str(value) for name, value in options.items()}
+        return Request("POST", path, file=file, filename="query", form=form)
 
     @endpoint(ImagePage)
     @staticmethod
@@ -206,6 +207,11 @@ class Endpoints:
 
 def _job(job_id: str, end: str = "") -> Request:
     return Request("GET", f"{API}/images/jobs/{quote(job_id, safe='')}{end}")
+
+
+def _search_options(limit: int | None, min_similarity: float | None) -> dict[str, Any]:
+    options = {"limit": limit or None, "min_similarity": min_similarity}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _image(image_id: str, end: str = "", **params: str) -> Request:

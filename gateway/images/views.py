@@ -25,7 +25,6 @@ from schemas.http.jobs import (
     TextView,
     VariantView,
 )
-from schemas.http.search import SearchItem
 from schemas.http.submissions import Submitted
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.stored.results import ReadText
@@ -153,6 +152,7 @@ def image_view(record: ImageRecord, rendition: Rendition, base: str) -> ImageVie
         sha256=rendition.object.sha256,
     )
 
+
 ITEM_KEYS = (
     "renditions",
     "filename",
@@ -167,7 +167,6 @@ ITEM_KEYS = (
     "finished_at",
 )
 """Keys of the record that `image_item` reads, besides those that every record has."""
-
 
 
 def image_item(record: ImageRecord, base: str) -> ImageItem:
@@ -195,42 +194,6 @@ def image_details(record: ImageRecord, base: str) -> ImageDetails:
     return ImageDetails(
         **known, text=record.text, analysis=analysis(record), stages=stages(record), revision=record.revision
     )
-
-
-def search_item(
-    record: ImageRecord,
-    *,
-    score: float,
-    similarity: float | None,
-    matched: tuple[str, ...],
-    query: str,
-    snippet_length: int,
-    base: str,
-) -> SearchItem:
-    """Return one image of a search result."""
-    return SearchItem(
-        image_id=record.image_id,
-        score=round(min(score, 1.0), 4),
-        similarity=None if similarity is None else round(similarity, 4),
-        matched=matched,
-        urls=urls(record, base),
-        labels=record.labels,
-        text=snippet(record.text, query, snippet_length),
-        tags=record.tags,
-        category=record.category,
-        context=record.context,
-    )
-
-
-def snippet(text: str | None, query: str, length: int) -> str | None:
-    """Return at most `length` characters of a text, around the first word of the query that is in it."""
-    if not text:
-        return None
-    flat = " ".join(text.split())
-    places = [flat.lower().find(word.lower()) for word in query.split()]
-    first = min((place for place in places if place >= 0), default=0)
-    start = max(0, min(first - length // 4, len(flat) - length))
-    return flat[start : start + length]
 
 
 def _url(image_id: str, rendition: Rendition, base: str) -> str:

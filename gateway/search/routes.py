@@ -1,16 +1,19 @@
-"""Search by text in images, object labels and, with a CLIP encoder, by meaning.
+"""Search by words (text in images, labels, file names, annotations) and, with a CLIP encoder, by meaning.
 
-Result lists are merged by reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009, k = 60), because cosine
-similarities and word matches are not comparable.
+Every image has some cosine to every query, so images below a minimum are no results. The lists of both are merged by
+reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009, k = 60), because cosine similarities and word matches
+are not comparable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Request
 
@@ -22,11 +25,11 @@ from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_form
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Lookup
-from gateway.images.views import search_item
 from gateway.protocols import TextEncoder, model_reason
+from gateway.search.views import search_item
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode, ProblemItem
-from schemas.http.search import SearchAnswer, SearchItem, SearchLike
+from schemas.http.search import SearchAnswer, SearchItem, SearchLike, Way
 from schemas.values import Owner
 from streams.concurrency.timeouts import bounded
 from streams.errors import DependencyUnavailable
@@ -36,13 +39,19 @@ from streams.read_model.records import Hit, ImageRecord
 log = logging.getLogger(__name__)
 
 RANK_CONSTANT = 60
-_WAYS = ("meaning", "text", "label")
+_WAYS: tuple[Way, ...] = get_args(Way)
+_QUOTES = re.compile(r'["“”„«»]')
 _NO_ENCODER = "no CLIP encoder is configured"
+_FIELDS = frozenset({"limit", "min_similarity"})
 _FILE_FORM: dict[str, Any] = {
     "schema": {
         "type": "object",
         "required": ["file"],
-        "properties": {"file": {"type": "string", "format": "binary"}, "limit": {"type": "integer"}},
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "limit": {"type": "integer"},
+            "min_similarity": {"type": "number", "minimum": -1, "maximum": 1},
+        },
     }
 }
 
@@ -54,7 +63,7 @@ class Ranked:
     record: ImageRecord
     score: float
     similarity: float | None
-    matched: tuple[str, ...]
+    matched: tuple[Way, ...]
 
 
 def fuse(lists: Sequence[Sequence[Hit]]) -> list[Ranked]:
@@ -127,38 +136,59 @@ class Search:
         self,
         request: Request,
         identity: Who,
-        q: Annotated[str, Query(description="search text", min_length=1)],
+        q: Annotated[
+            str,
+            Query(
+                description='words, and `"exact phrases"` in double quotes; case and accents are ignored', min_length=1
+            ),
+        ],
         limit: Annotated[int | None, Query(ge=1, description="maximum number of results")] = None,
+        min_similarity: Annotated[
+            float | None,
+            Query(
+                ge=-1,
+                le=1,
+                description="minimum cosine of an image found by meaning; default: the server's setting",
+            ),
+        ] = None,
     ) -> SearchAnswer:
-        """Find images by meaning, by their text and by the objects they show, best first."""
+        """Find images by meaning and by words, best first.
+
+        Words are those of the image's text, the labels of its objects (singular or plural), file name, tags, category
+        and metadata. Images less similar than `min_similarity` are not found by meaning.
+        """
         words = " ".join(q.split())
-        if not words or len(words) > self.settings.max_query_length:
+        meaning = " ".join(_QUOTES.sub(" ", words).split())
+        if not meaning or len(words) > self.settings.max_query_length:
             raise _invalid_field("q", f"must have 1 to {self.settings.max_query_length} characters")
         count = self._limit(limit)
-        vector, reason = await self._encode(words, identity)
+        vector, reason = await self._encode(meaning, identity)
+        least = self.settings.min_text_similarity if min_similarity is None else min_similarity
         owner = identity.owner
         in_words = bounded(self.read_model.search_words(owner, words, limit=count), self.settings.query_timeout_s)
         if vector is None:
             lists = [await in_words]
         else:
-            lists = list(await asyncio.gather(self._near(owner, vector, count), in_words))
+            lists = list(await asyncio.gather(self._near(owner, vector, count, least), in_words))
         items = await self._items(lists, count, words, request)
         return SearchAnswer(query=words, by_meaning=vector is not None, reason=reason, items=items)
 
     async def by_image(self, request: Request, identity: Who) -> SearchAnswer:
-        """Find images similar to an uploaded file, or to a known image named in JSON."""
+        """Find images similar to an uploaded file, or to a known image named in JSON; `min_similarity` is the minimum
+        cosine, by default the server's setting."""
         if media_type(request) == "application/json":
             return await self._similar_to_known(request, identity.owner)
         encoder = self._encoder(identity)
         limit = self.settings.max_query_image_bytes
-        async with receive_form(request, self.settings, allowed=frozenset({"limit"}), max_bytes=limit) as form:
+        async with receive_form(request, self.settings, allowed=_FIELDS, max_bytes=limit) as form:
             count = self._limit(_whole_number(form.fields.get("limit")))
+            least = self._least(_cosine(form.fields.get("min_similarity")))
             data = await asyncio.to_thread(form.file.path.read_bytes)
         try:
             vector = await bounded(encoder.encode_image(data), self.settings.encode_timeout_s)
         except ValueError:
             raise Problem(ProblemCode.CORRUPT_IMAGE, "The image cannot be decoded.") from None
-        items = await self._items([await self._near(identity.owner, vector, count)], count, "", request)
+        items = await self._items([await self._near(identity.owner, vector, count, least)], count, "", request)
         return SearchAnswer(query="image", by_meaning=True, items=items)
 
     async def _similar_to_known(self, request: Request, owner: Owner) -> SearchAnswer:
@@ -168,8 +198,9 @@ class Search:
         vector = await bounded(self.read_model.vector_of(record.image_id), self.settings.query_timeout_s)
         if vector is None:
             raise Problem(ProblemCode.NO_VECTOR, "The image has no vector: the embedder is not done, or was skipped.")
-        near = [hit for hit in await self._near(owner, vector, count + 1) if hit.record.image_id != record.image_id]
-        items = await self._items([near], count, "", request)
+        near = await self._near(owner, vector, count + 1, self._least(requested.min_similarity))
+        others = [hit for hit in near if hit.record.image_id != record.image_id]
+        items = await self._items([others], count, "", request)
         return SearchAnswer(query=f"image {record.image_id}", by_meaning=True, items=items)
 
     async def _encode(self, words: str, identity: Identity) -> tuple[list[float] | None, str | None]:
@@ -193,8 +224,9 @@ class Search:
             raise Problem(ProblemCode.MODEL_UNAVAILABLE, f"Similarity search is unavailable: {clause}.")
         return self.encoder
 
-    async def _near(self, owner: Owner, vector: list[float], limit: int) -> list[Hit]:
-        return await bounded(self.read_model.search_vector(owner, vector, limit=limit), self.settings.query_timeout_s)
+    async def _near(self, owner: Owner, vector: list[float], limit: int, least: float) -> list[Hit]:
+        near = self.read_model.search_vector(owner, vector, limit=limit, min_score=least)
+        return await bounded(near, self.settings.query_timeout_s)
 
     async def _items(self, lists: list[list[Hit]], count: int, words: str, request: Request) -> tuple[SearchItem, ...]:
         seen = await self.lookup.visible(lists)
@@ -212,6 +244,10 @@ class Search:
             for found in fuse(seen)[:count]
         )
 
+    def _least(self, requested: float | None) -> float:
+        """Return the minimum cosine between two images."""
+        return self.settings.min_image_similarity if requested is None else requested
+
     def _limit(self, requested: int | None) -> int:
         return min(requested or self.settings.search_limit, self.settings.max_search_limit)
 
@@ -222,6 +258,18 @@ def _whole_number(text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
         raise _invalid_field("limit", "must be a whole number above zero")
     return int(text)
+
+
+def _cosine(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        cosine = float(text)
+    except ValueError:
+        cosine = math.nan
+    if not -1 <= cosine <= 1:
+        raise _invalid_field("min_similarity", "must be a number from -1 to 1")
+    return cosine
 
 
 def _invalid_field(where: str, detail: str) -> Problem:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.values import Value
+
+Way = Literal["meaning", "text", "label", "filename", "tag", "category", "context"]
+"""What of an image matched a search."""
 
 
 class SearchItem(Value):
@@ -13,10 +18,10 @@ class SearchItem(Value):
     image_id: str
     score: float = Field(ge=0, le=1, description="combined rank over all search modes; 1 = first in each")
     similarity: float | None = Field(None, description="cosine to the query, if found by meaning")
-    matched: tuple[str, ...] = Field(description="any of: meaning, text, label")
+    matched: tuple[Way, ...] = Field(description="what of the image matched")
     urls: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    text: str | None = Field(None, description="beginning of the image's text, or the part with the query's words")
+    text: str | None = Field(None, description="the part of the image's text that matched; absent if none did")
     tags: tuple[str, ...] = Field((), description="the owner's tags", examples=[["beach", "summer"]])
     category: str | None = Field(None, examples=["holiday"])
     context: dict[str, JsonValue] = Field(default_factory=dict)
@@ -38,3 +43,4 @@ class SearchLike(BaseModel):
 
     image_id: str
     limit: int | None = Field(None, ge=1)
+    min_similarity: float | None = Field(None, ge=-1, le=1, description="minimum cosine to the image")

@@ -49,3 +49,16 @@ async def test_both_clients_send_the_request_of_an_entry() -> None:
         assert await other.status("i.1") == answer
     assert isinstance(answer, JobStatus)
     assert answer.status is ImageState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [({}, {}), ({"limit": 3}, {"limit": 3}), ({"min_similarity": 0}, {"min_similarity": 0})],
+)
+def test_a_search_sends_the_options_that_are_given(options: dict[str, float], sent: dict[str, float]) -> None:
+    """Limit and minimum similarity are parameters, JSON or a form, and absent by default."""
+    build_words, build_like = (inspect.unwrap(getattr(Darkroom, name)) for name in ("search", "search_like"))
+    words, by_id, by_bytes = build_words("cat", **options), build_like("an-id", **options), build_like(b"x", **options)
+    assert words.params == {"q": "cat", **sent}
+    assert by_id.json == {"image_id": "an-id", **sent}
+    assert by_bytes.form == {name: str(value) for name, value in sent.items()}
