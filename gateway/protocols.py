@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from schemas.events.envelope import Event
 from schemas.http.health import PartHealth
@@ -34,6 +36,13 @@ class Reconciling(Protocol):
 
     async def reconcile(self, *, dry_run: bool) -> ReconcileReport:
         """Run one pass over all images; a dry run changes nothing. Raises streams.errors.DependencyUnavailable."""
+
+
+FindParameters = Callable[[str], type[BaseModel] | None]
+"""Returns the model of the parameters that a profile may give to a stage, by the stage's name; None if it takes none.
+
+May load the stage's libraries, which blocks.
+"""
 
 
 class TextEncoder(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from darkroom.commands.admin_client import Token, call
+from darkroom.commands.profile_option import EXAMPLE, read_profile
 from darkroom.commands.submit import DEFAULT_URL, Url
-from schemas.http.admin import ReprocessList, ReprocessPlan, ReprocessView
+from schemas.http.admin import ReprocessList, ReprocessPlan, ReprocessView, RerunProfile
 
 JOBS = "/reprocess"
 POLL_S = 1.0
@@ -26,11 +28,20 @@ Where = Annotated[
     ),
 ]
 
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Parameters for this rerun, and stages to add, as JSON, for example {EXAMPLE}. See docs/reprocess.md."
+    ),
+]
+
 
 def reprocess(
+    *,
     stage: Stage = None,
     where: Where = "",
     per_second: Annotated[float, typer.Option(help="Most images per second.")] = 20.0,
+    profile: Profile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the selected images.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Start it; without it, a dry run.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until all events are sent.")] = False,
@@ -48,7 +59,9 @@ def reprocess(
         return
     if stage is None:
         raise typer.BadParameter("--stage is required, for example --stage ocr")
-    asked = {"stage": stage, "where": where, "per_second": per_second}
+    asked: dict[str, Any] = {"stage": stage, "where": where, "per_second": per_second}
+    if (wanted := read_profile(profile, RerunProfile)) is not None:
+        asked["profile"] = wanted.model_dump(mode="json")
     if dry_run or not yes:
         print(
             plan_text(call(url, "POST", JOBS, ReprocessPlan, token=token, json={**asked, "dry_run": True}), per_second)
@@ -106,11 +119,12 @@ def plan_text(plan: ReprocessPlan, per_second: float) -> str:
 
 def jobs_table(found: ReprocessList) -> Table:
     """Return all jobs as a table."""
-    table = Table("job", "where", "state", "images", "skipped", "rate", "started", box=SIMPLE_HEAD)
+    table = Table("job", "where", "profile", "state", "images", "skipped", "rate", "started", box=SIMPLE_HEAD)
     for job in found.jobs:
         images = f"{job.done}" + (f" of {job.total}" if job.total is not None else "")
         running = pace(job) if job.state == "running" else job.error or ""
-        table.add_row(job.id, job.where or "(all)", job.state, images, str(job.skipped), running, job.started_at)
+        asked = json.dumps(job.profile.model_dump(mode="json")) if job.profile is not None else ""
+        table.add_row(job.id, job.where or "(all)", asked, job.state, images, str(job.skipped), running, job.started_at)
     return table
 
 

@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from darkroom.commands.profile_option import EXAMPLE, read_profile
 from darkroom.commands.tables import Shown, answer_lines, reason_lines, results_table, stage_progress
 from gateway.client import AsyncDarkroom, Darkroom, Refused, Unreachable
 from schemas.http.jobs import JobStatus
+from schemas.http.submissions import ProfileRequest
 from schemas.values import ImageState, Lane
 
 Url = Annotated[str, typer.Option("--url", help="Base URL of the gateway.", envvar="DARKROOM_URL")]
@@ -60,6 +62,7 @@ async def send_all(
     patience_s: float,
     moved: Callable[[str, int, int], None],
     lane: Lane = Lane.INTERACTIVE,
+    profile: ProfileRequest | None = None,
 ) -> tuple[list[Shown], dict[str, str]]:
     """Send images and wait until each has ended; return the results, and the rejections by source.
 
@@ -78,7 +81,7 @@ async def send_all(
                 refused[source] = full
                 return
             try:
-                submitted = await client.submit(source, bucket=bucket, lane=lane)
+                submitted = await client.submit(source, bucket=bucket, lane=lane, profile=profile)
             except Refused as refusal:
                 refused[source] = str(refusal)
                 if refusal.code in LIMIT_CODES:
@@ -118,6 +121,10 @@ def submit(
     bucket: Annotated[str, typer.Option(help="Bucket of the images.")] = "default",
     patience_s: Annotated[float, typer.Option(help="Seconds to wait for all images.")] = 600.0,
     bulk: Annotated[bool | None, typer.Option(help=f"Use the bulk lane; default: above {BULK_ABOVE} images.")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help=f"The stages that run, and their parameters, as JSON, for example {EXAMPLE}. Default: all."),
+    ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
@@ -126,7 +133,7 @@ def submit(
         wanted = sources_of(sources)
     except FileNotFoundError as error:
         raise SystemExit(f"No such file or folder: {error}") from error
-    lane = lane_of(len(wanted), bulk)
+    lane, asked = lane_of(len(wanted), bulk), read_profile(profile, ProfileRequest)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("sending", total=len(wanted))
@@ -136,7 +143,9 @@ def submit(
                 progress.update(bar, description=line, completed=done, total=total)
 
             async with AsyncDarkroom(url, token=token) as client:
-                return await send_all(client, wanted, bucket=bucket, patience_s=patience_s, moved=moved, lane=lane)
+                return await send_all(
+                    client, wanted, bucket=bucket, patience_s=patience_s, moved=moved, lane=lane, profile=asked
+                )
 
         try:
             shown, refused = asyncio.run(run())

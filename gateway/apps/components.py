@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.access.dependencies import AnonymousAuthenticator, Authenticator
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
-from gateway.protocols import EventSink, Readiness, Reconciling, TextEncoder
+from gateway.protocols import EventSink, FindParameters, Readiness, Reconciling, TextEncoder
 from streams.object_store.protocol import FileStore
 
 if TYPE_CHECKING:  # what the ingest process does not load
@@ -40,5 +40,6 @@ class QueryComponents(IngestComponents):
     encoder: TextEncoder | None = None  # None: no search by meaning
     features: Batching[Any] | None = None  # None: no feature extraction
     reconciling: Reconciling | None = None  # None: not in this process
+    parameters_of: FindParameters | None = None  # None: only the stages check the parameters of a rerun
     letters: DeadLetterListing | None = None  # None: this process cannot
     numbers: StatisticsCache | None = None  # None: this process does not count

@@ -56,7 +56,7 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIR
     router.include_router(HealthStatistics(settings, read_model, components.numbers).routes())
     router.include_router(Failures(settings, read_model, lookup).routes())
     router.include_router(AdminLetters(settings, components.letters).routes())
-    router.include_router(Admin(settings, files, read_model, components.reconciling).routes())
+    router.include_router(Admin(settings, files, read_model, components.reconciling, components.parameters_of).routes())
     return router
 
 

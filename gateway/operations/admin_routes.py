@@ -8,13 +8,14 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Path, Request, Response
+from pydantic import ValidationError
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
-from gateway.http.problems import Problem, documented
+from gateway.http.problems import Problem, documented, invalid_model
 from gateway.operations.reconcile_routes import add_reconcile
-from gateway.protocols import Reconciling
+from gateway.protocols import FindParameters, Reconciling
 from gateway.settings import GatewaySettings
 from schemas.http.admin import (
     AgentList,
@@ -27,11 +28,13 @@ from schemas.http.admin import (
     ReprocessView,
 )
 from schemas.http.problems import ProblemCode, ProblemItem
+from schemas.values import Profile
 from streams.concurrency.timeouts import bounded
 from streams.object_store.protocol import FileStore
 from streams.operations.agent_pauses import Control
 from streams.operations.image_filter import WrongFilter
 from streams.operations.reprocess_jobs import ReprocessJob, ReprocessJobs, drafted, selected
+from streams.operations.rerun_events import WrongProfile
 from streams.read_model.protocol import ReadModel
 from streams.topics import AGENTS
 
@@ -51,6 +54,7 @@ class Admin:
     files: FileStore
     read_model: ReadModel
     reconciling: Reconciling | None = None  # None: this process has no reconciler
+    parameters_of: FindParameters | None = None  # None: only the stages check parameters
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -129,13 +133,7 @@ class Admin:
     async def reprocess(self, request: Request, response: Response) -> ReprocessView | ReprocessPlan:
         """Rerun a stage in the bulk lane, at a limited rate, behind new uploads. Unchanged results are reused."""
         requested = await read_json(request, ReprocessRequest, self.settings)
-        try:
-            draft = drafted(requested.stage, requested.where, requested.per_second)
-        except ValueError as error:
-            field = "where" if isinstance(error, WrongFilter) else "stage"
-            raise Problem(
-                ProblemCode.INVALID_FIELD, str(error), (ProblemItem(field=field, detail=str(error)),)
-            ) from None
+        draft = await self._draft(requested)
         if requested.dry_run:
             response.status_code = 200
             return await self._plan(draft)
@@ -189,6 +187,21 @@ class Admin:
         log.warning("agent resumed", agent=name)
         return await self.agents()
 
+    async def _draft(self, requested: ReprocessRequest) -> ReprocessJob:
+        """Return the requested job, checked. Raises Problem."""
+        profile = requested.profile.as_profile() if requested.profile is not None else None
+        try:
+            draft = drafted(requested.stage, requested.where, requested.per_second, profile)
+        except WrongFilter as error:
+            raise _invalid("where", error) from None
+        except WrongProfile as error:
+            raise _invalid(error.field, error) from None
+        except ValueError as error:
+            raise _invalid("stage", error) from None
+        if profile is not None and self.parameters_of is not None:
+            await asyncio.to_thread(_check_parameters, profile, self.parameters_of)
+        return draft
+
     async def _plan(self, draft: ReprocessJob) -> ReprocessPlan:
         count, first, counted_all = 0, [], True
         try:
@@ -209,6 +222,23 @@ def view(job: ReprocessJob) -> ReprocessView:
     eta_s = round(job.eta_s, 1) if job.eta_s is not None else None
     fields = job.model_dump() | {"state": job.state.value, "eta_s": eta_s, "rate": round(job.rate, 2)}
     return ReprocessView.model_validate(fields)
+
+
+def _check_parameters(profile: Profile, parameters_of: FindParameters) -> None:
+    """Raise Problem for parameters that their stage does not take. Blocks."""
+    for stage, own in profile.parameters.items():
+        model = parameters_of(stage)
+        if model is None and own:
+            raise _invalid(f"profile.parameters.{stage}", ValueError(f"{stage} takes no parameters"))
+        try:
+            if model is not None:
+                model.model_validate(own)
+        except ValidationError as error:
+            raise invalid_model(error, "profile", "parameters", stage) from None
+
+
+def _invalid(field: str, error: ValueError) -> Problem:
+    return Problem(ProblemCode.INVALID_FIELD, str(error), (ProblemItem(field=field, detail=str(error)),))
 
 
 def _found(job: ReprocessJob | None) -> ReprocessView:

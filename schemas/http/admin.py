@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.values import REQUIRED_STAGES, Value
+from schemas.http.submissions import ProfileRequest, StageName
+from schemas.values import REQUIRED_STAGES, Profile, Value
 
 _TERM = (
     r"(?:(?:owner|bucket|label)!?=(?:[A-Za-z0-9._-]{1,64}|\"[A-Za-z0-9 ._-]{1,64}\")"
@@ -15,6 +16,23 @@ _TERM = (
     r"|submitted(?:<=|>=|<|>)20[0-9]{2}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
 )
 _WHERE_PATTERN = f"^(?:{_TERM}(?: and {_TERM})*)?$"
+
+
+class RerunProfile(ProfileRequest):
+    """Parameters of one rerun, and stages that it adds."""
+
+    stages: tuple[StageName, ...] = Field(
+        (),
+        max_length=len(REQUIRED_STAGES),
+        description="also run for the images that never passed them; none is removed",
+        examples=[["detector"]],
+    )
+
+    def as_profile(self) -> Profile:
+        """Return the profile of a job: the added stages alone, each once, in pipeline order."""
+        return Profile(
+            stages=tuple(name for name in REQUIRED_STAGES if name in self.stages), parameters=self.parameters
+        )
 
 
 class ReprocessRequest(BaseModel):
@@ -37,6 +55,9 @@ class ReprocessRequest(BaseModel):
     )
     per_second: float = Field(20.0, ge=0.1, le=200, strict=True, description="at most this many images per second")
     dry_run: bool = Field(False, strict=True, description="only report the selected images")
+    profile: RerunProfile | None = Field(
+        None, description="parameters in place of those of each image, for this rerun, and stages to add"
+    )
 
 
 class ReprocessPlan(Value):
@@ -56,6 +77,7 @@ class ReprocessView(Value):
     stage: str
     where: str
     per_second: float
+    profile: Profile | None = Field(None, description="the parameters and added stages of the request")
     state: str = Field(examples=["running", "done", "cancelled", "failed"])
     total: int | None = Field(None, description="images selected; absent while they are counted")
     done: int = Field(description="images whose rerun was submitted to the bulk lane")

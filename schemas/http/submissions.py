@@ -19,7 +19,7 @@ _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _URL_PATTERN = rf"^https?://{_HOST}(?:\.{_HOST})*(?::[1-9][0-9]{{0,3}})?(?:[/?#][!-~]*)?$"
 
 
-_StageName = Annotated[str, Field(pattern=f"^(?:{'|'.join(REQUIRED_STAGES)})$")]
+StageName = Annotated[str, Field(pattern=f"^(?:{'|'.join(REQUIRED_STAGES)})$")]
 
 
 class ProfileRequest(BaseModel):
@@ -27,13 +27,13 @@ class ProfileRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stages: tuple[_StageName, ...] = Field(
+    stages: tuple[StageName, ...] = Field(
         REQUIRED_STAGES,
         max_length=len(REQUIRED_STAGES),
         description="the others do not run; `sanitizer` always does",
         examples=[["resizer", "ocr"]],
     )
-    parameters: dict[_StageName, dict[str, JsonValue]] = Field(
+    parameters: dict[StageName, dict[str, JsonValue]] = Field(
         default_factory=dict,
         description="by stage, at most 4 KB; the stage rejects the image if it does not know one (docs/stages.md)",
         examples=[{"detector": {"confidence": 0.6}}],

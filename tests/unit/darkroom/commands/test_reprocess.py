@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from darkroom.commands.reprocess import duration, jobs_table, pace, plan_text, reprocess, sentence
 from schemas.http.admin import ReprocessList, ReprocessPlan, ReprocessView
+from schemas.values import Profile
 
 VIEW = ReprocessView(
     id="ocr-7", stage="ocr", where="owner=anna", per_second=20, state="running", total=100, done=30, skipped=10,
@@ -98,6 +99,29 @@ def test_with_yes_it_follows_the_rerun(gateway: Gateway) -> None:
     ]  # fmt: skip
     assert gateway.requests[0][2] == {"stage": "ocr", "where": "owner=anna", "per_second": 5.0}
     assert {request[3] for request in gateway.requests} == {f"Bearer {'s' * 16}"}
+
+
+def test_a_profile_is_sent_and_listed(gateway: Gateway) -> None:
+    """The option's JSON is part of the request, of a dry run too, and the list shows it."""
+    shown = VIEW.model_copy(update={"profile": Profile(stages=("detector",), parameters={"ocr": {"a": 1}})})
+    gateway.answers = [(200, PLAN.model_dump_json().encode())]
+    text = '{"stages": ["detector"], "parameters": {"ocr": {"min_confidence": 0.5}}}'
+    assert gateway.run("--stage", "ocr", "--profile", text)[0] == 0
+    assert gateway.requests[0][2]["profile"] == json.loads(text)
+    table = StringIO()
+    Console(width=250, file=table).print(jobs_table(ReprocessList(jobs=(shown, VIEW))))
+    assert '{"stages": ["detector"], "parameters": {"ocr": {"a": 1}}}' in table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "field"), [("{half", "profile"), ("[]", "profile"), ('{"stages": ["painter"]}', "profile.stages.0")]
+)
+def test_an_invalid_profile_sends_nothing(gateway: Gateway, text: str, field: str) -> None:
+    """The error names the field, and the exit code is 2."""
+    code, output = gateway.run("--stage", "ocr", "--profile", text, "--yes")
+    assert code == 2
+    assert f"{field}:" in output
+    assert gateway.requests == []
 
 
 def test_reruns_are_listed_and_stopped(gateway: Gateway) -> None:

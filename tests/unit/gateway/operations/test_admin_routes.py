@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agents import pipeline
 from agents.indexing.record_facts import record as record_fact
 from gateway.access.authenticator import open_authenticator
 from gateway.access.loopback import is_loopback
@@ -21,7 +22,7 @@ from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
 from gateway.settings import GatewaySettings
 from schemas.http.admin import AgentList, ReprocessList, ReprocessPlan, ReprocessView
-from schemas.values import ImageState, new_image_id
+from schemas.values import ImageState, Profile, new_image_id
 from streams.errors import NotReady
 from streams.object_store.factory import open_files
 from streams.object_store.protocol import FileStore
@@ -81,6 +82,7 @@ class Server:
             read_model=self.read_model,
             encoder=Encoder(),
             readiness=StubReadiness(),
+            parameters_of=lambda name: pipeline.stage(name).parameters,
         )
 
     async def complete(self, count: int) -> list[str]:
@@ -221,6 +223,25 @@ async def test_a_rerun_is_created_shown_and_cancelled(server: Server) -> None:
         refused(await client.post(f"{ADMIN}/reprocess/ocr-1/cancel"), 404, "not-found")
 
 
+async def test_the_profile_of_a_rerun_is_stored_and_shown(server: Server) -> None:
+    """The job has the parameters and the added stages, in pipeline order; the runner and the status see both."""
+    asked = {"stages": ["embedder", "detector"], "parameters": {"detector": {"confidence": 0.6}, "embedder": {}}}
+    async with server.client() as client:
+        answer = await client.post(f"{ADMIN}/reprocess", json={"stage": "ocr", "profile": asked})
+        assert answer.status_code == 202, answer.text
+        shown = (await client.get(answer.headers["location"])).json()
+        plain = await client.post(f"{ADMIN}/reprocess", json={"stage": "ocr"})
+    assert shown["profile"] == {**asked, "stages": ["detector", "embedder"]}
+    assert "profile" not in plain.json()
+    jobs = {job.id: job.profile for job in await ReprocessJobs(server.store).all()}
+    assert jobs == {shown["id"]: Profile.model_validate(shown["profile"]), plain.json()["id"]: None}
+
+
+def of(stage: str, **parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the request of a rerun with parameters."""
+    return {"stage": stage, "profile": {"parameters": parameters}}
+
+
 @pytest.mark.parametrize(
     ("asked", "field", "refusal"),
     [
@@ -230,6 +251,13 @@ async def test_a_rerun_is_created_shown_and_cancelled(server: Server) -> None:
         ({"stage": "ocr", "per_second": 1e9}, "per_second", (422, "invalid-field")),
         ({"stage": "ocr", "dry_run": 0}, "dry_run", (422, "invalid-field")),
         ({"stage": "ocr", "force": True}, "force", (400, "unknown-field")),
+        ({"stage": "ocr", "profile": {"stages": ["painter"]}}, "profile.stages.0", (422, "invalid-field")),
+        ({"stage": "ocr", "profile": {"stages": "ocr"}}, "profile.stages", (422, "invalid-field")),
+        ({"stage": "ocr", "profile": {"stage": ["ocr"]}}, "profile.stage", (400, "unknown-field")),
+        (of("ocr", detector={"confidence": 0.5}), "profile.parameters.detector", (422, "invalid-field")),
+        (of("detector", detector={"confidence": 7}), "profile.parameters.detector.confidence", (422, "invalid-field")),
+        (of("detector", detector={"sides": {}}), "profile.parameters.detector.sides", (400, "unknown-field")),
+        (of("embedder", embedder={"model": "x"}), "profile.parameters.embedder", (422, "invalid-field")),
         ({}, "stage", (422, "invalid-field")),
     ],
 )
