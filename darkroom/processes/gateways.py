@@ -109,6 +109,7 @@ async def _answer(
             encoder=encoder,
             features=await _features(stack, tower, environment.features, settings.sandbox),
             reconciling=maintenance,
+            parameters_of=lambda name: pipeline.stage(name).parameters,
             letters=DeadLetterListing(settings.kafka, DeadLetterStore(settings.kafka, files, events)),
             numbers=await stack.enter_async_context(
                 open_statistics_cache(
