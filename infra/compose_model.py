@@ -15,11 +15,13 @@ Mount = Annotated[str, Field(pattern=r"^(\$\{\w+:-[^}]+\}|[\w./-]+):/[\w./-]*(:r
 
 _SECRET = re.compile(r"(PASSWORD|SECRET|SECRET_KEY|TOKEN)$")
 _REQUIRED = re.compile(r"\$\{\w+:\?[^}]+\}")
+_OPTIONAL = re.compile(r"(DARKROOM_KAFKA__\w+)=\$\{\1:-\}")  # not needed to connect to the Kafka of the file
 
 
 def _without_known_secrets(environment: dict[str, str]) -> dict[str, str]:
     for name, value in environment.items():
-        if _SECRET.search(name) and not _REQUIRED.fullmatch(value):
+        known = not _REQUIRED.fullmatch(value) and not _OPTIONAL.fullmatch(f"{name}={value}")
+        if _SECRET.search(name) and known:
             raise ValueError(f"{name} must come from a required variable, ${{VARIABLE:?…}}, without a default")
     return environment
 
