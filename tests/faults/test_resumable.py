@@ -23,7 +23,7 @@ from streams.object_store.keys import original_key, receipt_key
 from tests.security.test_memory import ALLOWED, MEBIBYTE, Watch
 from tests.support.deployment import KILLED, Deployment, deployed, until
 from tests.support.gateway_components import JPEG
-from tests.support.gateway_processes import start_gateways
+from tests.support.gateway_processes import start_gateways, until_live
 
 UPLOADS = "/api/v1/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -83,14 +83,7 @@ def kill(deployment: Deployment) -> None:
 def start_again(deployment: Deployment, gateway: str, **settings: str) -> None:
     """Restart the gateway on its port, and wait until it is live."""
     deployment.start("gateway#0", DARKROOM_GATEWAY__PORT=str(urlsplit(gateway).port), **settings)
-    until(lambda: _answers(gateway), "the gateway answering again")
-
-
-def _answers(gateway: str) -> bool:
-    try:
-        return httpx.get(f"{gateway}/health/live", timeout=5).is_success
-    except httpx.TransportError:
-        return False
+    until_live(deployment, gateway)
 
 
 def image_of(deployment: Deployment, url: str, data: bytes) -> str:

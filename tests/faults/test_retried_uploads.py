@@ -6,7 +6,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from gateway.client import Darkroom, Unreachable
@@ -16,6 +15,7 @@ from schemas.http.submissions import Submitted
 from streams import topics
 from tests.support.deployment import KILLED, PATIENCE_S, Deployment, deployed, until
 from tests.support.gateway_components import JPEG
+from tests.support.gateway_processes import until_live
 
 LEASE = {"DARKROOM_GATEWAY__IDEMPOTENCY_LEASE_S": "2"}
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -57,16 +57,8 @@ def _gateway(deployment: Deployment, name: str, **settings: str) -> str:
     port = choose(0)
     deployment.start(name, DARKROOM_GATEWAY__PORT=str(port), **settings)
     address = f"http://127.0.0.1:{port}"
-    until(lambda: _answers(deployment, address), f"{name} answering")
+    until_live(deployment, address)
     return address
-
-
-def _answers(deployment: Deployment, address: str) -> bool:
-    deployment.check_alive()
-    try:
-        return httpx.get(f"{address}/health/live", timeout=5).is_success
-    except httpx.TransportError:
-        return False
 
 
 def _submit(address: str, *, tries: int) -> Submitted:

@@ -15,13 +15,18 @@ def start_gateways(deployment: Deployment, count: int, **settings: str) -> list[
         deployment.start(f"gateway#{number}", DARKROOM_GATEWAY__PORT=str(port), **settings)
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     for url in urls:
-        until(lambda at=url: _answers(deployment, at), f"{url} answering")  # type: ignore[misc]
+        until_live(deployment, url)
     return urls
 
 
-def _answers(deployment: Deployment, url: str) -> bool:
-    deployment.check_alive()
-    try:
-        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
+def until_live(deployment: Deployment, url: str) -> None:
+    """Wait until the gateway at a base URL answers; fail if a process of the deployment ended."""
+
+    def answers() -> bool:
+        deployment.check_alive()
+        try:
+            return httpx.get(f"{url}/health/live", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    until(answers, f"{url} answering")
