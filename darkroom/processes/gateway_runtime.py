@@ -103,13 +103,16 @@ def check_gateway(settings: Settings, own: GatewaySettings) -> None:
 
 
 async def open_checked_files(
-    stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers
+    stack: AsyncExitStack, settings: Settings, own: GatewaySettings, breakers: Breakers, *, process: str
 ) -> FileStore:
-    """Run a gateway's start-up checks; return its object store, checked for write and read access."""
+    """Run a gateway's start-up checks; return its object store, checked for write and read access.
+
+    `process`: its name in the table of ACLs. Raises NotReady and DependencyUnavailable.
+    """
     check_safe(settings)
     check_gateway(settings, own)
     try:
-        await check_access(settings.kafka, rules_of("gateway"))
+        await check_access(settings.kafka, rules_of(process))
         await KafkaAdmin(settings.kafka).check_topics(topic for topic in PIPELINE if "gateway" in topic.writers)
     except DependencyUnavailable as error:
         log.warning("Kafka unavailable; uploads are answered 503", error=str(error))

@@ -83,7 +83,9 @@ async def _answer(
     own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
-        files = await open_checked_files(stack, settings, own, breakers)
+        files = await open_checked_files(
+            stack, settings, own, breakers, process=f"{process}-embedded" if with_indexer else process
+        )
         authenticator = await open_authenticator(own, environment.auth, files)
         events = await stack.enter_async_context(gateway_events(settings))
         read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))

@@ -41,7 +41,7 @@ async def _ingest(settings: Settings, environment: GatewayEnvironment) -> None:
     own = environment.gateway
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
-        files = await open_checked_files(stack, settings, own, breakers)
+        files = await open_checked_files(stack, settings, own, breakers, process="gateway")
         authenticator = await open_authenticator(own, environment.auth, files)
         events = await stack.enter_async_context(gateway_events(settings))
         ready = readiness(own, KafkaAdmin(settings.kafka), files=files, breakers=breakers)

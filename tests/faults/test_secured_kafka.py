@@ -18,6 +18,7 @@ from schemas.values import ImageState, Lane
 from streams import topics
 from streams.kafka.access_rules import rules_of
 from tests.support.deployment import deployed, until
+from tests.support.gateway_processes import until_live
 from tests.support.secured_kafka import grant, sasl_fields, variables
 
 pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(600)]  # it waits for the models
@@ -31,7 +32,8 @@ EXIT_NOT_READY = 2
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Secured:
     """Return certificates, and a user for each process."""
     return Secured(
-        tmp_path_factory.mktemp("certificates"), {name: f"password-of-{name}" for name in (*ROLES, "gateway")}
+        tmp_path_factory.mktemp("certificates"),
+        {name: f"password-of-{name}" for name in (*ROLES, "gateway", "query", "reconciler")},
     )
 
 
@@ -96,9 +98,9 @@ def test_images_pass_every_process_from_upload_to_result(
 def test_a_process_without_its_acls_exits(
     broker: LocalKafka, secured: Secured, images: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Gateway and router name what is missing; with its own ACLs, the gateway publishes an upload."""
+    """Each process names what is missing; with its own ACLs, the gateway publishes an upload."""
     with deployed(broker.bootstrap, tmp_path) as deployment:
-        for process in ("gateway", "router"):
+        for process in ("gateway", "query", "core", "router", "reconciler"):
             deployment.start(process, **variables(sasl_fields(broker, secured, process)))
             assert deployment.children.pop(process).wait_blocking(DONE_S) == EXIT_NOT_READY
             assert "grant the ACLs in docs/kafka-security.md" in deployment.log_file(process).read_text()
@@ -107,6 +109,24 @@ def test_a_process_without_its_acls_exits(
         with deployment.client() as client:
             until(lambda: _accepted(client, images["formats/cat.jpg"]), "an accepted upload")
         assert len(deployment.records(topics.UPLOADED)) == 1
+
+
+def test_a_query_gateway_needs_more_than_the_acls_of_an_ingest_gateway(
+    broker: LocalKafka, secured: Secured, tmp_path: Path
+) -> None:
+    """With those of `gateway` alone it names what its dead letters, rates and reruns need; with its own it serves."""
+    with deployed(broker.bootstrap, tmp_path) as deployment:
+        own = variables(sasl_fields(broker, secured, "query"))
+        grant(broker, deployment.kafka, "query", rules_of("gateway"))
+        deployment.start("query", **own)
+        assert deployment.children.pop("query").wait_blocking(DONE_S) == EXIT_NOT_READY
+        text = deployment.log_file("query").read_text()
+        assert f"Read on {deployment.kafka.topic(topics.dead_topic('ocr'))}" in text
+        assert f"Read on {deployment.kafka.group('reader')}" in text
+        assert f"Write on {deployment.kafka.topic(topics.UPLOADED.name)}" not in text
+        grant(broker, deployment.kafka, "query", rules_of("query"))
+        deployment.start("query", **own)
+        until_live(deployment, f"http://127.0.0.1:{deployment.port}")
 
 
 def _accepted(client: Darkroom, data: bytes) -> bool:
