@@ -14,6 +14,7 @@ from gateway.apps.embedded import embedded_app
 from gateway.client import AsyncDarkroom
 from gateway.limits.rate_limits import open_limits
 from gateway.limits.settings import RateLimitSettings
+from schemas.http.submissions import ProfileRequest
 from schemas.values import ImageState, split_job_id
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
@@ -80,3 +81,23 @@ async def test_images_above_the_limit_are_one_line(read_model: ReadModel, tmp_pa
     assert line.startswith("not sent: 27 images, first ")
     assert "3 uploads in 1 hour" in line
     assert "DARKROOM_LIMITS__UPLOADS" in hint
+
+
+async def test_the_profile_is_sent_with_each_image(read_model: ReadModel, tmp_path: Path) -> None:
+    """Every image's event has the stages of the option."""
+    (tmp_path / "cat.jpg").write_bytes(JPEG)
+    sink = Sink()
+    async with open_files(FilesSettings(directory=tmp_path / "objects")) as files:
+        parts = QueryComponents(files=files, events=sink, read_model=read_model, readiness=StubReadiness())
+        transport = httpx.ASGITransport(app=embedded_app(settings(), parts))
+        async with AsyncDarkroom(BASE, transport=transport) as client:
+            with pytest.raises(TimeoutError):  # nothing processes it
+                await send_all(
+                    client,
+                    [str(tmp_path / "cat.jpg")],
+                    bucket="b",
+                    patience_s=0.01,
+                    moved=lambda _line, _done, _total: None,
+                    profile=ProfileRequest(stages=("ocr",)),
+                )
+    assert [event.profile.stages for _, event in sink.sent] == [("sanitizer", "ocr")]
