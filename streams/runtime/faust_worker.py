@@ -23,12 +23,14 @@ import structlog
 from aiokafka import TopicPartition
 from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from faust.contrib.asgi import bind_to_running_loop
+from faust.transport.drivers.aiokafka import Consumer
 from faust.types import TP
 
 from schemas.events.envelope import Record
 from streams.errors import DependencyUnavailable, NotReady
 from streams.kafka.security import aiokafka_arguments
 from streams.kafka.transaction_markers import trailing_markers
+from streams.runtime.eager_wait import EagerWaits
 from streams.runtime.record_intake import Intake
 from streams.settings import BreakerSettings, KafkaSettings, RetrySettings, WorkerSettings
 from streams.stage import StageSettings
@@ -120,6 +122,10 @@ def broker_credentials(kafka: KafkaSettings) -> Any:
             ssl_context=context,
         )
     return None if context is None else SSLCredentials(context)
+
+
+class _Consumer(EagerWaits, Consumer):  # type: ignore[misc] # Faust is untyped
+    """Faust's consumer."""
 
 
 class FaustWorker:
@@ -281,6 +287,7 @@ class FaustWorker:
             topic_allow_declare=False,
             producer_acks=-1,
         )
+        app.transport.Consumer = _Consumer
         names = [kafka.topic(topic.name) for topic in subscription.topics]
         channel = app.topic(
             *names,
