@@ -115,6 +115,26 @@ def test_a_new_stage_version_recomputes_only_that_stage(deployment: Deployment, 
         assert all(client.download(image_id, size="thumbnail") for image_id in completed)
 
 
+def test_a_rerun_has_its_own_parameters(deployment: Deployment, completed: list[str]) -> None:
+    """The image gets the renditions of the rerun's profile, and by the next rerun those of its own again."""
+    image_id = completed[1]
+    where = ("--stage", "resizer", "--where", f"id={image_id}", "--yes")
+    (first, *_) = _renditions(deployment, image_id)
+    reprocess(deployment, *where, "--profile", '{"parameters": {"resizer": {"sides": {"tiny": 40}}}}')
+    with deployment.client() as client:
+        until(lambda: list(client.sizes(image_id).sizes) == ["tiny"], "the renditions of the rerun")
+        assert client.download(image_id, size="tiny")
+    reprocess(deployment, *where)
+    until(lambda: _renditions(deployment, image_id)[-1] == first, "the renditions of the image's own profile")
+    deployment.check_ended_once(completed)
+
+
+def _renditions(deployment: Deployment, image_id: str) -> list[list[str]]:
+    """Return the names of an image's renditions, by fact, oldest first."""
+    resized = [fact for fact in facts(deployment, ImageResized) if fact.image_id == image_id]
+    return [[one.name for one in fact.renditions] for fact in resized if isinstance(fact, ImageResized)]
+
+
 def test_a_new_master_is_a_new_generation(deployment: Deployment, completed: list[str]) -> None:
     """Reprocessing the sanitizer creates generation 2; the old job answers `superseded`."""
     image_id = completed[0]
