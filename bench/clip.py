@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from agents.core.embed import normalise, prepare
-from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
-from agents.models.weights import Unavailable, Weights, find
+from agents.models.clip_encoder import ClipEncoder, find_clip
+from agents.models.weights import Unavailable, Weights
 from bench.photos import data_folder, hundred_photos, show
-from streams.settings import ModelsSettings
+from streams.settings import CLIP_ARCHITECTURE, ModelsSettings
 
 ROUNDS, BATCH = 4, 8
 
@@ -33,9 +33,9 @@ def weights_to_run(scratch: Path) -> tuple[Weights, ModelsSettings, str]:
         return find_clip(settings), settings, "OpenAI's weights"
     except Unavailable:
         torch.manual_seed(7)
-        torch.save(open_clip.create_model(ARCHITECTURE, pretrained=None).state_dict(), scratch / "random.pt")
-        settings = ModelsSettings(dir=scratch, cache=scratch / "cache", download=False)
-        return find("clip-vit-b-32", settings, own="random.pt"), settings, "random weights"
+        torch.save(open_clip.create_model(CLIP_ARCHITECTURE, pretrained=None).state_dict(), scratch / "random.pt")
+        settings = ModelsSettings(dir=scratch, cache=scratch / "cache", download=False, clip_weights="random.pt")
+        return find_clip(settings), settings, "random weights"
 
 
 def run(data_dir: Path) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def run(data_dir: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         weights, settings, which = weights_to_run(Path(folder))
         encoder = ClipEncoder(weights, settings)
-        model, _, preprocess = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=None)
+        model, _, preprocess = open_clip.create_model_and_transforms(CLIP_ARCHITECTURE, pretrained=None)
         model = model.eval()
         state = torch.load(weights.path, weights_only=True) if weights.own else None
         if state is not None:

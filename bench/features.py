@@ -22,10 +22,10 @@ ROUNDS, IMAGES = 4, 100
 
 async def _measure(paths: list[Path], scratch: Path) -> tuple[float, float, str]:
     """Return the seconds sequential and concurrent, in alternating rounds, and a description of the model."""
-    weights, models, which = weights_to_run(scratch)
-    settings = FeatureSettings(weights=weights.path.name if weights.own else None, timeout_s=600)
+    _, models, which = weights_to_run(scratch)
+    settings = FeatureSettings(timeout_s=600)
     async with (
-        open_tower(models, settings.weights) as tower,
+        open_tower(models) as tower,
         open_features(tower, decoders=settings.decoders, max_bytes=settings.max_bytes) as encoder,
         open_batching(encoder, settings) as batching,
     ):

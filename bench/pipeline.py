@@ -45,7 +45,7 @@ def models_of(scratch: Path, data_dir: Path) -> dict[str, str]:
         (models / weights.name).symlink_to(weights)
     return {
         "DARKROOM_MODELS__DIR": str(models),
-        "DARKROOM_EMBEDDER__WEIGHTS": random_clip(models).name,
+        "DARKROOM_MODELS__CLIP_WEIGHTS": random_clip(models).name,
         "DARKROOM_TELEMETRY__LOG_LEVEL": "WARNING",
         "DARKROOM_LIMITS__UPLOADS": "none",
     }

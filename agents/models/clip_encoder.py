@@ -17,17 +17,14 @@ from pydantic import JsonValue
 from agents.core.embed import DIMENSIONS, SIDE, Floats, normalise, prepare
 from agents.models.converted import OPENVINO, CompiledModel, backend_of, converted, threads_of
 from agents.models.weights import Weights, find
-from streams.settings import ModelsSettings
+from streams.settings import CLIP_MODEL, ModelsSettings
 
-MODEL = "clip-vit-b-32"
-# OpenAI trained with QuickGELU; open_clip's plain ViT-B-32 uses the exact GELU, which gives slightly wrong vectors.
-ARCHITECTURE = "ViT-B-32-quickgelu"
 _CONTEXT = 77  # tokens
 
 
-def find_clip(settings: ModelsSettings, own: str | None = None) -> Weights:
+def find_clip(settings: ModelsSettings) -> Weights:
     """Return the CLIP weights to use. Raises Unavailable."""
-    return find(MODEL, settings, own=own)
+    return find(CLIP_MODEL, settings, own=settings.clip_weights)
 
 
 def _load(path: Path, architecture: str) -> Any:
@@ -89,7 +86,8 @@ def _convert(weights: Weights, architecture: str, part: str, folder: Path) -> di
 class _Tower:
     """One tower behind either backend: prepared inputs in, unit vectors out."""
 
-    def __init__(self, weights: Weights, settings: ModelsSettings, part: str, architecture: str) -> None:
+    def __init__(self, weights: Weights, settings: ModelsSettings, part: str) -> None:
+        architecture = settings.clip_architecture
         self.weights = weights
         self.backend = backend_of(settings)
         if self.backend == OPENVINO:
@@ -124,10 +122,10 @@ def _torch_runner(tower: Any, threads: int) -> Any:
 class ClipEncoder:
     """CLIP's image tower. Safe to call from several threads."""
 
-    def __init__(self, weights: Weights, settings: ModelsSettings, *, architecture: str = ARCHITECTURE) -> None:
-        self._tower = _Tower(weights, settings, "image", architecture)
+    def __init__(self, weights: Weights, settings: ModelsSettings) -> None:
+        self._tower = _Tower(weights, settings, "image")
         self.weights = weights
-        self.architecture = architecture
+        self.architecture = settings.clip_architecture
         self.backend = self._tower.backend
 
     def encode(self, prepared: Floats) -> Floats:
@@ -144,11 +142,11 @@ class ClipEncoder:
 class ClipTextEncoder:
     """CLIP's text tower, without the image tower. Safe to call from several threads."""
 
-    def __init__(self, weights: Weights, settings: ModelsSettings, *, architecture: str = ARCHITECTURE) -> None:
+    def __init__(self, weights: Weights, settings: ModelsSettings) -> None:
         import open_clip  # noqa: PLC0415
 
-        self._tokenize = open_clip.get_tokenizer(architecture)
-        self._tower = _Tower(weights, settings, "text", architecture)
+        self._tokenize = open_clip.get_tokenizer(settings.clip_architecture)
+        self._tower = _Tower(weights, settings, "text")
         self.weights = weights
         self.backend = self._tower.backend
 

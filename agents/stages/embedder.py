@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, JsonValue
 
 from agents.core.embed import Floats, check_distinct, prepare
-from agents.models.clip_encoder import ARCHITECTURE, MODEL, ClipEncoder, find_clip
+from agents.models.clip_encoder import ClipEncoder, find_clip
 from agents.models.loading import Loaded, loading, open_master
 from schemas.events.facts import ImageEmbedded, ImageSanitized
 from schemas.http.history import LineageKind
@@ -25,6 +25,8 @@ from schemas.values import ModelRef, Vector
 from streams import topics
 from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.process.settings_checks import check_one_clip
+from streams.settings import CLIP_ARCHITECTURE, CLIP_MODEL
 from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
 
 
@@ -34,8 +36,12 @@ class EmbedderSettings(StageSettings):
     concurrency: int = Field(16, ge=1, description="events worked on at once; at least batch_size")
     buffer: int = Field(64, ge=1, description="events fetched ahead")
     batch_size: int = Field(8, ge=1, description="most images per call of the model")
-    weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
-    architecture: str = Field(ARCHITECTURE, description="open_clip's name of the weights' architecture (512-d)")
+    weights: str | None = Field(
+        None, description="replaced by DARKROOM_MODELS__CLIP_WEIGHTS, from which it must not differ"
+    )
+    architecture: str = Field(
+        CLIP_ARCHITECTURE, description="replaced by DARKROOM_MODELS__CLIP_ARCHITECTURE, from which it must not differ"
+    )
     required: bool = Field(False, description="refuse to start without the model, instead of skipping")
     decoders: int = Field(2, ge=1, description="masters decoded at once")
 
@@ -51,7 +57,7 @@ class Tools:
 
 def _build(settings: EmbedderSettings, resources: Resources) -> ClipEncoder:
     models = resources.settings.models
-    encoder = ClipEncoder(find_clip(models, settings.weights), models, architecture=settings.architecture)
+    encoder = ClipEncoder(find_clip(models), models)
     _check(encoder)
     encoder.encode(np.zeros((settings.batch_size, 3, 224, 224), np.float32))  # the largest batch, to warm up
     return encoder
@@ -65,11 +71,12 @@ def _check(encoder: ClipEncoder) -> None:
 
 @asynccontextmanager
 async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Load the encoder and check it on two drawn images."""
+    """Load the encoder and check it on two drawn images. Raises NotReady if search would use another model."""
+    check_one_clip(resources.settings.models, "EMBEDDER", settings)
     with ThreadPoolExecutor(settings.decoders, thread_name_prefix="embedder") as threads:
         async with loading(
             "embedder",
-            MODEL,
+            CLIP_MODEL,
             lambda: _build(settings, resources),
             resources,
             required=settings.required,

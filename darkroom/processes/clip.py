@@ -97,9 +97,8 @@ class Decoder:
 class ImageTower:
     """CLIP's image tower, loaded on first use, in its own thread. A failed load is repeated by a later use."""
 
-    def __init__(self, settings: ModelsSettings, weights: str | None = None) -> None:
+    def __init__(self, settings: ModelsSettings) -> None:
         self._settings = settings
-        self._weights = weights
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="image-tower")
         self._loading: asyncio.Task[ClipEncoder] | None = None
         self._backoff = Backoff(RETRY_S, MAX_RETRY_S)
@@ -137,7 +136,7 @@ class ImageTower:
         # Imported on first use: a query process without weights never imports torch.
         from agents.models.clip_encoder import ClipEncoder, find_clip  # noqa: PLC0415
 
-        return ClipEncoder(find_clip(self._settings, self._weights), self._settings)
+        return ClipEncoder(find_clip(self._settings), self._settings)
 
 
 class QueryEncoder:
@@ -230,9 +229,9 @@ class ClipFeatures:
 
 
 @asynccontextmanager
-async def open_tower(settings: ModelsSettings, weights: str | None = None) -> AsyncIterator[ImageTower]:
+async def open_tower(settings: ModelsSettings) -> AsyncIterator[ImageTower]:
     """Open the image tower; it loads on first use."""
-    tower = ImageTower(settings, weights)
+    tower = ImageTower(settings)
     try:
         yield tower
     finally:

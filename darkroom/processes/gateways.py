@@ -39,7 +39,7 @@ from streams.object_store.protocol import FileStore
 from streams.operations.consumer_lag import Backlog
 from streams.operations.recent_rates import RecentLog
 from streams.process.exit_codes import exit_undeliverable
-from streams.process.settings_checks import check_safe
+from streams.process.settings_checks import check_one_clip, check_safe
 from streams.process.watchdog import Watchdog, WatchdogSettings
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
@@ -81,6 +81,7 @@ async def _answer(
 ) -> None:
     """Open the components, and serve the app that `make` builds from them."""
     own = environment.gateway
+    check_one_clip(settings.models, "FEATURES", environment.features)
     async with AsyncExitStack() as stack:
         breakers = Breakers(settings.breaker)
         files = await open_checked_files(
@@ -89,7 +90,7 @@ async def _answer(
         authenticator = await open_authenticator(own, environment.auth, files)
         events = await stack.enter_async_context(gateway_events(settings))
         read_model = await stack.enter_async_context(open_read_model(settings.qdrant, breakers))
-        tower = await stack.enter_async_context(open_tower(settings.models, environment.features.weights))
+        tower = await stack.enter_async_context(open_tower(settings.models))
         encoder = await stack.enter_async_context(
             open_encoder(settings.models, tower, require_sandbox=settings.sandbox.require)
         )

@@ -35,7 +35,9 @@ class FeatureSettings(Group):
     max_files: int = Field(32, ge=1, description="images per batch request")
     max_batch_bytes: int = Field(100_000_000, ge=1, description="bytes of all images per batch request")
     timeout_s: float = Field(30.0, gt=0, description="seconds one request may wait for its vectors")
-    weights: str | None = Field(None, description="file in models.dir to use instead of the manifest's")
+    weights: str | None = Field(
+        None, description="replaced by DARKROOM_MODELS__CLIP_WEIGHTS, from which it must not differ"
+    )
 
 
 class Busy(Exception):

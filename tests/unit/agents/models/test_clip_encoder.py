@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from agents.core.embed import Collapsed, Floats, normalise
-from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, ClipTextEncoder, find_clip
+from agents.models.clip_encoder import ClipEncoder, ClipTextEncoder, find_clip
 from agents.models.weights import Weights
 from agents.stages import embedder as agent
 from schemas.stored.results import ImageEmbedding
@@ -17,7 +17,7 @@ from schemas.values import StageReport
 from streams import topics
 from streams.errors import NotReady, ObjectGone
 from streams.object_store.factory import open_files
-from streams.settings import FilesSettings, ModelsSettings
+from streams.settings import CLIP_ARCHITECTURE, FilesSettings, ModelsSettings
 from streams.stage import Announcement, Skip
 from streams.telemetry.health_board import Condition
 from tests.support.masters import missing_master, resources, store
@@ -35,13 +35,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(7)
-    torch.save(open_clip.create_model(ARCHITECTURE, pretrained=None).state_dict(), folder / "random.pt")
-    return ModelsSettings(dir=folder, cache=tmp_path_factory.mktemp("cache"), download=False)
+    torch.save(open_clip.create_model(CLIP_ARCHITECTURE, pretrained=None).state_dict(), folder / "random.pt")
+    cache = tmp_path_factory.mktemp("cache")
+    return ModelsSettings(dir=folder, cache=cache, download=False, clip_weights="random.pt")
 
 
 @pytest.fixture(scope="module")
 def weights(settings: ModelsSettings) -> Weights:
-    return find_clip(settings, "random.pt")
+    return find_clip(settings)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,12 @@ def theirs(weights: Weights, photos: list[Image.Image]) -> tuple[Floats, Floats]
     import open_clip  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    model, _, preprocess = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=None)
+    model, _, preprocess = open_clip.create_model_and_transforms(CLIP_ARCHITECTURE, pretrained=None)
     model.load_state_dict(torch.load(weights.path))
     model.eval()
     with torch.no_grad():
         images = model.encode_image(torch.stack([preprocess(photo) for photo in photos]), normalize=True)
-        texts = model.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS), normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer(CLIP_ARCHITECTURE)(TEXTS), normalize=True)
     return images.numpy(), texts.numpy()
 
 
@@ -97,7 +98,8 @@ def test_the_activation_is_quick_gelu(
     """Torch agrees with open_clip's QuickGELU model to rounding; the exact GELU of plain ViT-B-32 visibly does not."""
     torch_only = settings.model_copy(update={"backend": "torch"})
     quick = ClipEncoder(weights, torch_only).encode_images(photos)
-    exact = ClipEncoder(weights, torch_only, architecture="ViT-B-32").encode_images(photos)
+    plain = torch_only.model_copy(update={"clip_architecture": "ViT-B-32"})
+    exact = ClipEncoder(weights, plain).encode_images(photos)
     assert float(np.abs(quick - theirs[0]).max()) < 1e-5
     assert float(np.abs(exact - theirs[0]).max()) > 1e-4
 
@@ -113,7 +115,7 @@ async def test_the_agent_embeds_and_one_bad_image_fails_on_its_own(
     """A batch with a broken and a missing master returns the photos' vectors in order and two errors."""
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
-        async with agent.STAGE.open(agent.EmbedderSettings(weights="random.pt"), lent) as tools:
+        async with agent.STAGE.open(agent.EmbedderSettings(), lent) as tools:
             first, last = await store(files, photos[0]), await store(files, photos[6])
             answers = await agent.embed([first, await store(files, b"no image"), missing_master(), last], tools)
             assert agent.STAGE.probe is not None
@@ -156,11 +158,11 @@ async def test_collapsed_weights_make_the_agent_refuse_to_start(settings: Models
     state = torch.load(settings.dir / "random.pt")
     state["visual.conv1.weight"].zero_()  # blind: no pixel reaches the first layer
     torch.save(state, tmp_path / "blind.pt")
-    blind = settings.model_copy(update={"dir": tmp_path, "backend": "torch"})
+    blind = settings.model_copy(update={"dir": tmp_path, "backend": "torch", "clip_weights": "blind.pt"})
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, blind, tmp_path)
         with pytest.raises(NotReady, match="cosine"):
-            async with agent.STAGE.open(agent.EmbedderSettings(weights="blind.pt"), lent):
+            async with agent.STAGE.open(agent.EmbedderSettings(), lent):
                 pytest.fail("the stage opened")
         assert lent.health.condition() is Condition.UNREADY
 

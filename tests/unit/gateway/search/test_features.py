@@ -18,7 +18,7 @@ from PIL import Image
 
 from agents.core.decode import Limits as DecodeLimits
 from agents.core.sanitize import sanitize
-from agents.models.clip_encoder import ARCHITECTURE, ClipEncoder, find_clip
+from agents.models.clip_encoder import ClipEncoder, find_clip
 from darkroom.processes.clip import open_features, open_tower
 from gateway.access.identity import ANONYMOUS, Identity, Scope
 from gateway.apps.components import QueryComponents
@@ -30,7 +30,7 @@ from gateway.search.feature_batching import Batching, Busy, FeatureSettings, ope
 from schemas.values import ErrorCode, ModelRef, Owner
 from streams.object_store.factory import open_files
 from streams.read_model.factory import open_read_model
-from streams.settings import FilesSettings, ModelsSettings, QdrantSettings
+from streams.settings import CLIP_ARCHITECTURE, FilesSettings, ModelsSettings, QdrantSettings
 from tests.support.gateway_components import (
     JPEG,
     Encoder,
@@ -385,8 +385,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelsSettings:
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(7)
-    torch.save(open_clip.create_model(ARCHITECTURE, pretrained=None).state_dict(), folder / "random.pt")
-    return ModelsSettings(dir=folder, cache=tmp_path_factory.mktemp("cache"), download=False, backend="torch")
+    torch.save(open_clip.create_model(CLIP_ARCHITECTURE, pretrained=None).state_dict(), folder / "random.pt")
+    cache = tmp_path_factory.mktemp("cache")
+    return ModelsSettings(dir=folder, cache=cache, download=False, backend="torch", clip_weights="random.pt")
 
 
 async def test_real_images_get_the_vectors_of_the_pipeline(
@@ -396,15 +397,15 @@ async def test_real_images_get_the_vectors_of_the_pipeline(
     photos = sorted((images_dir / "clip_golden").glob("*.jpg"))[:3]
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(photos[0].read_bytes()[:300])
-    own = FeatureSettings(weights="random.pt", decoders=1)
+    own = FeatureSettings(decoders=1)
     async with (
-        open_tower(models, own.weights) as tower,
+        open_tower(models) as tower,
         open_features(tower, decoders=own.decoders, max_bytes=own.max_bytes) as encoder,
         open_batching(encoder, own) as batching,
     ):
         model = await batching.model()
         answers = await batching.vectors([photos[0], torn, *photos[1:]])
-    weights = find_clip(models, "random.pt")
+    weights = find_clip(models)
     assert (model.name, model.sha256, model.backend) == ("random", weights.sha256, "torch")
     bad = answers.pop(1)
     assert isinstance(bad, Undecodable)
