@@ -15,6 +15,7 @@ import json
 import mimetypes
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
@@ -114,8 +115,8 @@ class DirectoryFiles:
             return None
 
     async def existing(self, keys: Collection[str]) -> set[str]:
-        paths = {key: self._path(key) for key in keys}
-        return await self._call("", lambda: {key for key, path in paths.items() if path.is_file()})
+        paths = {key: f"{self._data}/{check_key(key)}" for key in keys}
+        return await self._call("", lambda: {key for key, path in paths.items() if _is_file(path)})
 
     async def copy(self, source: str, target: str) -> None:
         check_key(target)
@@ -321,6 +322,14 @@ class DirectoryFiles:
                 with suppress(FileNotFoundError):
                     known = entry.stat()
                     yield ObjectInfo(key, known.st_size, "", _etag(known), known.st_mtime)
+
+
+def _is_file(path: str) -> bool:
+    """Return whether a file exists; a plain call, since every event asks. Raises OSError if that cannot be known."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _etag(found: os.stat_result) -> str:

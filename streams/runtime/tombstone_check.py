@@ -4,13 +4,16 @@ The runtime checks before processing and again before it delivers the outputs. T
 certain and then lists the objects to remove: objects a stage wrote before its second check are in that list, later
 ones are removed here.
 
-Each check reads the store again, so that a certain deletion is never missed. The checks that events begin in the same
-step of the event loop share one call, because a call costs more than what it reads.
+Each check reads the store again, so that a certain deletion is never missed. Checks share calls, because a call costs
+more than what it reads: those that begin in the same step of the event loop, and those that begin while a call is in
+progress or shortly after, which the next call answers. It begins when the other ends, but `SHORTEST_S` after it began
+at the earliest, and `LONGEST_S` after it began even if the store is slow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Protocol
 
 from schemas.events.envelope import Event
@@ -20,6 +23,8 @@ from streams.object_store.protocol import FileStore
 from streams.object_store.tombstones import Tombstones, erasure_key, objects_of
 from streams.stage import Emit, Outcome
 from streams.telemetry import metrics
+
+SHORTEST_S, LONGEST_S = 0.002, 0.01  # between calls; few milliseconds, since a check waits for them
 
 
 class DeletionCheck(Protocol):
@@ -46,6 +51,8 @@ class TombstoneCheck:
         self._files = files
         self._tombstones = Tombstones(files)
         self._asked: dict[str, list[asyncio.Future[bool]]] = {}  # by key, for the next call
+        self._next: asyncio.Handle | None = None  # begins the next call
+        self._began = -math.inf  # the last call, by the event loop's clock
         self._calls: set[asyncio.Task[None]] = set()
 
     async def drops(self, event: Event, answer: Outcome | Exception | None = None) -> bool:
@@ -66,16 +73,33 @@ class TombstoneCheck:
         return True
 
     async def _exists(self, key: str) -> bool:
-        if not self._asked:
-            call = asyncio.create_task(self._look(), name="tombstones")  # begins once the others have asked
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+        if self._next is None:
+            self._plan(LONGEST_S if self._calls else SHORTEST_S)
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(key, []).append(answer)
         return await answer
 
-    async def _look(self) -> None:
-        asked, self._asked = self._asked, {}
+    def _plan(self, seconds: float) -> None:
+        """Begin the next call that long after the last one began, but not in this step of the event loop."""
+        loop = asyncio.get_running_loop()
+        due = self._began + seconds
+        self._next = loop.call_soon(self._begin) if due <= loop.time() else loop.call_at(due, self._begin)
+
+    def _begin(self) -> None:
+        """Begin a call for every check that waits for one."""
+        asked, self._asked, self._next = self._asked, {}, None
+        self._began = asyncio.get_running_loop().time()
+        call = asyncio.create_task(self._look(asked), name="tombstones")
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        if self._next is not None:
+            self._next.cancel()
+            self._plan(SHORTEST_S)
+
+    async def _look(self, asked: dict[str, list[asyncio.Future[bool]]]) -> None:
         answers = [(key, answer) for key, waiting in asked.items() for answer in waiting]
         try:
             existing = await self._files.existing(asked.keys())

@@ -266,6 +266,25 @@ async def test_a_check_never_shares_a_call_that_began_before_it(files: FileStore
     await early
 
 
+async def test_checks_that_begin_during_a_call_share_the_next(
+    files: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a call is in progress, checks wait for its end and are answered by one call, each by its own answer."""
+    monkeypatch.setattr("streams.runtime.tombstone_check.LONGEST_S", 60)
+    counted: Any = Counted(files)
+    counted.waits = asyncio.Event()
+    events, check = [uploaded() for _ in range(9)], TombstoneCheck(counted)
+    await delete(files, events[5])
+    tasks = []
+    for event in events:
+        tasks.append(asyncio.create_task(check.drops(event)))
+        await asyncio.sleep(0.001)
+    counted.waits.set()
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*tasks) == [event is events[5] for event in events]
+    assert counted.calls == [1, 8]
+
+
 async def test_a_failed_or_cancelled_call_affects_only_its_checks(files: FileStore) -> None:
     """All checks of a failed call raise; a cancelled check leaves the others; later ones ask again."""
     counted: Any = Counted(files)
