@@ -68,7 +68,7 @@ class EventProducer:
         producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                producer = await self.connect()
+                producer = self._producer or await self.connect()
                 futures = [
                     await producer.send(
                         self._settings.topic(message.topic),

@@ -83,10 +83,11 @@ def dead_letter(record: Record, agent: str, version: str, failure: Failure) -> O
 
 def origin_of(record: Record) -> tuple[str, str, str]:
     """Return the topic, partition and offset of the event's first delivery, before any delay topic."""
-    found = tuple(record.header(name) for name in ORIGIN_HEADERS)
-    topic, partition, offset = found
-    if topic is not None and partition is not None and offset is not None:
-        return topic, partition, offset
+    topic, partition, offset = ORIGIN_HEADERS
+    if (origin := record.header(topic)) is not None:
+        place, number = record.header(partition), record.header(offset)
+        if place is not None and number is not None:
+            return origin, place, number
     return record.topic, str(record.partition), str(record.offset)
 
 

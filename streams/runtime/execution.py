@@ -248,7 +248,7 @@ async def _compute(
         answer = await stage.process(event, tools)
     seconds = time.monotonic() - begun
     tally.computed_ms = int(seconds * 1000)
-    metrics.COMPUTE_SECONDS.labels(stage.name).observe(seconds)
+    metrics.series(metrics.COMPUTE_SECONDS, stage.name).observe(seconds)
     return answer
 
 

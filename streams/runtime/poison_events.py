@@ -74,6 +74,8 @@ class PoisonEventTracker:
 
     def verdict(self, record: Record) -> Verdict:
         """Return how an event must be processed."""
+        if not self._crashes:
+            return Verdict.NORMAL
         crashes = self._crashes.get(_name(record), 0)
         if crashes >= self._limit:
             return Verdict.POISON

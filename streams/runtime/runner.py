@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -47,7 +46,7 @@ from streams.runtime import outcome_facts
 from streams.runtime.backpressure import DependencyGate
 from streams.runtime.execution import Answer, Services, Worked, perform, unless_deleted
 from streams.runtime.object_references import refused_reference
-from streams.runtime.poison_events import Verdict
+from streams.runtime.poison_events import PoisonEventTracker, Verdict
 from streams.runtime.profile_parameters import refused_parameters
 from streams.runtime.self_check import SelfCheck
 from streams.stage import Emit, Reject, Skip, Stage, StageSettings
@@ -58,11 +57,11 @@ from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 log = structlog.get_logger(__name__)
 
 Finished = Callable[[], Awaitable[None]]
+Settle = Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]
 
 
-def _lane(record: Record) -> bytes:
+def _lane(record: Record, subject: str | None) -> bytes:
     """Return the ordering key of a record: its image (on some topics not the key), else its key, else its offset."""
-    subject = subject_of(record)
     if subject:
         return subject.encode()
     return record.key if record.key is not None else f"{record.topic}/{record.partition}/{record.offset}".encode()
@@ -78,6 +77,7 @@ def _check_size(message: Outgoing) -> None:
 class _Job:
     record: Record
     finished: Finished
+    subject: str | None
     taken_at: float = field(default_factory=time.monotonic)
     begun_at: float | None = None  # None while earlier records of its image are processed
 
@@ -90,6 +90,8 @@ class Runner:
         self._tools = tools
         self._settings = settings
         self._services = services
+        self._accepts = stage.accepts()
+        self._buckets = services.buckets
         self._room = asyncio.Semaphore(settings.in_flight)
         self._lanes: dict[bytes, deque[_Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,10 +117,10 @@ class Runner:
         if self._draining:
             self._room.release()
             return False
-        job = _Job(record, finished)
+        job = _Job(record, finished, subject_of(record))
         self._open[id(job)] = job
-        metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
-        lane_key = _lane(record)
+        metrics.series(metrics.IN_FLIGHT, self._stage.name).set(len(self._open))
+        lane_key = _lane(record, job.subject)
         lane = self._lanes.get(lane_key)
         if lane is not None:
             lane.append(job)
@@ -156,6 +158,7 @@ class Runner:
 
     async def _work_lane(self, lane_key: bytes) -> None:
         lane = self._lanes[lane_key]
+        structlog.contextvars.bind_contextvars(stage=self._stage.name)
         try:
             while lane and await self._gate.wait():
                 await self._work(lane[0])
@@ -173,21 +176,18 @@ class Runner:
         record = job.record
         job.begun_at = time.monotonic()
         trace = trace_id(record.header("traceparent"))
-        with (
-            structlog.contextvars.bound_contextvars(
-                stage=self._stage.name, image=(subject_of(record) or "")[:64], trace=trace
-            ),
-            origin_scope(Origin(trace, *origin_of(record), record.timestamp_ms)),
-        ):
+        # The lane's task has its own context: the next event's values replace these.
+        structlog.contextvars.bind_contextvars(image=(job.subject or "")[:64], trace=trace)
+        with origin_scope(Origin(trace, *origin_of(record), record.timestamp_ms)):
             kind = await self._process(job)
-        metrics.EVENTS.labels(self._stage.name, kind).inc()
-        metrics.STAGE_SECONDS.labels(self._stage.name).observe(time.monotonic() - job.taken_at)
+        metrics.series(metrics.EVENTS, self._stage.name, kind).inc()
+        metrics.series(metrics.STAGE_SECONDS, self._stage.name).observe(time.monotonic() - job.taken_at)
         self._forget(job)
         await self._check.note(record, died=kind == "dead")
 
     def _forget(self, job: _Job) -> None:
         self._open.pop(id(job), None)
-        metrics.IN_FLIGHT.labels(self._stage.name).set(len(self._open))
+        metrics.series(metrics.IN_FLIGHT, self._stage.name).set(len(self._open))
         self._room.release()
 
     async def _process(self, job: _Job) -> str:
@@ -195,16 +195,23 @@ class Runner:
         markers = self._services.markers
         if markers is None:
             return await self._finish(job, self._settle_safely)
-        verdict = markers.verdict(job.record)
         # No suspect is ever added after the start: without any, no record needs the exclusive lock.
-        shared = nullcontext() if not markers.suspects() else self._lock.shared()
-        async with shared if verdict is Verdict.NORMAL else self._lock.exclusive():
-            markers.begin(job.record)
-            kind = await self._finish(job, self._reject_poison if verdict is Verdict.POISON else self._settle_safely)
-            markers.end(job.record)
-            return kind
+        if not markers.suspects():
+            return await self._marked(job, markers, self._settle_safely)
+        verdict = markers.verdict(job.record)
+        async with self._lock.shared() if verdict is Verdict.NORMAL else self._lock.exclusive():
+            return await self._marked(
+                job, markers, self._reject_poison if verdict is Verdict.POISON else self._settle_safely
+            )
 
-    async def _finish(self, job: _Job, settle: Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]) -> str:
+    async def _marked(self, job: _Job, markers: PoisonEventTracker, settle: Settle) -> str:
+        """Finish a record with its crash marker set."""
+        markers.begin(job.record)
+        kind = await self._finish(job, settle)
+        markers.end(job.record)
+        return kind
+
+    async def _finish(self, job: _Job, settle: Settle) -> str:
         """Settle a record, deliver its messages, ack it; return the outcome label."""
         await self._services.hook("before-work", job.record)
         kind, messages = await settle(job.record)
@@ -219,7 +226,7 @@ class Runner:
         crash = WorkerCrashed()
         failure = Failure(ErrorCode.WORKER_CRASHED, crash, 1, retriable=False, first_failure=now())
         try:
-            event = decode(record, self._stage.accepts())
+            event = decode(record, self._accepts)
         except NotAnEvent:
             return self._dead_letter(record, None, failure)
         report = self._unworked()
@@ -249,18 +256,17 @@ class Runner:
     async def _settle(self, record: Record) -> tuple[str, list[Outgoing]]:
         """Return a record's outcome label, and the messages that must be in the log before it is acked."""
         if record.timestamp_ms:
-            metrics.EVENT_AGE_SECONDS.labels(self._stage.name).observe(
-                max(0.0, time.time() - record.timestamp_ms / 1000)
-            )
+            age = max(0.0, time.time() - record.timestamp_ms / 1000)
+            metrics.series(metrics.EVENT_AGE_SECONDS, self._stage.name).observe(age)
         try:
-            event = decode(record, self._stage.accepts())
+            event = decode(record, self._accepts)
         except NotAnEvent as error:
             # A topic carries only its declared types: another type is a producer's mistake, so it is not ignored.
             code = ErrorCode.UNKNOWN_EVENT if error.unknown else ErrorCode.MALFORMED_EVENT
             return await self._reject_malformed(record, code, error)
         if not self._concerns(event):
             return "ignored", []
-        if refusal := refused_reference(event, self._services.buckets) or refused_parameters(self._stage, event):
+        if refusal := refused_reference(event, self._buckets) or refused_parameters(self._stage, event):
             answer = await unless_deleted(self._stage, self._services, event, refusal)
             return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)

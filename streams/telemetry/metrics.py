@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
@@ -326,6 +327,22 @@ LIVE_CUT = Counter(
         "Occasionally above zero: clients with slow connections. Constantly: raise `live.queue`.",
     )
 )
+
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+_SERIES: dict[tuple[object, ...], Any] = {}
+
+
+def series(metric: Metric, *labels: str) -> Metric:
+    """Return a metric's series for label values, cached for code that runs for every event.
+
+    Only for metrics whose series are never removed.
+    """
+    found: Metric | None = _SERIES.get((metric, *labels))
+    if found is None:
+        found = _SERIES[metric, *labels] = metric.labels(*labels)
+    return found
 
 
 def names() -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,25 @@ from dataclasses import dataclass
 _TRACEPARENT = re.compile(r"^00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})$")
 
 
+# Ids are no secrets: the system's generator would cost a system call for each event. A generator of its own, because a
+# library may seed the shared one; seeded again in a forked process.
+_IDS = random.Random()  # noqa: S311
+os.register_at_fork(after_in_child=_IDS.seed)
+
+
 def new_traceparent() -> str:
     """Start a trace."""
-    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+    return f"00-{_identifier(128):032x}-{_identifier(64):016x}-01"
+
+
+def _identifier(bits: int) -> int:
+    return _IDS.getrandbits(bits) or 1  # zero is invalid
 
 
 def child_of(traceparent: str | None) -> str:
     """Return a new span in the given trace, or a new trace if there is none or it is malformed."""
     trace = trace_id(traceparent)
-    return f"00-{trace}-{os.urandom(8).hex()}-01" if trace else new_traceparent()
+    return f"00-{trace}-{_identifier(64):016x}-01" if trace else new_traceparent()
 
 
 def trace_id(traceparent: str | None) -> str | None:
