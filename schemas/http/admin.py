@@ -11,7 +11,7 @@ _TERM = (
     r"(?:(?:owner|bucket|label)!?=(?:[A-Za-z0-9._-]{1,64}|\"[A-Za-z0-9 ._-]{1,64}\")"
     r"|text~(?:[A-Za-z0-9]{1,64}|\"[A-Za-z0-9 ]{1,64}\")"
     r"|state!?=(?:processing|completed|rejected|failed)"
-    r"|stage\.(?:fetcher|sanitizer|resizer|ocr|detector|embedder)!?=(?:done|skipped|rejected|failed)"
+    r"|stage\.(?:fetcher|sanitizer|resizer|ocr|detector|embedder)!?=(?:pending|done|skipped|rejected|failed)"
     r"|version\.(?:fetcher|sanitizer|resizer|ocr|detector|embedder)(?:!=|<=|>=|=|<|>)[0-9]{1,9}"
     r"|submitted(?:<=|>=|<|>)20[0-9]{2}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
 )

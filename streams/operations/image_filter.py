@@ -27,7 +27,8 @@ KEYS = {
     "label": "`=` `!=`: an object detected (or not) in it",
     "text": "`~`: a part of its text, case-insensitive",
     "submitted": "`<` `<=` `>` `>=`: when it was accepted: a date, or a time with its zone; a date is UTC",
-    "stage.NAME": f"`=` `!=`: how a stage ended: {', '.join(s for s in StageState if s is not StageState.PENDING)}",
+    "stage.NAME": f"`=` `!=`: how a stage ended: {', '.join(s for s in StageState if s is not StageState.PENDING)}; "
+    "pending: it has not run",
     "version.NAME": "`=` `!=` `<` `<=` `>` `>=`: the version of the stage that made the result",
 }
 MAX_CHARACTERS = 2000
@@ -161,9 +162,11 @@ def _submitted(term: str, op: str, value: str) -> Test:
 def _of_stage(term: str, kind: str, stage: str, op: str, value: str) -> Test:
     if kind == "stage":
         compare = _known(term, op, _EQUAL)
-        states = tuple(state.value for state in StageState if state is not StageState.PENDING)
+        states = tuple(state.value for state in StageState)
         if value not in states:
             raise _wrong(term, f"there is no stage state {value!r}; there are {', '.join(states)}")
+        if value == StageState.PENDING:
+            return lambda record: (stage not in record.stages) is (compare is operator.eq)
         return lambda record: _stage_matches(record, stage, lambda known: compare(known.state.value, value))
     compare = _known(term, op, tuple(_ORDER))
     if op in _EQUAL:
