@@ -14,7 +14,7 @@ import structlog
 from agents.maintenance.object_scan import ObjectScan
 from schemas.stored.receipts import ReceiptKind
 from schemas.values import job_id_of
-from streams.object_store.pending_deletions import DELETIONS, KEPT_S, deletion_of
+from streams.object_store.pending_deletions import DELETIONS, KEPT_S, PendingDeletions, marked_image
 from streams.object_store.protocol import FileStore, ObjectInfo
 from streams.object_store.receipts import read_receipt
 from streams.object_store.tombstones import Tombstones
@@ -55,10 +55,11 @@ class EndedDeletions:
 
     async def _hides_nothing(self, info: ObjectInfo, now: float, horizon_s: float) -> bool:
         try:
-            owner, image_id, generation = deletion_of(info.key)
-        except ValueError:
-            log.warning("not the key of a pending deletion", key=info.key)
+            owner, image_id = marked_image(info.key)
+        except ValueError as error:
+            log.warning("unknown object among marks of deletions", error=str(error))
             return False
+        generation = await PendingDeletions(self.files).generation(owner, image_id)
         erasure = await Tombstones(self.files).get(image_id)
         if erasure is not None and erasure.erased_at is not None and erasure.generation >= generation:
             return datetime.fromisoformat(erasure.erased_at).timestamp() <= now - KEPT_S

@@ -99,9 +99,9 @@ class Lookup:
         Marks are read after records, and outlive them (KEPT_S).
         """
         records = [record for record in records if not record.deleted and record.state is not ImageState.DELETED]
-        images = [(record.owner, record.image_id) for record in records]
-        deleted = await bounded(PendingDeletions(self.files).of(images), self.settings.storage_timeout_s)
-        return [record for record in records if deleted.get(record.image_id, 0) < record.generation]
+        images = [(record.owner, record.image_id, record.generation) for record in records]
+        hidden = await bounded(PendingDeletions(self.files).hidden(images), self.settings.storage_timeout_s)
+        return [record for record in records if record.image_id not in hidden]
 
     async def job(self, job_id: str, owner: Owner) -> Job:
         """Return a job. Raises Problem: unknown (404), its image deleted, or superseded by a newer run (410)."""
@@ -220,8 +220,7 @@ class Lookup:
         erasure = await Tombstones(self.files).get(image_id)
         if erasure is not None and erasure.covers(owner, generation):
             return True
-        pending = await PendingDeletions(self.files).of([(owner, image_id)])
-        if pending.get(image_id, 0) >= generation:
+        if await PendingDeletions(self.files).generation(owner, image_id) >= generation:
             return True
         async for key in receipt_keys(self.files, image_id):
             if generation_of(key) >= generation:

@@ -109,7 +109,7 @@ class Publishing:
         try:
             async with asyncio.timeout(self.settings.storage_timeout_s):
                 if receipt.kind is ReceiptKind.DELETE:
-                    await PendingDeletions(self.files).remove(receipt.owner, receipt.image_id, receipt.generation)
+                    await PendingDeletions(self.files).remove(receipt.owner, receipt.image_id)
                 await self.files.delete(key)
         except (DependencyUnavailable, TimeoutError) as error:
             log.warning("could not remove the receipt of a rejected request", extra={"key": key, "error": repr(error)})

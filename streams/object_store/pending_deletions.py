@@ -1,4 +1,4 @@
-"""Marks of pending deletions, by which listings and searches hide images: `deletions/{owner}/{image id}.{generation}`.
+"""Marks of pending deletions, by which listings and searches hide images: `deletions/{owner}/{image id}`.
 
 The gateway writes a mark before it sends the deletion; the janitor removes it some time after the read model has the
 tombstone. Receipts say the same, but only one image at a time; the marks of all images of a page are one listing.
@@ -6,29 +6,42 @@ tombstone. Receipts say the same, but only one image at a time; the marks of all
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from schemas.values import job_id_of, split_job_id
-from streams.object_store.protocol import FileStore
+from pydantic import Field, ValidationError
+
+from schemas.values import ID_PATTERN, Value
+from streams.errors import DependencyUnavailable
+from streams.object_store.protocol import FileStore, ObjectMissing
 
 DELETIONS = "deletions/"
 KEPT_S = 120.0  # between the tombstone in the read model and the mark's removal: requests read records, then marks
-RUN = 500  # marks read at a time: what one call of either store lists
+RUN = 500  # marks listed for a page at most: what one call of either store lists
+_PARALLEL = 16  # concurrent reads
+_ID = re.compile(ID_PATTERN)
 
 
-def mark_key(owner: str, image_id: str, generation: int) -> str:
-    """Return the key of the mark of a deletion."""
-    return f"{DELETIONS}{owner}/{job_id_of(image_id, generation)}"
+class _Mark(Value):
+    """The content of a mark."""
+
+    generation: int = Field(ge=1, description="of the deletion: it hides this generation and all lower ones")
 
 
-def deletion_of(key: str) -> tuple[str, str, int]:
-    """Return owner, image id and generation in the key of a mark. Raises ValueError for another key."""
-    owner, _, job_id = key.removeprefix(DELETIONS).partition("/")
-    image_id, generation = split_job_id(job_id)
-    return owner, image_id, generation
+def mark_key(owner: str, image_id: str) -> str:
+    """Return the key of the mark of an image's deletion."""
+    return f"{DELETIONS}{owner}/{image_id}"
+
+
+def marked_image(key: str) -> tuple[str, str]:
+    """Return owner and image id in the key of a mark. Raises ValueError for another key."""
+    owner, _, image_id = key.removeprefix(DELETIONS).partition("/")
+    if not _ID.fullmatch(image_id):
+        raise ValueError(f"not the key of a pending deletion: {key[:80]!r}")
+    return owner, image_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,48 +52,60 @@ class PendingDeletions:
 
     async def add(self, owner: str, image_id: str, generation: int) -> None:
         """Mark generations up to this one as deleted. Idempotent."""
-        await self.files.put(mark_key(owner, image_id, generation), b"{}", content_type="application/json")
+        body = _Mark(generation=generation).model_dump_json().encode()
+        await self.files.put(mark_key(owner, image_id), body, content_type="application/json")
 
-    async def remove(self, owner: str, image_id: str, generation: int) -> None:
+    async def remove(self, owner: str, image_id: str) -> None:
         """Remove a mark; a missing one is not an error."""
-        await self.files.delete(mark_key(owner, image_id, generation))
+        await self.files.delete(mark_key(owner, image_id))
 
-    async def of(self, images: Iterable[tuple[str, str]]) -> dict[str, int]:
-        """Return the newest generation that is being deleted of each of these (owner, image id) that has a mark.
+    async def generation(self, owner: str, image_id: str) -> int:
+        """Return the generation that is being deleted, 0 without a mark."""
+        return await self._generation(mark_key(owner, image_id))
 
-        One listing between the first and the last of the images, and one more for each RUN of marks among them; at
-        most one per image, since marks of no image asked for are skipped.
+    async def hidden(self, images: Iterable[tuple[str, str, int]]) -> set[str]:
+        """Return the ids of those images (owner, image id, generation) that are being deleted.
+
+        One listing; with more than RUN marks between the first and the last image another call for the images beyond
+        them. Marks are read only of images that have had a rerun: others have no generation beyond a deletion.
         """
-        asked = {_stem(mark_key(owner, image_id, 0)) for owner, image_id in images}
-        wanted, found, after = sorted(asked), dict[str, int](), ""
-        prefix = _common_start(wanted[0], wanted[-1]) if wanted else ""
-        while wanted:
-            keys = await self._run(prefix, max(after, wanted[0]))
-            for key in keys:
-                if _stem(key) in asked:
-                    _, image_id, generation = deletion_of(key)
-                    found[image_id] = max(found.get(image_id, 0), generation)
-            if len(keys) < RUN:
-                break
-            after = keys[-1]
-            wanted = wanted[bisect_left(wanted, _stem(after)) :]
-        return found
+        by_key = {mark_key(owner, image_id): (image_id, generation) for owner, image_id, generation in images}
+        marked = await self._marked(sorted(by_key))
+        gate = asyncio.Semaphore(_PARALLEL)
 
-    async def _run(self, prefix: str, after: str) -> list[str]:
-        keys: list[str] = []
-        async for info in self.files.list(prefix, after=after):
-            keys.append(info.key)
-            if len(keys) == RUN:
+        async def hides(key: str) -> bool:
+            if by_key[key][1] == 1:
+                return True
+            async with gate:
+                return await self._generation(key) >= by_key[key][1]
+
+        answers = await asyncio.gather(*map(hides, marked))
+        return {by_key[key][0] for key, answer in zip(marked, answers, strict=True) if answer}
+
+    async def _marked(self, keys: Sequence[str]) -> list[str]:
+        """Return those of the sorted keys that exist."""
+        if not keys:
+            return []
+        listed: list[str] = []
+        async for info in self.files.list(_common_start(keys[0], keys[-1]), after=keys[0][:-1]):
+            listed.append(info.key)
+            if len(listed) == RUN:
                 break
-        return keys
+        found = set(listed)
+        if len(listed) == RUN and (beyond := [key for key in keys if key > listed[-1]]):
+            found |= await self.files.existing(beyond)
+        return [key for key in keys if key in found]
+
+    async def _generation(self, key: str) -> int:
+        try:
+            return _Mark.model_validate_json(await self.files.get(key)).generation
+        except ObjectMissing:
+            return 0
+        except ValidationError as error:
+            raise DependencyUnavailable(f"{key} is unreadable: {error.error_count()} errors") from error
 
 
 def _common_start(first: str, last: str) -> str:
     """Return what two strings, and all that sort between them, begin with."""
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return "".join(char for char, _ in shared)
-
-
-def _stem(key: str) -> str:
-    """Return the key of a mark without its generation."""
-    return key[: key.rfind(".") + 1]

@@ -122,7 +122,7 @@ def object_keys() -> Items:
         "limits": [keys.KEY_BYTES, keys.SEGMENT_BYTES],
         "references to an original": claim_prefix(OWNER, HASH),
         "tombstone": erasure_key(IMAGE),
-        "pending deletion": mark_key(OWNER, IMAGE, 2),
+        "pending deletion": mark_key(OWNER, IMAGE),
         "API keys": KEYS,
         "idempotency keys": IDEMPOTENCY,
         "reprocess jobs": REPROCESS,

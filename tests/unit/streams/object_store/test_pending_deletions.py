@@ -9,89 +9,91 @@ from typing import Any
 import pytest
 
 from schemas.values import new_image_id
+from streams.errors import DependencyUnavailable
 from streams.object_store import pending_deletions
 from streams.object_store.factory import open_files
-from streams.object_store.pending_deletions import DELETIONS, PendingDeletions, deletion_of, mark_key
+from streams.object_store.pending_deletions import DELETIONS, PendingDeletions, mark_key, marked_image
 from streams.object_store.protocol import FileStore, ObjectInfo
 from streams.settings import FilesSettings
 
 
-class Listings:
-    """A store that counts its listings."""
+class Watched:
+    """A store that notes its calls."""
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
-        self.count = 0
+        self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
+        self.calls.append(name)
         return getattr(self._files, name)
 
     def list(self, prefix: str, *, after: str | None = None) -> AsyncIterator[ObjectInfo]:
-        self.count += 1
+        self.calls.append("list")
         return self._files.list(prefix, after=after)
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[Listings]:
+async def files(tmp_path: Path) -> AsyncIterator[Watched]:
     """Yield a folder as a store."""
     async with open_files(FilesSettings(directory=tmp_path)) as found:
-        yield Listings(found)
+        yield Watched(found)
 
 
-async def test_marks_are_found_for_owner_and_image(files: Listings) -> None:
-    """Marked images have the newest generation deleted; others, and those of other owners, are absent."""
+async def test_marks_hide_an_owners_image_up_to_a_generation(files: Watched) -> None:
+    """Hidden are marked images of this owner, of the deletion's generation or a lower one."""
     marks = PendingDeletions(files)
     first, second, third = (new_image_id() for _ in range(3))
-    for owner, image_id, generation in (("anna", first, 2), ("anna", first, 10), ("ben", second, 2), ("an", third, 3)):
+    for owner, image_id, generation in (("anna", first, 3), ("ben", second, 2), ("an", third, 3)):
         await marks.add(owner, image_id, generation)
-    assert await marks.of([("anna", first), ("anna", second), ("anna", third)]) == {first: 10}
-    assert await marks.of([("ben", second), ("anna", first), ("an", third)]) == {first: 10, second: 2, third: 3}
-    assert await marks.of([]) == {}
-    await marks.remove("anna", first, 10)
-    await marks.remove("anna", first, 10)
-    assert await marks.of([("anna", first)]) == {first: 2}
+    assert await marks.hidden([("anna", first, 1), ("anna", second, 1), ("anna", third, 1)]) == {first}
+    assert await marks.hidden([("ben", second, 1), ("anna", first, 3), ("an", third, 4)]) == {first, second}
+    assert await marks.hidden([]) == set()
+    assert await marks.generation("anna", first) == 3
+    await marks.remove("anna", first)
+    await marks.remove("anna", first)
+    assert await marks.generation("anna", first) == 0
+    assert await marks.hidden([("anna", first, 1)]) == set()
 
 
-async def test_a_page_costs_one_listing(files: Listings) -> None:
+async def test_a_page_costs_one_listing(files: Watched) -> None:
     """The marks of 50 images are one listing, with marks among them and without."""
     marks = PendingDeletions(files)
-    page = [("anna", new_image_id()) for _ in range(50)]
-    assert await marks.of(page) == {}
-    assert files.count == 1
-    for owner, image_id in page[::2]:
+    page = [("anna", new_image_id(), 1) for _ in range(50)]
+    assert await marks.hidden(page) == set()
+    assert files.calls == ["list"]
+    for owner, image_id, _ in page[::2]:
         await marks.add(owner, image_id, 2)
-    assert await marks.of(page) == {image_id: 2 for _, image_id in page[::2]}
-    assert files.count == 2
+    files.calls.clear()
+    assert await marks.hidden(page) == {image_id for _, image_id, _ in page[::2]}
+    assert files.calls == ["list"]
 
 
-async def test_many_pending_deletions_are_skipped(files: Listings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between images far apart the marks of others are not all read: at most one listing per image."""
+async def test_many_pending_deletions_cost_one_call_more(files: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If more marks lie among the images than are listed, the images beyond them are checked by one call."""
     monkeypatch.setattr(pending_deletions, "RUN", 4)
     marks = PendingDeletions(files)
     images = [new_image_id() for _ in range(60)]
-    for image_id in images:
+    for image_id in images[::2]:
         await marks.add("anna", image_id, 2)
-    page = [("anna", images[at]) for at in (0, 30, 59)]
-    assert await marks.of(page) == {image_id: 2 for _, image_id in page}
-    assert files.count <= len(page) + 1
-    files.count = 0
-    assert await marks.of([("anna", image_id) for image_id in images]) == dict.fromkeys(images, 2)
-    assert files.count == 60 // 4 + 1
+    for chosen in (images, images[5:50:7], images[:4]):
+        files.calls.clear()
+        assert await marks.hidden(("anna", image_id, 1) for image_id in chosen) == set(chosen) & set(images[::2])
+        assert files.calls in (["list"], ["list", "existing"])
 
 
-async def test_many_marks_of_one_image_are_all_read(files: Listings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest generation is found, however many an image has."""
-    monkeypatch.setattr(pending_deletions, "RUN", 2)
-    marks, image_id = PendingDeletions(files), new_image_id()
-    for generation in (2, 3, 4, 11, 5, 6):
-        await marks.add("anna", image_id, generation)
-    assert await marks.of([("anna", image_id)]) == {image_id: 11}
-
-
-def test_a_key_names_its_deletion() -> None:
-    """Owner, image and generation are read from the key of a mark, and from no other key."""
+async def test_an_unreadable_mark_is_an_error(files: Watched) -> None:
+    """Whether a rerun of an image is deleted cannot be known from a damaged mark."""
     image_id = new_image_id()
-    assert deletion_of(mark_key("anna", image_id, 3)) == ("anna", image_id, 3)
-    for key in (f"{DELETIONS}anna/{image_id}", f"{DELETIONS}{image_id}.1", f"{DELETIONS}anna/x.1"):
-        with pytest.raises(ValueError, match=r"."):
-            deletion_of(key)
+    await files.put(mark_key("anna", image_id), b"{", content_type="application/json")
+    with pytest.raises(DependencyUnavailable, match="unreadable"):
+        await PendingDeletions(files).hidden([("anna", image_id, 2)])
+
+
+def test_a_key_names_its_image() -> None:
+    """Owner and image are read from the key of a mark, and from no other key."""
+    image_id = new_image_id()
+    assert marked_image(mark_key("anna", image_id)) == ("anna", image_id)
+    for key in (f"{DELETIONS}anna/x", f"{DELETIONS}{image_id}", f"{DELETIONS}anna/{image_id}.1"):
+        with pytest.raises(ValueError, match="not the key"):
+            marked_image(key)
