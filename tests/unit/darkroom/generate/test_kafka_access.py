@@ -19,7 +19,7 @@ CONNECTION = {"bootstrap", "prefix", "partitions", "replication", "min_insync", 
 SECRETS = {name for name, field in KafkaSettings.model_fields.items() if SecretStr in get_args(field.annotation)}
 SERVICES = yaml.safe_load(validate.COMPOSE.read_text())["services"]
 WORKLOADS: dict[str, Any] = {
-    resource["metadata"]["name"]: resource["spec"]["template"]["spec"]  # type: ignore[index,call-overload]
+    resource["metadata"]["name"]: resource["spec"]["template"]["spec"]  # type: ignore[index,call-overload,misc]
     for _, resource in validate.manifests()
     if resource["kind"] in {"Deployment", "Job"}
 }

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from agents.indexing.record_facts import conclude
 from agents.indexing.record_facts import record as record_fact
@@ -48,7 +49,7 @@ def adding(*stages: str) -> Profile:
 async def test_parameters_of_a_job_replace_those_of_the_image(backends: Backends, tmp_path: Path) -> None:
     """The event has them, stage by stage, the result is stored under their name, and the record keeps the image's."""
     (image,) = await backends.complete()
-    own = {"resizer": {"sides": {"huge": 4000}}, "detector": {"confidence": 0.6}}
+    own: dict[str, JsonValue] = {"resizer": {"sides": {"huge": 4000}}, "detector": {"confidence": 0.6}}
     await backends.read_model.merge(image, 1, {"parameters": own})
     job = await ReprocessJobs(backends.files).start(
         drafted("resizer", "", profile=Profile(stages=(), parameters={"resizer": SMALL}))
@@ -165,8 +166,8 @@ def test_parameters_without_an_effect_are_refused() -> None:
     """Parameters of a stage that the rerun does not run name the field; those of an added one, or of any, do not."""
     parameters = {"detector": {"confidence": 0.9}}
     with pytest.raises(WrongProfile, match="does not run detector") as error:
-        drafted("ocr", "", profile=Profile(stages=(), parameters=parameters))  # type: ignore[arg-type]
+        drafted("ocr", "", profile=Profile(stages=(), parameters=parameters))
     assert error.value.field == "profile.parameters.detector"
     for stage, added in (("ocr", ("detector",)), ("detector", ()), ("sanitizer", ())):
-        asked = Profile(stages=added, parameters=parameters)  # type: ignore[arg-type]
+        asked = Profile(stages=added, parameters=parameters)
         assert drafted(stage, "", profile=asked).profile == asked
