@@ -34,16 +34,24 @@ async def annotate(event: ImageAnnotated, read_model: ReadModel, erasures: Tombs
     return True
 
 
+PROGRESS_KEYS = ("required", "stages", "retries", "revision", "revised_at", "finished_by", "submitted_at")
+"""Keys of the record that decide about an event: reading a record with all its results takes several times as long."""
+
+
 async def begun(event: Event, read_model: ReadModel, erasures: Tombstones) -> ImageRecord | None:
-    """Return the record of an event's image, created if its generation is new; None if the image is deleted."""
-    known = await read_model.get(event.image_id)
+    """Return the record of an event's image, created if its generation is new; None if the image is deleted.
+
+    Only its PROGRESS_KEYS are read.
+    """
+    known = await read_model.get(event.image_id, keys=PROGRESS_KEYS)
     if known is None or known.generation < event.generation:
         # The janitor removes old tombstones from the read model; a replayed event may be older still.
         erasure = await erasures.get(event.image_id)
         if erasure is not None and erasure.covers(event.owner, event.generation):
             return None
-        await read_model.begin(_stub(event, known), history=await read_model.history(event.image_id) if known else None)
-        known = await read_model.get(event.image_id)
+        older = await read_model.get(event.image_id) if known else None
+        await read_model.begin(_stub(event, older), history=await read_model.history(event.image_id) if older else None)
+        known = await read_model.get(event.image_id, keys=PROGRESS_KEYS)
     return known
 
 

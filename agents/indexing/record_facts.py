@@ -11,7 +11,7 @@ from pydantic import JsonValue, ValidationError
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
 from agents.indexing.fact_history import entry_of, keep_short
 from agents.indexing.outcome_event import outcome_of
-from agents.indexing.record_annotations import begun
+from agents.indexing.record_annotations import PROGRESS_KEYS, begun
 from schemas.events.envelope import now
 from schemas.events.facts import Fact, StageCompleted
 from schemas.events.outcomes import Outcome
@@ -28,7 +28,7 @@ from streams.telemetry import metrics
 async def record(
     fact: Fact, read_model: ReadModel, erasures: Tombstones, find_stage: FindStage = no_stages
 ) -> ImageRecord | None:
-    """Write a fact; return the updated record.
+    """Write a fact; return the updated record, of which only the PROGRESS_KEYS are read.
 
     None if the fact was dropped: its generation is superseded, the image is deleted, or it is another owner's.
     `find_stage` returns the stage whose result a StageCompleted carries. Raises Malformed.
@@ -51,7 +51,7 @@ async def record(
             history=entry,
             vector=learned.vector,
         )
-        known = await read_model.get(fact.image_id)
+        known = await read_model.get(fact.image_id, keys=PROGRESS_KEYS)
     else:
         await read_model.merge(fact.image_id, fact.generation, {}, history=entry)
     if old is not None:  # otherwise there are as many entries as stages, well below the limit
@@ -68,7 +68,7 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     states = {name: stage.state for name, stage in known.stages.items()}
     state = decide(known.required, states)
     if state is known.state:
-        return outcome_of(known, _profile_of(fact, known)) if known.finished_by == fact.id else None
+        return await _outcome(fact, read_model) if known.finished_by == fact.id else None
     ended = state is not ImageState.PROCESSING
     blamed = to_blame(state, known.required, states)
     blame = known.stages[blamed] if blamed else None
@@ -87,7 +87,13 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
     if known.state is ImageState.PROCESSING:
         # A later generation began long after the image was accepted.
         _count(state, known.submitted_at if known.generation == 1 else None, finished)
-    return outcome_of(ImageRecord.model_validate({**known.model_dump(), **changes}), _profile_of(fact, known))
+    return await _outcome(fact, read_model)
+
+
+async def _outcome(fact: Fact, read_model: ReadModel) -> Outcome | None:
+    """Return the outcome of an ended image; None if it was deleted or superseded meanwhile."""
+    ended = await read_model.get(fact.image_id)
+    return outcome_of(ended, _profile_of(fact, ended)) if ended is not None and _writable(fact, ended) else None
 
 
 def _profile_of(fact: Fact, known: ImageRecord) -> Profile:

@@ -26,7 +26,7 @@ from gateway.http.request_bodies import receive_form
 from gateway.http.request_context import base_url
 from gateway.images.lookup import Lookup
 from gateway.protocols import TextEncoder, model_reason
-from gateway.search.views import search_item
+from gateway.search.views import SEARCH_KEYS, search_item
 from gateway.settings import GatewaySettings
 from schemas.http.problems import ProblemCode, ProblemItem
 from schemas.http.search import SearchAnswer, SearchItem, SearchLike, Way
@@ -165,7 +165,8 @@ class Search:
         vector, reason = await self._encode(meaning, identity)
         least = self.settings.min_text_similarity if min_similarity is None else min_similarity
         owner = identity.owner
-        in_words = bounded(self.read_model.search_words(owner, words, limit=count), self.settings.query_timeout_s)
+        named = self.read_model.search_words(owner, words, limit=count, keys=SEARCH_KEYS)
+        in_words = bounded(named, self.settings.query_timeout_s)
         if vector is None:
             lists = [await in_words]
         else:
@@ -225,7 +226,7 @@ class Search:
         return self.encoder
 
     async def _near(self, owner: Owner, vector: list[float], limit: int, least: float) -> list[Hit]:
-        near = self.read_model.search_vector(owner, vector, limit=limit, min_score=least)
+        near = self.read_model.search_vector(owner, vector, limit=limit, min_score=least, keys=SEARCH_KEYS)
         return await bounded(near, self.settings.query_timeout_s)
 
     async def _items(self, lists: list[list[Hit]], count: int, words: str, request: Request) -> tuple[SearchItem, ...]:

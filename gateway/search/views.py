@@ -10,6 +10,9 @@ from schemas.http.search import SearchItem
 from streams.read_model.records import ImageRecord
 from streams.read_model.words import Analyzer, Term
 
+SEARCH_KEYS = ("renditions", "labels", "text", "tags", "category", "context")
+"""Keys of the record that `search_item` reads, besides those that every record has."""
+
 _SEARCHED = 20_000  # characters of a text, so that a page of long texts does not block the event loop
 
 

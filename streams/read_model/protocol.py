@@ -18,8 +18,8 @@ from streams.read_model.records import Filters, HistoryEntry, Hit, ImageRecord, 
 class ReadModel(Protocol):
     """The images. All reads but `get` and `scan` are limited to one owner. Calls raise DependencyUnavailable."""
 
-    async def get(self, image_id: str) -> ImageRecord | None:
-        """Return one image of any owner (for the indexer), tombstones included."""
+    async def get(self, image_id: str, *, keys: Sequence[str] | None = None) -> ImageRecord | None:
+        """Return one image of any owner (for the indexer), tombstones included; with `keys` as in `page`."""
 
     async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         """Ensure that a point of at least this generation exists: insert the stub, or replace an older generation.
@@ -79,11 +79,17 @@ class ReadModel(Protocol):
         """
 
     async def search_vector(
-        self, owner: str, vector: Sequence[float], *, limit: int, min_score: float | None = None
+        self,
+        owner: str,
+        vector: Sequence[float],
+        *,
+        limit: int,
+        min_score: float | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[Hit]:
         """Return the nearest images by cosine, nearest first; the score is the cosine, of at least `min_score`."""
 
-    async def search_words(self, owner: str, query: str, *, limit: int) -> list[Hit]:
+    async def search_words(self, owner: str, query: str, *, limit: int, keys: Sequence[str] | None = None) -> list[Hit]:
         """Return images that contain all words and quoted phrases of a query, or that have a label it names.
 
         Words are runs of letters and digits; case and accents are ignored. Searched are an image's text, labels (also

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 QUERY_TOKENS = 64  # further tokens of a query are ignored
 MAX_TOKEN = 64  # characters of a token; the rest of a longer run is ignored
-BREAK = "_"  # separates values of one document, so that no phrase spans two of them
+BREAK = "NEXTVALUE"  # separates the values of a document, so that no phrase spans two; no token is in upper case
 
 _ASCII = re.compile(r"[0-9a-z]+")
 _QUOTED = re.compile(r'["“”„«»]([^"“”„«»]*)["“”„«»]')

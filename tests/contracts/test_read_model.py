@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from schemas.values import ImageState, StageState, new_image_id
 from streams.concurrency.circuit_breaker import Breakers
 from streams.errors import DependencyUnavailable, NotReady
+from streams.read_model import with_breakers
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Filters, HistoryEntry, ImageRecord, StageRecord
-from streams.read_model.with_breakers import BreakingReadModel
+from streams.read_model.with_breakers import behind
 from streams.settings import BreakerSettings, QdrantSettings
 from tests.support.read_models import added, ref, stub, vector
 
@@ -478,13 +479,19 @@ async def test_data_survives_a_restart(tmp_path: Path) -> None:
         assert [record.image_id for record in await model.scan()] == [image_id]
 
 
+def test_every_call_is_behind_a_breaker() -> None:
+    """No call of the protocol is without one."""
+    calls = {name for name, member in vars(ReadModel).items() if not name.startswith("_") and callable(member)}
+    assert calls == with_breakers._READING | with_breakers._WRITING | {"check"}
+
+
 async def test_the_breaker_of_writes_opens_until_a_probe_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After repeated write failures reads continue; waiting for the breaker probes with a write that leaves no data."""
     breakers = Breakers(BreakerSettings(open_s=0.05))
     async with open_read_model(QdrantSettings(path=tmp_path)) as local:
-        model = BreakingReadModel(local, breakers)
+        model = behind(breakers, local)
         full = True
 
         async def write_tombstone(image_id: str, owner: str, generation: int) -> None:

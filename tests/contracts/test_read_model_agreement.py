@@ -24,10 +24,13 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant import edge_translation
 from streams.read_model.qdrant.conditions import equals
+from streams.read_model.qdrant.documents import Derivation
+from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.records import Filters, Hit, ImageRecord, StageRecord
 from streams.settings import QdrantSettings
 from tests.contracts.conftest import SERVER
 from tests.support.read_models import in_memory, stub, vector
+from tests.support.reused_engine import reused_points
 
 IMAGES = [str(uuid.UUID(int=(1_700_000_000_000 + n // 2) << 80 | 0x7 << 76 | 0b10 << 62 | n)) for n in range(6)]
 OWNERS = ("anna", "bert")
@@ -139,10 +142,13 @@ async def each(folder: Path) -> AsyncIterator[list[ReadModel]]:
     """Empty read models of every kind, the engine first."""
     name = f"test-{uuid.uuid4().hex}"
     async with AsyncExitStack() as stack:
-        opened = [
-            await stack.enter_async_context(open_read_model(QdrantSettings(path=folder / name))),
-            await stack.enter_async_context(in_memory(name)),
-        ]
+        # Opening an engine takes a second: the examples share one, emptied before each.
+        engine = QdrantReadModel(
+            reused_points(QdrantSettings(path=folder / name)), Derivation(), threads=1, longest_s=60
+        )
+        await engine.open()
+        stack.push_async_callback(engine.close)
+        opened: list[ReadModel] = [engine, await stack.enter_async_context(in_memory(name))]
         if SERVER:
             opened.append(await stack.enter_async_context(open_read_model(QdrantSettings(url=SERVER, collection=name))))
             stack.callback(lambda: QdrantClient(url=SERVER).delete_collection(name))

@@ -167,6 +167,7 @@ async def test_two_processes_share_the_work(caplog: pytest.LogCaptureFixture, mo
     ]
     for model in both:
         await model._collection.prepare()
+        model._collection._add_missing(model._points.describe())  # the model of a server adds one vector at a time
     await asyncio.gather(*(model._collection.bring_up_to_date() for model in both))
     assert caplog.messages.count("the read model is up to date") == 1
     await check_contents(both[1], records)
@@ -185,13 +186,11 @@ async def test_a_write_during_the_update_is_kept(monkeypatch: pytest.MonkeyPatch
     def written_meanwhile(self: collection.Collection, record: ImageRecord) -> list[object]:
         operations = real(self, record)
         if record.image_id == records[0].image_id:
-            patch: Mapping[str, JsonValue] = {"text": "fresh", "updated_at": "2"}
+            patch: Mapping[str, JsonValue] = {"text": "fresh", "words_text": "fresh", "updated_at": "2"}
             where = models.Filter(must=[models.HasIdCondition(has_id=[record.image_id])])
-            words = {"text": "fresh"}
             self._points.write(
                 [
                     models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(patch), filter=where)),
-                    models.SetPayloadOperation(set_payload=models.SetPayload(payload=words, filter=where, key="words")),
                 ]
             )
         return operations  # type: ignore[return-value]  # fmt: skip
@@ -242,16 +241,16 @@ async def test_missing_indexes_are_created(tmp_path: Path) -> None:
     points.open({}, [])
     import qdrant_edge as edge  # noqa: PLC0415
 
-    for key in ("tags", "words.text"):
+    for key in ("tags", "words_text"):
         points._update(edge.UpdateOperation.delete_field_index(key))
     points.add_index(
-        "words.text", models.TextIndexParams(type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD)
+        "words_text", models.TextIndexParams(type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD)
     )
     points.close()
     async with open_read_model(QdrantSettings(path=tmp_path)) as model:
         found = model._points.describe  # type: ignore[attr-defined]
         await until(lambda: found().indexes.keys() >= INDEXES.keys())
-        await until(lambda: found().indexes["words.text"] == "text by whitespace")
+        await until(lambda: found().indexes["words_text"] == "text by whitespace")
         assert [
             record.image_id for record in await model.page("anna", Filters(tags=("red",), text="words"), limit=3)
         ] == [image_id]

@@ -46,7 +46,8 @@ class ReusedPoints(EdgePoints):
         return self
 
 
-def _engine(settings: QdrantSettings) -> Points:
+def reused_points(settings: QdrantSettings) -> Points:
+    """Return the shard of the folder in the settings, or an empty one that stands for it."""
     named = settings.path / "edge" / settings.collection
     points = _spare.pop(named, None)
     if isinstance(points, ReusedPoints):
@@ -62,7 +63,7 @@ def _engine(settings: QdrantSettings) -> Points:
 def reused_engine() -> Iterator[None]:
     """Open the read models of a package's tests on engines of earlier ones."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(factory, "_engine", _engine)
+        patched.setattr(factory, "_engine", reused_points)
         yield
 
 

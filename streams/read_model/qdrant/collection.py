@@ -68,7 +68,8 @@ class Collection:
         self._points = points
         self._derivation = derivation
         self._call = call
-        self._me = uuid.uuid4().hex
+        # Without others to wait for, a process goes on at once where a killed one ended.
+        self._me = "exclusive" if points.exclusive else uuid.uuid4().hex
 
     async def prepare(self) -> None:
         """Create what is missing for a start. Raises NotReady for a collection that does not fit or is newer."""
@@ -169,7 +170,8 @@ class Collection:
     def _derived(self, record: ImageRecord) -> list[Write]:
         """Return the operations that derive one record's keys and vectors, unless it is written meanwhile."""
         point = self._derivation.point(record)
-        derived = {key: value for key, value in (point.payload or {}).items() if key in _DERIVED}
+        payload = point.payload or {}
+        derived = {key: payload.get(key) for key in _DERIVED if key in payload or key in WORDS.values()}
         unchanged = models.Filter(
             must=[
                 has_id(record.image_id),
@@ -233,7 +235,7 @@ class Collection:
             )
 
 
-_DERIVED = frozenset({SEQUENCE, WORDS, TOMBSTONE, LABEL_KEYS})
+_DERIVED = frozenset({SEQUENCE, TOMBSTONE, LABEL_KEYS, *WORDS.values()})
 
 
 def _fits(info: CollectionInfo) -> bool:

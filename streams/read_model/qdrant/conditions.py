@@ -63,16 +63,18 @@ def listed(owner: str | None, wanted: Filters, analyzer: Analyzer) -> models.Fil
 def has_term(key: str, term: Term) -> models.FieldCondition:
     """Return the condition that a searchable key contains a token or a phrase."""
     if len(term) == 1:
-        return models.FieldCondition(key=f"{WORDS}.{key}", match=models.MatchText(text=term[0]))
-    return models.FieldCondition(key=f"{WORDS}.{key}", match=models.MatchPhrase(phrase=" ".join(term)))
+        return models.FieldCondition(key=WORDS[key], match=models.MatchText(text=term[0]))
+    return models.FieldCondition(key=WORDS[key], match=models.MatchPhrase(phrase=" ".join(term)))
 
 
 def by_words(owner: str, terms: Sequence[Term]) -> models.QueryRequest:
     """Return the query for images that contain all terms, each in any searchable key, by the sum of the BM25 scores."""
-    everywhere = present(
-        *(models.Filter(should=[has_term(key, term) for key in SEARCHABLE]) for term in terms), owner=owner
-    )
     tokens = [token for term in terms for token in term]
+    # Every image that a sparse vector finds contains one of the tokens: of a single one, nothing else is required.
+    required = terms if len(tokens) > 1 else ()
+    everywhere = present(
+        *(models.Filter(should=[has_term(key, term) for key in SEARCHABLE]) for term in required), owner=owner
+    )
     scores = [f"$score[{place}]" for place in range(len(SPARSE))]
     return models.QueryRequest(
         prefetch=[

@@ -28,9 +28,7 @@ COLLECTION_POINT = "00000000-0000-0000-0000-000000000000"  # describes the colle
 SEQUENCE = "sequence"  # milliseconds of the image id (UUIDv7), for newest first
 TOMBSTONE = "tombstone"  # 1 on tombstones and the collection's own point: Qdrant in process matches no booleans
 LABEL_KEYS = "label_keys"  # forms by which a detected object is found: lower case, singular and plural
-WORDS = "words"  # searchable key -> its tokens, separated by spaces
 HISTORY = "history"  # entries by name; not part of the record, and read only on request
-RECORD = models.PayloadSelectorExclude(exclude=[HISTORY, WORDS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,15 @@ SEARCHABLE: Mapping[str, Searchable] = {
 }
 """Key of the record -> how it is searched. A further key costs this line, and a higher SCHEMA."""
 
+WORDS = {key: f"words_{key}" for key in SEARCHABLE}
+"""Searchable key -> the derived key with its tokens; at the top level, so that one operation sets it with the patch."""
+
+SPARSE = {key: f"words-{key}" for key in SEARCHABLE}
+"""Searchable key -> the sparse vector that ranks it."""
+
+RECORD = models.PayloadSelectorExclude(exclude=[HISTORY, *WORDS.values()])
+"""Selects what `ImageRecord` reads."""
+
 INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams] = {
     "owner": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
     **dict.fromkeys(
@@ -69,20 +76,17 @@ INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models
     **dict.fromkeys((TOMBSTONE, "generation", SEQUENCE), models.PayloadSchemaType.INTEGER),
     "submitted_at": models.PayloadSchemaType.DATETIME,
     **{
-        f"{WORDS}.{key}": models.TextIndexParams(
+        key: models.TextIndexParams(
             type=models.TextIndexType.TEXT,
             tokenizer=models.TokenizerType.WHITESPACE,
             min_token_len=1,
             lowercase=False,
             phrase_matching=True,
         )
-        for key in SEARCHABLE
+        for key in WORDS.values()
     },
 }
 """Payload key -> the index that it needs."""
-
-SPARSE = {key: f"words-{key}" for key in SEARCHABLE}
-"""Searchable key -> the sparse vector that ranks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,13 @@ class Derivation:
 
     analyzer: Analyzer = field(default_factory=Analyzer)
 
-    def keys(self, patch: Mapping[str, JsonValue]) -> Payload:
-        """Return the derived keys at the top level of a patch."""
-        labels = patch.get("labels")
-        if not isinstance(labels, list | tuple):
-            return {LABEL_KEYS: None} if "labels" in patch else {}
-        return {LABEL_KEYS: list(dict.fromkeys(_labels(labels)))}
+    def keys(self, patch: Mapping[str, JsonValue], words: Mapping[str, str]) -> Payload:
+        """Return the derived keys of a patch, of which `words` are the searchable forms; None for none."""
+        found: Payload = {WORDS[key]: form or None for key, form in words.items()}
+        if "labels" in patch:
+            labels = patch["labels"]
+            found[LABEL_KEYS] = list(dict.fromkeys(_labels(labels))) if isinstance(labels, list | tuple) else None
+        return found
 
     def words(self, patch: Mapping[str, JsonValue]) -> dict[str, str]:
         """Return the searchable form of each searchable key in a patch; empty for none."""
@@ -116,7 +121,7 @@ class Derivation:
         """Return the whole point of a record without a CLIP vector."""
         payload: Payload = record.model_dump(mode="json", exclude_none=True)
         words = {key: form for key, form in self.words(payload).items() if form}
-        payload |= {**self.keys(payload), SEQUENCE: sequence(record.image_id), WORDS: dict(words)}
+        payload |= {**self.keys(payload, words), SEQUENCE: sequence(record.image_id)}
         payload[HISTORY] = to_entries(history or {})
         if record.deleted:
             payload[TOMBSTONE] = 1

@@ -39,6 +39,8 @@ _NO_POINT = "No point with id"
 class EdgePoints:
     """A shard in `folder`. Implements `streams.read_model.qdrant.points.Points`."""
 
+    exclusive = True
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._opened: edge.EdgeShard | None = None
@@ -49,6 +51,9 @@ class EdgePoints:
     def open(self, dense: Mapping[str, models.VectorParams], sparse: Sequence[str]) -> bool:
         with self._errors():
             is_new = not (self._folder / "segments").exists()
+            # Before the engine opens its files: it repeats the last writes into mapped ones.
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._need_room(RESERVE)
             if is_new:
                 self._create(dense, sparse)
             else:
@@ -68,7 +73,6 @@ class EdgePoints:
             sparse_vectors={name: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf) for name in sparse},
         )
         edge.EdgeShard.create(str(begun), config).close()
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
         if self._folder.is_dir():
             self._folder.rmdir()  # empty, or it had segments
         begun.rename(self._folder)
@@ -104,7 +108,7 @@ class EdgePoints:
 
     def _update(self, *operations: edge.UpdateOperation) -> None:
         with self._errors(), self._writing:
-            self._need_room()
+            self._room_to_write()
             self._unflushed = True
             for operation in operations:
                 try:
@@ -166,6 +170,7 @@ class EdgePoints:
         with self._errors():
             info = self._shard.info()
             if info.points_count - info.indexed_vectors_count >= GRAPH_FROM:
+                self._need_room(RESERVE + 2 * _size(self._folder))  # all data is copied
                 began = time.monotonic()
                 self._shard.optimize()
                 log.info(
@@ -174,10 +179,15 @@ class EdgePoints:
 
     def close(self) -> None:
         shard, self._opened = self._opened, None
-        if shard is not None:
-            with self._errors():
-                shard.flush()
-                shard.close()
+        if shard is None:
+            return
+        try:
+            shard.flush()
+        except Exception as error:
+            # A full disk. What was written is in the log, which the next start repeats.
+            log.warning("the read model could not be flushed", extra={"error": str(error)})
+        with self._errors():
+            shard.close()
 
     @property
     def _shard(self) -> edge.EdgeShard:
@@ -185,18 +195,20 @@ class EdgePoints:
             raise DependencyUnavailable("the read model is closed")
         return self._opened
 
-    def _need_room(self) -> None:
+    def _room_to_write(self) -> None:
         """Refuse a write while the disk is nearly full; raise DependencyUnavailable."""
-        if time.monotonic() < self._room_until:
-            return
-        found = os.statvfs(self._folder)
+        if time.monotonic() >= self._room_until:
+            self._need_room(RESERVE)
+            self._room_until = time.monotonic() + SPACE_CHECK_S
+
+    def _need_room(self, needed: int) -> None:
+        found = os.statvfs(self._folder.parent)
         free = found.f_bavail * found.f_frsize
-        if free < RESERVE:
+        if free < needed:
             raise DependencyUnavailable(
-                f"the disk of the read model {self._folder} is full: {free >> 20} MB are free, {RESERVE >> 20} MB are "
-                "needed to write"
+                f"the disk of the read model {self._folder} is full: {free >> 20} MB are free, {needed >> 20} MB are "
+                "needed"
             )
-        self._room_until = time.monotonic() + SPACE_CHECK_S
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -212,6 +224,11 @@ class EdgePoints:
                     "or use a Qdrant server (DARKROOM_QDRANT__URL)"
                 ) from error
             raise DependencyUnavailable(f"read model {self._folder}: {error}") from error
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes that a folder's files occupy on the disk; those of mapped files may be fewer than their size."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def _kind(index: edge.PayloadIndexInfo) -> str:

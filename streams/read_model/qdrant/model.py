@@ -87,8 +87,8 @@ class QdrantReadModel:
             await asyncio.sleep(CARE_INTERVAL_S)
             await self._collection.care()
 
-    async def get(self, image_id: str) -> ImageRecord | None:
-        return (await self._records([image_id])).get(image_id)
+    async def get(self, image_id: str, *, keys: Sequence[str] | None = None) -> ImageRecord | None:
+        return (await self._records([image_id], _selected(keys))).get(image_id)
 
     async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
         older = models.Filter(
@@ -124,8 +124,7 @@ class QdrantReadModel:
         words = derived.words(patch)
         records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in (stages or {}).items()}
         nested: dict[str | None, Mapping[str, JsonValue]] = {
-            None: {**patch, **derived.keys(patch)},
-            WORDS: dict(words),
+            None: {**patch, **derived.keys(patch, words)},
             "stages": records,
             "analysis": {name: dict(keys) for name, keys in (analysis or {}).items()},
             HISTORY: to_entries(history or {}),
@@ -174,7 +173,7 @@ class QdrantReadModel:
         keys: Sequence[str] | None = None,
     ) -> list[ImageRecord]:
         where = conditions.listed(owner, wanted, self._derivation.analyzer)
-        payload: Selected = RECORD if keys is None else [*MANDATORY, *keys]
+        payload = _selected(keys)
 
         def read() -> list[models.Record]:
             if oldest_first:
@@ -184,26 +183,33 @@ class QdrantReadModel:
         return await self._call(lambda: [_record(point.payload) for point in read()])
 
     async def search_vector(
-        self, owner: str, vector: Sequence[float], *, limit: int, min_score: float | None = None
+        self,
+        owner: str,
+        vector: Sequence[float],
+        *,
+        limit: int,
+        min_score: float | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[Hit]:
         request = conditions.by_vector(owner, vector, limit=limit, min_score=min_score, params=self._search)
 
         def search() -> list[Hit]:
             (near,) = self._points.query([request])
             scores = {str(point.id): point.score for point in near}
-            found = {str(point.id): point for point in self._points.retrieve(list(scores), RECORD)} if scores else {}
-            hits = [Hit(_record(found[i].payload), scores[i], ("meaning",)) for i in scores if i in found]
+            payloads = self._found(list(scores), _selected(keys))
+            hits = [Hit(_record(payloads[i]), scores[i], ("meaning",)) for i in scores if i in payloads]
             return [hit for hit in hits if not hit.record.deleted]
 
         return await self._call(search)
 
-    async def search_words(self, owner: str, query: str, *, limit: int) -> list[Hit]:
+    async def search_words(self, owner: str, query: str, *, limit: int, keys: Sequence[str] | None = None) -> list[Hit]:
         terms, words = self._derivation.analyzer.terms(query), words_of(query)[:QUERY_TOKENS]
         if not terms:
             return []
         names = conditions.labels_in(words)
         requests = [conditions.by_words(owner, terms)]
-        if not has_phrase(query):  # a phrase is required, so that a label alone does not do
+        # A label that one word names contains that word; a phrase is required, so that a label alone does not do.
+        if len(terms) > 1 and not has_phrase(query):
             requests.append(conditions.by_labels(owner, names, [token for term in terms for token in term]))
 
         def search() -> list[Hit]:
@@ -215,8 +221,7 @@ class QdrantReadModel:
                 found_names = names.intersection((point.payload or {}).get(LABEL_KEYS) or ())
                 scores[str(point.id)] = (conditions.share(words, found_names), rest[str(point.id)])
             ranked = sorted(sorted(scores, reverse=True), key=lambda i: scores[i], reverse=True)[:limit]
-            found = self._points.retrieve(ranked, models.PayloadSelectorExclude(exclude=[HISTORY])) if ranked else []
-            payloads = {str(point.id): point.payload or {} for point in found}
+            payloads = self._found(ranked, _selected(keys, *WORDS.values(), LABEL_KEYS))
             hits = (
                 Hit(_record(payloads[i]), scores[i][0], _ways(payloads[i], terms, names))
                 for i in ranked
@@ -225,6 +230,10 @@ class QdrantReadModel:
             return [hit for hit in hits if not hit.record.deleted]
 
         return await self._call(search)
+
+    def _found(self, image_ids: Sequence[str], payload: Selected) -> dict[str, Mapping[str, object]]:
+        found = self._points.retrieve(image_ids, payload) if image_ids else []
+        return {str(point.id): point.payload or {} for point in found}
 
     async def vector_of(self, image_id: str) -> list[float] | None:
         def read() -> list[float] | None:
@@ -259,8 +268,8 @@ class QdrantReadModel:
     async def check(self) -> None:
         await self._call(self._collection.check)
 
-    async def _records(self, image_ids: Sequence[str]) -> dict[str, ImageRecord]:
-        records = map(_record, await self._payloads(image_ids, RECORD))
+    async def _records(self, image_ids: Sequence[str], payload: Selected = RECORD) -> dict[str, ImageRecord]:
+        records = map(_record, await self._payloads(image_ids, payload))
         return {record.image_id: record for record in records}
 
     async def _payloads(self, image_ids: Sequence[str], payload: Selected) -> list[Mapping[str, object]]:
@@ -288,19 +297,24 @@ def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None
     return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
 
 
+def _selected(keys: Sequence[str] | None, *derived: str) -> Selected:
+    """Return the selection of a record's fields, all if None, and of derived keys."""
+    if keys is not None:
+        return [*MANDATORY, *keys, *derived]
+    return models.PayloadSelectorExclude(exclude=[HISTORY]) if derived else RECORD
+
+
 def _record(payload: Mapping[str, object] | None) -> ImageRecord:
     return ImageRecord.model_validate(payload)
 
 
 def _ways(payload: Mapping[str, object], terms: Iterable[Term], names: frozenset[str]) -> tuple[str, ...]:
     """Return how an image matched a word search: the ways of the keys that contain one of the terms."""
-    words = payload.get(WORDS)
-    forms = words if isinstance(words, Mapping) else {}
     labelled = not names.isdisjoint(cast("list[str]", payload.get(LABEL_KEYS) or []))
     required = list(terms)
     return tuple(
         searchable.way
         for key, searchable in SEARCHABLE.items()
         if (searchable.way == "label" and labelled)
-        or (searchable.way != "label" and any(contains(str(forms.get(key, "")), term) for term in required))
+        or (searchable.way != "label" and any(contains(str(payload.get(WORDS[key]) or ""), term) for term in required))
     )

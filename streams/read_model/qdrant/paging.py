@@ -30,28 +30,27 @@ def newest(
     points: Points, where: models.Filter, *, before: str | None, limit: int, payload: Selected
 ) -> list[models.Record]:
     """Return a page, newest first, starting before the id `before`."""
-    found: dict[str, models.Record] = {}
+    found: set[str] = set()
     earlier = where
     if before is not None:
-        found = {
-            str(point.id): point for point in _at(points, where, sequence(before), payload) if str(point.id) < before
-        }
+        found = {image_id for image_id in _at(points, where, sequence(before)) if image_id < before}
         earlier = between(where, models.Range(lt=sequence(before)))
     if len(found) < limit:
         order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
-        page, _ = points.scroll(earlier, limit=limit + 1, order_by=order, payload=payload)
-        found |= {str(point.id): point for point in page}
+        page, _ = points.scroll(earlier, limit=limit + 1, order_by=order, payload=False)
+        found |= {str(point.id) for point in page}
         if len(page) > limit:  # more may exist of the last millisecond, in undefined order
-            last = sequence(str(page[-1].id))
-            found |= {str(point.id): point for point in _at(points, where, last, payload)}
-    return [found[image_id] for image_id in sorted(found, reverse=True)[:limit]]
+            found |= set(_at(points, where, sequence(str(page[-1].id))))
+    wanted = sorted(found, reverse=True)[:limit]
+    read = {str(point.id): point for point in points.retrieve(wanted, payload)} if wanted else {}
+    return [read[image_id] for image_id in wanted if image_id in read]
 
 
-def _at(points: Points, where: models.Filter, milliseconds: int, payload: Selected) -> Iterator[models.Record]:
+def _at(points: Points, where: models.Filter, milliseconds: int) -> Iterator[str]:
     then = between(where, models.Range(gte=milliseconds, lte=milliseconds))
     offset: str | None = None
     while True:
-        found, offset = points.scroll(then, limit=_SCROLL, offset=offset, payload=payload)
-        yield from found
+        found, offset = points.scroll(then, limit=_SCROLL, offset=offset, payload=False)
+        yield from (str(point.id) for point in found)
         if offset is None:
             return

@@ -36,6 +36,8 @@ class CollectionInfo:
 class Points(Protocol):
     """One collection. Calls block, may come from several threads, and raise DependencyUnavailable."""
 
+    exclusive: bool  # no other process has the collection open
+
     def open(self, dense: Mapping[str, models.VectorParams], sparse: Sequence[str]) -> bool:
         """Open the collection; create it with these vectors if it is missing, and return whether it was. NotReady."""
 

@@ -22,6 +22,8 @@ _EXISTS, _MISSING = 409, 404
 class ServerPoints:
     """A collection on a server. Implements `Points`; the client's calls are thread-safe."""
 
+    exclusive = False
+
     def __init__(self, client: QdrantClient, settings: QdrantSettings) -> None:
         self._qdrant = client
         self._settings = settings

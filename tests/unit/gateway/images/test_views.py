@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.images.views import ITEM_KEYS, image_item
 from gateway.operations.failures import FAILED_KEYS, failed_image
+from gateway.search.views import SEARCH_KEYS, search_item
 from schemas.values import ErrorCode, ImageState, ObjectRef, Rendition, StageState, new_image_id
 from streams.read_model.records import ImageRecord, StageRecord
 
@@ -31,13 +32,23 @@ def view_of_failed(record: ImageRecord, base: str) -> BaseModel:
     return failed_image(record, base, with_owner=True, operator=True)
 
 
+def view_of_hit(record: ImageRecord, base: str) -> BaseModel:
+    """Return the image as a result of a search in its text."""
+    return search_item(record, score=1, similarity=None, matched=("text",), query="cat", snippet_length=9, base=base)
+
+
 def reduced(keys: Sequence[str]) -> ImageRecord:
     """Return the record as it is if only these keys are read."""
     return ImageRecord.model_validate(RECORD.model_dump(include=ALWAYS | set(keys)))
 
 
 @pytest.mark.parametrize(
-    ("view", "keys"), [(image_item, ITEM_KEYS), (view_of_failed, FAILED_KEYS)], ids=["listed", "failed"]
+    ("view", "keys"),
+    [
+        pytest.param(image_item, ITEM_KEYS, id="listed"),
+        pytest.param(view_of_failed, FAILED_KEYS, id="failed"),
+        pytest.param(view_of_hit, SEARCH_KEYS, id="found"),
+    ],
 )
 def test_the_keys_read_are_those_shown(view: Callable[[ImageRecord, str], BaseModel], keys: Sequence[str]) -> None:
     """A view of a record with only its keys is that of the whole record; without one of them it differs."""
