@@ -22,6 +22,7 @@ BENCHMARKS = (
     "features",
     "detection",
     "noop",
+    "guarantees",
     "pipeline",
     "lanes",
     "memory",
