@@ -133,7 +133,7 @@ async def _show(system: RunningSystem, sources: list[str]) -> int:
             answer = await client.search(words)
             print("\n".join(answer_lines(answer, names)))
         if not answer.by_meaning:
-            print(f"   (by text and label only; not by meaning: {answer.reason})")
+            print(f"   (by words only; not by meaning: {answer.reason})")
         skipped = {
             name: stage.message or stage.reason or ""
             for row in shown

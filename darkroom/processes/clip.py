@@ -140,7 +140,7 @@ class ImageTower:
 
 
 class QueryEncoder:
-    """CLIP for queries, loaded in the background: until then search uses text and labels only."""
+    """CLIP for queries, loaded in the background: until then search uses words only."""
 
     def __init__(self, settings: ModelsSettings, tower: ImageTower, *, require_sandbox: bool = False) -> None:
         self._settings = settings
