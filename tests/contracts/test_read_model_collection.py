@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from streams.read_model.qdrant import collection, documents
 from streams.read_model.qdrant.documents import COLLECTION_POINT, HISTORY, INDEXES, SPARSE, Derivation
 from streams.read_model.qdrant.edge_points import EdgePoints
 from streams.read_model.qdrant.model import QdrantReadModel
+from streams.read_model.qdrant.points import Write
 from streams.read_model.qdrant.server_points import ServerPoints
 from streams.read_model.records import DIMENSIONS, VECTOR, Filters, ImageRecord
 from streams.read_model.words import Analyzer
@@ -161,10 +163,17 @@ async def test_two_processes_share_the_work(caplog: pytest.LogCaptureFixture, mo
     monkeypatch.setattr(collection, "RETRY_S", 0.05)
     client = QdrantClient(":memory:")
     records = written_by_version_1(client, "old")
-    both = [
-        QdrantReadModel(ServerPoints(client, QdrantSettings(collection="old")), Derivation(), threads=1, longest_s=60)
-        for _ in range(2)
-    ]
+    one_at_a_time = threading.Lock()
+
+    class Serialized(ServerPoints):
+        """A server applies one write after the other; the model of a server in memory does not."""
+
+        def write(self, operations: Sequence[Write]) -> None:
+            with one_at_a_time:
+                super().write(operations)
+
+    settings = QdrantSettings(collection="old")
+    both = [QdrantReadModel(Serialized(client, settings), Derivation(), threads=1, longest_s=60) for _ in range(2)]
     for model in both:
         await model._collection.prepare()
         model._collection._add_missing(model._points.describe())  # the model of a server adds one vector at a time

@@ -162,10 +162,10 @@ class Collection:
         found, _ = self._points.scroll(
             models.Filter(must_not=[has_id(COLLECTION_POINT)]), limit=PAGE + 1, offset=after, payload=RECORD
         )
-        page = [point for point in found if str(point.id) != after][:PAGE]
+        page = [point for point in found if point.id != after][:PAGE]
         for point in page:
-            self._points.write(self._derived(ImageRecord.model_validate(point.payload or {})))
-        return [str(point.id) for point in page]
+            self._points.write(self._derived(ImageRecord.model_validate(point.payload)))
+        return [point.id for point in page]
 
     def _derived(self, record: ImageRecord) -> list[Write]:
         """Return the operations that derive one record's keys and vectors, unless it is written meanwhile."""
@@ -213,7 +213,7 @@ class Collection:
 
     def _described(self) -> Description | None:
         found = self._points.retrieve([COLLECTION_POINT], True)
-        return Description.model_validate((found[0].payload or {})[_DESCRIPTION]) if found else None
+        return Description.model_validate(found[0].payload[_DESCRIPTION]) if found else None
 
     def _describe(self, description: Description, *, insert: bool = False) -> None:
         payload = {

@@ -13,6 +13,7 @@ from streams.read_model.words import Analyzer, Term, label_key, token_number
 
 LABEL_WORDS = 3  # words of the longest label matched in a query
 CANDIDATES = 256  # best matches among which equally good ones are ordered by age
+NAMED_CANDIDATES = 64  # the same, of images found by a label alone: their labels are read
 
 
 def equals(key: str, value: int | str) -> models.FieldCondition:
@@ -90,7 +91,7 @@ def by_labels(owner: str, names: Collection[str], tokens: Sequence[str]) -> mode
     """Return the query for images that have one of these labels, the rarest first."""
     named = models.FieldCondition(key=LABEL_KEYS, match=models.MatchAny(any=sorted(names)))
     return models.QueryRequest(
-        query=asked(tokens), using=SPARSE["labels"], filter=present(named, owner=owner), limit=CANDIDATES
+        query=asked(tokens), using=SPARSE["labels"], filter=present(named, owner=owner), limit=NAMED_CANDIDATES
     )
 
 

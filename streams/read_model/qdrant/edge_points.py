@@ -21,11 +21,10 @@ from streams.read_model.qdrant.edge_translation import (
     to_operations,
     to_order,
     to_payload_selector,
+    to_point,
     to_query,
-    to_record,
-    to_scored,
 )
-from streams.read_model.qdrant.points import CollectionInfo, IndexSchema, Selected, Write
+from streams.read_model.qdrant.points import CollectionInfo, IndexSchema, ScoredId, Selected, StoredPoint, Write
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +116,10 @@ class EdgePoints:
                     if _NO_POINT not in str(error):
                         raise
 
-    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[models.Record]:
+    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[StoredPoint]:
         with self._errors():
             found = self._shard.retrieve(list(ids), to_payload_selector(payload), list(vectors) or False)
-            return [to_record(record) for record in found]
+            return [to_point(record) for record in found]
 
     def scroll(
         self,
@@ -131,7 +130,7 @@ class EdgePoints:
         offset: str | None = None,
         order_by: models.OrderBy | None = None,
         vectors: Sequence[str] = (),
-    ) -> tuple[list[models.Record], str | None]:
+    ) -> tuple[list[StoredPoint], str | None]:
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
@@ -142,12 +141,12 @@ class EdgePoints:
         )
         with self._errors():
             found, following = self._shard.scroll(request)
-            return [to_record(record) for record in found], None if following is None else str(following)
+            return [to_point(record) for record in found], None if following is None else str(following)
 
-    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
+    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[ScoredId]]:
         with self._errors():
             found = self._shard.query_batch(edge.QueryBatchRequest([to_query(request) for request in requests]))
-            return [[to_scored(point) for point in points] for points in found]
+            return [[ScoredId(str(point.id), point.score) for point in points] for points in found]
 
     def count(self, where: models.Filter) -> int:
         with self._errors():

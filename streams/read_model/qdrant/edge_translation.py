@@ -12,7 +12,7 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models
 
-from streams.read_model.qdrant.points import IndexSchema, Selected, Write
+from streams.read_model.qdrant.points import IndexSchema, Selected, StoredPoint, Write
 
 _UPDATE_MODES = {
     models.UpdateMode.UPSERT: edge.UpdateMode.Upsert,
@@ -228,13 +228,7 @@ def _vector(vector: models.SparseVector | Sequence[float]) -> Any:
     return list(vector)
 
 
-def to_record(record: Any) -> models.Record:
-    """Return the client's record of an engine's."""
-    return models.Record.model_construct(
-        id=str(record.id), payload=record.payload, vector=record.vector, order_value=record.order_value
-    )
-
-
-def to_scored(point: Any) -> models.ScoredPoint:
-    """Return the client's scored point of an engine's."""
-    return models.ScoredPoint.model_construct(id=str(point.id), version=0, score=point.score, payload=None, vector=None)
+def to_point(record: edge.Record) -> StoredPoint:
+    """Return a point that the engine has read."""
+    vectors: Any = record.vector
+    return StoredPoint(str(record.id), record.payload or {}, vectors or {})

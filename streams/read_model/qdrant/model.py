@@ -35,7 +35,7 @@ from streams.read_model.qdrant.documents import (
     tombstone,
 )
 from streams.read_model.qdrant.paging import newest, oldest
-from streams.read_model.qdrant.points import Points, Selected, Write
+from streams.read_model.qdrant.points import Points, Selected, StoredPoint, Write
 from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
 from streams.read_model.words import QUERY_TOKENS, Term, contains, has_phrase, words_of
 
@@ -175,7 +175,7 @@ class QdrantReadModel:
         where = conditions.listed(owner, wanted, self._derivation.analyzer)
         payload = _selected(keys)
 
-        def read() -> list[models.Record]:
+        def read() -> list[StoredPoint]:
             if oldest_first:
                 return oldest(self._points, where, after=beyond, limit=limit, payload=payload)
             return newest(self._points, where, before=beyond, limit=limit, payload=payload)
@@ -195,7 +195,7 @@ class QdrantReadModel:
 
         def search() -> list[Hit]:
             (near,) = self._points.query([request])
-            scores = {str(point.id): point.score for point in near}
+            scores = {point.id: point.score for point in near}
             payloads = self._found(list(scores), _selected(keys))
             hits = [Hit(_record(payloads[i]), scores[i], ("meaning",)) for i in scores if i in payloads]
             return [hit for hit in hits if not hit.record.deleted]
@@ -214,12 +214,12 @@ class QdrantReadModel:
 
         def search() -> list[Hit]:
             whole, *labelled = self._points.query(requests)
-            scores = {str(point.id): (1.0, round(point.score, 3)) for point in whole}
-            named = (point for points in labelled for point in points if str(point.id) not in scores)
-            rest = {str(point.id): round(point.score, 3) for point in named}
+            scores = {point.id: (1.0, round(point.score, 3)) for point in whole}
+            named = (point for points in labelled for point in points if point.id not in scores)
+            rest = {point.id: round(point.score, 3) for point in named}
             for point in self._points.retrieve(list(rest), [LABEL_KEYS]) if rest else []:
-                found_names = names.intersection((point.payload or {}).get(LABEL_KEYS) or ())
-                scores[str(point.id)] = (conditions.share(words, found_names), rest[str(point.id)])
+                found_names = names.intersection(point.payload.get(LABEL_KEYS) or ())
+                scores[point.id] = (conditions.share(words, found_names), rest[point.id])
             ranked = sorted(sorted(scores, reverse=True), key=lambda i: scores[i], reverse=True)[:limit]
             payloads = self._found(ranked, _selected(keys, *WORDS.values(), LABEL_KEYS))
             hits = (
@@ -233,14 +233,12 @@ class QdrantReadModel:
 
     def _found(self, image_ids: Sequence[str], payload: Selected) -> dict[str, Mapping[str, object]]:
         found = self._points.retrieve(image_ids, payload) if image_ids else []
-        return {str(point.id): point.payload or {} for point in found}
+        return {point.id: point.payload for point in found}
 
     async def vector_of(self, image_id: str) -> list[float] | None:
         def read() -> list[float] | None:
             found = self._points.retrieve([image_id], False, [VECTOR])
-            vectors = found[0].vector if found else None
-            vector = vectors.get(VECTOR) if isinstance(vectors, dict) else None
-            return cast("list[float]", vector) if vector else None
+            return found[0].vectors.get(VECTOR) if found else None
 
         return await self._call(read)
 
@@ -277,7 +275,7 @@ class QdrantReadModel:
         ids = [image_id for image_id in image_ids if re.match(ID_PATTERN, image_id) and image_id != COLLECTION_POINT]
         if not ids:
             return []
-        return await self._call(lambda: [point.payload or {} for point in self._points.retrieve(ids, payload)])
+        return await self._call(lambda: [point.payload for point in self._points.retrieve(ids, payload)])
 
     async def _write(self, operations: Sequence[Write]) -> None:
         await self._call(lambda: self._points.write(operations))

@@ -12,23 +12,23 @@ from qdrant_client import models
 
 from streams.read_model.qdrant.conditions import between
 from streams.read_model.qdrant.documents import SEQUENCE, sequence
-from streams.read_model.qdrant.points import Points, Selected
+from streams.read_model.qdrant.points import Points, Selected, StoredPoint
 
 _SCROLL = 1000  # images of one millisecond read at once
 
 
 def oldest(
     points: Points, where: models.Filter, *, after: str | None, limit: int, payload: Selected
-) -> list[models.Record]:
+) -> list[StoredPoint]:
     """Return a page, oldest first, starting after the id `after`."""
     # A scroll includes the id at which it begins.
     found, _ = points.scroll(where, limit=limit + 1, offset=after, payload=payload)
-    return [point for point in found if str(point.id) != after][:limit]
+    return [point for point in found if point.id != after][:limit]
 
 
 def newest(
     points: Points, where: models.Filter, *, before: str | None, limit: int, payload: Selected
-) -> list[models.Record]:
+) -> list[StoredPoint]:
     """Return a page, newest first, starting before the id `before`."""
     found: set[str] = set()
     earlier = where
@@ -38,11 +38,11 @@ def newest(
     if len(found) < limit:
         order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
         page, _ = points.scroll(earlier, limit=limit + 1, order_by=order, payload=False)
-        found |= {str(point.id) for point in page}
+        found |= {point.id for point in page}
         if len(page) > limit:  # more may exist of the last millisecond, in undefined order
-            found |= set(_at(points, where, sequence(str(page[-1].id))))
+            found |= set(_at(points, where, sequence(page[-1].id)))
     wanted = sorted(found, reverse=True)[:limit]
-    read = {str(point.id): point for point in points.retrieve(wanted, payload)} if wanted else {}
+    read = {point.id: point for point in points.retrieve(wanted, payload)} if wanted else {}
     return [read[image_id] for image_id in wanted if image_id in read]
 
 
@@ -51,6 +51,6 @@ def _at(points: Points, where: models.Filter, milliseconds: int) -> Iterator[str
     offset: str | None = None
     while True:
         found, offset = points.scroll(then, limit=_SCROLL, offset=offset, payload=False)
-        yield from (str(point.id) for point in found)
+        yield from (point.id for point in found)
         if offset is None:
             return

@@ -1,13 +1,13 @@
 """The calls that the read model makes on Qdrant: on a server, or on its engine in this process.
 
-Arguments and answers are qdrant-client's models; `edge_translation` translates them for the engine.
+Arguments are qdrant-client's models; `edge_translation` translates them for the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from qdrant_client import models
 
@@ -21,6 +21,21 @@ Write = (
     | models.DeleteVectorsOperation
     | models.DeleteOperation
 )
+
+
+class StoredPoint(NamedTuple):
+    """A point as it was read. A tuple: building the client's models takes as long as a search."""
+
+    id: str
+    payload: Mapping[str, Any]  # what was selected
+    vectors: Mapping[str, list[float]]  # what was selected
+
+
+class ScoredId(NamedTuple):
+    """A point that a query found."""
+
+    id: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +68,7 @@ class Points(Protocol):
     def write(self, operations: Sequence[Write]) -> None:
         """Apply operations in order, durably. A vector for a missing point is ignored, if it is the last operation."""
 
-    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[models.Record]:
+    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[StoredPoint]:
         """Return the points that exist, in no order."""
 
     def scroll(
@@ -65,11 +80,11 @@ class Points(Protocol):
         offset: str | None = None,
         order_by: models.OrderBy | None = None,
         vectors: Sequence[str] = (),
-    ) -> tuple[list[models.Record], str | None]:
+    ) -> tuple[list[StoredPoint], str | None]:
         """Return points by id, or in an order, and the id at which the next page begins."""
 
-    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
-        """Return the points nearest to each query, without payload."""
+    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[ScoredId]]:
+        """Return the points nearest to each query, best first."""
 
     def count(self, where: models.Filter) -> int:
         """Return the exact number of points."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from qdrant_client import QdrantClient, models
 
@@ -13,7 +14,15 @@ from streams.read_model.qdrant.connection import (
     translate_qdrant_errors,
 )
 from streams.read_model.qdrant.parameters import apply_parameters, collection_parameters, vector_parameters
-from streams.read_model.qdrant.points import CollectionInfo, IndexSchema, Selected, Write, index_kind
+from streams.read_model.qdrant.points import (
+    CollectionInfo,
+    IndexSchema,
+    ScoredId,
+    Selected,
+    StoredPoint,
+    Write,
+    index_kind,
+)
 from streams.settings import QdrantSettings
 
 _EXISTS, _MISSING = 409, 404
@@ -90,15 +99,16 @@ class ServerPoints:
                 if status_of(error) != _MISSING or not self._qdrant.collection_exists(self._name):
                     raise
 
-    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[models.Record]:
+    def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[StoredPoint]:
         with translate_qdrant_errors():
-            return self._qdrant.retrieve(
+            found = self._qdrant.retrieve(
                 self._name,
                 list(ids),
                 with_payload=_selected(payload),
                 with_vectors=list(vectors) or False,
                 consistency=models.ReadConsistencyType.MAJORITY,
             )
+            return list(map(_point, found))
 
     def scroll(
         self,
@@ -109,7 +119,7 @@ class ServerPoints:
         offset: str | None = None,
         order_by: models.OrderBy | None = None,
         vectors: Sequence[str] = (),
-    ) -> tuple[list[models.Record], str | None]:
+    ) -> tuple[list[StoredPoint], str | None]:
         with translate_qdrant_errors():
             found, following = self._qdrant.scroll(
                 self._name,
@@ -120,11 +130,12 @@ class ServerPoints:
                 with_payload=_selected(payload),
                 with_vectors=list(vectors) or False,
             )
-            return found, None if following is None else str(following)
+            return list(map(_point, found)), None if following is None else str(following)
 
-    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
+    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[ScoredId]]:
         with translate_qdrant_errors():
-            return [answer.points for answer in self._qdrant.query_batch_points(self._name, list(requests))]
+            answers = self._qdrant.query_batch_points(self._name, list(requests))
+            return [[ScoredId(str(point.id), point.score) for point in answer.points] for answer in answers]
 
     def count(self, where: models.Filter) -> int:
         with translate_qdrant_errors():
@@ -143,6 +154,11 @@ class ServerPoints:
 
     def close(self) -> None:
         self._qdrant.close()
+
+
+def _point(record: models.Record) -> StoredPoint:
+    vectors = record.vector if isinstance(record.vector, dict) else {}
+    return StoredPoint(str(record.id), record.payload or {}, cast("dict[str, list[float]]", vectors))
 
 
 def _selected(payload: Selected) -> bool | list[str] | models.PayloadSelectorExclude:
