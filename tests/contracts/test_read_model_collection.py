@@ -29,6 +29,7 @@ from streams.settings import QdrantSettings
 from tests.support.facts import Facts  # noqa: F401
 from tests.support.read_models import added, stub, vector
 
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes")  # of the model of a server in memory
 CLIP = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
 
 
