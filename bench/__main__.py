@@ -29,6 +29,7 @@ BENCHMARKS = (
     "live",
     "gateway_load",
     "unknown_keys",
+    "read_model",
 )
 
 
