@@ -87,6 +87,9 @@ class ScanPace:
         await asyncio.sleep(self.rest * (time.monotonic() - began))
 
 
+COUNTED_KEYS = ("stages", "required", "original", "master", "renditions")  # read by `InventoryCounts.add`
+
+
 @dataclass(slots=True)
 class InventoryCounts:
     """Counts of one owner's images and objects, or of all owners'."""
@@ -147,7 +150,9 @@ async def count_records(read_model: ReadModel, pace: ScanPace) -> Records:
     truncated = False
     while all_owners.images < pace.most:
         began = time.monotonic()
-        page = await bounded(read_model.page(None, Filters(), limit=_PAGE, beyond=beyond), pace.timeout_s)
+        page = await bounded(
+            read_model.page(None, Filters(), limit=_PAGE, beyond=beyond, keys=COUNTED_KEYS), pace.timeout_s
+        )
         for record in page:
             all_owners.add(record)
             if record.owner in by_owner or len(by_owner) < _MAX_OWNERS:

@@ -66,7 +66,8 @@ class HealthStatistics:
         images, oldest, rates, records, objects, queues = await asyncio.gather(
             bounded(self.read_model.count(owner), self.settings.query_timeout_s),
             bounded(
-                self.read_model.page(owner, _UNFINISHED, limit=1, oldest_first=True), self.settings.query_timeout_s
+                self.read_model.page(owner, _UNFINISHED, limit=1, oldest_first=True, keys=("submitted_at",)),
+                self.settings.query_timeout_s,
             ),
             self.numbers.rates(owner),
             self.numbers.records.get(wait_s),

@@ -122,7 +122,7 @@ class Hit:
 
     record: ImageRecord
     score: float
-    matched: tuple[str, ...]  # of: "meaning", "text", "label"
+    matched: tuple[str, ...]  # "meaning", or the `way` of each searchable key that contains one of the words
 
 
 @dataclass(frozen=True, slots=True)
