@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streams.read_model.qdrant.documents import Derivation
     from streams.read_model.qdrant.points import Points
 
-ENGINE_THREADS = 4  # its own searches use the cores
+ENGINE_THREADS = 2  # with more, calls spend their time waiting for each other's locks
 
 
 def open_read_model(

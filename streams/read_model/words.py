@@ -13,10 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import inflect
+import inflection
 
 QUERY_TOKENS = 64  # further tokens of a query are ignored
 MAX_TOKEN = 64  # characters of a token; the rest of a longer run is ignored
@@ -24,7 +22,7 @@ BREAK = "NEXTVALUE"  # separates the values of a document, so that no phrase spa
 
 _ASCII = re.compile(r"[0-9a-z]+")
 _QUOTED = re.compile(r'["“”„«»]([^"“”„«»]*)["“”„«»]')
-# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana and Han. Each character is a token, a run a phrase.
+# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana and Han. Each character, with its marks, is a token, a run a phrase.
 _UNSPACED = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
 )
@@ -65,8 +63,13 @@ class Analyzer:
     def _of_run(self, run: str) -> list[str]:
         if run.isascii() or not _UNSPACED.search(run):
             return [self._stem(run[:MAX_TOKEN])]
-        parts = [part for part in _UNSPACED.split(run) if part]
-        return [part if _UNSPACED.fullmatch(part) else self._stem(part[:MAX_TOKEN]) for part in parts]
+        parts: list[str] = []
+        for part in filter(None, _UNSPACED.split(run)):
+            if parts and _is_mark(part[0]):  # a vowel or tone belongs to the character before it
+                parts[-1] += part
+            else:
+                parts.append(part)
+        return [part if _UNSPACED.match(part) else self._stem(part[:MAX_TOKEN]) for part in parts]
 
     def _stem(self, token: str) -> str:
         return _stemmer(self.language)(token) if self.language else token
@@ -89,17 +92,15 @@ def label_key(label: str) -> str:
 
 @lru_cache(maxsize=4096)
 def label_forms(label: str) -> tuple[str, ...]:
-    """Return the keys by which a label is found: its own, its plural's and its singular's (English).
-
-    What is not sure to be a plural gets both, such as "skis": a form that is no word is found by nobody.
-    """
+    """Return the keys by which a label is found: its own, its plural's and its singular's (English)."""
     key = label_key(label)
     if not key or not key.isascii():
         return (key,) if key else ()
-    forms = [key, _english().plural_noun(key), _english().singular_noun(key) or key]
-    if key.endswith("person"):
-        forms.append(f"{key}s")
-    return tuple(dict.fromkeys(label_key(form) for form in forms if form))
+    singular = inflection.singularize(key)
+    forms = [key, singular, inflection.pluralize(singular)]
+    if singular.endswith("person"):
+        forms.append(f"{singular}s")
+    return tuple(dict.fromkeys(forms))
 
 
 def joined(values: Iterable[Sequence[str]]) -> str:
@@ -116,8 +117,8 @@ def bm25_weights(document: str, average_tokens: float) -> dict[int, float]:
     """Return a document's sparse vector: token number -> weight of its frequency.
 
     Okapi BM25 (Robertson, Zaragoza, "The Probabilistic Relevance Framework", 2009) with k1 = 1.2 and b = 0.75; the
-    inverse document frequency is the engine's part (the modifier `idf`). A token's number is its CRC-32: with 100 000
-    different tokens one in 43 000 shares its number with another, which changes a rank, never what is found.
+    inverse document frequency is the engine's part (the modifier `idf`). A token's number is its CRC-32: of 100 000
+    different tokens two or three share theirs.
     """
     counts = Counter(token for token in document.split() if token != BREAK)
     shortening = 1.2 * (0.25 + 0.75 * counts.total() / average_tokens)
@@ -162,12 +163,12 @@ def _runs(text: str) -> Iterator[str]:
 def _fold(text: str) -> str:
     """Return a text without differences of case, width and, in scripts where they are accents, marks."""
     kept: list[str] = []
-    base_folds = False
+    keeps_marks = False  # not of letters that fold, and not where there is no letter before them
     for char in unicodedata.normalize("NFKD", text).casefold():
         if not _is_mark(char):
-            base_folds = _folds(char)
+            keeps_marks = char.isalnum() and not _folds(char)
             kept.append(char)
-        elif not base_folds:
+        elif keeps_marks:
             kept.append(char)
     return unicodedata.normalize("NFC", "".join(kept)).translate(_LETTERS)
 
@@ -197,10 +198,3 @@ def _stemmer(language: str) -> Callable[[str], str]:
 
     stem: Callable[[str], str] = snowballstemmer.stemmer(language).stemWord
     return stem
-
-
-@cache
-def _english() -> inflect.engine:
-    from inflect import engine  # noqa: PLC0415 - only loaded where labels are indexed
-
-    return engine()

@@ -29,7 +29,6 @@ from streams.read_model.qdrant.points import CollectionInfo, IndexSchema, Scored
 log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes kept free: the engine writes mapped files, and a full disk ends the process (SIGBUS)
-SPACE_CHECK_S = 0.5  # between two looks at the free space
 GRAPH_FROM = 200_000  # vectors without a search graph; below it an exact search is as fast (1.2 ms for 100 000)
 _LOCKED = "WouldBlock"  # in the engine's error, when another process has the folder open
 _NO_POINT = "No point with id"
@@ -44,7 +43,6 @@ class EdgePoints:
         self._folder = folder
         self._opened: edge.EdgeShard | None = None
         self._writing = threading.Lock()  # an operation list is applied as a whole before the next
-        self._room_until = 0.0
         self._unflushed = False
 
     def open(self, dense: Mapping[str, models.VectorParams], sparse: Sequence[str]) -> bool:
@@ -103,11 +101,11 @@ class EdgePoints:
         self._update(edge.UpdateOperation.create_field_index(key, to_index(schema)))
 
     def write(self, operations: Sequence[Write]) -> None:
-        self._update(*(one for operation in operations for one in to_operations(operation)))
+        self._update(*to_operations(operations))
 
     def _update(self, *operations: edge.UpdateOperation) -> None:
         with self._errors(), self._writing:
-            self._room_to_write()
+            self._need_room(RESERVE)  # before each write: others fill the disk within milliseconds
             self._unflushed = True
             for operation in operations:
                 try:
@@ -194,13 +192,8 @@ class EdgePoints:
             raise DependencyUnavailable("the read model is closed")
         return self._opened
 
-    def _room_to_write(self) -> None:
-        """Refuse a write while the disk is nearly full; raise DependencyUnavailable."""
-        if time.monotonic() >= self._room_until:
-            self._need_room(RESERVE)
-            self._room_until = time.monotonic() + SPACE_CHECK_S
-
     def _need_room(self, needed: int) -> None:
+        """Raise DependencyUnavailable while the disk has less free space."""
         found = os.statvfs(self._folder.parent)
         free = found.f_bavail * found.f_frsize
         if free < needed:

@@ -5,7 +5,7 @@ Only what the read model uses is translated; anything else raises TypeError, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -157,65 +157,43 @@ def to_index(schema: IndexSchema) -> Any:
     raise TypeError(f"index {schema!r} is not translated")
 
 
-def to_operations(write: Write) -> list[edge.UpdateOperation]:
-    """Return the engine's operations of one write."""
-    translate = _WRITES.get(type(write))
-    if translate is None:
-        raise TypeError(f"operation {type(write).__name__} is not translated")
-    return translate(write)
+def to_operations(writes: Sequence[Write]) -> list[edge.UpdateOperation]:
+    """Return the engine's operations of writes, in order."""
+    filters = _Filters()
+    return [_operation(write, filters) for write in writes]
 
 
-def _upsert(write: models.UpsertOperation) -> list[edge.UpdateOperation]:
-    if not isinstance(write.upsert, models.PointsList):
-        raise TypeError("only lists of points are translated")
-    points = [edge.Point(str(point.id), _vectors(point.vector), point.payload) for point in write.upsert.points]
-    condition = to_filter(write.upsert.update_filter) if write.upsert.update_filter is not None else None
-    mode = _UPDATE_MODES[write.upsert.update_mode or models.UpdateMode.UPSERT]
-    return [edge.UpdateOperation.upsert_points(points, condition=condition, update_mode=mode)]
+class _Filters:
+    """Translates each filter once: the operations of one change have the same, and it costs as much as they do."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[models.Filter, edge.Filter]] = {}  # with the filter, so that its id stays its own
+
+    def of(self, where: models.Filter | None) -> edge.Filter:
+        if where is None:
+            raise TypeError("only writes by filter are translated")
+        if id(where) not in self._known:
+            self._known[id(where)] = where, to_filter(where)
+        return self._known[id(where)][1]
 
 
-def _set_payload(write: models.SetPayloadOperation) -> list[edge.UpdateOperation]:
-    where = _required(write.set_payload.filter)
-    return [edge.UpdateOperation.set_payload_by_filter(where, write.set_payload.payload, key=write.set_payload.key)]
-
-
-def _overwrite_payload(write: models.OverwritePayloadOperation) -> list[edge.UpdateOperation]:
-    where = _required(write.overwrite_payload.filter)
-    return [edge.UpdateOperation.overwrite_payload_by_filter(where, write.overwrite_payload.payload)]
-
-
-def _update_vectors(write: models.UpdateVectorsOperation) -> list[edge.UpdateOperation]:
-    update = write.update_vectors
-    points = [edge.PointVectors(str(point.id), _vectors(point.vector)) for point in update.points]
-    condition = to_filter(update.update_filter) if update.update_filter is not None else None
-    return [edge.UpdateOperation.update_vectors(points, condition=condition)]
-
-
-def _delete_vectors(write: models.DeleteVectorsOperation) -> list[edge.UpdateOperation]:
-    where = _required(write.delete_vectors.filter)
-    return [edge.UpdateOperation.delete_vectors_by_filter(where, list(write.delete_vectors.vector))]
-
-
-def _delete(write: models.DeleteOperation) -> list[edge.UpdateOperation]:
-    if isinstance(write.delete, models.FilterSelector):
-        return [edge.UpdateOperation.delete_points_by_filter(to_filter(write.delete.filter))]
-    raise TypeError("only deletions by filter are translated")
-
-
-_WRITES: Mapping[type[Any], Callable[[Any], list[edge.UpdateOperation]]] = {
-    models.UpsertOperation: _upsert,
-    models.SetPayloadOperation: _set_payload,
-    models.OverwritePayloadOperation: _overwrite_payload,
-    models.UpdateVectorsOperation: _update_vectors,
-    models.DeleteVectorsOperation: _delete_vectors,
-    models.DeleteOperation: _delete,
-}
-
-
-def _required(where: models.Filter | None) -> edge.Filter:
-    if where is None:
-        raise TypeError("only writes by filter are translated")
-    return to_filter(where)
+def _operation(write: Write, filters: _Filters) -> edge.UpdateOperation:
+    match write:
+        case models.UpsertOperation(upsert=models.PointsList() as upsert):
+            points = [edge.Point(str(point.id), _vectors(point.vector), point.payload) for point in upsert.points]
+            condition = filters.of(upsert.update_filter) if upsert.update_filter is not None else None
+            mode = _UPDATE_MODES[upsert.update_mode or models.UpdateMode.UPSERT]
+            return edge.UpdateOperation.upsert_points(points, condition=condition, update_mode=mode)
+        case models.SetPayloadOperation(set_payload=change):
+            return edge.UpdateOperation.set_payload_by_filter(filters.of(change.filter), change.payload, key=change.key)
+        case models.UpdateVectorsOperation(update_vectors=update):
+            moved = [edge.PointVectors(str(point.id), _vectors(point.vector)) for point in update.points]
+            return edge.UpdateOperation.update_vectors(moved, condition=filters.of(update.update_filter))
+        case models.DeleteVectorsOperation(delete_vectors=deletion):
+            return edge.UpdateOperation.delete_vectors_by_filter(filters.of(deletion.filter), list(deletion.vector))
+        case models.DeleteOperation(delete=models.FilterSelector(filter=where)):
+            return edge.UpdateOperation.delete_points_by_filter(filters.of(where))
+    raise TypeError(f"operation {write!r} is not translated")
 
 
 def _vectors(vectors: Any) -> dict[str, Any]:

@@ -227,7 +227,8 @@ class QdrantReadModel:
                 for i in ranked
                 if i in payloads
             )
-            return [hit for hit in hits if not hit.record.deleted]
+            # Without a way, the image was found by the number of another token, or by words that are being replaced.
+            return [hit for hit in hits if hit.matched and not hit.record.deleted]
 
         return await self._call(search)
 
@@ -314,5 +315,5 @@ def _ways(payload: Mapping[str, object], terms: Iterable[Term], names: frozenset
         searchable.way
         for key, searchable in SEARCHABLE.items()
         if (searchable.way == "label" and labelled)
-        or (searchable.way != "label" and any(contains(str(payload.get(WORDS[key]) or ""), term) for term in required))
+        or any(contains(str(payload.get(WORDS[key]) or ""), term) for term in required)
     )

@@ -16,7 +16,6 @@ IndexSchema = models.PayloadSchemaType | models.KeywordIndexParams | models.Text
 Write = (
     models.UpsertOperation
     | models.SetPayloadOperation
-    | models.OverwritePayloadOperation
     | models.UpdateVectorsOperation
     | models.DeleteVectorsOperation
     | models.DeleteOperation
