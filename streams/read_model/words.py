@@ -22,7 +22,8 @@ BREAK = "NEXTVALUE"  # separates the values of a document, so that no phrase spa
 
 _ASCII = re.compile(r"[0-9a-z]+")
 _QUOTED = re.compile(r'["“”„«»]([^"“”„«»]*)["“”„«»]')
-# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han. A character with its marks is a token, a run a phrase.
+# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han. A character with its marks is a token, and a
+# run of them a phrase.
 _UNSPACED = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
 )
