@@ -17,6 +17,7 @@ from streams.object_store.factory import open_files
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.factory import open_read_model
 from streams.settings import FilesSettings, QdrantSettings
+from tests.support.engine_template import create_new_engines
 from tests.support.facts import Facts
 
 CONCURRENCY = 16  # the indexer's
@@ -56,6 +57,7 @@ async def write(folder: Path) -> None:
         left for image_id in reversed(images) if (left := [fact for fact in facts_of(image_id) if fact.id not in done])
     ]
     log = os.open(folder / ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    create_new_engines()  # as in production: it may be killed while it does
     async with (
         open_files(FilesSettings(directory=folder / "objects")) as files,
         open_read_model(settings_of(folder, os.environ.get(STEMMING, ""))) as read_model,

@@ -12,6 +12,9 @@ import darkroom.processes
 import streams.read_model.qdrant.edge_points
 import streams.read_model.qdrant.model
 import streams.read_model.qdrant.server_points  # noqa: F401  all load qdrant-client, when a process asks for it
+from tests.support.engine_template import copy_new_engines
+
+copy_new_engines()
 
 for package in (darkroom.processes, agents.stages, darkroom.commands):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
