@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes kept free: the engine writes mapped files, and a full disk ends the process (SIGBUS)
 GRAPH_FROM = 200_000  # vectors without a search graph; below it an exact search is as fast (1.2 ms for 100 000)
+GRAPH_GROWTH = 1.2  # times the images of the last graph, for the next
 _LOCKED = "WouldBlock"  # in the engine's error, when another process has the folder open
 _NO_POINT = "No point with id"
 
@@ -44,6 +45,7 @@ class EdgePoints:
         self._opened: edge.EdgeShard | None = None
         self._writing = threading.Lock()  # an operation list is applied as a whole before the next
         self._unflushed = False
+        self._images_in_graph = 0
 
     def open(self, dense: Mapping[str, models.VectorParams], sparse: Sequence[str]) -> bool:
         with self._errors():
@@ -165,14 +167,13 @@ class EdgePoints:
         """Flush, and build the search graph when enough vectors lack one."""
         self.flush()
         with self._errors():
-            info = self._shard.info()
-            if info.points_count - info.indexed_vectors_count >= GRAPH_FROM:
+            images = self._shard.info().points_count
+            if images >= max(GRAPH_FROM, GRAPH_GROWTH * self._images_in_graph):
                 self._need_room(RESERVE + 2 * _size(self._folder))  # all data is copied
                 began = time.monotonic()
                 self._shard.optimize()
-                log.info(
-                    "search graph built", extra={"points": info.points_count, "s": round(time.monotonic() - began, 1)}
-                )
+                self._images_in_graph = images
+                log.info("search graph built", extra={"images": images, "s": round(time.monotonic() - began, 1)})
 
     def close(self) -> None:
         shard, self._opened = self._opened, None

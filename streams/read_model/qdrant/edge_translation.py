@@ -101,7 +101,10 @@ def to_order(order_by: models.OrderBy | None) -> edge.OrderBy | None:
     """Return the engine's order."""
     if order_by is None:
         return None
-    return edge.OrderBy(order_by.key, _DIRECTIONS[order_by.direction or models.Direction.ASC])
+    start_from = order_by.start_from
+    if isinstance(start_from, date):
+        raise TypeError("only a number to start from is translated")
+    return edge.OrderBy(order_by.key, _DIRECTIONS[order_by.direction or models.Direction.ASC], start_from)
 
 
 def to_query(request: models.QueryRequest) -> edge.QueryRequest:

@@ -31,13 +31,13 @@ def newest(
 ) -> list[StoredPoint]:
     """Return a page, newest first, starting before the id `before`."""
     found: set[str] = set()
-    earlier = where
+    order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
     if before is not None:
         found = {image_id for image_id in _at(points, where, sequence(before)) if image_id < before}
-        earlier = between(where, models.Range(lt=sequence(before)))
+        # Not a further filter: with one, the engine would collect and sort all that is left, page after page.
+        order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC, start_from=sequence(before) - 1)
     if len(found) < limit:
-        order = models.OrderBy(key=SEQUENCE, direction=models.Direction.DESC)
-        page, _ = points.scroll(earlier, limit=limit + 1, order_by=order, payload=False)
+        page, _ = points.scroll(where, limit=limit + 1, order_by=order, payload=False)
         found |= {point.id for point in page}
         if len(page) > limit:  # more may exist of the last millisecond, in undefined order
             found |= set(_at(points, where, sequence(page[-1].id)))
