@@ -97,12 +97,12 @@ class Collection:
         if not _fits(self._points.describe()):
             raise DependencyUnavailable("the Qdrant collection no longer has the required vectors")
 
-    async def care(self) -> None:
-        """Let the engine do its regular work."""
+    async def flush(self) -> None:
+        """Write what the engine holds in memory to disk, so that a power failure loses little."""
         try:
-            await self._call(self._points.care)
+            await self._call(self._points.flush)
         except DependencyUnavailable as error:
-            log.warning("the read model could not be maintained", extra={"error": str(error)})
+            log.warning("the read model could not be flushed", extra={"error": str(error)})
 
     async def bring_up_to_date(self) -> None:
         """Add missing vectors and indexes, and derive anew what older versions wrote. Retries until it is done."""

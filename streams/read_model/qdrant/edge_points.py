@@ -1,4 +1,8 @@
-"""Qdrant's engine in this process (qdrant-edge): one shard in a folder, which one process may have open."""
+"""Qdrant's engine in this process (qdrant-edge): one shard in a folder, which one process may have open.
+
+No search graph is built: the engine keeps the interpreter's lock meanwhile (50 s for 15 000 vectors), and the whole
+process would stand still. An exact search of 100 000 vectors takes milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +32,6 @@ from streams.read_model.qdrant.points import CollectionInfo, IndexSchema, Scored
 log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes kept free: the engine writes mapped files, and a full disk ends the process (SIGBUS)
-GRAPH_FROM = 200_000  # vectors without a search graph; below it an exact search is as fast (1.2 ms for 100 000)
-GRAPH_GROWTH = 1.2  # times the images of the last graph, for the next
 _LOCKED = "WouldBlock"  # in the engine's error, when another process has the folder open
 _NO_POINT = "No point with id"
 
@@ -45,14 +46,13 @@ class EdgePoints:
         self._opened: edge.EdgeShard | None = None
         self._writing = threading.Lock()  # an operation list is applied as a whole before the next
         self._unflushed = False
-        self._images_in_graph = 0
 
     def open(self, dense: Mapping[str, models.VectorParams], sparse: Sequence[str]) -> bool:
         with self._errors():
             is_new = not (self._folder / "segments").exists()
             # Before the engine opens its files: it repeats the last writes into mapped ones.
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._need_room(RESERVE)
+            self._need_room()
             if is_new:
                 self._create(dense, sparse)
             else:
@@ -107,7 +107,7 @@ class EdgePoints:
 
     def _update(self, *operations: edge.UpdateOperation) -> None:
         with self._errors(), self._writing:
-            self._need_room(RESERVE)  # before each write: others fill the disk within milliseconds
+            self._need_room()  # before each write: others fill the disk within milliseconds
             self._unflushed = True
             for operation in operations:
                 try:
@@ -163,18 +163,6 @@ class EdgePoints:
                 self._unflushed = False
                 self._shard.flush()
 
-    def care(self) -> None:
-        """Flush, and build the search graph when enough vectors lack one."""
-        self.flush()
-        with self._errors():
-            images = self._shard.info().points_count
-            if images >= max(GRAPH_FROM, GRAPH_GROWTH * self._images_in_graph):
-                self._need_room(RESERVE + 2 * _size(self._folder))  # all data is copied
-                began = time.monotonic()
-                self._shard.optimize()
-                self._images_in_graph = images
-                log.info("search graph built", extra={"images": images, "s": round(time.monotonic() - began, 1)})
-
     def close(self) -> None:
         shard, self._opened = self._opened, None
         if shard is None:
@@ -193,13 +181,13 @@ class EdgePoints:
             raise DependencyUnavailable("the read model is closed")
         return self._opened
 
-    def _need_room(self, needed: int) -> None:
+    def _need_room(self) -> None:
         """Raise DependencyUnavailable while the disk has less free space."""
         found = os.statvfs(self._folder.parent)
         free = found.f_bavail * found.f_frsize
-        if free < needed:
+        if free < RESERVE:
             raise DependencyUnavailable(
-                f"the disk of the read model {self._folder} is full: {free >> 20} MB are free, {needed >> 20} MB are "
+                f"the disk of the read model {self._folder} is full: {free >> 20} MB are free, {RESERVE >> 20} MB are "
                 "needed"
             )
 
@@ -217,11 +205,6 @@ class EdgePoints:
                     "or use a Qdrant server (DARKROOM_QDRANT__URL)"
                 ) from error
             raise DependencyUnavailable(f"read model {self._folder}: {error}") from error
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes that a folder's files occupy on the disk; those of mapped files may be fewer than their size."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def _kind(index: edge.PayloadIndexInfo) -> str:

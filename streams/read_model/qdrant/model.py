@@ -40,7 +40,7 @@ from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, Image
 from streams.read_model.words import QUERY_TOKENS, Term, contains, has_phrase, words_of
 
 MANDATORY = ("image_id", "owner", "generation", "state", "deleted")  # read with every selection of keys
-CARE_INTERVAL_S = 5.0
+FLUSH_INTERVAL_S = 5.0
 
 R = TypeVar("R")
 
@@ -84,8 +84,8 @@ class QdrantReadModel:
     async def _keep_up(self) -> None:
         await self._collection.bring_up_to_date()
         while True:
-            await asyncio.sleep(CARE_INTERVAL_S)
-            await self._collection.care()
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            await self._collection.flush()
 
     async def get(self, image_id: str, *, keys: Sequence[str] | None = None) -> ImageRecord | None:
         return (await self._records([image_id], _selected(keys))).get(image_id)

@@ -94,9 +94,6 @@ class Points(Protocol):
     def flush(self) -> None:
         """Write everything to disk."""
 
-    def care(self) -> None:
-        """Do what the collection needs from time to time, such as building search graphs. May take minutes."""
-
     def close(self) -> None:
         """Write what is not on disk yet, and release everything."""
 

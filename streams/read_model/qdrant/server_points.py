@@ -149,9 +149,6 @@ class ServerPoints:
     def flush(self) -> None:
         """A confirmed write is on the server's disk."""
 
-    def care(self) -> None:
-        """A server takes care of itself."""
-
     def close(self) -> None:
         self._qdrant.close()
 
