@@ -15,6 +15,7 @@ from qdrant_client import models
 
 from agents.indexing import record_facts
 from darkroom.main import main
+from gateway.images.lookup import Lookup
 from schemas.events.envelope import Event, Outgoing
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import EventProducer
@@ -58,7 +59,11 @@ def _disable_deletion_checks() -> None:
             await self._replace(stub, models.Filter(must=[models.HasIdCondition(has_id=[image_id])]))
         await real(self, image_id, generation, patch, **more)
 
+    async def refuse_deleted(self: Lookup, image_id: str, owner: str, generation: int) -> None:
+        """Refuse nothing: the gateway looks for tombstones itself, and would hide what the read model shows."""
+
     TombstoneCheck.drops = drops  # type: ignore[method-assign]
+    Lookup._refuse_deleted = refuse_deleted  # type: ignore[method-assign]
     QdrantReadModel.merge = merge  # type: ignore[method-assign]
     record_facts._writable = lambda fact, known: True
 
