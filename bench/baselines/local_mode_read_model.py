@@ -68,7 +68,7 @@ class LocalModeReadModel:
         points = [_point(record, history, vector) for record, history, vector in page]
         await self._call(lambda: self._qdrant.upsert(NAME, points))
 
-    async def get(self, image_id: str) -> ImageRecord | None:
+    async def get(self, image_id: str, *, keys: Sequence[str] | None = None) -> ImageRecord | None:
         return await self._call(lambda: self._get(image_id))
 
     async def begin(self, record: ImageRecord, *, history: Mapping[str, HistoryEntry] | None = None) -> None:
