@@ -24,9 +24,7 @@ from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.qdrant.points import Write
 from streams.read_model.qdrant.server_points import ServerPoints
 from streams.read_model.records import DIMENSIONS, VECTOR, Filters, ImageRecord
-from streams.read_model.words import Analyzer
 from streams.settings import QdrantSettings
-from tests.support.facts import Facts  # noqa: F401
 from tests.support.read_models import added, stub, vector
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes")  # of the model of a server in memory
@@ -286,5 +284,4 @@ async def test_the_collections_point_is_no_image(tmp_path: Path) -> None:
         await model.write_tombstone(COLLECTION_POINT, "anna", 9)
         assert await model.get(COLLECTION_POINT) is None
     async with open_read_model(QdrantSettings(path=tmp_path, stemming="")) as model:
-        assert Analyzer().language == ""
         await model.check()

@@ -16,6 +16,7 @@ import pytest
 from qdrant_client import models
 
 from streams.read_model import factory
+from streams.read_model.qdrant.documents import COLLECTION_POINT
 from streams.read_model.qdrant.edge_points import EdgePoints
 from streams.read_model.qdrant.points import Points
 from streams.settings import QdrantSettings
@@ -40,7 +41,7 @@ class ReusedPoints(EdgePoints):
 
     def renamed(self, named: Path) -> ReusedPoints:
         """Empty the shard and let it stand for another folder."""
-        everything = models.Filter(must_not=[models.HasIdCondition(has_id=["00000000-0000-0000-0000-000000000000"])])
+        everything = models.Filter(must_not=[models.HasIdCondition(has_id=[COLLECTION_POINT])])
         self.write([models.DeleteOperation(delete=models.FilterSelector(filter=everything))])
         self._named = named
         return self

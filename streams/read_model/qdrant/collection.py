@@ -32,7 +32,10 @@ from streams.read_model.qdrant.documents import (
     TOMBSTONE,
     WORDS,
     Derivation,
+    Payload,
+    replace_vectors,
     sequence,
+    set_payload,
     vectors_of_collection,
 )
 from streams.read_model.qdrant.points import CollectionInfo, Points, Write, index_kind
@@ -105,7 +108,7 @@ class Collection:
             log.warning("the read model could not be flushed", extra={"error": str(error)})
 
     async def bring_up_to_date(self) -> None:
-        """Add missing vectors and indexes, and derive anew what older versions wrote. Retries until it is done."""
+        """Add missing vectors and indexes, and derive again what older versions derived. Retries until it is done."""
         while True:
             try:
                 await self._call(lambda: self._add_missing(self._points.describe()))
@@ -151,14 +154,13 @@ class Collection:
                 equals(f"{_DESCRIPTION}.holder", self._me),
             ],
         )
-        held = {"holder": self._me, "held_until": time.time() + LEASE_S}
-        take = models.SetPayload(payload=held, filter=free, key=_DESCRIPTION)
-        self._points.write([models.SetPayloadOperation(set_payload=take)])
+        held: Payload = {"holder": self._me, "held_until": time.time() + LEASE_S}
+        self._points.write([set_payload(held, free, _DESCRIPTION)])
         found = self._described()
         return found is not None and found.holder == self._me
 
     def _page(self, after: str | None) -> list[str]:
-        """Derive a page of points anew; return their ids."""
+        """Derive the keys of a page of points again; return their ids."""
         found, _ = self._points.scroll(
             models.Filter(must_not=[has_id(COLLECTION_POINT)]), limit=PAGE + 1, offset=after, payload=RECORD
         )
@@ -183,17 +185,7 @@ class Collection:
         )
         vectors = point.vector if isinstance(point.vector, dict) else {}
         stale = [name for name in SPARSE.values() if name not in vectors]
-        operations: list[Write] = [
-            models.SetPayloadOperation(set_payload=models.SetPayload(payload=derived, filter=unchanged))
-        ]
-        if stale:
-            deletion = models.DeleteVectors(vector=stale, filter=unchanged)
-            operations.append(models.DeleteVectorsOperation(delete_vectors=deletion))
-        if vectors:
-            moved = models.PointVectors(id=record.image_id, vector=vectors)
-            update = models.UpdateVectors(points=[moved], update_filter=unchanged)
-            operations.append(models.UpdateVectorsOperation(update_vectors=update))
-        return operations
+        return [set_payload(derived, unchanged), *replace_vectors(record.image_id, vectors, stale, unchanged)]
 
     def _add_missing(self, info: CollectionInfo) -> None:
         """Add the vectors and indexes that the collection lacks."""

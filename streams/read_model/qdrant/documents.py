@@ -16,6 +16,7 @@ from qdrant_client import models
 
 from schemas.events.envelope import now
 from schemas.values import ImageState
+from streams.read_model.qdrant.points import Write
 from streams.read_model.records import DIMENSIONS, VECTOR, HistoryEntry, ImageRecord
 from streams.read_model.words import Analyzer, bm25_weights, joined, label_forms, texts_in
 
@@ -132,6 +133,26 @@ def sparse_vector(document: str, average_tokens: float) -> models.SparseVector:
     """Return the sparse vector of a document in its searchable form."""
     weights = bm25_weights(document, average_tokens)
     return models.SparseVector(indices=list(weights), values=list(weights.values()))
+
+
+def set_payload(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Write:
+    """Return the write of some keys, at the top level or below a key."""
+    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
+
+
+def replace_vectors(
+    image_id: str, vectors: Mapping[str, object], removed: Sequence[str], where: models.Filter
+) -> list[Write]:
+    """Return the writes that remove and set vectors of a point; the setting is last, as `Points.write` requires."""
+    operations: list[Write] = []
+    if removed:
+        deletion = models.DeleteVectors(vector=list(removed), filter=where)
+        operations.append(models.DeleteVectorsOperation(delete_vectors=deletion))
+    if vectors:
+        moved = models.PointVectors(id=image_id, vector=dict(vectors))
+        update = models.UpdateVectors(points=[moved], update_filter=where)
+        operations.append(models.UpdateVectorsOperation(update_vectors=update))
+    return operations
 
 
 def to_entries(entries: Mapping[str, HistoryEntry]) -> Payload:

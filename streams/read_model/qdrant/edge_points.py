@@ -6,6 +6,7 @@ process would stand still. An exact search of 100 000 vectors takes milliseconds
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -92,8 +93,6 @@ class EdgePoints:
             )
 
     def _config(self) -> dict[str, dict[str, dict[str, object]]]:
-        import json  # noqa: PLC0415
-
         return json.loads((self._folder / "edge_config.json").read_bytes())  # type: ignore[no-any-return]
 
     def add_sparse_vector(self, name: str) -> None:

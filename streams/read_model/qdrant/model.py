@@ -30,6 +30,8 @@ from streams.read_model.qdrant.documents import (
     TOMBSTONE,
     WORDS,
     Derivation,
+    replace_vectors,
+    set_payload,
     to_entries,
     to_history,
     tombstone,
@@ -129,17 +131,12 @@ class QdrantReadModel:
             "analysis": {name: dict(keys) for name, keys in (analysis or {}).items()},
             HISTORY: to_entries(history or {}),
         }
-        operations: list[Write] = [_set(payload, where, key) for key, payload in nested.items() if payload]
-        if emptied := [SPARSE[key] for key, form in words.items() if not form]:
-            deletion = models.DeleteVectors(vector=emptied, filter=where)
-            operations.append(models.DeleteVectorsOperation(delete_vectors=deletion))
+        operations: list[Write] = [set_payload(payload, where, key) for key, payload in nested.items() if payload]
+        emptied = [SPARSE[key] for key, form in words.items() if not form]
         vectors: dict[str, object] = dict(derived.sparse({key: form for key, form in words.items() if form}))
         if vector is not None:
             vectors[VECTOR] = list(vector)
-        if vectors:  # last, since it alone fails for a missing point, after the others are applied
-            moved = models.PointVectors(id=image_id, vector=vectors)
-            update = models.UpdateVectors(points=[moved], update_filter=where)
-            operations.append(models.UpdateVectorsOperation(update_vectors=update))
+        operations += replace_vectors(image_id, vectors, emptied, where)
         if operations:
             await self._write(operations)
 
@@ -148,7 +145,7 @@ class QdrantReadModel:
         return to_history(payload)
 
     async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
-        await self._write([_set({HISTORY: to_entries(entries)}, of_generation(image_id, generation))])
+        await self._write([set_payload({HISTORY: to_entries(entries)}, of_generation(image_id, generation))])
 
     async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
         alive = models.Filter(
@@ -290,10 +287,6 @@ class QdrantReadModel:
                 return await self._unbounded(work)
         except TimeoutError as error:
             raise DependencyUnavailable(f"the read model did not answer within {self._longest_s:g} s") from error
-
-
-def _set(payload: Mapping[str, JsonValue], where: models.Filter, key: str | None = None) -> Write:
-    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(payload), filter=where, key=key))
 
 
 def _selected(keys: Sequence[str] | None, *derived: str) -> Selected:
