@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 
 from gateway.access.permissions import public
 from gateway.apps.components import QueryComponents
@@ -10,6 +10,7 @@ from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_routes
 from gateway.apps.query import query_routes
 from gateway.http.request_context import base_url, version
+from gateway.http.routes import Routes
 from gateway.operations.health import health_routes
 from gateway.settings import GatewaySettings
 from schemas.http.health import Landing
@@ -31,19 +32,19 @@ _ENTRY_POINTS = {
 def embedded_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return ingest and query in one app."""
     about = "Images are uploaded, sanitized, resized, read by OCR and indexed for search."
-    routers = [
+    routes = [
         _landing_routes(settings),
-        ingest_routes(settings, components),
-        query_routes(settings, components),
+        *ingest_routes(settings, components),
+        *query_routes(settings, components),
         health_routes(components.readiness, components.limits, components.encoder),
     ]
-    return new_app("gateway", "Darkroom", about, settings, components, routers)
+    return new_app("gateway", "Darkroom", about, settings, components, routes)
 
 
-def _landing_routes(settings: GatewaySettings) -> APIRouter:
-    router = APIRouter(tags=["operation"])
+def _landing_routes(settings: GatewaySettings) -> Routes:
+    routes = Routes(tags=["operation"])
 
-    @router.get("/", summary="Entry points of the API", dependencies=[public()])
+    @routes.get("/", summary="Entry points of the API", dependencies=[public()])
     async def landing(request: Request) -> Landing:
         """The system, its version and its main endpoints."""
         base = base_url(request, settings)
@@ -55,4 +56,4 @@ def _landing_routes(settings: GatewaySettings) -> APIRouter:
             ways_in=_ENTRY_POINTS,
         )
 
-    return router
+    return routes

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from importlib.resources import files
 
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,6 +23,7 @@ from gateway.http.load_shedding import Overload
 from gateway.http.method_routing import Methods
 from gateway.http.middleware import Edge
 from gateway.http.problems import handle_problems
+from gateway.http.routes import Routes
 from gateway.limits.rate_limits import LimitHeaders, counted
 from gateway.openapi.document import complete
 from gateway.openapi.security import secure
@@ -58,7 +59,7 @@ def new_app(
     description: str,
     settings: GatewaySettings,
     components: IngestComponents,
-    routers: Sequence[APIRouter],
+    routes: Sequence[Routes],
 ) -> FastAPI:
     """Return an app of these routes, and those every app has. Raises UndeclaredRoute for a route without permission."""
     app = GatewayApp(
@@ -90,8 +91,8 @@ def new_app(
     app.add_middleware(Edge, name=name)
     allow_origins(app, settings.cors_origins)
     handle_problems(app, retry_after_s=settings.retry_after_s)
-    for router in (_metrics_routes(), *routers):
-        app.include_router(router)
+    for declared in (_metrics_routes(), *routes):
+        declared.register(app)
     permissions_of(app)
     return app
 
@@ -122,12 +123,12 @@ def _serve_docs(app: FastAPI) -> None:
         )
 
 
-def _metrics_routes() -> APIRouter:
-    router = APIRouter(tags=["operation"])
+def _metrics_routes() -> Routes:
+    routes = Routes(tags=["operation"])
 
-    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus", dependencies=[public()])
+    @routes.get("/metrics", response_class=Response, summary="Metrics for Prometheus", dependencies=[public()])
     def metrics() -> Response:
         """All metrics of this process."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    return router
+    return routes

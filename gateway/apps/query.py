@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
+from gateway.http.routes import Routes
 from gateway.images.annotations import Annotations
 from gateway.images.deletion import Deletion
 from gateway.images.delivery import Delivery
@@ -32,40 +33,38 @@ from gateway.search.routes import Search
 from gateway.settings import GatewaySettings
 
 
-def query_routes(settings: GatewaySettings, components: QueryComponents) -> APIRouter:
-    """Return every route of the query app but health."""
+def query_routes(settings: GatewaySettings, components: QueryComponents) -> list[Routes]:
+    """Return every route of the query app but health. Fixed paths come before those with an id."""
     files, read_model = components.files, components.read_model
     lookup = Lookup(settings, files, read_model)
-    router = APIRouter()
-    router.include_router(Listing(settings, read_model, lookup).routes())
     deletion = Deletion(settings, files, Publishing(settings, files, components.events))
-    router.include_router(Images(settings, files, lookup, deletion).routes())
-    router.include_router(Delivery(settings, files, lookup).routes())
     count_change = partial(components.limits.take, kind=CHANGES)
     revisions = Revisions(files)
-    router.include_router(
-        Annotations(settings, components.events, read_model, lookup, revisions, count_change).routes()
-    )
-    router.include_router(ErasureCheck(files, lookup).routes())
-    router.include_router(Live(settings, lookup, components.live).routes())
-    router.include_router(History(settings, files, read_model, lookup).routes())
-    router.include_router(ImageLineages(settings, files, lookup).routes())
-    router.include_router(Search(settings, read_model, lookup, components.encoder).routes())
-    router.include_router(AdminKeys(settings, files).routes())
-    router.include_router(FeatureExtraction(settings, files, lookup, components.features).routes())
-    router.include_router(HealthStatistics(settings, read_model, components.numbers).routes())
-    router.include_router(Failures(settings, read_model, lookup).routes())
-    router.include_router(AdminLetters(settings, components.letters).routes())
-    router.include_router(Admin(settings, files, read_model, components.reconciling, components.parameters_of).routes())
-    return router
+    return [
+        Listing(settings, read_model, lookup).routes(),
+        Images(settings, files, lookup, deletion).routes(),
+        Delivery(settings, files, lookup).routes(),
+        Annotations(settings, components.events, read_model, lookup, revisions, count_change).routes(),
+        ErasureCheck(files, lookup).routes(),
+        Live(settings, lookup, components.live).routes(),
+        History(settings, files, read_model, lookup).routes(),
+        ImageLineages(settings, files, lookup).routes(),
+        Search(settings, read_model, lookup, components.encoder).routes(),
+        AdminKeys(settings, files).routes(),
+        FeatureExtraction(settings, files, lookup, components.features).routes(),
+        HealthStatistics(settings, read_model, components.numbers).routes(),
+        Failures(settings, read_model, lookup).routes(),
+        AdminLetters(settings, components.letters).routes(),
+        Admin(settings, files, read_model, components.reconciling, components.parameters_of).routes(),
+    ]
 
 
 def query_app(settings: GatewaySettings, components: QueryComponents) -> FastAPI:
     """Return the query app, for a separate process."""
-    routers = [
-        query_routes(settings, components),
+    routes = [
+        *query_routes(settings, components),
         health_routes(components.readiness, components.limits, components.encoder),
     ]
     return new_app(
-        "query", "Darkroom query", "Status, results, sizes and search of images.", settings, components, routers
+        "query", "Darkroom query", "Status, results, sizes and search of images.", settings, components, routes
     )

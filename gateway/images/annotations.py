@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from pydantic import JsonValue
 
 from gateway.access.dependencies import Caller, Who
@@ -21,6 +21,7 @@ from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.http.json_bodies import JSON, described, read_json
 from gateway.http.problems import Problem, documented, unavailable
 from gateway.http.request_context import base_url, traceparent_of
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.images.revisions import Revisions
 from gateway.images.user_metadata import check_metadata
@@ -61,12 +62,12 @@ class Annotations:
     revisions: Revisions
     count_change: Callable[[Request, Identity], Awaitable[None]]  # raises Problem (429) beyond the owner's limit
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        routes = Routes("/api/v1/images", tags=["query"])
         lookup_problems = (ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
         etag = {"ETag": {**TAGGED, "description": "of this description; for If-None-Match and If-Match"}}
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}/metadata",
             self.details,
             response_model=ImageDetails,
@@ -75,7 +76,7 @@ class Annotations:
             openapi_extra=CONDITIONAL,
             responses={200: {"headers": etag}, 304: {"description": "unchanged"}, **documented(*lookup_problems)},
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}",
             self.change,
             methods=["PATCH"],
@@ -102,7 +103,7 @@ class Annotations:
                 ),
             },
         )
-        return router
+        return routes
 
     async def details(self, image_id: str, request: Request, owner: Caller) -> Response:
         """Return an image's description, without positions of text and objects; from the 202 on, as submitted."""

@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette import types
 
@@ -26,6 +26,7 @@ from gateway.access.permissions import requires
 from gateway.http.byte_ranges import ByteRange, OutOfRange, read_range
 from gateway.http.etags import CONDITIONAL, names
 from gateway.http.problems import Problem, documented
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.images.views import VERSION_DIGITS
 from gateway.settings import Delivered, GatewaySettings
@@ -61,9 +62,9 @@ class Delivery:
     files: FileStore
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        routes = Routes("/api/v1/images", tags=["query"])
         problems = documented(
             ProblemCode.NOT_FOUND,
             ProblemCode.NO_SUCH_SIZE,
@@ -73,7 +74,7 @@ class Delivery:
             ProblemCode.DEPENDENCY_UNAVAILABLE,
         )
         bytes_of = {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}}
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}/direct",
             self.direct,
             dependencies=[requires(Scope.READ)],
@@ -92,7 +93,7 @@ class Delivery:
             },
             openapi_extra={"parameters": [*_RANGE_PARAMETERS, *CONDITIONAL["parameters"]]},
         )
-        return router
+        return routes
 
     async def direct(
         self,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from fastapi import APIRouter
-
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import documented
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from schemas.http.problems import ProblemCode
 from schemas.http.submissions import ErasureView
@@ -27,10 +26,10 @@ class ErasureCheck:
     files: FileStore
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        router.add_api_route(
+        routes = Routes("/api/v1/images", tags=["query"])
+        routes.add_api_route(
             "/{image_id}/erasure",
             self.erasure,
             dependencies=[requires(Scope.READ)],
@@ -38,7 +37,7 @@ class ErasureCheck:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        return router
+        return routes
 
     async def erasure(self, image_id: str, owner: Caller) -> ErasureView:
         """Return the receipt of a deletion, and the current number of stored objects of the image."""

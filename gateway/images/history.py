@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fastapi import APIRouter
-
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import documented
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.history import HistoryItem, HistoryKind, ImageHistory
@@ -36,10 +35,10 @@ class History:
     read_model: ReadModel
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        router.add_api_route(
+        routes = Routes("/api/v1/images", tags=["query"])
+        routes.add_api_route(
             "/{image_id}/history",
             self.history,
             dependencies=[requires(Scope.READ)],
@@ -47,7 +46,7 @@ class History:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        return router
+        return routes
 
     async def history(self, image_id: str, owner: Caller) -> ImageHistory:
         """Return every event with time, worker, attempts, duration and trace. Available from the 202 on."""

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastapi import APIRouter
-
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import documented
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.history import ImageLineage, LineageItem, LineageKind, LineageState, Origin
@@ -36,10 +35,10 @@ class ImageLineages:
     files: FileStore
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
-        router.add_api_route(
+        routes = Routes("/api/v1/images", tags=["query"])
+        routes.add_api_route(
             "/{image_id}/lineage",
             self.lineage,
             dependencies=[requires(Scope.READ)],
@@ -49,7 +48,7 @@ class ImageLineages:
                 ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.NOT_FINISHED, ProblemCode.DEPENDENCY_UNAVAILABLE
             ),
         )
-        return router
+        return routes
 
     async def lineage(self, image_id: str, owner: Caller) -> ImageLineage:
         """Return input, code, weights and parameters of each variant, text, object, vector and analysis."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import StringConstraints
 
 from gateway.access.dependencies import Caller
@@ -16,6 +16,7 @@ from gateway.http.cursors import cursor_after, place_of
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.http.timestamps import read_time
 from gateway.images.lookup import Lookup
 from gateway.images.views import ITEM_KEYS, image_item
@@ -50,11 +51,11 @@ class Listing:
     read_model: ReadModel
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix=_PATH, tags=["query"])
+        routes = Routes(_PATH, tags=["query"])
         found = documented(ProblemCode.INVALID_CURSOR, ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        router.add_api_route(
+        routes.add_api_route(
             "",
             self.images,
             response_model=ImagePage,
@@ -75,7 +76,7 @@ class Listing:
                 **found,
             },
         )
-        return router
+        return routes
 
     async def images(
         self,

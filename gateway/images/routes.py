@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import StringConstraints
 
 from gateway.access.dependencies import Caller
@@ -14,6 +14,7 @@ from gateway.access.permissions import requires
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url, traceparent_of
+from gateway.http.routes import Routes
 from gateway.images.deletion import Deletion
 from gateway.images.delivery import Size
 from gateway.images.lookup import Lookup
@@ -42,9 +43,9 @@ class Images:
     lookup: Lookup
     deletion: Deletion
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes; fixed paths before those with an id."""
-        router = APIRouter(prefix="/api/v1/images", tags=["query"])
+        routes = Routes("/api/v1/images", tags=["query"])
         lookup_problems = documented(ProblemCode.NOT_FOUND, ProblemCode.GONE, ProblemCode.DEPENDENCY_UNAVAILABLE)
         not_finished = documented(ProblemCode.NOT_FINISHED)
         unchanged: dict[int | str, dict[str, Any]] = {
@@ -57,7 +58,7 @@ class Images:
             **documented(ProblemCode.NOT_FOUND, ProblemCode.NO_SUCH_SIZE),
         }
 
-        router.add_api_route(
+        routes.add_api_route(
             "/jobs/{job_id}",
             self.status,
             response_model=JobStatus,
@@ -66,7 +67,7 @@ class Images:
             openapi_extra=CONDITIONAL,
             responses={**lookup_problems, **unchanged},
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/jobs/{job_id}/result",
             self.result,
             response_model=JobResult,
@@ -75,28 +76,28 @@ class Images:
             openapi_extra=CONDITIONAL,
             responses={**lookup_problems, **not_finished, **unchanged},
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/batch",
             self.batch,
             dependencies=[requires(Scope.READ)],
             summary="Get several images in one size",
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}",
             self.image,
             dependencies=[requires(Scope.READ)],
             summary="Get one size of an image",
             responses=size_problems,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}/all",
             self.sizes,
             dependencies=[requires(Scope.READ)],
             summary="Get every size of an image",
             responses={**lookup_problems, **not_finished},
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{image_id}",
             self.delete,
             methods=["DELETE"],
@@ -105,7 +106,7 @@ class Images:
             summary="Delete an image",
             responses=lookup_problems,
         )
-        return router
+        return routes
 
     async def status(self, job_id: str, request: Request, owner: Caller) -> Response:
         """Return the job's status. Available from the 202 on, also before the pipeline starts."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import documented
+from gateway.http.routes import Routes
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
 from schemas.http.problems import ProblemCode
 from schemas.http.usage import Amount, LimitView, UsageView
 
 
-def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
+def usage_routes(limits: Limits, quotas: Quotas) -> Routes:
     """Return the usage route."""
-    router = APIRouter(prefix="/api/v1/usage", tags=["ingest"])
+    routes = Routes("/api/v1/usage", tags=["ingest"])
 
     async def usage(identity: Who) -> UsageView:
         """Return the caller's rate limits and the owner's quotas, with what remains of each."""
@@ -36,7 +35,7 @@ def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
             ),
         )
 
-    router.add_api_route(
+    routes.add_api_route(
         "",
         usage,
         methods=["GET"],
@@ -44,4 +43,4 @@ def usage_routes(limits: Limits, quotas: Quotas) -> APIRouter:
         summary="Get remaining rate limits and quotas",
         responses=documented(ProblemCode.DEPENDENCY_UNAVAILABLE),
     )
-    return router
+    return routes

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Send
@@ -23,6 +23,7 @@ from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.live.event_streams import END, JobProgress, owner_events
 from gateway.live.stream_access import StreamAccess
@@ -81,16 +82,16 @@ class Live:
     lookup: Lookup
     feed: LogFeed | None
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix="/api/v1", tags=["query"])
+        routes = Routes("/api/v1", tags=["query"])
         unavailable = documented(
             ProblemCode.INVALID_FIELD,
             ProblemCode.DEPENDENCY_UNAVAILABLE,
             ProblemCode.LIVE_UNAVAILABLE,
             ProblemCode.TOO_MANY_LISTENERS,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/images/jobs/{job_id}/events",
             self.of_job,
             dependencies=[requires(Scope.READ)],
@@ -103,7 +104,7 @@ class Live:
                 **unavailable,
             },
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/events",
             self.of_owner,
             dependencies=[requires(Scope.READ)],
@@ -111,7 +112,7 @@ class Live:
             response_class=EventSourceResponse,
             responses={**_STREAM, **unavailable},
         )
-        return router
+        return routes
 
     async def of_job(
         self,

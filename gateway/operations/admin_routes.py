@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 from pydantic import ValidationError
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented, invalid_model
+from gateway.http.routes import Routes
 from gateway.operations.reconcile_routes import add_reconcile
 from gateway.protocols import FindParameters, Reconciling
 from gateway.settings import GatewaySettings
@@ -56,12 +57,12 @@ class Admin:
     reconciling: Reconciling | None = None  # None: this process has no reconciler
     parameters_of: FindParameters | None = None  # None: only the stages check parameters
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
         problems = documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE)
         not_found = documented(ProblemCode.NOT_FOUND)
-        router = APIRouter(prefix="/api/v1/admin", tags=["admin"], responses=problems)
-        router.add_api_route(
+        routes = Routes("/api/v1/admin", tags=["admin"], responses=problems)
+        routes.add_api_route(
             "/reprocess",
             self.reprocess,
             methods=["POST"],
@@ -76,14 +77,14 @@ class Admin:
                 **documented(ProblemCode.INVALID_FIELD),
             },
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/reprocess",
             self.jobs,
             dependencies=[requires(Scope.ADMIN)],
             summary="List reruns",
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/reprocess/{job_id}",
             self.job,
             dependencies=[requires(Scope.ADMIN)],
@@ -91,7 +92,7 @@ class Admin:
             response_model_exclude_none=True,
             responses=not_found,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/reprocess/{job_id}/cancel",
             self.cancel,
             methods=["POST"],
@@ -101,15 +102,15 @@ class Admin:
             responses=not_found,
         )
         if self.reconciling is not None:
-            add_reconcile(router, self.reconciling)
-        router.add_api_route(
+            add_reconcile(routes, self.reconciling)
+        routes.add_api_route(
             "/agents",
             self.agents,
             dependencies=[requires(Scope.ADMIN)],
             summary="List agents and pauses",
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/agents/{name}/pause",
             self.pause,
             methods=["POST"],
@@ -119,7 +120,7 @@ class Admin:
             response_model_exclude_none=True,
             responses=not_found,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/agents/{name}/resume",
             self.resume,
             methods=["POST"],
@@ -128,7 +129,7 @@ class Admin:
             response_model_exclude_none=True,
             responses=not_found,
         )
-        return router
+        return routes
 
     async def reprocess(self, request: Request, response: Response) -> ReprocessView | ReprocessPlan:
         """Rerun a stage in the bulk lane, at a limited rate, behind new uploads. Unchanged results are reused."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from gateway.access.api_keys import ApiKey, ApiKeys, TooManyKeys
 from gateway.access.dependencies import Who
@@ -14,6 +14,7 @@ from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
+from gateway.http.routes import Routes
 from gateway.settings import GatewaySettings
 from schemas.http.keys import KeyCreated, KeyList, KeyView, NewKey
 from schemas.http.problems import ProblemCode, ProblemItem
@@ -30,14 +31,14 @@ class AdminKeys:
     settings: GatewaySettings
     files: FileStore
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(
-            prefix="/api/v1/admin/keys",
+        routes = Routes(
+            "/api/v1/admin/keys",
             tags=["admin"],
             responses=documented(ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "",
             self.create,
             methods=["POST"],
@@ -48,14 +49,14 @@ class AdminKeys:
             openapi_extra=described(NewKey),
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.TOO_MANY_KEYS),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "",
             self.keys,
             dependencies=[requires(Scope.ADMIN)],
             summary="List API keys",
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{key_id}",
             self.revoke,
             methods=["DELETE"],
@@ -64,7 +65,7 @@ class AdminKeys:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND),
         )
-        return router
+        return routes
 
     async def create(self, request: Request, identity: Who) -> KeyCreated:
         """Create a key and return its secret, once: only a hash of it is stored."""

@@ -16,13 +16,14 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import structlog
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.http.timestamps import read_time
 from gateway.settings import GatewaySettings
 from schemas.http.operations import (
@@ -62,18 +63,18 @@ class AdminLetters:
     settings: GatewaySettings
     letters: DeadLetterListing | None  # None: this process reads none
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
         problems = documented(ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE)
-        router = APIRouter(prefix=PATH, tags=["admin"], responses=problems)
-        router.add_api_route(
+        routes = Routes(PATH, tags=["admin"], responses=problems)
+        routes.add_api_route(
             "",
             self.page,
             dependencies=[requires(Scope.ADMIN)],
             summary="List dead letters",
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/replay",
             self.replay,
             methods=["POST"],
@@ -82,7 +83,7 @@ class AdminLetters:
             openapi_extra=described(ReplayRequest),
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/discard",
             self.discard,
             methods=["POST"],
@@ -91,7 +92,7 @@ class AdminLetters:
             openapi_extra=described(DiscardRequest),
             response_model_exclude_none=True,
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{agent}/{letter_id}",
             self.one,
             dependencies=[requires(Scope.ADMIN)],
@@ -99,7 +100,7 @@ class AdminLetters:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.NOT_FOUND),
         )
-        return router
+        return routes
 
     async def page(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from gateway.access import auth_errors
 from gateway.access.dependencies import Who
@@ -15,6 +15,7 @@ from gateway.access.permissions import requires
 from gateway.http.cursors import cursor_after, place_of
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.operations import FailedImage, FailedPage
@@ -50,10 +51,10 @@ class Failures:
     read_model: ReadModel
     lookup: Lookup
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(tags=["operation"])
-        router.add_api_route(
+        routes = Routes(tags=["operation"])
+        routes.add_api_route(
             PATH,
             self.failed,
             dependencies=[requires(Scope.READ)],
@@ -63,7 +64,7 @@ class Failures:
                 ProblemCode.INVALID_FIELD, ProblemCode.INVALID_CURSOR, ProblemCode.DEPENDENCY_UNAVAILABLE
             ),
         )
-        return router
+        return routes
 
     async def failed(
         self,

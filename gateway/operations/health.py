@@ -8,11 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from gateway.access.dependencies import is_operator
 from gateway.access.permissions import public
 from gateway.http.request_context import version
+from gateway.http.routes import Routes
 from gateway.limits.rate_limits import Limits
 from gateway.protocols import Readiness, TextEncoder, model_reason
 from schemas.http.health import Health, PartHealth
@@ -86,9 +87,9 @@ def read_model_part(read_model: ReadModel) -> Part:
     return check
 
 
-def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | None = None) -> APIRouter:
+def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | None = None) -> Routes:
     """Return the health routes. Optional parts can degrade the system but never make it unready."""
-    router = APIRouter(tags=["operation"])
+    routes = Routes(tags=["operation"])
 
     async def check(*, operator: bool = False) -> Health:
         found = await readiness.check()
@@ -98,12 +99,12 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         status = "ok" if healthy else "degraded" if ready else "unready"
         return Health(status=status, ready=ready, version=version(), parts=found)
 
-    @router.get("/health/live", dependencies=[public()], summary="Is this process alive")
+    @routes.get("/health/live", dependencies=[public()], summary="Is this process alive")
     async def live() -> dict[str, str]:
         """Respond while the event loop runs; checks no dependency."""
         return {"status": "ok"}
 
-    @router.get(
+    @routes.get(
         "/health/ready",
         dependencies=[public()],
         summary="Readiness: can uploads be processed completely",
@@ -116,7 +117,7 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         response.status_code = 200 if health.ready else 503
         return health
 
-    @router.get(
+    @routes.get(
         "/api/v1/health",
         dependencies=[public()],
         summary="Get the health of every part",
@@ -129,7 +130,7 @@ def health_routes(readiness: Readiness, limits: Limits, encoder: TextEncoder | N
         """
         return await check(operator=await is_operator(request))
 
-    return router
+    return routes
 
 
 def _optional_parts(limits: Limits, encoder: TextEncoder | None, operator: bool) -> dict[str, tuple[bool, str]]:

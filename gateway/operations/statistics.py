@@ -11,12 +11,11 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from fastapi import APIRouter
-
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
+from gateway.http.routes import Routes
 from gateway.operations.failures import AllOwners, owner_filter
 from gateway.operations.inventory_counts import Objects, Records
 from gateway.operations.statistics_cache import StatisticsCache
@@ -40,10 +39,10 @@ class HealthStatistics:
     read_model: ReadModel
     numbers: StatisticsCache | None  # None: this process collects none
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(tags=["operation"])
-        router.add_api_route(
+        routes = Routes(tags=["operation"])
+        routes.add_api_route(
             PATH,
             self.statistics,
             dependencies=[requires(Scope.READ)],
@@ -51,7 +50,7 @@ class HealthStatistics:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.INVALID_FIELD, ProblemCode.DEPENDENCY_UNAVAILABLE),
         )
-        return router
+        return routes
 
     async def statistics(self, identity: Who, everybody: AllOwners = None) -> Statistics:
         """Return statistics of the caller's images; with the scope `admin` of all images, with storage and queues."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import ValidationError
 
 from gateway.access.dependencies import Who
@@ -24,6 +24,7 @@ from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.multipart import Rules
 from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_file, receive_files, receive_form
+from gateway.http.routes import Routes
 from gateway.http.spooling import Arriving
 from gateway.images.lookup import Lookup
 from gateway.limits.rate_limits import FEATURES, Limits
@@ -86,11 +87,11 @@ class FeatureExtraction:
     lookup: Lookup
     batching: Batching[Any] | None  # None: this process has no CLIP
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes, with the aliases that other services use."""
-        router = APIRouter(tags=["features"])
+        routes = Routes(tags=["features"])
         for path in ("/api/v1/features", ALIAS):
-            router.add_api_route(
+            routes.add_api_route(
                 path,
                 self.one,
                 methods=["POST"],
@@ -100,7 +101,7 @@ class FeatureExtraction:
                 responses=_PROBLEMS | _IMAGE_PROBLEMS,
             )
         for path in ("/api/v1/features/batch", ALIAS_BATCH):
-            router.add_api_route(
+            routes.add_api_route(
                 path,
                 self.several,
                 methods=["POST"],
@@ -111,7 +112,7 @@ class FeatureExtraction:
                 response_model_exclude_none=True,
                 responses=_PROBLEMS | documented(ProblemCode.TOO_MANY_FILES, ProblemCode.NOTHING_ACCEPTED),
             )
-        return router
+        return routes
 
     async def one(self, request: Request, identity: Who) -> Features:
         """Send an image as a form or as the raw body, or JSON with the id of one of yours. Nothing is stored."""

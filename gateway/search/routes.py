@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity, Scope
@@ -24,6 +24,7 @@ from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_form
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.protocols import TextEncoder, model_reason
 from gateway.search.views import SEARCH_KEYS, search_item
@@ -97,13 +98,13 @@ class Search:
     lookup: Lookup
     encoder: TextEncoder | None
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix="/api/v1/search", tags=["search"])
+        routes = Routes("/api/v1/search", tags=["search"])
         unavailable = ProblemCode.DEPENDENCY_UNAVAILABLE
         body = described(SearchLike)
         body["requestBody"]["content"]["multipart/form-data"] = _FILE_FORM
-        router.add_api_route(
+        routes.add_api_route(
             "",
             self.by_words,
             dependencies=[requires(Scope.SEARCH)],
@@ -111,7 +112,7 @@ class Search:
             response_model_exclude_none=True,
             responses=documented(ProblemCode.INVALID_FIELD, unavailable),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/image",
             self.by_image,
             methods=["POST"],
@@ -130,7 +131,7 @@ class Search:
                 unavailable,
             ),
         )
-        return router
+        return routes
 
     async def by_words(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from gateway.access.dependencies import Caller, Who
 from gateway.access.identity import Scope
@@ -17,6 +17,7 @@ from gateway.access.permissions import requires
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.http.spooling import clean_filename
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits
@@ -48,11 +49,11 @@ class Direct:
     limits: Limits
     leases: Leases
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix=_PREFIX, tags=["ingest"])
+        routes = Routes(_PREFIX, tags=["ingest"])
         unavailable, none = ProblemCode.DEPENDENCY_UNAVAILABLE, ProblemCode.NOT_FOUND
-        router.add_api_route(
+        routes.add_api_route(
             "",
             self.begin,
             methods=["POST"],
@@ -73,7 +74,7 @@ class Direct:
                 unavailable,
             ),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{upload_id}/complete",
             self.complete,
             methods=["POST"],
@@ -92,7 +93,7 @@ class Direct:
                 unavailable,
             ),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/{upload_id}",
             self.delete,
             methods=["DELETE"],
@@ -101,7 +102,7 @@ class Direct:
             summary="Abort a direct upload",
             responses=documented(none, ProblemCode.UPLOAD_EXPIRED, ProblemCode.UPLOAD_BUSY, unavailable),
         )
-        return router
+        return routes
 
     async def begin(self, request: Request, response: Response, identity: Who) -> DirectUploadForm:
         """Return a form for one file of the given type and, if declared, size. `complete` accepts the file.

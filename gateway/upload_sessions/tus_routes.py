@@ -6,13 +6,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import public, requires
 from gateway.http.problems import Problem, documented, unavailable
+from gateway.http.routes import Routes
 from gateway.limits.rate_limits import Limits
 from gateway.openapi.examples import JOB_ID
 from gateway.settings import GatewaySettings
@@ -185,11 +186,11 @@ def _protocol(tus: Tus) -> tuple[_TusRoute, ...]:
     )  # fmt: skip
 
 
-def tus_routes(tus: Tus) -> APIRouter:
+def tus_routes(tus: Tus) -> Routes:
     """Return the tus routes."""
-    router = APIRouter(tags=["ingest"], route_class=tus_route_class(tus.settings.retry_after_s))
+    routes = Routes(tags=["ingest"], route_class=tus_route_class(tus.settings.retry_after_s))
     for path in (_ROOT, _ONE):
-        router.add_api_route(
+        routes.add_api_route(
             path,
             tus.options,
             methods=["OPTIONS"],
@@ -198,7 +199,7 @@ def tus_routes(tus: Tus) -> APIRouter:
             summary="Get the supported tus version and extensions",
         )
     for route in _protocol(tus):
-        router.add_api_route(
+        routes.add_api_route(
             route.path,
             route.endpoint,
             methods=[route.method],
@@ -209,7 +210,7 @@ def tus_routes(tus: Tus) -> APIRouter:
             openapi_extra=route.extra,
             responses=_response(*route.answer) | documented(*route.problems, *_EVERY),
         )
-    router.add_api_route(
+    routes.add_api_route(
         _ONE,
         tus.overridden,
         methods=["POST"],
@@ -217,7 +218,7 @@ def tus_routes(tus: Tus) -> APIRouter:
         summary="The method that X-HTTP-Method-Override names",
         include_in_schema=False,
     )
-    router.add_api_route(
+    routes.add_api_route(
         _ONE,
         tus.show,
         methods=["GET"],
@@ -226,16 +227,16 @@ def tus_routes(tus: Tus) -> APIRouter:
         route_class_override=APIRoute,
         responses=documented(ProblemCode.NOT_FOUND, ProblemCode.UPLOAD_EXPIRED, ProblemCode.DEPENDENCY_UNAVAILABLE),
     )
-    return router
+    return routes
 
 
 def tus_and_direct_routes(
     settings: GatewaySettings, files: FileStore, submission: Submission, limits: Limits
-) -> APIRouter:
+) -> list[Routes]:
     """Return the routes of resumable and direct uploads."""
     uploads = Uploads(settings, files, submission.acceptance.quotas)
     completion, leases = Completion(settings, uploads, submission), Leases(settings.storage_timeout_s)
-    router = APIRouter()
-    router.include_router(Direct(settings, uploads, completion, limits, leases).routes())
-    router.include_router(tus_routes(Tus(settings, uploads, completion, limits, leases)))
-    return router
+    return [
+        Direct(settings, uploads, completion, limits, leases).routes(),
+        tus_routes(Tus(settings, uploads, completion, limits, leases)),
+    ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.access.dependencies import Who
@@ -19,6 +19,7 @@ from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.problems import TITLES, Problem, documented, unavailable
+from gateway.http.routes import Routes
 from gateway.http.spool_space import SPACE
 from gateway.http.spooling import room
 from gateway.limits.rate_limits import UPLOADS, Limits
@@ -98,10 +99,10 @@ class Batches:
     submission: Submission
     limits: Limits
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the route."""
-        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
-        router.add_api_route(
+        routes = Routes("/api/v1/images", tags=["ingest"])
+        routes.add_api_route(
             "/batch",
             self.upload,
             methods=["POST"],
@@ -122,7 +123,7 @@ class Batches:
                 *REFUSALS,
             ),
         )
-        return router
+        return routes
 
     async def upload(self, request: Request, identity: Who) -> Response:
         """Accept each file individually. 202: all; 207: see each status. A retry with the same key continues."""

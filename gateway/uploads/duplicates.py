@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
+from gateway.http.routes import Routes
 from gateway.settings import GatewaySettings
 from schemas.http.batches import KnownImage
 from schemas.http.problems import ProblemCode
@@ -68,13 +69,13 @@ class Duplicates:
     read_model: ReadModel | None = None
     accepted_here: Callable[[str], bool] = lambda image_id: False
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
+        routes = Routes("/api/v1/images", tags=["ingest"])
         problems = documented(ProblemCode.INVALID_DIGEST, ProblemCode.NOT_FOUND, ProblemCode.DEPENDENCY_UNAVAILABLE)
         summary = "Find your image of certain bytes"
         for method in ("GET", "HEAD"):
-            router.add_api_route(
+            routes.add_api_route(
                 "/by-digest/{sha256}",
                 self.by_digest,
                 methods=[method],
@@ -84,7 +85,7 @@ class Duplicates:
                 response_model_exclude_none=True,
                 responses=problems,
             )
-        return router
+        return routes
 
     async def by_digest(self, sha256: str, request: Request, owner: Caller) -> KnownImage:
         """Return your newest image whose original has this SHA-256 and that is not deleted; 404 without one."""

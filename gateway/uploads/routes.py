@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
@@ -14,6 +14,7 @@ from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import documented
 from gateway.http.request_bodies import FILENAME_FIELD, SHA256_FIELD, receive_image
+from gateway.http.routes import Routes
 from gateway.images.results import PREFER_PARAMETER
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits
@@ -87,10 +88,10 @@ class Ingest:
     submission: Submission
     limits: Limits
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> Routes:
         """Return the routes."""
-        router = APIRouter(prefix="/api/v1/images", tags=["ingest"])
-        router.add_api_route(
+        routes = Routes("/api/v1/images", tags=["ingest"])
+        routes.add_api_route(
             "/upload",
             self.upload,
             methods=["POST"],
@@ -105,7 +106,7 @@ class Ingest:
                 *REFUSALS,
             ),
         )
-        router.add_api_route(
+        routes.add_api_route(
             "/fetch",
             self.fetch,
             methods=["POST"],
@@ -123,7 +124,7 @@ class Ingest:
                 *REFUSALS,
             ),
         )
-        return router
+        return routes
 
     async def upload(self, request: Request, identity: Who) -> Response:
         """Store the file and publish its event; 202 after Kafka's confirmation. 503: nothing was accepted."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fastapi import APIRouter, FastAPI, Request, params
+from fastapi import FastAPI, Request, params
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.responses import PlainTextResponse
 
@@ -18,6 +18,7 @@ from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
 from gateway.http.problems import handle_problems
+from gateway.http.routes import Routes
 from schemas.http.reconciliation import ReconcileReport
 from schemas.values import DEFAULT_OWNER
 from streams.object_store.factory import open_files
@@ -59,15 +60,15 @@ async def parts(tmp_path: Path) -> AsyncIterator[QueryComponents]:
         )
 
 
-def routers(*dependencies: params.Depends) -> list[APIRouter]:
-    """Return a router with one route of these dependencies, which answers 200."""
-    router = APIRouter()
+def declared(*dependencies: params.Depends) -> Routes:
+    """Return one route of these dependencies, which answers 200."""
+    routes = Routes()
 
-    @router.get("/added", dependencies=dependencies)
+    @routes.get("/added", dependencies=dependencies)
     async def added() -> str:
         return "answered"
 
-    return [router]
+    return routes
 
 
 def test_routes_declare_the_expected_permissions(parts: QueryComponents) -> None:
@@ -83,25 +84,25 @@ def test_routes_declare_the_expected_permissions(parts: QueryComponents) -> None
 def test_an_app_with_an_undeclared_route_is_not_built(parts: QueryComponents) -> None:
     """A route without a permission stops the app from being built, and so do two permissions on one route."""
     with pytest.raises(UndeclaredRoute, match="GET /added"):
-        new_app("test", "Test", "", settings(), parts, routers())
+        new_app("test", "Test", "", settings(), parts, [declared()])
     with pytest.raises(UndeclaredRoute, match="GET /added"):
-        new_app("test", "Test", "", settings(), parts, routers(public(), requires(Scope.READ)))
-    assert ("GET", "/added") in permissions_of(new_app("test", "Test", "", settings(), parts, routers(public())))
+        new_app("test", "Test", "", settings(), parts, [declared(public(), requires(Scope.READ))])
+    assert ("GET", "/added") in permissions_of(new_app("test", "Test", "", settings(), parts, [declared(public())]))
 
 
-def test_an_app_with_a_route_outside_the_checks_is_not_built(parts: QueryComponents) -> None:
+def test_a_route_outside_the_checks_is_found(parts: QueryComponents) -> None:
     """A plain Starlette route has no dependencies, so it is refused; only static files may be mounted."""
-    router = APIRouter()
-    router.add_route("/added", lambda request: PlainTextResponse("answered"))
+    app = ingest_app(settings(), parts)
+    app.router.add_route("/added", lambda request: PlainTextResponse("answered"))
     with pytest.raises(UndeclaredRoute, match="/added"):
-        new_app("test", "Test", "", settings(), parts, [router])
+        permissions_of(app)
 
 
 @pytest.mark.parametrize("scopes", ["", " ".join(Scope)])
 async def test_an_undeclared_route_answers_403(parts: QueryComponents, scopes: str) -> None:
     """A route added later without a permission denies every caller, including one with every scope."""
     app = ingest_app(settings(), parts)
-    app.include_router(*routers())
+    declared().register(app)
     async with client_of(app) as client:
         refused(await client.get("/added", headers={"Authorization": scopes}), 403, "forbidden")
 
@@ -110,7 +111,7 @@ async def test_a_declared_route_answers_403_in_an_app_without_the_checks() -> No
     """A declaration does not open a route in an app that lacks the dependency `identified`."""
     app = FastAPI()
     handle_problems(app, retry_after_s=1)
-    app.include_router(*routers(requires(Scope.READ)))
+    declared(requires(Scope.READ)).register(app)
     async with client_of(app) as client:
         assert (await client.get("/added")).status_code == 403
 
