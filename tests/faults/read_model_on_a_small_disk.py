@@ -105,8 +105,10 @@ async def run(folder: Path, disk: SmallDisk | LimitedFiles) -> None:
         await asyncio.sleep(CHECKED_AGAIN_S)
         done[await added(model, seed=1, text="after harbour1")] = "after harbour1"
         say("written")
-        disk.fill(left_mb=0)
+        # With pages in memory that have no place on the disk yet, the engine's flush would end the process (SIGBUS):
+        # against others who take the last byte within seconds of a write, no free space kept helps.
         await asyncio.sleep(FLUSHED_S)
+        disk.fill(left_mb=0)
         say("refused:", await until_refused(model, done))
         await check(model, done)
         say("read")
