@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 NO_TESTS = 5  # pytest's exit code when a selection such as `-k` leaves a layer empty
 
@@ -45,7 +45,17 @@ def run(layer: Layer, options: Sequence[str], report: Path) -> int:
     parallel = ("-n", str(layer.workers), "--dist", "loadgroup", "--no-loadscope-reorder") if layer.workers > 1 else ()
     slowest = ("--durations=30", "--durations-min=1")
     ignored = (f"--ignore={layer.ignored}",) if layer.ignored else ()
-    command = (sys.executable, "-m", "pytest", *parallel, *slowest, *ignored, f"--junitxml={report}", *options, *layer.paths)
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        *parallel,
+        *slowest,
+        *ignored,
+        f"--junitxml={report}",
+        *options,
+        *layer.paths,
+    )
     # With it, each of some thousand processes would compile Darkroom's modules again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(command, check=False, env=environment).returncode
@@ -57,7 +67,7 @@ def failures(report: Path) -> Iterator[str]:
         yield "pytest ended without a report"
         return
     # The file is our own pytest's: nobody else's XML is parsed.
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314
+    for case in ElementTree.parse(report).iter("testcase"):
         for outcome in (*case.findall("failure"), *case.findall("error")):
             message = " ".join(outcome.get("message", "").split())
             yield f"{case.get('classname')}::{case.get('name')}: {message[:300]}"
