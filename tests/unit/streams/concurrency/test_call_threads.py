@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -13,9 +14,9 @@ from streams.concurrency.call_threads import CallThreads
 async def test_every_call_gets_its_own_result() -> None:
     """Many calls at once, and one after the other when the threads have gone idle, return their own results."""
     calls = CallThreads(2, name="calls")
-    assert await asyncio.gather(*(calls.run(lambda n=n: n * n) for n in range(500))) == [n * n for n in range(500)]
+    assert await asyncio.gather(*(calls.run(partial(pow, n, 2)) for n in range(500))) == [n * n for n in range(500)]
     for number in range(50):
-        assert await calls.run(lambda n=number: n) == number
+        assert await calls.run(partial(abs, number)) == number
     calls.close()
 
 

@@ -14,6 +14,7 @@ from streams.read_model.words import (
     MAX_TOKEN,
     QUERY_TOKENS,
     Analyzer,
+    _stem,
     bm25_weights,
     contains,
     has_phrase,
@@ -144,4 +145,5 @@ def test_threads_stem_without_disturbing_each_other() -> None:
             found = list(threads.map(Analyzer("english").tokens, texts))
     finally:
         sys.setswitchinterval(interval)
+    _stem.cache_clear()
     assert found == [Analyzer("english").tokens(text) for text in texts]
