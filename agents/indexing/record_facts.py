@@ -42,7 +42,7 @@ async def record(
         patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
         stages = _stages(fact, learned, known)
         analysis = {learned.stage: learned.analysis} if learned.analysis is not None else None
-        await read_model.merge(
+        known = await read_model.merge(
             fact.image_id,
             fact.generation,
             patch,
@@ -50,8 +50,8 @@ async def record(
             analysis=analysis,
             history=entry,
             vector=learned.vector,
+            returned=PROGRESS_KEYS,
         )
-        known = await read_model.get(fact.image_id, keys=PROGRESS_KEYS)
     else:
         await read_model.merge(fact.image_id, fact.generation, {}, history=entry)
     if old is not None:  # otherwise there are as many entries as stages, well below the limit

@@ -38,11 +38,12 @@ class ReadModel(Protocol):
         analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
-    ) -> None:
+        returned: Sequence[str] | None = None,
+    ) -> ImageRecord | None:
         """Write top-level keys, single stages, analyses and history entries, and the vector, of one generation.
 
         Update-only and conditional: a point that is missing, of another generation or deleted stays as it is. A None
-        removes its key.
+        removes its key. With `returned`, the image is read afterwards: `get` with these `keys`; else None is returned.
         """
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:

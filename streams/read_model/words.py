@@ -7,12 +7,13 @@ tokenizers fold no accents beyond Latin, and find no words in scripts written wi
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import inflection
 
@@ -73,7 +74,7 @@ class Analyzer:
         return [part if _UNSPACED.match(part) else self._stem(part[:MAX_TOKEN]) for part in parts]
 
     def _stem(self, token: str) -> str:
-        return _stemmer(self.language)(token) if self.language else token
+        return _stem(self.language, token) if self.language else token
 
 
 def has_phrase(query: str) -> bool:
@@ -193,8 +194,14 @@ def _bounded(terms: Iterable[Term]) -> Iterator[Term]:
         left -= len(term)
 
 
-@cache
-def _stemmer(language: str) -> Callable[[str], str]:
+@lru_cache(maxsize=65536)
+def _stem(language: str, token: str) -> str:
+    return _stemmer(language, threading.get_ident())(token)
+
+
+@lru_cache(maxsize=64)
+def _stemmer(language: str, _thread: int) -> Callable[[str], str]:
+    """Return a stemmer of one thread: it keeps the word it works on."""
     import snowballstemmer  # noqa: PLC0415 - only loaded where stemming is set
 
     stem: Callable[[str], str] = snowballstemmer.stemmer(language).stemWord

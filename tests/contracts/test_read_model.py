@@ -63,6 +63,21 @@ async def test_merges_change_only_their_keys(model: ReadModel) -> None:
     assert stored == pytest.approx(vector(1), abs=1e-5)
 
 
+async def test_a_merge_returns_the_image_as_it_is_afterwards(model: ReadModel) -> None:
+    """With `returned`, a merge reads those keys, also if it changed nothing; a missing image is None."""
+    record = stub()
+    await model.begin(record)
+    done = StageRecord(state=StageState.DONE)
+    assert await model.merge(record.image_id, 1, {"width": 7}, stages={"ocr": done}) is None
+    for generation in (1, 2):
+        found = await model.merge(record.image_id, generation, {"height": 8}, returned=("stages", "width"))
+        assert found is not None
+        assert (found.generation, found.width, found.height, found.stages) == (1, 7, None, {"ocr": done})
+    known = await model.get(record.image_id)
+    assert known is not None and known.height == 8
+    assert await model.merge(stub().image_id, 1, {"width": 7}, returned=("width",)) is None
+
+
 async def test_analyses_are_merged_by_stage(model: ReadModel) -> None:
     """The analysis of one stage replaces its own keys and leaves those of the other stages."""
     record = stub()

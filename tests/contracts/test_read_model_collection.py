@@ -24,6 +24,7 @@ from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.qdrant.points import Write
 from streams.read_model.qdrant.server_points import ServerPoints
 from streams.read_model.records import DIMENSIONS, VECTOR, Filters, ImageRecord
+from streams.read_model.words import Analyzer
 from streams.settings import QdrantSettings
 from tests.support.read_models import added, stub, vector
 
@@ -148,6 +149,7 @@ async def test_an_older_collection_of_a_server_is_brought_up_to_date(
     await until(lambda: "the read model is up to date" in caplog.messages)
     assert points.describe().sparse == set(SPARSE.values())
     await check_contents(model, records)
+    assert points.retrieve([records[1].image_id], ["context"])[0].payload == {"context": '{"a":"deep"}'}
     assert "bringing the read model up to date" in caplog.messages
     await model._collection.bring_up_to_date()  # nothing to do
     assert caplog.messages.count("the read model is up to date") == 1
@@ -182,7 +184,7 @@ async def test_two_processes_share_the_work(caplog: pytest.LogCaptureFixture, mo
 
 
 async def test_a_write_during_the_update_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written between reading an image and deriving its keys is not overwritten by older words."""
+    """What is written between reading an image and deriving its keys stays; its other keys are derived again."""
     client = QdrantClient(":memory:")
     records = written_by_version_1(client, "old")
     model = QdrantReadModel(
@@ -193,8 +195,11 @@ async def test_a_write_during_the_update_is_kept(monkeypatch: pytest.MonkeyPatch
 
     def written_meanwhile(self: collection.Collection, record: ImageRecord) -> list[object]:
         operations = real(self, record)
-        if record.image_id == records[0].image_id:
-            patch: Mapping[str, JsonValue] = {"text": "fresh", "words_text": "fresh", "updated_at": "2"}
+        patches: dict[str, Mapping[str, JsonValue]] = {
+            records[0].image_id: {"text": "fresh", "words_text": "fresh", "updated_at": "2"},
+            records[3].image_id: {"width": 7, "updated_at": "later"},
+        }
+        if patch := patches.get(record.image_id):
             where = models.Filter(must=[models.HasIdCondition(has_id=[record.image_id])])
             self._points.write(
                 [
@@ -207,6 +212,7 @@ async def test_a_write_during_the_update_is_kept(monkeypatch: pytest.MonkeyPatch
     await model._collection.bring_up_to_date()
     assert len(await model.page("anna", Filters(text="fresh"), limit=5)) == 1
     assert await model.page("anna", Filters(text="cafe"), limit=5) == []
+    assert len(await model.page("anna", Filters(text="number"), limit=1000)) == 600
 
 
 async def test_another_stemming_is_applied_to_all_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,6 +225,21 @@ async def test_another_stemming_is_applied_to_all_images(tmp_path: Path, caplog:
         await until(lambda: "the read model is up to date" in caplog.messages)
         for query in ("run", "runs running", '"runner runs"'):
             assert [hit.record.image_id for hit in await model.search_words("anna", query, limit=3)] == [image_id]
+
+
+async def test_stems_of_a_start_that_ended_early_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a process wrote with another language is derived again, even if it ended before it updated any image."""
+    caplog.set_level(logging.INFO)
+    async with open_read_model(QdrantSettings(path=tmp_path)) as model:
+        image_id = await added(model, text="old")
+    points = EdgePoints(tmp_path / "edge" / "images")
+    early = QdrantReadModel(points, Derivation(Analyzer("english")), threads=1, longest_s=20)
+    await early._collection.prepare()
+    await early.merge(image_id, 1, {"text": "running"})
+    await early.close()
+    async with open_read_model(QdrantSettings(path=tmp_path)) as model:
+        await until(lambda: "the read model is up to date" in caplog.messages)
+        assert [hit.record.image_id for hit in await model.search_words("anna", "running", limit=3)] == [image_id]
 
 
 @pytest.mark.parametrize("kind", ["engine", "calls"])

@@ -7,6 +7,7 @@ returned, as the offset is committed then; facts that are there already are not 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ def settings_of(folder: Path, stemming: str = "") -> QdrantSettings:
     return QdrantSettings(path=folder / "qdrant", stemming=stemming, timeout_s=60)
 
 
-def facts_of(image_id: str) -> list[Fact]:
+def facts_of(image_id: str, owner: str = "anna") -> list[Fact]:
     """Return an image's facts; its text has a word of its own."""
-    facts = Facts(image_id, placed=True)
+    facts = Facts(image_id, owner=owner, placed=True)
     word = image_id.replace("-", "")
     return [
         facts.sanitized(),
@@ -56,6 +57,7 @@ async def write(folder: Path) -> None:
     waiting = [
         left for image_id in reversed(images) if (left := [fact for fact in facts_of(image_id) if fact.id not in done])
     ]
+    logging.basicConfig(level=logging.INFO)
     log = os.open(folder / ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     create_new_engines()  # as in production: it may be killed while it does
     async with (

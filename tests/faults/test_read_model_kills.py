@@ -9,7 +9,6 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from pathlib import Path
 import pytest
 from qdrant_client import QdrantClient, models
 
-from schemas.values import ImageState, StageState, new_image_id
-from streams.read_model.factory import open_read_model
+from schemas.values import ImageState, new_image_id
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import DIMENSIONS, VECTOR
-from streams.settings import QdrantSettings
-from tests.faults.read_model_writer import ACKNOWLEDGED, READY, WANTED, acknowledged, facts_of, settings_of
+from tests.faults.read_model_checks import check_facts, opened, stale_images
+from tests.faults.read_model_writer import ACKNOWLEDGED, READY, STEMMING, WANTED, acknowledged, facts_of, settings_of
 from tests.support.deployment import until
 from tests.support.forked_process import ForkedChild
 from tests.support.read_models import stub, vector
@@ -32,6 +30,8 @@ pytestmark = pytest.mark.lengthy
 KILLS = int(os.environ.get("DARKROOM_KILLS", "5"))
 IMAGES_PER_KILL = 150  # more than a writer records before it is killed
 OLD_IMAGES = 200
+WRITTEN_MEANWHILE = 20  # images in each process that is killed while it changes the stemming
+LANGUAGES = ("english", "")
 CHANCE = random.Random(os.environ.get("DARKROOM_SEED", "7"))
 
 
@@ -54,6 +54,28 @@ def test_acknowledged_facts_survive_kills(tmp_path: Path) -> None:
     with _writer(tmp_path):
         until(lambda: acknowledged(tmp_path) >= wanted, "all facts", patience_s=120)
     asyncio.run(_check(tmp_path, images))
+
+
+def test_another_stemming_survives_kills(tmp_path: Path) -> None:
+    """Killed while images are given the stems of another language, and written: the next start completes it."""
+    images = [new_image_id() for _ in range(OLD_IMAGES)]
+    _want(tmp_path, images)
+    with _writer(tmp_path):
+        until(lambda: len(acknowledged(tmp_path)) == 5 * OLD_IMAGES, "the first images")
+    for number in range(KILLS):
+        images += [new_image_id() for _ in range(WRITTEN_MEANWHILE)]
+        _want(tmp_path, images)
+        with _writer(tmp_path, **{STEMMING: LANGUAGES[number % 2]}):
+            _soon((tmp_path / READY).exists)
+            time.sleep(CHANCE.uniform(0, 0.6))
+    language = LANGUAGES[KILLS % 2]
+    log, wanted = tmp_path / "writer.log", {fact.id for image_id in images for fact in facts_of(image_id)}
+    size = log.stat().st_size
+    with _writer(tmp_path, **{STEMMING: language}):
+        until(lambda: acknowledged(tmp_path) >= wanted, "all facts")
+        until(lambda: "up to date" in log.read_text()[size:], "all images brought up to date")
+    assert stale_images(settings_of(tmp_path, language)) == {}
+    asyncio.run(_check(tmp_path, images, language))
 
 
 def test_a_collection_whose_creation_was_killed_is_created(tmp_path: Path) -> None:
@@ -96,48 +118,14 @@ def test_data_of_local_mode_survives_kills_while_it_is_moved(tmp_path: Path) -> 
             assert known is not None and known.text == f"old {seed}"
             assert await model.vector_of(image_id) == pytest.approx(vector(seed), abs=1e-6)
 
-    asyncio.run(_opened(settings_of(tmp_path), check))
+    asyncio.run(opened(settings_of(tmp_path), check))
     assert not list(old_files.iterdir()), "the old files are still there"
     assert unfinished, "no process was killed before the images were moved"
 
 
-# What is checked
-
-
 async def _check(folder: Path, images: Sequence[str], stemming: str = "") -> None:
     done = acknowledged(folder)
-    await _opened(settings_of(folder, stemming), lambda model: _check_all(model, images, done))
-
-
-async def _check_all(model: ReadModel, images: Sequence[str], done: set[str] | None) -> None:
-    """Check what the read model has of images; `done` are the facts it must have, None for all."""
-    for image_id in images:
-        facts = facts_of(image_id)
-        must = [fact for fact in facts if done is None or fact.id in done]
-        known, history = await model.get(image_id), await model.history(image_id)
-        entries = Counter(entry.event_id for entry in history.values())
-        assert max(entries.values(), default=1) == 1, f"{image_id}: twice in the history: {entries}"
-        assert entries.keys() >= {fact.id for fact in must}, f"{image_id}: missing in the history"
-        if not must:
-            continue
-        assert known is not None
-        assert all(known.stages[fact.report.stage].state is StageState.DONE for fact in must)
-        if len(must) == len(facts):
-            assert known.state is ImageState.COMPLETED
-            assert await model.vector_of(image_id) is not None
-            hits = await model.search_words("anna", image_id.replace("-", ""), limit=5)
-            assert [hit.record.image_id for hit in hits] == [image_id]
-    ids: list[str] = []
-    while page := await model.scan(after=ids[-1] if ids else None, limit=500):
-        ids += [record.image_id for record in page]
-    assert len(set(ids)) == len(ids) == sum((await model.count("anna")).values())
-    near = await model.search_vector("anna", [1.0] + [0.0] * (DIMENSIONS - 1), limit=10)
-    assert len({hit.record.image_id for hit in near}) == len(near)
-
-
-async def _opened(settings: QdrantSettings, work: Callable[[ReadModel], object]) -> None:
-    async with open_read_model(settings) as model:
-        await work(model)  # type: ignore[misc]
+    await opened(settings_of(folder, stemming), lambda model: check_facts(model, images, done))
 
 
 # The process that is killed

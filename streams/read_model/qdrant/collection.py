@@ -22,6 +22,7 @@ from schemas.values import Value
 from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model.qdrant.conditions import equals, has_id
 from streams.read_model.qdrant.documents import (
+    AS_TEXT,
     COLLECTION_POINT,
     INDEXES,
     LABEL_KEYS,
@@ -36,6 +37,7 @@ from streams.read_model.qdrant.documents import (
     replace_vectors,
     sequence,
     set_payload,
+    to_record,
     vectors_of_collection,
 )
 from streams.read_model.qdrant.points import CollectionInfo, Points, Write, index_kind
@@ -85,15 +87,18 @@ class Collection:
         if is_new or info.points == 0:
             self._add_missing(info)
         found = self._described()
-        if found is None:
-            up_to_date = Description(schema=SCHEMA, language=self._language)
-            outdated = Description(schema=1, unfinished=True)
-            self._describe(up_to_date if info.points == 0 else outdated, insert=True)
-        elif found.schema_version > SCHEMA:
+        if found is not None and found.schema_version > SCHEMA:
             raise NotReady(
                 f"the Qdrant collection has schema {found.schema_version}, and this version of Darkroom knows up to "
                 f"{SCHEMA}: run the newer version, or choose another collection with DARKROOM_QDRANT__COLLECTION"
             )
+        if found is None:
+            up_to_date = Description(schema=SCHEMA, language=self._language)
+            outdated = Description(schema=1, language=self._language, unfinished=True)
+            self._describe(up_to_date if info.points == 0 else outdated, insert=True)
+        elif found.language != self._language:
+            # Before the first write with other stems: a process with the former language must not rely on its own.
+            self._describe(Description(schema=found.schema_version, language=self._language, unfinished=True))
 
     def check(self) -> None:
         """Raise DependencyUnavailable unless the collection answers and has the required vectors."""
@@ -165,15 +170,21 @@ class Collection:
             models.Filter(must_not=[has_id(COLLECTION_POINT)]), limit=PAGE + 1, offset=after, payload=RECORD
         )
         page = [point for point in found if point.id != after][:PAGE]
-        for point in page:
-            self._points.write(self._derived(ImageRecord.model_validate(point.payload)))
+        stale = {point.id: to_record(point.payload) for point in page}
+        while stale:
+            for record in stale.values():
+                self._points.write(self._derived(record))
+            # What was written meanwhile has derived its own keys only.
+            now = self._points.retrieve(list(stale), RECORD)
+            written = {point.id: to_record(point.payload) for point in now}
+            stale = {i: record for i, record in written.items() if _version(record) != _version(stale[i])}
         return [point.id for point in page]
 
     def _derived(self, record: ImageRecord) -> list[Write]:
         """Return the operations that derive one record's keys and vectors, unless it is written meanwhile."""
         point = self._derivation.point(record)
         payload = point.payload or {}
-        derived = {key: payload.get(key) for key in _DERIVED if key in payload or key in WORDS.values()}
+        derived = {key: payload.get(key) for key in _REWRITTEN if key in payload or key in WORDS.values()}
         unchanged = models.Filter(
             must=[
                 has_id(record.image_id),
@@ -227,7 +238,11 @@ class Collection:
             )
 
 
-_DERIVED = frozenset({SEQUENCE, TOMBSTONE, LABEL_KEYS, *WORDS.values()})
+_REWRITTEN = frozenset({SEQUENCE, TOMBSTONE, LABEL_KEYS, *WORDS.values(), *AS_TEXT, "stages", "analysis"})
+
+
+def _version(record: ImageRecord) -> tuple[int, str | None]:
+    return record.generation, record.updated_at
 
 
 def _fits(info: CollectionInfo) -> bool:

@@ -14,9 +14,9 @@ from pathlib import Path
 from qdrant_client import QdrantClient, models
 
 from streams.errors import NotReady
-from streams.read_model.qdrant.documents import Derivation, to_history
+from streams.read_model.qdrant.documents import Derivation, to_history, to_record
 from streams.read_model.qdrant.points import Points
-from streams.read_model.records import VECTOR, ImageRecord
+from streams.read_model.records import VECTOR
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def move_from_local_mode(folder: Path, collection: str, points: Points, derivati
 
 def _moved(point: models.Record, derivation: Derivation) -> models.PointStruct:
     payload = point.payload or {}
-    found = derivation.point(ImageRecord.model_validate(payload), to_history(payload))
+    found = derivation.point(to_record(payload), to_history(payload))
     vectors = point.vector if isinstance(point.vector, dict) else {}
     dense = {VECTOR: [float(value) for value in vectors[VECTOR]]} if vectors.get(VECTOR) else {}  # type: ignore[arg-type]
     sparse = found.vector if isinstance(found.vector, dict) else {}

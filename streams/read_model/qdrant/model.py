@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar, cast
 
@@ -16,6 +15,7 @@ from pydantic import JsonValue
 from qdrant_client import models
 
 from schemas.values import ID_PATTERN, ImageState
+from streams.concurrency.call_threads import CallThreads
 from streams.errors import DependencyUnavailable
 from streams.read_model.qdrant import conditions
 from streams.read_model.qdrant.collection import Collection
@@ -30,10 +30,13 @@ from streams.read_model.qdrant.documents import (
     TOMBSTONE,
     WORDS,
     Derivation,
+    as_text,
     replace_vectors,
     set_payload,
+    stored,
     to_entries,
     to_history,
+    to_record,
     tombstone,
 )
 from streams.read_model.qdrant.paging import newest, oldest
@@ -63,15 +66,15 @@ class QdrantReadModel:
         self._derivation = derivation
         self._search = search
         self._longest_s = longest_s
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-model")
-        self._collection = Collection(points, derivation, self._unbounded)
+        self._threads = CallThreads(threads, name="read-model")
+        self._collection = Collection(points, derivation, self._threads.run)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def open(self, fill: Callable[[], None] | None = None) -> None:
         """Create the collection if it is missing, fill it, and begin to bring an existing one up to date."""
         await self._collection.prepare()
         if fill is not None:
-            await self._unbounded(fill)
+            await self._threads.run(fill)
         self._upkeep = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
@@ -80,7 +83,7 @@ class QdrantReadModel:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
         # Not bounded: what the engine holds in memory is written here.
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._points.close)
 
     async def _keep_up(self) -> None:
@@ -120,15 +123,15 @@ class QdrantReadModel:
         analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
         history: Mapping[str, HistoryEntry] | None = None,
         vector: Sequence[float] | None = None,
-    ) -> None:
+        returned: Sequence[str] | None = None,
+    ) -> ImageRecord | None:
         where = of_generation(image_id, generation)
         derived = self._derivation
         words = derived.words(patch)
-        records = {name: stage.model_dump(mode="json", exclude_none=True) for name, stage in (stages or {}).items()}
         nested: dict[str | None, Mapping[str, JsonValue]] = {
-            None: {**patch, **derived.keys(patch, words)},
-            "stages": records,
-            "analysis": {name: dict(keys) for name, keys in (analysis or {}).items()},
+            None: {**stored(patch), **derived.keys(patch, words)},
+            "stages": to_entries(stages or {}),
+            "analysis": {name: as_text(keys) for name, keys in (analysis or {}).items()},
             HISTORY: to_entries(history or {}),
         }
         operations: list[Write] = [set_payload(payload, where, key) for key, payload in nested.items() if payload]
@@ -137,8 +140,16 @@ class QdrantReadModel:
         if vector is not None:
             vectors[VECTOR] = list(vector)
         operations += replace_vectors(image_id, vectors, emptied, where)
-        if operations:
-            await self._write(operations)
+        if not operations and returned is None:
+            return None
+
+        def write() -> Mapping[str, object] | None:
+            if operations:
+                self._points.write(operations)
+            return self._found([image_id], _selected(returned)).get(image_id) if returned is not None else None
+
+        payload = await self._call(write)
+        return to_record(payload) if payload is not None else None
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         (payload,) = await self._payloads([image_id], [HISTORY]) or [{}]
@@ -177,7 +188,7 @@ class QdrantReadModel:
                 return oldest(self._points, where, after=beyond, limit=limit, payload=payload)
             return newest(self._points, where, before=beyond, limit=limit, payload=payload)
 
-        return await self._call(lambda: [_record(point.payload) for point in read()])
+        return await self._call(lambda: [to_record(point.payload) for point in read()])
 
     async def search_vector(
         self,
@@ -194,7 +205,7 @@ class QdrantReadModel:
             (near,) = self._points.query([request])
             scores = {point.id: point.score for point in near}
             payloads = self._found(list(scores), _selected(keys))
-            hits = [Hit(_record(payloads[i]), scores[i], ("meaning",)) for i in scores if i in payloads]
+            hits = [Hit(to_record(payloads[i]), scores[i], ("meaning",)) for i in scores if i in payloads]
             return [hit for hit in hits if not hit.record.deleted]
 
         return await self._call(search)
@@ -220,7 +231,7 @@ class QdrantReadModel:
             ranked = sorted(sorted(scores, reverse=True), key=lambda i: scores[i], reverse=True)[:limit]
             payloads = self._found(ranked, _selected(keys, *WORDS.values(), LABEL_KEYS))
             hits = (
-                Hit(_record(payloads[i]), scores[i][0], _ways(payloads[i], terms, names))
+                Hit(to_record(payloads[i]), scores[i][0], _ways(payloads[i], terms, names))
                 for i in ranked
                 if i in payloads
             )
@@ -254,7 +265,7 @@ class QdrantReadModel:
     ) -> list[ImageRecord]:
         where = present() if state is None else models.Filter(must=[equals("state", state.value)])
         page = partial(oldest, self._points, where, after=after, limit=limit, payload=RECORD)
-        return await self._call(lambda: [_record(point.payload) for point in page()])
+        return await self._call(lambda: [to_record(point.payload) for point in page()])
 
     async def purge(self, image_id: str, generation: int) -> None:
         buried = [has_id(image_id), equals(TOMBSTONE, 1), conditions.at_most("generation", generation)]
@@ -265,7 +276,7 @@ class QdrantReadModel:
         await self._call(self._collection.check)
 
     async def _records(self, image_ids: Sequence[str], payload: Selected = RECORD) -> dict[str, ImageRecord]:
-        records = map(_record, await self._payloads(image_ids, payload))
+        records = map(to_record, await self._payloads(image_ids, payload))
         return {record.image_id: record for record in records}
 
     async def _payloads(self, image_ids: Sequence[str], payload: Selected) -> list[Mapping[str, object]]:
@@ -278,13 +289,10 @@ class QdrantReadModel:
     async def _write(self, operations: Sequence[Write]) -> None:
         await self._call(lambda: self._points.write(operations))
 
-    async def _unbounded(self, work: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
     async def _call(self, work: Callable[[], R]) -> R:
         try:
             async with asyncio.timeout(self._longest_s):
-                return await self._unbounded(work)
+                return await self._threads.run(work)
         except TimeoutError as error:
             raise DependencyUnavailable(f"the read model did not answer within {self._longest_s:g} s") from error
 
@@ -294,10 +302,6 @@ def _selected(keys: Sequence[str] | None, *derived: str) -> Selected:
     if keys is not None:
         return [*MANDATORY, *keys, *derived]
     return models.PayloadSelectorExclude(exclude=[HISTORY]) if derived else RECORD
-
-
-def _record(payload: Mapping[str, object] | None) -> ImageRecord:
-    return ImageRecord.model_validate(payload)
 
 
 def _ways(payload: Mapping[str, object], terms: Iterable[Term], names: frozenset[str]) -> tuple[str, ...]:

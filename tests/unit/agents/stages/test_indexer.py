@@ -156,10 +156,10 @@ async def test_a_crash_between_record_and_end_loses_nothing(tools: Tools) -> Non
         def __getattr__(self, name: str) -> object:
             return getattr(tools.read_model, name)
 
-        async def merge(self, *args: object, **more: object) -> None:
+        async def merge(self, *args: object, **more: object) -> ImageRecord | None:
             if "state" in args[2]:  # type: ignore[operator]
                 raise DependencyUnavailable("gone")
-            await tools.read_model.merge(*args, **more)  # type: ignore[arg-type]
+            return await tools.read_model.merge(*args, **more)  # type: ignore[arg-type]
 
     with pytest.raises(DependencyUnavailable):
         await index(facts[-1], Tools(FailingAtEnd(), tools.files))  # type: ignore[arg-type]

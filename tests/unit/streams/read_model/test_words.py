@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from streams.read_model.words import (
     MAX_TOKEN,
     QUERY_TOKENS,
     Analyzer,
+    _stem,
     bm25_weights,
     contains,
     has_phrase,
@@ -128,3 +132,18 @@ def test_texts_in_json_are_bounded() -> None:
     """Texts and numbers at any depth are found, in order; other values are not."""
     assert texts_in({"a": ["x", {"b": 7, "c": None, "d": True}], "e": 1.5}) == ["x", "7", "1.5"]
     assert len(texts_in([str(n) for n in range(1000)], most=10)) == 10
+
+
+def test_threads_stem_without_disturbing_each_other() -> None:
+    """Facts are analysed beside images that get other stems: a stemmer keeps the word it works on."""
+    words = [f"{start}{end}" for start in ("run", "relation", "hope", "care") for end in ("ning", "al", "fulness", "s")]
+    texts = [" ".join(f"{word}{number:x}{word}" for word in words) for number in range(60)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(Analyzer("english").tokens, texts))
+    finally:
+        sys.setswitchinterval(interval)
+    _stem.cache_clear()
+    assert found == [Analyzer("english").tokens(text) for text in texts]
