@@ -142,12 +142,25 @@ class Deployment:
     def produce(self, messages: Iterable[Outgoing]) -> None:
         """Produce messages as another service does, and wait until Kafka confirms them."""
         settings = {"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random"}
-        producer = Producer({**settings, "message.max.bytes": 1_000_000, "enable.idempotence": True})
+        # Kafka limits the size of a batch, not of a message: a full one of the default size is refused as a whole.
+        bounds = {"message.max.bytes": 1_000_000, "batch.size": 100_000}
+        producer = Producer({**settings, **bounds, "enable.idempotence": True})
+        refused: list[str] = []
+
+        def confirmed(error: object, _: object) -> None:
+            if error is not None:
+                refused.append(str(error))
+
         for message in messages:
             producer.produce(
-                self.kafka.topic(message.topic), key=message.key, value=message.value, headers=list(message.headers)
+                self.kafka.topic(message.topic),
+                key=message.key,
+                value=message.value,
+                headers=list(message.headers),
+                on_delivery=confirmed,
             )
         assert producer.flush(60) == 0, "Kafka did not confirm the events"
+        assert not refused, f"Kafka refused {len(refused)} events: {refused[0]}"
 
     def publish(self, topic: Topic, *events: Event) -> None:
         """Produce events as another service does."""
