@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 
 from gateway.access.permissions import public
+from gateway.access.routes import Routes
 from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_routes
 from gateway.apps.query import query_routes
 from gateway.http.request_context import base_url, version
-from gateway.http.routes import Routes
 from gateway.operations.health import health_routes
 from gateway.settings import GatewaySettings
 from schemas.http.health import Landing

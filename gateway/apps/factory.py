@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway.access.dependencies import identified
 from gateway.access.permissions import permissions_of, public
 from gateway.access.refusal_pacing import RefusalPacing
+from gateway.access.routes import Routes
 from gateway.apps.components import IngestComponents
 from gateway.apps.page_origins import own_pages
 from gateway.apps.unknown_parameters import known_parameters
@@ -23,7 +24,6 @@ from gateway.http.load_shedding import Overload
 from gateway.http.method_routing import Methods
 from gateway.http.middleware import Edge
 from gateway.http.problems import handle_problems
-from gateway.http.routes import Routes
 from gateway.limits.rate_limits import LimitHeaders, counted
 from gateway.openapi.document import complete
 from gateway.openapi.security import secure

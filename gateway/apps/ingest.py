@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from gateway.access.routes import Routes
 from gateway.apps.components import IngestComponents, QueryComponents
 from gateway.apps.factory import new_app
-from gateway.http.routes import Routes
 from gateway.images.publishing import Publishing
 from gateway.limits.usage import usage_routes
 from gateway.operations.health import health_routes

@@ -6,9 +6,9 @@ from functools import partial
 
 from fastapi import FastAPI
 
+from gateway.access.routes import Routes
 from gateway.apps.components import QueryComponents
 from gateway.apps.factory import new_app
-from gateway.http.routes import Routes
 from gateway.images.annotations import Annotations
 from gateway.images.deletion import Deletion
 from gateway.images.delivery import Delivery

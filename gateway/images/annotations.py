@@ -17,11 +17,11 @@ from pydantic import JsonValue
 from gateway.access.dependencies import Caller, Who
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.etags import CONDITIONAL, TAGGED, answered, matches, tag_of
 from gateway.http.json_bodies import JSON, described, read_json
 from gateway.http.problems import Problem, documented, unavailable
 from gateway.http.request_context import base_url, traceparent_of
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.images.revisions import Revisions
 from gateway.images.user_metadata import check_metadata

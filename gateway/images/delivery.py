@@ -23,10 +23,10 @@ from starlette import types
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.byte_ranges import ByteRange, OutOfRange, read_range
 from gateway.http.etags import CONDITIONAL, names
 from gateway.http.problems import Problem, documented
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.images.views import VERSION_DIGITS
 from gateway.settings import Delivered, GatewaySettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import documented
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from schemas.http.problems import ProblemCode
 from schemas.http.submissions import ErasureView

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import documented
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.history import ImageLineage, LineageItem, LineageKind, LineageState, Origin

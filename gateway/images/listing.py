@@ -12,11 +12,11 @@ from pydantic import StringConstraints
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.cursors import cursor_after, place_of
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.http.timestamps import read_time
 from gateway.images.lookup import Lookup
 from gateway.images.views import ITEM_KEYS, image_item

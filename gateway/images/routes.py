@@ -11,10 +11,10 @@ from pydantic import StringConstraints
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.etags import CONDITIONAL, TAGGED, answered
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url, traceparent_of
-from gateway.http.routes import Routes
 from gateway.images.deletion import Deletion
 from gateway.images.delivery import Size
 from gateway.images.lookup import Lookup

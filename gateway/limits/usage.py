@@ -5,8 +5,8 @@ from __future__ import annotations
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import documented
-from gateway.http.routes import Routes
 from gateway.limits.quotas import Quotas
 from gateway.limits.rate_limits import Limits
 from schemas.http.problems import ProblemCode

@@ -21,9 +21,9 @@ from starlette.types import Scope as AsgiScope
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.live.event_streams import END, JobProgress, owner_events
 from gateway.live.stream_access import StreamAccess

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented, invalid_model
-from gateway.http.routes import Routes
 from gateway.operations.reconcile_routes import add_reconcile
 from gateway.protocols import FindParameters, Reconciling
 from gateway.settings import GatewaySettings

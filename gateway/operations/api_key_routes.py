@@ -12,9 +12,9 @@ from gateway.access.api_keys import ApiKey, ApiKeys, TooManyKeys
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
-from gateway.http.routes import Routes
 from gateway.settings import GatewaySettings
 from schemas.http.keys import KeyCreated, KeyList, KeyView, NewKey
 from schemas.http.problems import ProblemCode, ProblemItem

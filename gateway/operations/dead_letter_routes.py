@@ -20,10 +20,10 @@ from fastapi import Path, Query, Request, Response
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.http.timestamps import read_time
 from gateway.settings import GatewaySettings
 from schemas.http.operations import (

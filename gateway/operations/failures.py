@@ -12,10 +12,10 @@ from gateway.access import auth_errors
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.cursors import cursor_after, place_of
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.settings import GatewaySettings
 from schemas.http.operations import FailedImage, FailedPage

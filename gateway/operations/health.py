@@ -12,8 +12,8 @@ from fastapi import Request, Response
 
 from gateway.access.dependencies import is_operator
 from gateway.access.permissions import public
+from gateway.access.routes import Routes
 from gateway.http.request_context import version
-from gateway.http.routes import Routes
 from gateway.limits.rate_limits import Limits
 from gateway.protocols import Readiness, TextEncoder, model_reason
 from schemas.http.health import Health, PartHealth

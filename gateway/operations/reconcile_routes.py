@@ -8,7 +8,7 @@ from fastapi import Query
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
-from gateway.http.routes import Routes
+from gateway.access.routes import Routes
 from gateway.protocols import Reconciling
 from schemas.http.reconciliation import ReconcileReport
 

@@ -14,8 +14,8 @@ from datetime import datetime
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import Problem, documented
-from gateway.http.routes import Routes
 from gateway.operations.failures import AllOwners, owner_filter
 from gateway.operations.inventory_counts import Objects, Records
 from gateway.operations.statistics_cache import StatisticsCache

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.multipart import Rules
 from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_file, receive_files, receive_form
-from gateway.http.routes import Routes
 from gateway.http.spooling import Arriving
 from gateway.images.lookup import Lookup
 from gateway.limits.rate_limits import FEATURES, Limits

@@ -20,11 +20,11 @@ from fastapi import Query, Request
 from gateway.access.dependencies import Who
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, media_type, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_bodies import receive_form
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.images.lookup import Lookup
 from gateway.protocols import TextEncoder, model_reason
 from gateway.search.views import SEARCH_KEYS, search_item

@@ -14,10 +14,10 @@ from fastapi import Request, Response
 from gateway.access.dependencies import Caller, Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.http.spooling import clean_filename
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits

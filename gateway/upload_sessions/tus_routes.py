@@ -12,8 +12,8 @@ from fastapi.routing import APIRoute
 
 from gateway.access.identity import Scope
 from gateway.access.permissions import public, requires
+from gateway.access.routes import Routes
 from gateway.http.problems import Problem, documented, unavailable
-from gateway.http.routes import Routes
 from gateway.limits.rate_limits import Limits
 from gateway.openapi.examples import JOB_ID
 from gateway.settings import GatewaySettings

@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.problems import TITLES, Problem, documented, unavailable
-from gateway.http.routes import Routes
 from gateway.http.spool_space import SPACE
 from gateway.http.spooling import room
 from gateway.limits.rate_limits import UPLOADS, Limits

@@ -21,9 +21,9 @@ from fastapi import Request
 from gateway.access.dependencies import Caller
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.problems import Problem, documented
 from gateway.http.request_context import base_url
-from gateway.http.routes import Routes
 from gateway.settings import GatewaySettings
 from schemas.http.batches import KnownImage
 from schemas.http.problems import ProblemCode

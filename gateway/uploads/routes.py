@@ -10,11 +10,11 @@ from fastapi import Request, Response
 from gateway.access.dependencies import Who
 from gateway.access.identity import Scope
 from gateway.access.permissions import requires
+from gateway.access.routes import Routes
 from gateway.http.digests import DIGEST_PARAMETER
 from gateway.http.json_bodies import described, read_json
 from gateway.http.problems import documented
 from gateway.http.request_bodies import FILENAME_FIELD, SHA256_FIELD, receive_image
-from gateway.http.routes import Routes
 from gateway.images.results import PREFER_PARAMETER
 from gateway.images.user_metadata import check_metadata
 from gateway.limits.rate_limits import UPLOADS, Limits

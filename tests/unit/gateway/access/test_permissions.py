@@ -12,13 +12,13 @@ from starlette.responses import PlainTextResponse
 
 from gateway.access.identity import Identity, Scope
 from gateway.access.permissions import UndeclaredRoute, permissions_of, public, requires
+from gateway.access.routes import Routes
 from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.apps.factory import new_app
 from gateway.apps.ingest import ingest_app
 from gateway.apps.query import query_app
 from gateway.http.problems import handle_problems
-from gateway.http.routes import Routes
 from schemas.http.reconciliation import ReconcileReport
 from schemas.values import DEFAULT_OWNER
 from streams.object_store.factory import open_files
