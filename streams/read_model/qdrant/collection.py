@@ -128,8 +128,11 @@ class Collection:
         found = await self._call(self._described)
         if found is None or not self._is_outdated(found):
             return True
-        if not await self._call(self._take_lease):
+        found = await self._call(self._take_lease)
+        if found is None:
             return False
+        if not self._is_outdated(found):  # the other process ended between the reading and the lease
+            return True
         after = found.after if found.unfinished and found.language == self._language else None
         total, done, said = (await self._call(self._points.describe)).points, 0, time.monotonic()
         log.info("bringing the read model up to date", extra={"images": total, "schema": SCHEMA})
@@ -150,7 +153,8 @@ class Collection:
     def _is_outdated(self, found: Description) -> bool:
         return found.unfinished or found.schema_version < SCHEMA or found.language != self._language
 
-    def _take_lease(self) -> bool:
+    def _take_lease(self) -> Description | None:
+        """Return the description as it is with the lease taken; None while another process has it."""
         free = models.Filter(
             must=[has_id(COLLECTION_POINT)],
             should=[
@@ -162,7 +166,7 @@ class Collection:
         held: Payload = {"holder": self._me, "held_until": time.time() + LEASE_S}
         self._points.write([set_payload(held, free, _DESCRIPTION)])
         found = self._described()
-        return found is not None and found.holder == self._me
+        return found if found is not None and found.holder == self._me else None
 
     def _page(self, after: str | None) -> list[str]:
         """Derive the keys of a page of points again; return their ids."""
