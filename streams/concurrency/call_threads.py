@@ -34,11 +34,13 @@ class CallThreads:
         self._start(loop)
         return await answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wait for running calls; those that have not begun are cancelled."""
-        while self._waiting:
-            self._waiting.popleft()[0].cancel()
-        self._pool.shutdown(wait=True)
+        # Futures belong to the event loop, and threads take calls meanwhile.
+        with suppress(IndexError):
+            while True:
+                self._waiting.popleft()[0].cancel()
+        await asyncio.to_thread(self._pool.shutdown)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._waiting and self._running < self._threads:

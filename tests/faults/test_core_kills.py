@@ -42,7 +42,7 @@ def test_facts_in_kafka_survive_kills_of_the_core(kafka: LocalKafka, tmp_path: P
             deployment.publish(topics.FACTS, *(fact for image_id in new for fact in facts_of(image_id, OWNER)))
             deployment.start("core")
             until(lambda: deployment.state(new[0]) is not None, "the first fact indexed", patience_s=START_S)  # noqa: B023
-            time.sleep(CHANCE.uniform(0, LONGEST_S))
+            time.sleep(CHANCE.uniform(0, LONGEST_S))  # the kill comes at a random moment
             deployment.check_alive()
             assert deployment.children.pop("core").kill() == KILLED
             unfinished += deployment.lag("indexer") > 0

@@ -67,7 +67,7 @@ def test_another_stemming_survives_kills(tmp_path: Path) -> None:
         _want(tmp_path, images)
         with _writer(tmp_path, **{STEMMING: LANGUAGES[number % 2]}):
             _soon((tmp_path / READY).exists)
-            time.sleep(CHANCE.uniform(0, 0.6))
+            time.sleep(CHANCE.uniform(0, 0.6))  # the kill comes at a random moment
     language = LANGUAGES[KILLS % 2]
     log, wanted = tmp_path / "writer.log", {fact.id for image_id in images for fact in facts_of(image_id)}
     size = log.stat().st_size

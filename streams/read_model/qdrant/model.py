@@ -83,7 +83,7 @@ class QdrantReadModel:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
         # Not bounded: what the engine holds in memory is written here.
-        await asyncio.to_thread(self._threads.close)
+        await self._threads.close()
         await asyncio.to_thread(self._points.close)
 
     async def _keep_up(self) -> None:
