@@ -20,6 +20,7 @@ from schemas.events.envelope import Event, Outgoing
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import EventProducer
 from streams.read_model.qdrant.model import QdrantReadModel
+from streams.read_model.records import ImageRecord
 from streams.runtime import execution
 from streams.runtime.tombstone_check import TombstoneCheck
 from streams.stage import Outcome
@@ -51,13 +52,13 @@ def _disable_deletion_checks() -> None:
 
     async def merge(
         self: QdrantReadModel, image_id: str, generation: int, patch: Mapping[str, JsonValue], **more: Any
-    ) -> None:
+    ) -> ImageRecord | None:
         known = await self.get(image_id)
         if known is not None and known.generation != generation:
             # Last write wins, as in a read model without generations.
             stub = known.model_copy(update={"generation": generation, "deleted": False, "stages": {}})
             await self._replace(stub, models.Filter(must=[models.HasIdCondition(has_id=[image_id])]))
-        await real(self, image_id, generation, patch, **more)
+        return await real(self, image_id, generation, patch, **more)
 
     async def refuse_deleted(self: Lookup, image_id: str, owner: str, generation: int) -> None:
         """Refuse nothing: the gateway looks for tombstones itself, and would hide what the read model shows."""
