@@ -27,6 +27,11 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 missing=()
 has tesseract || missing+=(tesseract-ocr)
+# The packs of OCR's default setting `packs`: scripts that the default engine does not know.
+packs=$(has tesseract && tesseract --list-langs 2>/dev/null || true)
+for pack in kor rus ell ara heb hin tha; do
+  grep -qx "$pack" <<<"$packs" || missing+=("tesseract-ocr-$pack")
+done
 has mvn || missing+=(maven)
 has redis-server || missing+=(redis-server)
 java_is_new_enough || missing+=(java)

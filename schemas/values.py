@@ -250,14 +250,36 @@ class Rendition(Value):
     format: str = Field(examples=["webp"])
 
 
-class TextSpan(Value):
-    """One piece of text. The polygon is in pixels of the sanitized image, clockwise from the text's top left."""
+class TextWord(Value):
+    """One word of a line of text. The polygon is as a line's."""
 
     text: str
     confidence: float = Field(ge=0, le=1)
     polygon: tuple[tuple[float, float], ...]
-    engine: str = Field(examples=["tesseract", "easyocr"])
-    language: str = "en"
+
+
+class TextSpan(Value):
+    """One line of text, or its part in one cell of a table.
+
+    The polygon is in pixels of the sanitized image, clockwise from the text's top left.
+    """
+
+    text: str
+    confidence: float = Field(ge=0, le=1)
+    polygon: tuple[tuple[float, float], ...]
+    engine: str = Field(examples=["ppocr", "tesseract", "easyocr"])
+    language: str = Field(default="en", description="BCP 47: a language if it is known, else `und` and the script")
+    script: str | None = Field(default=None, description="ISO 15924; Zyyy: digits and signs only", examples=["Latn"])
+    words: tuple[TextWord, ...] = ()
+    block: int = Field(default=0, ge=0, description="number of its block, from 0")
+    row: int = Field(default=0, ge=0, description="number of its row in the image, from 0; cells of a row share one")
+
+
+class TextBlock(Value):
+    """Rows of text that belong together. Its spans carry its number."""
+
+    kind: str = Field(examples=["paragraph", "heading", "table"])
+    polygon: tuple[tuple[float, float], ...]
 
 
 class Box(Value):

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import JsonValue
 
-from agents.core.read_text import Polygon, frame_of, in_reading_order
+from agents.core.read_text import in_reading_order
+from agents.core.text.geometry import Polygon, frame_of
 from agents.models.converted import OPENVINO, CompiledModel, backend_of, converted, use_threads
 from agents.models.weights import Unavailable, Weights, find
 from schemas.values import TextSpan
@@ -44,6 +45,8 @@ def find_easyocr(settings: ModelsSettings, languages: Sequence[str]) -> tuple[We
 
 class EasyocrReader:
     """Reads lines anywhere, e.g. in photos of signs. Thread-safe: one call at a time."""
+
+    name = ENGINE
 
     def __init__(self, craft: Weights, recogniser: Weights, settings: ModelsSettings, *, probe_side: int = 736) -> None:
         """Load CRAFT and the recogniser. Raises Unavailable for weights that do not load."""

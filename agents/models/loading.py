@@ -128,12 +128,16 @@ async def _retry(
             loaded.model, loaded.reason, loaded.public = again.model, again.reason, again.public
 
 
-def open_master(data: bytes) -> Image.Image:
+def open_master(data: bytes, *, largest_side: int | None = None) -> Image.Image:
     """Return a master's pixels as RGB, transparency on white as viewers show it.
 
-    Raises OSError for bytes that are not an image.
+    With `largest_side`, a larger image may come scaled down, to no less than that: a JPEG is then decoded smaller,
+    which takes a fraction of the memory. Raises OSError for bytes that are not an image.
     """
     with _open(io.BytesIO(data), formats=_MASTERS) as image:
+        if largest_side is not None and max(image.size) > largest_side:
+            scale = largest_side / max(image.size)  # Pillow decodes to no less than either of the sides it is given
+            image.draft("RGB", (max(int(image.width * scale), 1), max(int(image.height * scale), 1)))
         if not image.has_transparency_data:
             return image.convert("RGB")
         shown = image.convert("RGBA")

@@ -10,57 +10,74 @@ from collections.abc import Sequence
 import pytesseract
 from PIL import Image
 
-from agents.core.read_text import Polygon, frame_of, mean_confidence, rotated_back
+from agents.core.read_text import mean_confidence
+from agents.core.text.geometry import Frame, Polygon, around, frame_of, rotated_back
+from agents.core.text.languages import UNKNOWN
+from agents.core.text.page import Page, page_of
 from agents.models.weights import Unavailable
-from schemas.values import TextSpan
+from schemas.values import TextSpan, TextWord
 from streams.errors import Retryable
 
 ENGINE = "tesseract"
 # ISO 639-1 to Tesseract's names; any other name is passed on unchanged.
-_NAMES = {"en": "eng", "de": "deu", "fr": "fra", "es": "spa", "it": "ita", "pt": "por", "nl": "nld", "pl": "pol"}
+NAMES = {
+    "en": "eng", "de": "deu", "fr": "fra", "es": "spa", "it": "ita", "pt": "por", "nl": "nld", "pl": "pol",
+    "cs": "ces", "sk": "slk", "sv": "swe", "da": "dan", "no": "nor", "fi": "fin", "hu": "hun", "ro": "ron",
+    "tr": "tur", "vi": "vie", "ko": "kor", "ja": "jpn", "zh": "chi_sim", "ru": "rus", "uk": "ukr", "bg": "bul",
+    "sr": "srp", "be": "bel", "mk": "mkd", "el": "ell", "ar": "ara", "fa": "fas", "ur": "urd", "he": "heb",
+    "yi": "yid", "hi": "hin", "mr": "mar", "ne": "nep", "th": "tha", "hy": "hye", "ka": "kat", "bn": "ben",
+    "ta": "tam", "te": "tel", "gu": "guj", "am": "amh", "km": "khm", "lo": "lao", "my": "mya", "si": "sin",
+    "bo": "bod", "kn": "kan", "ml": "mal", "pa": "pan",
+}  # fmt: skip
 _SURE = 0.7  # below this mean confidence the orientation is checked
 _SIDE_LIMIT = 32_767  # pixels that Tesseract can index
 # Signals sent by a supervisor or the kernel: the page did not cause the exit.
 _ENDED_FROM_OUTSIDE = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL})
 
 
+def installed_packs() -> tuple[str, frozenset[str]]:
+    """Return the version of Tesseract and the names of its installed languages. Raises Unavailable without it."""
+    os.environ["OMP_THREAD_LIMIT"] = "1"  # pages run in parallel; threads within one page would compete
+    if shutil.which(pytesseract.pytesseract.tesseract_cmd) is None:
+        raise Unavailable("the program tesseract is not installed (Debian: tesseract-ocr)")
+    return str(pytesseract.get_tesseract_version()), frozenset(pytesseract.get_languages())
+
+
 class TesseractReader:
     """Reads lines with Tesseract's page layout analysis, in its order. Thread-safe."""
 
+    name = ENGINE
+
     def __init__(self, languages: Sequence[str] = ("en",), *, timeout_s: float = 60.0) -> None:
         """Find the program and its languages. Raises Unavailable when one is missing."""
-        os.environ["OMP_THREAD_LIMIT"] = "1"  # pages run in parallel; threads within one page would compete
-        if shutil.which(pytesseract.pytesseract.tesseract_cmd) is None:
-            raise Unavailable("the program tesseract is not installed (Debian: tesseract-ocr)")
-        names = [_NAMES.get(language, language) for language in languages]
-        there = set(pytesseract.get_languages())
+        self.version, there = installed_packs()
+        names = [NAMES.get(language, language) for language in languages]
         missing = [name for name in names if name not in there]
         if missing:
             raise Unavailable(f"tesseract has no language {', '.join(missing)} (Debian: tesseract-ocr-…)")
-        self.version = str(pytesseract.get_tesseract_version())
         self.languages = "+".join(names)
-        self._language = languages[0]
         self._can_turn = "osd" in there
         self._timeout_s = timeout_s
 
     def read(self, image: Image.Image) -> list[TextSpan]:
-        """Return the lines of an image. A page that reads badly and is rotated is rotated upright first.
+        """Return the lines of an image; see `page`."""
+        return list(self.page(image).spans)
+
+    def page(self, image: Image.Image) -> Page:
+        """Return the text of an image. A page that reads badly and is rotated is rotated upright first.
 
         Raises Retryable when Tesseract takes longer than its timeout, or was killed by a signal from outside.
         """
         spans = self._lines(image)
         if not self._can_turn or mean_confidence(spans) >= _SURE or sum(len(s.text) for s in spans) < 20:
-            return spans
+            return page_of(spans)
         degrees = self._rotation_needed(image)
         if not degrees:
-            return spans
+            return page_of(spans)
         upright = self._lines(image.rotate(-degrees, expand=True))
         if mean_confidence(upright) <= mean_confidence(spans):
-            return spans
-        return [
-            span.model_copy(update={"polygon": rotated_back(span.polygon, degrees, image.width, image.height)})
-            for span in upright
-        ]
+            return page_of(spans)
+        return page_of([_rotated_back(span, degrees, image) for span in upright], rotation=degrees)
 
     def _rotation_needed(self, image: Image.Image) -> int:
         """Return by how many degrees clockwise the image must be rotated to be upright; 0 if unknown."""
@@ -69,7 +86,7 @@ class TesseractReader:
                 image, output_type=pytesseract.Output.DICT, timeout=self._timeout_s, config="--psm 0"
             )
         except pytesseract.TesseractError as error:  # too few letters to detect it
-            _check_signal(error)
+            check_signal(error)
             return 0
         except RuntimeError:  # a timeout
             return 0
@@ -83,7 +100,7 @@ class TesseractReader:
                 image, lang=self.languages, output_type=pytesseract.Output.DICT, timeout=self._timeout_s
             )
         except pytesseract.TesseractError as error:
-            _check_signal(error)
+            check_signal(error)
             raise OSError(f"tesseract: {str(error)[:300]}") from error
         except RuntimeError as error:  # what pytesseract raises for a timeout
             raise Retryable(f"tesseract took longer than {self._timeout_s:g} s") from error
@@ -92,32 +109,41 @@ class TesseractReader:
             if str(word).strip() and float(data["conf"][index]) >= 0:
                 position = (data["block_num"][index], data["par_num"][index], data["line_num"][index])
                 lines.setdefault(position, []).append(index)
-        return [self._span(data, words) for words in lines.values()]
-
-    def _span(self, data: dict[str, list[int]], words: list[int]) -> TextSpan:
-        texts = [str(data["text"][i]).strip() for i in words]
-        corners: Polygon = tuple(
-            point
-            for i in words
-            for point in (
-                (float(data["left"][i]), float(data["top"][i])),
-                (float(data["left"][i] + data["width"][i]), float(data["top"][i] + data["height"][i])),
-            )
-        )
-        box = frame_of(corners)
-        weight = sum(len(text) for text in texts)
-        sure = sum(float(data["conf"][i]) * len(text) for i, text in zip(words, texts, strict=True)) / weight / 100
-        polygon = ((box.left, box.top), (box.right, box.top), (box.right, box.bottom), (box.left, box.bottom))
-        return TextSpan(
-            text=" ".join(texts),
-            confidence=min(max(sure, 0.0), 1.0),
-            polygon=polygon,
-            engine=ENGINE,
-            language=self._language,
-        )
+        return [_span(data, words, row) for row, words in enumerate(lines.values())]
 
 
-def _check_signal(error: pytesseract.TesseractError) -> None:
+def _rotated_back(span: TextSpan, degrees: int, image: Image.Image) -> TextSpan:
+    def back(polygon: Polygon) -> Polygon:
+        return rotated_back(polygon, degrees, image.width, image.height)
+
+    words = tuple(word.model_copy(update={"polygon": back(word.polygon)}) for word in span.words)
+    return span.model_copy(update={"polygon": back(span.polygon), "words": words})
+
+
+def _span(data: dict[str, list[int]], indexes: list[int], row: int) -> TextSpan:
+    words = [_word(data, index) for index in indexes]
+    frame = around(frame_of(word.polygon) for word in words)
+    weight = sum(len(word.text) for word in words)
+    return TextSpan(
+        text=" ".join(word.text for word in words),
+        confidence=sum(word.confidence * len(word.text) for word in words) / weight,
+        polygon=frame.corners,
+        engine=ENGINE,
+        language=UNKNOWN,
+        words=tuple(words),
+        block=data["block_num"][indexes[0]],
+        row=row,
+    )
+
+
+def _word(data: dict[str, list[int]], index: int) -> TextWord:
+    left, top = float(data["left"][index]), float(data["top"][index])
+    frame = Frame(left, top, left + float(data["width"][index]), top + float(data["height"][index]))
+    sure = min(max(float(data["conf"][index]) / 100, 0.0), 1.0)
+    return TextWord(text=str(data["text"][index]).strip(), confidence=sure, polygon=frame.corners)
+
+
+def check_signal(error: pytesseract.TesseractError) -> None:
     """Raise Retryable if a signal from outside ended Tesseract."""
     if error.status in _ENDED_FROM_OUTSIDE:
         raise Retryable(f"tesseract was killed by {signal.Signals(-error.status).name}") from error

@@ -1,28 +1,32 @@
 """ocr: reads the text of a sanitized master: lines with polygon, confidence, engine and language, in reading order.
 
-Policies: `auto` (Tesseract, then EasyOCR where Tesseract's confidence is low), `hybrid` (both, merged), `tesseract`,
-`easyocr`. If one of two engines is missing, the other reads alone and health reports it; without any, the stage skips.
-Rejects no image; no text is a result.
+Policies: `auto` and `ppocr` (PP-OCR, and Tesseract's packs for the scripts it does not know; `auto` without PP-OCR is
+`cascade`), `cascade` (Tesseract, then EasyOCR where Tesseract's confidence is low), `hybrid` (both, merged, and each by
+itself), `tesseract`, `easyocr`. A profile may name another policy and the languages; their engines are loaded when they
+are first asked for. If one of two engines is missing, the other reads alone and health reports it; without any, the
+stage skips. Rejects no image; no text is a result.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
-from PIL import Image
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, StringConstraints
 
 from agents.core.read_text import mean_confidence
 from agents.models.loading import Loaded, loading, open_master
-from agents.models.ocr_engines import Reading, Rules, open_engines
+from agents.models.ocr_engines import Engines, Reading, Rules, manifest_engines
+from agents.models.weights import Unavailable
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
 from schemas.http.history import LineageKind
 from schemas.stored.results import ReadText
+from schemas.values import ErrorCode
 from streams import topics
 from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
@@ -39,14 +43,27 @@ from streams.stage import (
     fact_fields,
 )
 
+_LARGE = 12_000_000  # pixels
+Policy = Literal["auto", "ppocr", "cascade", "hybrid", "tesseract", "easyocr"]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$")]
+
 
 class OcrSettings(StageSettings):
     """Limits of the OCR agent; DARKROOM_OCR__…"""
 
     concurrency: int = Field(4, ge=1, description="events worked on at once")
     deadline_s: float = Field(180.0, gt=0, description="seconds one try may take")
-    policy: Literal["auto", "hybrid", "tesseract", "easyocr"] = Field("auto", description="which engines read what")
-    languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes, or Tesseract's names")
+    policy: Policy = Field("auto", description="which engines read what")
+    languages: tuple[str, ...] = Field(
+        ("en",),
+        min_length=1,
+        description="ISO 639-1 codes, or Tesseract's names; with the default, `auto` finds script and language itself",
+    )
+    packs: tuple[str, ...] = Field(
+        ("ko", "ru", "el", "ar", "he", "hi", "th"),
+        description="languages whose Tesseract packs read scripts that PP-OCR does not know; of a script, the first",
+    )
+    runtime: Literal["openvino", "onnxruntime", "cuda"] = Field("openvino", description="what runs PP-OCR")
     min_confidence: float = Field(0.3, ge=0, le=1, description="lines an engine is less sure of are dropped")
     sure: float = Field(0.6, ge=0, le=1, description="auto: Tesseract's lines below this may be read again")
     max_side: int = Field(4096, ge=256, description="pixels; a larger image is read scaled down to this")
@@ -60,23 +77,32 @@ class OcrParameters(StageParameters):
     """What a profile may ask."""
 
     min_confidence: float | None = Field(None, ge=0, le=1, description="in place of the setting of this name")
+    policy: Policy | None = Field(None, description="in place of the setting of this name")
+    languages: tuple[Language, ...] = Field((), max_length=8, description="languages the text is in; empty: any")
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The object store, the engines if any is available, and threads for reading."""
+    """The object store, the engines (those of the setting, if available, are loaded), and threads for reading."""
 
     files: FileStore
+    engines: Engines
     reading: Loaded[Reading]
     settings: OcrSettings
     threads: ThreadPoolExecutor
+    large: threading.Lock = field(default_factory=threading.Lock)  # one large image at a time bounds the memory
 
 
-def _rules(settings: OcrSettings) -> Rules:
+def _rules(settings: OcrSettings, asked: OcrParameters | None = None) -> Rules:
+    asked = asked or OcrParameters()
+    by_operator = settings.languages if settings.languages != OcrSettings().languages else ()
     return Rules(
-        policy=settings.policy,
+        policy=asked.policy or settings.policy,
         languages=settings.languages,
-        min_confidence=settings.min_confidence,
+        named=asked.languages or by_operator,
+        packs=settings.packs,
+        runtime=settings.runtime,
+        min_confidence=settings.min_confidence if asked.min_confidence is None else asked.min_confidence,
         sure=settings.sure,
         max_side=settings.max_side,
         probe_side=settings.probe_side,
@@ -85,42 +111,66 @@ def _rules(settings: OcrSettings) -> Rules:
     )
 
 
+def _build(engines: Engines, rules: Rules) -> Reading:
+    return engines.reading(rules)
+
+
 @asynccontextmanager
 async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterator[Tools]:
     """Load the engines of the policy and check each on a drawn word."""
-    models = resources.settings.models
+    engines = Engines(resources.settings.models)
     with ThreadPoolExecutor(settings.readers, thread_name_prefix="ocr") as threads:
         async with loading(
             "ocr",
             settings.policy,
-            lambda: open_engines(models, _rules(settings)),
+            lambda: _build(engines, _rules(settings)),
             resources,
             required=settings.required,
             lacks=lambda reading: "; ".join(reading.missing),
         ) as reading:
-            yield Tools(resources.files, reading, settings, threads)
+            yield Tools(resources.files, engines, reading, settings, threads)
 
 
 async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     """Return the text of an image."""
-    reading = tools.reading.model
-    if reading is None:
+    asked = OcrParameters.of(event, "ocr")
+    rules = _rules(tools.settings, asked)
+    usual = tools.reading.model
+    if usual is None and rules.policy == tools.settings.policy and not asked.languages:
         return tools.reading.skips(1)[0]
     try:
         data = await tools.files.get(event.image.master.key)
     except ObjectMissing as error:
         raise ObjectGone(event.image.master.key) from error
 
-    asked = replace(reading, rules=replace(reading.rules, min_confidence=_min_confidence(event, tools)))
-
     def work() -> ReadText:
-        image: Image.Image = open_master(data)
-        with engine_errors("ocr"):
-            spans = asked.read(image)
-        content = "\n".join(span.text for span in spans)
-        return ReadText(content=content, spans=tuple(spans), policy=tools.settings.policy, engines=reading.engines)
+        reading = tools.engines.reading(rules) if usual is None or _differs(rules, usual.rules) else usual
+        with tools.large if event.image.width * event.image.height > _LARGE else nullcontext():
+            image = open_master(data, largest_side=rules.max_side)
+            factor = max(event.image.width / image.width, event.image.height / image.height)
+            with engine_errors("ocr"):
+                answer = replace(reading, rules=rules).answer(image, factor)
+        page = answer.page
+        return ReadText(
+            content=page.content,
+            spans=page.spans,
+            policy=rules.policy,
+            engines=reading.engines,
+            blocks=page.blocks,
+            rotation=page.rotation,
+            tilt=round(page.tilt, 2),
+            notes=page.notes,
+            readings=answer.readings,
+        )
 
-    return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
+    except Unavailable as error:  # engines or languages of the profile, which the setting does not need
+        return Skip(ErrorCode.MODEL_UNAVAILABLE, f"The profile's OCR engine is unavailable: {error}", reported=True)
+
+
+def _differs(rules: Rules, usual: Rules) -> bool:
+    return (rules.policy, rules.named) != (usual.policy, usual.named)
 
 
 async def probe(tools: Tools) -> None:
@@ -132,16 +182,18 @@ async def probe(tools: Tools) -> None:
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     reading = tools.reading.model
-    chosen = tools.settings.model_dump(
-        mode="json", include={"policy", "languages", "min_confidence", "sure", "max_side", "probe_side"}
-    )
-    chosen["min_confidence"] = _min_confidence(event, tools)
-    return {**chosen, "engines": [e.model_dump() for e in reading.engines] if reading is not None else []}
-
-
-def _min_confidence(event: ImageSanitized, tools: Tools) -> float:
-    asked = OcrParameters.of(event, "ocr").min_confidence
-    return tools.settings.min_confidence if asked is None else asked
+    rules = _rules(tools.settings, OcrParameters.of(event, "ocr"))
+    chosen = tools.settings.model_dump(mode="json", include={"languages", "sure", "max_side", "probe_side", "packs"})
+    return {
+        **chosen,
+        "policy": rules.policy,
+        "named": list(rules.named),
+        "min_confidence": rules.min_confidence,
+        # Of another policy than the setting's, the engines are named by their weights in the manifest.
+        "engines": [engine.model_dump() for engine in reading.engines]
+        if reading is not None and rules.policy == tools.settings.policy
+        else manifest_engines(rules),
+    }
 
 
 def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:
@@ -158,7 +210,7 @@ def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> E
 
 STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     name="ocr",
-    version="1",
+    version="2",
     consumes=(topics.SANITIZED,),
     emits=(topics.FACTS,),
     settings=OcrSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -13,6 +14,7 @@ from gateway.settings import GatewaySettings
 from schemas.http.images import ImageDetails, ImageItem, ImageView
 from schemas.http.jobs import (
     Dimensions,
+    EngineTextView,
     ImageMetadata,
     JobError,
     JobPhase,
@@ -28,7 +30,7 @@ from schemas.http.jobs import (
 from schemas.http.submissions import Submitted
 from schemas.stored.receipts import Receipt, ReceiptKind
 from schemas.stored.results import ReadText
-from schemas.values import ImageState, Rendition, StageState, job_id_of
+from schemas.values import ImageState, Rendition, StageState, TextSpan, job_id_of
 from streams.read_model.records import ImageRecord, StageRetry
 
 VERSION_DIGITS = 12  # of the sha256 in a rendition's URL: other bytes, another URL
@@ -250,17 +252,34 @@ def _variants(renditions: tuple[Rendition, ...]) -> dict[str, VariantView]:
 def _text(record: ImageRecord, text: ReadText | None) -> TextView | None:
     if text is None:
         return None if record.text is None else TextView(content=record.text)
-    spans = tuple(
+    return TextView(
+        content=text.content,
+        spans=_spans(text.spans),
+        blocks=text.blocks,
+        rotation=text.rotation,
+        tilt=text.tilt,
+        notes=text.notes,
+        readings=tuple(
+            EngineTextView(engine=each.engine, content=each.content, spans=_spans(each.spans)) for each in text.readings
+        ),
+    )
+
+
+def _spans(spans: Iterable[TextSpan]) -> tuple[SpanView, ...]:
+    return tuple(
         SpanView(
             text=span.text,
             confidence=span.confidence,
             polygon=span.polygon,
             engine=span.engine,
             language=span.language,
+            script=span.script,
+            words=span.words,
+            block=span.block,
+            row=span.row,
         )
-        for span in text.spans
+        for span in spans
     )
-    return TextView(content=text.content, spans=spans)
 
 
 def _objects(record: ImageRecord) -> tuple[ObjectView, ...]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
-from schemas.values import Box, ImageState, Lane, StageState, Value
+from schemas.values import Box, ImageState, Lane, StageState, TextBlock, TextWord, Value
 
 
 class JobPhase(StrEnum):
@@ -108,14 +108,31 @@ class SpanView(Value):
     confidence: float
     polygon: tuple[tuple[float, float], ...]
     engine: str
-    language: str
+    language: str = Field(description="BCP 47: a language if it is known, else `und` and the script")
+    script: str | None = Field(default=None, description="ISO 15924; Zyyy: digits and signs only", examples=["Latn"])
+    words: tuple[TextWord, ...] = ()
+    block: int = Field(default=0, ge=0, description="number of its block in `blocks`, from 0")
+    row: int = Field(default=0, ge=0, description="number of its row in the image, from 0; cells of a row share one")
+
+
+class EngineTextView(Value):
+    """What one of several engines read by itself."""
+
+    engine: str
+    content: str
+    spans: tuple[SpanView, ...] = ()
 
 
 class TextView(Value):
-    """The text of an image in reading order."""
+    """The text of an image in reading order: blocks, their lines, and the words of each line."""
 
     content: str
-    spans: tuple[SpanView, ...] = ()
+    spans: tuple[SpanView, ...] = Field(default=(), description="lines in reading order; each names its block")
+    blocks: tuple[TextBlock, ...] = Field(default=(), description="paragraphs, headings and tables in reading order")
+    rotation: int = Field(default=0, description="degrees clockwise that would make the text upright: 0, 90, 180, 270")
+    tilt: float = Field(default=0.0, description="degrees clockwise that the lines are tilted, after that rotation")
+    notes: tuple[str, ...] = Field(default=(), description="what could not be read, and why")
+    readings: tuple[EngineTextView, ...] = Field(default=(), description="`hybrid`: what each engine read by itself")
 
 
 class ObjectView(Value):

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field
 
-from schemas.values import DetectedObject, ModelRef, ObjectRef, Rendition, TextSpan, Value, Vector
+from schemas.values import DetectedObject, ModelRef, ObjectRef, Rendition, TextBlock, TextSpan, Value, Vector
 
 
 class StageResult(Value):
@@ -83,13 +83,42 @@ class ResizedImage(StageResult):
         return self.model_copy(update={"renditions": tuple(moved)})
 
 
+class EngineReading(Value):
+    """What one of several engines read by itself."""
+
+    engine: str = Field(examples=["tesseract"])
+    content: str
+    spans: tuple[TextSpan, ...]
+
+
+class TextPage(Value):
+    """The text of one page of a document, in pixels of that page."""
+
+    width: int = Field(gt=0, description="pixels, upright")
+    height: int = Field(gt=0, description="pixels, upright")
+    content: str
+    spans: tuple[TextSpan, ...] = ()
+    blocks: tuple[TextBlock, ...] = ()
+    rotation: int = 0
+    tilt: float = 0.0
+
+
 class ReadText(StageResult):
-    """The text of an image in reading order. No spans means no text was found, which is a result."""
+    """The text of an image in reading order. No spans means no text was found, which is a result.
+
+    Spans and blocks are those of the first page; `content` is the text of all pages, separated by form feeds.
+    """
 
     content: str
     spans: tuple[TextSpan, ...]
     policy: str = Field(examples=["auto"])
     engines: tuple[ModelRef, ...] = ()
+    blocks: tuple[TextBlock, ...] = ()
+    rotation: int = Field(default=0, description="degrees clockwise that would make the text upright: 0, 90, 180, 270")
+    tilt: float = Field(default=0.0, description="degrees clockwise that the lines are tilted, after that rotation")
+    notes: tuple[str, ...] = Field(default=(), description="what could not be read, and why")
+    readings: tuple[EngineReading, ...] = Field(default=(), description="`hybrid`: what each engine read by itself")
+    pages: tuple[TextPage, ...] = Field(default=(), description="every page, the first included, if there are several")
 
     def models(self) -> tuple[ModelRef, ...]:
         return self.engines

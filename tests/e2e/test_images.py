@@ -106,7 +106,7 @@ def test_known_labels_and_words_are_found(sent: Sent) -> None:
     page = sent.results["ocr/phototest.tif"].text
     assert page is not None
     assert "quick brown dog" in " ".join(page.content.split())
-    assert all(span.engine in {"tesseract", "easyocr"} for span in page.spans)
+    assert {span.engine for span in page.spans} == {"ppocr"}
 
 
 def test_a_missing_model_is_reported(sent: Sent, system: RunningSystem) -> None:

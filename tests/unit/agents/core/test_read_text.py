@@ -7,19 +7,9 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image
 
-from agents.core.read_text import (
-    Polygon,
-    covered,
-    frame_of,
-    in_reading_order,
-    is_page,
-    mean_confidence,
-    merge,
-    read_auto,
-    read_hybrid,
-    rotated_back,
-    scaled,
-)
+from agents.core.read_text import covered, in_reading_order, is_page, mean_confidence, merge, read_auto
+from agents.core.text.geometry import Polygon, frame_of, rotated_back
+from agents.core.text.page import page_of
 from schemas.values import TextSpan
 
 PICTURE = Image.new("RGB", (400, 300))
@@ -36,6 +26,8 @@ def span(text: str, place: Polygon, confidence: float = 0.9, engine: str = "tess
 
 class Reader:
     """A reader that returns fixed spans and records its calls."""
+
+    name = "fixed"
 
     def __init__(self, *spans: TextSpan) -> None:
         self.spans = list(spans)
@@ -138,12 +130,6 @@ def test_auto_reads_nothing_where_there_is_no_text() -> None:
     assert (scene.looked, scene.boxes_read) == (1, [])
 
 
-def test_hybrid_uses_both_readers() -> None:
-    """Hybrid reads with both engines whatever the first one finds."""
-    one, two = Reader(span("left", box(10, 10, 100))), Reader(span("right", box(200, 10, 100), 0.5, "easyocr"))
-    assert texts(read_hybrid(PICTURE, one, two)) == ["left", "right"]
-
-
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_polygons_of_a_rotated_image_map_back(degrees: int) -> None:
     """A polygon in the rotated image maps back to its position in the original."""
@@ -158,7 +144,10 @@ def test_polygons_of_a_rotated_image_map_back(degrees: int) -> None:
 
 def test_scaling_moves_polygons_only() -> None:
     """Spans of a scaled-down image are scaled to the full size, their text unchanged."""
-    assert scaled([span("a", box(1, 2, 3, 4))], 2.0) == [span("a", box(2, 4, 6, 8))]
+    page = page_of([span("a", box(1, 2, 3, 4))])
+    assert page.scaled(2.0).spans == (span("a", box(2, 4, 6, 8)),)
+    assert page.scaled(2.0).blocks[0].polygon == box(2, 4, 6, 8)
+    assert page.scaled(1.0) is page
 
 
 def test_cover_is_a_share_of_the_box() -> None:

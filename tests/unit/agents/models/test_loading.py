@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from agents.models import loading as module
-from agents.models.loading import Loaded, loading
+from agents.models.loading import Loaded, loading, open_master
 from agents.models.weights import Unavailable
 from agents.stages import detector, embedder, ocr
 from streams.settings import Settings
@@ -89,7 +91,7 @@ async def test_what_a_model_works_without_is_reported() -> None:
 
 @pytest.mark.parametrize(
     ("agent", "builder", "tool"),
-    [(detector, "_build", "detector"), (embedder, "_build", "encoder"), (ocr, "open_engines", "reading")],
+    [(detector, "_build", "detector"), (embedder, "_build", "encoder"), (ocr, "_build", "reading")],
     ids=["detector", "embedder", "ocr"],
 )
 async def test_a_stage_stops_skipping_once_its_model_is_loaded(
@@ -109,3 +111,17 @@ async def test_a_stage_stops_skipping_once_its_model_is_loaded(
         assert lent.health.degraded() == loaded.reason
         await until(loaded, lambda one: one.model is not None)
         assert lent.health.degraded() is None
+
+
+def test_a_large_jpeg_is_decoded_smaller_for_a_reader_of_smaller_images() -> None:
+    """With a largest side, a JPEG of more than twice that is decoded at half its size; others keep theirs."""
+    bodies = []
+    for kind in ("JPEG", "PNG"):
+        body = io.BytesIO()
+        Image.new("RGB", (1000, 600), "white").save(body, kind)
+        bodies.append(body.getvalue())
+    jpeg, png = bodies
+    assert open_master(jpeg, largest_side=400).size == (500, 300)
+    assert open_master(jpeg, largest_side=600).size == (1000, 600)
+    assert open_master(jpeg).size == (1000, 600)
+    assert open_master(png, largest_side=400).size == (1000, 600)

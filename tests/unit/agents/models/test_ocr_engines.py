@@ -10,8 +10,9 @@ import pytesseract
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from agents.core.read_text import Polygon, frame_of
-from agents.models import ocr_engines
+from agents.core.text.geometry import Polygon, frame_of
+from agents.core.text.page import Page
+from agents.models import easyocr_reader
 from agents.models.easyocr_reader import EasyocrReader, _in_bands, find_easyocr
 from agents.models.ocr_engines import Reading, Rules, open_engines
 from agents.models.tesseract_reader import TesseractReader
@@ -48,8 +49,8 @@ def easyocr(settings: ModelsSettings) -> EasyocrReader:
 
 
 @pytest.fixture(scope="module")
-def auto(tesseract: TesseractReader, easyocr: EasyocrReader) -> Reading:
-    return Reading(Rules("auto"), tesseract, easyocr, ())
+def cascade(tesseract: TesseractReader, easyocr: EasyocrReader) -> Reading:
+    return Reading(Rules("cascade"), tesseract, easyocr, ())
 
 
 @pytest.fixture(scope="module")
@@ -150,29 +151,31 @@ def test_bands_are_joined_row_by_row() -> None:
     assert np.array_equal(_in_bands(image, half), half(image))
 
 
-def test_auto_reads_signs_that_tesseract_cannot(auto: Reading, picture: Callable[[str], Image.Image]) -> None:
+def test_cascade_reads_signs_that_tesseract_cannot(cascade: Reading, picture: Callable[[str], Image.Image]) -> None:
     """Street and road signs in photos are read with EasyOCR, and each span names its engine."""
-    spans = auto.read(picture("ocr/chinese.jpg"))
+    spans = cascade.read(picture("ocr/chinese.jpg"))
     assert "Yuyuan Rd." in text_of(spans)
     assert "315" in text_of(spans)
     assert "easyocr" in {span.engine for span in spans}
-    road = text_of(auto.read(picture("ocr/korean.png")))
+    road = text_of(cascade.read(picture("ocr/korean.png")))
     assert "Seoul" in road
     assert "Pyeongyang" in road
     assert "205Km" in road
 
 
-def test_auto_leaves_pages_to_tesseract(auto: Reading, picture: Callable[[str], Image.Image], images_dir: Path) -> None:
+def test_cascade_leaves_pages_to_tesseract(
+    cascade: Reading, picture: Callable[[str], Image.Image], images_dir: Path
+) -> None:
     """A typed page is read by Tesseract alone, with Tesseract's error rate."""
-    spans = auto.read(picture("ocr/phototest.tif"))
+    spans = cascade.read(picture("ocr/phototest.tif"))
     assert {span.engine for span in spans} == {"tesseract"}
     assert error_rate(text_of(spans), (images_dir / "ocr" / "phototest.gold.txt").read_text()) < 1
 
 
 @pytest.mark.parametrize("photo", ["photos/owl.jpg", "photos/cat_720p.jpg"])
-def test_no_text_is_a_result(auto: Reading, picture: Callable[[str], Image.Image], photo: str) -> None:
+def test_no_text_is_a_result(cascade: Reading, picture: Callable[[str], Image.Image], photo: str) -> None:
     """A photo without text gives no spans and no error."""
-    assert auto.read(picture(photo)) == []
+    assert cascade.read(picture(photo)) == []
 
 
 def test_hybrid_merges_both_engines(
@@ -214,13 +217,13 @@ def test_an_unknown_language_is_unavailable() -> None:
 
 
 def test_without_one_engine_the_other_reads(settings: ModelsSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without EasyOCR's weights `auto` reads with Tesseract and reports the gap; unavailable if all are required."""
-    monkeypatch.setattr(ocr_engines, "find_easyocr", _nowhere)
-    reading = open_engines(settings, Rules("auto"))
+    """Without EasyOCR's weights `cascade` reads with Tesseract and reports the gap; unavailable if all are required."""
+    monkeypatch.setattr(easyocr_reader, "find_easyocr", _nowhere)
+    reading = open_engines(settings, Rules("cascade"))
     assert reading.easyocr is None
     assert reading.missing == ("easyocr: no weights",)
     with pytest.raises(Unavailable, match="no weights"):
-        open_engines(settings, Rules("auto", all_engines=True))
+        open_engines(settings, Rules("cascade", all_engines=True))
 
 
 def _nowhere(_settings: ModelsSettings, _languages: tuple[str, ...]) -> None:
@@ -267,13 +270,13 @@ async def test_an_engine_s_error_fails_the_image(
 ) -> None:
     """What an engine raises on an image fails that image with a code, and the agent's own check names the engine."""
 
-    def broken(_self: TesseractReader, _image: Image.Image) -> list[TextSpan]:
+    def broken(_self: TesseractReader, _image: Image.Image) -> Page:
         raise ValueError("could not convert string to float")
 
     async with open_files(FilesSettings(directory=tmp_path)) as files:
         lent = resources(files, settings, tmp_path)
         async with agent.STAGE.open(agent.OcrSettings(policy="tesseract"), lent) as tools:
-            monkeypatch.setattr(TesseractReader, "read", broken)
+            monkeypatch.setattr(TesseractReader, "page", broken)
             with pytest.raises(EngineFailed, match="could not convert"):
                 await agent.read_text(await store(files, Image.new("RGB", (40, 40), "white")), tools)
             with pytest.raises(ValueError, match="could not convert"):

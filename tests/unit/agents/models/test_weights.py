@@ -79,7 +79,10 @@ def known(monkeypatch: pytest.MonkeyPatch, url: str, *, body: bytes = BODY) -> N
 
 def test_the_manifest_is_complete_for_every_model() -> None:
     """Each model has a whole sha256, a licence, and a source served over TLS."""
-    assert {model.name for model in manifest()} == {"yolov8n", "clip-vit-b-32", "easyocr-craft", "easyocr-english"}
+    assert {model.name for model in manifest()} == {
+        "yolov8n", "clip-vit-b-32", "easyocr-craft", "easyocr-english",
+        "ppocr-v6-small-detector", "ppocr-v6-small-recogniser", "ppocr-v2-line-direction",
+    }  # fmt: skip
     for model in manifest():
         assert len(bytes.fromhex(model.sha256)) == 32
         assert model.licence

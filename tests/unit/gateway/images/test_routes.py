@@ -461,7 +461,7 @@ async def test_text_without_a_stored_result_comes_from_the_record(server: Server
     assert isinstance(stored, ObjectRef)
     await server.files.delete(stored.key)
     body = (await server.client.get(f"{IMAGES}/jobs/{job_id}/result")).json()
-    assert body["text"] == {"content": "Total due 41.20 EUR", "spans": []}
+    assert (body["text"]["content"], body["text"]["spans"]) == ("Total due 41.20 EUR", [])
 
 
 async def test_the_embedded_gateway_serves_everything(server: Server) -> None:
