@@ -42,9 +42,10 @@ def _good(images_dir: Path) -> list[Path]:
 
 
 def test_every_good_image_is_accepted_and_loses_all_its_metadata(images_dir: Path) -> None:
-    """All real images come out as JPEG or PNG with nothing in them but pixels, twice as the same bytes."""
+    """All real images come out as JPEG or PNG with nothing but pixels; twice the same bytes, one of each type."""
     paths = _good(images_dir)
     assert len(paths) > 40
+    repeated = {path.suffix: path for path in paths}.values()
     for path in paths:
         made = sanitize(path.read_bytes(), LIMITS)
         image = _master(made)
@@ -55,7 +56,8 @@ def test_every_good_image_is_accepted_and_loses_all_its_metadata(images_dir: Pat
         assert not image.getexif(), path.name
         for trace in (b"Exif", b"GPS", b"http://ns.adobe.com", b"ICC_PROFILE", b"iCCP", b"tEXt", b"iTXt", b"eXIf"):
             assert trace not in made.master, (path.name, trace)
-        assert sanitize(path.read_bytes(), LIMITS).master == made.master, path.name
+        if path in repeated:
+            assert sanitize(path.read_bytes(), LIMITS).master == made.master, path.name
 
 
 def test_the_eight_orientations_come_out_alike(images_dir: Path) -> None:

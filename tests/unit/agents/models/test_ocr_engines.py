@@ -74,17 +74,22 @@ def error_rate(read: str, truth: str) -> float:
     return 100 * int(row[-1]) / len(two)
 
 
-@pytest.mark.parametrize(
-    ("page", "truth"), [("phototest.tif", "phototest.gold.txt"), ("8087_054.3B.tif", "8087_054.3B.txt")]
-)
+@pytest.fixture(scope="module", params=["page", "column"])
+def known(request: pytest.FixtureRequest, images_dir: Path) -> tuple[Image.Image, str]:
+    """Return a typed page, or a column of a newspaper, and its text."""
+    folder = images_dir / "ocr"
+    if request.param == "page":
+        return Image.open(folder / "phototest.tif").convert("RGB"), (folder / "phototest.gold.txt").read_text()
+    page = (folder / "8087_054.3B.txt").read_text(errors="replace")
+    column = Image.open(folder / "8087_054.3B.tif").convert("RGB").crop(COLUMN)
+    return column, page[page.index('"This is Greater') : page.index("that historians")]
+
+
 def test_tesseract_reads_as_well_as_when_called_directly(
-    tesseract: TesseractReader, images_dir: Path, page: str, truth: str
+    tesseract: TesseractReader, known: tuple[Image.Image, str]
 ) -> None:
     """On pages with known text the error rate is at most a point above that of Tesseract's own plain text."""
-    import pytesseract  # noqa: PLC0415
-
-    gold = (images_dir / "ocr" / truth).read_text(errors="replace")
-    image = Image.open(images_dir / "ocr" / page).convert("RGB")
+    image, gold = known
     direct = error_rate(pytesseract.image_to_string(image), gold)
     assert error_rate(text_of(tesseract.read(image)), gold) <= direct + 1
     reading = Reading(Rules("tesseract"), tesseract, None, ())
@@ -92,12 +97,9 @@ def test_tesseract_reads_as_well_as_when_called_directly(
 
 
 def test_easyocr_reads_as_well_as_when_called_directly(
-    easyocr: EasyocrReader, settings: ModelsSettings, images_dir: Path
+    easyocr: EasyocrReader, settings: ModelsSettings, known: tuple[Image.Image, str]
 ) -> None:
-    """With CRAFT converted and run on a small copy first, the error rate is at most a point above EasyOCR's own.
-
-    Of the large page the first paragraph: EasyOCR has no page layout, so it does not order columns.
-    """
+    """With CRAFT converted and run on a small copy first, the error rate is at most a point above EasyOCR's own."""
     import easyocr as package  # noqa: PLC0415
 
     direct = package.Reader(
@@ -105,15 +107,9 @@ def test_easyocr_reads_as_well_as_when_called_directly(
         model_storage_directory=str(find_easyocr(settings, ["en"])[0].path.parent),
         user_network_directory=str(settings.cache),
     )  # fmt: skip
-    folder = images_dir / "ocr"
-    page = (folder / "8087_054.3B.txt").read_text(errors="replace")
-    paragraph = page[page.index('"This is Greater') : page.index("that historians")]
-    for image, truth in (
-        (Image.open(folder / "phototest.tif").convert("RGB"), (folder / "phototest.gold.txt").read_text()),
-        (Image.open(folder / "8087_054.3B.tif").convert("RGB").crop(COLUMN), paragraph),
-    ):
-        theirs = " ".join(text for _, text, _ in direct.readtext(np.asarray(image)))
-        assert error_rate(text_of(easyocr.read(image)), truth) <= error_rate(theirs, truth) + 1
+    image, truth = known
+    theirs = " ".join(text for _, text, _ in direct.readtext(np.asarray(image)))
+    assert error_rate(text_of(easyocr.read(image)), truth) <= error_rate(theirs, truth) + 1
 
 
 def test_an_upside_down_page_is_rotated_and_its_spans_match_the_image(

@@ -85,12 +85,16 @@ def test_the_indexer_records_facts_of_refused_events() -> None:
         (DETECTOR, {"confidence": 0.9, "classes": ["cat"]}, True),
         (DETECTOR, {"confidence": 1.1}, False),
         (OCR, {"min_confidence": 0.8}, True),
-        (OCR, {"languages": ["de"]}, False),
+        (OCR, {"policy": "hybrid", "languages": ["de", "zh-Hant"]}, True),
+        (OCR, {"policy": "magic"}, False),
+        (OCR, {"languages": ["../de"]}, False),
+        (OCR, {"languages": ["de"] * 9}, False),
+        (DETECTOR, {"weights": "other.pt"}, False),
     ],
 )
 def test_the_parameters_of_the_analysis_stages(
     stage: Stage[Any, Any, Any], own: dict[str, JsonValue], allowed: bool
 ) -> None:
-    """Sizes, confidence and classes can be chosen per image; what needs other models cannot."""
+    """Sizes, confidence, classes, engines and languages can be chosen per image; weights cannot."""
     event = uploaded(profile=Profile(parameters={stage.name: own}))
     assert (refused_parameters(stage, event) is None) is allowed
