@@ -59,6 +59,9 @@ class OcrSettings(StageSettings):
         min_length=1,
         description="ISO 639-1 codes, or Tesseract's names; with the default, `auto` finds script and language itself",
     )
+    bucket_languages: dict[str, tuple[Language, ...]] = Field(
+        {}, description="languages of a bucket's images, in place of the setting `languages`; a profile's come first"
+    )
     packs: tuple[str, ...] = Field(
         ("ko", "ru", "el", "ar", "he", "hi", "th"),
         description="languages whose Tesseract packs read scripts that PP-OCR does not know; of a script, the first",
@@ -93,9 +96,10 @@ class Tools:
     large: threading.Lock = field(default_factory=threading.Lock)  # one large image at a time bounds the memory
 
 
-def _rules(settings: OcrSettings, asked: OcrParameters | None = None) -> Rules:
+def _rules(settings: OcrSettings, asked: OcrParameters | None = None, bucket: str = "") -> Rules:
     asked = asked or OcrParameters()
-    by_operator = settings.languages if settings.languages != OcrSettings().languages else ()
+    chosen = settings.languages if settings.languages != OcrSettings().languages else ()
+    by_operator = settings.bucket_languages.get(bucket, chosen)
     return Rules(
         policy=asked.policy or settings.policy,
         languages=settings.languages,
@@ -133,10 +137,9 @@ async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterat
 
 async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     """Return the text of an image."""
-    asked = OcrParameters.of(event, "ocr")
-    rules = _rules(tools.settings, asked)
+    rules = _rules(tools.settings, OcrParameters.of(event, "ocr"), event.bucket)
     usual = tools.reading.model
-    if usual is None and rules.policy == tools.settings.policy and not asked.languages:
+    if usual is None and not _differs(rules, _rules(tools.settings)):
         return tools.reading.skips(1)[0]
     try:
         data = await tools.files.get(event.image.master.key)
@@ -165,8 +168,9 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
 
     try:
         return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
-    except Unavailable as error:  # engines or languages of the profile, which the setting does not need
-        return Skip(ErrorCode.MODEL_UNAVAILABLE, f"The profile's OCR engine is unavailable: {error}", reported=True)
+    except Unavailable as error:  # engines or languages of the profile or bucket, which other images do not need
+        reason = f"The OCR engine of this profile or bucket is unavailable: {error}"
+        return Skip(ErrorCode.MODEL_UNAVAILABLE, reason, reported=True)
 
 
 def _differs(rules: Rules, usual: Rules) -> bool:
@@ -182,7 +186,7 @@ async def probe(tools: Tools) -> None:
 
 def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     reading = tools.reading.model
-    rules = _rules(tools.settings, OcrParameters.of(event, "ocr"))
+    rules = _rules(tools.settings, OcrParameters.of(event, "ocr"), event.bucket)
     chosen = tools.settings.model_dump(mode="json", include={"languages", "sure", "max_side", "probe_side", "packs"})
     return {
         **chosen,

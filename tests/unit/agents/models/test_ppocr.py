@@ -303,5 +303,33 @@ async def test_the_stage_reads_with_what_a_profile_asks(settings: ModelsSettings
             assert (keys[0]["policy"], keys[1]["policy"], keys[1]["named"]) == ("auto", "tesseract", ["en"])
 
 
+async def test_a_bucket_has_its_own_languages(settings: ModelsSettings, tmp_path: Path) -> None:
+    """A bucket's languages replace the setting's, a profile's replace both; an unknown one skips only its bucket."""
+    languages = {"letters": ("de",), "runes": ("xyz",)}
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        lent = resources(files, settings, tmp_path)
+        async with agent.STAGE.open(agent.OcrSettings(bucket_languages=languages), lent) as tools:
+            event = await store(files, drawn())
+            letter, rune = (event.model_copy(update={"bucket": bucket}) for bucket in languages)
+            named = {
+                (each.bucket, await languages_of(each, tools))
+                for each in (event, letter, asking(letter, languages=["fr"]), asking(rune, languages=["fr"]))
+            }
+            assert named == {("default", "en"), ("letters", "de"), ("letters", "fr"), ("runes", "fr")}
+            skipped = await agent.read_text(rune, tools)
+            assert isinstance(skipped, Skip)
+            assert "xyz" in skipped.message
+            assert agent.STAGE.once is not None
+            assert agent.STAGE.once.parameters(letter, tools) != agent.STAGE.once.parameters(event, tools)
+
+
+async def languages_of(event: ImageSanitized, tools: agent.Tools) -> str:
+    """Return the one language of what is read."""
+    result = await agent.read_text(event, tools)
+    assert isinstance(result, ReadText)
+    (language,) = {span.language for span in result.spans}
+    return language
+
+
 def asking(event: ImageSanitized, **parameters: JsonValue) -> ImageSanitized:
     return event.model_copy(update={"profile": Profile(parameters={"ocr": parameters})})
