@@ -9,8 +9,10 @@ from PIL import Image
 
 
 def varied(data_dir: Path, count: int) -> list[bytes]:
-    """Return `count` different JPEGs of about 0.1 to 1.2 megapixels, cut from the test photos."""
-    paths = sorted((data_dir / "images" / "photos").iterdir()) + sorted((data_dir / "images" / "clip_golden").iterdir())
+    """Return `count` different JPEGs of about 0.1 to 1.2 megapixels, cut from the test photos, some with signs."""
+    folder = data_dir / "images"
+    signs = [folder / "ocr" / name for name in ("chinese.jpg", "english.png", "korean.png")]
+    paths = [*sorted((folder / "photos").iterdir()), *sorted((folder / "clip_golden").iterdir()), *signs]
     found = []
     for number in range(count):
         with Image.open(paths[number % len(paths)]) as source:
