@@ -131,14 +131,22 @@ async def _retry(
 def open_master(data: bytes, *, largest_side: int | None = None) -> Image.Image:
     """Return a master's pixels as RGB, transparency on white as viewers show it.
 
-    With `largest_side`, a larger image may come scaled down, to no less than that: a JPEG is then decoded smaller,
-    which takes a fraction of the memory. Raises OSError for bytes that are not an image.
+    With `largest_side`, a larger image comes scaled down to it; a JPEG is decoded smaller first, which takes a fraction
+    of the memory. Raises OSError for bytes that are not an image.
     """
+    image = _opaque(data, largest_side)
+    if largest_side is not None:
+        image.thumbnail((largest_side, largest_side))  # in place: the large one is freed before it is read
+    return image
+
+
+def _opaque(data: bytes, largest_side: int | None) -> Image.Image:
     with _open(io.BytesIO(data), formats=_MASTERS) as image:
         if largest_side is not None and max(image.size) > largest_side:
             scale = largest_side / max(image.size)  # Pillow decodes to no less than either of the sides it is given
             image.draft("RGB", (max(int(image.width * scale), 1), max(int(image.height * scale), 1)))
         if not image.has_transparency_data:
-            return image.convert("RGB")
+            image.load()  # `convert` copies the pixels, 150 MB of the largest master, also where nothing changes
+            return image if image.mode == "RGB" else image.convert("RGB")
         shown = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
