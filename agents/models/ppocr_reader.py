@@ -19,13 +19,15 @@ from agents.core.text.boxes import Floats, Pixels, TextBox, boxes_of, crop, insi
 from agents.core.text.decoding import Letter, letters_of
 from agents.core.text.doubt import Evidence
 from agents.core.text.geometry import Frame
-from agents.models.ppocr_networks import Networks
+from agents.models.ppocr_networks import Networks, return_freed_memory
 
 ENGINE = "ppocr"
 HEIGHT = 48  # rows of the recogniser's input
 _WIDTH_STEP = 64  # widths are rounded up: each new shape costs OpenVINO a preparation
 _MOST_WIDTH = 3200
 _BATCH_PIXELS = 2560  # columns of one batch of the recogniser, all lines together
+_BAND_PIXELS = 800_000  # of an image, or of a band of a larger one, that text is found in at once
+_OVERLAP = 64  # rows that a band sees of each of its neighbours
 _SURE, _WEAK = 0.5, 0.2  # least scores of a box: to be read, and to be looked at again
 _TARGET = 18.0  # pixels of height of the lines at the second look
 _MOST_WINDOWS = 0.4  # share of the image: if more of it would be looked at again, all of it is
@@ -73,7 +75,10 @@ class PpocrReader:
         The rotation is by how many degrees clockwise the image must be rotated to be upright: 0, 90, 180 or 270.
         """
         with self._lock:
-            return self._lines(pixels)
+            try:
+                return self._lines(pixels)
+            finally:
+                return_freed_memory()
 
     def _lines(self, pixels: Pixels) -> tuple[list[Line], int]:
         boxes = self.boxes(pixels)
@@ -116,9 +121,22 @@ class PpocrReader:
         if scale != 1:
             small = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
         padded = cv2.copyMakeBorder(small, 0, -rows % 32, 0, -columns % 32, cv2.BORDER_REPLICATE)
-        probabilities = self.networks.detect(_batch([padded]))[0][:rows, :columns]
-        found = boxes_of(probabilities, least_score=least_score)
+        found = boxes_of(self._probabilities(padded)[:rows, :columns], least_score=least_score)
         return [box.scaled(width / columns, height / rows) for box in found]
+
+    def _probabilities(self, image: Pixels) -> Floats:
+        """Return for each pixel the probability that it is text; sides are multiples of 32.
+
+        Of a large image from bands that overlap: at once, 1600 by 1200 pixels take 450 MB.
+        """
+        height, width = image.shape[:2]
+        rows = max(_BAND_PIXELS // width // 32 * 32, 32) if height * width > _BAND_PIXELS else height
+        found = np.empty((height, width), np.float32)
+        for top in range(0, height, rows):
+            above, below = min(top, _OVERLAP), top + rows + _OVERLAP
+            band = self.networks.detect(_batch([image[top - above : below]]))[0]
+            found[top : top + rows] = band[above : above + rows]
+        return found
 
     def _quarters(self, pixels: Pixels, boxes: Sequence[TextBox]) -> int:
         """Return by how many quarter turns clockwise the image must be rotated to be upright."""
