@@ -236,8 +236,8 @@ class Janitor:
             return _Relevance(outdated_generation=0, known=False)
         record = await self._read_model.get(image_id)
         if record is not None and not record.deleted:
-            refs = (record.master, *(rendition.object for rendition in record.renditions))
-            named = frozenset(ref.key for ref in refs if ref is not None)
+            refs = (*record.sanitized(), *(rendition.object for rendition in record.renditions))
+            named = frozenset(ref.key for ref in refs)
             return _Relevance(outdated_generation=record.generation - 1, named=named)
         erasure = await self._erasures.get(image_id)
         if erasure is not None and erasure.certain_at is not None:
