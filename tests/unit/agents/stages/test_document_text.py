@@ -41,7 +41,7 @@ async def test_every_page_is_read_in_order(kind: str, policy: str, tmp_path: Pat
     pages = [documents.page(f"{word} {number}", (900, 300 + number)) for number, word in enumerate(WORDS, 1)]
     titles = [f"{word} {number}" for number, word in enumerate(WORDS, 1)]
     data = documents.written_pdf(titles, (400, 300)) if kind == "written" else documents.WRITERS[kind](pages)
-    settings = OcrSettings(policy=policy)  # type: ignore[arg-type]
+    settings = OcrSettings(policy=policy)
     async with _read_by(data, tmp_path, settings) as (event, tools):
         text = await read_text(event, tools)
     assert isinstance(text, ReadText)
