@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints
 
 from agents.core.read_text import mean_confidence
-from agents.core.text.document import Sheet, digest_of, left_out, sheets_of
+from agents.core.text.document import Sheet, digest_of, left_out, sheets_of, text_page
 from agents.models.loading import Loaded, loading, open_master
 from agents.models.ocr_engines import Answer, Engines, Reading, Rules, manifest_engines
 from agents.models.weights import Unavailable
@@ -45,7 +45,6 @@ from streams.stage import (
 )
 
 _LARGE = 12_000_000  # pixels
-_READING = 0.75  # share of the deadline after which no further page of a document is begun
 Policy = Literal["auto", "ppocr", "cascade", "hybrid", "tesseract", "easyocr"]
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$")]
 
@@ -55,7 +54,7 @@ class OcrSettings(StageSettings):
 
     concurrency: int = Field(4, ge=1, description="events worked on at once")
     deadline_s: float = Field(
-        360.0, gt=0, description="seconds one try may take; a document's pages that do not fit are left out"
+        220.0, gt=0, description="seconds one try may take; a document's pages that do not fit are left out"
     )
     max_pages: int = Field(50, ge=1, description="pages read of a document, the first ones")
     policy: Policy = Field("auto", description="which engines read what")
@@ -76,7 +75,7 @@ class OcrSettings(StageSettings):
     sure: float = Field(0.6, ge=0, le=1, description="auto: Tesseract's lines below this may be read again")
     max_side: int = Field(4096, ge=256, description="pixels; a larger image is read scaled down to this")
     probe_side: int = Field(736, ge=256, description="pixels of the longest side EasyOCR looks for text at first")
-    page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image")
+    page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image or page")
     readers: int = Field(2, ge=1, description="images read at once")
     required: bool = Field(False, description="refuse to start without an engine of the policy, instead of skipping")
 
@@ -147,7 +146,7 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     if usual is None and not _differs(rules, _rules(tools.settings)):
         return tools.reading.skips(1)[0]
     clock = asyncio.get_running_loop().time
-    until = clock() + _READING * tools.settings.deadline_s
+    until = clock() + tools.settings.deadline_s - tools.settings.page_timeout_s  # a page may take that long
     found = list[tuple[TextPage, Answer]]()
     for sheet in sheets_of(event.image, tools.settings.max_pages):
         if found and clock() > until:
@@ -187,17 +186,7 @@ def _read(tools: Tools, rules: Rules, sheet: Sheet, data: bytes) -> tuple[TextPa
         factor = max(sheet.width / image.width, sheet.height / image.height)
         with engine_errors("ocr"):
             answer = replace(reading, rules=rules).answer(image, factor)
-    page = TextPage(
-        number=sheet.number,
-        width=sheet.width,
-        height=sheet.height,
-        content=answer.page.content,
-        spans=answer.page.spans,
-        blocks=answer.page.blocks,
-        rotation=answer.page.rotation,
-        tilt=round(answer.page.tilt, 2),
-    )
-    return page, answer, reading.engines
+    return text_page(sheet, answer.page), answer, reading.engines
 
 
 def _differs(rules: Rules, usual: Rules) -> bool:

@@ -45,7 +45,7 @@ Arrival = ImageUploaded | ImageFetched
 
 _CHILD = "agents.core.sanitize:sanitize_in_child"
 TRIES = 2  # children per image, if the first one exits without a reason
-_DECODING = 0.8  # share of the time for a document's further pages that decoding may take; the rest is for the store
+_DECODING = 0.8  # share of the time left after the first page that decoding the others may take, apart from the store
 _CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all formats of a master; the child is untrusted
 
 
@@ -54,10 +54,10 @@ class SanitizerSettings(StageSettings):
 
     concurrency: int = Field(2, ge=1, description="images decoded concurrently, each in its own child process")
     deadline_s: float = Field(
-        240.0,
+        100.0,
         gt=0,
         description="seconds one try may take: an image may be decoded twice within it, and a document's further pages "
-        "in the rest",
+        "in what is left",
     )
     max_bytes: int = Field(50_000_000, ge=1, description="largest original, bytes")
     max_side: int = Field(10_000, ge=1, description="largest width or height, pixels")
@@ -105,11 +105,6 @@ class Tools:
         of_documents = {"max_pages", "max_document_pixels", "pdf_dpi"}
         return self.settings.model_dump(include=kept | of_documents)
 
-    @property
-    def pages_s(self) -> float:
-        """Seconds that decoding a document's pages after the first may take."""
-        return _DECODING * (self.settings.deadline_s - TRIES * self.settings.decode_wall_s)
-
 
 @asynccontextmanager
 async def open_tools(settings: SanitizerSettings, resources: Resources) -> AsyncIterator[Tools]:
@@ -132,12 +127,13 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
     if event.original.size > tools.settings.max_bytes:
         size, most = event.original.size / 1e6, tools.settings.max_bytes / 1e6
         return Reject(ErrorCode.FILE_TOO_LARGE, f"The file has {size:.1f} MB; at most {most:g} MB are accepted.")
+    until = asyncio.get_running_loop().time() + tools.settings.deadline_s
     try:
         data = await _read(event.original, tools)
         facts, (master,) = await tools.sandbox.run(tools.limits(), data, tries=TRIES)
         stored = await _store(event, tools, "master", str(facts["extension"]), master)
         first = SanitizedImage.model_validate({**facts, "master": stored, "pages": ()})
-        pages = await _further_pages(event, tools, data, first, count=int(str(facts["pages"])))
+        pages = await _further_pages(event, tools, data, first, int(str(facts["pages"])), until)
     except SandboxRefused as refused:
         return Reject(ErrorCode(refused.code), refused.message[:500])
     except SandboxMemory:
@@ -154,14 +150,15 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
 
 
 async def _further_pages(
-    event: Arrival, tools: Tools, data: bytes, first: SanitizedImage, *, count: int
+    event: Arrival, tools: Tools, data: bytes, first: SanitizedImage, count: int, until: float
 ) -> tuple[PageImage, ...]:
     """Store the pages after the first, within the limits, without those that cannot be decoded.
 
+    Raises _PagesTimeout if their decoding does not leave enough time to store them until then (the loop's clock).
     Each is stored before the next is decoded, which bounds the memory.
     """
     loop, pages = asyncio.get_running_loop(), list[PageImage]()
-    left_s, pixels = tools.pages_s, first.width * first.height
+    left_s, pixels = _DECODING * (until - loop.time()), first.width * first.height
     for number in range(2, min(count, tools.settings.max_pages) + 1):
         began = loop.time()
         try:

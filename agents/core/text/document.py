@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 
-from schemas.stored.results import SanitizedImage
+from agents.core.text.page import Page
+from schemas.stored.results import SanitizedImage, TextPage
 from schemas.values import ObjectRef
 
 
@@ -30,6 +31,20 @@ def sheets_of(image: SanitizedImage, max_pages: int) -> list[Sheet]:
 def digest_of(image: SanitizedImage) -> str:
     """Return a hash of all pages."""
     return hashlib.sha256("".join(ref.sha256 for ref in image.objects().values()).encode()).hexdigest()
+
+
+def text_page(sheet: Sheet, page: Page) -> TextPage:
+    """Return what was read of a page."""
+    return TextPage(
+        number=sheet.number,
+        width=sheet.width,
+        height=sheet.height,
+        content=page.content,
+        spans=page.spans,
+        blocks=page.blocks,
+        rotation=page.rotation,
+        tilt=round(page.tilt, 2),
+    )
 
 
 def left_out(image: SanitizedImage, read: Collection[int]) -> list[str]:
