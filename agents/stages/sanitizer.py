@@ -20,6 +20,7 @@ from pydantic import Field, JsonValue, model_validator
 from agents.core.golden_image import GOLDEN_PNG
 from schemas.events.facts import ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
+from schemas.formats import IMAGE_TYPES
 from schemas.http.history import LineageKind
 from schemas.stored.results import PageImage, SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
@@ -46,6 +47,8 @@ Arrival = ImageUploaded | ImageFetched
 _CHILD = "agents.core.sanitize:sanitize_in_child"
 TRIES = 2  # children per image, if the first one exits without a reason
 _DECODING = 0.8  # share of the time left after the first page that decoding the others may take, apart from the store
+_OF_DOCUMENTS = {"max_pages", "max_document_pixels", "pdf_dpi"}  # limits that change no other result
+_WITHOUT_PAGES = IMAGE_TYPES - {"image/tiff"}
 _CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all formats of a master; the child is untrusted
 
 
@@ -102,8 +105,7 @@ class Tools:
     def limits(self) -> dict[str, JsonValue]:
         """Return the settings that change a result."""
         kept = {"max_bytes", "max_side", "max_pixels", "max_frames", "keep_capture_details"}
-        of_documents = {"max_pages", "max_document_pixels", "pdf_dpi"}
-        return self.settings.model_dump(include=kept | of_documents)
+        return self.settings.model_dump(include=kept | _OF_DOCUMENTS)
 
 
 @asynccontextmanager
@@ -204,8 +206,11 @@ async def probe(tools: Tools) -> None:
     await tools.files.check()
 
 
-def _parameters(_: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
-    return tools.limits()
+def _parameters(event: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
+    limits = tools.limits()
+    if event.original.content_type in _WITHOUT_PAGES:
+        return {name: limit for name, limit in limits.items() if name not in _OF_DOCUMENTS}
+    return limits
 
 
 def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement) -> Emit:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from agents.core.decode import Limits
+from agents.core.sanitize import sanitize
 from agents.maintenance.overdue import lost
 from agents.stages.sanitizer import STAGE, SanitizerSettings, Tools, sanitize_image
 from schemas.stored.results import SanitizedImage
@@ -81,9 +84,36 @@ async def test_the_first_pages_are_taken_up_to_the_bound(tmp_path: Path) -> None
 
 
 async def test_the_bounds_are_part_of_the_results_name(tmp_path: Path) -> None:
-    """Another bound or resolution computes a document again."""
-    async with opened(STAGE, tmp_path, ONE) as (_, tools):
-        assert tools.limits().items() >= {"max_pages": 50, "max_document_pixels": 500_000_000, "pdf_dpi": 200}.items()
+    """Another bound or resolution computes a document again, and no other image."""
+    of_documents = {"max_pages": 50, "max_document_pixels": 500_000_000, "pdf_dpi": 200}
+    once = STAGE.once
+    assert once is not None
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        event = await uploaded(files, b"x")
+        for kind, is_document in (("image/jpeg", False), ("image/tiff", True), ("application/pdf", True), ("", True)):
+            original = event.original.model_copy(update={"content_type": kind})
+            named = once.parameters(event.model_copy(update={"original": original}), tools)
+            assert (named.items() >= of_documents.items()) is is_document
+            assert named.keys() - of_documents.keys() == {
+                "max_bytes", "max_side", "max_pixels", "max_frames", "keep_capture_details",
+            }  # fmt: skip
+
+
+async def test_the_fonts_of_the_system_change_nothing(tmp_path: Path) -> None:
+    """A font that the file does not contain looks the same in the child, which sees no fonts, and here."""
+    data = documents.pdf(
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 100] /Contents 4 0 R"
+        b" /Resources << /Font << /F 5 0 R >> >> >>",
+        documents.stream(b"BT /F 40 Tf 10 30 Td (Harbour gg) Tj ET"),
+        b"<< /Type /Font /Subtype /TrueType /BaseFont /NotoSansThai /Encoding /WinAnsiEncoding >>",
+    )
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        image = await _accepted(files, tools, data)
+        made = sanitize(data, Limits())
+        assert await files.get(image.master.key) == made.master
+    assert Image.open(io.BytesIO(made.master)).convert("L").getextrema() == (0, 255)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
@@ -181,6 +211,19 @@ async def test_pages_that_take_too_long_together_are_rejected(tmp_path: Path) ->
     async with opened(STAGE, tmp_path, ONE.model_copy(update={"deadline_s": 1e-9})) as (files, tools):
         assert (await _refused(files, tools, documents.tiff(_five()))).code == ErrorCode.DECODE_TIMEOUT
         assert (await _accepted(files, tools, documents.tiff(_five()[:1]))).frames == 1
+
+
+async def test_a_damaged_pdf_is_accepted_or_rejected(tmp_path: Path) -> None:
+    """Whatever bytes are changed, in the page tree or in a drawing, no internal error occurs."""
+    chance = random.Random("pdf")
+    files_of = [documents.written_pdf(["a", "b", "c"]), documents.scanned_pdf(_five()), _ever_more_drawings(2)]
+    async with opened(STAGE, tmp_path, ONE) as (files, tools):
+        for data in files_of * 6:
+            damaged = bytearray(data)
+            for _ in range(chance.choice((1, 3, 30))):
+                damaged[chance.randrange(8, len(data) - 7)] = chance.randrange(256)
+            answer = await sanitize_image(await uploaded(files, bytes(damaged)), tools)
+            assert isinstance(answer, SanitizedImage | Reject)
 
 
 async def test_ten_thousand_pages_are_counted_and_the_first_are_taken(tmp_path: Path) -> None:
