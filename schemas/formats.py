@@ -1,4 +1,4 @@
-"""Supported image formats by their first bytes, independent of a client's content type."""
+"""Supported formats of images and documents by their first bytes, independent of a client's content type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ MEDIA_TYPES: dict[str, str] = {
     "gif": "image/gif",
     "avif": "image/avif",
     "heic": "image/heic",
+    "pdf": "application/pdf",
 }
+IMAGE_TYPES = frozenset(kind for kind in MEDIA_TYPES.values() if kind.startswith("image/"))
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -25,6 +27,7 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"MM\x00+", "tiff"),
     (b"GIF87a", "gif"),
     (b"GIF89a", "gif"),
+    (b"%PDF-", "pdf"),
 )
 # ISO/IEC 23008-12 (HEIF) annex B and AV1 Image File Format 1.1 section 6: brands of the `ftyp` box.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})

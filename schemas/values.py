@@ -139,9 +139,10 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
         ErrorCode.EMPTY_FILE: "The file is empty.",
         ErrorCode.FILE_TOO_LARGE: "The file has more bytes than the stage's `max_bytes`.",
         ErrorCode.DIMENSIONS_TOO_LARGE: "The image is wider or higher than `max_side` pixels.",
-        ErrorCode.TOO_MANY_PIXELS: "All frames together exceed `max_pixels`, or their number exceeds `max_frames`.",
+        ErrorCode.TOO_MANY_PIXELS: "All frames of the image together, or a document's first page, exceed `max_pixels`, "
+        "or there are more than `max_frames` frames or pages.",
         ErrorCode.TRUNCATED_IMAGE: "The file ends before the image does. Send the complete file.",
-        ErrorCode.CORRUPT_IMAGE: "The file cannot be decoded.",
+        ErrorCode.CORRUPT_IMAGE: "The file cannot be decoded: it is damaged, or a PDF with a password or no pages.",
         ErrorCode.DECODE_TIMEOUT: "Decoding exceeded its time limit: the file is malicious or too complex.",
         ErrorCode.DECODE_MEMORY: "Decoding exceeded its memory limit: the file is malicious or too large.",
         ErrorCode.DECODER_CRASHED: "The file crashed the decoder, which runs in an isolated process.",

@@ -1,4 +1,4 @@
-"""Decodes untrusted bytes: format, limits, and the first frame's pixels.
+"""Decodes untrusted bytes: format, limits, and the pixels of the first frame or of one page.
 
 Runs in a sandboxed child. Declared sizes are checked before any allocation of that size.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pillow_heif
 from PIL import AvifImagePlugin, GifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin
 
-from agents.core.formats import avif, bmp, gif, jpeg, png, tiff, tiff_samples
+from agents.core.formats import avif, bmp, gif, jpeg, pdf, png, tiff, tiff_samples
 from agents.core.frames import Frames, gif_frames, webp_frames
 from schemas.values import ErrorCode
 
@@ -34,6 +34,8 @@ _PILLOW_NAMES = {
     "heif": "HEIF",
 }  # fmt: skip
 _LOSSY = ("jpeg", "avif", "heif")
+_DOCUMENTS = ("tiff", "pdf")  # formats of pages, each decoded by itself; other formats' frames are an animation's
+_ICC = 34675  # tag of a TIFF's colour profile
 
 
 class Refusal(Exception):
@@ -51,25 +53,31 @@ class Limits:
 
     max_bytes: int = 50_000_000
     max_side: int = 10_000  # pixels
-    max_pixels: int = 100_000_000  # width x height, over all frames
+    max_pixels: int = 100_000_000  # width x height, over all frames; of a document, one page
     max_frames: int = 10_000
+    pdf_dpi: int = 200  # resolution of a PDF's page, less where it would exceed the limits above
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The first frame as decoded: any mode, not upright, `info` complete."""
+    """A frame or page as decoded: any mode, not upright, `info` complete."""
 
     image: Image.Image
     format: str  # one of the names sniff() returns
     frames: int
     lossy: bool  # the source format is lossy, so the master may be
 
+    @property
+    def pages(self) -> int:
+        """The number of pages of a document, 1 of anything else."""
+        return self.frames if self.format in _DOCUMENTS else 1
+
 
 def sniff(data: bytes) -> str | None:
-    """Return the format by its first bytes (jpeg, png, bmp, tiff, webp, gif, avif, heif), None if unsupported."""
+    """Return the format by its first bytes (jpeg, png, bmp, tiff, webp, gif, avif, heif, pdf), None if unsupported."""
     for magic, name in (
         (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"),
-        (b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"II+\0", "tiff"), (b"MM\0+", "tiff"),
+        (b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"II+\0", "tiff"), (b"MM\0+", "tiff"), (b"%PDF-", "pdf"),
     ):  # fmt: skip
         if data.startswith(magic):
             return name
@@ -85,8 +93,8 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes, limits: Limits) -> Decoded:
-    """Return the first frame. Raises Refusal, or MemoryError."""
+def decode(data: bytes, limits: Limits, page: int = 1) -> Decoded:
+    """Return the first frame, or a page of a document, counted from 1. Raises Refusal, or MemoryError."""
     if not data:
         raise Refusal(ErrorCode.EMPTY_FILE, "The file is empty.")
     if len(data) > limits.max_bytes:
@@ -95,12 +103,12 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     if found is None:
         raise Refusal(
             ErrorCode.UNSUPPORTED_FORMAT,
-            "This is not a JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF or HEIC image.",
+            "This is not a JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF or HEIC image, and not a PDF.",
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about metadata that is dropped anyway
-            image, frames = _decoded(data, found, limits)
+            image, frames = _decoded(data, found, limits, page)
     except (Refusal, MemoryError):
         raise
     except Exception as error:
@@ -118,18 +126,20 @@ def _open(data: bytes, found: str) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=(_PILLOW_NAMES[found],))
 
 
-def _decoded(data: bytes, found: str, limits: Limits) -> tuple[Image.Image, Frames]:
-    """Return the first frame's pixels and what the headers declare."""
+def _decoded(data: bytes, found: str, limits: Limits, page: int) -> tuple[Image.Image, Frames]:
+    """Return the pixels of the first frame or a page, and what the headers declare."""
+    if found == "pdf":
+        return _pdf_page(data, limits, page)
     header = bmp.read_header(data) if found == "bmp" else None
     if header is not None:
         frames = Frames(header.width, header.height, 1, header.width * header.height)
         _check(frames, limits)
         return bmp.decode(data, header), frames
+    if found == "tiff" and page > 1:
+        return _tiff_page(data, limits, page)
     layout = tiff.read_layout(data, limits.max_frames) if found == "tiff" else None
     if layout is not None:
-        frames = Frames(layout.width, layout.height, layout.pages, layout.pixels)
-        _check(frames, limits)
-        return tiff_samples.decode(data, layout), frames
+        return _from_samples(data, layout, limits)
     if found == "png":
         data = png.essential_chunks(data)
     elif found == "avif":
@@ -138,6 +148,36 @@ def _decoded(data: bytes, found: str, limits: Limits) -> tuple[Image.Image, Fram
     image = _open(data, found)
     _check(Frames(image.width, image.height, frames.count, frames.pixels, frames.lossless), limits)
     return _loaded(image, data, found), frames
+
+
+def _pdf_page(data: bytes, limits: Limits, number: int) -> tuple[Image.Image, Frames]:
+    with pdf.opened(data) as document:
+        width, height = pdf.size_of(document[number - 1], limits.pdf_dpi, limits.max_side, limits.max_pixels)
+        frames = Frames(width, height, len(document), width * height)
+        _check(frames, limits)
+        return pdf.drawn(document, number, (width, height)), frames
+
+
+def _tiff_page(data: bytes, limits: Limits, number: int) -> tuple[Image.Image, Frames]:
+    """Return a page after the first; those behind it are not counted again."""
+    if not tiff.is_page(data, number):
+        raise Refusal(ErrorCode.UNSUPPORTED_FORMAT, "This image of the TIFF is a preview or a mask, not a page.")
+    layout = tiff.read_layout(data, number, number)
+    if layout is not None:
+        return _from_samples(data, layout, limits)
+    image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    image.seek(number - 1)
+    if _ICC not in image.tag_v2:
+        image.info.pop("icc_profile", None)  # Pillow keeps the first page's
+    frames = Frames(image.width, image.height, number, image.width * image.height)
+    _check(frames, limits)
+    return _loaded(image, data, "tiff"), frames
+
+
+def _from_samples(data: bytes, layout: tiff.Layout, limits: Limits) -> tuple[Image.Image, Frames]:
+    frames = Frames(layout.width, layout.height, layout.pages, layout.width * layout.height)
+    _check(frames, limits)
+    return tiff_samples.decode(data, layout), frames
 
 
 def _loaded(image: Image.Image, data: bytes, found: str) -> Image.Image:
@@ -174,14 +214,14 @@ def _count_frames(image: Image.Image, found: str, limits: Limits) -> Frames:
     if found not in {"tiff", "heif"}:  # frames share one canvas
         return Frames(width, height, count, width * height * count)
     pixels, at = 0, 0
-    while at <= limits.max_frames and pixels <= limits.max_pixels:  # pages differ in size
+    while at <= limits.max_frames and (found == "tiff" or pixels <= limits.max_pixels):  # they differ in size
         try:
             image.seek(at)
         except EOFError:
             break
         pixels += image.width * image.height
         at += 1
-    return Frames(width, height, max(at, 1), max(pixels, width * height))
+    return Frames(width, height, max(at, 1), width * height if found == "tiff" else max(pixels, width * height))
 
 
 def _check(frames: Frames, limits: Limits) -> None:
@@ -203,6 +243,8 @@ def _check(frames: Frames, limits: Limits) -> None:
 
 
 def _refusal(error: Exception, found: str) -> Refusal:
+    if isinstance(error, pdf.Locked):
+        return Refusal(ErrorCode.CORRUPT_IMAGE, "The PDF is encrypted. Send it without a password.")
     text = str(error).lower()
     if "memory" in text or "alloc" in text:  # libraries' own errors for the memory limit
         raise MemoryError(text) from error

@@ -188,7 +188,7 @@ def _sanitized(fact: ImageSanitized) -> dict[str, JsonValue]:
     image = fact.image.model_dump(mode="json", exclude_none=True)
     keys = (
         "master", "width", "height", "source_format", "frames", "has_alpha",
-        "perceptual_hash", "dominant_colour", "palette", "thumbhash", "capture",
+        "perceptual_hash", "dominant_colour", "palette", "thumbhash", "capture", "pages",
     )  # fmt: skip
     return {
         **_submitted(fact),

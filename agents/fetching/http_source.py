@@ -222,7 +222,11 @@ async def open_source(settings: SourceSettings, resolve: Resolve = resolve) -> A
     """Open the connection pool; without proxy, cookies and environment, so that sources and tenants share no state."""
     async with httpx.AsyncClient(
         transport=GuardedTransport(settings, resolve),
-        headers={"user-agent": settings.user_agent, "accept": "image/*,*/*;q=0.5", "accept-encoding": "identity"},
+        headers={
+            "user-agent": settings.user_agent,
+            "accept": "image/*,application/pdf,*/*;q=0.5",
+            "accept-encoding": "identity",
+        },
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s, pool=None),
         trust_env=False,

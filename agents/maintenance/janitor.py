@@ -46,7 +46,7 @@ _KEYS_PER_SWEEP = 500  # each key is read
 class JanitorSettings(Group):
     """What the janitor may remove, and when; DARKROOM_JANITOR__…"""
 
-    # The delay tiers (2 130 s) and four rounds of the longest deadline (180 s) make 2 850 s.
+    # The delay tiers (2 130 s) and four rounds of the longest deadline (220 s) make 3 010 s.
     horizon_s: float = Field(3600.0, ge=0, description="seconds after which no worker processes a deleted image")
     erasures_per_sweep: int = Field(500, ge=1, description="erasures finished in one sweep at most")
     objects_per_sweep: int = Field(2000, ge=1, description="objects examined in one sweep; the next one continues")
@@ -236,8 +236,8 @@ class Janitor:
             return _Relevance(outdated_generation=0, known=False)
         record = await self._read_model.get(image_id)
         if record is not None and not record.deleted:
-            refs = (record.master, *(rendition.object for rendition in record.renditions))
-            named = frozenset(ref.key for ref in refs if ref is not None)
+            refs = (*record.sanitized(), *(rendition.object for rendition in record.renditions))
+            named = frozenset(ref.key for ref in refs)
             return _Relevance(outdated_generation=record.generation - 1, named=named)
         erasure = await self._erasures.get(image_id)
         if erasure is not None and erasure.certain_at is not None:

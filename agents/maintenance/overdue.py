@@ -70,7 +70,7 @@ def lost(record: ImageRecord, existing: Collection[str]) -> dict[str, tuple[Obje
     if record.state is not ImageState.COMPLETED or record.deleted:
         return {}
     named = {
-        SANITIZER: (record.master,) if record.master is not None else (),
+        SANITIZER: record.sanitized(),
         RESIZER: tuple(rendition.object for rendition in record.renditions),
     }
     found = {stage: tuple(ref for ref in refs if ref.key not in existing) for stage, refs in named.items()}

@@ -4,7 +4,7 @@ Policies: `auto` and `ppocr` (PP-OCR, and Tesseract's packs for the scripts it d
 `cascade`), `cascade` (Tesseract, then EasyOCR where Tesseract's confidence is low), `hybrid` (both, merged, and each by
 itself), `tesseract`, `easyocr`. A profile may name another policy and the languages; their engines are loaded when they
 are first asked for. If one of two engines is missing, the other reads alone and health reports it; without any, the
-stage skips. Rejects no image; no text is a result.
+stage skips. Of a document every page is read, one at a time. Rejects no image; no text is a result.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints
 
 from agents.core.read_text import mean_confidence
+from agents.core.text.document import Sheet, digest_of, left_out, sheets_of, text_page
 from agents.models.loading import Loaded, loading, open_master
-from agents.models.ocr_engines import Engines, Reading, Rules, manifest_engines
+from agents.models.ocr_engines import Answer, Engines, Reading, Rules, manifest_engines
 from agents.models.weights import Unavailable
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
 from schemas.http.history import LineageKind
-from schemas.stored.results import ReadText
-from schemas.values import ErrorCode
+from schemas.stored.results import ReadText, SanitizedImage, TextPage
+from schemas.values import ErrorCode, ModelRef, ObjectRef
 from streams import topics
 from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
@@ -52,7 +53,10 @@ class OcrSettings(StageSettings):
     """Limits of the OCR agent; DARKROOM_OCR__…"""
 
     concurrency: int = Field(4, ge=1, description="events worked on at once")
-    deadline_s: float = Field(180.0, gt=0, description="seconds one try may take")
+    deadline_s: float = Field(
+        220.0, gt=0, description="seconds one try may take; a document's pages that do not fit are left out"
+    )
+    max_pages: int = Field(50, ge=1, description="pages read of a document, the first ones")
     policy: Policy = Field("auto", description="which engines read what")
     languages: tuple[str, ...] = Field(
         ("en",),
@@ -71,7 +75,7 @@ class OcrSettings(StageSettings):
     sure: float = Field(0.6, ge=0, le=1, description="auto: Tesseract's lines below this may be read again")
     max_side: int = Field(4096, ge=256, description="pixels; a larger image is read scaled down to this")
     probe_side: int = Field(736, ge=256, description="pixels of the longest side EasyOCR looks for text at first")
-    page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image")
+    page_timeout_s: float = Field(60.0, gt=0, description="seconds Tesseract may take for one image or page")
     readers: int = Field(2, ge=1, description="images read at once")
     required: bool = Field(False, description="refuse to start without an engine of the policy, instead of skipping")
 
@@ -136,41 +140,53 @@ async def open_tools(settings: OcrSettings, resources: Resources) -> AsyncIterat
 
 
 async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
-    """Return the text of an image."""
+    """Return the text of an image, or of every page of a document."""
     rules = _rules(tools.settings, OcrParameters.of(event, "ocr"), event.bucket)
     usual = tools.reading.model
     if usual is None and not _differs(rules, _rules(tools.settings)):
         return tools.reading.skips(1)[0]
-    try:
-        data = await tools.files.get(event.image.master.key)
-    except ObjectMissing as error:
-        raise ObjectGone(event.image.master.key) from error
+    clock = asyncio.get_running_loop().time
+    until = clock() + tools.settings.deadline_s - tools.settings.page_timeout_s  # a page may take that long
+    found = list[tuple[TextPage, Answer]]()
+    for sheet in sheets_of(event.image, tools.settings.max_pages):
+        if found and clock() > until:
+            break
+        try:
+            data = await tools.files.get(sheet.object.key)
+        except ObjectMissing as error:
+            raise ObjectGone(sheet.object.key) from error
+        try:
+            work = asyncio.get_running_loop().run_in_executor(tools.threads, _read, tools, rules, sheet, data)
+            page, answer, engines = await work
+        except Unavailable as error:  # engines or languages of the profile or bucket, which other images do not need
+            reason = f"The OCR engine of this profile or bucket is unavailable: {error}"
+            return Skip(ErrorCode.MODEL_UNAVAILABLE, reason, reported=True)
+        found.append((page, answer))
+    pages, first = tuple(page for page, _ in found), found[0][0]
+    notes = dict.fromkeys(note for _, answer in found for note in answer.page.notes)
+    return ReadText(
+        content="\f".join(page.content for page in pages),
+        spans=first.spans,
+        policy=rules.policy,
+        engines=engines,
+        blocks=first.blocks,
+        rotation=first.rotation,
+        tilt=first.tilt,
+        notes=(*notes, *left_out(event.image, {page.number for page in pages})),
+        readings=found[0][1].readings,
+        pages=pages if event.image.pages else (),
+    )
 
-    def work() -> ReadText:
-        reading = tools.engines.reading(rules) if usual is None or _differs(rules, usual.rules) else usual
-        with tools.large if event.image.width * event.image.height > _LARGE else nullcontext():
-            image = open_master(data, largest_side=rules.max_side)
-            factor = max(event.image.width / image.width, event.image.height / image.height)
-            with engine_errors("ocr"):
-                answer = replace(reading, rules=rules).answer(image, factor)
-        page = answer.page
-        return ReadText(
-            content=page.content,
-            spans=page.spans,
-            policy=rules.policy,
-            engines=reading.engines,
-            blocks=page.blocks,
-            rotation=page.rotation,
-            tilt=round(page.tilt, 2),
-            notes=page.notes,
-            readings=answer.readings,
-        )
 
-    try:
-        return await asyncio.get_running_loop().run_in_executor(tools.threads, work)
-    except Unavailable as error:  # engines or languages of the profile or bucket, which other images do not need
-        reason = f"The OCR engine of this profile or bucket is unavailable: {error}"
-        return Skip(ErrorCode.MODEL_UNAVAILABLE, reason, reported=True)
+def _read(tools: Tools, rules: Rules, sheet: Sheet, data: bytes) -> tuple[TextPage, Answer, tuple[ModelRef, ...]]:
+    usual = tools.reading.model
+    reading = tools.engines.reading(rules) if usual is None or _differs(rules, usual.rules) else usual
+    with tools.large if sheet.width * sheet.height > _LARGE else nullcontext():
+        image = open_master(data, largest_side=rules.max_side)
+        factor = max(sheet.width / image.width, sheet.height / image.height)
+        with engine_errors("ocr"):
+            answer = replace(reading, rules=rules).answer(image, factor)
+    return text_page(sheet, answer.page), answer, reading.engines
 
 
 def _differs(rules: Rules, usual: Rules) -> bool:
@@ -190,6 +206,7 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     chosen = tools.settings.model_dump(mode="json", include={"languages", "sure", "max_side", "probe_side", "packs"})
     return {
         **chosen,
+        **({} if not event.image.pages else _of_document(event.image, tools.settings)),
         "policy": rules.policy,
         "named": list(rules.named),
         "min_confidence": rules.min_confidence,
@@ -200,13 +217,26 @@ def _parameters(event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
     }
 
 
+def _of_document(image: SanitizedImage, settings: OcrSettings) -> Mapping[str, JsonValue]:
+    return {"pages": digest_of(image), "max_pages": settings.max_pages, "deadline_s": settings.deadline_s}
+
+
+def _input(event: ImageSanitized) -> ObjectRef:
+    """Return what the text is named by: the master, or the original of a document.
+
+    Documents with the same first page share its master, and must not share the text of the others.
+    """
+    return event.original if event.image.pages else event.image.master
+
+
 def _announce(event: ImageSanitized, result: ReadText, known: Announcement) -> Emit:
+    spans = [span for page in result.pages for span in page.spans] or result.spans
     fact = TextRead(
         **fact_fields(event),
         report=known.report,
         content=result.content[:TEXT_LIMIT],
-        span_count=len(result.spans),
-        mean_confidence=mean_confidence(result.spans),
+        span_count=len(spans),
+        mean_confidence=mean_confidence(spans),
         result=known.result,
     )
     return Emit(((topics.FACTS, fact),))
@@ -222,7 +252,7 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     open=open_tools,
     process=read_text,
     probe=probe,
-    once=Once(result=ReadText, input=lambda event: event.image.master, parameters=_parameters, announce=_announce),
+    once=Once(result=ReadText, input=_input, parameters=_parameters, announce=_announce),
     lineage=LineageKind.TEXT,
     deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=30, models=True),
 )

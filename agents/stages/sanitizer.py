@@ -1,8 +1,9 @@
 """The sanitizer decides whether an image is acceptable, and creates the master that all other stages read.
 
 In: ImageUploaded, ImageFetched (the original is in the object store). Out: ImageSanitized, as work for the analysis
-stages and as a fact. Stored: the master, upright, sRGB, without metadata. Refused: images of unsupported formats, too
-large, damaged, or beyond a decoder's limits. The original is decoded in a sandboxed child, never in this process.
+stages and as a fact. Stored: the master, upright, sRGB, without metadata; of a document (TIFF, PDF) the first page is
+the master, and further pages are stored alike. Refused: images of unsupported formats, too large, damaged, or beyond a
+decoder's limits. The original is decoded in a sandboxed child, never in this process, and one page at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pydantic import Field, JsonValue, model_validator
 from agents.core.golden_image import GOLDEN_PNG
 from schemas.events.facts import ImageSanitized
 from schemas.events.intake import ImageFetched, ImageUploaded
+from schemas.formats import IMAGE_TYPES
 from schemas.http.history import LineageKind
-from schemas.stored.results import SanitizedImage
+from schemas.stored.results import PageImage, SanitizedImage
 from schemas.values import ErrorCode, ObjectRef
 from streams import topics
 from streams.errors import EngineFailed, Malformed, NotReady, ObjectGone, Retryable
@@ -44,6 +46,9 @@ Arrival = ImageUploaded | ImageFetched
 
 _CHILD = "agents.core.sanitize:sanitize_in_child"
 TRIES = 2  # children per image, if the first one exits without a reason
+_DECODING = 0.8  # share of the time left after the first page that decoding the others may take, apart from the store
+_OF_DOCUMENTS = {"max_pages", "max_document_pixels", "pdf_dpi"}  # limits that change no other result
+_WITHOUT_PAGES = IMAGE_TYPES - {"image/tiff"}
 _CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png"}  # all formats of a master; the child is untrusted
 
 
@@ -52,12 +57,27 @@ class SanitizerSettings(StageSettings):
 
     concurrency: int = Field(2, ge=1, description="images decoded concurrently, each in its own child process")
     deadline_s: float = Field(
-        100.0, gt=0, description="seconds one try may take: an image may be decoded twice within it"
+        100.0,
+        gt=0,
+        description="seconds one try may take: an image may be decoded twice within it, and a document's further pages "
+        "in what is left",
     )
     max_bytes: int = Field(50_000_000, ge=1, description="largest original, bytes")
     max_side: int = Field(10_000, ge=1, description="largest width or height, pixels")
-    max_pixels: int = Field(100_000_000, ge=1, description="most pixels, width x height over all frames")
-    max_frames: int = Field(10_000, ge=1, description="most frames of an animation or pages of a TIFF")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="most pixels, width x height over all frames; of a document, one page"
+    )
+    max_frames: int = Field(10_000, ge=1, description="most frames of an animation or pages of a document")
+    max_pages: int = Field(50, ge=1, le=500, description="pages taken of a document (TIFF, PDF), the first ones")
+    max_document_pixels: int = Field(
+        500_000_000, ge=1, description="most pixels over all pages taken of a document; the first page is always taken"
+    )
+    pdf_dpi: int = Field(
+        200,
+        ge=36,
+        le=1200,
+        description="resolution of a PDF's pages; less where one would exceed max_side or max_pixels",
+    )
     keep_capture_details: bool = Field(False, description="keep capture time and camera in the private result")
     decode_memory_mb: int = Field(2048, ge=256, description="memory limit of one decoding child, MB")
     decode_cpu_s: int = Field(30, ge=1, description="CPU seconds one image may take")
@@ -68,6 +88,10 @@ class SanitizerSettings(StageSettings):
         if TRIES * self.decode_wall_s >= self.deadline_s:
             raise ValueError(f"deadline_s must be more than {TRIES} x decode_wall_s: a decode may be retried")
         return self
+
+
+class _PagesTimeout(Exception):
+    """A document's pages take longer to decode than they may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +105,7 @@ class Tools:
     def limits(self) -> dict[str, JsonValue]:
         """Return the settings that change a result."""
         kept = {"max_bytes", "max_side", "max_pixels", "max_frames", "keep_capture_details"}
-        return self.settings.model_dump(include=kept)
+        return self.settings.model_dump(include=kept | _OF_DOCUMENTS)
 
 
 @asynccontextmanager
@@ -101,17 +125,22 @@ async def open_tools(settings: SanitizerSettings, resources: Resources) -> Async
 
 
 async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outcome:
-    """Store the master of an acceptable image; equal originals give equal bytes."""
+    """Store the master of an acceptable image and a document's further pages; equal originals give equal bytes."""
     if event.original.size > tools.settings.max_bytes:
         size, most = event.original.size / 1e6, tools.settings.max_bytes / 1e6
         return Reject(ErrorCode.FILE_TOO_LARGE, f"The file has {size:.1f} MB; at most {most:g} MB are accepted.")
+    until = asyncio.get_running_loop().time() + tools.settings.deadline_s
     try:
-        facts, (master,) = await tools.sandbox.run(tools.limits(), await _read(event.original, tools), tries=TRIES)
+        data = await _read(event.original, tools)
+        facts, (master,) = await tools.sandbox.run(tools.limits(), data, tries=TRIES)
+        stored = await _store(event, tools, "master", str(facts["extension"]), master)
+        first = SanitizedImage.model_validate({**facts, "master": stored, "pages": ()})
+        pages = await _further_pages(event, tools, data, first, int(str(facts["pages"])), until)
     except SandboxRefused as refused:
         return Reject(ErrorCode(refused.code), refused.message[:500])
     except SandboxMemory:
         return Reject(ErrorCode.DECODE_MEMORY, "Decoding the image needs more memory than the limit.")
-    except SandboxTimeout:
+    except (SandboxTimeout, _PagesTimeout):
         return Reject(ErrorCode.DECODE_TIMEOUT, "Decoding the image takes longer than the limit.")
     except SandboxCrashed:
         return Reject(ErrorCode.DECODER_CRASHED, "The image makes its decoder crash.")
@@ -119,10 +148,42 @@ async def sanitize_image(event: Arrival, tools: Tools) -> SanitizedImage | Outco
         raise EngineFailed(f"the decoder raised an error: {error}") from error
     except SandboxUnavailable as error:
         raise Retryable(str(error)) from error
-    extension = str(facts["extension"])
-    key = image_key(event.image_id, event.generation, f"master.{extension}", run=event.run)
-    stored = await tools.files.put(key, master, content_type=_CONTENT_TYPES[extension])
-    return SanitizedImage.model_validate({**facts, "master": stored})
+    return first.model_copy(update={"pages": pages})
+
+
+async def _further_pages(
+    event: Arrival, tools: Tools, data: bytes, first: SanitizedImage, count: int, until: float
+) -> tuple[PageImage, ...]:
+    """Store the pages after the first, within the limits, without those that cannot be decoded.
+
+    Raises _PagesTimeout if their decoding does not leave enough time to store them until then (the loop's clock).
+    Each is stored before the next is decoded, which bounds the memory.
+    """
+    loop, pages = asyncio.get_running_loop(), list[PageImage]()
+    left_s, pixels = _DECODING * (until - loop.time()), first.width * first.height
+    for number in range(2, min(count, tools.settings.max_pages) + 1):
+        began = loop.time()
+        try:
+            async with asyncio.timeout(left_s):
+                facts, (body,) = await tools.sandbox.run({**tools.limits(), "page": number}, data, tries=TRIES)
+        except (SandboxRefused, SandboxMemory, SandboxTimeout, SandboxCrashed):
+            continue
+        except TimeoutError as error:
+            raise _PagesTimeout from error
+        finally:
+            left_s -= loop.time() - began
+        width, height = int(str(facts["width"])), int(str(facts["height"]))
+        pixels += width * height
+        if pixels > tools.settings.max_document_pixels:
+            break
+        stored = await _store(event, tools, f"page-{number}", str(facts["extension"]), body)
+        pages.append(PageImage(number=number, object=stored, width=width, height=height))
+    return tuple(pages)
+
+
+async def _store(event: Arrival, tools: Tools, name: str, extension: str, body: bytes) -> ObjectRef:
+    key = image_key(event.image_id, event.generation, f"{name}.{extension}", run=event.run)
+    return await tools.files.put(key, body, content_type=_CONTENT_TYPES[extension])
 
 
 async def _read(original: ObjectRef, tools: Tools) -> bytes:
@@ -145,8 +206,11 @@ async def probe(tools: Tools) -> None:
     await tools.files.check()
 
 
-def _parameters(_: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
-    return tools.limits()
+def _parameters(event: Arrival, tools: Tools) -> Mapping[str, JsonValue]:
+    limits = tools.limits()
+    if event.original.content_type in _WITHOUT_PAGES:
+        return {name: limit for name, limit in limits.items() if name not in _OF_DOCUMENTS}
+    return limits
 
 
 def _announce(event: Arrival, image: SanitizedImage, announcement: Announcement) -> Emit:

@@ -31,7 +31,10 @@ AT_ONCE = 8
 BULK_ABOVE = 20  # more images than that go to the bulk lane by default
 POLL_S = 0.5
 LIMIT_CODES = frozenset({"rate-limited", "quota-exceeded"})  # further uploads would be rejected too
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif",
+    ".pdf",
+}  # fmt: skip
 
 
 def sources_of(given: Sequence[str]) -> list[str]:

@@ -45,6 +45,7 @@ QUERY_IMAGE: dict[str, JsonValue] = {
     "max_side": 10_000,
     "max_pixels": 40_000_000,
     "max_frames": 100,
+    "pdf_dpi": 100,  # CLIP sees 224 pixels of a side
     "keep_capture_details": False,
 }
 T = TypeVar("T")

@@ -30,7 +30,7 @@ from gateway.http.problems import Problem, documented
 from gateway.images.lookup import Lookup
 from gateway.images.views import VERSION_DIGITS
 from gateway.settings import Delivered, GatewaySettings
-from schemas.formats import MEDIA_TYPES
+from schemas.formats import IMAGE_TYPES, MEDIA_TYPES
 from schemas.http.problems import ProblemCode
 from schemas.values import RENDITION_SIDES, Rendition
 from streams.concurrency.timeouts import bounded
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Size = Annotated[str, Query(description=f"one of {', '.join(RENDITION_SIDES)}", max_length=64)]
 
-SHOWN = frozenset(MEDIA_TYPES.values())  # content types sent unchanged; SVG is not among them
+SHOWN = IMAGE_TYPES  # content types sent unchanged; SVG and PDF are not among them
 _UNKNOWN = "application/octet-stream"
 _SAFETY = {
     "Content-Security-Policy": "default-src 'none'; sandbox",

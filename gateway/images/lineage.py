@@ -107,6 +107,10 @@ def _without(known: StageRecord, state: LineageState, detail: str | None) -> Ori
 def _items(record: ImageRecord) -> Iterator[LineageItem]:
     if record.master is not None:
         yield LineageItem(kind=LineageKind.MASTER, name="master", stage="sanitizer", sha256=record.master.sha256)
+    for page in record.pages:
+        yield LineageItem(
+            kind=LineageKind.MASTER, name=f"page-{page.number}", stage="sanitizer", sha256=page.object.sha256
+        )
     for rendition in record.renditions:
         yield LineageItem(
             kind=LineageKind.VARIANT, name=rendition.name, stage="resizer", sha256=rendition.object.sha256

@@ -21,6 +21,7 @@ from schemas.http.jobs import (
     JobResult,
     JobStatus,
     ObjectView,
+    PageTextView,
     Retry,
     SpanView,
     StageView,
@@ -226,6 +227,7 @@ def _metadata(record: ImageRecord) -> ImageMetadata:
         original_dimensions=Dimensions(width=record.width or 0, height=record.height or 0) if known else None,
         source_format=record.source_format,
         frames=record.frames,
+        pages=len(record.sanitized()) or None,
         filename=record.filename,
         bucket=record.bucket,
         source_url=record.source_url,
@@ -262,6 +264,7 @@ def _text(record: ImageRecord, text: ReadText | None) -> TextView | None:
         readings=tuple(
             EngineTextView(engine=each.engine, content=each.content, spans=_spans(each.spans)) for each in text.readings
         ),
+        pages=tuple(PageTextView(**{**dict(page), "spans": _spans(page.spans)}) for page in text.pages),
     )
 
 

@@ -87,7 +87,7 @@ class ScanPace:
         await asyncio.sleep(self.rest * (time.monotonic() - began))
 
 
-COUNTED_KEYS = ("stages", "required", "original", "master", "renditions")  # read by `InventoryCounts.add`
+COUNTED_KEYS = ("stages", "required", "original", "master", "pages", "renditions")  # read by `InventoryCounts.add`
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class InventoryCounts:
                 if name not in record.stages:
                     self.stages[name, StageState.PENDING.value] += 1
         self._add_object("originals", record.original)
-        for ref in (record.master, *(rendition.object for rendition in record.renditions)):
+        for ref in (*record.sanitized(), *(rendition.object for rendition in record.renditions)):
             self._add_object("images", ref)
         for stage in record.stages.values():
             self._add_object("results", stage.result)

@@ -91,7 +91,8 @@ class ImageMetadata(Value):
     perceptual_hash: str | None = None
     original_dimensions: Dimensions | None = Field(None, description="upright")
     source_format: str | None = None
-    frames: int | None = None
+    frames: int | None = Field(None, description="frames of an animation, or all pages of a document")
+    pages: int | None = Field(None, description="pages of a document that were taken, the first one included; else 1")
     filename: str | None = None
     bucket: str = "default"
     source_url: str | None = None
@@ -123,8 +124,25 @@ class EngineTextView(Value):
     spans: tuple[SpanView, ...] = ()
 
 
+class PageTextView(Value):
+    """The text of one page of a document, in pixels of that page."""
+
+    number: int = Field(description="of the page in the file, from 1")
+    width: int = Field(description="pixels, upright")
+    height: int = Field(description="pixels, upright")
+    content: str
+    spans: tuple[SpanView, ...] = ()
+    blocks: tuple[TextBlock, ...] = ()
+    rotation: int = 0
+    tilt: float = 0.0
+
+
 class TextView(Value):
-    """The text of an image in reading order: blocks, their lines, and the words of each line."""
+    """The text of an image in reading order: blocks, their lines, and the words of each line.
+
+    Of a document, `content` is the text of all pages, separated by form feeds; lines, blocks, rotation, tilt and
+    readings are those of the first page, and `pages` has those of each.
+    """
 
     content: str
     spans: tuple[SpanView, ...] = Field(default=(), description="lines in reading order; each names its block")
@@ -133,6 +151,7 @@ class TextView(Value):
     tilt: float = Field(default=0.0, description="degrees clockwise that the lines are tilted, after that rotation")
     notes: tuple[str, ...] = Field(default=(), description="what could not be read, and why")
     readings: tuple[EngineTextView, ...] = Field(default=(), description="`hybrid`: what each engine read by itself")
+    pages: tuple[PageTextView, ...] = Field(default=(), description="every page of a document that was read")
 
 
 class ObjectView(Value):

@@ -26,6 +26,11 @@ class StageResult(Value):
         return ()
 
 
+def file_name(ref: ObjectRef) -> str:
+    """Return an object's name within the image's folder."""
+    return ref.key.rsplit("/", 1)[-1]
+
+
 class FetchedOriginal(StageResult):
     """Bytes fetched from a URL."""
 
@@ -48,26 +53,39 @@ class CaptureDetails(Value):
     camera: str | None = None
 
 
+class PageImage(Value):
+    """A page of a document after the first, as safe as a master."""
+
+    number: int = Field(ge=2, description="of the page in the file, from 1")
+    object: ObjectRef
+    width: int = Field(gt=0, description="pixels, upright")
+    height: int = Field(gt=0, description="pixels, upright")
+
+
 class SanitizedImage(StageResult):
-    """A safe, upright, metadata-free sRGB image and its properties."""
+    """A safe, upright, metadata-free sRGB image and its properties. The master of a document is its first page."""
 
     master: ObjectRef
     width: int = Field(gt=0, description="pixels, upright")
     height: int = Field(gt=0, description="pixels, upright")
     source_format: str = Field(examples=["jpeg"])
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1, description="frames of an animation, or all pages of a document")
     has_alpha: bool = False
     perceptual_hash: str = Field(description="64-bit pHash, 16 hex digits")
     dominant_colour: str = Field(pattern=r"^#[0-9A-F]{6}$")
     palette: tuple[Colour, ...] = ()
     thumbhash: str = Field(description="ThumbHash, base64")
     capture: CaptureDetails | None = None
+    pages: tuple[PageImage, ...] = Field(
+        default=(), description="of a document, the pages after the first that were taken and can be read"
+    )
 
     def objects(self) -> Mapping[str, ObjectRef]:
-        return {self.master.key.rsplit("/", 1)[-1]: self.master}
+        return {file_name(ref): ref for ref in (self.master, *(page.object for page in self.pages))}
 
     def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
-        return self.model_copy(update={"master": next(iter(objects.values()))})
+        pages = (page.model_copy(update={"object": objects[file_name(page.object)]}) for page in self.pages)
+        return self.model_copy(update={"master": objects[file_name(self.master)], "pages": tuple(pages)})
 
 
 class ResizedImage(StageResult):
@@ -76,10 +94,10 @@ class ResizedImage(StageResult):
     renditions: tuple[Rendition, ...]
 
     def objects(self) -> Mapping[str, ObjectRef]:
-        return {r.object.key.rsplit("/", 1)[-1]: r.object for r in self.renditions}
+        return {file_name(r.object): r.object for r in self.renditions}
 
     def with_objects(self, objects: Mapping[str, ObjectRef]) -> Self:
-        moved = (r.model_copy(update={"object": objects[r.object.key.rsplit("/", 1)[-1]]}) for r in self.renditions)
+        moved = (r.model_copy(update={"object": objects[file_name(r.object)]}) for r in self.renditions)
         return self.model_copy(update={"renditions": tuple(moved)})
 
 
@@ -94,6 +112,7 @@ class EngineReading(Value):
 class TextPage(Value):
     """The text of one page of a document, in pixels of that page."""
 
+    number: int = Field(default=1, ge=1, description="of the page in the file, from 1")
     width: int = Field(gt=0, description="pixels, upright")
     height: int = Field(gt=0, description="pixels, upright")
     content: str

@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import Field, JsonValue
 
 from schemas.http.history import LineageKind
-from schemas.stored.results import CaptureDetails, Colour
+from schemas.stored.results import CaptureDetails, Colour, PageImage
 from schemas.values import DetectedObject, ImageState, ObjectRef, Profile, Rendition, StageState, Value
 
 VECTOR = "clip"
@@ -97,6 +97,7 @@ class ImageRecord(Value):
     palette: tuple[Colour, ...] = ()
     thumbhash: str | None = None
     capture: CaptureDetails | None = None
+    pages: tuple[PageImage, ...] = ()  # of a document, those after the first
     renditions: tuple[Rendition, ...] = ()
     text: str | None = None
     text_confidence: float | None = None
@@ -110,6 +111,11 @@ class ImageRecord(Value):
     updated_at: str | None = None
     finished_at: str | None = None
     finished_by: str | None = None  # ce_id of the fact that completed it: only that fact emits the outcome
+
+    def sanitized(self) -> tuple[ObjectRef, ...]:
+        """Return what the sanitizer stored: the master and further pages."""
+        pages = tuple(page.object for page in self.pages)
+        return (self.master, *pages) if self.master is not None else pages
 
     def profile(self) -> Profile:
         """Return the profile of the image's events."""

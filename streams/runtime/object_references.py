@@ -56,7 +56,8 @@ def _named(event: Event) -> Iterator[tuple[ObjectRef, str]]:
     if isinstance(event, _WITH_ORIGINAL) and event.original is not None:
         yield event.original, originals_prefix(event.owner)
     if isinstance(event, ImageSanitized):
-        yield event.image.master, image_prefix(event.image_id)
+        for ref in event.image.objects().values():
+            yield ref, image_prefix(event.image_id)
     if isinstance(event, ImageResized):
         for rendition in event.renditions:
             yield rendition.object, image_prefix(event.image_id)

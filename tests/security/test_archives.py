@@ -23,6 +23,7 @@ from schemas.events.intake import ImageUploaded
 from schemas.http.batches import BatchSubmitted
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
+from tests.support import documents
 from tests.support.gateway_components import (
     JPEG,
     UPLOAD,
@@ -334,9 +335,15 @@ async def test_a_polyglot_becomes_its_pixels(client: httpx.AsyncClient, sink: Si
         b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>' + bytes(100),
         SCRIPT + _saved("JPEG"),
         archive(("cat.jpg", _saved("JPEG"))),
-        b"%PDF-1.7\n" + _saved("JPEG"),
+        b"\n%PDF-1.7\n" + _saved("JPEG"),
     ],
-    ids=["SVG with a script", "SVG with an entity", "HTML before a JPEG", "a zip as an image", "PDF before a JPEG"],
+    ids=[
+        "SVG with a script",
+        "SVG with an entity",
+        "HTML before a JPEG",
+        "a zip as an image",
+        "a PDF after a line end",
+    ],
 )
 async def test_an_image_after_other_bytes_is_refused(
     client: httpx.AsyncClient, files: FaultyFiles, data: bytes
@@ -348,3 +355,22 @@ async def test_an_image_after_other_bytes_is_refused(
     assert not await files.objects()
     with pytest.raises(Refusal):
         sanitize(data, Limits())
+
+
+async def test_a_document_within_an_image_is_not_read(client: httpx.AsyncClient, sink: Sink) -> None:
+    """A PDF behind an image stays behind; one that an image follows is a PDF, drawn or refused, and never the image."""
+    written = documents.written_pdf(["secret"])
+    made = sanitize(_saved("PNG") + written, Limits())
+    assert (made.source_format, made.pages) == ("png", 1)
+    assert made.master == sanitize(_saved("PNG"), Limits()).master
+    upload = {"file": ("cat.jpg", b"%PDF-1.7\n" + _saved("JPEG"), "image/jpeg")}
+    assert (await client.post(UPLOAD, files=upload)).status_code == 202
+    (event,) = [event for _, event in sink.sent]
+    assert isinstance(event, ImageUploaded)
+    assert event.original.content_type == "application/pdf"
+    for data in (b"%PDF-1.7\n" + _saved("JPEG"), b"%PDF-1.7\n" + _saved("JPEG") + b"\n%%EOF"):
+        with pytest.raises(Refusal):
+            sanitize(data, Limits())
+    drawn = sanitize(written + archive(("evil.html", SCRIPT)) + b"%%EOF", Limits())
+    assert drawn.source_format == "pdf"
+    assert b"<script" not in drawn.master

@@ -10,6 +10,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from PIL import Image, TiffImagePlugin
 
@@ -17,6 +18,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_ROWS, _STRIP_SIZES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_SIZES, _EXTRA, _FORMAT, _ICC = 322, 323, 324, 325, 338, 339, 34675
 
+_SUBFILE = 254
 _NEEDED = {*range(_WIDTH, _PHOTOMETRIC + 1), _FILL_ORDER, _STRIPS, *range(_SAMPLES, _STRIP_SIZES + 1), _PLANAR}
 _NEEDED |= {_PREDICTOR, 320, *range(_TILE_WIDTH, _TILE_SIZES + 1), _EXTRA, _FORMAT}  # 320: the colour map
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -32,7 +34,7 @@ _RAW_MAX = 600_000_000  # bytes of decompressed samples: 100 megapixels of three
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the first page's samples lie, and the pages' dimensions."""
+    """Where the samples of a page lie, and how many pages there are."""
 
     width: int  # pixels
     height: int
@@ -53,7 +55,6 @@ class Layout:
     orientation: int
     icc: bytes | None
     pages: int
-    pixels: int  # over all pages
 
     @property
     def in_plane(self) -> int:
@@ -76,23 +77,30 @@ class Layout:
         return (self.segment_width * self.in_plane * self.bits + 7) // 8
 
 
-def read_layout(data: bytes, max_pages: int) -> Layout | None:
-    """Return the layout of a TIFF that Pillow does not read as it should, None of any other.
+def read_layout(data: bytes, max_pages: int, page: int = 1) -> Layout | None:
+    """Return the layout of a page of a TIFF that Pillow does not read as it should, None of any other.
 
-    Also None if it is damaged. Raises EOFError if the first page's directory is cut.
+    Also None if it is damaged. Raises EOFError if the page's directory is cut.
     """
     try:
         _require_directory(data)
         directories = _directories(data, max_pages)
-        layout = _layout(next(directories))
+        at, directory = next(islice(directories, page - 1, None))
+        _require_directory(data, at)
+        layout = _layout(directory)
         if layout is None or not _is_readable(layout) or not _is_unusual(layout):
             return None
-        others = [int(one[_WIDTH]) * int(one[_HEIGHT]) for one in directories]
+        return replace(layout, pages=page + sum(1 for _ in directories))
     except (EOFError, MemoryError):
         raise
     except Exception:  # whatever is wrong with it, Pillow's reader reports it
         return None
-    return replace(layout, pages=1 + len(others), pixels=layout.pixels + sum(others))
+
+
+def is_page(data: bytes, number: int) -> bool:
+    """Return whether an image of a TIFF, counted from 1, is a page: neither a preview of one nor a mask."""
+    _, directory = next(islice(_directories(data, number), number - 1, None))
+    return not int(directory.get(_SUBFILE, 0)) & 0b101
 
 
 def planes(data: bytes, layout: Layout) -> Iterator[Image.Image]:
@@ -114,15 +122,16 @@ def planes(data: bytes, layout: Layout) -> Iterator[Image.Image]:
         yield _bytewise(data, layout, layout.segments[first : first + count])
 
 
-def _require_directory(data: bytes) -> None:
-    """Raise EOFError if the file ends before the first directory or a value in it that the pixels depend on.
+def _require_directory(data: bytes, at: int | None = None) -> None:
+    """Raise EOFError if the file ends before a directory (the first one) or a value in it that the pixels depend on.
 
     Pillow would go on with defaults.
     """
     order = "<" if data[:1] == b"I" else ">"
     is_big = data[2:4] in _BIG
     place, count, entry = ("Q", "Q", 20) if is_big else ("I", "H", 12)
-    (at,) = struct.unpack_from(order + place, data, 8 if is_big else 4)
+    if at is None:
+        (at,) = struct.unpack_from(order + place, data, 8 if is_big else 4)
     first = at + struct.calcsize(order + count)
     if first > len(data):
         raise EOFError("truncated")
@@ -138,17 +147,19 @@ def _require_directory(data: bytes) -> None:
                 raise EOFError("truncated")
 
 
-def _directories(data: bytes, most: int) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
+def _directories(data: bytes, most: int) -> Iterator[tuple[int, TiffImagePlugin.ImageFileDirectory_v2]]:
+    """Yield each page's directory with its position."""
     file = io.BytesIO(data)
     header = file.read(16 if data[2:4] in _BIG else 8)
     directory = TiffImagePlugin.ImageFileDirectory_v2(header)
     seen: set[int] = set()
     while directory.next and directory.next not in seen and len(seen) <= most:
-        seen.add(directory.next)
-        file.seek(directory.next)
+        at = directory.next
+        seen.add(at)
+        file.seek(at)
         directory = TiffImagePlugin.ImageFileDirectory_v2(header)
         directory.load(file)
-        yield directory
+        yield at, directory
 
 
 def _layout(page: TiffImagePlugin.ImageFileDirectory_v2) -> Layout | None:
@@ -182,7 +193,6 @@ def _layout(page: TiffImagePlugin.ImageFileDirectory_v2) -> Layout | None:
         orientation=int(page.get(_ORIENTATION, 1)),
         icc=page.get(_ICC),
         pages=1,
-        pixels=int(page[_WIDTH]) * height,
     )
 
 

@@ -35,7 +35,7 @@ TOMBSTONE = "tombstone"  # 1 on tombstones and the collection's own point: Qdran
 LABEL_KEYS = "label_keys"  # forms by which a detected object is found: lower case, singular and plural
 HISTORY = "history"  # entries by name; not part of the record, and read only on request
 
-AS_TEXT = frozenset({"parameters", "retries", "context", "capture", "palette", "renditions", "objects"})
+AS_TEXT = frozenset({"parameters", "retries", "context", "capture", "palette", "renditions", "objects", "pages"})
 """Keys of the record that are stored as JSON text."""
 
 NESTED = ("stages", "analysis", HISTORY)

@@ -6,11 +6,12 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from agents.core.decode import Limits, Refusal, decode, sniff
 from agents.core.frames import gif_frames
 from schemas.values import ErrorCode
+from tests.support import documents
 
 LIMITS = Limits()
 
@@ -96,7 +97,7 @@ def test_a_truncated_heic_is_refused(images_dir: Path) -> None:
     assert _refused(data[: len(data) // 2]).code in {ErrorCode.TRUNCATED_IMAGE, ErrorCode.CORRUPT_IMAGE}
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_the_pixels_of_all_frames_count(kind: str) -> None:
     """The limit applies to all frames of an animation, counted from its headers."""
     first, *others = (Image.new("RGB", (40, 30), (shade, 90, 255 - shade)) for shade in range(0, 250, 25))
@@ -104,6 +105,47 @@ def test_the_pixels_of_all_frames_count(kind: str) -> None:
     assert decode(data, Limits(max_pixels=12_000)).frames == 10
     assert _refused(data, Limits(max_pixels=11_999)).code == ErrorCode.TOO_MANY_PIXELS
     assert _refused(data, Limits(max_frames=9)).code == ErrorCode.TOO_MANY_PIXELS
+
+
+def test_each_page_of_a_tiff_has_the_pixels_to_itself() -> None:
+    """Pages are decoded one at a time, so the limit of pixels is that of the page; their number is limited as well."""
+    data = documents.tiff(
+        [Image.new("RGB", (40, 30), (shade, 9, 9)) for shade in range(8)] + [Image.new("L", (60, 30))]
+    )
+    decoded = decode(data, Limits(max_pixels=1200))
+    assert (decoded.frames, decoded.pages) == (9, 9)
+    assert decode(data, Limits(max_pixels=1200), 8).image.getpixel((0, 0)) == (7, 9, 9)
+    with pytest.raises(Refusal) as caught:
+        decode(data, Limits(max_pixels=1799), 9)
+    assert caught.value.code == ErrorCode.TOO_MANY_PIXELS
+    assert _refused(data, Limits(max_frames=8)).code == ErrorCode.TOO_MANY_PIXELS
+
+
+def test_a_preview_in_a_tiff_is_no_page() -> None:
+    """A reduced image of the page before it (NewSubfileType 1) is counted among the frames, but not read."""
+    page, preview = Image.new("L", (40, 30), 200), Image.new("L", (20, 15), 200)
+    preview.encoderinfo = {"tiffinfo": {254: 1}}
+    data = documents.tiff([page, preview, page])
+    assert decode(data, LIMITS).frames == 3
+    assert decode(data, LIMITS, 3).image.size == (40, 30)
+    with pytest.raises(Refusal, match="preview"):
+        decode(data, LIMITS, 2)
+
+
+def test_a_page_of_a_tiff_has_its_own_colour_profile() -> None:
+    """Pillow hands the first page's profile on to pages that have none; the page is read as sRGB then."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    first, second = Image.new("LAB", (9, 9), (200, 128, 128)), Image.new("RGB", (9, 9), (10, 200, 30))
+    first.encoderinfo = {"icc_profile": profile}
+    assert "icc_profile" not in decode(documents.tiff([first, second]), LIMITS, 2).image.info
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_an_animation_is_no_document(kind: str) -> None:
+    """Frames are not pages."""
+    first, *others = (Image.new("RGB", (40, 30), (shade, 90, 255 - shade)) for shade in range(0, 250, 25))
+    decoded = decode(_saved(first, kind, save_all=True, append_images=others, duration=50), LIMITS)
+    assert (decoded.frames, decoded.pages) == (10, 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
@@ -139,7 +181,7 @@ def test_every_fragment_of_a_header_is_refused(images_dir: Path, cut: int) -> No
 
 def test_sniffing_uses_magic_bytes() -> None:
     """Text, HTML, archives and non-image brands are not recognized."""
-    for data in (b"", b"hello", b"<svg xmlns=", b"%PDF-1.7", b"PK\x03\x04", b"\x00\x00\x00\x18ftypisom" + bytes(12)):
+    for data in (b"", b"hello", b"<svg xmlns=", b"\n%PDF-1.7", b"PK\x03\x04", b"\x00\x00\x00\x18ftypisom" + bytes(12)):
         assert sniff(data) is None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from agents.maintenance.janitor import Janitor, JanitorSettings
 from agents.stages.indexer import STAGE as INDEXER
@@ -320,6 +321,26 @@ async def test_objects_of_earlier_runs_are_removed(stores: Stores) -> None:
     assert (await stores.janitor().sweep()).outdated == 2
     left = {info.key async for info in stores.files.list(image_prefix(image))}
     assert left == {master.key, written[7], written[9]}
+
+
+async def test_the_pages_of_a_document_stay(stores: Stores) -> None:
+    """A page that the record names stays, whatever run stored it; a page of an earlier run goes."""
+    image = await stores.image()
+    kept = [image_key(image, 1, name, run=4) for name in ("master.png", "page-2.png")]
+    old = image_key(image, 1, "page-2.png")
+    await stores.put(*kept, old)
+    master, page = (ref("c", key).model_dump(mode="json") for key in kept)
+    pages: JsonValue = [{"number": 2, "object": page, "width": 1, "height": 1}]
+    await index(Facts(image).sanitized(), stores.tools)
+    await stores.tools.read_model.merge(image, 1, {"master": master, "pages": pages})
+    record = await stores.tools.read_model.get(image)
+    assert record is not None
+    assert [ref.key for ref in record.sanitized()] == kept
+    stores.ahead_s = 2 * HOUR
+    await stores.janitor().sweep()
+    left = {info.key async for info in stores.files.list(image_prefix(image))}
+    assert left >= set(kept)
+    assert old not in left
 
 
 async def test_orphans_are_reported_early_and_removed_late(stores: Stores) -> None:

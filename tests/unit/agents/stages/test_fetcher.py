@@ -31,6 +31,7 @@ from streams.object_store.protocol import FileStore
 from streams.settings import FilesSettings, Settings
 from streams.stage import Emit, Reject, Resources
 from streams.telemetry.health_board import HealthBoard
+from tests.support import documents
 from tests.support.web_source import Request, WebSource, serve
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
@@ -411,8 +412,17 @@ async def test_content_encoding_is_refused(web: WebSource, files: FileStore, cod
     assert await fetch(web.url("/a"), files) is ErrorCode.SOURCE_REFUSED
 
 
+async def test_a_document_is_fetched(web: WebSource, files: FileStore) -> None:
+    """A PDF is one of the formats, whatever its source calls it."""
+    web.answer("/a", documents.written_pdf(["Invoice"]), content_type="image/png")
+    fetched = await fetch(web.url("/a"), files)
+    assert isinstance(fetched, ImageFetched)
+    assert fetched.original.content_type == "application/pdf"
+
+
 @pytest.mark.parametrize(
-    "body", [b"<!doctype html><p>please log in" * 10, b"\x1f\x8b\x08" + bytes(100), b"x", b"%PDF-1.7" + bytes(99)]
+    "body",
+    [b"<!doctype html><p>please log in" * 10, b"\x1f\x8b\x08" + bytes(100), b"x", b"%!PS-Adobe-3.0 PDF" + bytes(99)],
 )
 async def test_not_an_image(web: WebSource, files: FileStore, body: bytes) -> None:
     """The first bytes decide the format, not the source's content type."""

@@ -1,4 +1,4 @@
-"""Views of records that are read in part: the listed keys suffice, and each is needed."""
+"""Views of records: those that are read in part, where the listed keys suffice and each is needed; and documents."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import pytest
 from pydantic import BaseModel
 
-from gateway.images.views import ITEM_KEYS, image_item
+from gateway.images.lookup import Job
+from gateway.images.views import ITEM_KEYS, image_details, image_item, job_result
 from gateway.operations.failures import FAILED_KEYS, failed_image
 from gateway.search.views import SEARCH_KEYS, search_item
-from schemas.values import ErrorCode, ImageState, ObjectRef, Rendition, StageState, new_image_id
+from schemas.stored.results import PageImage, ReadText, TextPage
+from schemas.values import ErrorCode, ImageState, ObjectRef, Rendition, StageState, TextSpan, new_image_id
 from streams.read_model.records import ImageRecord, StageRecord
 
 ALWAYS = {"image_id", "owner", "generation", "deleted", "state"}
@@ -56,3 +58,27 @@ def test_the_keys_read_are_those_shown(view: Callable[[ImageRecord, str], BaseMo
     assert view(reduced(keys), "http://x") == whole
     for key in keys:
         assert view(reduced([other for other in keys if other != key]), "http://x") != whole, key
+
+
+def test_a_document_shows_its_pages() -> None:
+    """Details and result say how many pages there are; the text has each page with its lines in its own pixels."""
+    ref = RENDITION.object
+    pages = tuple(PageImage(number=number, object=ref, width=4, height=number) for number in (2, 4))
+    record = RECORD.model_copy(update={"master": ref, "pages": pages, "frames": 9, "source_format": "pdf"})
+    spans = [TextSpan(text=f"line {n}", confidence=0.9, polygon=((0, 0), (1, n)), engine="ppocr") for n in (1, 2, 4)]
+    read = tuple(
+        TextPage(number=n, width=4, height=n, content=span.text, spans=(span,), rotation=90, tilt=1.5)
+        for n, span in zip((1, 2, 4), spans, strict=True)
+    )
+    text = ReadText(content="line 1\fline 2\fline 4", spans=(spans[0],), policy="auto", pages=read)
+    details = image_details(record, "http://x")
+    assert (details.pages, details.frames) == (3, 9)
+    job = Job(job_id=f"{record.image_id}.3", image_id=record.image_id, record=record, receipt=None)
+    result = job_result(job, record, text, "http://x")
+    assert result.metadata.pages == 3
+    assert result.text is not None
+    shown = [(page.number, page.height, page.content, page.rotation, page.tilt) for page in result.text.pages]
+    assert shown == [(n, n, f"line {n}", 90, 1.5) for n in (1, 2, 4)]
+    assert [page.spans[0].polygon for page in result.text.pages] == [span.polygon for span in spans]
+    assert result.text.spans[0].text == "line 1"
+    assert image_details(RECORD, "http://x").pages is None

@@ -26,6 +26,7 @@ from streams.object_store.keys import receipt_key
 from streams.object_store.tombstones import Tombstones
 from streams.settings import FilesSettings
 from streams.topics import Topic
+from tests.support import documents
 from tests.support.gateway_components import (
     BASE,
     JPEG,
@@ -104,7 +105,7 @@ async def test_the_event_is_sent_after_everything_is_stored(files: FaultyFiles) 
 async def test_the_format_is_detected_by_the_bytes(
     client: httpx.AsyncClient, files: FaultyFiles, sink: Sink, images_dir: Path
 ) -> None:
-    """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF and HEIC are detected by signature, under any name and type."""
+    """JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF, HEIC and PDF are detected by signature, under any name and type."""
     wanted = {
         "formats/cat.jpg": "image/jpeg",
         "formats/p3.png": "image/png",
@@ -125,6 +126,11 @@ async def test_the_format_is_detected_by_the_bytes(
         assert event.original.content_type == kind
     bmp = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
     assert (await client.post(UPLOAD, files={"file": ("x", bmp + bytes(60))})).status_code == 202
+    pdf = {"file": ("x.jpg", documents.written_pdf(["Invoice"]), "image/jpeg")}
+    assert (await client.post(UPLOAD, files=pdf)).status_code == 202
+    event = sink.sent[-1][1]
+    assert isinstance(event, ImageUploaded)
+    assert event.original.content_type == "application/pdf"
 
 
 async def test_other_formats_are_rejected_with_415(

@@ -72,6 +72,16 @@ def test_every_reference_is_bound_to_its_image_and_owner(
         assert error.code is ErrorCode.REFERENCE_NOT_ALLOWED
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_page_of_a_document_is_a_file_of_its_image(number: int) -> None:
+    """A page's object elsewhere in the bucket is refused, whichever page it is."""
+    body = json.loads((GOLDEN[0].parent / "sanitized.contents.json").read_text())["body"]
+    body["image"]["pages"][number]["object"]["key"] = image_key(OTHER, 1, "page-2.png")
+    error = refused_reference(ImageSanitized.model_validate(body), BUCKETS)
+    assert error is not None
+    assert error.code is ErrorCode.REFERENCE_NOT_ALLOWED
+
+
 def test_a_forged_original_is_not_repeated_in_facts() -> None:
     """The fact of a refused event names no original: it would be refused itself, and its image never end."""
     assert original_of(forged(ImageUploaded, ("original",), "keys/abc.json")) is None

@@ -34,7 +34,7 @@ UNCONFINED = "tests.unit.streams.sandbox.lacking:without_anything"
 SANITIZER = SanitizerSettings()
 LIMITS = Limits(memory_mb=SANITIZER.decode_memory_mb)
 IMAGE: dict[str, JsonValue] = SANITIZER.model_dump(
-    include={"max_bytes", "max_side", "max_pixels", "max_frames", "keep_capture_details"}
+    include={"max_bytes", "max_side", "max_pixels", "max_frames", "keep_capture_details", "pdf_dpi"}
 )
 _NOWHERE: dict[str, JsonValue] = {"parent": os.getpid(), "file": "/nowhere/file", "port": 1, "unix": "", "abstract": ""}
 SECRET = b"another owner's picture"
