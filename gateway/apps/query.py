@@ -20,6 +20,7 @@ from gateway.images.lookup import Lookup
 from gateway.images.publishing import Publishing
 from gateway.images.revisions import Revisions
 from gateway.images.routes import Images
+from gateway.images.text import ImageText
 from gateway.limits.rate_limits import CHANGES
 from gateway.live.routes import Live
 from gateway.operations.admin_routes import Admin
@@ -44,6 +45,7 @@ def query_routes(settings: GatewaySettings, components: QueryComponents) -> list
         Listing(settings, read_model, lookup).routes(),
         Images(settings, files, lookup, deletion).routes(),
         Delivery(settings, files, lookup).routes(),
+        ImageText(settings, files, lookup).routes(),
         Annotations(settings, components.events, read_model, lookup, revisions, count_change).routes(),
         ErasureCheck(files, lookup).routes(),
         Live(settings, lookup, components.live).routes(),

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from gateway.client.exchange import Answer, Request
 from schemas.http.health import Health
 from schemas.http.images import ImageBatch, ImageDetails, ImagePage, ImageSizes
-from schemas.http.jobs import JobResult, JobStatus
+from schemas.http.jobs import JobResult, JobStatus, TextFormat, TextView
 from schemas.http.search import SearchAnswer
 from schemas.http.submissions import DeletionSubmitted, ErasureView, ProfileRequest, Submitted
 from schemas.values import Lane
@@ -191,6 +191,18 @@ class Endpoints:
     def erasure(image_id: str) -> Request:
         """Return what a deletion has removed, and what is still stored of the image right now."""
         return _image(image_id, "/erasure")
+
+    @endpoint(TextView)
+    @staticmethod
+    def text(image_id: str) -> Request:
+        """Return the text of an image with its boxes. Refused with `not-finished` until it is read."""
+        return _image(image_id, "/text")
+
+    @endpoint(bytes)
+    @staticmethod
+    def text_as(image_id: str, format: TextFormat) -> Request:  # noqa: A002 - the parameter's name
+        """Return the text of an image as plain text, hOCR, ALTO XML or a PDF with searchable text."""
+        return _image(image_id, "/text", format=format)
 
     @endpoint(bytes)
     @staticmethod

@@ -35,11 +35,15 @@ CONDITIONAL: dict[str, Any] = {
 
 def answered(request: Request, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response with an entity tag; 304 without a body, if If-None-Match has that tag."""
-    content = body.model_dump_json(exclude_none=True).encode()
+    return tagged(request, body.model_dump_json(exclude_none=True).encode(), "application/json", headers)
+
+
+def tagged(request: Request, content: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return bytes with their entity tag; 304 without a body, if If-None-Match has that tag."""
     found = {"ETag": tag_of(content), "Cache-Control": "private, no-cache", **(headers or {})}
     if names(request.headers.get("if-none-match"), found["ETag"]):
         return Response(status_code=304, headers=found)
-    return Response(content, media_type="application/json", headers=found)
+    return Response(content, media_type=media_type, headers=found)
 
 
 def tag_of(content: bytes) -> str:

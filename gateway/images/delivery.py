@@ -44,7 +44,7 @@ Size = Annotated[str, Query(description=f"one of {', '.join(RENDITION_SIDES)}", 
 
 SHOWN = IMAGE_TYPES  # content types sent unchanged; SVG and PDF are not among them
 _UNKNOWN = "application/octet-stream"
-_SAFETY = {
+SAFETY = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
@@ -121,7 +121,7 @@ class Delivery:
         link = await self._link(content)
         if link is not None:
             age = self.settings.link_expires_s // 2  # a cached redirect must not outlive its link
-            headers = {**_SAFETY, "Location": link, "Cache-Control": f"private, max-age={age}"}
+            headers = {**SAFETY, "Location": link, "Cache-Control": f"private, max-age={age}"}
             return Response(status_code=307, headers=headers)
         return await self._stream(image_id, content, _range_of(request, content))
 
@@ -187,10 +187,10 @@ class _Content:
         stored = rendition.object
         content_type = stored.content_type if stored.content_type in SHOWN else _UNKNOWN
         download = download or content_type == _UNKNOWN
-        filename = _filename(record, rendition, content_type)
+        filename = filename_of(record, _EXTENSIONS.get(content_type, "bin"))
         modified = _modified(record)
         headers = {
-            **_SAFETY,
+            **SAFETY,
             "ETag": f'"{stored.sha256}"',
             "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(stored.sha256)).decode()}:",
             "Accept-Ranges": "bytes",
@@ -214,11 +214,9 @@ def disposition(filename: str, *, download: bool) -> str:
     return named if plain == filename else f"{named}; filename*=UTF-8''{quote(filename, safe='')}"
 
 
-def _filename(record: ImageRecord, rendition: Rendition, content_type: str) -> str:
-    """Return the original's name with the extension of the delivered type."""
-    stem = PurePath(record.filename or "").stem.strip(". ") or record.image_id
-    endings = {kind: name for name, kind in MEDIA_TYPES.items()}
-    return f"{stem}.{endings.get(content_type, 'bin')}"
+def filename_of(record: ImageRecord, extension: str) -> str:
+    """Return the original's name with another extension; without one, the image's id."""
+    return f"{PurePath(record.filename or '').stem.strip('. ') or record.image_id}.{extension}"
 
 
 def _modified(record: ImageRecord) -> datetime | None:

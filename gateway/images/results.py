@@ -80,7 +80,7 @@ class Results:
         """Return the result of a job. Raises Problem (409) until it has ended."""
         if job.record is None or job.state is ImageState.PROCESSING:
             raise self.lookup.not_finished("The job has not ended yet; see its status.")
-        return job_result(job, job.record, await self._read_text(job.record), base)
+        return job_result(job, job.record, await self.text_of(job.record), base)
 
     async def within(self, seconds: float, job_id: str, owner: Owner, base: str) -> JobResult | None:
         """Return the result of a job if it ends within `seconds`; None also while a dependency is unavailable."""
@@ -96,7 +96,8 @@ class Results:
             log.info("waiting for a result failed", extra={"job_id": job_id, "error": repr(error)})
             return None
 
-    async def _read_text(self, record: ImageRecord) -> ReadText | None:
+    async def text_of(self, record: ImageRecord) -> ReadText | None:
+        """Return the stored text of an image, None if it was not read, or is not stored any more."""
         stage = record.stages.get("ocr")
         if stage is None or stage.state is not StageState.DONE or stage.result is None:
             return None

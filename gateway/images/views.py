@@ -254,6 +254,11 @@ def _variants(renditions: tuple[Rendition, ...]) -> dict[str, VariantView]:
 def _text(record: ImageRecord, text: ReadText | None) -> TextView | None:
     if text is None:
         return None if record.text is None else TextView(content=record.text)
+    return text_view(text)
+
+
+def text_view(text: ReadText) -> TextView:
+    """Return a text with its boxes."""
     return TextView(
         content=text.content,
         spans=_spans(text.spans),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field, JsonValue
 
@@ -135,6 +136,10 @@ class PageTextView(Value):
     blocks: tuple[TextBlock, ...] = ()
     rotation: int = 0
     tilt: float = 0.0
+
+
+TextFormat = Literal["json", "text", "hocr", "alto", "pdf"]
+"""How the text of an image is returned."""
 
 
 class TextView(Value):

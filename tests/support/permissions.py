@@ -39,6 +39,7 @@ PERMISSIONS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/v1/images/{image_id}/all"): Scope.READ,
     ("GET", "/api/v1/images/{image_id}/history"): Scope.READ,
     ("GET", "/api/v1/images/{image_id}/lineage"): Scope.READ,
+    ("GET", "/api/v1/images/{image_id}/text"): Scope.READ,
     ("GET", "/api/v1/images/{image_id}/direct"): Scope.READ,
     ("GET", "/api/v1/images/{image_id}/erasure"): Scope.READ,
     # Search.
