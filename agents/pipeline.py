@@ -5,7 +5,8 @@
            ├─ resizer    thumbnail, medium, large, original
            ├─ ocr        its text
            ├─ detector   its objects
-           └─ embedder   its CLIP vector
+           ├─ embedder   its CLIP vector
+           └─ barcodes   its barcodes, if its profile asks for them
                 └─ indexer   every fact into the read model; says how the image ended
     image.fetch-requested
       └─ fetcher     brings the original from a URL

@@ -208,8 +208,11 @@ ANALYSIS_STAGES = (
     "ocr",
     "detector",
     "embedder",
+    "barcodes",
 )
+OPTIONAL_STAGES = frozenset({"barcodes"})  # analysis stages that an image passes only if its profile names them
 REQUIRED_STAGES = ("sanitizer", *ANALYSIS_STAGES)
+DEFAULT_STAGES = tuple(name for name in REQUIRED_STAGES if name not in OPTIONAL_STAGES)
 STAGES = ("fetcher", *REQUIRED_STAGES, "indexer")
 
 
@@ -223,7 +226,7 @@ class Lane(StrEnum):
 class Profile(Value):
     """Which stages this image must pass, with their parameters: a stage left out never blocks completion."""
 
-    stages: tuple[str, ...] = REQUIRED_STAGES
+    stages: tuple[str, ...] = DEFAULT_STAGES
     parameters: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
 
     def requires(self, stage: str) -> bool:

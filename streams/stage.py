@@ -198,6 +198,8 @@ class Stage(Generic[I, T, R]):
     # in the lineage. For stages announced by `completed`; other facts have handlers of their own.
     record: Callable[[R], Mapping[str, JsonValue]] | None = None
     public: tuple[str, ...] = ()
+    # Keys of the record itself that word search covers (`SEARCHABLE`, streams/read_model/qdrant/documents.py).
+    searched: Callable[[R], Mapping[str, JsonValue]] | None = None
     lineage: LineageKind = LineageKind.ANALYSIS
     deployment: Deployment = field(default_factory=Deployment)
     in_profile: bool = field(default=True)  # an image's profile may leave this stage out

@@ -133,7 +133,8 @@ def learn_completed(fact: StageCompleted, find_stage: FindStage) -> Learned:
         raise Malformed(f"result of {name}: an object is not below {prefix}", code=ErrorCode.REFERENCE_NOT_ALLOWED)
     recorded = stage.record(result)
     public = tuple(key for key in stage.public if key in recorded)
-    return Learned(name, StageState.DONE, analysis=recorded, public=public, lineage=stage.lineage)
+    keys = stage.searched(result) if stage.searched is not None else {}
+    return Learned(name, StageState.DONE, keys, analysis=recorded, public=public, lineage=stage.lineage)
 
 
 def _writable(fact: Fact, known: ImageRecord) -> bool:

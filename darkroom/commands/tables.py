@@ -111,7 +111,7 @@ def stage_progress(statuses: Iterable[JobStatus], total: int) -> str:
     for status in statuses:
         for stage, view in status.stages.items():
             counts[stage] += view.state in _ENDED
-    return "  ".join(f"{stage} {counts[stage]}/{total}" for stage in REQUIRED_STAGES)
+    return "  ".join(f"{stage} {counts[stage]}/{total}" for stage in REQUIRED_STAGES if stage in counts)
 
 
 def results_table(shown: Sequence[Shown]) -> Table:

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1.7
-# Processes without models: ingest gateway, router, fetcher, sanitizer, resizer, indexer, topics.
+# Processes without models: ingest gateway, router, fetcher, sanitizer, resizer, barcodes, indexer, topics.
 #   docker build -f infra/docker/slim.Dockerfile -t darkroom:slim .
 
 FROM ghcr.io/astral-sh/uv:0.13.9 AS uv

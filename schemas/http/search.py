@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from schemas.values import Value
 
-Way = Literal["meaning", "text", "label", "filename", "tag", "category", "context"]
+Way = Literal["meaning", "text", "label", "filename", "tag", "category", "context", "code"]
 """What of an image matched a search."""
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from schemas.annotations import MAX_TAGS, Category, Tag
 from schemas.stored.erasures import ErasureState, Removed
-from schemas.values import REQUIRED_STAGES, ImageState, Lane, Profile, Value
+from schemas.values import DEFAULT_STAGES, REQUIRED_STAGES, ImageState, Lane, Profile, Value
 
 BUCKET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_URL_LENGTH = 4096  # characters
@@ -28,7 +28,7 @@ class ProfileRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stages: tuple[StageName, ...] = Field(
-        REQUIRED_STAGES,
+        DEFAULT_STAGES,
         max_length=len(REQUIRED_STAGES),
         description="the others do not run; `sanitizer` always does",
         examples=[["resizer", "ocr"]],

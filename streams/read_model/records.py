@@ -103,6 +103,7 @@ class ImageRecord(Value):
     text_confidence: float | None = None
     objects: tuple[DetectedObject, ...] = ()
     labels: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()  # values of its barcodes that are text
     has_vector: bool = False
     analysis: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)  # by stage: what it declares to record
     error_code: str | None = None

@@ -52,13 +52,15 @@ async def test_phrases_are_found_in_their_order(model: ReadModel) -> None:
 
 
 async def test_every_searchable_key_is_searched(model: ReadModel) -> None:
-    """Filename, tags, category and context are found like text and labels, and the hit says which matched."""
+    """Filename, tags, category, context and codes are found like text and labels, and the hit says which matched."""
     record = stub(filename="Résumé_2024.pdf", context={"order": {"id": "AB-17", "lines": [42, True]}})
     await model.begin(record)
-    await model.merge(record.image_id, 1, {"tags": ["Summer Trip"], "category": "invoices", "text": "total 99"})
+    await model.merge(
+        record.image_id, 1, {"tags": ["Summer Trip"], "category": "invoices", "text": "total 99", "codes": ["590-12"]}
+    )
     for query, way in {
         "resume": "filename", "2024": "filename", "summer": "tag", "INVOICES": "category", "17": "context",
-        "42": "context", "total": "text",
+        "42": "context", "total": "text", "590": "code",
     }.items():  # fmt: skip
         (hit,) = await model.search_words("anna", query, limit=5)
         assert (hit.record.image_id, hit.matched, hit.score) == (record.image_id, (way,), 1.0), query

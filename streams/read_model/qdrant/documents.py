@@ -55,6 +55,10 @@ def _one(value: Any) -> Sequence[str]:
     return (str(value),)
 
 
+def _each(value: Any) -> Sequence[str]:
+    return [str(text) for text in value]
+
+
 def _labels(value: Any) -> Sequence[str]:
     return [form for label in value for form in label_forms(str(label))]
 
@@ -63,11 +67,12 @@ SEARCHABLE: Mapping[str, Searchable] = {
     "text": Searchable("text", 24, _one),
     "labels": Searchable("label", 6, _labels),
     "filename": Searchable("filename", 4, _one),
-    "tags": Searchable("tag", 4, lambda value: [str(tag) for tag in value]),
+    "tags": Searchable("tag", 4, _each),
     "category": Searchable("category", 2, _one),
     "context": Searchable("context", 12, texts_in),
+    "codes": Searchable("code", 4, _each),
 }
-"""Key of the record -> how it is searched. A further key costs this line, and a higher SCHEMA."""
+"""Key of the record -> how it is searched. A further key costs this line, and a higher SCHEMA if records have it."""
 
 WORDS = {key: f"words_{key}" for key in SEARCHABLE}
 """Searchable key -> the derived key with its tokens; at the top level, so that one operation sets it with the patch."""

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from agents.core.merge import decide, learn, outranks, required_stages, to_blame
 from schemas.events.facts import Fact
-from schemas.values import ANALYSIS_STAGES, REQUIRED_STAGES, ImageState, Profile, StageState
+from schemas.values import ANALYSIS_STAGES, DEFAULT_STAGES, REQUIRED_STAGES, ImageState, Profile, StageState
 from streams.read_model.records import ImageRecord
 from tests.support.facts import Facts
 
@@ -95,7 +95,7 @@ def test_a_rerun_keeps_an_image_completed(first: list[Fact], reruns: list[Fact])
     """A completed image stays completed at every step, whatever its rerun stages return."""
     for count in range(len(reruns) + 1):
         keys, stages = fold([*first, *reruns[:count]])
-        assert decide(REQUIRED_STAGES, states(stages)) is ImageState.COMPLETED
+        assert decide(DEFAULT_STAGES, states(stages)) is ImageState.COMPLETED
         assert keys["renditions"] == fold(first)[0]["renditions"]
 
 

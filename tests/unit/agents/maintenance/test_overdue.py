@@ -12,7 +12,7 @@ from schemas.events.facts import DeletionRequested, Fact, ImageSanitized
 from schemas.events.intake import FetchRequested, ImageFetched, ImageUploaded
 from schemas.stored.erasures import Erasure
 from schemas.stored.receipts import Receipt, ReceiptKind
-from schemas.values import ANALYSIS_STAGES, ImageState, Rendition, StageState, job_id_of, new_image_id
+from schemas.values import ANALYSIS_STAGES, DEFAULT_STAGES, ImageState, Rendition, StageState, job_id_of, new_image_id
 from streams.read_model.records import ImageRecord, StageRecord
 from tests.support.facts import WHEN, Facts, ref
 
@@ -41,8 +41,7 @@ def record_of(*facts: Fact, **more: object) -> ImageRecord:
         learned = learn(fact)
         keys |= learned.keys
         stages[learned.stage] = StageRecord(state=learned.state, version=fact.report.version)
-    required = ("sanitizer", *ANALYSIS_STAGES)
-    fields = {"image_id": IMAGE, "owner": "anna", "generation": 1, "required": required, "updated_at": LATER}
+    fields = {"image_id": IMAGE, "owner": "anna", "generation": 1, "required": DEFAULT_STAGES, "updated_at": LATER}
     return ImageRecord.model_validate({**fields, **keys, "stages": stages, **more})
 
 
@@ -75,7 +74,7 @@ def test_a_fetch_without_facts_waits_for_the_fetcher() -> None:
     assert (event.url, event.key()) == (URL, b"photos.example")
 
 
-@pytest.mark.parametrize("stage", ANALYSIS_STAGES)
+@pytest.mark.parametrize("stage", DEFAULT_STAGES[1:])
 def test_a_missing_stage_gets_the_event_the_sanitizer_emitted(stage: str) -> None:
     """The event rebuilt from the record equals the original one, for that stage alone."""
     facts = Facts(IMAGE)

@@ -153,7 +153,7 @@ def test_the_stage_is_deployed(project: Path) -> None:
 def test_the_stage_is_documented(project: Path) -> None:
     """The generated pages have its topics, settings and API values, and name it as a reader of image.sanitized."""
     events = (project / "docs" / "events.md").read_text()
-    assert "resizer, ocr, detector, embedder, sharpness |" in events
+    assert "resizer, ocr, detector, embedder, sharpness, barcodes |" in events
     assert "`DARKROOM_SHARPNESS__SIDE`" in (project / "docs" / "settings.md").read_text()
     openapi = json.loads((project / "docs" / "openapi.json").read_text())
     assert "sharpness" in openapi["components"]["schemas"]["ReprocessRequest"]["properties"]["stage"]["enum"]

@@ -22,6 +22,7 @@ from schemas.http.search import SearchAnswer
 from schemas.stored.results import Colour, ReadText
 from schemas.values import (
     DEFAULT_OWNER,
+    DEFAULT_STAGES,
     REQUIRED_STAGES,
     Box,
     DetectedObject,
@@ -189,7 +190,7 @@ async def test_status_is_available_after_the_202(server: Server) -> None:
     assert answer.headers["retry-after"]
     status = JobStatus.model_validate_json(answer.content)
     assert (status.image_id, status.job_id, status.status) == (image_id, job_id, ImageState.PROCESSING)
-    assert {name: stage.state for name, stage in status.stages.items()} == dict.fromkeys(REQUIRED_STAGES, "pending")
+    assert {name: stage.state for name, stage in status.stages.items()} == dict.fromkeys(DEFAULT_STAGES, "pending")
     assert status.created_at
     for path in (f"jobs/{job_id}/result", image_id, f"{image_id}/all", f"{image_id}/direct"):
         refused(await server.client.get(f"{IMAGES}/{path}"), 409, "not-finished")

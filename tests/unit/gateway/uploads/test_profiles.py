@@ -12,7 +12,7 @@ import pytest
 from gateway.apps.components import IngestComponents
 from gateway.apps.ingest import ingest_app
 from schemas.events.intake import ImageUploaded
-from schemas.values import REQUIRED_STAGES, Profile
+from schemas.values import DEFAULT_STAGES, Profile
 from streams.object_store.factory import open_files
 from streams.settings import FilesSettings
 from tests.support.gateway_components import JPEG, UPLOAD, Sink, StubReadiness, client_of, refused, settings
@@ -49,11 +49,11 @@ async def test_a_form_a_query_and_a_json_body_choose_stages_and_parameters(
     assert [event.profile for _, event in sink.sent] == [MEANT] * 3
 
 
-async def test_without_a_profile_an_image_passes_every_stage(client: httpx.AsyncClient, sink: Sink) -> None:
+async def test_without_a_profile_an_image_passes_the_default_stages(client: httpx.AsyncClient, sink: Sink) -> None:
     """An absent or empty profile is the default one."""
     await client.post(UPLOAD, files={"file": ("a", JPEG)})
     await client.post(UPLOAD, files={"file": ("a", JPEG)}, data={"profile": ""})
-    assert [event.profile for _, event in sink.sent] == [Profile(stages=REQUIRED_STAGES)] * 2
+    assert [event.profile for _, event in sink.sent] == [Profile(stages=DEFAULT_STAGES)] * 2
 
 
 async def test_files_of_a_batch_have_their_own_profiles(client: httpx.AsyncClient, sink: Sink) -> None:

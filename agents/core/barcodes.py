@@ -1,0 +1,50 @@
+"""Barcodes of an image: matrix and linear codes of any direction, found and decoded by ZXing-C++."""
+
+from __future__ import annotations
+
+import base64
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import zxingcpp
+from PIL import Image
+from pydantic import Field
+
+from schemas.values import Value
+
+VERSION = version("zxing-cpp")
+MOST_CODES = 100  # of one image
+_LONGEST = 8192  # characters of a value; a QR code has 7089 digits at most (ISO/IEC 18004)
+_NOT_TEXT = (zxingcpp.ContentType.Binary, zxingcpp.ContentType.Mixed, zxingcpp.ContentType.UnknownECI)
+
+
+class Barcode(Value):
+    """One code, with its value as text or, if its bytes are no text, as base64."""
+
+    format: str = Field(max_length=64, examples=["QR Code", "EAN-13", "Code 128", "Data Matrix", "PDF417", "Aztec"])
+    value: str = Field(max_length=_LONGEST)
+    encoding: Literal["text", "base64"] = "text"
+    polygon: tuple[tuple[float, float], ...] = Field(
+        max_length=4, description="pixels of the sanitized image, clockwise from the code's top left"
+    )
+
+
+def barcodes_in(image: Image.Image, *, width: int, height: int, most: int = MOST_CODES) -> tuple[Barcode, ...]:
+    """Return the codes of an image, from top to bottom, in pixels of the image it was scaled down from."""
+    read = zxingcpp.read_barcodes(np.asarray(image.convert("L")), text_mode=zxingcpp.TextMode.Plain)
+    across, down = width / image.width, height / image.height
+    found = [_barcode(code, across, down) for code in read]
+    return tuple(sorted(found, key=lambda code: (code.polygon[0][1], code.polygon[0][0])))[:most]
+
+
+def _barcode(code: zxingcpp.Barcode, across: float, down: float) -> Barcode:
+    place = code.position
+    corners = (place.top_left, place.top_right, place.bottom_right, place.bottom_left)
+    is_text = code.content_type not in _NOT_TEXT
+    return Barcode(
+        format=str(code.format),
+        value=(code.text if is_text else base64.b64encode(code.bytes).decode())[:_LONGEST],
+        encoding="text" if is_text else "base64",
+        polygon=tuple((round(corner.x * across, 1), round(corner.y * down, 1)) for corner in corners),
+    )
