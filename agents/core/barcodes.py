@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from schemas.values import Value
 
 VERSION = version("zxing-cpp")
 MOST_CODES = 100  # of one image
+_MOST_BYTES = 131_072  # of an image's codes as JSON: a fact has 262 144 at most
 _LONGEST = 8192  # characters of a value; a QR code has 7089 digits at most (ISO/IEC 18004)
 _NOT_TEXT = (zxingcpp.ContentType.Binary, zxingcpp.ContentType.Mixed, zxingcpp.ContentType.UnknownECI)
 
@@ -31,11 +33,16 @@ class Barcode(Value):
 
 
 def barcodes_in(image: Image.Image, *, width: int, height: int, most: int = MOST_CODES) -> tuple[Barcode, ...]:
-    """Return the codes of an image, from top to bottom, in pixels of the image it was scaled down from."""
+    """Return the codes of an image, from top to bottom, in pixels of the image it was scaled down from.
+
+    At most `most`, and of all values what an event can carry: the uppermost ones.
+    """
     read = zxingcpp.read_barcodes(np.asarray(image.convert("L")), text_mode=zxingcpp.TextMode.Plain)
     across, down = width / image.width, height / image.height
     found = [_barcode(code, across, down) for code in read]
-    return tuple(sorted(found, key=lambda code: (code.polygon[0][1], code.polygon[0][0])))[:most]
+    found.sort(key=lambda code: (code.polygon[0][1], code.polygon[0][0]))
+    sizes = accumulate(len(code.model_dump_json()) for code in found)
+    return tuple(code for code, size in zip(found, sizes, strict=True) if size <= _MOST_BYTES)[:most]
 
 
 def _barcode(code: zxingcpp.Barcode, across: float, down: float) -> Barcode:

@@ -39,8 +39,8 @@ PageImage = Callable[[int], bytes | None]
 def pdf(pages: Sequence[TextPage], image_of: PageImage, *, made_at: datetime) -> bytes:
     """Return pages as PDF 1.x; equal arguments give equal bytes.
 
-    The longest side of a page has 842 points, as A4 has. Images other than JPEG are stored as JPEG, on white; one that
-    cannot be decoded is left out.
+    Pages are rotated until their text is upright; the longest side has 842 points, as A4 has. Images other than JPEG
+    are stored as JPEG, on white; one that cannot be decoded is left out.
     """
     document = FPDF(unit="pt")
     document.set_creation_date(made_at)
@@ -53,13 +53,19 @@ def pdf(pages: Sequence[TextPage], image_of: PageImage, *, made_at: datetime) ->
         for number, (page, lines) in enumerate(zip(pages, laid_out, strict=True), 1):
             scale = _LONGEST / max(page.width, page.height)
             width, height = max(page.width * scale, _LEAST), max(page.height * scale, _LEAST)
-            document.add_page(format=(width, height))
-            if (image := _as_jpeg(image_of(number))) is not None:
-                document.image(io.BytesIO(image), 0, 0, width, height)
-            document.text_mode = TextMode.INVISIBLE
-            for line in lines:
-                _write(document, line, scale)
+            document.add_page(format=(height, width) if page.rotation in (90, 270) else (width, height))
+            with document.rotation(-page.rotation, *_pivot(page.rotation, width, height)):
+                if (image := _as_jpeg(image_of(number))) is not None:
+                    document.image(io.BytesIO(image), 0, 0, width, height)
+                document.text_mode = TextMode.INVISIBLE
+                for line in lines:
+                    _write(document, line, scale)
         return bytes(document.output())
+
+
+def _pivot(rotation: int, width: float, height: float) -> tuple[float, float]:
+    """Return the point about which a page of that size is rotated clockwise so that it fits the upright page."""
+    return {90: (height / 2, height / 2), 270: (width / 2, width / 2)}.get(rotation, (width / 2, height / 2))
 
 
 def _write(document: FPDF, line: Line, scale: float) -> None:

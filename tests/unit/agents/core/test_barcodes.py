@@ -56,6 +56,13 @@ def test_several_codes_are_read_from_top_to_bottom() -> None:
     assert barcodes_in(image, width=1200, height=900, most=2) == found[:2]
 
 
+def test_all_values_together_fit_into_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than an event can carry, the uppermost codes are kept."""
+    image = on_white((drawn("a" * 300, Kind.QRCode), (20, 20)), (drawn("b" * 300, Kind.QRCode), (500, 450)))
+    monkeypatch.setattr("agents.core.barcodes._MOST_BYTES", 700)
+    assert [code.value[0] for code in barcodes_in(image, width=1200, height=900)] == ["a"]
+
+
 def test_the_polygon_is_in_pixels_of_the_original_size() -> None:
     """Corners are clockwise from the code's own top left, multiplied to the size before scaling down."""
     image = on_white((drawn("x", Kind.QRCode), (100, 50)))

@@ -13,7 +13,7 @@ from PIL import Image
 from gateway.images.text_formats.pdf import pdf
 from schemas.stored.results import TextPage
 from schemas.values import TextSpan
-from tests.unit.gateway.images.text_formats.pages import page, rectangle, span
+from tests.unit.gateway.images.text_formats.pages import Polygon, page, rectangle, span
 
 MADE = datetime(2026, 3, 1, tzinfo=UTC)
 SCALE = 842 / 800  # points a pixel, of a page 800 pixels wide
@@ -72,6 +72,39 @@ def test_words_are_where_they_are_in_the_image(degrees: float) -> None:
     expected = (min(xs) * SCALE, height - max(ys) * SCALE, max(xs) * SCALE, height - min(ys) * SCALE)
     found = (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes))
     assert found == pytest.approx(expected, abs=3)
+
+
+@pytest.mark.parametrize(("rotation", "size"), [(90, (842, 631.5)), (180, (631.5, 842)), (270, (842, 631.5))])
+def test_a_page_is_turned_until_its_text_is_upright(rotation: int, size: tuple[float, float]) -> None:
+    """A page photographed upside down or on its side is read in its order, and shows its image upright."""
+    # Two lines of an upright page of 600 by 800 pixels (or 800 by 600), as the turned camera saw them.
+    width, height = (600, 800) if rotation == 180 else (800, 600)
+    lines = [span(["first", "line"], 60, row=0), span(["second", "line"], 120, row=1)]
+    seen = [line.model_copy(update={"words": tuple(
+        word.model_copy(update={"polygon": seen_turned(word.polygon, rotation, width, height)}) for word in line.words
+    )}) for line in lines]  # fmt: skip
+    one = page(*seen, width=600, height=800).model_copy(update={"rotation": rotation})
+    photo = Image.new("RGB", (60, 80), "red")
+    photo.paste("blue", {90: (0, 40, 60, 80), 180: (0, 40, 60, 80), 270: (0, 0, 60, 40)}[rotation])
+    encoded = io.BytesIO()
+    photo.save(encoded, "PNG")
+    document = written(one, images={1: encoded.getvalue()})
+    assert text_of(document) == ["first line", "second line"]
+    assert document[0].get_size() == pytest.approx(size, abs=0.1)
+    shown = document[0].render(scale=0.1).to_pil().convert("RGB")
+    corner = shown.getpixel((3, 3))
+    assert isinstance(corner, tuple)
+    assert corner[2] > 200 and corner[0] < 60, "what is blue is at the top left of the upright page"
+
+
+def seen_turned(polygon: Polygon, rotation: int, width: int, height: int) -> Polygon:
+    """Return a polygon of an upright page in the image that must be rotated clockwise to make it upright."""
+    back = {
+        90: lambda x, y: (y, width - x),
+        180: lambda x, y: (width - x, height - y),
+        270: lambda x, y: (height - y, x),
+    }
+    return tuple(back[rotation](x, y) for x, y in polygon)
 
 
 def test_only_the_image_is_visible() -> None:
