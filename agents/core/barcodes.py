@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import math
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Literal
@@ -32,20 +34,32 @@ class Barcode(Value):
     )
 
 
-def barcodes_in(image: Image.Image, *, width: int, height: int, most: int = MOST_CODES) -> tuple[Barcode, ...]:
+def barcodes_in(
+    image: Image.Image, *, width: int, height: int, most: int = MOST_CODES, turned: float = 0
+) -> tuple[Barcode, ...]:
     """Return the codes of an image, from top to bottom, in pixels of the image it was scaled down from.
 
-    At most `most`, and of all values what an event can carry: the uppermost ones.
+    At most `most`, and of all values what an event can carry: the uppermost ones. The image is turned by degrees before
+    it is read: linear codes are found up to 25 degrees askew, matrix codes at any angle.
     """
-    read = zxingcpp.read_barcodes(np.asarray(image.convert("L")), text_mode=zxingcpp.TextMode.Plain)
-    across, down = width / image.width, height / image.height
-    found = [_barcode(code, across, down) for code in read]
+    seen = image.convert("L")
+    if turned:
+        seen = seen.rotate(turned, Image.Resampling.BICUBIC, expand=True, fillcolor=255)
+    read = zxingcpp.read_barcodes(np.asarray(seen), text_mode=zxingcpp.TextMode.Plain)
+    cosine, sine = math.cos(math.radians(turned)), math.sin(math.radians(turned))
+
+    def back(point: zxingcpp.Point) -> tuple[float, float]:
+        x, y = point.x - seen.width / 2, point.y - seen.height / 2
+        across, down = x * cosine - y * sine + image.width / 2, x * sine + y * cosine + image.height / 2
+        return round(across * width / image.width, 1), round(down * height / image.height, 1)
+
+    found = [_barcode(code, back) for code in read]
     found.sort(key=lambda code: (code.polygon[0][1], code.polygon[0][0]))
     sizes = accumulate(len(code.model_dump_json()) for code in found)
     return tuple(code for code, size in zip(found, sizes, strict=True) if size <= _MOST_BYTES)[:most]
 
 
-def _barcode(code: zxingcpp.Barcode, across: float, down: float) -> Barcode:
+def _barcode(code: zxingcpp.Barcode, back: Callable[[zxingcpp.Point], tuple[float, float]]) -> Barcode:
     place = code.position
     corners = (place.top_left, place.top_right, place.bottom_right, place.bottom_left)
     is_text = code.content_type not in _NOT_TEXT
@@ -53,5 +67,5 @@ def _barcode(code: zxingcpp.Barcode, across: float, down: float) -> Barcode:
         format=str(code.format),
         value=(code.text if is_text else base64.b64encode(code.bytes).decode())[:_LONGEST],
         encoding="text" if is_text else "base64",
-        polygon=tuple((round(corner.x * across, 1), round(corner.y * down, 1)) for corner in corners),
+        polygon=tuple(back(corner) for corner in corners),
     )

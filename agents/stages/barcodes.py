@@ -22,6 +22,8 @@ from streams.errors import ObjectGone, engine_errors
 from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Deployment, Once, Resources, Stage, StageSettings
 
+_ASKEW = 45  # degrees an image is turned by if nothing is found: linear codes are read up to 25 degrees askew
+
 
 class BarcodesSettings(StageSettings):
     """Limits of the barcodes stage; DARKROOM_BARCODES__…"""
@@ -68,13 +70,16 @@ async def find_barcodes(event: ImageSanitized, tools: Tools) -> FoundBarcodes:
 
 
 def _look(master: bytes, size: tuple[int, int], settings: BarcodesSettings) -> tuple[Barcode, ...]:
+    width, height = size
     with engine_errors("barcodes"):
         image = open_master(master, largest_side=settings.side)
         image.thumbnail((settings.side, settings.side))
-        found = barcodes_in(image, width=size[0], height=size[1], most=settings.max_codes)
-        if found or max(size) <= settings.side:
-            return found
-        return barcodes_in(open_master(master), width=size[0], height=size[1], most=settings.max_codes)
+        for degrees in (0, _ASKEW):
+            if found := barcodes_in(image, width=width, height=height, most=settings.max_codes, turned=degrees):
+                return found
+        if max(size) <= settings.side:
+            return ()
+        return barcodes_in(open_master(master), width=width, height=height, most=settings.max_codes)
 
 
 def _parameters(_event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:

@@ -45,6 +45,19 @@ def test_every_kind_is_read_in_any_direction(kind: zxingcpp.BarcodeFormat, name:
     assert 200 <= min(ys) < max(ys) <= 200 + turned.height
 
 
+@pytest.mark.parametrize("degrees", [30, 45, 60, -45, 225])
+def test_a_linear_code_far_askew_is_read_in_the_turned_image(degrees: int) -> None:
+    """Turned by 45 degrees an image shows such a code; its place is that in the image itself."""
+    code = drawn("5901234123457", Kind.EAN13)
+    askew = code.rotate(degrees, expand=True, fillcolor="white", resample=Image.Resampling.BICUBIC)
+    image = on_white((askew, (500, 150)))
+    (found,) = barcodes_in(image, width=2400, height=1800, turned=45)
+    assert found.value == "5901234123457"
+    assert all(1000 <= x <= 1000 + 2 * askew.width and 300 <= y <= 300 + 2 * askew.height for x, y in found.polygon)
+    middle = np.mean(found.polygon, axis=0)
+    assert middle == pytest.approx((1000 + askew.width, 300 + askew.height), abs=40)  # its white margins differ
+
+
 def test_several_codes_are_read_from_top_to_bottom() -> None:
     """Codes of different kinds in one image are all found; a limit keeps the uppermost."""
     places = [(20, 20), (20, 260), (20, 520), (700, 20), (700, 300), (700, 600)]
@@ -106,8 +119,9 @@ def test_no_photo_has_a_code(images_dir: Path) -> None:
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
             continue
         looked += 1
-        if found := barcodes_in(pixels, width=pixels.width, height=pixels.height):
-            wrong[path.name] = found
+        for turned in (0, 45):
+            if found := barcodes_in(pixels, width=pixels.width, height=pixels.height, turned=turned):
+                wrong[path.name, turned] = found
     assert not wrong
     assert looked > 80
 

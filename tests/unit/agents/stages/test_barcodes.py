@@ -49,6 +49,13 @@ async def test_codes_of_a_large_image_are_in_its_own_pixels(tmp_path: Path, scal
     assert all(3000 <= x <= 3000 + code.width and 2000 <= y <= 2000 + code.height for x, y in found.polygon)
 
 
+async def test_a_linear_code_far_askew_is_found(tmp_path: Path) -> None:
+    """A code that lies between the directions its reader looks in is found."""
+    code = drawn("5901234123457", Kind.EAN13).rotate(45, expand=True, fillcolor="white")
+    (found,) = (await read(tmp_path, code)).codes
+    assert found.value == "5901234123457"
+
+
 async def test_an_image_without_codes_has_an_empty_result(tmp_path: Path) -> None:
     """No code is a result."""
     for size in ((1, 1), (1, 3000), (400, 300)):
