@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zxingcpp
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from agents.core.barcodes import barcodes_in
+from agents.core.decode import Limits, Refusal, decode
 from tests.support.barcodes import drawn
 
 Kind = zxingcpp.BarcodeFormat
@@ -106,24 +107,20 @@ def test_a_code_in_a_photo_is_read(images_dir: Path) -> None:
     assert all(60 <= x <= 60 + code.width and 40 <= y <= 40 + code.height for x, y in found.polygon)
 
 
-@pytest.mark.filterwarnings("ignore")  # of damaged images
 def test_no_photo_has_a_code(images_dir: Path) -> None:
-    """In none of the images of the test data, which show no code, is one read."""
+    """In none of the images of the test data, which show no code, is one read, as they are and turned."""
     wrong, looked = {}, 0
-    for path in sorted(images_dir.rglob("*")):
+    for path in sorted(path for path in images_dir.rglob("*") if path.is_file()):
         try:
-            with Image.open(path) as image:
-                if image.width * image.height > 40_000_000:
-                    continue
-                pixels = image.convert("L")
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+            pixels = decode(path.read_bytes(), Limits(max_pixels=40_000_000)).image.convert("RGBA").convert("RGB")
+        except (Refusal, ValueError):  # ValueError: a mode that the sanitizer converts by its profile
             continue
         looked += 1
         for turned in (0, 45):
             if found := barcodes_in(pixels, width=pixels.width, height=pixels.height, turned=turned):
                 wrong[path.name, turned] = found
     assert not wrong
-    assert looked > 80
+    assert looked > 100
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 2), (3, 700)])
