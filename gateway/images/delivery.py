@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 Size = Annotated[str, Query(description=f"one of {', '.join(RENDITION_SIDES)}", max_length=64)]
 
 SHOWN = IMAGE_TYPES  # content types sent unchanged; SVG and PDF are not among them
+_EXTENSIONS = {kind: name for name, kind in MEDIA_TYPES.items()}
 _UNKNOWN = "application/octet-stream"
 SAFETY = {
     "Content-Security-Policy": "default-src 'none'; sandbox",

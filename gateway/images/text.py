@@ -35,6 +35,7 @@ from streams.read_model.records import ImageRecord
 log = logging.getLogger(__name__)
 
 _MOST_PIXELS = 50_000_000  # of an image that is decoded for a PDF
+_MOST_BYTES = 100_000_000  # of all images of a PDF; pages after that have their text alone
 _AT_ONCE = 2  # PDFs that are made at once: each may hold a decoded image
 _MEDIA_TYPES = {"text": "text/plain", "hocr": "application/xhtml+xml", "alto": "application/xml"}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -124,28 +125,41 @@ class ImageText:
         from gateway.images.text_formats.pdf import pdf  # noqa: PLC0415 - takes a second, and few processes need it
 
         async with self.pdfs:
-            images = {1: await self._image(record)}
+            images = await self._images(record)
             made = datetime.fromtimestamp(made_at(record.image_id), UTC)
             return await asyncio.to_thread(pdf, pages, images.get, made_at=made)
 
-    async def _image(self, record: ImageRecord) -> bytes | None:
-        """Return the bytes of the largest rendition, of an image without any the master; None if there is none."""
+    async def _images(self, record: ImageRecord) -> dict[int, bytes]:
+        """Return the bytes of each page's image, as far as they are stored and not too many.
+
+        Of the first page the largest rendition, without any the master.
+        """
         sized = [(each.width * each.height, each.object) for each in record.renditions]
         if not sized and record.master is not None:
             sized = [((record.width or 0) * (record.height or 0), record.master)]
-        stored: list[tuple[int, ObjectRef]] = [
-            (pixels, each)
-            for pixels, each in sized
-            if pixels <= _MOST_PIXELS and is_below(image_prefix(record.image_id), each.key)
-        ]
-        if not stored:
-            return None
-        _, largest = max(stored, key=lambda each: each[0])
+        first = max((each for each in sized if _shown(record, *each)), key=lambda each: each[0], default=None)
+        references = {1: first[1]} if first is not None else {}
+        for page in record.pages:
+            if _shown(record, page.width * page.height, page.object):
+                references[page.number] = page.object
+        images: dict[int, bytes] = {}
+        room = _MOST_BYTES
+        for number, reference in references.items():
+            room -= reference.size
+            if room >= 0 and (image := await self._bytes(record, reference)) is not None:
+                images[number] = image
+        return images
+
+    async def _bytes(self, record: ImageRecord, reference: ObjectRef) -> bytes | None:
         try:
-            return await bounded(self.files.get(largest.key, limit=largest.size), self.settings.storage_timeout_s)
+            return await bounded(self.files.get(reference.key, limit=reference.size), self.settings.storage_timeout_s)
         except (ObjectMissing, ValueError) as error:  # ValueError: longer than recorded
             log.warning("image of a PDF cannot be read", extra={"image_id": record.image_id, "error": repr(error)})
             return None
+
+
+def _shown(record: ImageRecord, pixels: int, reference: ObjectRef) -> bool:
+    return pixels <= _MOST_PIXELS and is_below(image_prefix(record.image_id), reference.key)
 
 
 def pages_of(record: ImageRecord, read: ReadText) -> tuple[TextPage, ...]:

@@ -32,11 +32,11 @@ _JPEG_QUALITY = 85
 _RIGHT_TO_LEFT = frozenset({"R", "AL"})
 _MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
 
-PageImage = Callable[[int], bytes | None]
-"""Returns the encoded image of a page, by its number from 1; None for a page without."""
+ImageOfPage = Callable[[int], bytes | None]
+"""Returns the encoded image of a page, by its number in the document, from 1; None for a page without."""
 
 
-def pdf(pages: Sequence[TextPage], image_of: PageImage, *, made_at: datetime) -> bytes:
+def pdf(pages: Sequence[TextPage], image_of: ImageOfPage, *, made_at: datetime) -> bytes:
     """Return pages as PDF 1.x; equal arguments give equal bytes.
 
     Pages are rotated until their text is upright; the longest side has 842 points, as A4 has. Images other than JPEG
@@ -50,12 +50,12 @@ def pdf(pages: Sequence[TextPage], image_of: PageImage, *, made_at: datetime) ->
         path = Path(folder) / "invisible.ttf"
         path.write_bytes(_font(letter for lines in laid_out for line in lines for w in line.words for letter in w.text))
         document.add_font(_FAMILY, fname=path)
-        for number, (page, lines) in enumerate(zip(pages, laid_out, strict=True), 1):
+        for page, lines in zip(pages, laid_out, strict=True):
             scale = _LONGEST / max(page.width, page.height)
             width, height = max(page.width * scale, _LEAST), max(page.height * scale, _LEAST)
             document.add_page(format=(height, width) if page.rotation in (90, 270) else (width, height))
             with document.rotation(-page.rotation, *_pivot(page.rotation, width, height)):
-                if (image := _as_jpeg(image_of(number))) is not None:
+                if (image := _as_jpeg(image_of(page.number))) is not None:
                     document.image(io.BytesIO(image), 0, 0, width, height)
                 document.text_mode = TextMode.INVISIBLE
                 for line in lines:

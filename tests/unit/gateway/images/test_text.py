@@ -17,7 +17,7 @@ from gateway.apps.components import QueryComponents
 from gateway.apps.embedded import embedded_app
 from gateway.client.clients import AsyncDarkroom
 from schemas.http.jobs import TextFormat
-from schemas.stored.results import ReadText, TextPage
+from schemas.stored.results import PageImage, ReadText, TextPage
 from schemas.values import (
     DEFAULT_OWNER,
     ImageId,
@@ -48,7 +48,9 @@ SPAN = TextSpan(
 )
 PAGE = TextPage(width=400, height=300, content="Hello <wörld>", spans=(SPAN,))
 READ = ReadText(content="Hello <wörld>", spans=(SPAN,), policy="auto")
-TWO_PAGES = ReadText(content="one\ftwo", spans=(SPAN,), policy="auto", pages=(PAGE, PAGE))
+TWO_PAGES = ReadText(
+    content="one\ftwo", spans=(SPAN,), policy="auto", pages=(PAGE, PAGE.model_copy(update={"number": 3}))
+)
 LINEAGE = Lineage(
     input_sha256="0" * 64, stage="ocr", stage_version="2", code_version="1", parameters_hash="0", duration_ms=1,
     event_id="1", computed_at="2026-03-01T10:20:30Z",
@@ -187,6 +189,25 @@ async def test_every_page_of_a_document_is_written(server: Server) -> None:
     assert (await server.get(image_id, "hocr")).text.count('class="ocr_page"') == 2
     assert (await server.get(image_id, "alto")).text.count("<Page ") == 2
     assert len(pypdfium2.PdfDocument((await server.get(image_id, "pdf")).content)) == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"), [({}, True), ({"number": 2}, False), ({"size": 10**9}, False)], ids=["stored", "other", "large"]
+)
+async def test_a_pdf_of_a_document_shows_each_page(server: Server, page: dict[str, int], shown: bool) -> None:
+    """Each page has the image of its number in the document; one that was left out or is too large has none."""
+    image_id = await server.image(TWO_PAGES)
+    stored = await server.picture(image_key(image_id, 1, "page-3.png"))
+    known = PageImage(
+        number=page.get("number", 3),
+        object=stored.model_copy(update={"size": page.get("size", stored.size)}),
+        width=80,
+        height=60,
+    )
+    await server.read_model.merge(image_id, 1, {"pages": [known.model_dump(mode="json")]})
+    answer = await server.get(image_id, "pdf")
+    pictures = [each.render(scale=0.1).to_pil().convert("RGB") for each in pypdfium2.PdfDocument(answer.content)]
+    assert [picture.getpixel((40, 30))[1] < 60 for picture in pictures] == [True, shown]
 
 
 @pytest.mark.parametrize("wanted", ["json", "text", "hocr", "alto", "pdf"])

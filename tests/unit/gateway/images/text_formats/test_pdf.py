@@ -134,7 +134,10 @@ def test_other_images_become_jpeg(kind: str, mode: str) -> None:
 
 def test_every_page_has_its_own_image_and_text() -> None:
     """Pages keep their order; one without an image has the text alone."""
-    pages = [page(span(["first"], 50)), page(span(["second"], 50), width=300, height=900)]
+    pages = [
+        page(span(["first"], 50)),
+        page(span(["second"], 50), width=300, height=900).model_copy(update={"number": 2}),
+    ]
     document = written(*pages, images={1: image("WEBP")})
     assert [text_of(document, number) for number in (0, 1)] == [["first"], ["second"]]
     assert document[1].get_height() == pytest.approx(842, abs=0.1)
