@@ -12,6 +12,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -27,10 +28,13 @@ from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model import with_breakers
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
-from streams.read_model.records import Filters, HistoryEntry, ImageRecord, StageRecord
+from streams.read_model.qdrant.conditions import unchanged
+from streams.read_model.qdrant.documents import new_token
+from streams.read_model.qdrant.model import QdrantReadModel
+from streams.read_model.records import HISTORY_LIMIT, Change, Filters, HistoryEntry, ImageRecord, StageRecord
 from streams.read_model.with_breakers import behind
 from streams.settings import BreakerSettings, QdrantSettings
-from tests.support.read_models import added, ref, stub, vector
+from tests.support.read_models import added, in_memory, ref, stub, vector
 
 
 async def test_a_new_record_is_read_as_written(model: ReadModel) -> None:
@@ -63,19 +67,60 @@ async def test_merges_change_only_their_keys(model: ReadModel) -> None:
     assert stored == pytest.approx(vector(1), abs=1e-5)
 
 
-async def test_a_merge_returns_the_image_as_it_is_afterwards(model: ReadModel) -> None:
-    """With `returned`, a merge reads those keys, also if it changed nothing; a missing image is None."""
+async def test_an_update_returns_the_image_as_it_is_afterwards(model: ReadModel) -> None:
+    """An update returns the keys it names as they are afterwards, also if nothing changes; None of a missing image."""
     record = stub()
     await model.begin(record)
     done = StageRecord(state=StageState.DONE)
-    assert await model.merge(record.image_id, 1, {"width": 7}, stages={"ocr": done}) is None
-    for generation in (1, 2):
-        found = await model.merge(record.image_id, generation, {"height": 8}, returned=("stages", "width"))
+    await model.merge(record.image_id, 1, {"width": 7}, stages={"ocr": done})
+    for change in (Change({"height": 8, "frames": 2}), None):
+        found = await model.update(record.image_id, lambda _: change, keys=("width", "frames"))  # noqa: B023
         assert found is not None
-        assert (found.generation, found.width, found.height, found.stages) == (1, 7, None, {"ocr": done})
+        assert (found.width, found.frames, found.stages) == (7, 2, {"ocr": done})
     known = await model.get(record.image_id)
     assert known is not None and known.height == 8
-    assert await model.merge(stub().image_id, 1, {"width": 7}, returned=("width",)) is None
+    assert await model.update(stub().image_id, lambda _: Change({"width": 7})) is None
+
+
+async def test_concurrent_updates_are_all_made(model: ReadModel) -> None:
+    """Each of many updates at once changes the image as the one before it left it."""
+    record = stub()
+    await model.begin(record)
+
+    def change(known: ImageRecord) -> Change:
+        time.sleep(0.001)  # another thread would read meanwhile
+        stage = StageRecord(state=StageState.DONE)
+        return Change({"width": (known.width or 0) + 1}, {f"stage-{known.width or 0}": stage})
+
+    await asyncio.gather(*(model.update(record.image_id, change, keys=("width",)) for _ in range(20)))
+    known = await model.get(record.image_id)
+    assert known is not None and (known.width, len(known.stages)) == (20, 20)
+
+
+async def test_an_update_sees_what_another_process_wrote_meanwhile() -> None:
+    """A write between an update's reading and its own is not overwritten: the change is made of the new record."""
+    async with in_memory("meanwhile") as model:
+        await check_written_meanwhile(model)
+
+
+async def check_written_meanwhile(model: QdrantReadModel) -> None:
+    """Write an image while it is updated."""
+    record = stub()
+    await model.begin(record)
+    seen: list[int | None] = []
+    done = StageRecord(state=StageState.DONE)
+
+    def change(known: ImageRecord) -> Change:
+        seen.append(known.width)
+        if len(seen) == 1:  # while the update is between its reading and its writing
+            payload, other = model._found([record.image_id], True)[record.image_id], Change({"width": 1}, {"ocr": done})
+            model._points.write([model._derivation.update(payload, other, new_token(), unchanged(payload))])
+        return Change({"width": (known.width or 0) + 10}, {"resizer": done}, history={"bb": entry("b")})
+
+    known = await model.update(record.image_id, change, keys=("width",))
+    assert seen == [None, 1]
+    assert known is not None and (known.width, set(known.stages)) == (11, {"ocr", "resizer"})
+    assert set(await model.history(record.image_id)) == {"bb"}
 
 
 async def test_analyses_are_merged_by_stage(model: ReadModel) -> None:
@@ -633,15 +678,16 @@ async def test_a_history_is_written_for_its_generation_only(model: ReadModel) ->
 
 
 async def test_a_history_can_be_trimmed_and_passed_on(model: ReadModel) -> None:
-    """Entries not kept are removed; a newer generation starts with exactly the given entries."""
+    """Above the limit the oldest reruns are removed; a newer generation starts with exactly the given entries."""
     record = stub()
     await model.begin(record)
     first, second = entry("a"), entry("b")
     await model.merge(record.image_id, 1, {}, history={"aa": first, "bb": second})
-    await model.keep_history(record.image_id, 2, {})
-    assert await model.history(record.image_id) == {"aa": first, "bb": second}
-    await model.keep_history(record.image_id, 1, {"bb": second})
-    assert await model.history(record.image_id) == {"bb": second}
+    later = {f"{n}": entry(f"{n}", run=7, at="2026-02-01T00:00:00.000Z") for n in range(HISTORY_LIMIT)}
+    await model.merge(record.image_id, 1, {}, history=later)
+    kept = await model.history(record.image_id)
+    assert len(kept) == HISTORY_LIMIT
+    assert kept.keys() >= {"aa", "bb"} and "0" not in kept
     await model.begin(record.model_copy(update={"generation": 2}), history={"bb": second})
     assert await model.history(record.image_id) == {"bb": second}
     await model.begin(record.model_copy(update={"generation": 3}))

@@ -34,13 +34,11 @@ from streams.read_model.qdrant.documents import (
     WORDS,
     Derivation,
     Payload,
-    replace_vectors,
     sequence,
-    set_payload,
     to_record,
     vectors_of_collection,
 )
-from streams.read_model.qdrant.points import CollectionInfo, Points, Write, index_kind
+from streams.read_model.qdrant.points import CollectionInfo, Points, Update, index_kind
 from streams.read_model.records import ImageRecord
 
 log = logging.getLogger(__name__)
@@ -164,7 +162,8 @@ class Collection:
             ],
         )
         held: Payload = {"holder": self._me, "held_until": time.time() + LEASE_S}
-        self._points.write([set_payload(held, free, _DESCRIPTION)])
+        lease = models.SetPayload(payload=held, filter=free, key=_DESCRIPTION)
+        self._points.write([models.SetPayloadOperation(set_payload=lease)])
         found = self._described()
         return found if found is not None and found.holder == self._me else None
 
@@ -177,15 +176,15 @@ class Collection:
         stale = {point.id: to_record(point.payload) for point in page}
         while stale:
             for record in stale.values():
-                self._points.write(self._derived(record))
+                self._points.write([self._derived(record)])
             # What was written meanwhile has derived its own keys only.
             now = self._points.retrieve(list(stale), RECORD)
             written = {point.id: to_record(point.payload) for point in now}
             stale = {i: record for i, record in written.items() if _version(record) != _version(stale[i])}
         return [point.id for point in page]
 
-    def _derived(self, record: ImageRecord) -> list[Write]:
-        """Return the operations that derive one record's keys and vectors, unless it is written meanwhile."""
+    def _derived(self, record: ImageRecord) -> Update:
+        """Return the write that derives one record's keys and vectors, unless it is written meanwhile."""
         point = self._derivation.point(record)
         payload = point.payload or {}
         derived = {key: payload.get(key) for key in _REWRITTEN if key in payload or key in WORDS.values()}
@@ -200,7 +199,7 @@ class Collection:
         )
         vectors = point.vector if isinstance(point.vector, dict) else {}
         stale = [name for name in SPARSE.values() if name not in vectors]
-        return [set_payload(derived, unchanged), *replace_vectors(record.image_id, vectors, stale, unchanged)]
+        return Update(record.image_id, unchanged, derived, vectors, stale)
 
     def _add_missing(self, info: CollectionInfo) -> None:
         """Add the vectors and indexes that the collection lacks."""

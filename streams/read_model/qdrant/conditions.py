@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from qdrant_client import models
 
 from schemas.values import ImageState
-from streams.read_model.qdrant.documents import LABEL_KEYS, SEARCHABLE, SEQUENCE, SPARSE, TOMBSTONE, WORDS
+from streams.read_model.qdrant.documents import LABEL_KEYS, SEARCHABLE, SEQUENCE, SPARSE, TOKEN, TOMBSTONE, WORDS
 from streams.read_model.records import VECTOR, Filters
 from streams.read_model.words import Analyzer, Term, label_key, token_number
 
@@ -37,9 +38,12 @@ def present(*must: models.Condition, owner: str | None = None) -> models.Filter:
     return models.Filter(must=[*owned, *must], must_not=[equals(TOMBSTONE, 1)])
 
 
-def of_generation(image_id: str, generation: int) -> models.Filter:
-    """Return the filter of one image, if it has this generation and is no tombstone."""
-    return present(has_id(image_id), equals("generation", generation))
+def unchanged(payload: Mapping[str, Any]) -> models.Filter:
+    """Return the filter of an image that is still as its payload was read: every write of a record sets the token."""
+    if TOKEN in payload:
+        return models.Filter(must=[has_id(payload["image_id"]), equals(TOKEN, payload[TOKEN])])
+    written_before = models.IsEmptyCondition(is_empty=models.PayloadField(key=TOKEN))
+    return present(has_id(payload["image_id"]), equals("generation", payload["generation"]), written_before)
 
 
 def listed(owner: str | None, wanted: Filters, analyzer: Analyzer) -> models.Filter:

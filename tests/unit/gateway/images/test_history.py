@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.indexing.fact_history import shortened
 from agents.stages.indexer import STAGE, index
 from schemas.events.facts import DeletionRequested, ImageAnnotated
 from schemas.stored.receipts import ReceiptKind
 from schemas.values import DEFAULT_OWNER, StageState, new_image_id
 from streams.kafka.messages import outgoing
-from streams.read_model.records import HISTORY_LIMIT, HistoryEntry
+from streams.read_model.records import HISTORY_LIMIT, HistoryEntry, shortened
 from streams.telemetry.tracing import new_traceparent, trace_id
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from streams.topics import FACTS
