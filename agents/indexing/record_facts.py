@@ -35,7 +35,7 @@ async def record(
     `find_stage` returns the stage whose result a StageCompleted carries. Raises Malformed.
     """
     learned = _learned(fact, find_stage)
-    history, fact_id = entry_of(fact, learned.state, learned.code), fact.id
+    history = entry_of(fact, learned.state, learned.code)
     found: list[ImageState] = []  # the image's state, each time it was read
 
     def change(known: ImageRecord) -> Change | None:
@@ -44,9 +44,9 @@ async def record(
         found.append(known.state)
         old = known.stages.get(learned.stage)
         if not outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
-            return Change(_end(fact_id, known, known.stages), history=history)
+            return Change(_end(fact, known, known.stages), history=history)
         stages = _stages(fact, learned, known)
-        end = _end(fact_id, known, {**known.stages, **stages})
+        end = _end(fact, known, {**known.stages, **stages})
         patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now(), **end}
         analysis = {learned.stage: learned.analysis} if learned.analysis is not None else {}
         return Change(patch, stages, analysis, history, learned.vector)
@@ -54,7 +54,7 @@ async def record(
     known = await update(fact, change, read_model, erasures)
     if known is None or not _writable(fact, known):
         return None
-    if found[0] is ImageState.PROCESSING and known.finished_by == fact_id:
+    if found[0] is ImageState.PROCESSING and _ended(fact, known):
         # A later generation began long after the image was accepted.
         _count(known.state, known.submitted_at if known.generation == 1 else None, known.finished_at)
     return known
@@ -62,10 +62,14 @@ async def record(
 
 async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Outcome | None:
     """Return the outcome if this fact ended the image, also when it is redelivered."""
-    return await _outcome(fact, read_model) if known.finished_by == fact.id else None
+    return await _outcome(fact, read_model) if _ended(fact, known) else None
 
 
-def _end(fact_id: str, known: ImageRecord, stages: Mapping[str, StageRecord]) -> dict[str, JsonValue]:
+def _ended(fact: Fact, known: ImageRecord) -> bool:
+    return known.finished_by is not None and known.finished_by == fact.id  # a hash, computed last
+
+
+def _end(fact: Fact, known: ImageRecord, stages: Mapping[str, StageRecord]) -> dict[str, JsonValue]:
     """Return the keys that change when an image with these stages ends; none if its state stays the same.
 
     A failed image that is being reprocessed is in the state processing again.
@@ -81,7 +85,7 @@ def _end(fact_id: str, known: ImageRecord, stages: Mapping[str, StageRecord]) ->
     return {
         "state": state.value,
         "finished_at": finished if ended else None,
-        "finished_by": fact_id if ended else None,
+        "finished_by": fact.id if ended else None,
         "updated_at": finished,
         "error_code": (blame.reason or ErrorCode.INTERNAL_ERROR.value) if blame else None,
         "error_message": (blame.message or "") if blame else None,

@@ -144,7 +144,8 @@ class Derivation:
 
     def point(self, record: ImageRecord, history: Mapping[str, HistoryEntry] | None = None) -> models.PointStruct:
         """Return the whole point of a record without a CLIP vector."""
-        payload: Payload = record.model_dump(mode="json", exclude_none=True)
+        known = record.model_dump(mode="json", exclude_none=True)
+        payload: Payload = {key: value for key, value in known.items() if value not in ([], {})}
         words = {key: form for key, form in self.words(payload).items() if form}
         derived = self.keys(payload, words)
         payload = {**stored(payload), **derived, SEQUENCE: sequence(record.image_id), TOKEN: new_token()}
