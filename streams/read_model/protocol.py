@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from pydantic import JsonValue
-
 from schemas.values import ImageState
-from streams.read_model.records import Change, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.records import Change, Filters, HistoryEntry, Hit, ImageRecord
 
 
 class ReadModel(Protocol):
@@ -28,22 +26,6 @@ class ReadModel(Protocol):
         Another owner's point is not changed.
         """
 
-    async def merge(
-        self,
-        image_id: str,
-        generation: int,
-        patch: Mapping[str, JsonValue],
-        *,
-        stages: Mapping[str, StageRecord] | None = None,
-        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
-        history: Mapping[str, HistoryEntry] | None = None,
-        vector: Sequence[float] | None = None,
-    ) -> None:
-        """Make a `Change` of one generation.
-
-        Update-only and conditional: a point that is missing, of another generation or deleted stays as it is.
-        """
-
     async def update(
         self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()
     ) -> ImageRecord | None:
@@ -51,7 +33,7 @@ class ReadModel(Protocol):
 
         Of the image, at least `keys` are read, as in `page`; None is returned if it is missing. The change is made of
         the image as the function got it, as a whole: if others have changed the image meanwhile, the function is called
-        again. It runs in a thread. A tombstone is returned without asking.
+        again. It runs in a thread. A tombstone is returned as it is.
         """
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:

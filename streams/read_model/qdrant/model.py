@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar, cast
 
-from pydantic import JsonValue
 from qdrant_client import models
 
 from schemas.values import ID_PATTERN, ImageState
@@ -40,7 +39,7 @@ from streams.read_model.qdrant.documents import (
 )
 from streams.read_model.qdrant.paging import newest, oldest
 from streams.read_model.qdrant.points import Points, Selected, StoredPoint, Write
-from streams.read_model.records import VECTOR, Change, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.records import VECTOR, Change, Filters, HistoryEntry, Hit, ImageRecord
 from streams.read_model.words import QUERY_TOKENS, Term, contains, has_phrase, words_of
 
 MANDATORY = ("image_id", "owner", "generation", "state", "deleted")  # read with every selection of keys
@@ -114,20 +113,6 @@ class QdrantReadModel:
         point = self._derivation.point(record, history)
         upsert = models.PointsList(points=[point], update_filter=where)
         await self._write([models.UpsertOperation(upsert=upsert)])
-
-    async def merge(
-        self,
-        image_id: str,
-        generation: int,
-        patch: Mapping[str, JsonValue],
-        *,
-        stages: Mapping[str, StageRecord] | None = None,
-        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
-        history: Mapping[str, HistoryEntry] | None = None,
-        vector: Sequence[float] | None = None,
-    ) -> None:
-        change = Change(patch, stages or {}, analysis or {}, history or {}, vector)
-        await self.update(image_id, lambda known: change if known.generation == generation else None)
 
     async def update(
         self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()

@@ -27,6 +27,7 @@ from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Emit, Resources, Skip
 from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import Facts, ref
+from tests.support.read_models import merge
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -312,7 +313,7 @@ async def test_objects_of_earlier_runs_are_removed(stores: Stores) -> None:
     written = {run: image_key(image, 1, "thumbnail.webp", run=run) for run in (0, 5, 7, 9)}
     master = ref("c", image_key(image, 1, "master.png"))
     await stores.put(*written.values(), master.key)
-    await stores.tools.read_model.merge(image, 1, {"master": master.model_dump(mode="json")})
+    await merge(stores.tools.read_model, image, 1, {"master": master.model_dump(mode="json")})
     await index(resized(0), stores.tools)
     stores.ahead_s = 2 * HOUR
     assert (await stores.janitor().sweep()).outdated == 0
