@@ -33,7 +33,7 @@ from streams.read_model.records import (
     StageRecord,
     shortened,
 )
-from streams.read_model.words import Analyzer, bm25_weights, joined, label_forms, texts_in
+from streams.read_model.words import Analyzer, bm25_weights, joined, label_forms, texts_in, together
 
 Payload = dict[str, JsonValue]
 Vectors = dict[str, list[float] | models.SparseVector]
@@ -84,12 +84,14 @@ SEARCHABLE: Mapping[str, Searchable] = {
 """Key of the record -> how it is searched. A further key costs this line, and a higher SCHEMA."""
 
 WORDS = {key: f"words_{key}" for key in SEARCHABLE}
-"""Searchable key -> the derived key with its tokens; at the top level, so that one operation sets it with the patch."""
+"""Searchable key -> the derived key with its tokens."""
+
+OTHER_WORDS = "words_other"  # the tokens of all of them but the text, which listings filter: an index takes 100 MB
 
 SPARSE = {key: f"words-{key}" for key in SEARCHABLE}
 """Searchable key -> the sparse vector that ranks it."""
 
-RECORD = models.PayloadSelectorExclude(exclude=[HISTORY, *WORDS.values()])
+RECORD = models.PayloadSelectorExclude(exclude=[HISTORY, *WORDS.values(), OTHER_WORDS])
 """Selects what `ImageRecord` reads."""
 
 INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams] = {
@@ -108,7 +110,7 @@ INDEXES: dict[str, models.PayloadSchemaType | models.KeywordIndexParams | models
             lowercase=False,
             phrase_matching=True,
         )
-        for key in WORDS.values()
+        for key in (WORDS["text"], OTHER_WORDS)
     },
 }
 """Payload key -> the index that it needs."""
@@ -120,9 +122,12 @@ class Derivation:
 
     analyzer: Analyzer = field(default_factory=Analyzer)
 
-    def keys(self, patch: Mapping[str, JsonValue], words: Mapping[str, str]) -> Payload:
-        """Return the derived keys of a patch, of which `words` are the searchable forms; None for none."""
+    def keys(self, patch: Mapping[str, JsonValue], words: Mapping[str, str], known: Mapping[str, Any]) -> Payload:
+        """Return the derived keys of a patch to a known payload; `words` are its searchable forms. None for none."""
         found: Payload = {WORDS[key]: form or None for key, form in words.items()}
+        if words.keys() - {"text"}:
+            forms = {**known, **found}
+            found[OTHER_WORDS] = together(forms.get(name) for key, name in WORDS.items() if key != "text") or None
         if "labels" in patch:
             labels = patch["labels"]
             found[LABEL_KEYS] = list(dict.fromkeys(_labels(labels))) if isinstance(labels, list | tuple) else None
@@ -147,7 +152,7 @@ class Derivation:
         known = record.model_dump(mode="json", exclude_none=True)
         payload: Payload = {key: value for key, value in known.items() if value not in ([], {})}
         words = {key: form for key, form in self.words(payload).items() if form}
-        derived = self.keys(payload, words)
+        derived = self.keys(payload, words, {})
         payload = {**stored(payload), **derived, SEQUENCE: sequence(record.image_id), TOKEN: new_token()}
         if history:
             payload[HISTORY] = as_text(history)
@@ -158,7 +163,7 @@ class Derivation:
     def update(self, found: Mapping[str, Any], change: Change, token: int, where: models.Filter) -> Update:
         """Return the write of a change to the point whose payload was found, its entries included."""
         words = self.words(change.patch)
-        payload = {**stored(change.patch), **self.keys(change.patch, words), TOKEN: token}
+        payload = {**stored(change.patch), **self.keys(change.patch, words, found), TOKEN: token}
         for key, added in zip(ENTRIES, (change.stages, change.analysis, change.history), strict=True):
             if added:
                 entries = {**_read(key, found.get(key) or {}), **added}

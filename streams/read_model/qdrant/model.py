@@ -68,7 +68,7 @@ class QdrantReadModel:
         self._threads = CallThreads(threads, name="read-model")
         # Of a collection that no other process has open: an update is not read again to see whether it was made.
         self._alone = threading.Lock() if points.exclusive else nullcontext()
-        self._collection = Collection(points, derivation, self._threads.run)
+        self._collection = Collection(points, derivation, self._threads.run, self._alone)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def open(self, fill: Callable[[], None] | None = None) -> None:
@@ -117,7 +117,7 @@ class QdrantReadModel:
     async def update(
         self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()
     ) -> ImageRecord | None:
-        selected = _selected([*keys, TOKEN, *ENTRIES])
+        selected = _selected([*keys, TOKEN, *ENTRIES, *(WORDS[key] for key in WORDS if key != "text")])
 
         def make() -> ImageRecord | None:
             written = None
