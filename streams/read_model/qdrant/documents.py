@@ -55,6 +55,8 @@ AS_TEXT = frozenset(
 )
 """Keys that are stored as JSON text."""
 
+_STRUCTURED = AS_TEXT - {HISTORY}  # of the record
+
 
 @dataclass(frozen=True, slots=True)
 class Searchable:
@@ -195,7 +197,8 @@ def as_text(value: object) -> str:
 
 def to_record(payload: Mapping[str, object]) -> ImageRecord:
     """Return the record in a payload, also of one that an earlier version has written."""
-    return ImageRecord.model_validate({key: _read(key, value) for key, value in payload.items() if key != HISTORY})
+    structured = {key: _read(key, payload[key]) for key in _STRUCTURED if key in payload}
+    return ImageRecord.model_validate({**payload, **structured})
 
 
 def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
@@ -206,7 +209,7 @@ def to_history(payload: Mapping[str, object]) -> dict[str, HistoryEntry]:
 
 def _read(key: str, value: Any) -> Any:
     """Return the value of a stored key; structured ones were stored as such until schema 3, and entries one by one."""
-    if key in AS_TEXT and isinstance(value, str):
+    if isinstance(value, str):
         return _stages(value) if key == "stages" else from_json(value)
     if key in ENTRIES and isinstance(value, dict):
         return {name: from_json(entry) if isinstance(entry, str) else entry for name, entry in value.items()}
