@@ -29,7 +29,6 @@ _TOKENIZERS = {
     models.TokenizerType.WHITESPACE: edge.TokenizerType.Whitespace,
     models.TokenizerType.WORD: edge.TokenizerType.Word,
 }
-_TESTS = frozenset(models.FieldCondition.model_fields) - {"key"}
 _DIRECTIONS = {models.Direction.ASC: edge.Direction.Asc, models.Direction.DESC: edge.Direction.Desc}
 
 
@@ -45,30 +44,22 @@ def to_filter(where: models.Filter) -> edge.Filter:
 def _conditions(found: Any) -> list[Any] | None:
     if found is None:
         return None
-    return [_condition(one) for one in (found if isinstance(found, list) else [found])]
+    return [_translated(one) for one in (found if isinstance(found, list) else [found])]
 
 
-def _condition(condition: Any) -> Any:
-    translate = _CONDITIONS.get(type(condition))
+def _translated(part: Any) -> Any:
+    """Return a condition, or what a field is compared with."""
+    translate = _TRANSLATIONS.get(type(part))
     if translate is None:
-        raise TypeError(f"condition {condition!r} is not translated")
-    return translate(condition)
+        raise TypeError(f"{part!r} is not translated")
+    return translate(part)
 
 
 def _field(condition: models.FieldCondition) -> edge.FieldCondition:
-    given = condition.model_fields_set & _TESTS
-    if given == {"match"} and condition.match is not None:
-        return edge.FieldCondition(condition.key, match=_match(condition.match))
-    if given == {"range"} and condition.range is not None:
-        return edge.FieldCondition(condition.key, range=_range(condition.range))
-    raise TypeError(f"condition {condition!r} is not translated")
-
-
-def _match(match_: Any) -> Any:
-    translate = _MATCHES.get(type(match_))
-    if translate is None:
-        raise TypeError(f"match {match_!r} is not translated")
-    return translate(match_)
+    given = condition.model_fields_set - {"key"}
+    if given not in ({"match"}, {"range"}):
+        raise TypeError(f"condition {condition!r} is not translated")
+    return edge.FieldCondition(condition.key, **{name: _translated(getattr(condition, name)) for name in given})
 
 
 def _value(match_: models.MatchValue) -> edge.MatchValue:
@@ -77,11 +68,8 @@ def _value(match_: models.MatchValue) -> edge.MatchValue:
     return edge.MatchValue(match_.value)
 
 
-def _range(between: models.Range | models.DatetimeRange) -> Any:
-    ends = {name: getattr(between, name) for name in ("gt", "gte", "lt", "lte")}
-    if isinstance(between, models.DatetimeRange):
-        return edge.RangeDateTime(**{name: _time(end) for name, end in ends.items()})
-    return edge.RangeFloat(**ends)
+def _ends(between: models.Range | models.DatetimeRange) -> dict[str, Any]:
+    return {name: getattr(between, name) for name in ("gt", "gte", "lt", "lte")}
 
 
 def _time(end: datetime | date | None) -> str | None:
@@ -92,17 +80,19 @@ def _time(end: datetime | date | None) -> str | None:
 
 
 # By type: matching a pattern asks each of the client's classes whether it is the object's, which takes 1 µs.
-_CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
+_TRANSLATIONS: Mapping[type, Callable[[Any], Any]] = {
     models.Filter: to_filter,
     models.HasIdCondition: lambda condition: edge.HasIdCondition({str(one) for one in condition.has_id}),
     models.IsEmptyCondition: lambda condition: edge.IsEmptyCondition(condition.is_empty.key),
     models.FieldCondition: _field,
-}
-_MATCHES: Mapping[type, Callable[[Any], Any]] = {
     models.MatchValue: _value,
     models.MatchAny: lambda match_: edge.MatchAny([str(value) for value in match_.any]),
     models.MatchText: lambda match_: edge.MatchText(match_.text),
     models.MatchPhrase: lambda match_: edge.MatchPhrase(match_.phrase),
+    models.Range: lambda between: edge.RangeFloat(**_ends(between)),
+    models.DatetimeRange: lambda between: edge.RangeDateTime(
+        **{name: _time(end) for name, end in _ends(between).items()}
+    ),
 }
 
 
