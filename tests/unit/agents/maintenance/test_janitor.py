@@ -333,7 +333,7 @@ async def test_the_pages_of_a_document_stay(stores: Stores) -> None:
     master, page = (ref("c", key).model_dump(mode="json") for key in kept)
     pages: JsonValue = [{"number": 2, "object": page, "width": 1, "height": 1}]
     await index(Facts(image).sanitized(), stores.tools)
-    await stores.tools.read_model.merge(image, 1, {"master": master, "pages": pages})
+    await merge(stores.tools.read_model, image, 1, {"master": master, "pages": pages})
     record = await stores.tools.read_model.get(image)
     assert record is not None
     assert [ref.key for ref in record.sanitized()] == kept
