@@ -34,6 +34,15 @@ class Barcode(Value):
     )
 
 
+def check() -> None:
+    """Read a code that is drawn for it. Raises ValueError if anything else is read."""
+    code = zxingcpp.create_barcode("DARKROOM", zxingcpp.BarcodeFormat.QRCode)
+    drawn = Image.fromarray(np.asarray(code.to_image(scale=4)))
+    found = [code.value for code in barcodes_in(drawn, width=drawn.width, height=drawn.height)]
+    if found != ["DARKROOM"]:
+        raise ValueError(f"{found} was read instead of DARKROOM")
+
+
 def barcodes_in(
     image: Image.Image, *, width: int, height: int, most: int = MOST_CODES, turned: float = 0
 ) -> tuple[Barcode, ...]:

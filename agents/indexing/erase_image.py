@@ -22,7 +22,7 @@ from streams.object_store.protocol import FileStore
 from streams.object_store.receipts import generation_of, job_of, read_receipt, receipt_keys
 from streams.object_store.tombstones import Tombstones, objects_of
 from streams.read_model.protocol import ReadModel
-from streams.read_model.records import ImageRecord
+from streams.read_model.records import Change, ImageRecord
 
 
 class Done(Enum):
@@ -72,7 +72,8 @@ async def erase(
     if known is not None and not known.deleted:
         # From here on the image does not count as a user of its bytes, so that the last of two concurrent deletions
         # removes them.
-        await read_model.merge(event.image_id, known.generation, {"state": ImageState.DELETED.value})
+        going, generation = Change({"state": ImageState.DELETED.value}), known.generation
+        await read_model.update(event.image_id, lambda now: going if now.generation == generation else None)
     noted = await erasures.noted_hashes(event.image_id)
     found = await belongings(event.image_id, event.owner, event.generation, noted, read_model, files)
     found.receipts = list(receipts)

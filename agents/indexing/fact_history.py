@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from schemas.events.envelope import Event, now, parameters_hash
 from schemas.events.facts import Fact
 from schemas.values import ErrorCode, StageState
-from streams.read_model.protocol import ReadModel
-from streams.read_model.records import HISTORY_LIMIT, HistoryEntry
+from streams.read_model.records import HistoryEntry
 from streams.telemetry.tracing import current_origin
 
 
@@ -21,8 +19,9 @@ def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | 
     """
     origin = current_origin()
     report = event.report if isinstance(event, Fact) else None
+    event_id = event.id
     entry = HistoryEntry(
-        event_id=event.id,
+        event_id=event_id,
         type=event.type,
         generation=event.generation,
         stage=event.producing_stage(),
@@ -41,26 +40,7 @@ def entry_of(event: Event, state: StageState | None = None, reason: ErrorCode | 
         partition=_number(origin.partition) if origin else None,
         offset=_number(origin.offset) if origin else None,
     )
-    return {parameters_hash({"id": event.id, "at": event.occurred_at}): entry}
-
-
-async def keep_short(image_id: str, generation: int, read_model: ReadModel) -> None:
-    """Remove the oldest entries above the limit: those of reruns first, then repetitions."""
-    entries = await read_model.history(image_id)
-    if len(entries) > HISTORY_LIMIT:
-        await read_model.keep_history(image_id, generation, shortened(entries))
-
-
-def shortened(entries: Mapping[str, HistoryEntry]) -> dict[str, HistoryEntry]:
-    """Return the entries to keep; the first of each stage and generation is among them if the limit allows."""
-    oldest_first = sorted(entries, key=lambda name: (entries[name].occurred_at, name))
-    firsts: dict[tuple[str, int], str] = {}
-    for name in oldest_first:
-        firsts.setdefault((entries[name].stage, entries[name].generation), name)
-    first = set(firsts.values())
-    least_first = sorted(oldest_first, key=lambda name: (name in first, entries[name].run == 0))
-    kept = set(least_first[-HISTORY_LIMIT:])
-    return {name: entry for name, entry in entries.items() if name in kept}
+    return {parameters_hash({"id": event_id, "at": event.occurred_at}): entry}
 
 
 def _when(milliseconds: int) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 
 from pydantic import JsonValue, ValidationError
 
 from agents.core.merge import Learned, decide, learn, outranks, to_blame, unless_annotated
-from agents.indexing.fact_history import entry_of, keep_short
+from agents.indexing.fact_history import entry_of
 from agents.indexing.outcome_event import outcome_of
-from agents.indexing.record_annotations import PROGRESS_KEYS, begun
+from agents.indexing.record_annotations import is_writable, update
 from schemas.events.envelope import now
 from schemas.events.facts import Fact, StageCompleted
 from schemas.events.outcomes import Outcome
@@ -20,7 +21,7 @@ from streams.errors import Malformed
 from streams.object_store.keys import image_prefix, is_below
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
-from streams.read_model.records import DIMENSIONS, ImageRecord, StageRecord
+from streams.read_model.records import DIMENSIONS, Change, ImageRecord, StageRecord
 from streams.stage import FindStage, no_stages
 from streams.telemetry import metrics
 
@@ -28,52 +29,60 @@ from streams.telemetry import metrics
 async def record(
     fact: Fact, read_model: ReadModel, erasures: Tombstones, find_stage: FindStage = no_stages
 ) -> ImageRecord | None:
-    """Write a fact; return the updated record, of which only the PROGRESS_KEYS are read.
+    """Write a fact, and the end of the image if it ends it; return the record, of which only PROGRESS_KEYS are read.
 
     None if the fact was dropped: its generation is superseded, the image is deleted, or it is another owner's.
     `find_stage` returns the stage whose result a StageCompleted carries. Raises Malformed.
     """
     learned = _learned(fact, find_stage)
-    known = await begun(fact, read_model, erasures)
+    history = entry_of(fact, learned.state, learned.code)
+    found: list[ImageState] = []  # the image's state, each time it was read
+
+    def change(known: ImageRecord) -> Change | None:
+        if not _writable(fact, known):
+            return None
+        found.append(known.state)
+        old = known.stages.get(learned.stage)
+        if not outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
+            return Change(_end(fact, known, known.stages), history=history)
+        stages = _stages(fact, learned, known)
+        end = _end(fact, known, {**known.stages, **stages})
+        patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now(), **end}
+        analysis = {learned.stage: learned.analysis} if learned.analysis is not None else {}
+        return Change(patch, stages, analysis, history, learned.vector)
+
+    known = await update(fact, change, read_model, erasures)
     if known is None or not _writable(fact, known):
         return None
-    old, entry = known.stages.get(learned.stage), entry_of(fact, learned.state, learned.code)
-    if outranks(learned.state, old.state if old else None, run=fact.run, known_run=old.run if old else 0):
-        patch: dict[str, JsonValue] = {**unless_annotated(learned.keys, known.revision), "updated_at": now()}
-        stages = _stages(fact, learned, known)
-        analysis = {learned.stage: learned.analysis} if learned.analysis is not None else None
-        known = await read_model.merge(
-            fact.image_id,
-            fact.generation,
-            patch,
-            stages=stages,
-            analysis=analysis,
-            history=entry,
-            vector=learned.vector,
-            returned=PROGRESS_KEYS,
-        )
-    else:
-        await read_model.merge(fact.image_id, fact.generation, {}, history=entry)
-    if old is not None:  # otherwise there are as many entries as stages, well below the limit
-        await keep_short(fact.image_id, fact.generation, read_model)
-    return known if known is not None and _writable(fact, known) else None
+    if found[0] is ImageState.PROCESSING and _ended(fact, known):
+        # A later generation began long after the image was accepted.
+        _count(known.state, known.submitted_at if known.generation == 1 else None, known.finished_at)
+    return known
 
 
 async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Outcome | None:
-    """Return the outcome if this fact ended the image, and record it.
+    """Return the outcome if this fact ended the image, also when it is redelivered."""
+    return await _outcome(fact, read_model) if _ended(fact, known) else None
 
-    A redelivered fact returns its outcome again; any other fact of an image that has ended returns None. A failed
-    image that is being reprocessed is in the state processing again.
+
+def _ended(fact: Fact, known: ImageRecord) -> bool:
+    return known.finished_by is not None and known.finished_by == fact.id  # a hash, computed last
+
+
+def _end(fact: Fact, known: ImageRecord, stages: Mapping[str, StageRecord]) -> dict[str, JsonValue]:
+    """Return the keys that change when an image with these stages ends; none if its state stays the same.
+
+    A failed image that is being reprocessed is in the state processing again.
     """
-    states = {name: stage.state for name, stage in known.stages.items()}
+    states = {name: stage.state for name, stage in stages.items()}
     state = decide(known.required, states)
     if state is known.state:
-        return await _outcome(fact, read_model) if known.finished_by == fact.id else None
+        return {}
     ended = state is not ImageState.PROCESSING
     blamed = to_blame(state, known.required, states)
-    blame = known.stages[blamed] if blamed else None
+    blame = stages[blamed] if blamed else None
     finished = now()
-    changes: dict[str, JsonValue] = {
+    return {
         "state": state.value,
         "finished_at": finished if ended else None,
         "finished_by": fact.id if ended else None,
@@ -81,13 +90,6 @@ async def conclude(fact: Fact, known: ImageRecord, read_model: ReadModel) -> Out
         "error_code": (blame.reason or ErrorCode.INTERNAL_ERROR.value) if blame else None,
         "error_message": (blame.message or "") if blame else None,
     }
-    await read_model.merge(fact.image_id, fact.generation, changes)
-    if not ended:
-        return None
-    if known.state is ImageState.PROCESSING:
-        # A later generation began long after the image was accepted.
-        _count(state, known.submitted_at if known.generation == 1 else None, finished)
-    return await _outcome(fact, read_model)
 
 
 async def _outcome(fact: Fact, read_model: ReadModel) -> Outcome | None:
@@ -138,8 +140,7 @@ def learn_completed(fact: StageCompleted, find_stage: FindStage) -> Learned:
 
 
 def _writable(fact: Fact, known: ImageRecord) -> bool:
-    ours = known.owner == fact.owner and known.generation == fact.generation
-    return ours and not known.deleted and known.state is not ImageState.DELETED
+    return known.generation == fact.generation and is_writable(fact, known)
 
 
 def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, StageRecord]:
@@ -165,8 +166,8 @@ def _stages(fact: Fact, learned: Learned, known: ImageRecord) -> dict[str, Stage
     return found
 
 
-def _count(state: ImageState, submitted_at: str | None, finished_at: str) -> None:
+def _count(state: ImageState, submitted_at: str | None, finished_at: str | None) -> None:
     metrics.IMAGES.labels(state.value).inc()
     with suppress(ValueError, TypeError):  # another service may write no time, or one without a zone
-        seconds = datetime.fromisoformat(finished_at) - datetime.fromisoformat(submitted_at or "")
+        seconds = datetime.fromisoformat(finished_at or "") - datetime.fromisoformat(submitted_at or "")
         metrics.IMAGE_SECONDS.labels(state.value).observe(max(0.0, seconds.total_seconds()))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from agents.core.merge import FETCHER, SANITIZER, unless_annotated
-from agents.indexing.record_annotations import begun
+from agents.indexing.record_annotations import is_writable, update
 from schemas.events.envelope import now
 from schemas.events.facts import StageRetrying
 from schemas.events.intake import SUBMISSION
-from schemas.values import ImageState
 from streams.object_store.tombstones import Tombstones
 from streams.read_model.protocol import ReadModel
-from streams.read_model.records import StageRetry
+from streams.read_model.records import Change, ImageRecord, StageRetry
 
 
 async def note_retry(event: StageRetrying, read_model: ReadModel, erasures: Tombstones) -> bool:
@@ -20,23 +19,25 @@ async def note_retry(event: StageRetrying, read_model: ReadModel, erasures: Tomb
 
     The latest try wins; a stage that has ended stays as it is.
     """
-    known = await begun(event, read_model, erasures)
-    if known is None or known.deleted or known.state is ImageState.DELETED:
-        return False
-    if (known.owner, known.generation) != (event.owner, event.generation):
-        return False
-    stage, last = event.report.stage, known.retries.get(event.report.stage)
-    if stage in known.stages or (last is not None and last.attempts >= event.report.attempts):
-        return True
-    retry = StageRetry(
-        attempts=event.report.attempts, code=event.code, message=event.message, next_try_at=event.next_try_at
-    )
-    retries: dict[str, JsonValue] = {
-        name: one.model_dump(mode="json") for name, one in {**known.retries, stage: retry}.items()
-    }
-    patch = unless_annotated(_submitted(event), known.revision)
-    await read_model.merge(event.image_id, event.generation, {**patch, "retries": retries, "updated_at": now()})
-    return True
+
+    def change(known: ImageRecord) -> Change | None:
+        stage, last = event.report.stage, known.retries.get(event.report.stage)
+        if not applies(known) or stage in known.stages or (last and last.attempts >= event.report.attempts):
+            return None
+        retry = StageRetry(
+            attempts=event.report.attempts, code=event.code, message=event.message, next_try_at=event.next_try_at
+        )
+        retries: dict[str, JsonValue] = {
+            name: one.model_dump(mode="json") for name, one in {**known.retries, stage: retry}.items()
+        }
+        patch = unless_annotated(_submitted(event), known.revision)
+        return Change({**patch, "retries": retries, "updated_at": now()})
+
+    def applies(known: ImageRecord) -> bool:
+        return is_writable(event, known) and known.generation == event.generation
+
+    known = await update(event, change, read_model, erasures)
+    return known is not None and applies(known)
 
 
 def _submitted(event: StageRetrying) -> dict[str, JsonValue]:

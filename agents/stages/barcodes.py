@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, JsonValue
 
-from agents.core.barcodes import MOST_CODES, VERSION, Barcode, barcodes_in
+from agents.core.barcodes import MOST_CODES, VERSION, Barcode, barcodes_in, check
 from agents.models.loading import open_master
 from schemas.events.facts import ImageSanitized
 from schemas.stored.results import StageResult
@@ -73,13 +73,18 @@ def _look(master: bytes, size: tuple[int, int], settings: BarcodesSettings) -> t
     width, height = size
     with engine_errors("barcodes"):
         image = open_master(master, largest_side=settings.side)
-        image.thumbnail((settings.side, settings.side))
         for degrees in (0, _ASKEW):
             if found := barcodes_in(image, width=width, height=height, most=settings.max_codes, turned=degrees):
                 return found
         if max(size) <= settings.side:
             return ()
         return barcodes_in(open_master(master), width=width, height=height, most=settings.max_codes)
+
+
+async def probe(tools: Tools) -> None:
+    """Read a drawn code, and write to the object store; raise what fails."""
+    await asyncio.to_thread(check)
+    await tools.files.check()
 
 
 def _parameters(_event: ImageSanitized, tools: Tools) -> Mapping[str, JsonValue]:
@@ -102,6 +107,7 @@ STAGE: Stage[ImageSanitized, Tools, FoundBarcodes] = Stage(
     settings=BarcodesSettings,
     open=open_tools,
     process=find_barcodes,
+    probe=probe,
     once=Once(result=FoundBarcodes, input=lambda event: event.image.master, parameters=_parameters),
     record=_record,
     public=("codes",),

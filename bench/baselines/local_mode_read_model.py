@@ -20,7 +20,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 from qdrant_client import QdrantClient, models
 
-from streams.read_model.records import DIMENSIONS, VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.records import DIMENSIONS, VECTOR, Change, Filters, HistoryEntry, Hit, ImageRecord
 from streams.read_model.words import label_key, words_of
 
 NAME = "images"
@@ -80,34 +80,25 @@ class LocalModeReadModel:
 
         await self._call(write)
 
-    async def merge(
-        self,
-        image_id: str,
-        generation: int,
-        patch: Mapping[str, JsonValue],
-        *,
-        stages: Mapping[str, StageRecord] | None = None,
-        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
-        history: Mapping[str, HistoryEntry] | None = None,
-        vector: Sequence[float] | None = None,
-    ) -> None:
-        def write() -> None:
-            found = self._qdrant.retrieve(NAME, [image_id], with_payload=True, with_vectors=True)
-            if not found or not found[0].payload:
-                return
-            payload = found[0].payload
-            if payload["generation"] != generation or payload["deleted"]:
-                return
-            payload |= patch
-            for name, stage in (stages or {}).items():
+    async def update(
+        self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()
+    ) -> ImageRecord | None:
+        def write() -> ImageRecord | None:
+            known = self._get(image_id)
+            made = change(known) if known is not None and not known.deleted else None
+            if made is None:
+                return known
+            (found,) = self._qdrant.retrieve(NAME, [image_id], with_payload=True, with_vectors=True)
+            payload = {**(found.payload or {}), **made.patch}
+            for name, stage in made.stages.items():
                 payload.setdefault("stages", {})[name] = stage.model_dump(mode="json", exclude_none=True)
-            if history:
-                payload["history"] = payload.get("history", {}) | _entries(history)
-            kept = found[0].vector if isinstance(found[0].vector, dict) else {}
-            vectors = kept if vector is None else {VECTOR: list(vector)}
+            payload["history"] = payload.get("history", {}) | _entries(made.history)
+            kept = found.vector if isinstance(found.vector, dict) else {}
+            vectors = kept if made.vector is None else {VECTOR: list(made.vector)}
             self._put(image_id, {key: value for key, value in payload.items() if value is not None}, vectors)
+            return self._get(image_id)
 
-        await self._call(write)
+        return await self._call(write)
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         def read() -> dict[str, HistoryEntry]:

@@ -20,7 +20,7 @@ def acls(
     principal: Annotated[
         str, typer.Option(help="Kafka principal of the process; {process} is replaced by its name.")
     ] = "User:{process}",
-    table: Annotated[bool, typer.Option("--table", help="Print the table of docs/kafka-security.md instead.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the table of docs/kafka-acls.md instead.")] = False,
 ) -> None:
     """Print the commands that grant each process its ACLs; see docs/kafka-security.md."""
     if table:
@@ -46,7 +46,7 @@ def grants(kafka: KafkaSettings, rules: Iterable[Rule], principal: str) -> list[
 
 
 def acl_table() -> str:
-    """Return the table of docs/kafka-security.md: per process, the resources with the same operations in one row."""
+    """Return the table of docs/kafka-acls.md: per process, the resources with the same operations in one row."""
     lines = ["| process | operations | on |", "|---|---|---|"]
     for process, rules in roles().items():
         rows: dict[tuple[Resource, str], list[str]] = {}

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from agents.maintenance.janitor import JanitorSettings
 from agents.maintenance.reconciler import ReconcilerSettings
 from agents.pipeline import stage
+from darkroom.commands.acls import acl_table
 from darkroom.generate import files
 from darkroom.generate.asyncapi import asyncapi
 from darkroom.generate.openapi import openapi
@@ -48,6 +49,7 @@ def reference() -> dict[str, str]:
     pages["errors.md"] = errors_page()
     pages["permissions.md"] = permissions_page()
     pages["stages.md"] = stages_page()
+    pages["kafka-acls.md"] = acls_page()
     return pages
 
 
@@ -77,6 +79,12 @@ def stages_page() -> str:
         _table(head, map(_stage_row, stages().values())),
     ]
     return "".join(text)
+
+
+def acls_page() -> str:
+    """Return the table of what each process may do with which topics and groups."""
+    text = "Names come without the prefix; how to grant them: [kafka-security.md](kafka-security.md).\n\n"
+    return "# ACLs of Kafka\n\n" + MADE + text + acl_table()
 
 
 def _stage_row(found: Stage[Any, Any, Any]) -> tuple[str, ...]:

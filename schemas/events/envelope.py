@@ -132,9 +132,12 @@ class Outgoing:
     headers: Headers = field(default=())
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def parameters_hash(parameters: Mapping[str, JsonValue]) -> str:
     """Return 16 hex digits that identify a set of parameters."""
-    canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = _CANONICAL.encode(parameters)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

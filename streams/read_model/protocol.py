@@ -6,13 +6,11 @@ implementation, on a server or on the same engine in this process; one contract 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from pydantic import JsonValue
-
 from schemas.values import ImageState
-from streams.read_model.records import Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.records import Change, Filters, HistoryEntry, Hit, ImageRecord
 
 
 class ReadModel(Protocol):
@@ -28,29 +26,18 @@ class ReadModel(Protocol):
         Another owner's point is not changed.
         """
 
-    async def merge(
-        self,
-        image_id: str,
-        generation: int,
-        patch: Mapping[str, JsonValue],
-        *,
-        stages: Mapping[str, StageRecord] | None = None,
-        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
-        history: Mapping[str, HistoryEntry] | None = None,
-        vector: Sequence[float] | None = None,
-        returned: Sequence[str] | None = None,
+    async def update(
+        self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()
     ) -> ImageRecord | None:
-        """Write top-level keys, single stages, analyses and history entries, and the vector, of one generation.
+        """Make the change that a function returns of an image, None for none; return the image as it is afterwards.
 
-        Update-only and conditional: a point that is missing, of another generation or deleted stays as it is. A None
-        removes its key. With `returned`, the image is read afterwards: `get` with these `keys`; else None is returned.
+        Of the image, at least `keys` are read, as in `page`; None is returned if it is missing. The change is made of
+        the image as the function got it, as a whole: if others have changed the image meanwhile, the function is called
+        again. It runs in a thread. A tombstone is returned as it is.
         """
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         """Return an image's history entries by name."""
-
-    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
-        """Remove all history entries but these, under the same condition as `merge`."""
 
     async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
         """Replace a point by a tombstone (owner, generation, deleted) without personal data or vector.

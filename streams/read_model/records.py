@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pydantic import Field, JsonValue
@@ -124,6 +125,17 @@ class ImageRecord(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What is written to a record; stages, analyses and history entries by name, beside those that are there."""
+
+    patch: Mapping[str, JsonValue] = field(default_factory=dict)  # top-level keys; None removes one
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    analysis: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+    history: Mapping[str, HistoryEntry] = field(default_factory=dict)  # above HISTORY_LIMIT, the oldest are removed
+    vector: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One result of a search."""
 
@@ -144,3 +156,15 @@ class Filters:
     since: datetime | None = None  # submitted then or later
     until: datetime | None = None  # submitted earlier
     text: str | None = None  # words that are all in the image's text
+
+
+def shortened(entries: Mapping[str, HistoryEntry]) -> dict[str, HistoryEntry]:
+    """Return the entries to keep: first those of reruns are removed, then repetitions, the oldest first."""
+    oldest_first = sorted(entries, key=lambda name: (entries[name].occurred_at, name))
+    firsts: dict[tuple[str, int], str] = {}
+    for name in oldest_first:
+        firsts.setdefault((entries[name].stage, entries[name].generation), name)
+    first = set(firsts.values())
+    least_first = sorted(oldest_first, key=lambda name: (name in first, entries[name].run == 0))
+    kept = set(least_first[-HISTORY_LIMIT:])
+    return {name: entry for name, entry in entries.items() if name in kept}

@@ -14,7 +14,7 @@ from streams.read_model.protocol import ReadModel
 
 READS = "read-model"
 WRITES = "read-model-writes"
-_WRITING = frozenset({"begin", "merge", "keep_history", "write_tombstone", "purge"})
+_WRITING = frozenset({"begin", "update", "write_tombstone", "purge"})
 _READING = frozenset(
     {"get", "history", "find", "page", "search_vector", "search_words", "vector_of", "uses_of", "count", "scan"}
 )

@@ -107,7 +107,12 @@ def label_forms(label: str) -> tuple[str, ...]:
 
 def joined(values: Iterable[Sequence[str]]) -> str:
     """Return the searchable form of a document: the tokens of its values, in order, separated by spaces."""
-    return f" {BREAK} ".join(" ".join(tokens) for tokens in values if tokens)
+    return together(" ".join(tokens) for tokens in values)
+
+
+def together(forms: Iterable[str | None]) -> str:
+    """Return the searchable form of several documents in theirs."""
+    return f" {BREAK} ".join(form for form in forms if form)
 
 
 def contains(document: str, term: Term) -> bool:

@@ -12,6 +12,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -27,10 +28,13 @@ from streams.errors import DependencyUnavailable, NotReady
 from streams.read_model import with_breakers
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
-from streams.read_model.records import Filters, HistoryEntry, ImageRecord, StageRecord
+from streams.read_model.qdrant.conditions import unchanged
+from streams.read_model.qdrant.documents import new_token
+from streams.read_model.qdrant.model import QdrantReadModel
+from streams.read_model.records import HISTORY_LIMIT, Change, Filters, HistoryEntry, ImageRecord, StageRecord
 from streams.read_model.with_breakers import behind
 from streams.settings import BreakerSettings, QdrantSettings
-from tests.support.read_models import added, ref, stub, vector
+from tests.support.read_models import added, in_memory, merge, ref, stub, vector
 
 
 async def test_a_new_record_is_read_as_written(model: ReadModel) -> None:
@@ -39,7 +43,7 @@ async def test_a_new_record_is_read_as_written(model: ReadModel) -> None:
     assert await model.get(record.image_id) is None
     await model.begin(record)
     assert await model.get(record.image_id) == record
-    await model.merge(record.image_id, 1, {"width": 7})
+    await merge(model, record.image_id, 1, {"width": 7})
     await model.begin(record)
     assert await model.get(record.image_id) == record.model_copy(update={"width": 7})
     assert await model.vector_of(record.image_id) is None
@@ -51,10 +55,10 @@ async def test_merges_change_only_their_keys(model: ReadModel) -> None:
     done = StageRecord(state=StageState.DONE, version="1", duration_ms=3, result=ref("a"))
     skipped = StageRecord(state=StageState.SKIPPED, reason="model-unavailable", message="no weights")
     await model.begin(record)
-    await model.merge(record.image_id, 1, {"text": "Hello", "text_confidence": 0.5}, stages={"ocr": done})
-    await model.merge(record.image_id, 1, {"width": 10}, stages={"detector": skipped})
-    await model.merge(record.image_id, 1, {"has_vector": True}, vector=vector(1))
-    await model.merge(record.image_id, 1, {})
+    await merge(model, record.image_id, 1, {"text": "Hello", "text_confidence": 0.5}, stages={"ocr": done})
+    await merge(model, record.image_id, 1, {"width": 10}, stages={"detector": skipped})
+    await merge(model, record.image_id, 1, {"has_vector": True}, vector=vector(1))
+    await merge(model, record.image_id, 1, {})
     found = await model.get(record.image_id)
     assert found is not None
     assert (found.text, found.text_confidence, found.width, found.has_vector) == ("Hello", 0.5, 10, True)
@@ -63,29 +67,70 @@ async def test_merges_change_only_their_keys(model: ReadModel) -> None:
     assert stored == pytest.approx(vector(1), abs=1e-5)
 
 
-async def test_a_merge_returns_the_image_as_it_is_afterwards(model: ReadModel) -> None:
-    """With `returned`, a merge reads those keys, also if it changed nothing; a missing image is None."""
+async def test_an_update_returns_the_image_as_it_is_afterwards(model: ReadModel) -> None:
+    """An update returns the keys it names as they are afterwards, also if nothing changes; None of a missing image."""
     record = stub()
     await model.begin(record)
     done = StageRecord(state=StageState.DONE)
-    assert await model.merge(record.image_id, 1, {"width": 7}, stages={"ocr": done}) is None
-    for generation in (1, 2):
-        found = await model.merge(record.image_id, generation, {"height": 8}, returned=("stages", "width"))
+    await merge(model, record.image_id, 1, {"width": 7}, stages={"ocr": done})
+    for change in (Change({"height": 8, "frames": 2}), None):
+        found = await model.update(record.image_id, lambda _: change, keys=("width", "frames"))  # noqa: B023
         assert found is not None
-        assert (found.generation, found.width, found.height, found.stages) == (1, 7, None, {"ocr": done})
+        assert (found.width, found.frames, found.stages) == (7, 2, {"ocr": done})
     known = await model.get(record.image_id)
     assert known is not None and known.height == 8
-    assert await model.merge(stub().image_id, 1, {"width": 7}, returned=("width",)) is None
+    assert await model.update(stub().image_id, lambda _: Change({"width": 7})) is None
+
+
+async def test_concurrent_updates_are_all_made(model: ReadModel) -> None:
+    """Each of many updates at once changes the image as the one before it left it."""
+    record = stub()
+    await model.begin(record)
+
+    def change(known: ImageRecord) -> Change:
+        time.sleep(0.001)  # another thread would read meanwhile
+        stage = StageRecord(state=StageState.DONE)
+        return Change({"width": (known.width or 0) + 1}, {f"stage-{known.width or 0}": stage})
+
+    await asyncio.gather(*(model.update(record.image_id, change, keys=("width",)) for _ in range(20)))
+    known = await model.get(record.image_id)
+    assert known is not None and (known.width, len(known.stages)) == (20, 20)
+
+
+async def test_an_update_sees_what_another_process_wrote_meanwhile() -> None:
+    """A write between an update's reading and its own is not overwritten: the change is made of the new record."""
+    async with in_memory("meanwhile") as model:
+        await check_written_meanwhile(model)
+
+
+async def check_written_meanwhile(model: QdrantReadModel) -> None:
+    """Write an image while it is updated."""
+    record = stub()
+    await model.begin(record)
+    seen: list[int | None] = []
+    done = StageRecord(state=StageState.DONE)
+
+    def change(known: ImageRecord) -> Change:
+        seen.append(known.width)
+        if len(seen) == 1:  # while the update is between its reading and its writing
+            payload, other = model._found([record.image_id], True)[record.image_id], Change({"width": 1}, {"ocr": done})
+            model._points.write([model._derivation.update(payload, other, new_token(), unchanged(payload))])
+        return Change({"width": (known.width or 0) + 10}, {"resizer": done}, history={"bb": entry("b")})
+
+    known = await model.update(record.image_id, change, keys=("width",))
+    assert seen == [None, 1]
+    assert known is not None and (known.width, set(known.stages)) == (11, {"ocr", "resizer"})
+    assert set(await model.history(record.image_id)) == {"bb"}
 
 
 async def test_analyses_are_merged_by_stage(model: ReadModel) -> None:
     """The analysis of one stage replaces its own keys and leaves those of the other stages."""
     record = stub()
     await model.begin(record)
-    await model.merge(record.image_id, 1, {}, analysis={"sharpness": {"score": 1.5, "side": 512}})
-    await model.merge(record.image_id, 1, {}, analysis={"aesthetics": {"score": 4}})
-    await model.merge(record.image_id, 1, {}, analysis={"sharpness": {"score": 2.5}})
-    await model.merge(record.image_id, 2, {}, analysis={"sharpness": {"score": 9}})
+    await merge(model, record.image_id, 1, {}, analysis={"sharpness": {"score": 1.5, "side": 512}})
+    await merge(model, record.image_id, 1, {}, analysis={"aesthetics": {"score": 4}})
+    await merge(model, record.image_id, 1, {}, analysis={"sharpness": {"score": 2.5}})
+    await merge(model, record.image_id, 2, {}, analysis={"sharpness": {"score": 9}})
     found = await model.get(record.image_id)
     assert found is not None
     assert found.analysis == {"sharpness": {"score": 2.5}, "aesthetics": {"score": 4}}
@@ -96,9 +141,9 @@ async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
     record = stub()
     await model.begin(record)
     failed = StageRecord(state=StageState.FAILED, reason="internal-error", message="boom", attempts=3)
-    await model.merge(record.image_id, 1, {"error_code": "internal-error"}, stages={"ocr": failed})
+    await merge(model, record.image_id, 1, {"error_code": "internal-error"}, stages={"ocr": failed})
     done = StageRecord(state=StageState.DONE, version="2")
-    await model.merge(record.image_id, 1, {"error_code": None}, stages={"ocr": done})
+    await merge(model, record.image_id, 1, {"error_code": None}, stages={"ocr": done})
     found = await model.get(record.image_id)
     assert found is not None
     assert found.stages == {"ocr": done}
@@ -108,13 +153,13 @@ async def test_a_repeated_stage_replaces_its_record(model: ReadModel) -> None:
 async def test_writes_of_other_generations_are_ignored(model: ReadModel) -> None:
     """Writes of a lower or higher generation, or for a missing point, change nothing."""
     record = stub(generation=3)
-    await model.merge(record.image_id, 3, {"width": 1}, stages={"ocr": StageRecord(state=StageState.DONE)})
-    await model.merge(record.image_id, 3, {"width": 1}, vector=vector(1))
+    await merge(model, record.image_id, 3, {"width": 1}, stages={"ocr": StageRecord(state=StageState.DONE)})
+    await merge(model, record.image_id, 3, {"width": 1}, vector=vector(1))
     assert await model.get(record.image_id) is None
     await model.begin(record)
     for generation in (1, 2, 4):
         stage = {"ocr": StageRecord(state=StageState.DONE)}
-        await model.merge(record.image_id, generation, {"width": 1}, stages=stage, vector=vector(1))
+        await merge(model, record.image_id, generation, {"width": 1}, stages=stage, vector=vector(1))
     await model.begin(stub(record.image_id, generation=2))
     assert await model.get(record.image_id) == record
     assert await model.vector_of(record.image_id) is None
@@ -129,7 +174,7 @@ async def test_a_newer_generation_starts_empty(model: ReadModel) -> None:
     assert await model.vector_of(image_id) is None
     assert await model.search_vector("anna", vector(1), limit=5) == []
     assert await model.search_words("anna", "old", limit=5) == []
-    await model.merge(image_id, 2, {"text": "new"}, vector=vector(2))
+    await merge(model, image_id, 2, {"text": "new"}, vector=vector(2))
     assert [hit.record.text for hit in await model.search_vector("anna", vector(2), limit=5)] == ["new"]
 
 
@@ -175,7 +220,7 @@ async def test_a_tombstone_wins(model: ReadModel) -> None:
     assert buried.deleted
     for generation in (1, 2):
         await model.begin(stub(image_id, generation=generation))
-        await model.merge(image_id, generation, {"text": "late"}, vector=vector(1))
+        await merge(model, image_id, generation, {"text": "late"}, vector=vector(1))
         await model.write_tombstone(image_id, "anna", generation)
     assert await model.get(image_id) == buried
     assert await model.vector_of(image_id) is None
@@ -260,7 +305,7 @@ async def test_equal_scores_are_ordered_by_age(model: ReadModel) -> None:
     ids = [f"01900000-000{n}-7000-8000-000000000000" for n in range(5)]
     for image_id in random.Random(1).sample(ids, 5):
         await model.begin(stub(image_id))
-        await model.merge(image_id, 1, {"text": "same"})
+        await merge(model, image_id, 1, {"text": "same"})
     hits = await model.search_words("anna", "same", limit=3)
     assert [hit.record.image_id for hit in hits] == [ids[4], ids[3], ids[2]]
 
@@ -360,7 +405,7 @@ async def test_a_listing_is_stable_while_images_change(model: ReadModel) -> None
     await added(model)
     await model.write_tombstone(ids[4], "anna", 2)
     await model.write_tombstone(ids[2], "anna", 2)
-    await model.merge(ids[1], 1, {"state": "deleted"})
+    await merge(model, ids[1], 1, {"state": "deleted"})
     second = await model.page("anna", Filters(), limit=2, beyond=first[-1].image_id)
     assert [record.image_id for record in first + second] == [ids[5], ids[4], ids[3], ids[0]]
 
@@ -408,12 +453,12 @@ async def test_a_listing_is_filtered(model: ReadModel) -> None:
 async def test_changed_annotations_are_filtered_by_their_new_values(model: ReadModel) -> None:
     """Changed or removed tags and categories are filtered by their current values."""
     image_id = await added(model, tags=["red"], category="cars", context={"a": 1, "b": 2})
-    await model.merge(image_id, 1, {"tags": ["blue"], "category": None, "context": {"b": 3}})
+    await merge(model, image_id, 1, {"tags": ["blue"], "category": None, "context": {"b": 3}})
     (record,) = await model.page("anna", Filters(tags=("blue",)), limit=9)
     assert (record.tags, record.category, record.context) == (("blue",), None, {"b": 3})
     assert await model.page("anna", Filters(tags=("red",)), limit=9) == []
     assert await model.page("anna", Filters(category="cars"), limit=9) == []
-    await model.merge(image_id, 1, {"tags": [], "context": {}})
+    await merge(model, image_id, 1, {"tags": [], "context": {}})
     (record,) = await model.page("anna", Filters(), limit=9)
     assert (record.tags, record.context) == ((), {})
 
@@ -435,13 +480,13 @@ async def _apply(model: ReadModel, image_id: str, write: Write) -> None:
         return
     await model.begin(stub(image_id, generation=generation))
     if name == "text":
-        await model.merge(image_id, generation, {"text": f"text of {generation}"}, stages=stage)
+        await merge(model, image_id, generation, {"text": f"text of {generation}"}, stages=stage)
     elif name == "labels":
-        await model.merge(image_id, generation, {"labels": [f"label{generation}"]}, stages=stage)
+        await merge(model, image_id, generation, {"labels": [f"label{generation}"]}, stages=stage)
     elif name == "size":
-        await model.merge(image_id, generation, {"width": generation, "height": generation}, stages=stage)
+        await merge(model, image_id, generation, {"width": generation, "height": generation}, stages=stage)
     else:
-        await model.merge(image_id, generation, {"has_vector": True}, stages=stage, vector=vector(generation))
+        await merge(model, image_id, generation, {"has_vector": True}, stages=stage, vector=vector(generation))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -486,7 +531,7 @@ async def test_data_survives_a_restart(tmp_path: Path) -> None:
         assert [hit.record.image_id for hit in await model.search_words("anna", "bus", limit=5)] == [image_id]
         assert [hit.record.image_id for hit in await model.search_vector("anna", vector(1), limit=5)] == [image_id]
         assert await model.uses_of("anna", "a" * 64) == 1
-        await model.merge(gone, 1, {"text": "late"})
+        await merge(model, gone, 1, {"text": "late"})
         assert await model.search_words("anna", "late", limit=5) == []
         await model.purge(gone, 2)
     async with open_read_model(where) as model:
@@ -614,9 +659,9 @@ async def test_history_entries_accumulate(model: ReadModel) -> None:
     await model.begin(record)
     assert await model.history(record.image_id) == {}
     first, second = entry("a"), entry("b", run=7)
-    await model.merge(record.image_id, 1, {"width": 3}, history={"aa": first})
-    await model.merge(record.image_id, 1, {}, history={"bb-1": second})
-    await model.merge(record.image_id, 1, {}, history={"aa": first})
+    await merge(model, record.image_id, 1, {"width": 3}, history={"aa": first})
+    await merge(model, record.image_id, 1, {}, history={"bb-1": second})
+    await merge(model, record.image_id, 1, {}, history={"aa": first})
     assert await model.history(record.image_id) == {"aa": first, "bb-1": second}
     assert await model.get(record.image_id) == record.model_copy(update={"width": 3})
 
@@ -625,23 +670,24 @@ async def test_a_history_is_written_for_its_generation_only(model: ReadModel) ->
     """No entry is written to a point of another generation, to a missing one, or to a tombstone."""
     record, missing = stub(), new_image_id()
     await model.begin(record)
-    await model.merge(record.image_id, 2, {}, history={"aa": entry("a")})
-    await model.merge(missing, 1, {}, history={"aa": entry("a")})
+    await merge(model, record.image_id, 2, {}, history={"aa": entry("a")})
+    await merge(model, missing, 1, {}, history={"aa": entry("a")})
     assert await model.history(record.image_id) == {}
     assert await model.history(missing) == {}
     assert await model.history("no id") == {}
 
 
 async def test_a_history_can_be_trimmed_and_passed_on(model: ReadModel) -> None:
-    """Entries not kept are removed; a newer generation starts with exactly the given entries."""
+    """Above the limit the oldest reruns are removed; a newer generation starts with exactly the given entries."""
     record = stub()
     await model.begin(record)
     first, second = entry("a"), entry("b")
-    await model.merge(record.image_id, 1, {}, history={"aa": first, "bb": second})
-    await model.keep_history(record.image_id, 2, {})
-    assert await model.history(record.image_id) == {"aa": first, "bb": second}
-    await model.keep_history(record.image_id, 1, {"bb": second})
-    assert await model.history(record.image_id) == {"bb": second}
+    await merge(model, record.image_id, 1, {}, history={"aa": first, "bb": second})
+    later = {f"{n}": entry(f"{n}", run=7, at="2026-02-01T00:00:00.000Z") for n in range(HISTORY_LIMIT)}
+    await merge(model, record.image_id, 1, {}, history=later)
+    kept = await model.history(record.image_id)
+    assert len(kept) == HISTORY_LIMIT
+    assert kept.keys() >= {"aa", "bb"} and "0" not in kept
     await model.begin(record.model_copy(update={"generation": 2}), history={"bb": second})
     assert await model.history(record.image_id) == {"bb": second}
     await model.begin(record.model_copy(update={"generation": 3}))
@@ -652,7 +698,7 @@ async def test_a_history_is_deleted_with_its_image(model: ReadModel) -> None:
     """A deleted image has no entries, and none are added."""
     record = stub()
     await model.begin(record)
-    await model.merge(record.image_id, 1, {}, history={"aa": entry("a")})
+    await merge(model, record.image_id, 1, {}, history={"aa": entry("a")})
     await model.write_tombstone(record.image_id, record.owner, 2)
-    await model.merge(record.image_id, 2, {}, history={"bb": entry("b")})
+    await merge(model, record.image_id, 2, {}, history={"bb": entry("b")})
     assert await model.history(record.image_id) == {}

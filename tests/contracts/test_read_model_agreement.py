@@ -29,7 +29,7 @@ from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.records import Filters, Hit, ImageRecord, StageRecord
 from streams.settings import QdrantSettings
 from tests.contracts.conftest import SERVER
-from tests.support.read_models import in_memory, stub, vector
+from tests.support.read_models import in_memory, merge, stub, vector
 from tests.support.reused_engine import reused_points
 
 IMAGES = [str(uuid.UUID(int=(1_700_000_000_000 + n // 2) << 80 | 0x7 << 76 | 0b10 << 62 | n)) for n in range(6)]
@@ -97,10 +97,10 @@ async def write(model: ReadModel, step: tuple[Any, ...]) -> None:
             await model.begin(stub(name, owner, generation, filename=text))
         case "merge", name, generation, patch, seed:
             near = None if seed is None else vector(seed)
-            await model.merge(name, generation, patch, vector=near)
+            await merge(model, name, generation, patch, vector=near)
         case "stages", name, generation, stage:
             done = {stage: StageRecord(state=StageState.DONE)}
-            await model.merge(name, generation, {}, stages=done, analysis={stage: {"score": generation}})
+            await merge(model, name, generation, {}, stages=done, analysis={stage: {"score": generation}})
         case "tombstone", name, owner, generation:
             await model.write_tombstone(name, owner, generation)
         case "purge", name, generation:

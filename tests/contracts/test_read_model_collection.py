@@ -26,7 +26,7 @@ from streams.read_model.qdrant.server_points import ServerPoints
 from streams.read_model.records import DIMENSIONS, VECTOR, Filters, ImageRecord
 from streams.read_model.words import Analyzer
 from streams.settings import QdrantSettings
-from tests.support.read_models import added, stub, vector
+from tests.support.read_models import added, merge, stub, vector
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes")  # of the model of a server in memory
 CLIP = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
@@ -102,7 +102,7 @@ async def test_data_of_the_local_mode_is_moved(tmp_path: Path, caplog: pytest.Lo
     async with open_read_model(QdrantSettings(path=tmp_path)) as model:
         await check_contents(model, records)
         assert not (tmp_path / "collection" / "images").exists()
-        await model.merge(records[0].image_id, 1, {"text": "changed"})
+        await merge(model, records[0].image_id, 1, {"text": "changed"})
     moved = [record for record in caplog.records if "new files" in record.message]
     assert moved
     assert vars(moved[-1])["images"] == len(records)
@@ -235,7 +235,7 @@ async def test_stems_of_a_start_that_ended_early_are_replaced(tmp_path: Path, ca
     points = EdgePoints(tmp_path / "edge" / "images")
     early = QdrantReadModel(points, Derivation(Analyzer("english")), threads=1, longest_s=20)
     await early._collection.prepare()
-    await early.merge(image_id, 1, {"text": "running"})
+    await merge(early, image_id, 1, {"text": "running"})
     await early.close()
     async with open_read_model(QdrantSettings(path=tmp_path)) as model:
         await until(lambda: "the read model is up to date" in caplog.messages)

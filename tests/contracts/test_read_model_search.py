@@ -7,7 +7,7 @@ import pytest
 from schemas.values import new_image_id
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Filters
-from tests.support.read_models import added, stub, vector
+from tests.support.read_models import added, merge, stub, vector
 
 
 async def found(model: ReadModel, query: str, owner: str = "anna") -> list[str]:
@@ -55,9 +55,8 @@ async def test_every_searchable_key_is_searched(model: ReadModel) -> None:
     """Filename, tags, category, context and codes are found like text and labels, and the hit says which matched."""
     record = stub(filename="Résumé_2024.pdf", context={"order": {"id": "AB-17", "lines": [42, True]}})
     await model.begin(record)
-    await model.merge(
-        record.image_id, 1, {"tags": ["Summer Trip"], "category": "invoices", "text": "total 99", "codes": ["590-12"]}
-    )
+    known = {"tags": ["Summer Trip"], "category": "invoices", "text": "total 99", "codes": ["590-12"]}
+    await merge(model, record.image_id, 1, known)
     for query, way in {
         "resume": "filename", "2024": "filename", "summer": "tag", "INVOICES": "category", "17": "context",
         "42": "context", "total": "text", "590": "code",
@@ -67,7 +66,7 @@ async def test_every_searchable_key_is_searched(model: ReadModel) -> None:
     (hit,) = await model.search_words("anna", "total summer invoices", limit=5)
     assert set(hit.matched) == {"text", "tag", "category"}
     assert await found(model, "total winter") == []
-    await model.merge(record.image_id, 1, {"tags": ["winter"], "category": None, "context": {}})
+    await merge(model, record.image_id, 1, {"tags": ["winter"], "category": None, "context": {}})
     assert await found(model, "total winter") == [record.image_id]
     assert await found(model, "invoices") == await found(model, "summer") == await found(model, "17") == []
 
@@ -108,7 +107,7 @@ async def test_everything_an_owner_has_is_searched(model: ReadModel) -> None:
 async def test_a_newer_generation_is_not_found_by_the_words_of_the_older(model: ReadModel) -> None:
     """Words of an older generation, of replaced keys and of deleted images find nothing."""
     image_id = await added(model, text="old words", labels=["bus"])
-    await model.merge(image_id, 1, {"text": "new words", "labels": []})
+    await merge(model, image_id, 1, {"text": "new words", "labels": []})
     assert await found(model, "old") == await found(model, "bus") == []
     assert await found(model, "new") == [image_id]
     await model.begin(stub(image_id, generation=2, filename="two.jpg"))

@@ -20,6 +20,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, settings
+from tests.support.read_models import merge
 
 
 @dataclass
@@ -61,7 +62,7 @@ async def searching(models_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[htt
             names[image_id] = str(name)
             await vectors.begin(ImageRecord(image_id=image_id, owner="default", generation=1))
             patch: dict[str, JsonValue] = {"state": ImageState.COMPLETED.value, "has_vector": True}
-            await vectors.merge(image_id, 1, patch, vector=vector.tolist())
+            await merge(vectors, image_id, 1, patch, vector=vector.tolist())
         app = query_app(
             settings(),
             QueryComponents(

@@ -11,7 +11,7 @@ from schemas.values import ImageState, StageState
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant.conditions import has_id
-from streams.read_model.qdrant.documents import COLLECTION_POINT, WORDS, Derivation, to_record
+from streams.read_model.qdrant.documents import COLLECTION_POINT, OTHER_WORDS, WORDS, Derivation, to_record
 from streams.read_model.qdrant.edge_points import EdgePoints
 from streams.read_model.records import DIMENSIONS
 from streams.read_model.words import Analyzer
@@ -64,8 +64,9 @@ def stale_images(settings: QdrantSettings) -> dict[str, dict[str, str]]:
         points.close()
     stale: dict[str, dict[str, str]] = {}
     for point in found:
-        due = derivation.words(to_record(point.payload).model_dump(mode="json"))
-        stored = {key: str(point.payload.get(name) or "") for key, name in WORDS.items()}
-        if wrong := {key: form for key, form in stored.items() if form != due[key]}:
+        record = to_record(point.payload).model_dump(mode="json")
+        due = derivation.keys(record, derivation.words(record), {})
+        stored = {key: point.payload.get(key) for key in (*WORDS.values(), OTHER_WORDS)}
+        if wrong := {key: str(form) for key, form in stored.items() if form != due[key]}:
             stale[point.id] = wrong
     return stale

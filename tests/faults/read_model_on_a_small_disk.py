@@ -19,7 +19,7 @@ from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.records import Filters
 from streams.settings import QdrantSettings
-from tests.support.read_models import added, stub, vector
+from tests.support.read_models import added, merge, stub, vector
 
 BULK = "x" * 200_000  # of a key that is not searched
 MOST_WRITES = 5_000
@@ -68,7 +68,7 @@ async def until_refused(model: ReadModel, done: dict[str, str]) -> str:
         image_id, text = new_image_id(), f"harbour number{number}"
         try:
             await model.begin(stub(image_id))
-            await model.merge(image_id, 1, {"text": text, "error_message": BULK}, vector=vector(number))
+            await merge(model, image_id, 1, {"text": text, "error_message": BULK}, vector=vector(number))
         except DependencyUnavailable as error:
             return str(error)
         done[image_id] = text

@@ -73,7 +73,7 @@ def test_another_stemming_survives_kills(tmp_path: Path) -> None:
     size = log.stat().st_size
     with _writer(tmp_path, **{STEMMING: language}):
         until(lambda: acknowledged(tmp_path) >= wanted, "all facts")
-        until(lambda: "up to date" in log.read_text()[size:], "all images brought up to date")
+        until(lambda: "the read model is up to date" in log.read_text()[size:], "all images brought up to date")
     assert stale_images(settings_of(tmp_path, language)) == {}
     asyncio.run(_check(tmp_path, images, language))
 

@@ -36,6 +36,7 @@ from tests.security.authenticated_gateway import HERE, secret_pair, token, trust
 from tests.support.facts import Facts
 from tests.support.gateway_components import JPEG, UPLOAD, Encoder, Sink, StubReadiness, refused, settings, unit_vector
 from tests.support.permissions import PERMISSIONS
+from tests.support.read_models import merge
 from tests.support.server_sent_events import MemoryFeed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one gateway for all tests
@@ -148,7 +149,8 @@ class Tenants:
         size = Rendition(name="medium", object=stored, width=15, height=10, aspect_ratio=1.5, format="webp")
         result = ObjectRef(bucket="darkroom", key="results/none", sha256="0" * 64, size=1)
         done = StageRecord(state=StageState.DONE, version="1", result=result)
-        await self.read_model.merge(
+        await merge(
+            self.read_model,
             image_id,
             1,
             {

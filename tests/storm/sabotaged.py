@@ -6,21 +6,21 @@ The checks must report the violation: otherwise their success would prove nothin
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from pydantic import JsonValue
 from qdrant_client import models
 
-from agents.indexing import record_facts
+from agents.indexing import record_annotations, record_facts
 from darkroom.main import main
 from gateway.images.lookup import Lookup
 from schemas.events.envelope import Event, Outgoing
 from streams.kafka.offset_ledger import Ledger, Slice
 from streams.kafka.producer import EventProducer
-from streams.read_model.qdrant.model import QdrantReadModel
-from streams.read_model.records import ImageRecord
+from streams.object_store.tombstones import Tombstones
+from streams.read_model.protocol import ReadModel
+from streams.read_model.records import Change, ImageRecord
 from streams.runtime import execution
 from streams.runtime.tombstone_check import TombstoneCheck
 from streams.stage import Outcome
@@ -48,24 +48,26 @@ def _disable_deletion_checks() -> None:
     async def drops(self: TombstoneCheck, event: Event, answer: Outcome | Exception | None = None) -> bool:
         return False
 
-    real = QdrantReadModel.merge
+    real = record_annotations.update
 
-    async def merge(
-        self: QdrantReadModel, image_id: str, generation: int, patch: Mapping[str, JsonValue], **more: Any
+    async def update(
+        event: Event, change: Callable[[ImageRecord], Change | None], read_model: ReadModel, erasures: Tombstones
     ) -> ImageRecord | None:
-        known = await self.get(image_id)
-        if known is not None and known.generation != generation:
+        known = await read_model.get(event.image_id)
+        if known is not None and (known.generation != event.generation or known.deleted):
             # Last write wins, as in a read model without generations.
-            stub = known.model_copy(update={"generation": generation, "deleted": False, "stages": {}})
-            await self._replace(stub, models.Filter(must=[models.HasIdCondition(has_id=[image_id])]))
-        return await real(self, image_id, generation, patch, **more)
+            stub = known.model_copy(update={"generation": event.generation, "deleted": False, "stages": {}})
+            anyhow = models.Filter(must=[models.HasIdCondition(has_id=[event.image_id])])
+            inner: Any = getattr(read_model, "_inner", read_model)
+            await inner._replace(stub, anyhow)
+        return await real(event, change, read_model, erasures)
 
     async def refuse_deleted(self: Lookup, image_id: str, owner: str, generation: int) -> None:
         """Refuse nothing: the gateway looks for tombstones itself, and would hide what the read model shows."""
 
     TombstoneCheck.drops = drops  # type: ignore[method-assign]
     Lookup._refuse_deleted = refuse_deleted  # type: ignore[method-assign]
-    QdrantReadModel.merge = merge  # type: ignore[method-assign]
+    record_facts.update = update  # type: ignore[attr-defined]
     record_facts._writable = lambda fact, known: True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from pydantic import JsonValue
@@ -16,7 +16,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant.documents import Derivation
 from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.qdrant.server_points import ServerPoints
-from streams.read_model.records import DIMENSIONS, ImageRecord
+from streams.read_model.records import DIMENSIONS, Change, HistoryEntry, ImageRecord, StageRecord
 from streams.read_model.words import Analyzer
 from streams.settings import QdrantSettings
 
@@ -53,9 +53,25 @@ def ref(letter: str) -> ObjectRef:
     return ObjectRef(bucket="b", key=f"k/{letter}", sha256=letter * 64, size=1)
 
 
+async def merge(
+    model: ReadModel,
+    image_id: str,
+    generation: int,
+    patch: Mapping[str, JsonValue],
+    *,
+    stages: Mapping[str, StageRecord] | None = None,
+    analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
+    history: Mapping[str, HistoryEntry] | None = None,
+    vector: Sequence[float] | None = None,
+) -> None:
+    """Change an image of one generation."""
+    change = Change(patch, stages or {}, analysis or {}, history or {}, vector)
+    await model.update(image_id, lambda known: change if known.generation == generation else None)
+
+
 async def added(model: ReadModel, owner: str = "anna", seed: int | None = None, **patch: JsonValue) -> str:
     """Add an image and merge a patch; return its id."""
     record = stub(owner=owner)
     await model.begin(record)
-    await model.merge(record.image_id, 1, patch, vector=None if seed is None else vector(seed))
+    await merge(model, record.image_id, 1, patch, vector=None if seed is None else vector(seed))
     return record.image_id

@@ -22,6 +22,7 @@ from streams.settings import FilesSettings, QdrantSettings
 from streams.testing.memory_log import MemoryLog
 from streams.topics import BULK, LANE_TARGET_HEADER
 from tests.support.facts import Facts
+from tests.support.read_models import merge
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Backends:
             if source_url is not None:
                 first = facts.sanitized(source_url=source_url)
             await self.record(first, *others)
-            await self.read_model.merge(image, 1, {"state": ImageState.COMPLETED.value})
+            await merge(self.read_model, image, 1, {"state": ImageState.COMPLETED.value})
             assert isinstance(first, ImageSanitized)
             await self.files.put(first.original.key, b"x", content_type="image/jpeg")
         return images

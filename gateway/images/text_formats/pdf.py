@@ -29,6 +29,7 @@ _EM, _ASCENT, _WIDTH = 1000, 800, 500  # of the font; the descent is the rest of
 _FAMILY = "Invisible"
 _UNIX_EPOCH = 2_082_844_800  # seconds since 1904, as fonts count: equal text gives an equal font
 _JPEG_QUALITY = 85
+_open = Image.open  # on import ultralytics replaces Image.open by one with other errors
 _RIGHT_TO_LEFT = frozenset({"R", "AL"})
 _MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
 
@@ -98,7 +99,7 @@ def _as_jpeg(data: bytes | None) -> bytes | None:
     if data is None:
         return None
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(io.BytesIO(data)) as image:
             if image.format == "JPEG":
                 return data
             rgba = image.convert("RGBA")

@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,21 +27,22 @@ from streams.read_model.qdrant.documents import (
     COLLECTION_POINT,
     INDEXES,
     LABEL_KEYS,
+    OTHER_WORDS,
     RECORD,
     SCHEMA,
     SEQUENCE,
     SPARSE,
+    TOKEN,
     TOMBSTONE,
     WORDS,
     Derivation,
     Payload,
-    replace_vectors,
+    new_token,
     sequence,
-    set_payload,
     to_record,
     vectors_of_collection,
 )
-from streams.read_model.qdrant.points import CollectionInfo, Points, Write, index_kind
+from streams.read_model.qdrant.points import CollectionInfo, Points, Update, index_kind
 from streams.read_model.records import ImageRecord
 
 log = logging.getLogger(__name__)
@@ -67,12 +69,18 @@ class Description(Value):
 
 
 class Collection:
-    """Prepares a collection and keeps it as this version needs it. `call` runs blocking work in a thread."""
+    """Prepares a collection and keeps it as this version needs it.
 
-    def __init__(self, points: Points, derivation: Derivation, call: Call) -> None:
+    `call` runs blocking work in a thread; `alone` is entered for each write of an image.
+    """
+
+    def __init__(
+        self, points: Points, derivation: Derivation, call: Call, alone: AbstractContextManager[object]
+    ) -> None:
         self._points = points
         self._derivation = derivation
         self._call = call
+        self._alone = alone
         # Without others to wait for, a process goes on at once where a killed one ended.
         self._me = "exclusive" if points.exclusive else uuid.uuid4().hex
 
@@ -164,7 +172,8 @@ class Collection:
             ],
         )
         held: Payload = {"holder": self._me, "held_until": time.time() + LEASE_S}
-        self._points.write([set_payload(held, free, _DESCRIPTION)])
+        lease = models.SetPayload(payload=held, filter=free, key=_DESCRIPTION)
+        self._points.write([models.SetPayloadOperation(set_payload=lease)])
         found = self._described()
         return found if found is not None and found.holder == self._me else None
 
@@ -177,18 +186,20 @@ class Collection:
         stale = {point.id: to_record(point.payload) for point in page}
         while stale:
             for record in stale.values():
-                self._points.write(self._derived(record))
+                with self._alone:
+                    self._points.write([self._derived(record)])
             # What was written meanwhile has derived its own keys only.
             now = self._points.retrieve(list(stale), RECORD)
             written = {point.id: to_record(point.payload) for point in now}
             stale = {i: record for i, record in written.items() if _version(record) != _version(stale[i])}
         return [point.id for point in page]
 
-    def _derived(self, record: ImageRecord) -> list[Write]:
-        """Return the operations that derive one record's keys and vectors, unless it is written meanwhile."""
+    def _derived(self, record: ImageRecord) -> Update:
+        """Return the write that derives one record's keys and vectors, unless it is written meanwhile."""
         point = self._derivation.point(record)
         payload = point.payload or {}
-        derived = {key: payload.get(key) for key in _REWRITTEN if key in payload or key in WORDS.values()}
+        derived = {key: payload.get(key) for key in _REWRITTEN if key in payload or key in _WORDS}
+        derived[TOKEN] = new_token()  # an update that has read the former words is made again
         unchanged = models.Filter(
             must=[
                 has_id(record.image_id),
@@ -200,7 +211,7 @@ class Collection:
         )
         vectors = point.vector if isinstance(point.vector, dict) else {}
         stale = [name for name in SPARSE.values() if name not in vectors]
-        return [set_payload(derived, unchanged), *replace_vectors(record.image_id, vectors, stale, unchanged)]
+        return Update(record.image_id, unchanged, derived, vectors, stale)
 
     def _add_missing(self, info: CollectionInfo) -> None:
         """Add the vectors and indexes that the collection lacks."""
@@ -242,7 +253,8 @@ class Collection:
             )
 
 
-_REWRITTEN = frozenset({SEQUENCE, TOMBSTONE, LABEL_KEYS, *WORDS.values(), *AS_TEXT, "stages", "analysis"})
+_WORDS = frozenset({*WORDS.values(), OTHER_WORDS})
+_REWRITTEN = frozenset({SEQUENCE, TOMBSTONE, LABEL_KEYS, *_WORDS, *AS_TEXT})
 
 
 def _version(record: ImageRecord) -> tuple[int, str | None]:

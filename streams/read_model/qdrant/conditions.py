@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from qdrant_client import models
 
 from schemas.values import ImageState
-from streams.read_model.qdrant.documents import LABEL_KEYS, SEARCHABLE, SEQUENCE, SPARSE, TOMBSTONE, WORDS
+from streams.read_model.qdrant.documents import LABEL_KEYS, OTHER_WORDS, SEQUENCE, SPARSE, TOKEN, TOMBSTONE, WORDS
 from streams.read_model.records import VECTOR, Filters
 from streams.read_model.words import Analyzer, Term, label_key, token_number
 
@@ -37,9 +38,12 @@ def present(*must: models.Condition, owner: str | None = None) -> models.Filter:
     return models.Filter(must=[*owned, *must], must_not=[equals(TOMBSTONE, 1)])
 
 
-def of_generation(image_id: str, generation: int) -> models.Filter:
-    """Return the filter of one image, if it has this generation and is no tombstone."""
-    return present(has_id(image_id), equals("generation", generation))
+def unchanged(payload: Mapping[str, Any]) -> models.Filter:
+    """Return the filter of an image that is still as its payload was read: every write of a record sets the token."""
+    if TOKEN in payload:
+        return models.Filter(must=[has_id(payload["image_id"]), equals(TOKEN, payload[TOKEN])])
+    written_before = models.IsEmptyCondition(is_empty=models.PayloadField(key=TOKEN))
+    return present(has_id(payload["image_id"]), equals("generation", payload["generation"]), written_before)
 
 
 def listed(owner: str | None, wanted: Filters, analyzer: Analyzer) -> models.Filter:
@@ -55,17 +59,17 @@ def listed(owner: str | None, wanted: Filters, analyzer: Analyzer) -> models.Fil
     if wanted.since is not None or wanted.until is not None:
         between = models.DatetimeRange(gte=wanted.since, lt=wanted.until)
         must.append(models.FieldCondition(key="submitted_at", range=between))
-    must.extend(has_term("text", term) for term in analyzer.terms(wanted.text or ""))
+    must.extend(has_term(WORDS["text"], term) for term in analyzer.terms(wanted.text or ""))
     found = present(*must, owner=owner)
     going = equals("state", ImageState.DELETED.value)
     return found.model_copy(update={"must_not": [equals(TOMBSTONE, 1), going]})
 
 
 def has_term(key: str, term: Term) -> models.FieldCondition:
-    """Return the condition that a searchable key contains a token or a phrase."""
+    """Return the condition that an indexed key of tokens contains a token or a phrase."""
     if len(term) == 1:
-        return models.FieldCondition(key=WORDS[key], match=models.MatchText(text=term[0]))
-    return models.FieldCondition(key=WORDS[key], match=models.MatchPhrase(phrase=" ".join(term)))
+        return models.FieldCondition(key=key, match=models.MatchText(text=term[0]))
+    return models.FieldCondition(key=key, match=models.MatchPhrase(phrase=" ".join(term)))
 
 
 def by_words(owner: str, terms: Sequence[Term]) -> models.QueryRequest:
@@ -74,7 +78,8 @@ def by_words(owner: str, terms: Sequence[Term]) -> models.QueryRequest:
     # Every image that a sparse vector finds contains one of the tokens: of a single one, nothing else is required.
     required = terms if len(tokens) > 1 else ()
     everywhere = present(
-        *(models.Filter(should=[has_term(key, term) for key in SEARCHABLE]) for term in required), owner=owner
+        *(models.Filter(should=[has_term(key, term) for key in (WORDS["text"], OTHER_WORDS)]) for term in required),
+        owner=owner,
     )
     scores = [f"$score[{place}]" for place in range(len(SPARSE))]
     return models.QueryRequest(

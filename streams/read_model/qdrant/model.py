@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar, cast
 
-from pydantic import JsonValue
 from qdrant_client import models
 
 from schemas.values import ID_PATTERN, ImageState
@@ -19,33 +20,31 @@ from streams.concurrency.call_threads import CallThreads
 from streams.errors import DependencyUnavailable
 from streams.read_model.qdrant import conditions
 from streams.read_model.qdrant.collection import Collection
-from streams.read_model.qdrant.conditions import equals, has_id, of_generation, present
+from streams.read_model.qdrant.conditions import equals, has_id, present
 from streams.read_model.qdrant.documents import (
     COLLECTION_POINT,
+    ENTRIES,
     HISTORY,
     LABEL_KEYS,
     RECORD,
     SEARCHABLE,
-    SPARSE,
+    TOKEN,
     TOMBSTONE,
     WORDS,
     Derivation,
-    as_text,
-    replace_vectors,
-    set_payload,
-    stored,
-    to_entries,
+    new_token,
     to_history,
     to_record,
     tombstone,
 )
 from streams.read_model.qdrant.paging import newest, oldest
 from streams.read_model.qdrant.points import Points, Selected, StoredPoint, Write
-from streams.read_model.records import VECTOR, Filters, HistoryEntry, Hit, ImageRecord, StageRecord
+from streams.read_model.records import VECTOR, Change, Filters, HistoryEntry, Hit, ImageRecord
 from streams.read_model.words import QUERY_TOKENS, Term, contains, has_phrase, words_of
 
 MANDATORY = ("image_id", "owner", "generation", "state", "deleted")  # read with every selection of keys
 FLUSH_INTERVAL_S = 5.0
+UPDATE_TRIES = 20  # each after another process has written: a few while partitions move
 
 R = TypeVar("R")
 
@@ -67,7 +66,9 @@ class QdrantReadModel:
         self._search = search
         self._longest_s = longest_s
         self._threads = CallThreads(threads, name="read-model")
-        self._collection = Collection(points, derivation, self._threads.run)
+        # Of a collection that no other process has open: an update is not read again to see whether it was made.
+        self._alone = threading.Lock() if points.exclusive else nullcontext()
+        self._collection = Collection(points, derivation, self._threads.run, self._alone)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def open(self, fill: Callable[[], None] | None = None) -> None:
@@ -113,50 +114,36 @@ class QdrantReadModel:
         upsert = models.PointsList(points=[point], update_filter=where)
         await self._write([models.UpsertOperation(upsert=upsert)])
 
-    async def merge(
-        self,
-        image_id: str,
-        generation: int,
-        patch: Mapping[str, JsonValue],
-        *,
-        stages: Mapping[str, StageRecord] | None = None,
-        analysis: Mapping[str, Mapping[str, JsonValue]] | None = None,
-        history: Mapping[str, HistoryEntry] | None = None,
-        vector: Sequence[float] | None = None,
-        returned: Sequence[str] | None = None,
+    async def update(
+        self, image_id: str, change: Callable[[ImageRecord], Change | None], *, keys: Sequence[str] = ()
     ) -> ImageRecord | None:
-        where = of_generation(image_id, generation)
-        derived = self._derivation
-        words = derived.words(patch)
-        nested: dict[str | None, Mapping[str, JsonValue]] = {
-            None: {**stored(patch), **derived.keys(patch, words)},
-            "stages": to_entries(stages or {}),
-            "analysis": {name: as_text(keys) for name, keys in (analysis or {}).items()},
-            HISTORY: to_entries(history or {}),
-        }
-        operations: list[Write] = [set_payload(payload, where, key) for key, payload in nested.items() if payload]
-        emptied = [SPARSE[key] for key, form in words.items() if not form]
-        vectors: dict[str, object] = dict(derived.sparse({key: form for key, form in words.items() if form}))
-        if vector is not None:
-            vectors[VECTOR] = list(vector)
-        operations += replace_vectors(image_id, vectors, emptied, where)
-        if not operations and returned is None:
-            return None
+        selected = _selected([*keys, TOKEN, *ENTRIES, *(WORDS[key] for key in WORDS if key != "text")])
 
-        def write() -> Mapping[str, object] | None:
-            if operations:
-                self._points.write(operations)
-            return self._found([image_id], _selected(returned)).get(image_id) if returned is not None else None
+        def make() -> ImageRecord | None:
+            written = None
+            for _ in range(UPDATE_TRIES):
+                payload = self._found([image_id], selected).get(image_id)
+                if payload is None:
+                    return None
+                known = to_record(payload)
+                if known.deleted or (written is not None and payload.get(TOKEN) == written):
+                    return known
+                made = change(known)
+                if made is None:
+                    return known
+                written = new_token()
+                update = self._derivation.update(payload, made, written, conditions.unchanged(payload))
+                self._points.write([update])
+                if self._points.exclusive:
+                    now = {**payload, **update.payload}
+                    return to_record({key: value for key, value in now.items() if value is not None})
+            raise DependencyUnavailable(f"image {image_id} was changed by others in {UPDATE_TRIES} tries")
 
-        payload = await self._call(write)
-        return to_record(payload) if payload is not None else None
+        return await self._call_writing(make)
 
     async def history(self, image_id: str) -> dict[str, HistoryEntry]:
         (payload,) = await self._payloads([image_id], [HISTORY]) or [{}]
         return to_history(payload)
-
-    async def keep_history(self, image_id: str, generation: int, entries: Mapping[str, HistoryEntry]) -> None:
-        await self._write([set_payload({HISTORY: to_entries(entries)}, of_generation(image_id, generation))])
 
     async def write_tombstone(self, image_id: str, owner: str, generation: int) -> None:
         alive = models.Filter(
@@ -287,7 +274,14 @@ class QdrantReadModel:
         return await self._call(lambda: [point.payload for point in self._points.retrieve(ids, payload)])
 
     async def _write(self, operations: Sequence[Write]) -> None:
-        await self._call(lambda: self._points.write(operations))
+        await self._call_writing(lambda: self._points.write(operations))
+
+    async def _call_writing(self, work: Callable[[], R]) -> R:
+        def alone() -> R:
+            with self._alone:
+                return work()
+
+        return await self._call(alone)
 
     async def _call(self, work: Callable[[], R]) -> R:
         try:

@@ -13,13 +13,22 @@ from qdrant_client import models
 
 Selected = bool | Sequence[str] | models.PayloadSelectorExclude
 IndexSchema = models.PayloadSchemaType | models.KeywordIndexParams | models.TextIndexParams
-Write = (
-    models.UpsertOperation
-    | models.SetPayloadOperation
-    | models.UpdateVectorsOperation
-    | models.DeleteVectorsOperation
-    | models.DeleteOperation
-)
+
+
+class Update(NamedTuple):
+    """Changes of a point, if it matches a filter: of vectors first, because the filter may name what `payload` sets.
+
+    A tuple: building and translating the client's models takes as long as the engine's work.
+    """
+
+    image_id: str
+    where: models.Filter
+    payload: Mapping[str, Any]  # keys of the top level; None removes one
+    vectors: Mapping[str, Any] = {}
+    removed: Sequence[str] = ()  # vectors
+
+
+Write = Update | models.UpsertOperation | models.SetPayloadOperation | models.DeleteOperation
 
 
 class StoredPoint(NamedTuple):
@@ -65,7 +74,7 @@ class Points(Protocol):
         """Index a payload key, replacing an index of another kind. May take minutes on many points."""
 
     def write(self, operations: Sequence[Write]) -> None:
-        """Apply operations in order, durably. A vector for a missing point is ignored, if it is the last operation."""
+        """Apply operations in order, durably. After an `Update` of a missing point the others may not be applied."""
 
     def retrieve(self, ids: Sequence[str], payload: Selected, vectors: Sequence[str] = ()) -> list[StoredPoint]:
         """Return the points that exist, in no order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from qdrant_client import QdrantClient, models
@@ -20,6 +20,7 @@ from streams.read_model.qdrant.points import (
     ScoredId,
     Selected,
     StoredPoint,
+    Update,
     Write,
     index_kind,
 )
@@ -91,7 +92,10 @@ class ServerPoints:
         with translate_qdrant_errors():
             try:
                 self._qdrant.batch_update_points(
-                    self._name, list(operations), wait=True, ordering=models.WriteOrdering.STRONG
+                    self._name,
+                    [single for write in operations for single in _operations(write)],
+                    wait=True,
+                    ordering=models.WriteOrdering.STRONG,
                 )
             except KeyError:  # a vector for a missing point, from the client's model of a server
                 return
@@ -151,6 +155,22 @@ class ServerPoints:
 
     def close(self) -> None:
         self._qdrant.close()
+
+
+def _operations(write: Write) -> Iterator[models.UpdateOperation]:
+    """Yield the server's operations of a write."""
+    if not isinstance(write, Update):
+        yield write
+        return
+    if write.removed:
+        deletion = models.DeleteVectors(vector=list(write.removed), filter=write.where)
+        yield models.DeleteVectorsOperation(delete_vectors=deletion)
+    if write.vectors:
+        moved = models.PointVectors(id=write.image_id, vector=dict(write.vectors))
+        update = models.UpdateVectors(points=[moved], update_filter=write.where)
+        yield models.UpdateVectorsOperation(update_vectors=update)
+    payload = models.SetPayload(payload=dict(write.payload), filter=write.where)
+    yield models.SetPayloadOperation(set_payload=payload)
 
 
 def _point(record: models.Record) -> StoredPoint:

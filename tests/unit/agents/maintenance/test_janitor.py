@@ -27,6 +27,7 @@ from streams.settings import FilesSettings, QdrantSettings, Settings
 from streams.stage import Emit, Resources, Skip
 from streams.telemetry.health_board import HealthBoard
 from tests.support.facts import Facts, ref
+from tests.support.read_models import merge
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -312,7 +313,7 @@ async def test_objects_of_earlier_runs_are_removed(stores: Stores) -> None:
     written = {run: image_key(image, 1, "thumbnail.webp", run=run) for run in (0, 5, 7, 9)}
     master = ref("c", image_key(image, 1, "master.png"))
     await stores.put(*written.values(), master.key)
-    await stores.tools.read_model.merge(image, 1, {"master": master.model_dump(mode="json")})
+    await merge(stores.tools.read_model, image, 1, {"master": master.model_dump(mode="json")})
     await index(resized(0), stores.tools)
     stores.ahead_s = 2 * HOUR
     assert (await stores.janitor().sweep()).outdated == 0
@@ -332,7 +333,7 @@ async def test_the_pages_of_a_document_stay(stores: Stores) -> None:
     master, page = (ref("c", key).model_dump(mode="json") for key in kept)
     pages: JsonValue = [{"number": 2, "object": page, "width": 1, "height": 1}]
     await index(Facts(image).sanitized(), stores.tools)
-    await stores.tools.read_model.merge(image, 1, {"master": master, "pages": pages})
+    await merge(stores.tools.read_model, image, 1, {"master": master, "pages": pages})
     record = await stores.tools.read_model.get(image)
     assert record is not None
     assert [ref.key for ref in record.sanitized()] == kept

@@ -33,6 +33,7 @@ from streams.telemetry.health_board import HealthBoard
 from streams.testing.memory_log import MemoryLog
 from streams.topics import AGENTS, SCHEDULER, retry_topic
 from tests.support.facts import Facts, ref
+from tests.support.read_models import merge
 
 HOUR = 3600.0
 KINDS: tuple[type[Event], ...] = (ImageUploaded, FetchRequested, ImageSanitized, DeletionRequested)
@@ -198,7 +199,7 @@ async def test_a_missing_outcome_is_repaired(stores: Stores) -> None:
     image_id = new_image_id()
     facts = Facts(image_id).all()
     await stores.indexed(*facts)
-    await stores.tools.read_model.merge(image_id, 1, {"state": "processing", "finished_by": None})
+    await merge(stores.tools.read_model, image_id, 1, {"state": "processing", "finished_by": None})
     stores.now += HOUR + 60
     await stores.reconciler().look()
     (event,) = stores.events("embedder")
@@ -361,7 +362,7 @@ async def test_a_late_request_does_not_make_an_image_old(stores: Stores) -> None
     record = await stores.tools.read_model.get(rerun)
     assert record is not None
     when = datetime.fromtimestamp(stores.now - 60, UTC).isoformat()
-    await stores.tools.read_model.merge(rerun, 2, {"updated_at": when})
+    await merge(stores.tools.read_model, rerun, 2, {"updated_at": when})
     report = await stores.reconciler().look()
     assert report.oldest is not None
     assert report.oldest.image_id == rerun

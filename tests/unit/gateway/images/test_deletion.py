@@ -39,6 +39,7 @@ from tests.support.gateway_components import (
     settings,
     unit_vector,
 )
+from tests.support.read_models import merge
 
 IMAGES = "/api/v1/images"
 
@@ -99,7 +100,7 @@ class Server:
             renditions=(rendition,), stages={"sanitizer": done}, submitted_at="2026-01-01T00:00:00Z",
         )  # fmt: skip
         await self.read_model.begin(record)
-        await self.read_model.merge(image_id, generation, {"has_vector": True}, vector=unit_vector(0))
+        await merge(self.read_model, image_id, generation, {"has_vector": True}, vector=unit_vector(0))
         return image_id
 
     async def accept(self, image_id: str, generation: int, kind: ReceiptKind = ReceiptKind.REPROCESS) -> None:

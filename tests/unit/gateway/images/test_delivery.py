@@ -27,6 +27,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import BASE, Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 IMAGES = "/api/v1/images"
 DATA = bytes(range(256)) * 400
@@ -277,7 +278,7 @@ async def test_unchanged_responses_are_304(server: Server) -> None:
             assert answer.status_code == 200, answer.text
             again = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b""), path
-        await server.read_model.merge(image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
+        await merge(server.read_model, image_id, 1, {"filename": "dog.jpg", "error_code": "x", "state": "failed"})
         for path in paths:
             now = await client.get(f"{IMAGES}/{path}", headers={"if-none-match": answer.headers["etag"]})
             assert now.status_code == 200, path

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from agents.indexing.fact_history import shortened
 from agents.stages.indexer import STAGE, index
 from schemas.events.facts import DeletionRequested, ImageAnnotated
 from schemas.stored.receipts import ReceiptKind
 from schemas.values import DEFAULT_OWNER, StageState, new_image_id
 from streams.kafka.messages import outgoing
-from streams.read_model.records import HISTORY_LIMIT, HistoryEntry
+from streams.read_model.records import HISTORY_LIMIT, HistoryEntry, shortened
 from streams.telemetry.tracing import new_traceparent, trace_id
 from streams.testing.memory_log import MemoryLog, MemoryWorker
 from streams.topics import FACTS
 from tests.support.archive import Archive, archive, reported
 from tests.support.facts import WHEN, Facts
 from tests.support.gateway_components import refused
+from tests.support.read_models import merge
 from tests.support.stage_kit import bench
 
 LATER = "2026-01-02T00:00:00.000Z"
@@ -161,7 +161,7 @@ async def test_a_history_is_bounded(house: Archive) -> None:
     image_id = await house.accepted()
     await house.index(*Facts(image_id, owner=DEFAULT_OWNER).all())
     many = {f"{run:016x}": rerun(run) for run in range(1, HISTORY_LIMIT + 50)}
-    await house.tools.read_model.merge(image_id, 1, {}, history=many)
+    await merge(house.tools.read_model, image_id, 1, {}, history=many)
     newest = Facts(image_id, owner=DEFAULT_OWNER, run=HISTORY_LIMIT + 60).resized()
     await house.index(newest.model_copy(update={"occurred_at": "2026-03-01T00:00:00.000Z"}))
     entries = await house.tools.read_model.history(image_id)

@@ -22,6 +22,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 IMAGES = "/api/v1/images"
 
@@ -186,7 +187,7 @@ async def test_an_unchanged_page_is_304(server: Server) -> None:
     condition = {"if-none-match": answer.headers["etag"]}
     again = await server.client.get(IMAGES, headers=condition)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
-    await server.read_model.merge(image_id, 1, {"tags": ["new"]})
+    await merge(server.read_model, image_id, 1, {"tags": ["new"]})
     assert (await server.client.get(IMAGES, headers=condition)).status_code == 200
 
 

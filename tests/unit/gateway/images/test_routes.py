@@ -56,6 +56,7 @@ from tests.support.gateway_components import (
     settings,
     unit_vector,
 )
+from tests.support.read_models import merge
 
 IMAGES = "/api/v1/images"
 SIZES = {"thumbnail": (113, 150), "medium": (450, 600)}
@@ -161,7 +162,7 @@ class Server:
         )
         await self.read_model.begin(record)
         if axis is not None:
-            await self.read_model.merge(image_id, 1, {}, vector=unit_vector(axis))
+            await merge(self.read_model, image_id, 1, {}, vector=unit_vector(axis))
         return record
 
 
@@ -204,7 +205,7 @@ async def test_status_follows_the_read_model(server: Server) -> None:
     )
     await server.read_model.begin(record)
     done = StageRecord(state=StageState.DONE, version="1", duration_ms=41, attempts=2)
-    await server.read_model.merge(image_id, 1, {}, stages={"sanitizer": done})
+    await merge(server.read_model, image_id, 1, {}, stages={"sanitizer": done})
     stages = (await server.client.get(f"{IMAGES}/jobs/{job_id}")).json()["stages"]
     assert stages["sanitizer"] == {"state": "done", "attempts": 2, "duration_ms": 41, "version": "1"}
     assert stages["ocr"] == {"state": "pending"}

@@ -39,6 +39,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 SPAN = TextSpan(
     text="Hello <wörld>",
@@ -204,7 +205,7 @@ async def test_a_pdf_of_a_document_shows_each_page(server: Server, page: dict[st
         width=80,
         height=60,
     )
-    await server.read_model.merge(image_id, 1, {"pages": [known.model_dump(mode="json")]})
+    await merge(server.read_model, image_id, 1, {"pages": [known.model_dump(mode="json")]})
     answer = await server.get(image_id, "pdf")
     pictures = [each.render(scale=0.1).to_pil().convert("RGB") for each in pypdfium2.PdfDocument(answer.content)]
     assert [picture.getpixel((40, 30))[1] < 60 for picture in pictures] == [True, shown]

@@ -34,6 +34,7 @@ from streams.read_model.protocol import ReadModel
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.facts import Facts
 from tests.support.gateway_components import Encoder, FaultyFiles, Sink, StubReadiness, refused, settings
+from tests.support.read_models import merge
 
 TOKEN = "correct horse battery"
 HERE = "http://127.0.0.1:8080"
@@ -91,7 +92,7 @@ class Server:
         for image in images:
             for fact in Facts(image).all():
                 await record_fact(fact, self.read_model, Tombstones(self.store))
-            await self.read_model.merge(image, 1, {"state": ImageState.COMPLETED.value})
+            await merge(self.read_model, image, 1, {"state": ImageState.COMPLETED.value})
         return images
 
 

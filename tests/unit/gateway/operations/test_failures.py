@@ -21,6 +21,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 FAILED = "/api/v1/health/failed"
 
@@ -54,7 +55,7 @@ class Server:
             "resizer": StageRecord(state=StageState.DONE),
         }
         patch = {"state": state.value, "error_code": "internal-error", "error_message": "a bug of ours"}
-        await self.read_model.merge(image_id, 1, patch, stages=stages)
+        await merge(self.read_model, image_id, 1, patch, stages=stages)
         return image_id
 
     async def page(self, who: str, **parameters: str | int | bool) -> FailedPage:

@@ -29,6 +29,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord, StageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 STATS = "/api/v1/health/stats"
 OPERATOR = "root images:read admin"
@@ -90,7 +91,7 @@ class Server:
         stages = {"resizer": StageRecord(state=StageState.DONE)}
         if state is not ImageState.PROCESSING:
             stages["ocr"] = StageRecord(state=StageState.FAILED if state is ImageState.FAILED else StageState.DONE)
-        await self.read_model.merge(image_id, 1, {"state": state.value}, stages=stages)
+        await merge(self.read_model, image_id, 1, {"state": state.value}, stages=stages)
         return image_id
 
     async def numbers(self, who: str, **parameters: bool) -> Statistics:

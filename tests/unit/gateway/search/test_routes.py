@@ -20,6 +20,7 @@ from streams.read_model.protocol import ReadModel
 from streams.read_model.records import ImageRecord
 from streams.settings import FilesSettings, QdrantSettings
 from tests.support.gateway_components import Encoder, Sink, StubReadiness, client_of, refused, settings
+from tests.support.read_models import merge
 
 SEARCH, LIKE = "/api/v1/search", "/api/v1/search/image"
 
@@ -57,7 +58,7 @@ class Server:
         record = ImageRecord.model_validate({"image_id": new_image_id(), **fields})
         await self.read_model.begin(record)
         if vector is not None:
-            await self.read_model.merge(record.image_id, 1, {"has_vector": True}, vector=vector)
+            await merge(self.read_model, record.image_id, 1, {"has_vector": True}, vector=vector)
         return record.image_id
 
     async def search(self, query: str, **parameters: str | float) -> SearchAnswer:

@@ -1,18 +1,14 @@
-"""The ACLs of each process, compared with the stage table and the document."""
+"""The ACLs of each process, compared with the stage table."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from agents import pipeline
-from darkroom.commands.acls import acl_table, grants
+from darkroom.commands.acls import grants
 from streams.kafka.access_rules import Operation, Resource, Rule, roles, rules_of
 from streams.settings import KafkaSettings
 from streams.topics import AGENTS, FACTS, agent_topics, all_topics, dead_topic, retry_topic
-
-DOCUMENT = Path(__file__).parents[4] / "docs" / "kafka-security.md"
 
 
 def allowed(process: str, operation: Operation) -> set[str]:
@@ -58,8 +54,3 @@ def test_the_commands_name_prefix_and_principal() -> None:
         "kafka-acls.sh --bootstrap-server 127.0.0.1:9092 --add --allow-principal User:ocr "
         "--operation Write --operation DescribeConfigs --topic dr.image.facts"
     ]
-
-
-def test_the_document_has_the_table() -> None:
-    """docs/kafka-security.md lists the ACLs that the processes check."""
-    assert acl_table() in DOCUMENT.read_text(), "copy the output of `darkroom topics acls --table`"

@@ -20,6 +20,7 @@ from streams.operations.image_filter import WrongFilter
 from streams.operations.reprocess_jobs import JobState, ReprocessJobs, drafted
 from streams.operations.rerun_events import AlreadyDone, RerunSkipped, Restarts, SkipReason, rerun_analysis
 from tests.support.facts import Facts, ref
+from tests.support.read_models import merge
 from tests.support.reprocessing import Backends, open_backends
 
 URL = "https://example.org/x.jpg"
@@ -47,7 +48,7 @@ def skipped(reason: SkipReason) -> Iterator[None]:
 async def test_a_job_emits_one_event_per_selected_image(backends: Backends) -> None:
     """Each selected image gets the work event with the job's run in the bulk lane, for that stage alone."""
     images = await backends.complete(3)
-    await backends.read_model.merge(images[1], 1, {"bucket": "other"})
+    await merge(backends.read_model, images[1], 1, {"bucket": "other"})
     job = await ReprocessJobs(backends.files).start(drafted("ocr", "bucket=trip"))
     ended = await backends.finish(job)
     assert (ended.state, ended.total, ended.done, ended.skipped) == (JobState.DONE, 2, 2, 0)
@@ -190,7 +191,7 @@ async def test_a_job_waits_while_kafka_is_unavailable(backends: Backends) -> Non
 async def test_images_accepted_later_are_not_selected(backends: Backends) -> None:
     """Images accepted after the request ran the new version already, and would prolong the job without end."""
     early, late = await backends.complete(2)
-    await backends.read_model.merge(late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
+    await merge(backends.read_model, late, 1, {"submitted_at": "2999-01-01T00:00:00Z"})
     ended = await backends.finish(await ReprocessJobs(backends.files).start(drafted("ocr", "")))
     assert (ended.total, backends.emitted_images()) == (1, [early])
 
@@ -199,7 +200,7 @@ async def test_skipped_images_are_counted_by_reason(backends: Backends) -> None:
     """An image that cannot be rerun is counted under its reason; the others are rerun."""
     done, rejected, pending = await backends.complete(1), new_image_id(), new_image_id()
     await backends.record(Facts(rejected).refused(), Facts(pending).sanitized())
-    await backends.read_model.merge(rejected, 1, {"state": ImageState.REJECTED.value})
+    await merge(backends.read_model, rejected, 1, {"state": ImageState.REJECTED.value})
     ended = await backends.finish(await ReprocessJobs(backends.files).start(drafted("ocr", "")))
     assert (ended.done, ended.skipped) == (1, 2)
     assert ended.reasons == {"no-master": 1, "in-process": 1}
@@ -317,7 +318,7 @@ async def test_a_rejected_image_is_restarted_from_its_receipt(backends: Backends
     image = new_image_id()
     original = ref("b", original_key("anna", "b" * 64))
     await backends.record(Facts(image).refused())
-    await backends.read_model.merge(image, 1, {"state": ImageState.REJECTED.value})
+    await merge(backends.read_model, image, 1, {"state": ImageState.REJECTED.value})
     receipt = Receipt(
         job_id=f"{image}.1", image_id=image, owner="anna", generation=1, kind=ReceiptKind.UPLOAD,
         submitted_at="2026-01-01T00:00:00Z", original=original,

@@ -23,6 +23,7 @@ from streams.operations.rerun_events import RerunSkipped, SkipReason, WrongProfi
 from streams.read_model.records import ImageRecord
 from tests.support.facts import Facts
 from tests.support.image_stages import opened
+from tests.support.read_models import merge
 from tests.support.reprocessing import Backends, open_backends
 
 SMALL = {"sides": {"small": 100}}
@@ -50,7 +51,7 @@ async def test_parameters_of_a_job_replace_those_of_the_image(backends: Backends
     """The event has them, stage by stage, the result is stored under their name, and the record keeps the image's."""
     (image,) = await backends.complete()
     own: dict[str, JsonValue] = {"resizer": {"sides": {"huge": 4000}}, "detector": {"confidence": 0.6}}
-    await backends.read_model.merge(image, 1, {"parameters": own})
+    await merge(backends.read_model, image, 1, {"parameters": own})
     job = await ReprocessJobs(backends.files).start(
         drafted("resizer", "", profile=Profile(stages=(), parameters={"resizer": SMALL}))
     )
@@ -140,7 +141,7 @@ async def test_the_outcome_of_a_repaired_image_has_its_own_profile(backends: Bac
     """A rerun that completes a failed image emits the outcome with the image's profile, not that of the rerun."""
     (image,) = await backends.complete(stages=FEW)
     facts = Facts(image, stages=FEW)
-    await backends.read_model.merge(image, 1, {"state": ImageState.FAILED.value})
+    await merge(backends.read_model, image, 1, {"state": ImageState.FAILED.value})
     fact = Facts(image, run=7, stages=(*FEW, "detector")).text()
     known = await record_fact(fact, backends.read_model, Tombstones(backends.files))
     assert known is not None
