@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import JsonValue
 
 from schemas.values import new_image_id
 from streams.read_model.protocol import ReadModel
@@ -55,7 +56,12 @@ async def test_every_searchable_key_is_searched(model: ReadModel) -> None:
     """Filename, tags, category, context and codes are found like text and labels, and the hit says which matched."""
     record = stub(filename="Résumé_2024.pdf", context={"order": {"id": "AB-17", "lines": [42, True]}})
     await model.begin(record)
-    known = {"tags": ["Summer Trip"], "category": "invoices", "text": "total 99", "codes": ["590-12"]}
+    known: dict[str, JsonValue] = {
+        "tags": ["Summer Trip"],
+        "category": "invoices",
+        "text": "total 99",
+        "codes": ["590-12"],
+    }
     await merge(model, record.image_id, 1, known)
     for query, way in {
         "resume": "filename", "2024": "filename", "summer": "tag", "INVOICES": "category", "17": "context",

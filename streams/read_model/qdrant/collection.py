@@ -100,6 +100,7 @@ class Collection:
                 f"the Qdrant collection has schema {found.schema_version}, and this version of Darkroom knows up to "
                 f"{SCHEMA}: run the newer version, or choose another collection with DARKROOM_QDRANT__COLLECTION"
             )
+        self._add_vectors(info)  # at once: a write or a search of a vector that is missing fails
         if found is None:
             up_to_date = Description(schema=SCHEMA, language=self._language)
             outdated = Description(schema=1, language=self._language, unfinished=True)
@@ -215,15 +216,18 @@ class Collection:
 
     def _add_missing(self, info: CollectionInfo) -> None:
         """Add the vectors and indexes that the collection lacks."""
-        for name in SPARSE.values():
-            if name not in info.sparse:
-                log.info("adding a vector to the read model", extra={"vector": name, "images": info.points})
-                self._points.add_sparse_vector(name)
+        self._add_vectors(info)
         for key, schema in INDEXES.items():
             if info.indexes.get(key) != index_kind(schema):
                 if info.points:
                     log.info("indexing the read model", extra={"key": key, "images": info.points})
                 self._points.add_index(key, schema)
+
+    def _add_vectors(self, info: CollectionInfo) -> None:
+        for name in SPARSE.values():
+            if name not in info.sparse:
+                log.info("adding a vector to the read model", extra={"vector": name, "images": info.points})
+                self._points.add_sparse_vector(name)
 
     @property
     def _language(self) -> str:
