@@ -254,5 +254,5 @@ STAGE: Stage[ImageSanitized, Tools, ReadText] = Stage(
     probe=probe,
     once=Once(result=ReadText, input=_input, parameters=_parameters, announce=_announce),
     lineage=LineageKind.TEXT,
-    deployment=Deployment(cpu="1", memory="1536Mi", memory_limit="3Gi", lag_per_replica=30, models=True),
+    deployment=Deployment(cpu="1", memory="1Gi", memory_limit="3Gi", lag_per_replica=30, models=True),
 )
