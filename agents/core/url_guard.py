@@ -138,8 +138,7 @@ def _host(name: str, *, bracketed: bool) -> tuple[str, Address | None]:
     labels = name.split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise UrlNotAllowed("the URL names no valid host")
-    if name.startswith("xn--"):
-        _check_decodes(name)
+    _check_decodes(labels)
     if _NUMERIC.fullmatch(labels[-1]):
         try:
             return name, IPv4Address(name)
@@ -148,10 +147,17 @@ def _host(name: str, *, bracketed: bool) -> tuple[str, Address | None]:
     return name, None
 
 
-def _check_decodes(name: str) -> None:
-    """Raise UrlNotAllowed for a host that httpx cannot decode: it decodes those that begin with an A-label."""
+def _check_decodes(labels: Sequence[str]) -> None:
+    """Raise UrlNotAllowed for a host with an A-label that stands for nothing, or that httpx cannot decode.
+
+    httpx decodes a whole host that begins with an A-label.
+    """
     try:
-        idna.decode(name)
+        for label in labels:
+            if label.startswith("xn--"):
+                idna.ulabel(label)
+        if labels[0].startswith("xn--"):
+            idna.decode(".".join(labels))
     except UnicodeError as error:
         raise UrlNotAllowed("the host is not an internationalised domain name") from error
 
