@@ -1,4 +1,4 @@
-"""Fetcher, OCR, detector and embedder killed with SIGKILL at each point of their work: the results do not change."""
+"""Fetcher and the analysis agents killed with SIGKILL at each point of their work: the results do not change."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 from infra.local.kafka import LocalKafka
 from schemas.events.intake import FetchRequested
 from schemas.events.outcomes import ImageCompleted
-from schemas.values import new_image_id
+from schemas.values import ANALYSIS_STAGES, Profile, new_image_id
 from streams import topics
 from tests.support.deployment import Deployment, deployed, until
 
 pytestmark = [pytest.mark.lengthy, pytest.mark.timeout(600)]  # the first test waits for the models
 
-AGENTS = ("fetcher", "ocr", "detector", "embedder")
-STORING = ("ocr", "detector")  # the fetcher stores no result, nor does the embedder without weights
+AGENTS = ("fetcher", *(stage for stage in ANALYSIS_STAGES if stage != "resizer"))
+EVERYTHING = Profile(stages=ANALYSIS_STAGES)
+STORING = ("ocr", "detector", "barcodes")  # the fetcher stores no result, nor does the embedder without weights
 CALM = "calm"  # the owner of the run without kills: results are never shared between owners
 
 
@@ -41,12 +42,11 @@ def web(images_dir: Path) -> Iterator[str]:
 def deployment(
     kafka: LocalKafka, models_dir: Path, models_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Return all seven agents running; those to be killed read their strike point from a file."""
+    """Return all agents running; those to be killed read their strike point from a file."""
     settings = {
         "DARKROOM_MODELS__DIR": str(models_dir),
         "DARKROOM_MODELS__CACHE": str(models_cache),
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
-        "DARKROOM_OCR__POLICY": "tesseract",  # EasyOCR loads slowly and adds nothing here
     }
     with deployed(kafka.bootstrap, tmp_path_factory.mktemp("everywhere"), settings=settings) as deployment:
         deployment.start("core", "sanitizer", "resizer")
@@ -68,15 +68,15 @@ def deployment(
 def test_a_killed_model_agent_loses_and_duplicates_nothing(
     point: str, name: str, deployment: Deployment, web: str
 ) -> None:
-    """All four are killed on one image at the same point and restarted: one outcome, the same results."""
-    calm, image = new_image_id(), new_image_id()
-    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=calm, owner=CALM, url=f"{web}/{name}"))
+    """All are killed on one image at the same point and restarted: one outcome, the same results."""
+    calm, image, url = new_image_id(), new_image_id(), f"{web}/{name}"
+    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=calm, owner=CALM, url=url, profile=EVERYTHING))
     until(lambda: calm in deployment.outcomes(), "the outcome of the calm run")
     deployment.until_idle(*topics.AGENTS)
     killed = STORING if point == "after-object" else AGENTS
     for agent in killed:
         _strike_file(deployment, agent).write_text(point)
-    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=image, url=f"{web}/{name}"))
+    deployment.publish(topics.FETCH_REQUESTED, FetchRequested(image_id=image, url=url, profile=EVERYTHING))
     for agent in killed:
         deployment.until_killed(agent)
         _start(deployment, agent)
@@ -98,7 +98,7 @@ def _start(deployment: Deployment, agent: str) -> None:
 
 
 def _results(deployment: Deployment, owner: str) -> dict[str, str]:
-    """Return the OCR and detection results of an owner, by input, stage and parameters."""
+    """Return the stored results of an owner, by input, stage and parameters."""
     return {
         key.removeprefix(f"results/{owner}/"): json.dumps(json.loads(deployment.read(key))["result"], sort_keys=True)
         for key in deployment.keys(f"results/{owner}/")
