@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from infra.local.kafka import LocalKafka
 from streams import topics
 from tests.support.deployment import Deployment, deployed, until
+from tests.support.forked_process import ForkedChild
 from tests.support.sent_images import LIGHT_AGENTS, Calm, Sent
 
 pytestmark = pytest.mark.lengthy
@@ -34,7 +38,7 @@ def test_a_resumed_zombie_changes_nothing(deployment: Deployment, images: dict[s
     sent.send(times=6)
     until(lambda: len(deployment.records(topics.SANITIZED)) > before, "the first image being sanitized")
     zombie = deployment.children["zombie"] = deployment.children.pop("sanitizer")
-    zombie.signal(signal.SIGSTOP)
+    _suspend(zombie, deployment.files.directory / deployment.files.bucket / "lock")
     assert deployment.lag("sanitizer") > 0, "all images ended before the worker was suspended"
     deployment.start("sanitizer#2")
     sent.check(calm)
@@ -47,6 +51,20 @@ def test_a_resumed_zombie_changes_nothing(deployment: Deployment, images: dict[s
     sent.send(times=2)
     sent.check(calm)
     assert deployment.terminate("sanitizer#2") == 0
+
+
+def _suspend(worker: ForkedChild, lock: Path) -> None:
+    """Suspend a worker at a moment when it does not hold the lock of the folder store, which would stop all writers."""
+    while True:
+        worker.signal(signal.SIGSTOP)
+        with lock.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # this worker's, or another's for a moment
+                worker.signal(signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                return
 
 
 def test_a_rebalance_storm_loses_nothing(deployment: Deployment, images: dict[str, bytes], calm: Calm) -> None:
