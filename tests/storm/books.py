@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from schemas.values import ErrorCode, ImageState, job_id_of
+from schemas.values import OPTIONAL_STAGES, ErrorCode, ImageState, job_id_of
 from tests.storm.evidence import ABSENT, GONE, Evidence, Position
 from tests.storm.uploads import Sent
 
@@ -204,6 +204,8 @@ def _commits_behind_work(evidence: Evidence) -> Iterator[str]:
     seen: set[tuple[str, Position]] = set()  # positions already judged by the first sample after their commit
     for sample in sorted(evidence.commits, key=lambda sample: sample.at):
         for (agent, topic, partition), offset in sample.offsets.items():
+            if agent in OPTIONAL_STAGES:  # no image asks for them, so that no fact follows
+                continue
             for position in places.get((topic, partition), ()):
                 if position.offset >= offset or (agent, position) in seen:
                     continue

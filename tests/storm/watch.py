@@ -10,7 +10,6 @@ from itertools import count
 
 import psutil
 
-from schemas.values import OPTIONAL_STAGES
 from streams.topics import AGENTS
 from tests.storm.evidence import CommitSample
 from tests.storm.gathering import sample_commits
@@ -20,8 +19,6 @@ _SAMPLE_S = 2.0
 _COMMITS_EVERY = 4  # samples of memory
 _LIMITS_MB = {"core": 1_000, "ocr": 1_800, "detector": 1_500, "embedder": 1_500}
 _LIMIT_MB = 500  # of all other processes
-# Whose commits are compared with facts; no image of a run asks for an optional stage.
-_WITH_FACTS = [agent for agent in AGENTS if agent != "indexer" and agent not in OPTIONAL_STAGES]
 
 
 @dataclass(slots=True)
@@ -41,7 +38,7 @@ class Watch:
                 except psutil.Error:
                     continue
             if number % _COMMITS_EVERY == 0:
-                sample = await sample_commits(self.world.kafka, _WITH_FACTS)
+                sample = await sample_commits(self.world.kafka, [agent for agent in AGENTS if agent != "indexer"])
                 if sample is not None:
                     self.commits.append(sample)
             await asyncio.sleep(_SAMPLE_S)
