@@ -18,7 +18,14 @@ from streams.errors import NotReady
 from streams.read_model.factory import open_read_model
 from streams.read_model.protocol import ReadModel
 from streams.read_model.qdrant import collection, documents
-from streams.read_model.qdrant.documents import COLLECTION_POINT, HISTORY, INDEXES, SPARSE, Derivation
+from streams.read_model.qdrant.documents import (
+    COLLECTION_POINT,
+    HISTORY,
+    INDEXES,
+    SPARSE,
+    Derivation,
+    vectors_of_collection,
+)
 from streams.read_model.qdrant.edge_points import EdgePoints
 from streams.read_model.qdrant.model import QdrantReadModel
 from streams.read_model.qdrant.points import Write
@@ -177,10 +184,20 @@ async def test_two_processes_share_the_work(caplog: pytest.LogCaptureFixture, mo
     both = [QdrantReadModel(Serialized(client, settings), Derivation(), threads=1, longest_s=60) for _ in range(2)]
     for model in both:
         await model._collection.prepare()
-        model._collection._add_missing(model._points.describe())  # the model of a server adds one vector at a time
     await asyncio.gather(*(model._collection.bring_up_to_date() for model in both))
     assert caplog.messages.count("the read model is up to date") == 1
     await check_contents(both[1], records)
+
+
+async def test_an_empty_collection_gets_each_missing_vector_once(caplog: pytest.LogCaptureFixture) -> None:
+    """An empty collection without the vectors of words has all of them, and its indexes, after the start."""
+    caplog.set_level(logging.INFO)
+    client = QdrantClient(":memory:")
+    client.create_collection("empty", vectors_config=vectors_of_collection())
+    points = ServerPoints(client, QdrantSettings(collection="empty"))
+    await QdrantReadModel(points, Derivation(), threads=1, longest_s=60)._collection.prepare()
+    assert set(points.describe().sparse) == set(SPARSE.values())
+    assert caplog.messages.count("adding a vector to the read model") == len(SPARSE)
 
 
 async def test_a_write_during_the_update_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

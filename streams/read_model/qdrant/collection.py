@@ -92,8 +92,6 @@ class Collection:
         is_new = self._points.open(vectors_of_collection(), list(SPARSE.values()))
         info = self._points.describe()
         self._require_vectors(info)
-        if is_new or info.points == 0:
-            self._add_missing(info)
         found = self._described()
         if found is not None and found.schema_version > SCHEMA:
             raise NotReady(
@@ -101,6 +99,8 @@ class Collection:
                 f"{SCHEMA}: run the newer version, or choose another collection with DARKROOM_QDRANT__COLLECTION"
             )
         self._add_vectors(info)  # at once: a write or a search of a vector that is missing fails
+        if is_new or info.points == 0:
+            self._add_indexes(info)
         if found is None:
             up_to_date = Description(schema=SCHEMA, language=self._language)
             outdated = Description(schema=1, language=self._language, unfinished=True)
@@ -122,10 +122,10 @@ class Collection:
             log.warning("the read model could not be flushed", extra={"error": str(error)})
 
     async def bring_up_to_date(self) -> None:
-        """Add missing vectors and indexes, and derive again what older versions derived. Retries until it is done."""
+        """Add missing indexes, and derive again what older versions derived. Retries until it is done."""
         while True:
             try:
-                await self._call(lambda: self._add_missing(self._points.describe()))
+                await self._call(lambda: self._add_indexes(self._points.describe()))
                 if await self._bring_up_to_date():
                     return
             except DependencyUnavailable as error:
@@ -214,9 +214,8 @@ class Collection:
         stale = [name for name in SPARSE.values() if name not in vectors]
         return Update(record.image_id, unchanged, derived, vectors, stale)
 
-    def _add_missing(self, info: CollectionInfo) -> None:
-        """Add the vectors and indexes that the collection lacks."""
-        self._add_vectors(info)
+    def _add_indexes(self, info: CollectionInfo) -> None:
+        """Add the indexes that the collection lacks."""
         for key, schema in INDEXES.items():
             if info.indexes.get(key) != index_kind(schema):
                 if info.points:
@@ -224,6 +223,7 @@ class Collection:
                 self._points.add_index(key, schema)
 
     def _add_vectors(self, info: CollectionInfo) -> None:
+        """Add the vectors of words that the collection lacks."""
         for name in SPARSE.values():
             if name not in info.sparse:
                 log.info("adding a vector to the read model", extra={"vector": name, "images": info.points})
