@@ -18,8 +18,7 @@ from agents.core.text.boxes import Pixels
 from agents.core.text.decoding import Piece
 from agents.core.text.doubt import KNOWN
 from agents.core.text.scripts import COMMON, OF_TESSERACT, script_of, script_of_language
-from agents.models.tesseract_reader import NAMES, check_signal, installed_packs
-from streams.errors import Retryable
+from agents.models.tesseract_reader import NAMES, check_signal, installed_packs, words_in
 
 _GAP, _MARGIN = 20, 24  # pixels between the lines of the drawn page, and around them
 _SYLLABLES = 0.2  # of a crop's height: with a smaller gap, what Tesseract calls words are syllables of one Korean word
@@ -114,16 +113,7 @@ class ScriptReader:
         return script if script != COMMON else ""
 
     def _data(self, page: Image.Image, packs: str) -> dict[str, list[Any]]:
-        try:
-            data: dict[str, list[Any]] = pytesseract.image_to_data(
-                page, lang=packs, output_type=pytesseract.Output.DICT, timeout=self._timeout_s, config="--psm 6"
-            )
-        except pytesseract.TesseractError as error:
-            check_signal(error)
-            raise OSError(f"tesseract: {str(error)[:300]}") from error
-        except RuntimeError as error:  # what pytesseract raises for a timeout
-            raise Retryable(f"tesseract took longer than {self._timeout_s:g} s") from error
-        return data
+        return words_in(page, packs, timeout_s=self._timeout_s, config="--psm 6")
 
     def _lines(
         self, page: Image.Image, tops: Sequence[int], crops: Sequence[Pixels], language: str

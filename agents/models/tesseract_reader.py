@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import pytesseract
 from PIL import Image
@@ -95,21 +96,30 @@ class TesseractReader:
     def _lines(self, image: Image.Image) -> list[TextSpan]:
         if max(image.size) > _SIDE_LIMIT or min(image.size) < 3:
             return []
-        try:
-            data = pytesseract.image_to_data(
-                image, lang=self.languages, output_type=pytesseract.Output.DICT, timeout=self._timeout_s
-            )
-        except pytesseract.TesseractError as error:
-            check_signal(error)
-            raise OSError(f"tesseract: {str(error)[:300]}") from error
-        except RuntimeError as error:  # what pytesseract raises for a timeout
-            raise Retryable(f"tesseract took longer than {self._timeout_s:g} s") from error
+        data = words_in(image, self.languages, timeout_s=self._timeout_s)
         lines: dict[tuple[int, int, int], list[int]] = {}
         for index, word in enumerate(data["text"]):
             if str(word).strip() and float(data["conf"][index]) >= 0:
                 position = (data["block_num"][index], data["par_num"][index], data["line_num"][index])
                 lines.setdefault(position, []).append(index)
         return [_span(data, words, row) for row, words in enumerate(lines.values())]
+
+
+def words_in(image: Image.Image, packs: str, *, timeout_s: float, config: str = "") -> dict[str, list[Any]]:
+    """Return Tesseract's table of an image's words, a list for each column.
+
+    Raises Retryable when it takes longer than the timeout or was killed by a signal from outside, and OSError.
+    """
+    try:
+        data: dict[str, list[Any]] = pytesseract.image_to_data(
+            image, lang=packs, output_type=pytesseract.Output.DICT, timeout=timeout_s, config=config
+        )
+    except pytesseract.TesseractError as error:
+        check_signal(error)
+        raise OSError(f"tesseract: {str(error)[:300]}") from error
+    except RuntimeError as error:  # what pytesseract raises for a timeout
+        raise Retryable(f"tesseract took longer than {timeout_s:g} s") from error
+    return data
 
 
 def _rotated_back(span: TextSpan, degrees: int, image: Image.Image) -> TextSpan:
