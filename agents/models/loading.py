@@ -21,7 +21,8 @@ from PIL import Image
 from agents.models.weights import Unavailable
 from schemas.values import ErrorCode
 from streams.concurrency.backoff import Backoff
-from streams.errors import NotReady
+from streams.errors import NotReady, ObjectGone
+from streams.object_store.protocol import FileStore, ObjectMissing
 from streams.stage import Resources, Skip
 from streams.telemetry import metrics
 from streams.telemetry.health_board import Condition
@@ -126,6 +127,14 @@ async def _retry(
             structlog.get_logger().warning("model load failed again", stage=stage, error=repr(error))
         else:
             loaded.model, loaded.reason, loaded.public = again.model, again.reason, again.public
+
+
+async def read_master(files: FileStore, key: str) -> bytes:
+    """Return the bytes of a master or another page. Raises ObjectGone."""
+    try:
+        return await files.get(key)
+    except ObjectMissing as error:
+        raise ObjectGone(key) from error
 
 
 def open_master(data: bytes, *, largest_side: int | None = None) -> Image.Image:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pydantic import Field, JsonValue
 
 from agents.core.barcodes import MOST_CODES, VERSION, Barcode, barcodes_in, check
-from agents.models.loading import open_master
+from agents.models.loading import open_master, read_master
 from schemas.events.facts import ImageSanitized
 from schemas.stored.results import StageResult
 from streams import topics
 from streams.concurrency.weighted_semaphore import PixelBudget
-from streams.errors import ObjectGone, engine_errors
-from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.errors import engine_errors
+from streams.object_store.protocol import FileStore
 from streams.stage import Deployment, Once, Resources, Stage, StageSettings
 
 _ASKEW = 45  # degrees an image is turned by if nothing is found: linear codes are read up to 25 degrees askew
@@ -62,10 +62,7 @@ async def find_barcodes(event: ImageSanitized, tools: Tools) -> FoundBarcodes:
     """Return the barcodes of an image."""
     size = (event.image.width, event.image.height)
     async with tools.budget.reserve(size[0] * size[1]):
-        try:
-            master = await tools.files.get(event.image.master.key)
-        except ObjectMissing as error:
-            raise ObjectGone(event.image.master.key) from error
+        master = await read_master(tools.files, event.image.master.key)
         return FoundBarcodes(codes=await asyncio.to_thread(_look, master, size, tools.settings))
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pydantic import Field, JsonValue
 
 from agents.core.detect import Detection, as_objects
-from agents.models.loading import Loaded, loading, open_master
+from agents.models.loading import Loaded, loading, open_master, read_master
 from agents.models.yolo_detector import MODEL, Letterboxed, YoloDetector, find_yolo
 from schemas.events.facts import ImageSanitized, ObjectsDetected
 from schemas.http.history import LineageKind
 from schemas.stored.results import DetectedObjects
 from schemas.values import ModelRef
 from streams import topics
-from streams.errors import ObjectGone, engine_errors
-from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.errors import engine_errors
+from streams.object_store.protocol import FileStore
 from streams.stage import (
     Announcement,
     Deployment,
@@ -113,10 +113,7 @@ async def open_tools(settings: DetectorSettings, resources: Resources) -> AsyncI
 
 
 async def _prepared(event: ImageSanitized, detector: YoloDetector, tools: Tools) -> Letterboxed:
-    try:
-        data = await tools.files.get(event.image.master.key)
-    except ObjectMissing as error:
-        raise ObjectGone(event.image.master.key) from error
+    data = await read_master(tools.files, event.image.master.key)
 
     def prepare() -> Letterboxed:
         image = open_master(data)

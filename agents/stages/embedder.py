@@ -17,14 +17,14 @@ from pydantic import Field, JsonValue
 
 from agents.core.embed import Floats, check_distinct, prepare
 from agents.models.clip_encoder import ClipEncoder, find_clip
-from agents.models.loading import Loaded, loading, open_master
+from agents.models.loading import Loaded, loading, open_master, read_master
 from schemas.events.facts import ImageEmbedded, ImageSanitized
 from schemas.http.history import LineageKind
 from schemas.stored.results import ImageEmbedding
 from schemas.values import ModelRef, Vector
 from streams import topics
-from streams.errors import ObjectGone, engine_errors
-from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.errors import engine_errors
+from streams.object_store.protocol import FileStore
 from streams.process.settings_checks import check_one_clip
 from streams.settings import CLIP_ARCHITECTURE, CLIP_MODEL
 from streams.stage import Announcement, Deployment, Emit, Once, Resources, Skip, Stage, StageSettings, fact_fields
@@ -86,10 +86,7 @@ async def open_tools(settings: EmbedderSettings, resources: Resources) -> AsyncI
 
 
 async def _prepared(event: ImageSanitized, tools: Tools) -> Floats:
-    try:
-        data = await tools.files.get(event.image.master.key)
-    except ObjectMissing as error:
-        raise ObjectGone(event.image.master.key) from error
+    data = await read_master(tools.files, event.image.master.key)
 
     def work() -> Floats:
         image = open_master(data)

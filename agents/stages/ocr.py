@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from agents.core.read_text import mean_confidence
 from agents.core.text.document import Sheet, digest_of, left_out, sheets_of, text_page
-from agents.models.loading import Loaded, loading, open_master
+from agents.models.loading import Loaded, loading, open_master, read_master
 from agents.models.ocr_engines import Answer, Engines, Reading, Rules, manifest_engines
 from agents.models.weights import Unavailable
 from schemas.events.facts import TEXT_LIMIT, ImageSanitized, TextRead
@@ -29,8 +29,8 @@ from schemas.http.history import LineageKind
 from schemas.stored.results import ReadText, SanitizedImage, TextPage
 from schemas.values import ErrorCode, ModelRef, ObjectRef
 from streams import topics
-from streams.errors import ObjectGone, engine_errors
-from streams.object_store.protocol import FileStore, ObjectMissing
+from streams.errors import engine_errors
+from streams.object_store.protocol import FileStore
 from streams.stage import (
     Announcement,
     Deployment,
@@ -151,10 +151,7 @@ async def read_text(event: ImageSanitized, tools: Tools) -> ReadText | Skip:
     for sheet in sheets_of(event.image, tools.settings.max_pages):
         if found and clock() > until:
             break
-        try:
-            data = await tools.files.get(sheet.object.key)
-        except ObjectMissing as error:
-            raise ObjectGone(sheet.object.key) from error
+        data = await read_master(tools.files, sheet.object.key)
         try:
             work = asyncio.get_running_loop().run_in_executor(tools.threads, _read, tools, rules, sheet, data)
             page, answer, engines = await work
