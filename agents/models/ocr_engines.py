@@ -52,7 +52,6 @@ class Rules:
     runtime: Runtime = "openvino"
     min_confidence: float = 0.3
     sure: float = 0.6
-    max_side: int = 4096
     probe_side: int = 736
     page_timeout_s: float = 60.0
     all_engines: bool = False  # unavailable as a whole when one of the policy's engines is
@@ -83,11 +82,6 @@ class Reading:
 
     def answer(self, image: Image.Image, factor: float = 1.0) -> Answer:
         """Return the text of an image, polygons in its pixels times `factor`. Drops blank and doubtful lines."""
-        longest = max(image.size)
-        if longest > self.rules.max_side:
-            shrink = longest / self.rules.max_side
-            image = image.resize((max(round(image.width / shrink), 1), max(round(image.height / shrink), 1)))
-            factor *= shrink
         answer = self._answer(image)
         page = self._checked(answer.page)
         spans = tuple(with_languages(page.spans, self.rules.named))

@@ -112,7 +112,6 @@ def _rules(settings: OcrSettings, asked: OcrParameters | None = None, bucket: st
         runtime=settings.runtime,
         min_confidence=settings.min_confidence if asked.min_confidence is None else asked.min_confidence,
         sure=settings.sure,
-        max_side=settings.max_side,
         probe_side=settings.probe_side,
         page_timeout_s=settings.page_timeout_s,
         all_engines=settings.required,
@@ -179,7 +178,7 @@ def _read(tools: Tools, rules: Rules, sheet: Sheet, data: bytes) -> tuple[TextPa
     usual = tools.reading.model
     reading = tools.engines.reading(rules) if usual is None or _differs(rules, usual.rules) else usual
     with tools.large if sheet.width * sheet.height > _LARGE else nullcontext():
-        image = open_master(data, largest_side=rules.max_side)
+        image = open_master(data, largest_side=tools.settings.max_side)
         factor = max(sheet.width / image.width, sheet.height / image.height)
         with engine_errors("ocr"):
             answer = replace(reading, rules=rules).answer(image, factor)

@@ -184,11 +184,18 @@ def test_hybrid_merges_both_engines(
     assert "Cover nose and mouth" in text
 
 
-def test_a_large_image_is_read_scaled_down_with_full_size_polygons(tesseract: TesseractReader) -> None:
+async def test_a_large_image_is_read_scaled_down_with_full_size_polygons(
+    settings: ModelsSettings, tmp_path: Path
+) -> None:
     """Above `max_side` the image is read smaller; polygons are in the original's pixels."""
     large = Image.new("RGB", (2400, 600), "white")
     ImageDraw.Draw(large).text((1200, 200), "DARKROOM", fill="black", font=ImageFont.load_default(160))
-    (span,) = Reading(Rules("tesseract", max_side=1200), tesseract, None, ()).read(large)
+    async with open_files(FilesSettings(directory=tmp_path)) as files:
+        chosen = agent.OcrSettings(policy="tesseract", max_side=1200)
+        async with agent.STAGE.open(chosen, resources(files, settings, tmp_path)) as tools:
+            result = await agent.read_text(await store(files, large), tools)
+    assert isinstance(result, ReadText)
+    (span,) = result.spans
     assert span.text == "DARKROOM"
     assert frame_of(span.polygon).left == pytest.approx(1210, abs=30)
 
