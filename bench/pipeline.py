@@ -137,7 +137,7 @@ async def _measure(data_dir: Path) -> tuple[float, float, float]:
         environment = models_of(scratch, data_dir)
         stages = await _seconds_of("bench.pipeline", data_dir, scratch / "objects", environment=environment)
         script = await _seconds_of(
-            "bench.baselines.obvious_script", data_dir, scratch / "models", scratch / "plain", PHOTOS_OF_SCRIPT,
+            "bench.baselines.obvious_script", data_dir, scratch / "plain", PHOTOS_OF_SCRIPT,
             environment=environment,
         )  # fmt: skip
         return stages, script * PHOTOS / PHOTOS_OF_SCRIPT, await _run_pipeline(data_dir, scratch, environment)

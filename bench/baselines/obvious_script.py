@@ -24,15 +24,18 @@ from schemas.values import RENDITION_SIDES
 from streams.settings import CLIP_ARCHITECTURE, Settings
 
 
-def main(data_dir: Path, models_dir: Path, folder: Path, count: int) -> float:
-    """Return the seconds for `count` photos; renditions are written to a folder."""
-    weights = find_easyocr(Settings().models, ["en"])[0].path.parent
+def main(data_dir: Path, folder: Path, count: int) -> float:
+    """Return the seconds for `count` photos; renditions are written to a folder. Weights are those of the settings."""
+    models = Settings().models
+    if models.dir is None or models.clip_weights is None:
+        raise SystemExit("DARKROOM_MODELS__DIR and DARKROOM_MODELS__CLIP_WEIGHTS name the weights")
+    weights = find_easyocr(models, ["en"])[0].path.parent
     reader = easyocr.Reader(
         ["en"], gpu=False, verbose=False, download_enabled=False, model_storage_directory=str(weights)
     )
-    detector = YOLO(next(models_dir.glob("*yolo*.pt")))
+    detector = YOLO(next(models.dir.glob("*yolo*.pt")))
     clip, _, preprocess = open_clip.create_model_and_transforms(CLIP_ARCHITECTURE, pretrained=None)
-    clip.load_state_dict(torch.load(models_dir / "random-clip.pt"))
+    clip.load_state_dict(torch.load(models.dir / models.clip_weights))
     clip.eval()
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -56,5 +59,4 @@ def main(data_dir: Path, models_dir: Path, folder: Path, count: int) -> float:
 
 
 if __name__ == "__main__":
-    data_dir, models_dir, folder = (Path(argument) for argument in sys.argv[1:4])
-    print(main(data_dir, models_dir, folder, int(sys.argv[4])))
+    print(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
