@@ -125,6 +125,8 @@ class ErrorCode(StrEnum):
     WORKER_CRASHED = "worker-crashed"
     ENGINE_FAILED = "engine-failed"
     INTERNAL_ERROR = "internal-error"
+    # The work waits (not a failure).
+    SOURCE_BUSY = "source-busy"
     # A stage was skipped (not a failure).
     MODEL_UNAVAILABLE = "model-unavailable"
     NOT_IN_PROFILE = "not-in-profile"
@@ -171,6 +173,10 @@ ERROR_MEANINGS: dict[str, dict[ErrorCode, str]] = {
         ErrorCode.DEADLINE_EXCEEDED: "The stage exceeded its `deadline_s`. Raise it or scale the stage, then replay.",
         ErrorCode.OBJECT_CHANGED: "The stored bytes differ from the event's hash: another process wrote to the store.",
         ErrorCode.INTERNAL_ERROR: "A bug in Darkroom. The dead letter has the stack trace; replay after the fix.",
+    },
+    "The work waits": {
+        ErrorCode.SOURCE_BUSY: "The source's budget of requests is spent, or it asked to wait. The fetch continues by "
+        "itself; `next_try_at` says when.",
     },
     "The stage was skipped": {
         ErrorCode.MODEL_UNAVAILABLE: "The stage's model is unavailable; the image completes without it.",

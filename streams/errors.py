@@ -5,6 +5,7 @@
     │   └── DependencyUnavailable       … Kafka, the object store or Qdrant did not answer
     │       ├── AccessDenied            … it answered and refused access: at start the process exits
     │       └── DeliveryUnconfirmed     … Kafka did not confirm events it was sent: they may be in the log
+    ├── Postponed                       nothing failed, but not now: delay topic, without counting an attempt
     ├── Malformed                       not an event of Darkroom: dead-letter at once
     ├── ObjectGone                      the object was deleted meanwhile: drop the event, count it
     ├── NotReady                        invalid settings, missing topic or required model: do not start
@@ -52,6 +53,15 @@ class AccessDenied(DependencyUnavailable):
 
 class DeliveryUnconfirmed(DependencyUnavailable):
     """Kafka did not confirm all events in time; any of them may be in the log."""
+
+
+class Postponed(DarkroomError):
+    """Nothing failed, but the work must wait `after_s` seconds: the event goes to a delay topic as often as needed."""
+
+    def __init__(self, message: str, *, after_s: float, code: ErrorCode = ErrorCode.SOURCE_BUSY) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+        self.code = code
 
 
 class Malformed(DarkroomError):

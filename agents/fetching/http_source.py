@@ -1,75 +1,63 @@
 """Downloads from foreign servers, under limits; agents fetch URLs by no other client.
 
-Every connection resolves once, checks all addresses and connects to a checked one, so that DNS rebinding has no
-effect. Host, SNI and the certificate check use the name. Redirects are followed here, each checked like the first
-URL.
+Redirects are followed here, each checked like the first URL (`agents.core.url_guard`). Every request passes the gate
+of its source (`agents.fetching.source_gate`), which counts it in the source's budget.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from pathlib import Path
 from typing import IO
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
-import certifi
-import httpcore
 import httpx
-from pydantic import Field
 
-from agents.core.url_guard import Address, Policy, UrlNotAllowed, check_addresses, check_url
+from agents.core.url_guard import Target, UrlNotAllowed, check_url
+from agents.fetching.guarded_transport import GuardedTransport, Resolve, resolve
+from agents.fetching.robots import ROBOTS_BYTES, RobotsFiles
+from agents.fetching.source_errors import UNREADABLE_LOCATION, Refused, sorted_errors, unavailable
+from agents.fetching.source_gate import SourceGate
+from agents.fetching.source_rules import Robots, source_of
+from agents.fetching.source_settings import SourceSettings
+from schemas.events.intake import FetchPriority
 from schemas.formats import SNIFF_BYTES, sniff
 from schemas.values import ErrorCode
-from streams.errors import DependencyUnavailable, Retryable
-from streams.settings import Group
-
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+from streams.errors import Postponed
+from streams.telemetry import metrics
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _RETRYABLE = (408, 425, 429)  # 4xx that are worth another try
+_BUSY = (429, 503)
 _NOT_FOUND = (404, 410)
-_UNREADABLE_LOCATION = "the source redirects to a URL that cannot be read"
-_BAD_LOCATION = "Invalid URL in location header"  # httpx's, which parses it also where it follows no redirects
+_LONGEST_VALIDATOR = 300  # characters of an ETag that are kept
+_BUSY_S = 30.0  # how long a source is left alone that is busy and does not say for how long
+_SENDING = "http11.send_request_headers.started"  # httpcore's trace event right before a request is sent
 
 
-class SourceSettings(Group):
-    """Limits of a download, and which sources are allowed."""
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What to download, and what is known of it."""
 
-    max_bytes: int = Field(50_000_000, ge=1, description="bytes of the largest file accepted")
-    total_timeout_s: float = Field(60.0, gt=0, description="seconds a download may take, redirects included")
-    idle_timeout_s: float = Field(10.0, gt=0, description="seconds without data before a download fails")
-    connect_timeout_s: float = Field(5.0, gt=0, description="seconds a connection may take, TLS handshake included")
-    max_redirects: int = Field(5, ge=0, description="redirects followed, each checked like the first URL")
-    max_connections: int = Field(16, ge=1, description="concurrent connections")
-    retry_after_limit_s: float = Field(1800.0, gt=0, description="longest wait a source may ask for by Retry-After")
-    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (), description="non-public networks that may be fetched from, as a JSON list of CIDRs (intranets)"
-    )
-    allowed_ports: tuple[int, ...] = Field((), description="the only ports allowed; empty: 80, 443, 1024 and up")
-    ca_file: Path | None = Field(None, description="PEM certificates trusted besides the public ones (intranets)")
-    user_agent: str = Field("Darkroom/1 (image fetcher)", description="User-Agent header of downloads")
+    url: str
+    priority: FetchPriority = FetchPriority.INTERACTIVE
+    hops: int = 0  # redirects followed before this URL
+    stored_url: str | None = None  # the URL, after redirects, of the copy that is stored
+    etag: str | None = None  # of that copy, as the source sent it
+    last_modified: str | None = None
 
-    def policy(self) -> Policy:
-        """Return what the guard allows."""
-        return Policy(networks=self.allowed_networks, ports=frozenset(self.allowed_ports))
-
-
-class Refused(Exception):
-    """Final refusal: the URL is forbidden, or another try cannot succeed. The message is public."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    def conditions(self, url: str) -> dict[str, str]:
+        """Return the headers that make the request for a URL conditional (RFC 9110 section 13.1), if it is stored."""
+        if url != self.stored_url:
+            return {}
+        found = {"if-none-match": self.etag, "if-modified-since": self.last_modified}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,108 +68,128 @@ class Download:
     size: int  # bytes
     format: str  # a name of schemas.formats
     final_url: str
+    hops: int
+    etag: str | None
+    last_modified: str | None
 
 
-async def resolve(host: str, port: int) -> Sequence[Address]:
-    """Resolve with the system's resolver. Raises socket.gaierror."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ip_address(str(sockaddr[0])) for *_, sockaddr in found]
+@dataclass(frozen=True, slots=True)
+class NotModified:
+    """The source says that the stored copy is still right."""
 
 
-class GuardedNetwork(httpcore.AnyIOBackend):
-    """Connects only to addresses that passed the guard. Raises UrlNotAllowed, socket.gaierror."""
+class RedirectPostponed(Postponed):
+    """A redirect was followed, and the source it leads to must not be asked yet: continue from there."""
 
-    def __init__(self, policy: Policy, resolve: Resolve) -> None:
-        self._policy = policy
-        self._resolve = resolve
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        addresses = await self._resolve(host, port)
-        check_addresses(addresses, self._policy)
-        failure: Exception | None = None
-        for address in addresses:
-            try:
-                return await super().connect_tcp(str(address), port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure or httpcore.ConnectError(f"{host} has no address")
-
-
-class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport, HTTP/1.1 with a connection pool, on a guarded network."""
-
-    def __init__(self, settings: SourceSettings, resolve: Resolve) -> None:
-        trusted = ssl.create_default_context(cafile=certifi.where())
-        if settings.ca_file is not None:
-            trusted.load_verify_locations(settings.ca_file)
-        super().__init__(verify=trusted, trust_env=False)
-        # httpx takes no network as an argument, so its pool is replaced by the same pool with one.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=trusted,
-            max_connections=settings.max_connections,
-            keepalive_expiry=5.0,
-            network_backend=GuardedNetwork(settings.policy(), resolve),
-        )
+    def __init__(self, error: Postponed, url: str, hops: int) -> None:
+        super().__init__(str(error), after_s=error.after_s, code=error.code)
+        self.url = url
+        self.hops = hops
 
 
 class HttpSource:
     """Downloads URLs under the limits of the settings."""
 
-    def __init__(self, settings: SourceSettings, client: httpx.AsyncClient) -> None:
+    def __init__(self, settings: SourceSettings, client: httpx.AsyncClient, gate: SourceGate) -> None:
         self._settings = settings
         self._policy = settings.policy()
         self._client = client
+        self._gate = gate
+        self._robots = RobotsFiles(settings.user_agent)
 
-    async def download(self, url: str, spool: IO[bytes]) -> Download:
-        """Write the response body into `spool`, undecoded. Raises Refused, Retryable."""
-        try:
-            async with asyncio.timeout(self._settings.total_timeout_s):
-                return await self._follow(url, spool)
-        except (UrlNotAllowed, httpx.InvalidURL) as error:
-            raise Refused(ErrorCode.URL_NOT_ALLOWED, str(error)) from error
-        except UnicodeError as error:  # a host or path that httpx, the resolver or TLS cannot encode
-            raise Refused(ErrorCode.URL_NOT_ALLOWED, "the URL cannot be read") from error
-        except socket.gaierror as error:
-            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-                raise Refused(ErrorCode.SOURCE_NOT_FOUND, "the URL's host does not exist") from error
-            raise _unavailable("the source's name could not be resolved") from error
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise _unavailable("the source took too long") from error
-        except httpx.TransportError as error:
-            if _is_certificate_error(error):
-                raise Refused(ErrorCode.SOURCE_REFUSED, "the source's certificate is not valid") from error
-            if str(error).startswith(_BAD_LOCATION):
-                raise Refused(ErrorCode.URL_NOT_ALLOWED, _UNREADABLE_LOCATION) from error
-            raise _unavailable(f"the connection to the source failed: {type(error).__name__}") from error
-        except OSError as error:
-            raise DependencyUnavailable(f"cannot write to the spool: {error.strerror or error}") from error
+    async def download(self, inquiry: Inquiry, spool: IO[bytes]) -> Download | NotModified:
+        """Write the response body into `spool`, undecoded. Raises Refused, Retryable, Postponed."""
+        with sorted_errors():
+            async with asyncio.timeout(self._settings.total_timeout_s) as limit:
+                return await self._follow(inquiry, spool, limit)
 
-    async def _follow(self, url: str, spool: IO[bytes]) -> Download:
-        for _ in range(self._settings.max_redirects + 1):
+    async def _follow(self, inquiry: Inquiry, spool: IO[bytes], limit: asyncio.Timeout) -> Download | NotModified:
+        url = inquiry.url
+        for hops in range(inquiry.hops, self._settings.max_redirects + 1):
             target = check_url(url, self._policy)
-            async with self._client.stream("GET", target.url) as response:
-                if response.status_code not in _REDIRECTS:
-                    self._check_answer(response)
-                    return await self._spool(response, spool, target.url)
-                location = response.headers.get("location")
+            conditions = inquiry.conditions(target.url)
+            try:
+                await self._check_robots(target, inquiry.priority, limit)
+                async with self._requested(target, inquiry.priority, conditions, limit) as response:
+                    if response.status_code == 304 and conditions:
+                        return NotModified()
+                    if response.status_code not in _REDIRECTS:
+                        await self._check_answer(response, source_of(target.url))
+                        return await self._spool(response, spool, target.url, hops)
+                    location = response.headers.get("location")
+            except Postponed as error:
+                if hops == inquiry.hops:
+                    raise
+                raise RedirectPostponed(error, target.url, hops) from error
             if not location:
                 raise Refused(ErrorCode.SOURCE_REFUSED, "the source redirects without a Location header")
             url = _redirected(target.url, location)
         raise Refused(ErrorCode.TOO_MANY_REDIRECTS, f"more than {self._settings.max_redirects} redirects")
 
-    def _check_answer(self, response: httpx.Response) -> None:
+    @asynccontextmanager
+    async def _requested(
+        self, target: Target, priority: FetchPriority, headers: Mapping[str, str], limit: asyncio.Timeout
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request through its source's gate; the time it waits there is not the source's."""
+        source, loop = source_of(target.url), asyncio.get_running_loop()
+        rule = self._settings.of(source)
+        left_s = (limit.when() or 0.0) - loop.time()
+        limit.reschedule(None)
+        async with self._gate.pass_through(source, rule, priority) as permit:
+            limit.reschedule(loop.time() + left_s)
+            metrics.SOURCE_REQUESTS.labels(source if source in self._settings.sources else "other").inc()
+
+            async def trace(event: str, _info: object) -> None:
+                if event == _SENDING:
+                    permit.check()
+
+            secret = rule.headers if target.url.startswith("https:") or rule.headers_over_http else {}
+            own = {name: value.get_secret_value() for name, value in secret.items()}
+            extensions = {"trace": trace}
+            async with self._client.stream(
+                "GET", target.url, headers={**own, **headers}, extensions=extensions
+            ) as answer:
+                yield answer
+
+    async def _check_robots(self, target: Target, priority: FetchPriority, limit: asyncio.Timeout) -> None:
+        """Raise Refused for a URL that its source's robots.txt disallows, if it is to be obeyed."""
+        if self._settings.of(source_of(target.url)).robots is not Robots.OBEY:
+            return
+
+        async def read(origin: str) -> str:
+            return await self._robots_file(origin, priority, limit)
+
+        parts = urlsplit(target.url)
+        if not await self._robots.allows(target.url, f"{parts.scheme}://{parts.netloc}", read):
+            raise Refused(ErrorCode.SOURCE_REFUSED, "the source's robots.txt disallows the URL")
+
+    async def _robots_file(self, origin: str, priority: FetchPriority, limit: asyncio.Timeout) -> str:
+        """Return an origin's robots.txt: "" allows all, where there is none (RFC 9309 section 2.3.1)."""
+        url = f"{origin}/robots.txt"
+        for _ in range(self._settings.max_redirects + 1):
+            target = check_url(url, self._policy)
+            async with self._requested(target, priority, {}, limit) as response:
+                if response.status_code not in _REDIRECTS:
+                    await self._check_available(response, source_of(target.url))
+                    return await _start_of(response, ROBOTS_BYTES) if response.status_code == 200 else ""
+                url = _redirected(target.url, response.headers.get("location", ""))
+        return ""
+
+    async def _check_available(self, response: httpx.Response, source: str) -> None:
+        """Raise Retryable if the source cannot answer now; if it is busy, leave it alone for the time it asks for."""
+        status = response.status_code
+        if status < 500 and status not in _RETRYABLE:
+            return
+        after_s = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+        if after_s is not None:
+            after_s = min(after_s, self._settings.retry_after_limit_s)
+        if status in _BUSY and (after_s or status == 429):
+            await self._gate.block(source, after_s or _BUSY_S)
+        raise unavailable(f"the source answered {status}", after_s)
+
+    async def _check_answer(self, response: httpx.Response, source: str) -> None:
+        await self._check_available(response, source)
         status, headers = response.status_code, response.headers
-        if status >= 500 or status in _RETRYABLE:
-            after_s = retry_after(headers.get("retry-after"), datetime.now(UTC))
-            limit = self._settings.retry_after_limit_s
-            raise _unavailable(f"the source answered {status}", None if after_s is None else min(after_s, limit))
         if status in _NOT_FOUND:
             raise Refused(ErrorCode.SOURCE_NOT_FOUND, f"the source answered {status}: there is no such file")
         if status == 204:
@@ -196,7 +204,7 @@ class HttpSource:
         if declared.isdecimal() and int(declared) > self._settings.max_bytes:
             raise self._too_large()
 
-    async def _spool(self, response: httpx.Response, spool: IO[bytes], url: str) -> Download:
+    async def _spool(self, response: httpx.Response, spool: IO[bytes], url: str, hops: int) -> Download:
         digest, size, head, known = hashlib.sha256(), 0, b"", None
         async for chunk in response.aiter_raw():
             size += len(chunk)
@@ -211,17 +219,23 @@ class HttpSource:
         if not size:
             raise Refused(ErrorCode.EMPTY_FILE, "the source sent an empty file")
         spool.flush()
-        return Download(digest.hexdigest(), size, known or _format_of(head), url)
+        etag, modified = (_validator(response.headers.get(name)) for name in ("etag", "last-modified"))
+        return Download(digest.hexdigest(), size, known or _format_of(head), url, hops, etag, modified)
 
     def _too_large(self) -> Refused:
         return Refused(ErrorCode.FILE_TOO_LARGE, f"the file has more than {self._settings.max_bytes:,} bytes")
 
 
 @asynccontextmanager
-async def open_source(settings: SourceSettings, resolve: Resolve = resolve) -> AsyncIterator[HttpSource]:
+async def open_source(
+    settings: SourceSettings, gate: SourceGate, resolve: Resolve = resolve
+) -> AsyncIterator[HttpSource]:
     """Open the connection pool; without proxy, cookies and environment, so that sources and tenants share no state."""
+    transport = GuardedTransport(
+        settings.policy(), resolve, ca_file=settings.ca_file, max_connections=settings.max_connections
+    )
     async with httpx.AsyncClient(
-        transport=GuardedTransport(settings, resolve),
+        transport=transport,
         headers={
             "user-agent": settings.user_agent,
             "accept": "image/*,application/pdf,*/*;q=0.5",
@@ -232,7 +246,7 @@ async def open_source(settings: SourceSettings, resolve: Resolve = resolve) -> A
         trust_env=False,
         follow_redirects=False,
     ) as client:
-        yield HttpSource(settings, client)
+        yield HttpSource(settings, client, gate)
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
@@ -249,16 +263,26 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         return None
 
 
+async def _start_of(response: httpx.Response, limit: int) -> str:
+    data = b""
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) >= limit:
+            break
+    return data[:limit].decode("utf-8", "replace")
+
+
+def _validator(value: str | None) -> str | None:
+    """Return an ETag or Last-Modified as it was sent, None unless it can be sent back."""
+    return value if value is not None and len(value) <= _LONGEST_VALIDATOR and value.isprintable() else None
+
+
 def _redirected(url: str, location: str) -> str:
     """Return the URL a Location header of a URL's answer names. Raises UrlNotAllowed."""
     try:
         return urljoin(url, location.strip().replace(" ", "%20"))
     except ValueError as error:
-        raise UrlNotAllowed(_UNREADABLE_LOCATION) from error
-
-
-def _unavailable(message: str, after_s: float | None = None) -> Retryable:
-    return Retryable(message, after_s=after_s, code=ErrorCode.SOURCE_UNAVAILABLE)
+        raise UrlNotAllowed(UNREADABLE_LOCATION) from error
 
 
 def _format_of(head: bytes) -> str:
@@ -266,11 +290,3 @@ def _format_of(head: bytes) -> str:
     if found is None:
         raise Refused(ErrorCode.NOT_AN_IMAGE, "the source sent no image of a known format")
     return found
-
-
-def _is_certificate_error(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -16,6 +16,7 @@ from schemas.events.facts import DeletionRequested
 from schemas.stored.erasures import Removed
 from schemas.stored.receipts import Receipt
 from schemas.values import ImageState
+from streams.object_store.fetch_records import fetch_record_key
 from streams.object_store.keys import original_key
 from streams.object_store.original_references import has_other_references, release
 from streams.object_store.protocol import FileStore
@@ -82,6 +83,9 @@ async def erase(
     erasure = await erasures.update(erasure, removed=removed)
     await remove(found, event.image_id, event.owner, files)
     await read_model.write_tombstone(event.image_id, event.owner, event.generation)
+    urls = {receipt.url for receipt in receipts.values() if receipt is not None}
+    for url in {known.source_url if known is not None else None, *urls} - {None}:
+        await files.delete(fetch_record_key(event.owner, str(url)))
     for key in receipts:
         await files.delete(key)
     if not again:

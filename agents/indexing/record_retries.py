@@ -22,10 +22,15 @@ async def note_retry(event: StageRetrying, read_model: ReadModel, erasures: Tomb
 
     def change(known: ImageRecord) -> Change | None:
         stage, last = event.report.stage, known.retries.get(event.report.stage)
-        if not applies(known) or stage in known.stages or (last and last.attempts >= event.report.attempts):
+        tries = (event.report.attempts, event.postponed)
+        if not applies(known) or stage in known.stages or (last and (last.attempts, last.postponed) >= tries):
             return None
         retry = StageRetry(
-            attempts=event.report.attempts, code=event.code, message=event.message, next_try_at=event.next_try_at
+            attempts=event.report.attempts,
+            code=event.code,
+            message=event.message,
+            next_try_at=event.next_try_at,
+            postponed=event.postponed,
         )
         retries: dict[str, JsonValue] = {
             name: one.model_dump(mode="json") for name, one in {**known.retries, stage: retry}.items()

@@ -1,69 +1,99 @@
-"""fetcher: downloads the image of a URL, stores it as an original and emits `ImageFetched` with its reference.
+"""fetcher: fetches the image of a URL, stores it as an original and emits `ImageFetched` with its reference.
 
 In: `image.fetch-requested`. Out: `image.fetched`. Refused: URLs and addresses that the guard forbids, sources without
 the file or that refuse it, files that are too large, empty, or not an image by their first bytes. An unavailable source
-is retried, after its Retry-After if it sends one.
+is retried, after its Retry-After if it sends one. Requests beyond a source's budget wait in the delay topics.
 
-Equal bytes are stored once per owner. There is no `once`: the content of a URL may change.
+Equal bytes are stored once per owner. There is no `once`: the content of a URL may change, so answers are kept for a
+time of their own (`agents.fetching.cached_source`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+import structlog
 from pydantic import Field
 
-from agents.fetching.http_source import HttpSource, Refused, SourceSettings, open_source
+from agents.fetching.cached_source import CachedSource, CacheSettings
+from agents.fetching.http_source import open_source
+from agents.fetching.source_errors import Refused
+from agents.fetching.source_gate import GateSettings, SourceGate
+from agents.fetching.source_settings import SourceSettings
 from schemas.events.intake import FetchRequested, ImageFetched
-from schemas.formats import MEDIA_TYPES
 from schemas.stored.results import FetchedOriginal
 from streams import topics
-from streams.object_store.keys import original_key
-from streams.object_store.original_references import add_reference
+from streams.errors import DependencyUnavailable
+from streams.object_store.fetch_statistics import FetchStatistics
 from streams.object_store.protocol import FileStore
+from streams.object_store.source_budgets import SourceBudgets
 from streams.stage import Deployment, Emit, Outcome, Reject, Resources, Stage, StageSettings
 
+log = structlog.get_logger(__name__)
 
-class FetcherSettings(StageSettings, SourceSettings):
-    """Limits of a source and of the stage."""
+_GRACE_S = 10.0  # between a request's time in the budget and its arrival at the source
+_SAVE_EVERY_S = 10.0
 
-    concurrency: int = Field(8, ge=1, description="downloads at once")
-    deadline_s: float = Field(120.0, gt=0, description="seconds one try may take, including the store")
+
+class FetcherSettings(StageSettings, SourceSettings, CacheSettings):
+    """Limits of sources, of their answers and of the stage."""
+
+    concurrency: int = Field(64, ge=2, description="requests worked on at once, those included that wait for a moment")
+    buffer: int = Field(64, ge=1, description="events fetched ahead")
+    deadline_s: float = Field(120.0, gt=0, description="seconds one try may take, including waits and the store")
+    hold_s: float = Field(
+        25.0, ge=0, description="seconds a request may wait for its source in the worker, beyond which it is postponed"
+    )
+
+    def gate(self) -> GateSettings:
+        """Return the limits of what waits: half of the requests, so that the others never wait for them."""
+        held = self.concurrency // 2
+        return GateSettings(self.window_s, _GRACE_S, self.hold_s, held=held, held_of_one=max(1, held // 2))
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The download client and the object store."""
+    """The sources, with what they answered, and the object store."""
 
-    source: HttpSource
+    source: CachedSource
     files: FileStore
 
 
 @asynccontextmanager
 async def open_tools(settings: FetcherSettings, resources: Resources) -> AsyncIterator[Tools]:
-    """Open the connection pool."""
-    async with open_source(settings) as source:
-        yield Tools(source, resources.files)
+    """Open the connection pool; save the statistics now and then."""
+    gate, statistics = SourceGate(SourceBudgets(resources.files), settings.gate()), FetchStatistics()
+    async with open_source(settings, gate) as source:
+        saving = asyncio.create_task(_save(statistics, resources.files), name="fetch-statistics")
+        try:
+            yield Tools(CachedSource(source, gate, resources.files, settings, statistics=statistics), resources.files)
+        finally:
+            saving.cancel()
+            with suppress(asyncio.CancelledError):
+                await saving
+            with suppress(DependencyUnavailable):
+                await statistics.save(resources.files)
+
+
+async def _save(statistics: FetchStatistics, files: FileStore) -> None:
+    while True:
+        await asyncio.sleep(_SAVE_EVERY_S)
+        try:
+            await statistics.save(files)
+        except DependencyUnavailable as error:
+            log.warning("statistics of fetches not saved", error=str(error))
 
 
 async def fetch_image(event: FetchRequested, tools: Tools) -> Outcome:
-    """Download to a spool file while hashing, then store it under its hash."""
-    with tempfile.NamedTemporaryFile(prefix="darkroom-fetch-") as spool:
-        try:
-            found = await tools.source.download(event.url, spool.file)
-        except Refused as refused:
-            return Reject(refused.code, str(refused))
-        await add_reference(tools.files, event.owner, found.sha256, event.image_id)
-        original = await tools.files.put(
-            original_key(event.owner, found.sha256),
-            Path(spool.name),
-            content_type=MEDIA_TYPES[found.format],
-            sha256=found.sha256,
-        )
+    """Get the original of a URL, from its source or as it was answered before."""
+    try:
+        original = await tools.source.original(event)
+    except Refused as refused:
+        return Reject(refused.code, str(refused))
     fetched = ImageFetched(
         image_id=event.image_id,
         owner=event.owner,

@@ -118,12 +118,15 @@ class StageRetrying(Submission):
     message: str = Field(description="a sentence for people: why the last try failed")
     next_try_at: str = Field(description="RFC 3339, UTC; the earliest time of the next try")
     original: ObjectRef | None = Field(default=None, description="the bytes as received, if they are stored")
+    postponed: int = Field(
+        default=0, ge=0, description="times the stage waited although nothing failed; 0: its last try failed"
+    )
 
     def producing_stage(self) -> str:
         return self.report.stage
 
     def identity(self) -> str:
-        return str(self.report.attempts)
+        return f"{self.report.attempts}.{self.postponed}" if self.postponed else str(self.report.attempts)
 
 
 class DeletionRequested(Event):

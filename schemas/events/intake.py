@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -44,6 +45,14 @@ class ImageUploaded(Submission):
     original: ObjectRef
 
 
+class FetchPriority(StrEnum):
+    """How urgent a fetch is: less urgent ones may use only a part of a source's budget."""
+
+    INTERACTIVE = "interactive"  # a client waits for it
+    BATCH = "batch"
+    BACKGROUND = "background"  # warms the cache
+
+
 class FetchRequested(Submission):
     """An image has to be fetched from a URL. Keyed by source host, so that one fetcher owns a source's budget."""
 
@@ -51,6 +60,8 @@ class FetchRequested(Submission):
     stage: ClassVar[str] = "gateway"
 
     url: str = Field(max_length=4096)
+    priority: FetchPriority = FetchPriority.INTERACTIVE
+    refresh: bool = Field(default=False, description="ask the source although its last answer is still valid")
 
     def key(self) -> bytes:
         try:

@@ -41,6 +41,7 @@ class StageRetry(Value):
     code: str  # an ErrorCode
     message: str
     next_try_at: str  # RFC 3339
+    postponed: int = 0  # times it waited although nothing had failed
 
 
 class HistoryEntry(Value):

@@ -11,6 +11,7 @@ from streams.settings import RetrySettings
 
 ATTEMPT_HEADER = "retry.attempt"  # attempts before this delivery, over all topics
 DELAYS_HEADER = "retry.delays"  # delay topics already passed
+POSTPONED_HEADER = "retry.postponed"  # times the event waited although nothing had failed
 DUE_HEADER = "retry.due-ms"  # unix milliseconds at which the router forwards the event
 FIRST_FAILURE_HEADER = "retry.first-failure"  # RFC 3339
 ORIGIN_HEADERS = ("retry.origin-topic", "retry.origin-partition", "retry.origin-offset")
@@ -62,3 +63,12 @@ class RetryPolicy:
             if after_s is None or seconds >= after_s:
                 return Delay(tier, seconds)
         return Delay(*remaining[-1]) if remaining else None
+
+    def waiting_tier(self, after_s: float) -> Delay:
+        """Return the delay topic for an event that must wait: the longest that ends at most its shortest too late.
+
+        A longer wait takes several passes, each through the topic that fits what is left of it.
+        """
+        tiers = sorted(self.settings.tiers.items(), key=lambda tier: tier[1])
+        shortest = tiers[0][1]
+        return Delay(*[tier for tier in tiers if tier[1] <= max(after_s, 0.0) + shortest][-1])

@@ -27,6 +27,7 @@ PUBLIC_FAILURE = {
 _PUBLIC_RETRY = {
     ErrorCode.DEPENDENCY_UNAVAILABLE: "A service this step needs is unavailable; the step is tried again.",
     ErrorCode.SOURCE_UNAVAILABLE: "The source did not deliver the image; it is tried again.",
+    ErrorCode.SOURCE_BUSY: "The source may not be asked more often now; the fetch waits and continues by itself.",
     ErrorCode.DEADLINE_EXCEEDED: "This step exceeded its deadline and is tried again.",
 }
 
@@ -60,10 +61,13 @@ def failed(event: Event, code: ErrorCode, report: StageReport) -> Emit:
     return Emit(((topics.FACTS, _fitting(StageFailed, event, _why(event, code, message, report))),))
 
 
-def retrying(event: Event, code: ErrorCode, report: StageReport, next_try_at: str) -> Emit:
-    """Return the event that a stage tries again later, at `next_try_at` (RFC 3339) or soon after."""
+def retrying(event: Event, code: ErrorCode, report: StageReport, next_try_at: str, postponed: int = 0) -> Emit:
+    """Return the event that a stage tries again later, at `next_try_at` (RFC 3339) or soon after.
+
+    `postponed` is the number of times the event waited although nothing had failed.
+    """
     message = _PUBLIC_RETRY.get(code, "This step failed for now and is tried again.")
-    fields = {**_why(event, code, message, report), "next_try_at": next_try_at}
+    fields = {**_why(event, code, message, report), "next_try_at": next_try_at, "postponed": postponed}
     return Emit(((topics.FACTS, _fitting(StageRetrying, event, fields)),))
 
 

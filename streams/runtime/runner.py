@@ -27,6 +27,7 @@ from streams.errors import (
     EngineFailed,
     Malformed,
     ObjectGone,
+    Postponed,
     Retryable,
     Undeliverable,
     WorkerCrashed,
@@ -39,6 +40,7 @@ from streams.retries.retry_policy import (
     DUE_HEADER,
     FIRST_FAILURE_HEADER,
     ORIGIN_HEADERS,
+    POSTPONED_HEADER,
     Delay,
     number_header,
 )
@@ -55,6 +57,8 @@ from streams.telemetry.tracing import Origin, child_of, origin_scope, trace_id
 from streams.topics import MAX_MESSAGE_BYTES, delay_topic
 
 log = structlog.get_logger(__name__)
+
+_MOST_POSTPONED = 999_999  # the largest number of the header
 
 Finished = Callable[[], Awaitable[None]]
 Settle = Callable[[Record], Awaitable[tuple[str, list[Outgoing]]]]
@@ -271,8 +275,8 @@ class Runner:
             return self._conclude(record, event, Worked(answer, self._unworked()))
         worked = await perform(self._stage, self._tools, self._settings, self._services, self._batcher, record, event)
         kind, messages = self._conclude(record, event, worked)
-        if kind == "retried" and isinstance(worked.answer, Retryable):
-            messages += await self._retrying(record, event, worked.answer, worked.report, messages[0])
+        if isinstance(worked.answer, Retryable | Postponed) and kind in ("retried", "postponed"):
+            messages += await self._retrying(event, record, worked.answer, worked.report, messages[0])
         return kind, messages
 
     async def _reject_malformed(self, record: Record, code: ErrorCode, error: NotAnEvent) -> tuple[str, list[Outgoing]]:
@@ -312,6 +316,8 @@ class Runner:
             case ObjectGone():
                 log.warning("object missing: its image was deleted, or it was never stored", error=str(error))
                 return "gone", self._failed(record, event, ErrorCode.GONE, worked)
+            case Postponed():
+                return "postponed", [self._postponed(record, error)]
             case Retryable():
                 delay = self._services.retry.next_delay(number_header(record, DELAYS_HEADER), error.after_s)
                 if delay is not None:
@@ -339,7 +345,7 @@ class Runner:
         return self._messages(record, outcome_facts.failed(event, code, worked.report))
 
     async def _retrying(
-        self, record: Record, event: Event, error: Retryable, report: StageReport, delayed: Outgoing
+        self, event: Event, record: Record, error: Retryable | Postponed, report: StageReport, delayed: Outgoing
     ) -> list[Outgoing]:
         """Return the event that the image is tried again; none if the image is deleted, or may be."""
         if not self._stage.reports_failures:
@@ -347,19 +353,39 @@ class Runner:
         known = Skip(ErrorCode.SUPERSEDED)
         if await unless_deleted(self._stage, self._services, event, known) is not known:
             return []
-        due_s = int(dict(delayed.headers)[DUE_HEADER]) / 1000
+        headers = dict(delayed.headers)
+        due_s, postponed = int(headers[DUE_HEADER]) / 1000, int(headers.get(POSTPONED_HEADER, b"0"))
         due = datetime.fromtimestamp(due_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return self._messages(record, outcome_facts.retrying(event, error.code, report, due))
+        return self._messages(record, outcome_facts.retrying(event, error.code, report, due, postponed))
 
     def _delayed(self, record: Record, delay: Delay, worked: Worked) -> Outgoing:
         metrics.RETRIES.labels(self._stage.name, delay.tier).inc()
         log.warning("event moved to a delay topic", delay=delay.tier, error=repr(worked.answer)[:500])
+        return self._in_delay_topic(
+            record,
+            delay,
+            {
+                ATTEMPT_HEADER: str(worked.report.attempts),
+                DELAYS_HEADER: str(list(self._services.retry.settings.tiers).index(delay.tier) + 1),
+                FIRST_FAILURE_HEADER: record.header(FIRST_FAILURE_HEADER) or now(),
+            },
+        )
+
+    def _postponed(self, record: Record, error: Postponed) -> Outgoing:
+        """Return the event for the delay topic that fits its wait, with its attempts and delays as they were."""
+        delay = self._services.retry.waiting_tier(error.after_s)
+        metrics.RETRIES.labels(self._stage.name, "postponed").inc()
+        log.info("event waits in a delay topic", delay=delay.tier, reason=str(error)[:300])
+        names = (ATTEMPT_HEADER, DELAYS_HEADER, FIRST_FAILURE_HEADER)
+        kept = {name: value for name in names if (value := record.header(name)) is not None}
+        times = min(number_header(record, POSTPONED_HEADER) + 1, _MOST_POSTPONED)
+        return self._in_delay_topic(record, delay, {**kept, POSTPONED_HEADER: str(times)})
+
+    def _in_delay_topic(self, record: Record, delay: Delay, added: dict[str, str]) -> Outgoing:
+        """Return the event as it arrived for a delay topic, with these headers, its due time and its origin."""
         kept = tuple((n, v) for n, v in record.headers if not n.startswith("retry."))
-        added = {
-            ATTEMPT_HEADER: str(worked.report.attempts),
-            DELAYS_HEADER: str(list(self._services.retry.settings.tiers).index(delay.tier) + 1),
+        added |= {
             DUE_HEADER: str(int((time.time() + delay.seconds) * 1000)),
-            FIRST_FAILURE_HEADER: record.header(FIRST_FAILURE_HEADER) or now(),
             **dict(zip(ORIGIN_HEADERS, origin_of(record), strict=True)),
         }
         headers = (*kept, *((name, value.encode()) for name, value in added.items()))

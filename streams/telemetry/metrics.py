@@ -31,7 +31,8 @@ def _doc(name: str, meaning: str, action: str) -> tuple[str, str]:
 EVENTS = Counter(
     *_doc(
         "darkroom_events_total",
-        "Events finished by a stage, by how they ended (emitted, skipped, rejected, retried, dead, ignored, gone).",
+        "Events finished by a stage, by how they ended (emitted, skipped, rejected, retried, postponed, dead, "
+        "ignored, gone).",
         "A rising share of `retried` names a slow dependency; of `dead`, a bug: see the dead letters.",
     ),
     ["stage", "outcome"],
@@ -313,6 +314,30 @@ FEATURE_BATCH = Histogram(
     buckets=_BATCH,
 )
 
+FETCHES = Counter(
+    *_doc(
+        "darkroom_fetches_total",
+        "Requests for the image of a URL, by answer (fetched, stored, not-modified, refused, refused-before).",
+        "Few `stored`: URLs are rarely asked for twice. Many `refused`: a client sends URLs that lead nowhere.",
+    ),
+    ["answer"],
+)
+FETCH_BYTES = Counter(
+    *_doc(
+        "darkroom_fetch_bytes_total",
+        "Bytes of images asked for by URL: `fetched` from sources, or `saved` by stored answers.",
+        "For capacity planning and the cost of sources.",
+    ),
+    ["kind"],
+)
+SOURCE_REQUESTS = Counter(
+    *_doc(
+        "darkroom_source_requests_total",
+        "Requests sent to sources, by those with rules of their own, else `other`.",
+        "What a source bills: compare with its contract.",
+    ),
+    ["source"],
+)
 LIVE_LISTENERS = Gauge(
     *_doc(
         "darkroom_live_listeners",

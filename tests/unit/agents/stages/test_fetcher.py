@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -19,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.core.url_guard import Address
-from agents.fetching.http_source import Resolve, open_source, resolve, retry_after
+from agents.fetching.guarded_transport import Resolve, resolve
+from agents.fetching.http_source import retry_after
 from agents.stages import fetcher
-from agents.stages.fetcher import FetcherSettings, Tools, fetch_image
+from agents.stages.fetcher import FetcherSettings, fetch_image
 from schemas.events.intake import FetchRequested, ImageFetched, Submission
 from schemas.values import ErrorCode, Profile, new_image_id
 from streams import topics
@@ -32,10 +34,10 @@ from streams.settings import FilesSettings, Settings
 from streams.stage import Emit, Reject, Resources
 from streams.telemetry.health_board import HealthBoard
 from tests.support import documents
+from tests.support.fetching import LOCAL, open_fetching
 from tests.support.web_source import Request, WebSource, serve
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
-LOCAL = (ip_network("127.0.0.1/32"),)
 
 
 @pytest.fixture
@@ -54,13 +56,11 @@ def request(url: str, **more: object) -> FetchRequested:
     return FetchRequested.model_validate({"image_id": new_image_id(), "url": url, **more})
 
 
-async def fetch(
-    url: str, files: FileStore, resolver: Resolve = resolve, **settings: object
-) -> ImageFetched | ErrorCode:
-    """Fetch with the server's address allowed; return the event, or the code of the refusal."""
-    limits = FetcherSettings.model_validate({"allowed_networks": LOCAL, **settings})
-    async with open_source(limits, resolver) as source:
-        outcome = await fetch_image(request(url), Tools(source, files))
+async def fetch(url: str, files: FileStore, resolver: Resolve = resolve, **settings: Any) -> ImageFetched | ErrorCode:
+    """Fetch with the server's address allowed, asking the source each time; return the event, or the refusal's code."""
+    settings = {"fresh_days": 0, "refused_hours": 0, **settings}
+    async with open_fetching(files, resolver, **settings) as tools:
+        outcome = await fetch_image(request(url), tools)
     if isinstance(outcome, Reject):
         assert outcome.message
         return outcome.code
@@ -115,8 +115,8 @@ async def test_stores_what_it_fetched(web: WebSource, tmp_path: Path, files: Fil
 async def test_keeps_the_submission_time(web: WebSource, files: FileStore) -> None:
     """The event's submission time is passed on."""
     web.answer("/a", PNG)
-    async with open_source(FetcherSettings(allowed_networks=LOCAL)) as source:
-        outcome = await fetch_image(request(web.url("/a"), submitted_at="2026-01-02T03:04:05Z"), Tools(source, files))
+    async with open_fetching(files) as tools:
+        outcome = await fetch_image(request(web.url("/a"), submitted_at="2026-01-02T03:04:05Z"), tools)
     assert isinstance(outcome, Emit)
     assert isinstance(event := outcome.events[0][1], ImageFetched)
     assert event.submitted_at == "2026-01-02T03:04:05Z"
@@ -278,10 +278,11 @@ async def test_retries_a_failing_source(web: WebSource, files: FileStore, status
         await fetch(web.url("/a"), files)
     assert (caught.value.code, caught.value.after_s) == (ErrorCode.SOURCE_UNAVAILABLE, None)
     for header, delay in (("120", 120.0), ("999999999", 1800.0)):
-        web.answer("/a", b"", status, retry_after=header)
-        with pytest.raises(Retryable) as caught:
-            await fetch(web.url("/a"), files)
-        assert caught.value.after_s == delay
+        async with serve() as another:
+            another.answer("/a", b"", status, retry_after=header)
+            with pytest.raises(Retryable) as caught:
+                await fetch(another.url("/a"), files)
+            assert caught.value.after_s == delay
 
 
 @given(st.integers(-10_000, 10_000))
