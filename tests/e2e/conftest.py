@@ -19,7 +19,7 @@ ALL_IMAGES_S = 3 * PATIENCE_S  # all images together, on a slow machine
 @pytest.fixture(scope="package")
 def system(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, models_cache: Path) -> Iterator[RunningSystem]:
     """Return a running system: Kafka, MinIO, and each agent as a process."""
-    allowed = {"DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
+    allowed = {"DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]', "DARKROOM_FETCHER__REQUESTS": "1000"}
     with started(tmp_path_factory.mktemp("system"), models_dir, models_cache, **allowed) as system:
         yield system
 

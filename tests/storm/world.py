@@ -244,6 +244,7 @@ def _environment(
         # One OCR engine, for a short restart of the worker.
         "DARKROOM_OCR__POLICY": "tesseract",
         "DARKROOM_FETCHER__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
+        "DARKROOM_FETCHER__REQUESTS": "100000",  # the storm has one source
         "DARKROOM_FETCHER__DEADLINE_S": "30",
         "DARKROOM_GATEWAY__STORAGE_TIMEOUT_S": "10",
         "DARKROOM_LIMITS__UPLOADS": "none",
