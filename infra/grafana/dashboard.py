@@ -226,6 +226,23 @@ ROWS = (
         ),
     ),
     Row(
+        "Fetches",
+        (
+            Panel(
+                "Answers", "By URL; `stored`: without a request to the source.", "cps",
+                (Query("sum by (answer) (rate(darkroom_fetches_total[$__rate_interval]))", "{{answer}}"),),
+            ),
+            Panel(
+                "Bytes", "Fetched from sources, and saved by stored answers.", "Bps",
+                (Query("sum by (kind) (rate(darkroom_fetch_bytes_total[$__rate_interval]))", "{{kind}}"),),
+            ),
+            Panel(
+                "Requests to sources", "By source with rules of its own; what a source bills.", "reqps",
+                (Query("sum by (source) (rate(darkroom_source_requests_total[$__rate_interval]))", "{{source}}"),),
+            ),
+        ),
+    ),
+    Row(
         "HTTP and processes",
         (
             Panel(
